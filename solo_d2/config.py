@@ -1,0 +1,119 @@
+"""Every config key of this project, once, with meaning, unit and source.
+
+`add_solo_config(cfg)` extends Detectron2's defaults; each key below is read by exactly one
+constructor (`from_config`) or one function of the trainer.
+"""
+
+from detectron2.config import CfgNode
+
+
+def add_solo_config(cfg: CfgNode) -> None:
+    """Add the keys of SOLO to Detectron2's config, in place, and register the models.
+
+    Args:
+        cfg: a config made by `detectron2.config.get_cfg()`.
+    """
+    import solo_d2.modeling  # noqa: F401  (registers meta-architectures, heads and backbones)
+
+    cfg.MODEL.SOLO = CfgNode()
+    _add_grid_keys(cfg.MODEL.SOLO)
+    _add_head_keys(cfg.MODEL.SOLO)
+    _add_loss_keys(cfg.MODEL.SOLO)
+    _add_inference_keys(cfg.MODEL.SOLO)
+    _add_data_keys(cfg)
+    _add_solver_keys(cfg)
+
+
+def _add_grid_keys(solo: CfgNode) -> None:
+    # Number of thing classes K. 0: take it from the metadata of DATASETS.TRAIN[0].
+    solo.NUM_CLASSES = 0
+    # Backbone features, finest first, one for each grid.
+    solo.IN_FEATURES = ["p2", "p3", "p4", "p5", "p6"]
+    # Stride in input pixels at which the head sees each feature; a feature of another stride is
+    # resized bilinearly (published: P2 halved, P6 resized to the size of P5).
+    solo.STRIDES = [8, 8, 16, 32, 32]
+    # Grid side S of each level: S x S cells over the padded input.
+    solo.NUM_GRIDS = [40, 36, 24, 16, 12]
+    # Instance scale sqrt(w * h) in input pixels that each level trains on, both ends inclusive.
+    # The ranges overlap, so one instance may train two levels.
+    solo.SCALE_RANGES = [[1, 96], [48, 192], [96, 384], [192, 768], [384, 2048]]
+    # Size of the centre region relative to the box (SOLO paper: epsilon = 0.2).
+    solo.CENTER_SCALE = 0.2
+    # What happens when several instances claim one cell:
+    # "all": each keeps its mask sample, the class is the last one's (as published), or
+    # "nearest": the cell belongs to the instance whose mass centre is nearest to the cell's centre;
+    # of equally near ones to the smaller, then the earlier.
+    solo.CELL_CONFLICT = "all"
+
+
+def _add_head_keys(solo: CfgNode) -> None:
+    solo.HEAD = CfgNode()
+    # Name in SOLO_HEAD_REGISTRY.
+    solo.HEAD.NAME = "SOLOv2Head"
+    # 3x3 convolutions of each tower, and their width.
+    solo.HEAD.NUM_CONVS = 4
+    solo.HEAD.CONV_DIM = 512
+    # Normalisation of towers and mask feature; "GN" is GroupNorm with 32 groups.
+    solo.HEAD.NORM = "GN"
+    # Class probability at the start of training (focal loss paper, section 3.3).
+    solo.HEAD.PRIOR_PROB = 0.01
+    # SOLOv2: side of the dynamic kernels, 1 or 3 (paper, table 3a). The kernel length is
+    # D = side^2 * MASK_FEATURE.OUT_CHANNELS.
+    solo.HEAD.KERNEL_SIZE = 1
+    # SOLOv2: whether the kernel branch sees coordinates (paper, table 3b).
+    solo.HEAD.KERNEL_COORDS = True
+
+    # SOLOv2: the unified mask feature (paper, section 2.1.2).
+    solo.MASK_FEATURE = CfgNode()
+    # Backbone features that are merged at the stride of the first one, finest first.
+    solo.MASK_FEATURE.IN_FEATURES = ["p2", "p3", "p4", "p5"]
+    # Width before and after the last 1x1 convolution; the latter is E.
+    solo.MASK_FEATURE.CONV_DIM = 128
+    solo.MASK_FEATURE.OUT_CHANNELS = 256
+    # Whether the coarsest feature gets coordinates (paper, table 3b).
+    solo.MASK_FEATURE.COORDS = True
+
+
+def _add_loss_keys(solo: CfgNode) -> None:
+    solo.LOSS = CfgNode()
+    # Weights of the category loss and of the mask loss (lambda of SOLO's equation 2).
+    solo.LOSS.CLS_WEIGHT = 1.0
+    solo.LOSS.MASK_WEIGHT = 3.0
+    solo.LOSS.FOCAL_ALPHA = 0.25
+    solo.LOSS.FOCAL_GAMMA = 2.0
+
+
+def _add_inference_keys(solo: CfgNode) -> None:
+    # A cell's class is a candidate above this probability.
+    solo.SCORE_THRESH_TEST = 0.1
+    # A pixel belongs to a mask above this probability.
+    solo.MASK_THRESH_TEST = 0.5
+    # Best candidates that enter mask NMS.
+    solo.PRE_NMS_TOPK = 500
+    # Instances need at least this score after mask NMS. At most TEST.DETECTIONS_PER_IMAGE are kept.
+    solo.KEEP_THRESH_TEST = 0.05
+    solo.NMS = CfgNode()
+    # Name in the table of solo_d2/inference.py.
+    solo.NMS.TYPE = "matrix"
+    # Matrix NMS: "gaussian" (exp(-sigma * iou^2)) or "linear" (1 - iou).
+    solo.NMS.KERNEL = "gaussian"
+    # Sharpness of the gaussian; the paper's sigma is its inverse.
+    solo.NMS.SIGMA = 2.0
+    # Hard NMS: masks that overlap a better one of their class by more than this IoU are removed.
+    solo.NMS.THRESH = 0.5
+
+
+def _add_data_keys(cfg: CfgNode) -> None:
+    # Data sets in COCO format to register, a list of [name, json file, image folder]; use the names
+    # in DATASETS.TRAIN and DATASETS.TEST.
+    cfg.DATASETS.COCO_FORMAT = []
+    # Masks are rasterised by the data loader's workers; polygons, RLE and bitmaps can be mixed.
+    cfg.INPUT.MASK_FORMAT = "bitmask"
+
+
+def _add_solver_keys(cfg: CfgNode) -> None:
+    # "SGD" (as published) or "AdamW".
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    # The batch size the schedule was made for. With another SOLVER.IMS_PER_BATCH the learning rate
+    # is scaled linearly and the schedule inversely, and the change is printed. 0: never.
+    cfg.SOLVER.REFERENCE_IMS_PER_BATCH = 16

@@ -1,0 +1,238 @@
+"""From head outputs to instances: the only inference, shared by all heads.
+
+Score filter -> cell masks -> mask score -> mask NMS -> top k -> resize; one function per step.
+Where cutting early cannot change the result it is done early: see `score_masks`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from solo_d2.ops.hard_nms import hard_nms
+from solo_d2.ops.mask_geometry import mask_boxes, paste_masks
+from solo_d2.ops.matrix_nms import matrix_nms
+from solo_d2.ops.point_nms import point_nms
+from solo_d2.structures import Candidates, Cells, HeadOutputs, Predictions, flatten_levels
+
+# Each NMS maps (masks, labels, scores, **params) to new scores; 0 removes.
+NMS: dict[str, tuple[Callable[..., Tensor], tuple[str, ...]]] = {
+    "matrix": (matrix_nms, ("kernel", "sigma")),
+    "hard": (hard_nms, ("thresh",)),
+}
+
+# Most elements of float masks that exist at once while candidates are scored (64 MiB).
+MASK_CHUNK_ELEMENTS = 1 << 24
+
+
+def build_nms(name: str, params: Mapping[str, Any]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Choose a mask NMS.
+
+    Args:
+        name: a key of `NMS`.
+        params: at least the parameters of that NMS; others are left alone.
+
+    Returns:
+        `f(masks, labels, scores) -> new scores`.
+    """
+    if name not in NMS:
+        raise ValueError(f"unknown mask NMS {name!r}: choose one of {', '.join(sorted(NMS))}")
+    function, keys = NMS[name]
+    return partial(function, **{key: params[key] for key in keys})
+
+
+@dataclass(frozen=True)
+class MaskDecoder:
+    """Makes instances of head outputs.
+
+    Attributes:
+        cell_masks: the head's method that makes mask probabilities (P, H, W) of cells of one image
+            and one mask stride.
+        cell_levels: (T,) int64, the level of each cell, on the device of the outputs.
+        strides: (L,) float32, stride of each level's feature; also the area in mask pixels that an
+            instance must exceed. On the device of the outputs.
+        mask_strides: input pixels of one mask pixel, for each level.
+        nms: `f(masks, labels, scores) -> new scores`.
+        score_thresh: least class probability of a candidate, exclusive.
+        mask_thresh: least probability of a mask's pixel, exclusive; at least 0.
+        pre_nms_topk: candidates that enter NMS.
+        keep_thresh: least score after NMS, inclusive.
+        max_detections: most instances of an image.
+    """
+
+    cell_masks: Callable[[HeadOutputs, Cells], Tensor]
+    cell_levels: Tensor
+    strides: Tensor
+    mask_strides: tuple[int, ...]
+    nms: Callable[[Tensor, Tensor, Tensor], Tensor]
+    score_thresh: float = 0.1
+    mask_thresh: float = 0.5
+    pre_nms_topk: int = 500
+    keep_thresh: float = 0.05
+    max_detections: int = 100
+
+    @torch.no_grad()
+    def decode(
+        self,
+        outputs: HeadOutputs,
+        image_sizes: Sequence[tuple[int, int]],
+        output_sizes: Sequence[tuple[int, int]],
+    ) -> list[Predictions]:
+        """Find the instances of each image of a batch.
+
+        Args:
+            outputs: what the head predicts.
+            image_sizes: height and width of each image inside the padded input.
+            output_sizes: height and width at which the masks of each image are wanted.
+
+        Returns:
+            One result for each image; without instances it has empty tensors of the right shape,
+            dtype and device.
+        """
+        class_probs = class_probabilities(outputs.class_logits)
+        results = []
+        for image, sizes in enumerate(zip(image_sizes, output_sizes, strict=True)):
+            found = filter_scores(class_probs[image], self.score_thresh)
+            found = self.score_masks(outputs, image, found)
+            found = self.suppress(found)
+            results.append(self.finish(outputs, image, found, *sizes))
+        return results
+
+    def score_masks(self, outputs: HeadOutputs, image: int, found: Candidates) -> Candidates:
+        """Make the masks, drop tiny ones, multiply scores by the maskness, keep the best.
+
+        Maskness is the mean probability over the pixels of the binary mask, hence at most 1: a
+        candidate can't end up above its class score. So candidates are taken by falling class
+        score, `pre_nms_topk` at a time, until the next one can't enter the best `pre_nms_topk`
+        any more. The result is the same as if all masks were made, the memory is bounded.
+
+        Args:
+            outputs: what the head predicts.
+            image: index of the image.
+            found: candidates without masks, any order.
+
+        Returns:
+            At most `pre_nms_topk` candidates with masks, by falling score; of equal scores the
+            higher class score, then the earlier one, is first.
+        """
+        found = found.select(found.scores.argsort(descending=True, stable=True))
+        best = self._score_part(outputs, image, found.select(slice(0, self.pre_nms_topk)))
+        for start in range(self.pre_nms_topk, len(found), self.pre_nms_topk):
+            # Rare (more candidates than enter NMS), and worth waiting for the device.
+            if len(best) == self.pre_nms_topk and bool(best.scores[-1] >= found.scores[start]):
+                break
+            part = found.select(slice(start, start + self.pre_nms_topk))
+            best = best.concatenate(self._score_part(outputs, image, part))
+            order = best.scores.argsort(descending=True, stable=True)
+            best = best.select(order[: self.pre_nms_topk])
+        return best
+
+    def _score_part(self, outputs: HeadOutputs, image: int, found: Candidates) -> Candidates:
+        """`score_masks` for few enough candidates to keep all their binary masks."""
+        binary, area, soft_sum = [], [], []
+        for probs in self._soft_masks(outputs, Cells(image, found.cells)):
+            mask = probs > self.mask_thresh
+            binary.append(mask)
+            area.append(mask.sum(dim=(1, 2)))
+            soft_sum.append((probs * mask).sum(dim=(1, 2)))
+        areas = torch.cat(area)
+        maskness = torch.cat(soft_sum) / areas.clamp(min=1)
+        scored = Candidates(found.cells, found.classes, found.scores * maskness, torch.cat(binary))
+        large = areas > self.strides[self.cell_levels[found.cells]]
+        index = scored.scores.argsort(descending=True, stable=True)
+        return scored.select(index[large[index]])
+
+    def suppress(self, found: Candidates) -> Candidates:
+        """Mask NMS, then the final score filter and cut.
+
+        Args:
+            found: candidates with masks, by falling score.
+
+        Returns:
+            At most `max_detections` candidates by falling score, with their decayed scores.
+        """
+        assert found.masks is not None
+        scores = self.nms(found.masks, found.classes, found.scores)
+        found = Candidates(found.cells, found.classes, scores)
+        index = scores.argsort(descending=True, stable=True)[: self.max_detections]
+        kept = (scores[index] >= self.keep_thresh) & (scores[index] > 0)
+        return found.select(index[kept])
+
+    def finish(
+        self,
+        outputs: HeadOutputs,
+        image: int,
+        found: Candidates,
+        image_size: tuple[int, int],
+        output_size: tuple[int, int],
+    ) -> Predictions:
+        """Make the masks at the output size, and boxes from them.
+
+        Args:
+            outputs: what the head predicts.
+            image: index of the image.
+            found: the instances to finish. Their soft masks are made again rather than kept.
+            image_size: height and width of the image inside the padded input.
+            output_size: height and width of the masks wanted.
+
+        Returns:
+            The instances in the same order.
+        """
+        masks = torch.empty(len(found), *output_size, dtype=torch.bool, device=found.scores.device)
+        start = 0
+        for probs in self._soft_masks(outputs, Cells(image, found.cells)):
+            paste_masks(
+                probs,
+                stride=min(self.mask_strides),
+                image_size=image_size,
+                thresh=self.mask_thresh,
+                out=masks[start : start + len(probs)],
+            )
+            start += len(probs)
+        return Predictions(found.scores, found.classes, masks, mask_boxes(masks))
+
+    def _soft_masks(self, outputs: HeadOutputs, cells: Cells) -> Iterator[Tensor]:
+        """Soft masks (P', H, W) float32 at the finest stride, some cells at a time."""
+        chunk = max(1, MASK_CHUNK_ELEMENTS // (outputs.mask_size[0] * outputs.mask_size[1]))
+        for part in cells.index.split(chunk):
+            yield self._soft_masks_of_part(outputs, Cells(cells.image, part))
+
+    def _soft_masks_of_part(self, outputs: HeadOutputs, cells: Cells) -> Tensor:
+        strides = sorted(set(self.mask_strides))
+        if len(strides) == 1:
+            return self.cell_masks(outputs, cells).float()
+        result = torch.empty(len(cells.index), *outputs.mask_size, device=cells.index.device)
+        stride_of_level = torch.tensor(self.mask_strides, device=cells.index.device)
+        stride_of_cell = stride_of_level[self.cell_levels[cells.index]]
+        for stride in strides:
+            chosen = (stride_of_cell == stride).nonzero()[:, 0]
+            probs = self.cell_masks(outputs, Cells(cells.image, cells.index[chosen])).float()
+            if stride > strides[0]:
+                probs = F.interpolate(
+                    probs[None], size=outputs.mask_size, mode="bilinear", align_corners=False
+                )[0]
+            result[chosen] = probs
+        return result
+
+
+def class_probabilities(class_logits: Sequence[Tensor]) -> Tensor:
+    """(B, T, K) float32 class probabilities after point NMS, from L logits (B, K, S, S)."""
+    return flatten_levels([point_nms(logits.float().sigmoid()) for logits in class_logits])
+
+
+def filter_scores(class_probs: Tensor, thresh: float) -> Candidates:
+    """Every (cell, class) above the threshold, in row-major order.
+
+    Args:
+        class_probs: (T, K) float32.
+        thresh: least probability, exclusive.
+
+    Returns:
+        Candidates without masks. A cell may stand there with several classes.
+    """
+    cells, classes = (class_probs > thresh).nonzero(as_tuple=True)
+    return Candidates(cells, classes, class_probs[cells, classes])

@@ -1,0 +1,6 @@
+"""The heads; a new one is one file here, one entry in the registry and one YAML."""
+
+from solo_d2.modeling.heads.base import SOLO_HEAD_REGISTRY, SOLOHeadBase, build_solo_head
+from solo_d2.modeling.heads.solov2 import SOLOv2Head
+
+__all__ = ["SOLO_HEAD_REGISTRY", "SOLOHeadBase", "SOLOv2Head", "build_solo_head"]

@@ -1,0 +1,76 @@
+"""The unified mask feature of SOLOv2 (arXiv:2003.10152, section 2.1.2 and supplement)."""
+
+from collections.abc import Sequence
+from typing import cast
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from solo_d2.modeling.layers import conv_norm_relu
+from solo_d2.ops.coords import append_coords
+
+
+class MaskFeatureBranch(nn.Module):
+    """Merges the features of a pyramid at the stride of the finest one.
+
+    Each feature goes through (3x3 convolution, norm, ReLU, doubling) until it has the finest one's
+    stride; the finest one through one convolution. Their sum goes through a 1x1 convolution.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: Sequence[int],
+        strides: Sequence[int],
+        conv_dim: int = 128,
+        out_channels: int = 256,
+        norm: str = "GN",
+        coords: bool = True,
+    ):
+        """Make the branch.
+
+        Args:
+            in_channels: channels of each feature, finest first.
+            strides: stride of each feature in input pixels, each twice the one before.
+            conv_dim: width of the 3x3 convolutions.
+            out_channels: E, channels of the result.
+            norm: a norm of Detectron2.
+            coords: whether the coarsest feature gets coordinate channels.
+        """
+        super().__init__()
+        self.coords = coords
+        self.levels = nn.ModuleList()  # of nn.ModuleList, the convolutions of a level
+        for level, channels in enumerate(in_channels):
+            doublings = (strides[level] // strides[0]).bit_length() - 1
+            first = channels + 2 * (coords and level == len(in_channels) - 1)
+            widths = [first] + [conv_dim] * max(doublings, 1)
+            self.levels.append(
+                nn.ModuleList(
+                    conv_norm_relu(a, b, norm=norm)
+                    for a, b in zip(widths, widths[1:], strict=False)
+                )
+            )
+        self.output = conv_norm_relu(conv_dim, out_channels, norm=norm, kernel_size=1)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Compute the mask feature.
+
+        Args:
+            features: (B, C, H, W) each, finest first.
+
+        Returns:
+            (B, E, H, W) at the size of the finest feature, never negative.
+        """
+        *finer, coarsest = features
+        if self.coords:
+            coarsest = append_coords(coarsest)
+        merged: Tensor | None = None
+        for convs, feature in zip(self.levels, [*finer, coarsest], strict=True):
+            for conv in cast(nn.ModuleList, convs):
+                feature = conv(feature)
+                if merged is not None:  # all but the finest are doubled
+                    feature = F.interpolate(
+                        feature, scale_factor=2, mode="bilinear", align_corners=False
+                    )
+            merged = feature if merged is None else merged + feature
+        return self.output(merged)

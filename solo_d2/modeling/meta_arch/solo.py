@@ -1,0 +1,248 @@
+"""The meta-architecture of all SOLO models: the table of contents of this project."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.structures import BitMasks, Boxes, ImageList, Instances, PolygonMasks
+from detectron2.utils.events import get_event_storage
+from torch import Tensor, nn
+
+from solo_d2.inference import MaskDecoder, build_nms
+from solo_d2.losses import solo_losses
+from solo_d2.modeling.checks import check_model_config
+from solo_d2.modeling.heads import SOLOHeadBase, build_solo_head
+from solo_d2.modeling.visualize import draw_training_image
+from solo_d2.structures import GridTargets, HeadOutputs, Predictions, cell_levels
+from solo_d2.targets import assign_grid_targets
+
+
+@META_ARCH_REGISTRY.register()
+class SOLO(nn.Module):
+    """SOLO, Decoupled SOLO or SOLOv2, depending on the head."""
+
+    # Buffers, all on the model's device.
+    pixel_mean: Tensor
+    pixel_std: Tensor
+    cell_levels: Tensor
+    strides: Tensor
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        head: SOLOHeadBase,
+        num_classes: int,
+        scale_ranges: Sequence[Sequence[float]],
+        center_scale: float,
+        cell_conflict: str,
+        loss_params: dict[str, float],
+        decoder_params: dict[str, Any],
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        input_format: str = "BGR",
+        vis_period: int = 0,
+    ):
+        """Make the model.
+
+        Args:
+            backbone: makes the features that the head reads.
+            head: predicts classes and masks.
+            num_classes: K.
+            scale_ranges: see `assign_grid_targets`.
+            center_scale: see `assign_grid_targets`.
+            cell_conflict: see `assign_grid_targets`.
+            loss_params: weights and focal parameters, see `solo_losses`.
+            decoder_params: NMS, thresholds and limits, see `MaskDecoder`.
+            pixel_mean: subtracted from each channel, in the order of `input_format`.
+            pixel_std: divides each channel.
+            input_format: channel order of the images, for the pictures of training.
+            vis_period: iterations between two pictures of training; 0 for none.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.num_classes = num_classes
+        self.scale_ranges = scale_ranges
+        self.center_scale = center_scale
+        self.cell_conflict = cell_conflict
+        self.loss_params = loss_params
+        self.decoder_params = decoder_params
+        self.input_format = input_format
+        self.vis_period = vis_period
+        for name, value in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
+            self.register_buffer(name, torch.tensor(value).view(-1, 1, 1), persistent=False)
+        self.register_buffer("cell_levels", cell_levels(head.num_grids), persistent=False)
+        self.register_buffer("strides", torch.tensor(head.strides).float(), persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Translate the config to arguments."""
+        backbone = build_backbone(cfg)
+        check_model_config(cfg, backbone.output_shape())
+        solo = cfg.MODEL.SOLO
+        nms_params = {
+            "kernel": solo.NMS.KERNEL,
+            "sigma": solo.NMS.SIGMA,
+            "thresh": solo.NMS.THRESH,
+        }
+        return {
+            "backbone": backbone,
+            "head": build_solo_head(cfg, backbone.output_shape()),
+            "num_classes": solo.NUM_CLASSES,
+            "scale_ranges": solo.SCALE_RANGES,
+            "center_scale": solo.CENTER_SCALE,
+            "cell_conflict": solo.CELL_CONFLICT,
+            "loss_params": {
+                "cls_weight": solo.LOSS.CLS_WEIGHT,
+                "mask_weight": solo.LOSS.MASK_WEIGHT,
+                "focal_alpha": solo.LOSS.FOCAL_ALPHA,
+                "focal_gamma": solo.LOSS.FOCAL_GAMMA,
+            },
+            "decoder_params": {
+                "nms": build_nms(solo.NMS.TYPE, nms_params),
+                "score_thresh": solo.SCORE_THRESH_TEST,
+                "mask_thresh": solo.MASK_THRESH_TEST,
+                "pre_nms_topk": solo.PRE_NMS_TOPK,
+                "keep_thresh": solo.KEEP_THRESH_TEST,
+                "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
+            },
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "input_format": cfg.INPUT.FORMAT,
+            "vis_period": cfg.VIS_PERIOD,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model's buffers, where inputs are moved to."""
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """Train or infer, on Detectron2's standard inputs.
+
+        Args:
+            batched_inputs: for each image "image", (C, H, W) in `input_format`; for training
+                "instances" with gt_boxes, gt_classes and gt_masks (BitMasks or PolygonMasks); for
+                inference optionally "height" and "width" of the output.
+
+        Returns:
+            In training a dict of scalar losses; else for each image {"instances": Instances} with
+            pred_masks (M, height, width) bool, pred_boxes, scores and pred_classes, best first.
+        """
+        images = self.preprocess_image(batched_inputs)
+        features = self.backbone(images.tensor)
+        outputs = self.head(features)
+        if self.training:
+            return self._losses(batched_inputs, images, outputs)
+        return self._inference(batched_inputs, images, outputs)
+
+    def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+        """Normalise the images and pad them to one size."""
+        images = [x["image"].to(self.device, non_blocking=True) for x in batched_inputs]
+        images = [(x - self.pixel_mean) / self.pixel_std for x in images]
+        return ImageList.from_tensors(
+            images,
+            self.backbone.size_divisibility,
+            padding_constraints=self.backbone.padding_constraints,
+        )
+
+    def _losses(
+        self, batched_inputs: list[dict[str, Any]], images: ImageList, outputs: HeadOutputs
+    ) -> dict[str, Tensor]:
+        targets = self.assign_targets([x["instances"] for x in batched_inputs], images)
+        losses = solo_losses(
+            outputs,
+            targets,
+            cell_masks=self.head.cell_masks,
+            mask_strides=self.head.mask_strides,
+            **self.loss_params,
+        )
+        storage = get_event_storage()
+        storage.put_scalar("targets/num_positive_cells", targets.num_positive_cells)
+        storage.put_scalar("targets/num_mask_samples", len(targets.cells))
+        storage.put_scalar("targets/num_cell_conflicts", targets.num_conflicts)
+        if self.vis_period > 0 and storage.iter % self.vis_period == 0:
+            prediction = self._decode(outputs, images.image_sizes, images.image_sizes)[0]
+            picture = draw_training_image(batched_inputs[0], prediction, self.input_format)
+            storage.put_image("Left: ground truth; right: predictions", picture)
+        return losses
+
+    def assign_targets(self, gt_instances: list[Instances], images: ImageList) -> GridTargets:
+        """Assign the instances of a batch to cells, on the model's device."""
+        gt = [self._gt_tensors(instances) for instances in gt_instances]
+        boxes, classes, masks = zip(*gt, strict=True)
+        return assign_grid_targets(
+            boxes,
+            classes,
+            masks,
+            padded_size=tuple(images.tensor.shape[-2:]),
+            num_grids=self.head.num_grids,
+            scale_ranges=self.scale_ranges,
+            mask_strides=self.head.mask_strides,
+            num_classes=self.num_classes,
+            center_scale=self.center_scale,
+            cell_conflict=self.cell_conflict,
+        )
+
+    def _gt_tensors(self, instances: Instances) -> tuple[Tensor, Tensor, Tensor]:
+        """Boxes (N, 4), classes (N,) and masks (N, H, W) bool of one image."""
+        if not instances.has("gt_masks"):  # what Detectron2's mapper makes of no annotation
+            masks = torch.zeros(0, *instances.image_size, dtype=torch.bool)
+        elif isinstance(instances.gt_masks, PolygonMasks):
+            polygons = instances.gt_masks.polygons
+            masks = BitMasks.from_polygon_masks(polygons, *instances.image_size).tensor
+        else:
+            masks = instances.gt_masks.tensor
+        boxes, classes = instances.gt_boxes.tensor, instances.gt_classes
+        boxes, classes, masks = (
+            x.to(self.device, non_blocking=True) for x in (boxes, classes, masks)
+        )
+        return boxes, classes, masks
+
+    def _inference(
+        self, batched_inputs: list[dict[str, Any]], images: ImageList, outputs: HeadOutputs
+    ) -> list[dict[str, Instances]]:
+        output_sizes = [
+            (x.get("height", size[0]), x.get("width", size[1]))
+            for x, size in zip(batched_inputs, images.image_sizes, strict=True)
+        ]
+        predictions = self._decode(outputs, images.image_sizes, output_sizes)
+        return [
+            {"instances": to_instances(prediction, size)}
+            for prediction, size in zip(predictions, output_sizes, strict=True)
+        ]
+
+    def _decode(
+        self,
+        outputs: HeadOutputs,
+        image_sizes: Sequence[tuple[int, int]],
+        output_sizes: Sequence[tuple[int, int]],
+    ) -> list[Predictions]:
+        decoder = MaskDecoder(
+            cell_masks=self.head.cell_masks,
+            cell_levels=self.cell_levels,
+            strides=self.strides,
+            mask_strides=self.head.mask_strides,
+            **self.decoder_params,
+        )
+        return decoder.decode(outputs, image_sizes, output_sizes)
+
+
+def to_instances(prediction: Predictions, size: tuple[int, int]) -> Instances:
+    """Wrap the predictions of one image for Detectron2.
+
+    Args:
+        prediction: at the output size.
+        size: that size, height and width.
+    """
+    return Instances(
+        size,
+        pred_masks=prediction.masks,
+        pred_boxes=Boxes(prediction.boxes),
+        scores=prediction.scores,
+        pred_classes=prediction.classes,
+    )

@@ -1,0 +1,144 @@
+"""What is handed from part to part: head outputs, targets, candidates, predictions.
+
+Shape letters, here and everywhere: B images, L levels, S grid side, T cells of all levels
+(sum of S^2), K classes, N instances, P positive cells, M candidates, D kernel length, E channels of
+the mask feature, H W rows and columns.
+
+Cells of all levels are numbered through: level after level, row by row in a level.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class HeadOutputs:
+    """What a head predicts for a batch; each head adds what its `cell_masks` needs.
+
+    Attributes:
+        class_logits: L tensors (B, K, S, S).
+        mask_size: height and width of the masks at the finest mask stride.
+    """
+
+    class_logits: list[Tensor]
+    mask_size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Some cells of one image.
+
+    Attributes:
+        image: index of the image in the batch.
+        index: (P,) int64 in [0, T), any order; a cell may stand there more than once.
+    """
+
+    image: int
+    index: Tensor
+
+
+@dataclass(frozen=True)
+class GridTargets:
+    """Training targets of a batch. A mask is stored once per instance and referred to by index.
+
+    Attributes:
+        classes: (B, T) int64 in [0, K]; K is background.
+        cells: (P,) int64 in [0, T), the cell of each mask sample; ordered by image, then level.
+        instances: (P,) int64 in [0, N), the instance of each mask sample, N counted over the batch.
+        num_samples: B tuples of L ints, how many of the P samples belong to an image and a level.
+        masks: stride -> (N, H, W) bool, the padded instance masks shrunk by that stride.
+        num_positive_cells: cells with a class, P less the cells that several instances share.
+        num_conflicts: claims on a cell that another instance claims too, less one for the cell.
+    """
+
+    classes: Tensor
+    cells: Tensor
+    instances: Tensor
+    num_samples: tuple[tuple[int, ...], ...]
+    masks: dict[int, Tensor]
+    num_positive_cells: int
+    num_conflicts: int
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Possible instances of one image.
+
+    Attributes:
+        cells: (M,) int64 in [0, T).
+        classes: (M,) int64 in [0, K).
+        scores: (M,) float32 in [0, 1].
+        masks: (M, H, W) bool at the finest mask stride, or None before masks are made.
+    """
+
+    cells: Tensor
+    classes: Tensor
+    scores: Tensor
+    masks: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def select(self, index: Tensor | slice) -> "Candidates":
+        """Take some candidates, by index, flag or slice."""
+        masks = None if self.masks is None else self.masks[index]
+        return Candidates(self.cells[index], self.classes[index], self.scores[index], masks)
+
+    def concatenate(self, other: "Candidates") -> "Candidates":
+        """These candidates, then the others; both with masks or both without."""
+        masks = None
+        if self.masks is not None and other.masks is not None:
+            masks = torch.cat([self.masks, other.masks])
+        return Candidates(
+            torch.cat([self.cells, other.cells]),
+            torch.cat([self.classes, other.classes]),
+            torch.cat([self.scores, other.scores]),
+            masks,
+        )
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Instances of one image at the output size, best first.
+
+    Attributes:
+        scores: (M,) float32 in [0, 1], not increasing.
+        classes: (M,) int64 in [0, K).
+        masks: (M, H, W) bool.
+        boxes: (M, 4) float32, XYXY in pixels, tight about the mask, right and lower edge exclusive;
+            zeros for a mask without pixels.
+    """
+
+    scores: Tensor
+    classes: Tensor
+    masks: Tensor
+    boxes: Tensor
+
+
+def cell_levels(num_grids: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+    """Level of each cell.
+
+    Args:
+        num_grids: grid side S of each level.
+        device: where the result lies.
+
+    Returns:
+        (T,) int64 in [0, L).
+    """
+    sizes = torch.tensor([side * side for side in num_grids])
+    return torch.arange(len(num_grids)).repeat_interleave(sizes).to(device)
+
+
+def flatten_levels(maps: Sequence[Tensor]) -> Tensor:
+    """Lay the cells of all levels one after another.
+
+    Args:
+        maps: L tensors (B, C, S, S).
+
+    Returns:
+        (B, T, C), not contiguous.
+    """
+    return torch.cat([level.flatten(2) for level in maps], dim=2).transpose(1, 2)

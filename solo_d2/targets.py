@@ -1,0 +1,197 @@
+"""Target assignment, the only one, shared by all heads (SOLO, arXiv:1912.04488, section 3.3.1).
+
+An instance belongs to each level whose scale range holds sqrt(w * h) of its box. There, the cells
+that its centre region touches (the box shrunk about the mass centre, at most the 3x3 cells about
+the centre's cell) are positive: the instance claims them. Everything is vectorised over instances
+and levels and stays on the device of the masks, but for one transfer of counts, marked below.
+
+N: instances of the whole batch, L: levels, T: cells of all levels, P: mask samples, C = N * L * 9:
+possible claims.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from solo_d2.ops.mask_geometry import mask_centers, shrink_masks, shrink_masks_opencv
+from solo_d2.structures import GridTargets
+
+CELL_CONFLICTS = ("all", "nearest")
+
+
+def assign_grid_targets(
+    boxes: Sequence[Tensor],
+    classes: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    *,
+    padded_size: tuple[int, int],
+    num_grids: Sequence[int],
+    scale_ranges: Sequence[Sequence[float]],
+    mask_strides: Sequence[int],
+    num_classes: int,
+    center_scale: float = 0.2,
+    cell_conflict: str = "all",
+    pad_masks: bool = True,
+) -> GridTargets:
+    """Assign the instances of a batch to cells.
+
+    Args:
+        boxes: for each image (N_i, 4) float32, XYXY in pixels of the network's input.
+        classes: for each image (N_i,) int64 in [0, K).
+        masks: for each image (N_i, H_i, W_i) bool, at the size of the image without padding.
+            Instances without a pixel are left out.
+        padded_size: height and width of the batch; the grids divide this, not the image.
+        num_grids: grid side S of each level.
+        scale_ranges: least and largest scale of each level in pixels, both inclusive.
+        mask_strides: stride of the predicted masks of each level.
+        num_classes: K, which also means background.
+        center_scale: size of the centre region relative to the box.
+        cell_conflict: "all": every instance that claims a cell keeps its mask sample and the last
+            one gives the class (as published); "nearest": the cell and its only sample belong to
+            the instance whose mass centre is nearest to the cell's centre, of equally near ones to
+            the smaller, then the earlier.
+        pad_masks: whether masks are shrunk as part of the padded input (exact, as WXinlong's data
+            pipeline does) or alone by OpenCV's rule (slightly stretched unless the stride divides
+            their size, as AdelaiDet does).
+
+    Returns:
+        The targets; samples in the order image, level, instance, row, column.
+    """
+    if cell_conflict not in CELL_CONFLICTS:
+        raise ValueError(f"unknown cell conflict rule {cell_conflict!r}: choose {CELL_CONFLICTS}")
+    device = classes[0].device
+    batch, levels = len(classes), len(num_grids)
+    centers, areas = (torch.cat(x) for x in zip(*map(mask_centers, masks), strict=True))
+    image = _image_of_instance([len(c) for c in classes], device)
+    cell, distance, claimed = _claim_cells(
+        torch.cat(list(boxes)), centers, areas, padded_size, num_grids, scale_ranges, center_scale
+    )
+    claim = torch.arange(cell.numel(), device=device)
+    instance, level = claim // (9 * levels), claim // 9 % levels
+    cell, distance, claimed = cell.flatten(), distance.flatten(), claimed.flatten()
+
+    # The best claim of each cell, with its rank; void claims share a slot behind all cells.
+    num_cells = sum(side * side for side in num_grids)
+    slot = torch.where(claimed, image[instance] * num_cells + cell, batch * num_cells)
+    order = _best_first(claim, distance, areas[instance], cell_conflict)
+    rank = torch.empty_like(order).index_copy(0, order, claim)
+    best = rank.new_full((batch * num_cells + 1,), len(claim))
+    best = best.scatter_reduce(0, slot, rank, "amin")
+    kept = claimed if cell_conflict == "all" else claimed & (best[slot] == rank)
+    background = rank.new_full((1,), num_classes)
+    class_of_rank = torch.cat([torch.cat(list(classes))[instance[order]], background])
+
+    # The one wait for the device in a training step: the number of samples gives sizes from here.
+    group = torch.where(kept, image[instance] * levels + level, batch * levels)
+    num_samples, num_positive, num_claims = _count(group, batch * levels, best[:-1], claimed)
+    samples = group.argsort(stable=True)[: sum(num_samples)]
+    shrink = shrink_masks if pad_masks else shrink_masks_opencv
+    return GridTargets(
+        classes=class_of_rank[best[:-1]].view(batch, num_cells),
+        cells=cell[samples],
+        instances=instance[samples],
+        num_samples=tuple(tuple(num_samples[i * levels : (i + 1) * levels]) for i in range(batch)),
+        masks={s: _shrink_batch(masks, s, padded_size, shrink) for s in sorted(set(mask_strides))},
+        num_positive_cells=num_positive,
+        num_conflicts=num_claims - num_positive,
+    )
+
+
+def _best_first(claim: Tensor, distance: Tensor, area: Tensor, cell_conflict: str) -> Tensor:
+    """(C,) int64: the claims, those that win a cell over others first."""
+    if cell_conflict == "all":
+        return claim.flip(0)  # the last instance gives the class
+    order = area.argsort(stable=True)
+    return order[distance[order].argsort(stable=True)]
+
+
+def _count(
+    group: Tensor, num_groups: int, best: Tensor, claimed: Tensor
+) -> tuple[list[int], int, int]:
+    """Samples of each group, cells with a claim, and claims: in one transfer to the host."""
+    per_group = group.new_zeros(num_groups + 1).index_add(0, group, torch.ones_like(group))
+    num_positive = (best < len(claimed)).sum()
+    counts = torch.cat([per_group, num_positive[None], claimed.sum()[None]]).tolist()
+    return counts[:num_groups], counts[-2], counts[-1]
+
+
+def _image_of_instance(num_instances: Sequence[int], device: torch.device) -> Tensor:
+    """(N,) int64: the image of each instance, made from host numbers without a wait."""
+    image = [i for i, count in enumerate(num_instances) for _ in range(count)]
+    return torch.tensor(image, dtype=torch.int64).to(device, non_blocking=True)
+
+
+def _shrink_batch(
+    masks: Sequence[Tensor],
+    stride: int,
+    padded_size: tuple[int, int],
+    shrink: Callable[[Tensor, int, tuple[int, int]], Tensor],
+) -> Tensor:
+    """(N, H, W) bool: the masks of all images over the padded input, shrunk by the stride."""
+    size = (padded_size[0] // stride, padded_size[1] // stride)
+    return torch.cat([shrink(m, stride, size) for m in masks])
+
+
+def _claim_cells(
+    boxes: Tensor,
+    centers: Tensor,
+    areas: Tensor,
+    padded_size: tuple[int, int],
+    num_grids: Sequence[int],
+    scale_ranges: Sequence[Sequence[float]],
+    center_scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """All possible claims: the 3x3 cells about each instance's mass centre at each level.
+
+    Returns:
+        (N, L, 9) int64 cells, (N, L, 9) float32 squared distances in pixels from the mass centre to
+        the cell's centre, and (N, L, 9) bool, which of the claims hold.
+    """
+    device = boxes.device
+    side = torch.tensor(num_grids, device=device)
+    ranges = torch.tensor(scale_ranges, dtype=torch.float32, device=device)
+    # As (x, y) pairs: (N, 1, 2) against (L, 1).
+    size = torch.tensor([padded_size[1], padded_size[0]], dtype=torch.float32, device=device)
+    extent = boxes[:, 2:] - boxes[:, :2]
+    half = (0.5 * extent * center_scale)[:, None]
+    center = centers[:, None]
+    lowest = _cell_of(center - half, size, side).clamp(min=0)
+    highest = torch.minimum(_cell_of(center + half, size, side), side[:, None] - 1)
+    middle = _cell_of(center, size, side)
+
+    scale = extent.clamp(min=0).prod(dim=1).sqrt()[:, None]
+    in_range = (scale >= ranges[:, 0]) & (scale <= ranges[:, 1]) & (areas > 0)[:, None]
+    step = torch.tensor([-1, 0, 1], device=device)
+    x, y = (middle[..., None] + step).unbind(dim=2)  # (N, L, 3) columns and rows
+    inside = (middle[..., None] + step >= lowest[..., None]) & (
+        middle[..., None] + step <= highest[..., None]
+    )
+    inside_x, inside_y = inside.unbind(dim=2)
+    offset = torch.tensor([0, *accumulate(s * s for s in num_grids)][:-1], device=device)
+    cell = offset[:, None, None] + y[..., :, None] * side[:, None, None] + x[..., None, :]
+    claimed = in_range[..., None, None] & inside_y[..., :, None] & inside_x[..., None, :]
+    pitch = size / side[:, None]  # (L, 2) width and height of a cell
+    dx = (x + 0.5) * pitch[:, :1] - center[..., :1]
+    dy = (y + 0.5) * pitch[:, 1:] - center[..., 1:]
+    distance = dy.square()[..., :, None] + dx.square()[..., None, :]
+    return cell.flatten(2), distance.flatten(2), claimed.flatten(2)
+
+
+def _cell_of(point: Tensor, size: Tensor, side: Tensor) -> Tensor:
+    """Column and row of the cell that holds a point.
+
+    The published models divide (floor, float32) by the rounded 1 / S instead of multiplying by S,
+    which puts many points that lie exactly on a boundary into the lower cell. So does this.
+
+    Args:
+        point: (N, 1, 2) float32, x and y in pixels.
+        size: (2,) float32, width and height of the padded input.
+        side: (L,) int64.
+
+    Returns:
+        (N, L, 2) int64, column and row, possibly outside the grid.
+    """
+    pitch = (1 / side.double()).float()[:, None]
+    return torch.div(point / size, pitch, rounding_mode="floor").long()

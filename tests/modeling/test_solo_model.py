@@ -1,0 +1,206 @@
+"""The meta-architecture: batches of all kinds, gradients, empty results, state."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.detectron2
+pytest.importorskip("detectron2")
+
+from detectron2.structures import BitMasks, Instances, PolygonMasks  # noqa: E402
+from detectron2.utils.events import EventStorage  # noqa: E402
+
+from solo_d2.errors import ConfigError  # noqa: E402
+from solo_d2.modeling import SOLO_HEAD_REGISTRY  # noqa: E402
+from tests.modeling.tiny import image, tiny_config, tiny_model  # noqa: E402
+
+HEADS = [name for name, _ in SOLO_HEAD_REGISTRY]
+BATCHES = {
+    "full": lambda: [image(num=3, seed=1), image(80, 100, num=4, seed=2)],
+    "half empty": lambda: [image(num=0), image(num=2, seed=3)],
+    "empty": lambda: [image(num=0), image(64, 64, num=0)],
+    "no mask field": lambda: [without_masks(image(num=0))],
+    "objects of a pixel": lambda: [pixels(image(num=5))],
+}
+
+
+def without_masks(sample):
+    """What Detectron2's mapper makes of an image without annotations."""
+    instances = Instances(sample["instances"].image_size)
+    instances.gt_boxes = sample["instances"].gt_boxes
+    instances.gt_classes = sample["instances"].gt_classes
+    return {**sample, "instances": instances}
+
+
+def pixels(sample):
+    masks = sample["instances"].gt_masks.tensor
+    masks.zero_()
+    for n, mask in enumerate(masks):
+        mask[10 * n, 20 * n] = True
+    sample["instances"].gt_boxes = sample["instances"].gt_masks.get_bounding_boxes()
+    return sample
+
+
+def losses_of(model, batch):
+    model.train()
+    with EventStorage() as storage:
+        losses = model(batch)
+    return losses, storage
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("batch", BATCHES)
+def test_every_batch_trains_every_parameter(head, batch):
+    model = tiny_model(tiny_config(head))
+    losses, _ = losses_of(model, BATCHES[batch]())
+    assert set(losses) == {"loss_cls", "loss_mask"}
+    assert all(loss.isfinite() for loss in losses.values())
+    sum(losses.values()).backward()
+    missing = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert missing == []
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_polygons_give_the_losses_of_their_bitmaps():
+    sample = image(num=0)
+    polygons = PolygonMasks([[[10.0, 10, 70, 10, 70, 60, 10, 60]], [[80.0, 5, 120, 5, 100, 80]]])
+    instances = Instances(sample["instances"].image_size)
+    instances.gt_boxes = polygons.get_bounding_boxes()
+    instances.gt_classes = torch.tensor([0, 3])
+    instances.gt_masks = polygons
+    bitmaps = copy.deepcopy(instances)
+    bitmaps.gt_masks = BitMasks.from_polygon_masks(polygons.polygons, *instances.image_size)
+    model = tiny_model()
+    first, _ = losses_of(model, [{**sample, "instances": instances}])
+    second, _ = losses_of(model, [{**sample, "instances": bitmaps}])
+    assert first == second
+    assert first["loss_mask"] > 0
+
+
+def test_counts_are_in_the_event_storage():
+    sample = image(num=2, seed=1)
+    twice = Instances.cat([sample["instances"], sample["instances"]])
+    _, storage = losses_of(tiny_model(), [{**sample, "instances": twice}])
+    latest = {name: value for name, (value, _) in storage.latest().items()}
+    positive, samples = latest["targets/num_positive_cells"], latest["targets/num_mask_samples"]
+    assert samples == 2 * positive > 0
+    assert latest["targets/num_cell_conflicts"] == positive
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_padding_moves_no_mask(head):
+    """A small image in a batch gives what it gives when its padding is part of the image."""
+    model = tiny_model(tiny_config(head), sure=True).eval()
+    small, large = image(64, 96, seed=1), image(128, 192, seed=2)
+    whole = model.pixel_mean.expand(3, 128, 192).clone()
+    whole[:, :64, :96] = small["image"]
+    with torch.no_grad():
+        batched = model([small, large])[0]["instances"]
+        padded = model([{"image": whole}])[0]["instances"]
+    assert batched.image_size == (64, 96)
+    assert len(batched) > 0
+    torch.testing.assert_close(batched.scores, padded.scores)
+    assert (batched.pred_masks != padded.pred_masks[:, :64, :96]).float().mean() < 1e-4
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_batch_of_one_size_equals_one_by_one(head):
+    model = tiny_model(tiny_config(head), sure=True).eval()
+    samples = [image(seed=seed) for seed in (1, 2)]
+    with torch.no_grad():
+        batched = [x["instances"] for x in model(samples)]
+        single = [model([x])[0]["instances"] for x in samples]
+    for a, b in zip(batched, single, strict=True):
+        torch.testing.assert_close(a.scores, b.scores)
+        assert (a.pred_masks != b.pred_masks).float().mean() < 1e-4
+
+
+@pytest.mark.parametrize("size", [(96, 128), (50, 70), (300, 401)])
+def test_results_are_at_the_output_size(size):
+    model = tiny_model(sure=True).eval()
+    with torch.no_grad():
+        sample = image() | {"height": size[0], "width": size[1]}
+        instances = model([sample])[0]["instances"]
+    assert instances.image_size == size
+    assert instances.pred_masks.shape == (len(instances), *size)
+    assert instances.pred_masks.dtype == torch.bool
+    scores = instances.scores
+    assert len(scores) > 0
+    assert (scores.diff() <= 0).all()
+
+
+def test_nothing_found():
+    model = tiny_model().eval()
+    with torch.no_grad():
+        instances = model([image(70, 90)])[0]["instances"]
+    assert len(instances) == 0
+    assert instances.pred_masks.shape == (0, 70, 90)
+    assert instances.pred_masks.dtype == torch.bool
+    assert instances.pred_boxes.tensor.shape == (0, 4)
+    assert instances.pred_classes.dtype == torch.int64
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(dtype):
+    model = tiny_model(sure=True)
+    batch = BATCHES["full"]()
+    with torch.autocast("cpu", dtype=dtype):
+        losses, _ = losses_of(model, batch)
+        with torch.no_grad():
+            results = model.eval()(batch)
+    assert all(x.dtype == torch.float32 and x.isfinite() for x in losses.values())
+    assert results[0]["instances"].scores.dtype == torch.float32
+
+
+def test_pictures_of_training():
+    cfg = tiny_config()
+    cfg.VIS_PERIOD = 1
+    model = tiny_model(cfg, sure=True)
+    for batch in (BATCHES["full"](), BATCHES["no mask field"]()):
+        _, storage = losses_of(model, batch)
+        name, picture, _ = storage._vis_data[0]
+        assert picture.shape == (3, 96, 256)
+        assert "ground truth" in name
+
+
+def test_copies_and_pickles():
+    model = tiny_model(sure=True).eval()
+    sample = [image()]
+    with torch.no_grad():
+        expected = model(sample)[0]["instances"].scores
+        for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert torch.equal(twin(sample)[0]["instances"].scores, expected)
+
+
+def test_state_dict_holds_parameters_alone_and_loads_strictly():
+    model = tiny_model()
+    state = model.state_dict()
+    assert not any("cell_levels" in key or "pixel_mean" in key for key in state)
+    tiny_model(tiny_config()).load_state_dict(state, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("NUM_CLASSES", 0, "MODEL.SOLO.NUM_CLASSES is 0"),
+        ("NUM_GRIDS", [4, 2], "MODEL.SOLO.NUM_GRIDS is [4, 2], but must be 5 values"),
+        ("IN_FEATURES", ["p2", "p3", "p4", "p5", "p9"], "'p9'"),
+        ("SCALE_RANGES", [[9, 1]] * 5, "MODEL.SOLO.SCALE_RANGES is [9, 1]"),
+        ("CELL_CONFLICT", "first", "MODEL.SOLO.CELL_CONFLICT is 'first'"),
+        ("NMS.TYPE", "none", "MODEL.SOLO.NMS.TYPE is 'none'"),
+        ("NMS.KERNEL", "cubic", "MODEL.SOLO.NMS.KERNEL is 'cubic'"),
+        ("HEAD.NAME", "YOLO", "MODEL.SOLO.HEAD.NAME is 'YOLO': choose one of"),
+        ("HEAD.KERNEL_SIZE", 2, "MODEL.SOLO.HEAD.KERNEL_SIZE is 2"),
+        ("HEAD.CONV_DIM", 48, "MODEL.SOLO.HEAD.CONV_DIM is 48, but must be a multiple of 32"),
+        ("MASK_FEATURE.IN_FEATURES", ["p2", "p4"], "stride doubling"),
+        ("SCORE_THRESH_TEST", 1.5, "MODEL.SOLO.SCORE_THRESH_TEST is 1.5"),
+    ],
+)
+def test_impossible_configs_are_refused_by_key(key, value, named):
+    cfg = tiny_config()
+    cfg.merge_from_list([f"MODEL.SOLO.{key}", value])
+    with pytest.raises(ConfigError) as error:
+        tiny_model(cfg)
+    assert named in str(error.value)

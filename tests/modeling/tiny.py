@@ -1,0 +1,58 @@
+"""Tiny random models and inputs."""
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_model
+from detectron2.structures import BitMasks, Boxes, Instances
+
+from solo_d2 import add_solo_config
+
+NUM_CLASSES = 5
+
+
+def tiny_config(head: str = "SOLOv2Head") -> CfgNode:
+    """A model of 32 channels that accepts 96x128 images."""
+    cfg = get_cfg()
+    add_solo_config(cfg)
+    cfg.merge_from_file("configs/base/solov2_fpn.yaml")
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.RESNETS.DEPTH = 18
+    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
+    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = 16
+    cfg.MODEL.FPN.OUT_CHANNELS = 32
+    solo = cfg.MODEL.SOLO
+    solo.NUM_CLASSES = NUM_CLASSES
+    solo.NUM_GRIDS = [10, 8, 6, 5, 4]
+    solo.SCALE_RANGES = [[1, 24], [12, 48], [24, 96], [48, 160], [96, 512]]
+    solo.HEAD.NAME = head
+    solo.HEAD.NUM_CONVS = 1
+    solo.HEAD.CONV_DIM = 32
+    solo.MASK_FEATURE.CONV_DIM = 32
+    solo.MASK_FEATURE.OUT_CHANNELS = 32
+    return cfg
+
+
+def tiny_model(cfg: CfgNode | None = None, *, sure: bool = False):
+    """Build; `sure` makes every cell a candidate, with masks of some variety."""
+    torch.manual_seed(0)
+    model = build_model(cfg or tiny_config())
+    if sure:
+        torch.nn.init.normal_(model.head.class_logits.weight, std=0.2)
+        torch.nn.init.zeros_(model.head.class_logits.bias)
+        torch.nn.init.normal_(model.head.kernel_params.weight, std=0.2)
+    return model
+
+
+def image(height: int = 96, width: int = 128, *, num: int = 3, seed: int = 0, **extra):
+    """A training input with `num` rectangles."""
+    generator = torch.Generator().manual_seed(seed)
+    masks = torch.zeros(num, height, width, dtype=torch.bool)
+    for mask in masks:
+        y, x, h, w = (torch.rand(4, generator=generator) * torch.tensor([50, 60, 40, 60])).int()
+        mask[y : y + h + 4, x : x + w + 4] = True
+    instances = Instances((height, width))
+    instances.gt_masks = BitMasks(masks)
+    instances.gt_boxes = instances.gt_masks.get_bounding_boxes() if num else Boxes([])
+    instances.gt_classes = torch.randint(NUM_CLASSES, (num,), generator=generator)
+    pixels = torch.randint(256, (3, height, width), generator=generator, dtype=torch.uint8)
+    return {"image": pixels, "instances": instances, **extra}

@@ -1,0 +1,106 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from solo_d2.ops.coords import append_coords
+from solo_d2.ops.dynamic_conv import dynamic_conv
+from solo_d2.ops.mask_geometry import mask_boxes, mask_centers, paste_masks, shrink_masks
+
+
+def random_masks(num, height, width, seed=0):
+    return torch.rand(num, height, width, generator=torch.Generator().manual_seed(seed)) > 0.6
+
+
+def test_centers_and_areas_equal_those_of_the_pixels():
+    masks = random_masks(4, 9, 11)
+    masks[2] = False
+    centers, areas = mask_centers(masks)
+    for mask, center, area in zip(masks, centers, areas, strict=True):
+        y, x = mask.nonzero(as_tuple=True)
+        assert area == len(y)
+        expected = [x.double().mean(), y.double().mean()] if len(y) else [0, 0]
+        torch.testing.assert_close(center, torch.tensor(expected).float())
+
+
+def test_boxes_are_tight_and_exclusive():
+    masks = torch.zeros(3, 10, 12, dtype=torch.bool)
+    masks[0, 2:5, 3:8] = True
+    masks[1, 9, 11] = True
+    assert mask_boxes(masks).tolist() == [[3, 2, 8, 5], [11, 9, 12, 10], [0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 5), (3, 0, 5), (2, 1, 1)])
+def test_boxes_of_empty_shapes(shape):
+    boxes = mask_boxes(torch.zeros(shape, dtype=torch.bool))
+    assert boxes.shape == (shape[0], 4)
+    assert not boxes.any()
+
+
+@pytest.mark.parametrize("stride", [2, 4, 8, 16])
+def test_shrinking_is_bilinear_rounded_half_up(stride):
+    masks = random_masks(3, 64, 96)
+    size = (64 // stride, 96 // stride)
+    soft = F.interpolate(masks[None].double(), size=size, mode="bilinear", align_corners=False)[0]
+    assert torch.equal(shrink_masks(masks, stride, size), soft >= 0.5)
+
+
+@pytest.mark.parametrize("height", [61, 62, 63, 64])
+def test_shrinking_pads_with_nothing(height):
+    masks = random_masks(2, height, 90)
+    padded = F.pad(masks, (0, 96 - 90, 0, 80 - height))
+    expected = shrink_masks(padded, 4, (20, 24))
+    assert torch.equal(shrink_masks(masks, 4, (20, 24)), expected)
+
+
+def test_shrinking_by_one_pads_and_odd_factors_are_refused():
+    masks = random_masks(2, 5, 6)
+    assert torch.equal(shrink_masks(masks, 1, (8, 8))[:, :5, :6], masks)
+    with pytest.raises(ValueError, match="even factor, not by 3"):
+        shrink_masks(masks, 3, (2, 2))
+
+
+@pytest.mark.parametrize("output_size", [(40, 50), (80, 100), (17, 31)])
+def test_pasting_equals_the_two_resizes(output_size):
+    probs = torch.rand(5, 12, 16)
+    out = torch.empty(5, *output_size, dtype=torch.bool)
+    paste_masks(probs, stride=4, image_size=(40, 50), thresh=0.5, out=out)
+    big = F.interpolate(probs[None], scale_factor=4, mode="bilinear", align_corners=False)
+    big = big[:, :, :40, :50]
+    big = F.interpolate(big, size=output_size, mode="bilinear", align_corners=False)[0]
+    assert torch.equal(out, big > 0.5)
+
+
+def test_pasting_in_chunks_changes_nothing(monkeypatch):
+    probs = torch.rand(7, 12, 16)
+    out = torch.empty(2, 7, 33, 44, dtype=torch.bool)
+    for result, elements in zip(out, (1 << 24, 1), strict=True):
+        monkeypatch.setattr("solo_d2.ops.mask_geometry.RESIZE_CHUNK_ELEMENTS", elements)
+        paste_masks(probs, stride=4, image_size=(47, 60), thresh=0.5, out=result)
+    assert torch.equal(out[0], out[1])
+
+
+def test_coords_run_from_minus_one_to_one():
+    result = append_coords(torch.zeros(2, 3, 4, 5))
+    assert result.shape == (2, 5, 4, 5)
+    assert result[1, 3, 2].tolist() == [-1, -0.5, 0, 0.5, 1]
+    torch.testing.assert_close(result[0, 4, :, 1], torch.linspace(-1, 1, 4))
+
+
+@pytest.mark.parametrize("side", [1, 3])
+def test_dynamic_conv_equals_a_loop_over_kernels(side):
+    feature = torch.randn(6, 9, 8)
+    kernels = torch.randn(5, side * side * 6)
+    result = dynamic_conv(kernels, feature)
+    for kernel, logits in zip(kernels, result, strict=True):
+        weight = kernel.view(1, 6, side, side)
+        expected = F.conv2d(feature[None], weight, padding=side // 2)[0, 0]
+        torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", [1, 3])
+def test_dynamic_conv_of_no_kernels_keeps_the_graph(side):
+    feature = torch.randn(6, 9, 8, requires_grad=True)
+    kernels = torch.randn(4, side * side * 6, requires_grad=True)
+    dynamic_conv(kernels[:0], feature).sum().backward()
+    assert not feature.grad.any()
+    assert not kernels.grad.any()

@@ -1,0 +1,167 @@
+"""Inference: published instances at every stage, wanted deviations, cuts that change nothing."""
+
+import pytest
+import torch
+
+from solo_d2.inference import MaskDecoder, build_nms, class_probabilities, filter_scores
+from solo_d2.structures import Cells, cell_levels
+from tests.fakes import kernel_masks, kernel_outputs
+from tests.golden import levels, load_golden
+
+GOLDEN = load_golden("solov2_inference")
+NMS_PARAMS = {"kernel": "gaussian", "sigma": 2.0, "thresh": 0.5}
+RUNS = {
+    "": {},
+    "linear.": {"nms": build_nms("matrix", {**NMS_PARAMS, "kernel": "linear"})},
+    "masknms.": {"nms": build_nms("hard", NMS_PARAMS)},
+    "limits.": {"pre_nms_topk": 20, "max_detections": 10},
+    "empty_score.": {"score_thresh": 0.99},
+    "empty_update.": {"keep_thresh": 0.9999},
+    "ratio3.": {},
+}
+
+
+def golden_outputs():
+    logits, kernels = levels(GOLDEN, "cate_logits"), levels(GOLDEN, "kernel_pred")
+    return kernel_outputs(logits, kernels, GOLDEN["mask_pred"])
+
+
+def make_decoder(num_grids=(10, 8, 6, 5, 4), strides=(8, 8, 16, 32, 32), **changes):
+    settings = {
+        "cell_masks": kernel_masks,
+        "cell_levels": cell_levels(num_grids),
+        "strides": torch.tensor(strides).float(),
+        "mask_strides": (4,) * len(num_grids),
+        "nms": build_nms("matrix", NMS_PARAMS),
+    }
+    return MaskDecoder(**{**settings, **changes})
+
+
+def sizes(run, name):
+    return [tuple(GOLDEN[f"{run}img{b}.{name}"].tolist()) for b in (0, 1)]
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_instances_equal_published(run):
+    decoder = make_decoder(**RUNS[run])
+    image_sizes, output_sizes = sizes(run, "image_size"), sizes(run, "output_size")
+    results = decoder.decode(golden_outputs(), image_sizes, output_sizes)
+    for image, (result, size) in enumerate(zip(results, output_sizes, strict=True)):
+        prefix = f"{run}img{image}."
+        torch.testing.assert_close(result.scores, GOLDEN[prefix + "scores"], rtol=0, atol=1e-5)
+        assert torch.equal(result.classes, GOLDEN[prefix + "classes"].long())
+        # A small image in a large batch: AdelaiDet puts its masks at the wrong place.
+        name = "stride4_masks" if run == "ratio3." else "pred_masks"
+        expected = GOLDEN[prefix + name]
+        assert result.masks.shape == expected.shape == (len(result.scores), *size)
+        assert (result.masks != expected).sum() <= 5
+
+
+@pytest.mark.parametrize("run", ["", "linear.", "masknms.", "limits."])
+@pytest.mark.parametrize("image", [0, 1])
+def test_candidates_before_and_after_nms_equal_published(run, image):
+    decoder = make_decoder(**RUNS[run])
+    outputs = golden_outputs()
+    found = filter_scores(class_probabilities(outputs.class_logits)[image], 0.1)
+    found = decoder.score_masks(outputs, image, found)
+    prefix = f"{run}img{image}."
+    expected = GOLDEN[prefix + "nms_in.scores"]
+    torch.testing.assert_close(found.scores, expected, rtol=0, atol=1e-5)
+    assert torch.equal(found.classes, GOLDEN[prefix + "nms_in.labels"].long())
+    areas = found.masks.sum(dim=(1, 2)).float()
+    assert torch.equal(areas, GOLDEN[prefix + "nms_in.sum_masks"].float())
+    if not run:
+        assert torch.equal(found.masks, GOLDEN[prefix + "nms_in.masks"])
+    scores = decoder.nms(found.masks, found.classes, found.scores)
+    expected = GOLDEN[prefix + "nms_out"]
+    if run == "masknms.":
+        assert torch.equal(scores > 0, expected.bool())
+    else:
+        torch.testing.assert_close(scores, expected, rtol=0, atol=1e-5)
+
+
+def test_boxes_are_those_of_the_masks():
+    result = make_decoder().decode(golden_outputs(), [(119, 151)] * 2, [(238, 300)] * 2)[0]
+    for box, mask in zip(result.boxes.tolist(), result.masks, strict=True):
+        y, x = mask.nonzero(as_tuple=True)
+        assert box == [x.min(), y.min(), x.max() + 1, y.max() + 1]
+
+
+@pytest.mark.parametrize("changes", [{"score_thresh": 0.99}, {"keep_thresh": 0.9999}])
+def test_empty_results_have_shape_dtype_and_device(changes):
+    result = make_decoder(**changes).decode(golden_outputs(), [(119, 151)] * 2, [(50, 60)] * 2)[1]
+    assert result.masks.shape == (0, 50, 60)
+    assert result.masks.dtype == torch.bool
+    assert result.boxes.shape == (0, 4)
+    assert result.boxes.dtype == torch.float32
+    assert result.scores.shape == (0,)
+    assert result.scores.dtype == torch.float32
+    assert result.classes.shape == (0,)
+    assert result.classes.dtype == torch.int64
+
+
+@pytest.mark.parametrize("topk", [1, 3, 20, 50])
+def test_early_cut_changes_nothing(topk):
+    """Making masks of the best classes only, as long as that can't matter, is exact."""
+    outputs = golden_outputs()
+    probs = class_probabilities(outputs.class_logits)[0]
+    found = filter_scores(probs, 0.01)
+    everything = make_decoder(pre_nms_topk=10_000).score_masks(outputs, 0, found)
+    cut = make_decoder(pre_nms_topk=topk).score_masks(outputs, 0, found)
+    assert len(everything) > 50
+    assert torch.equal(cut.cells, everything.cells[:topk])
+    assert torch.equal(cut.masks, everything.masks[:topk])
+
+
+def test_early_cut_makes_fewer_masks():
+    made = []
+
+    def counting_masks(outputs, cells):
+        made.append(len(cells.index))
+        return kernel_masks(outputs, cells)
+
+    outputs = golden_outputs()
+    found = filter_scores(class_probabilities(outputs.class_logits)[0], 0.01)
+    make_decoder(pre_nms_topk=5, cell_masks=counting_masks).score_masks(outputs, 0, found)
+    assert 5 <= sum(made) < len(found) / 2
+
+
+def test_masks_in_small_chunks_change_nothing(monkeypatch):
+    decoder, outputs = make_decoder(), golden_outputs()
+    image_sizes = sizes("", "image_size")
+    whole = decoder.decode(outputs, image_sizes, image_sizes)
+    monkeypatch.setattr("solo_d2.inference.MASK_CHUNK_ELEMENTS", 3 * 32 * 40)
+    parts = decoder.decode(outputs, image_sizes, image_sizes)
+    for a, b in zip(whole, parts, strict=True):
+        torch.testing.assert_close(a.scores, b.scores)
+        assert torch.equal(a.masks, b.masks)
+
+
+def test_levels_of_several_mask_strides_meet_at_the_finest():
+    def level_masks(outputs, cells):
+        """Cell 0 predicts an 8x8 mask, cell 1 a 4x4 mask: the left half."""
+        side = 8 if bool((cells.index == 0).all()) else 4
+        mask = torch.zeros(len(cells.index), side, side)
+        mask[:, :, : side // 2] = 1
+        return mask
+
+    logits = [torch.full((1, 2, 1, 1), 3.0), torch.full((1, 2, 1, 1), 2.0)]
+    outputs = kernel_outputs(logits, [], torch.zeros(1, 1, 8, 8))
+    decoder = make_decoder(
+        num_grids=(1, 1), strides=(8, 8), cell_masks=level_masks, mask_strides=(4, 8)
+    )
+    masks = torch.cat(list(decoder._soft_masks(outputs, Cells(0, torch.tensor([1, 0, 1])))))
+    assert masks.shape == (3, 8, 8)
+    assert (masks[:, :, :3] == 1).all()
+    assert (masks[:, :, 5:] == 0).all()
+    assert masks[1, 0].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
+    result = decoder.decode(outputs, [(32, 32)], [(32, 32)])[0]
+    assert result.boxes[:, [0, 1, 3]].tolist() == [[0, 0, 32]] * len(result.boxes)
+
+
+def test_a_cell_may_give_several_classes():
+    logits = [torch.tensor([[[[4.0]], [[3.0]], [[-9.0]]]])]
+    outputs = kernel_outputs(logits, [torch.ones(1, 1, 1, 1)], torch.ones(1, 1, 8, 8))
+    result = make_decoder(num_grids=(1,), strides=(8,)).decode(outputs, [(32, 32)], [(32, 32)])[0]
+    assert result.classes.tolist() == [0, 1]
+    assert (result.scores[0] > result.scores[1]).item()

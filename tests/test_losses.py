@@ -1,0 +1,120 @@
+"""Losses: published values and gradients, cases by hand, and batches without anything."""
+
+import pytest
+import torch
+
+from solo_d2.losses import dice_loss, focal_loss, solo_losses
+from solo_d2.targets import assign_grid_targets
+from tests.fakes import kernel_masks, kernel_outputs
+from tests.golden import levels, load_golden
+
+GOLDEN = load_golden("solov2_loss")
+STRIDES = [4] * 5
+
+
+def golden_inputs():
+    logits = [x.requires_grad_() for x in levels(GOLDEN, "cate_logits")]
+    kernels = [x.requires_grad_() for x in levels(GOLDEN, "kernel_pred")]
+    return kernel_outputs(logits, kernels, GOLDEN["mask_pred"].requires_grad_())
+
+
+def golden_targets(images=(0, 1, 2)):
+    names = ("gt_boxes", "gt_classes", "gt_masks")
+    return assign_grid_targets(
+        *([GOLDEN[f"img{b}.{name}"] for b in images] for name in names),
+        padded_size=tuple(GOLDEN["padded_size"].tolist()),
+        num_grids=GOLDEN["num_grids"].tolist(),
+        scale_ranges=GOLDEN["scale_ranges"].tolist(),
+        mask_strides=STRIDES,
+        num_classes=5,
+        pad_masks=False,
+    )
+
+
+def losses_of(outputs, targets):
+    return solo_losses(outputs, targets, cell_masks=kernel_masks, mask_strides=STRIDES)
+
+
+def assert_gradients(tensors, name):
+    for level, tensor in enumerate(tensors):
+        expected = GOLDEN[f"grad.{name}.{level}"]
+        scale = expected.abs().max().item()
+        torch.testing.assert_close(tensor.grad, expected, rtol=0, atol=1e-4 * scale)
+
+
+def test_values_and_gradients_equal_published():
+    outputs = golden_inputs()
+    losses = losses_of(outputs, golden_targets())
+    torch.testing.assert_close(losses["loss_mask"], GOLDEN["loss_ins"], rtol=1e-5, atol=0)
+    torch.testing.assert_close(losses["loss_cls"], GOLDEN["loss_cate"], rtol=1e-5, atol=0)
+    sum(losses.values()).backward()
+    assert_gradients(outputs.class_logits, "cate_logits")
+    assert_gradients(outputs.kernel_params, "kernel_pred")
+    expected = GOLDEN["grad.mask_pred"]
+    scale = expected.abs().max().item()
+    torch.testing.assert_close(outputs.mask_feature.grad, expected, rtol=0, atol=1e-4 * scale)
+
+
+def test_dice_by_hand():
+    probs = torch.tensor([[[1.0, 0.5], [0.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    masks = torch.tensor([[[1, 1], [0, 0]], [[0, 0], [0, 0]]]).bool()
+    expected = [1 - 2 * 1.5 / (1.25 + 0.001 + 2 + 0.001), 1.0]
+    assert dice_loss(probs, masks).tolist() == pytest.approx(expected)
+
+
+def test_focal_by_hand():
+    logits = torch.tensor([[0.0, 2.0]])
+    p = torch.sigmoid(torch.tensor(2.0)).item()
+    positive = 0.25 * 0.5**2 * -torch.tensor(0.5).log().item()
+    negative = 0.75 * p**2 * -torch.tensor(1 - p).log().item()
+    loss = focal_loss(logits, torch.tensor([0]), alpha=0.25, gamma=2.0)
+    assert loss.item() == pytest.approx(positive + negative, rel=1e-5)
+    background = focal_loss(logits, torch.tensor([2]), alpha=0.25, gamma=2.0)
+    assert background.item() == pytest.approx(0.75 * 0.25 * -torch.tensor(0.5).log() + negative)
+
+
+@pytest.mark.parametrize("logit", [-1e4, 1e4])
+def test_focal_of_huge_logits_is_finite(logit):
+    logits = torch.full((2, 3), logit, requires_grad=True)
+    loss = focal_loss(logits, torch.tensor([0, 3]), alpha=0.25, gamma=2.0)
+    loss.backward()
+    assert loss.isfinite()
+    assert logits.grad.isfinite().all()
+
+
+def test_half_precision_is_summed_in_float32():
+    masks = torch.ones(1, 400, 400, dtype=torch.bool)
+    probs = torch.full((1, 400, 400), 0.5, dtype=torch.float16)
+    loss = dice_loss(probs, masks)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(1 - 2 * 0.5 / 1.25, rel=1e-5)
+
+
+def test_no_positive_gives_zero_with_gradients_everywhere():
+    outputs = golden_inputs()
+    for tensor in [*outputs.class_logits, *outputs.kernel_params, outputs.mask_feature]:
+        tensor.grad = None
+    targets = golden_targets(images=(2, 2, 2))  # one instance without a pixel each
+    assert len(targets.cells) == 0
+    losses = losses_of(outputs, targets)
+    assert losses["loss_mask"].item() == 0
+    sum(losses.values()).backward()
+    for tensor in [*outputs.kernel_params, outputs.mask_feature]:
+        assert tensor.grad is not None
+        assert not tensor.grad.any()
+    assert all(tensor.grad.any() for tensor in outputs.class_logits)
+
+
+def test_weights_scale_the_losses():
+    outputs, targets = golden_inputs(), golden_targets()
+    plain = losses_of(outputs, targets)
+    doubled = solo_losses(
+        outputs,
+        targets,
+        cell_masks=kernel_masks,
+        mask_strides=STRIDES,
+        cls_weight=2.0,
+        mask_weight=6.0,
+    )
+    for name, loss in plain.items():
+        torch.testing.assert_close(doubled[name], 2 * loss)
