@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import weakref
 from collections import OrderedDict
 from typing import Any
 
@@ -29,6 +30,7 @@ from solo_d2.data import (
 from solo_d2.data.loader import build_train_loader
 from solo_d2.errors import ConfigError
 from solo_d2.evaluation import build_evaluator
+from solo_d2.modeling.checkpointer import SOLOCheckpointer
 
 logger = logging.getLogger("solo_d2")
 
@@ -70,8 +72,9 @@ def setup(args: argparse.Namespace) -> CfgNode:
         cfg.MODEL.DEVICE = "cpu"
     scale_schedule(cfg)
     register_datasets_of_config(cfg)
-    check_datasets(cfg.DATASETS.TEST if args.eval_only else cfg.DATASETS.TRAIN + cfg.DATASETS.TEST)
-    resolve_num_classes(cfg)
+    used = tuple(cfg.DATASETS.TEST) if args.eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    check_datasets(used)
+    resolve_num_classes(cfg, used)
     cfg.freeze()
     default_setup(cfg, args)
     return cfg
@@ -157,6 +160,10 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self) -> list[Any]:
         """Detectron2's hooks, and one that keeps the best checkpoint."""
+        # The hooks get the checkpointer, so this is the last place to choose another.
+        self.checkpointer = SOLOCheckpointer(
+            self._trainer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
         hooks = super().build_hooks()
         if self.cfg.TEST.EVAL_PERIOD > 0 and comm.is_main_process():
             best = ResumableBestCheckpointer(
@@ -185,8 +192,6 @@ class ResumableBestCheckpointer(BestCheckpointer):
 
 def evaluate(cfg: CfgNode) -> "OrderedDict[str, Any]":
     """Load MODEL.WEIGHTS and evaluate on DATASETS.TEST."""
-    from detectron2.checkpoint import DetectionCheckpointer
-
     model = Trainer.build_model(cfg)
-    DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS)
+    SOLOCheckpointer(model, save_dir=cfg.OUTPUT_DIR).load(cfg.MODEL.WEIGHTS)
     return Trainer.test(cfg, model)

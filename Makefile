@@ -1,0 +1,28 @@
+# The work is in tools/envsetup; `make help` explains the variables.
+.PHONY: help setup test demo lint format clean
+
+# They reach the worker through the environment, so no value passes through a shell.
+export VENV PYTHON TORCH DETECTRON2 PANOPTICAPI ARGS
+
+worker = @"$(or $(PYTHON),python3)" tools/setup_env.py
+
+help:
+	$(worker) help
+
+setup:
+	$(worker) setup
+
+test:
+	$(worker) test
+
+demo:
+	$(worker) demo
+
+lint:
+	$(worker) lint
+
+format:
+	$(worker) format
+
+clean:
+	$(worker) clean

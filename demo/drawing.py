@@ -1,0 +1,132 @@
+"""Overlays of instances, by Detectron2's Visualizer, and a window to show them."""
+
+import colorsys
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from detectron2.structures import Instances
+from detectron2.utils.visualizer import GenericMask, Visualizer
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+# Hues that follow each other at this step never repeat and stay apart (golden ratio).
+_HUE_STEP = 0.618034
+# Height of a line and width of a letter, in pixels for each point of the font size.
+_LINE_HEIGHT, _LETTER_WIDTH = 2.1, 0.85
+
+
+def draw_instances(
+    image: NDArray[np.uint8],
+    instances: Instances,
+    class_names: Sequence[str],
+    *,
+    scale: float = 1.0,
+    draw_boxes: bool = False,
+) -> NDArray[np.uint8]:
+    """Draw masks with their outline, class and score over an image.
+
+    Args:
+        image: (H, W, 3) uint8, RGB.
+        instances: on the CPU, with pred_masks (M, H, W), pred_classes, scores and, for boxes,
+            pred_boxes. Colours go by the order of the instances, so they are the same in every run.
+        class_names: of the K classes.
+        scale: size of the result relative to the image; outlines and text stay sharp.
+        draw_boxes: whether boxes are drawn too.
+
+    Returns:
+        About (scale * H, scale * W, 3) uint8, RGB; the image alone where there are no instances.
+    """
+    height, width = image.shape[:2]
+    visualizer = Visualizer(image, scale=scale)
+    if len(instances):
+        masks = [_to_generic_mask(mask, height, width) for mask in instances.pred_masks.numpy()]
+        colors = [instance_color(index) for index in range(len(masks))]
+        boxes = instances.pred_boxes if draw_boxes else None
+        visualizer.overlay_instances(masks=masks, boxes=boxes, assigned_colors=colors)
+        labels = instance_labels(instances, class_names)
+        _draw_labels(visualizer, instances.pred_boxes.tensor.numpy(), labels, colors)
+    return visualizer.get_output().get_image()
+
+
+def _draw_labels(
+    visualizer: Visualizer,
+    boxes: NDArray[np.float32],
+    labels: Sequence[str],
+    colors: Sequence[tuple[float, float, float]],
+) -> None:
+    """Write each label above its instance, or in it, but never across the border of the image."""
+    output = visualizer.output
+    # In points of the result; Detectron2 multiplies by the scale.
+    font_size = max(9.0, math.sqrt(output.height * output.width) * output.scale / 90)
+    line = _LINE_HEIGHT * font_size / output.scale
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    for index in np.argsort(-areas, kind="stable"):
+        x0, y0 = boxes[index, :2].tolist()
+        length = _LETTER_WIDTH * font_size / output.scale * len(labels[index])
+        x = max(0.0, min(x0, output.width - length))
+        y = y0 - line if y0 >= line else y0
+        visualizer.draw_text(
+            labels[index],
+            (x, y),
+            font_size=font_size / output.scale,
+            color=colors[index],
+            horizontal_alignment="left",
+        )
+
+
+def _to_generic_mask(mask: NDArray[np.bool_], height: int, width: int) -> GenericMask:
+    if width == 2:  # Detectron2 takes such an array for points and refuses it
+        return GenericMask(coco_mask.encode(np.asfortranarray(mask, np.uint8)), height, width)
+    return GenericMask(mask, height, width)
+
+
+def instance_labels(instances: Instances, class_names: Sequence[str]) -> list[str]:
+    """Class name and score of each instance, as "cat 87%"."""
+    classes, scores = instances.pred_classes.tolist(), instances.scores.tolist()
+    return [f"{class_names[c]} {score:.0%}" for c, score in zip(classes, scores, strict=True)]
+
+
+def instance_color(index: int) -> tuple[float, float, float]:
+    """A colour for the instance of this index, RGB in [0, 1]; neighbours look different."""
+    lightness = (0.55, 0.42, 0.66)[index % 3]
+    return colorsys.hls_to_rgb((0.58 + index * _HUE_STEP) % 1.0, lightness, 0.85)
+
+
+def why_no_display() -> str | None:
+    """Say why windows cannot be shown here; None if they can.
+
+    A window is opened in another process: where it fails, the toolkit may end the whole process.
+    """
+    if sys.platform.startswith("linux"):
+        if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+            return "there is no display (DISPLAY is not set)"
+    probe = "import cv2; cv2.namedWindow('probe'); cv2.destroyAllWindows()"
+    try:
+        result = subprocess.run([sys.executable, "-c", probe], capture_output=True, timeout=60)
+    except subprocess.TimeoutExpired:
+        return "opening a window took over a minute"
+    if result.returncode != 0:
+        return "this OpenCV cannot open a window (no such display, or a build without windows)"
+    return None
+
+
+def show_image(title: str, image: NDArray[np.uint8]) -> bool:
+    """Show an image in the demo's window and wait for a key.
+
+    Args:
+        title: of the window.
+        image: (H, W, 3) uint8, RGB.
+
+    Returns:
+        False if the user wants to see no more (q or Escape).
+    """
+    window = "solo_d2 demo"
+    cv2.namedWindow(window, cv2.WINDOW_NORMAL)
+    cv2.setWindowTitle(window, title)
+    cv2.imshow(window, np.ascontiguousarray(image[:, :, ::-1]))
+    return cv2.waitKey(0) & 0xFF not in (ord("q"), 27)

@@ -1,0 +1,229 @@
+"""Image files in and out: finding them, reading any kind as 8-bit RGB, writing only whole files.
+
+Neither torch nor Detectron2 is imported here. Sizes are (H, W), images (H, W, 3) uint8 RGB.
+"""
+
+import contextlib
+import glob
+import os
+import secrets
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+# What is taken from a folder; a file that is named is read whatever its extension.
+EXTENSIONS = frozenset(
+    ".avif .bmp .dib .gif .jfif .jp2 .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()
+)
+# Decoders that may see a file. Others of Pillow start programs (EPS) or read old, rare formats.
+FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "JPEG2000", "PPM", "AVIF")
+# What overlays are written as.
+OUTPUT_EXTENSIONS = (".jpg", ".jpeg", ".png")
+# Larger images are refused before they are decoded: a small file can hold any number of pixels.
+MAX_PIXELS = 80_000_000
+
+_DEPTHS = (8, 10, 12, 14, 16)
+
+
+class ImageError(ValueError):
+    """An image file cannot be used. The message names the file and the reason."""
+
+
+def limit_pixels(max_pixels: int) -> None:
+    """Set Pillow's own guard to the limit that `read_image` will be given, in the whole process."""
+    Image.MAX_IMAGE_PIXELS = max_pixels
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+def expand_inputs(patterns: Iterable[str]) -> tuple[list[Path], list[str]]:
+    """Find the files that files, folders and globs mean.
+
+    A name that exists is taken as it is, so brackets in it need no care. Folders are not searched
+    below their first level; `**` in a glob does that.
+
+    Args:
+        patterns: names of files or folders, or globs.
+
+    Returns:
+        The files, each once, in the given order and sorted inside a folder or glob; and the
+        patterns without any file.
+    """
+    found: dict[Path, Path] = {}
+    missing = []
+    for pattern in patterns:
+        files = _expand(os.path.expanduser(pattern))
+        if not files:
+            missing.append(pattern)
+        for file in files:
+            found.setdefault(file.resolve(), file)
+    return list(found.values()), missing
+
+
+def _expand(pattern: str) -> list[Path]:
+    path = Path(pattern)
+    if path.is_dir():
+        return sorted(f for f in path.iterdir() if f.suffix.lower() in EXTENSIONS and f.is_file())
+    if path.is_file():
+        return [path]
+    return sorted(f for f in map(Path, glob.glob(pattern, recursive=True)) if f.is_file())
+
+
+def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """Read an image file upright, as 8-bit RGB.
+
+    The orientation of EXIF is applied. Of several frames the first is read. An alpha channel is
+    dropped, as Detectron2 does in training. Grey images of more than 8 bits and float images are
+    scaled, see `to_8_bit`.
+
+    Args:
+        path: the file; its content decides about the format, not its name.
+        max_pixels: most pixels that are decoded.
+
+    Returns:
+        (H, W, 3) uint8, RGB.
+
+    Raises:
+        ImageError: the file is empty, truncated, damaged, too large, or no image.
+    """
+    path = Path(path)
+    Image.init()
+    try:
+        if path.stat().st_size == 0:
+            raise ImageError(f"{path}: the file is empty")
+        with Image.open(path, formats=[f for f in FORMATS if f in Image.OPEN]) as image:
+            if image.width * image.height > max_pixels:
+                raise ImageError(
+                    f"{path}: {image.width} x {image.height} pixels, "
+                    f"more than the limit of {max_pixels}"
+                )
+            image.load()
+            return _to_rgb(image)
+    except ImageError:
+        raise
+    except UnidentifiedImageError:
+        raise ImageError(f"{path}: not an image of a known format") from None
+    except Image.DecompressionBombError:
+        raise ImageError(f"{path}: more pixels than the limit of {max_pixels}") from None
+    except MemoryError:
+        raise ImageError(f"{path}: not enough memory to decode it") from None
+    except OSError as error:
+        reason = error.strerror or f"truncated or damaged ({error})"
+        raise ImageError(f"{path}: {reason}") from error
+    except ValueError as error:  # of `to_8_bit`, or a mode that has no RGB
+        raise ImageError(f"{path}: {error}") from error
+    except Exception as error:  # Pillow's decoders raise many kinds on damaged files
+        raise ImageError(f"{path}: cannot be decoded ({type(error).__name__}: {error})") from error
+
+
+def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    try:
+        image = ImageOps.exif_transpose(image)
+    except Exception:  # noqa: S110  (damaged EXIF says nothing about the pixels)
+        pass
+    if image.mode == "F" or image.mode.startswith("I"):
+        grey = to_8_bit(np.asarray(image))
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    return np.array(image.convert("RGB"))
+
+
+def to_8_bit(values: NDArray) -> NDArray[np.uint8]:
+    """Scale grey values of another type to 0..255, so that they look as meant.
+
+    Integers are divided by the largest value of the smallest usual depth (8, 10, 12, 14 or 16 bits)
+    that holds them all; floats in [0, 1] count from 0 to 1, floats in [0, 255] are taken as they
+    are. Anything else is stretched from its least to its greatest value.
+
+    Args:
+        values: (H, W), integer or float.
+
+    Returns:
+        (H, W) uint8.
+
+    Raises:
+        ValueError: a value is not finite.
+    """
+    low, high = float(values.min()), float(values.max())
+    if not np.isfinite([low, high]).all():
+        raise ValueError("it has values that are not finite, so their range is unknown")
+    if low < 0 or high >= 2**16 or (values.dtype.kind == "f" and high > 255):
+        start, span = low, (high - low) or 1.0
+    elif values.dtype.kind == "f":
+        start, span = 0.0, 1.0 if high <= 1 else 255.0
+    else:
+        start, span = 0.0, next(2.0**depth - 1 for depth in _DEPTHS if high < 2**depth)
+    scaled = (values.astype(np.float32) - np.float32(start)) * np.float32(255 / span)
+    return np.rint(scaled).clip(0, 255).astype(np.uint8)
+
+
+def output_names(files: Sequence[Path]) -> list[str]:
+    """Choose a name in one folder for the overlay of each file, no two alike.
+
+    JPG and PNG keep their name, others get ".png" appended. Files of one name get the name of their
+    folder before it, and a number where that is not enough.
+
+    Args:
+        files: the images, each once.
+
+    Returns:
+        Names in the same order; different also where upper and lower case are the same.
+    """
+    plain = [f.name if f.suffix.lower() in OUTPUT_EXTENSIONS else f"{f.name}.png" for f in files]
+    count: dict[str, int] = {}
+    for name in plain:
+        count[name.casefold()] = count.get(name.casefold(), 0) + 1
+    taken = {name for name, number in count.items() if number == 1}
+    names = []
+    for file, name in zip(files, plain, strict=True):
+        if count[name.casefold()] > 1:
+            name = _free_name(f"{file.resolve().parent.name}_{name}", taken)
+            taken.add(name.casefold())
+        names.append(name)
+    return names
+
+
+def _free_name(name: str, taken: set[str]) -> str:
+    stem, extension = os.path.splitext(name)
+    number = 1
+    while name.casefold() in taken:
+        number += 1
+        name = f"{stem}_{number}{extension}"
+    return name
+
+
+@contextlib.contextmanager
+def whole_file(path: Path | str) -> Iterator[Path]:
+    """Write a file whole or not at all.
+
+    Args:
+        path: the file to write or replace; its folder is made where it is missing.
+
+    Yields:
+        A temporary name with the same extension, in the same folder. It takes the place of `path`
+        when the block ends, and is removed when the block raises.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{secrets.token_hex(8)}{path.suffix}"
+    try:
+        yield temporary
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def save_image(path: Path | str, image: NDArray[np.uint8]) -> None:
+    """Write an image as PNG or JPG, by the extension, whole or not at all.
+
+    Args:
+        path: ends in one of `OUTPUT_EXTENSIONS`.
+        image: (H, W, 3) uint8, RGB.
+    """
+    options: dict[str, Any] = {} if str(path).lower().endswith(".png") else {"quality": 92}
+    with whole_file(path) as temporary:
+        Image.fromarray(image).save(temporary, **options)

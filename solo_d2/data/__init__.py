@@ -1,0 +1,36 @@
+"""Data: the generated data set, COCO-format folders, class counts, the mapper.
+
+Importing this package registers `shapes_train` and `shapes_val` in Detectron2's catalogs. Without
+Detectron2 only `solo_d2.data.shapes` works, to draw and to write.
+"""
+
+import importlib
+from typing import Any
+
+_PUBLIC = {
+    "ShapesParams": "solo_d2.data.shapes.folder",
+    "ensure_shapes": "solo_d2.data.shapes.folder",
+    "register_shapes": "solo_d2.data.shapes.registration",
+    "register_coco_format": "solo_d2.data.coco_format",
+    "load_coco_format": "solo_d2.data.coco_format",
+    "check_datasets": "solo_d2.data.catalog",
+    "register_datasets_of_config": "solo_d2.data.catalog",
+    "resolve_num_classes": "solo_d2.data.catalog",
+    "SOLODatasetMapper": "solo_d2.data.mapper",
+}
+__all__ = sorted(_PUBLIC)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+try:
+    from solo_d2.data.shapes.registration import register_shapes as _register_shapes
+except ImportError as _error:
+    if (_error.name or "").split(".")[0] != "detectron2":
+        raise
+else:
+    _register_shapes()

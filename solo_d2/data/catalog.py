@@ -1,0 +1,208 @@
+"""What DATASETS.* of a config names: registration, number of classes, checks before training."""
+
+import difflib
+import functools
+import logging
+import os
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from solo_d2.data.coco_format import read_class_names, register_coco_format
+from solo_d2.data.locations import where_datasets_are
+from solo_d2.errors import ConfigError, DatasetError
+
+logger = logging.getLogger(__name__)
+
+
+def register_datasets_of_config(cfg: CfgNode) -> None:
+    """Register every [name, json file, image folder] of DATASETS.COCO_FORMAT; again is harmless.
+
+    Raises:
+        ConfigError: an entry has another form, or its name already means other files.
+    """
+    for entry in cfg.DATASETS.COCO_FORMAT:
+        if not isinstance(entry, (list, tuple)) or [type(part) for part in entry] != [str] * 3:
+            raise ConfigError(
+                "DATASETS.COCO_FORMAT must be a list of [name, json file, image folder], for "
+                f"example [['my_train', 'my/train.json', 'my/images']]; one entry is {entry!r}"
+            )
+        register_coco_format(*entry)
+
+
+def resolve_num_classes(cfg: CfgNode, names: Iterable[str] | None = None) -> int:
+    """Make MODEL.SOLO.NUM_CLASSES agree with the data sets, in place.
+
+    0 is replaced by the number of thing classes of the first training (else test) data set. A
+    config that names no data set, as for inference, keeps its number.
+
+    Args:
+        cfg: with this project's keys; may be frozen, and is again afterwards.
+        names: data sets that count; None: those of DATASETS.TRAIN, then of DATASETS.TEST. To
+            evaluate where the training data is not, name those of DATASETS.TEST.
+
+    Returns:
+        The number of classes.
+
+    Raises:
+        ConfigError: the number differs from the data set's, data sets differ from each other, or
+            there is nothing to take the number from.
+        DatasetError: a data set is unknown, or its categories cannot be read.
+    """
+    register_datasets_of_config(cfg)
+    _warn_of_other_keys(cfg)
+    if names is None:
+        names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    classes = {name: _class_names(name) for name in names}
+    number = int(cfg.MODEL.SOLO.NUM_CLASSES)
+    if not classes:
+        if number < 1:
+            raise ConfigError(
+                "MODEL.SOLO.NUM_CLASSES is 0 and DATASETS.TRAIN and DATASETS.TEST are empty: "
+                "set one of them, so that the number of classes is known"
+            )
+        return number
+    _require_equal_classes(classes)
+    first = next(iter(classes))
+    wanted = len(classes[first])
+    if number not in (0, wanted):
+        raise ConfigError(
+            f"MODEL.SOLO.NUM_CLASSES is {number}, but data set '{first}' has {wanted} classes. "
+            f"Set it to {wanted}, or to 0 to take the number from the data set"
+        )
+    frozen = cfg.is_frozen()
+    cfg.defrost()
+    cfg.MODEL.SOLO.NUM_CLASSES = wanted
+    if frozen:
+        cfg.freeze()
+    return wanted
+
+
+def _class_names(name: str) -> list[str]:
+    """Thing classes of a registered data set, in the order of their indices."""
+    _require_known(name)
+    metadata = MetadataCatalog.get(name)
+    names = metadata.get("thing_classes")
+    if names is None and metadata.get("json_file") is not None:
+        names = read_class_names(metadata.json_file)
+    if names is None:
+        raise DatasetError(
+            f"The metadata of data set '{name}' has no thing_classes, so it has no instances to "
+            f"train on. Set them by MetadataCatalog.get('{name}').thing_classes = [...]"
+        )
+    return list(names)
+
+
+def _require_equal_classes(classes: dict[str, list[str]]) -> None:
+    (first, expected), *others = classes.items()
+    for name, found in others:
+        if found == expected:
+            continue
+        start = f"Data sets '{first}' and '{name}' of DATASETS.TRAIN and DATASETS.TEST"
+        for index, pair in enumerate(zip(expected, found, strict=False)):
+            if pair[0] != pair[1]:
+                raise ConfigError(
+                    f"{start} have different classes: class {index} is {pair[0]!r} in the one and "
+                    f"{pair[1]!r} in the other"
+                )
+        raise ConfigError(f"{start} have {len(expected)} and {len(found)} classes")
+
+
+def _warn_of_other_keys(cfg: CfgNode) -> None:
+    """Other models' class counts do nothing here; setting them is a frequent mistake."""
+    defaults = get_cfg().MODEL
+    for part in ("ROI_HEADS", "RETINANET"):
+        value = cfg.MODEL[part].NUM_CLASSES
+        if value != defaults[part].NUM_CLASSES:
+            logger.warning(
+                "MODEL.%s.NUM_CLASSES is %s, but SOLO does not read it: what counts is "
+                "MODEL.SOLO.NUM_CLASSES (%s; 0: taken from the data set)",
+                part,
+                value,
+                cfg.MODEL.SOLO.NUM_CLASSES,
+            )
+
+
+def check_datasets(names: Iterable[str]) -> None:
+    """Check, without loading anything, that data sets are registered and their files are there.
+
+    What goes wrong later, while one of them is loaded, is reported as a DatasetError too.
+
+    Args:
+        names: of DATASETS.TRAIN and DATASETS.TEST.
+
+    Raises:
+        DatasetError: naming the data set, where it was looked for and what belongs there.
+    """
+    for name in names:
+        _require_known(name)
+        metadata = MetadataCatalog.get(name)
+        if not metadata.get("made_on_first_use", False):
+            _require_paths(name, metadata)
+        _report_load_errors(name)
+
+
+def _require_known(name: str) -> None:
+    if name in DatasetCatalog:
+        return
+    close = difflib.get_close_matches(name, DatasetCatalog.list(), n=4, cutoff=0.5)
+    hint = f" Close names: {', '.join(close)}." if close else ""
+    raise DatasetError(
+        f"Data set '{name}' is not registered.{hint} Register a folder in COCO format by the "
+        f"config: DATASETS.COCO_FORMAT \"[['{name}', 'annotations.json', 'images']]\""
+    )
+
+
+# Metadata keys that name files and folders, in Detectron2's registration functions.
+_PATH_KEYS = {
+    "json_file": "annotation file",
+    "image_root": "image folder",
+    "image_dir": "image folder",
+    "gt_dir": "annotation folder",
+    "dirname": "folder",
+    "panoptic_json": "panoptic annotation file",
+    "panoptic_root": "folder of panoptic PNGs",
+    "sem_seg_root": "folder of semantic PNGs",
+}
+
+
+def _require_paths(name: str, metadata: Any) -> None:
+    for key, meaning in _PATH_KEYS.items():
+        value = metadata.get(key)
+        if value is None or "://" in value or os.path.exists(value):
+            continue
+        raise DatasetError(
+            f"The {meaning} of data set '{name}' is missing: looked for {os.path.abspath(value)}. "
+            + where_datasets_are(name)
+        )
+
+
+def _report_load_errors(name: str) -> None:
+    """Make the catalog's entry raise DatasetError where Detectron2's loader stumbles."""
+    loader = DatasetCatalog[name]
+    if not isinstance(loader, _ReportingLoader):
+        DatasetCatalog[name] = _ReportingLoader(name, loader)
+
+
+class _ReportingLoader:
+    """A data set's loader whose errors name the data set."""
+
+    def __init__(self, name: str, loader: Callable[[], list[dict[str, Any]]]) -> None:
+        self.name = name
+        self.loader = loader
+        functools.update_wrapper(self, loader, updated=())
+
+    def __call__(self) -> list[dict[str, Any]]:
+        try:
+            return self.loader()
+        except DatasetError:
+            raise
+        except Exception as error:
+            metadata = MetadataCatalog.get(self.name)
+            source = metadata.get("json_file") or metadata.get("image_root") or "its files"
+            raise DatasetError(
+                f"Data set '{self.name}' cannot be loaded from {source}: "
+                f"{type(error).__name__}: {error}. " + where_datasets_are(self.name)
+            ) from error

@@ -1,0 +1,38 @@
+"""Where Detectron2 looks for data sets, in words for error messages. No Detectron2 needed."""
+
+import os
+from pathlib import Path
+
+# What Detectron2 expects below DETECTRON2_DATASETS, by a part of the data set's name; first fit.
+_LAYOUTS = {
+    "lvis": "coco/{train,val}2017/*.jpg and lvis/lvis_v1_{train,val}.json",
+    "cityscapes": "cityscapes/leftImg8bit/{train,val}/ and cityscapes/gtFine/{train,val}/",
+    "coco_2014": "coco/annotations/instances_{train,val}2014.json and coco/{train,val}2014/*.jpg",
+    "panoptic": (
+        "coco/annotations/panoptic_{train,val}2017.json, coco/panoptic_{train,val}2017/*.png, "
+        "coco/panoptic_stuff_{train,val}2017/*.png and coco/{train,val}2017/*.jpg"
+    ),
+    "coco_2017": "coco/annotations/instances_{train,val}2017.json and coco/{train,val}2017/*.jpg",
+}
+
+
+def datasets_root() -> Path:
+    """The folder of Detectron2's built-in data sets: DETECTRON2_DATASETS, or `datasets`."""
+    return Path(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))
+
+
+def where_datasets_are(name: str) -> str:
+    """Say what decides where a data set is looked for and, if built in, what belongs there.
+
+    Args:
+        name: of a data set in Detectron2's catalog.
+    """
+    variable = os.environ.get("DETECTRON2_DATASETS")
+    state = f"'{variable}'" if variable is not None else "not set (so it is 'datasets')"
+    layout = next((text for key, text in _LAYOUTS.items() if key in name), None)
+    if layout is None:
+        return f"Relative paths start at {Path.cwd()}; DETECTRON2_DATASETS is {state}."
+    return (
+        f"DETECTRON2_DATASETS is {state}; in {datasets_root().absolute()} Detectron2 expects "
+        f"{layout} (more in its datasets/README.md)."
+    )

@@ -1,0 +1,170 @@
+"""Detectron2's dataset mapper: masks of every kind, images without objects, clear errors."""
+
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetMapper
+from detectron2.data.detection_utils import (
+    annotations_to_instances,
+    filter_empty_instances,
+    transform_instance_annotations,
+)
+from detectron2.data.transforms import TransformList
+from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from solo_d2.data.segmentations import clean_segmentation, is_box, segmentation_box
+from solo_d2.errors import DatasetError
+
+# What Pillow and Detectron2 raise for files that are no proper images (SyntaxError: broken PNG).
+_READ_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+class SOLODatasetMapper(DatasetMapper):
+    """From a dataset dict to the model's input.
+
+    As Detectron2's mapper, and in training:
+
+    - polygons, RLE and (H, W) masks may be mixed in one image;
+    - `instances` is always there, with `gt_boxes` (N, 4), `gt_classes` (N,) and `gt_masks`
+      (N, H, W); N = 0 for an image without annotations or with crowds only;
+    - annotations that cover nothing are left out;
+    - DatasetError, naming the file, for an image or annotation that cannot be used. It keeps its
+      message when it is raised in a worker of the data loader.
+    """
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        """Arguments of the constructor; masks are always used, whatever MODEL.MASK_ON says."""
+        arguments = super().from_config(cfg, is_train)
+        arguments["use_instance_mask"] = True
+        arguments["recompute_boxes"] = is_train and cfg.INPUT.CROP.ENABLED
+        return arguments
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        """Read, augment and convert one image.
+
+        Args:
+            dataset_dict: in Detectron2's format; left as it is.
+
+        Raises:
+            DatasetError: the image or an annotation cannot be used.
+        """
+        if self.is_train and "annotations" not in dataset_dict:
+            dataset_dict = {**dataset_dict, "annotations": []}
+        try:
+            return super().__call__(dataset_dict)
+        except _READ_ERRORS as error:
+            names = [dataset_dict["file_name"], dataset_dict.get("sem_seg_file_name")]
+            raise DatasetError(
+                f"{' with '.join(name for name in names if name)} cannot be read: "
+                f"{type(error).__name__}: {error}. Replace it, or take it out of the data set"
+            ) from error
+
+    def _transform_annotations(
+        self, dataset_dict: dict[str, Any], transforms: TransformList, image_shape: tuple[int, int]
+    ) -> None:
+        annotations = []
+        for index, annotation in enumerate(dataset_dict.pop("annotations")):
+            if annotation.get("iscrowd", 0) == 0:
+                cleaned = _clean_annotation(annotation, dataset_dict, index)
+                if cleaned is not None:
+                    annotations.append(cleaned)
+        if not annotations:
+            dataset_dict["instances"] = self._no_instances(image_shape)
+            return
+        try:
+            instances = self._make_instances(annotations, transforms, image_shape)
+        except (ValueError, TypeError, KeyError, IndexError, AssertionError) as error:
+            raise DatasetError(
+                f"{dataset_dict['file_name']}: the annotations cannot be used: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        dataset_dict["instances"] = filter_empty_instances(instances)
+
+    def _make_instances(
+        self,
+        annotations: list[dict[str, Any]],
+        transforms: TransformList,
+        image_shape: tuple[int, int],
+    ) -> Instances:
+        transformed = []
+        for annotation in annotations:
+            segmentation = annotation.pop("segmentation")
+            if not self.use_keypoint:
+                annotation.pop("keypoints", None)
+            annotation = transform_instance_annotations(
+                annotation,
+                transforms,
+                image_shape,
+                keypoint_hflip_indices=self.keypoint_hflip_indices,
+            )
+            annotation["segmentation"] = self._transform_segmentation(segmentation, transforms)
+            transformed.append(annotation)
+        instances = annotations_to_instances(
+            transformed, image_shape, mask_format=self.instance_mask_format
+        )
+        if self.recompute_boxes:
+            instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
+        return instances
+
+    def _transform_segmentation(self, segmentation: Any, transforms: TransformList) -> Any:
+        """Transform polygons or an RLE.
+
+        Polygons that become bitmaps are moved, not clipped: drawing them clips them, and Detectron2
+        would need the package shapely for it.
+        """
+        if isinstance(segmentation, dict):
+            return transforms.apply_segmentation(coco_mask.decode(segmentation))
+        polygons = [np.asarray(polygon, np.float64).reshape(-1, 2) for polygon in segmentation]
+        if self.instance_mask_format == "polygon":
+            polygons = transforms.apply_polygons(polygons)
+        else:
+            polygons = [transforms.apply_coords(polygon) for polygon in polygons]
+        return [polygon.reshape(-1) for polygon in polygons]
+
+    def _no_instances(self, image_shape: tuple[int, int]) -> Instances:
+        instances = Instances(image_shape)
+        instances.gt_boxes = Boxes(torch.zeros((0, 4)))
+        instances.gt_classes = torch.zeros((0,), dtype=torch.int64)
+        if self.instance_mask_format == "polygon":
+            instances.gt_masks = PolygonMasks([])
+        else:
+            instances.gt_masks = BitMasks(torch.zeros((0, *image_shape), dtype=torch.bool))
+        return instances
+
+
+def _clean_annotation(
+    annotation: dict[str, Any], dataset_dict: dict[str, Any], index: int
+) -> dict[str, Any] | None:
+    """Bring an annotation into a form that Detectron2 transforms; None if it covers nothing."""
+    height, width = dataset_dict["height"], dataset_dict["width"]
+    segmentation = annotation.get("segmentation")
+    if isinstance(segmentation, np.ndarray) and segmentation.ndim == 2:
+        segmentation = coco_mask.encode(np.asfortranarray(segmentation != 0, np.uint8))
+    try:
+        segmentation = clean_segmentation(segmentation, height, width)
+    except ValueError as error:
+        name = annotation.get("id", f"number {index} of the image")
+        raise DatasetError(f"{dataset_dict['file_name']}: annotation {name}: {error}") from error
+    if segmentation is None:
+        return None
+    annotation = {**annotation, "segmentation": segmentation}
+    relative = annotation.setdefault("bbox_mode", BoxMode.XYWH_ABS) == BoxMode.XYWH_ABS
+    if "bbox" not in annotation or (relative and not is_box(annotation["bbox"])):
+        annotation["bbox"] = segmentation_box(segmentation)
+        annotation["bbox_mode"] = BoxMode.XYWH_ABS
+    return annotation

@@ -1,0 +1,40 @@
+"""Write the generated data set: `python -m solo_d2.data.shapes --output DIR`."""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from solo_d2.data.shapes.folder import ShapesParams, default_root, ensure_shapes
+from solo_d2.errors import DatasetError
+
+
+def main() -> int:
+    """Run the command; 0 when the data set is there at the end."""
+    defaults = ShapesParams()
+    parser = argparse.ArgumentParser(
+        prog="python -m solo_d2.data.shapes",
+        description="Write the generated data set 'shapes' in COCO format.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--output", type=Path, default=default_root(), help="the data set's folder")
+    parser.add_argument("--num-train", type=int, default=defaults.num_train, help="training images")
+    parser.add_argument("--num-val", type=int, default=defaults.num_val, help="validation images")
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="of all random numbers")
+    parser.add_argument(
+        "--force", action="store_true", help="replace a data set of other parameters or version"
+    )
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        params = ShapesParams(args.num_train, args.num_val, args.seed)
+        root = ensure_shapes(args.output, params, force=args.force)
+    except (DatasetError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"The data set 'shapes' is in {root.absolute()}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""Outlines of the thing classes, and their signed distance on the pixel grid. NumPy only.
+
+Every outline is a list of closed polygons in a unit frame (x right, y down, about [-1, 1]); a
+second polygon is a hole (even-odd rule). Shape letters: V vertices, E edges, H W rows and columns.
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+Polygons = list[FloatArray]
+
+
+def _arc(start: float, stop: float, num: int) -> FloatArray:
+    angles = np.linspace(start, stop, num)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1)
+
+
+def _circle(num: int) -> FloatArray:
+    return _arc(0.0, 2.0 * math.pi * (num - 1) / num, num)
+
+
+def _disc(_rng: np.random.Generator) -> Polygons:
+    return [_circle(40)]
+
+
+def _square(_rng: np.random.Generator) -> Polygons:
+    return [np.array([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])]
+
+
+def _triangle(rng: np.random.Generator) -> Polygons:
+    return [np.array([[rng.uniform(-0.2, 0.2), -1.0], [1.0, 0.75], [-1.0, 0.75]])]
+
+
+def _star(rng: np.random.Generator) -> Polygons:
+    radius = np.where(np.arange(10) % 2 == 0, 1.0, rng.uniform(0.38, 0.46))
+    return [_circle(10) * radius[:, None]]
+
+
+def _ring(rng: np.random.Generator) -> Polygons:
+    return [_circle(40), _circle(32) * rng.uniform(0.5, 0.62)]
+
+
+def _cross(rng: np.random.Generator) -> Polygons:
+    a = rng.uniform(0.27, 0.36)
+    quarter = np.array([[a, -1.0], [a, -a], [1.0, -a]])
+    turn = np.array([[0.0, 1.0], [-1.0, 0.0]])
+    sides = [quarter]
+    for _ in range(3):
+        sides.append(sides[-1] @ turn)
+    return [np.concatenate(sides)]
+
+
+def _crescent(rng: np.random.Generator) -> Polygons:
+    offset, radius = rng.uniform(0.42, 0.5), 0.85
+    x = (1.0 + offset**2 - radius**2) / (2.0 * offset)
+    y = math.sqrt(1.0 - x**2)
+    outer = math.atan2(y, x)
+    inner = math.atan2(y, x - offset)
+    bite = _arc(2.0 * math.pi - inner, inner, 24) * radius + np.array([offset, 0.0])
+    return [np.concatenate([_arc(outer, 2.0 * math.pi - outer, 28), bite[1:-1]])]
+
+
+# Name -> polygons. The order is the class index; category ids in the json are index + 1.
+OUTLINES: dict[str, Callable[[np.random.Generator], Polygons]] = {
+    "disc": _disc,
+    "square": _square,
+    "triangle": _triangle,
+    "star": _star,
+    "ring": _ring,
+    "cross": _cross,
+    "crescent": _crescent,
+}
+
+
+def random_outline(rng: np.random.Generator, name: str, size: float) -> Polygons:
+    """Draw an outline with random details, stretch and rotation.
+
+    Args:
+        rng: source of randomness.
+        name: a key of OUTLINES.
+        size: sqrt(width * height) of the outline's upright box, in pixels.
+
+    Returns:
+        Polygons of shape (V, 2), float64, x and y in pixels, their box centred on (0, 0).
+    """
+    polygons = OUTLINES[name](rng)
+    stretch = math.exp(rng.uniform(-0.28, 0.28)) ** 0.5
+    angle = rng.uniform(0.0, 2.0 * math.pi)
+    cos, sin = math.cos(angle), math.sin(angle)
+    matrix = np.array([[stretch, 0.0], [0.0, 1.0 / stretch]]) @ np.array([[cos, sin], [-sin, cos]])
+    polygons = [polygon @ matrix for polygon in polygons]
+    low, high = polygons[0].min(axis=0), polygons[0].max(axis=0)
+    factor = size / math.sqrt(float(np.prod(high - low)))
+    return [(polygon - (low + high) / 2.0) * factor for polygon in polygons]
+
+
+def signed_distance(polygons: Polygons, x: FloatArray, y: FloatArray) -> FloatArray:
+    """Distance of points to an outline, negative inside (even-odd rule).
+
+    Args:
+        polygons: closed polygons of shape (V, 2), in pixels.
+        x: (W,) x coordinates of the columns.
+        y: (H,) y coordinates of the rows.
+
+    Returns:
+        (H, W) float64, in pixels.
+    """
+    start = np.concatenate(polygons)[:, None, None]
+    stop = np.concatenate([np.roll(polygon, -1, axis=0) for polygon in polygons])[:, None, None]
+    edge = stop - start  # (E, 1, 1, 2)
+    dx = x[None, None, :] - start[..., 0]  # (E, 1, W)
+    dy = y[None, :, None] - start[..., 1]  # (E, H, 1)
+    along = (dx * edge[..., 0] + dy * edge[..., 1]) / (edge**2).sum(axis=-1)
+    np.clip(along, 0.0, 1.0, out=along)
+    off_x = dx - along * edge[..., 0]
+    off_y = dy - along * edge[..., 1]
+    distance = np.sqrt((off_x**2 + off_y**2).min(axis=0))
+
+    spans = (start[..., 1] > y[None, :, None]) != (stop[..., 1] > y[None, :, None])
+    rise = np.where(edge[..., 1] == 0.0, 1.0, edge[..., 1])
+    crossing_x = start[..., 0] + dy * edge[..., 0] / rise
+    inside = (spans & (crossing_x > x[None, None, :])).sum(axis=0) % 2 == 1
+    return np.where(inside, -distance, distance)

@@ -1,0 +1,84 @@
+"""What every test relies on: Triton's interpreter, thread counts, and skips with a reason.
+
+Without Detectron2 the tests that need it are skipped, in whichever way they come to it: by the
+marker `detectron2`, or by an import in the test module or in what it imports. In CI its absence is
+an error instead.
+"""
+
+import importlib.util
+import os
+import sys
+
+# Before torch and any kernel: matplotlib without a display, and kernels on the CPU (below).
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pytest
+import torch
+
+HAS_GPU = torch.cuda.is_available()
+HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
+NEEDS_DETECTRON2 = "Detectron2 is not installed (see `make help`)"
+
+if not HAS_GPU:
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+class _SkipDetectron2:
+    """Import hook that turns an import of a missing Detectron2 into a skip.
+
+    Last in the queue, so it sees only what nobody else found. The outcome of pytest is no
+    Exception: `except ImportError` in the code under test does not swallow it.
+    """
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "detectron2":
+            pytest.skip(NEEDS_DETECTRON2, allow_module_level=True)
+
+
+def pytest_configure(config):
+    """Divide the cores among the workers, and see to what is missing."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    torch.set_num_threads(max(1, min(_cores(), 8) // workers))
+    if not HAS_DETECTRON2:
+        # make test says `not detectron2` only where it reports the failure itself.
+        if os.environ.get("CI") and config.option.markexpr != "not detectron2":
+            raise pytest.UsageError(f"{NEEDS_DETECTRON2}, and CI skips no test for that")
+        sys.meta_path.append(_SkipDetectron2())
+
+
+def pytest_collection_modifyitems(items):
+    """Skip what this machine cannot run."""
+    for item in items:
+        if item.get_closest_marker("gpu") and not HAS_GPU:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        if item.get_closest_marker("detectron2") and not HAS_DETECTRON2:
+            item.add_marker(pytest.mark.skip(reason=NEEDS_DETECTRON2))
+
+
+_not_run = set()
+
+
+def pytest_deselected(items):
+    """Remember the files with tests that were left out for want of Detectron2."""
+    if not HAS_DETECTRON2:
+        _not_run.update(
+            item.nodeid.split("::")[0] for item in items if item.get_closest_marker("detectron2")
+        )
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Name the files that did not run, or only in part, without Detectron2."""
+    for report in terminalreporter.stats.get("skipped", []):
+        if NEEDS_DETECTRON2 in str(report.longrepr):
+            _not_run.add(report.nodeid.split("::")[0])
+    if _not_run:
+        terminalreporter.section("not run, or in part, without Detectron2")
+        for name in sorted(_not_run):
+            terminalreporter.line(name)
+
+
+def _cores():
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on this system
+        return os.cpu_count() or 1

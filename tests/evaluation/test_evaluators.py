@@ -1,0 +1,231 @@
+"""Which evaluator a data set gets, and that it survives what a bad model or data set gives it."""
+
+import json
+import math
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.coco import load_coco_json
+from detectron2.evaluation import COCOEvaluator
+from detectron2.structures import Boxes, Instances
+
+from solo_d2.data.coco_format import register_coco_format
+from solo_d2.errors import ConfigError, DatasetError
+from solo_d2.evaluation import build_evaluator, packages
+
+pytestmark = pytest.mark.detectron2
+
+SIZE = (40, 60)
+BOX = (10, 5, 30, 25)  # XYXY
+
+
+def annotations(**without):
+    x0, y0, x1, y1 = BOX
+    annotation = {
+        "id": 1,
+        "image_id": 3,
+        "category_id": 7,
+        "bbox": [x0, y0, x1 - x0, y1 - y0],
+        "area": (x1 - x0) * (y1 - y0),
+        "iscrowd": 0,
+        "segmentation": [[x0, y0, x1, y0, x1, y1, x0, y1]],
+    }
+    for key in without:
+        del annotation[key]
+    return {
+        "images": [{"id": 3, "file_name": "3.jpg", "height": SIZE[0], "width": SIZE[1]}],
+        "annotations": [annotation],
+        "categories": [{"id": 2, "name": "cat"}, {"id": 7, "name": "dog"}],
+    }
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    cfg = get_cfg()
+    cfg.OUTPUT_DIR = str(tmp_path / "output")
+    return cfg
+
+
+@pytest.fixture
+def register(tmp_path):
+    names = []
+
+    def register(name, content):
+        json_file = tmp_path / f"{name}.json"
+        json_file.write_text(json.dumps(content))
+        (tmp_path / "3.jpg").write_bytes(b"")
+        register_coco_format(name, json_file, tmp_path)
+        names.append(name)
+        return name
+
+    yield register
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+@pytest.fixture
+def bare_dataset():
+    """A registered data set without metadata."""
+    DatasetCatalog.register("bare", list)
+    MetadataCatalog.get("bare").thing_classes = ["thing"]
+    yield "bare"
+    DatasetCatalog.remove("bare")
+    MetadataCatalog.remove("bare")
+
+
+def instances(*boxes, scores=None):
+    masks = torch.zeros(len(boxes), *SIZE, dtype=torch.bool)
+    for mask, (x0, y0, x1, y1) in zip(masks, boxes, strict=True):
+        mask[y0:y1, x0:x1] = True
+    return Instances(
+        SIZE,
+        pred_masks=masks,
+        pred_boxes=Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)),
+        scores=torch.ones(len(boxes)) if scores is None else torch.tensor(scores),
+        pred_classes=torch.ones(len(boxes), dtype=torch.int64),
+    )
+
+
+def run(evaluator, found):
+    evaluator.reset()
+    evaluator.process([{"image_id": 3}], [{"instances": found}])
+    return evaluator.evaluate()
+
+
+def test_coco_scores_masks_and_boxes(cfg, register):
+    evaluator = build_evaluator(cfg, register("eval_coco", annotations()))
+    assert isinstance(evaluator, COCOEvaluator)
+    results = run(evaluator, instances(BOX, (0, 0, 5, 5), scores=[0.9, 0.5]))
+    assert results["segm"]["AP"] == pytest.approx(100)
+    assert results["bbox"]["AP"] == pytest.approx(100)
+    assert results["segm"]["AP-dog"] == pytest.approx(100)
+    assert math.isnan(results["segm"]["AP-cat"])  # has no annotation
+
+
+def test_no_instance_at_all_gives_nan_for_masks_too(cfg, register):
+    results = run(build_evaluator(cfg, register("eval_nothing", annotations())), instances())
+    assert set(results) == {"bbox", "segm"}
+    assert math.isnan(results["segm"]["AP"])
+
+
+def test_output_goes_to_a_folder_of_the_data_set(cfg, register, tmp_path):
+    run(build_evaluator(cfg, register("eval_where", annotations())), instances(BOX))
+    saved = tmp_path / "output" / "inference" / "eval_where" / "coco_instances_results.json"
+    assert [r["category_id"] for r in json.loads(saved.read_text())] == [7]
+
+
+@pytest.mark.parametrize("key", ["area", "iscrowd"])
+def test_json_without_keys_that_pycocotools_needs(cfg, register, key):
+    name = register(f"eval_no_{key}", annotations(**{key: True}))
+    for _ in range(2):  # as at every evaluation during a training
+        results = run(build_evaluator(cfg, name), instances(BOX))
+        assert results["segm"]["AP"] == pytest.approx(100)
+
+
+def test_changed_annotations_are_not_taken_from_an_old_conversion(cfg, register, tmp_path):
+    name = register("eval_changed", annotations(area=True))
+    assert run(build_evaluator(cfg, name), instances(BOX))["segm"]["AP"] == pytest.approx(100)
+    changed = annotations(area=True)
+    changed["annotations"][0]["segmentation"] = [[40, 5, 55, 5, 55, 20, 40, 20]]
+    changed["annotations"][0]["bbox"] = [40, 5, 15, 15]
+    (tmp_path / "eval_changed.json").write_text(json.dumps(changed))
+    assert run(build_evaluator(cfg, name), instances(BOX))["segm"]["AP"] == pytest.approx(0)
+
+
+def test_generated_data_set_is_made_when_it_is_missing(cfg, tmp_path):
+    json_file = tmp_path / "made.json"
+
+    def make():
+        json_file.write_text(json.dumps(annotations()))
+        return load_coco_json(str(json_file), str(tmp_path), "eval_made")
+
+    DatasetCatalog.register("eval_made", make)
+    MetadataCatalog.get("eval_made").set(
+        evaluator_type="coco", json_file=str(json_file), made_on_first_use=True
+    )
+    try:
+        build_evaluator(cfg, "eval_made")
+    finally:
+        DatasetCatalog.remove("eval_made")
+        MetadataCatalog.remove("eval_made")
+    assert json_file.exists()
+
+
+def test_unknown_type_names_data_set_type_and_choices(cfg, bare_dataset):
+    with pytest.raises(ConfigError, match=r"'bare' has no evaluator_type.*cityscapes.*coco, lvis"):
+        build_evaluator(cfg, bare_dataset)
+    MetadataCatalog.get(bare_dataset).evaluator_type = "pascal_voc"
+    with pytest.raises(ConfigError, match="'bare' has evaluator_type 'pascal_voc'"):
+        build_evaluator(cfg, bare_dataset)
+
+
+def test_unknown_data_set_and_missing_json(cfg, register, tmp_path):
+    with pytest.raises(DatasetError, match="'nowhere' is not registered"):
+        build_evaluator(cfg, "nowhere")
+    name = register("eval_gone", annotations())
+    (tmp_path / "eval_gone.json").unlink()
+    with pytest.raises(DatasetError, match=r"eval_gone\.json"):
+        build_evaluator(cfg, name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "package"), [("lvis", "lvis"), ("cityscapes_instance", "cityscapesscripts")]
+)
+def test_missing_package_is_named(cfg, bare_dataset, monkeypatch, kind, package):
+    for name in [n for n in sys.modules if n.split(".")[0] in (package, "deeplearning")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)  # as if not installed
+    MetadataCatalog.get(bare_dataset).set(evaluator_type=kind, json_file=__file__)
+    with pytest.raises(ConfigError, match=f"pip install {package}"):
+        build_evaluator(cfg, bare_dataset)
+
+
+def test_lvis_gets_the_names_that_numpy_dropped(monkeypatch):
+    module = types.ModuleType("lvis.eval")
+    module.np = np
+    monkeypatch.setitem(sys.modules, "lvis", types.ModuleType("lvis"))
+    monkeypatch.setitem(sys.modules, "lvis.eval", module)
+    packages.provide_lvis()
+    packages.provide_lvis()
+    assert module.np.float is float
+    assert module.np.in1d([[1, 2], [3, 1]], [1]).tolist() == [True, False, False, True]
+    assert module.np.zeros(2).dtype == np.float64
+
+
+def test_cityscapes_scripts_are_found_under_detectron2s_name(monkeypatch):
+    names = ["helpers", "helpers.labels", "evaluation"]
+    names.append("evaluation.evalInstanceLevelSemanticLabeling")
+    root = types.ModuleType("cityscapesscripts")
+    fakes = {"cityscapesscripts": root}
+    for name in names:
+        fakes[f"cityscapesscripts.{name}"] = types.ModuleType(f"cityscapesscripts.{name}")
+    for name, module in fakes.items():
+        parent, _, last = name.rpartition(".")
+        if parent:
+            setattr(fakes[parent], last, module)
+    fakes["cityscapesscripts.helpers.labels"].name2label = {"car": 1}
+    evaluation = fakes[f"cityscapesscripts.{names[-1]}"]
+    evaluation.np = np
+    written = []
+    evaluation.writeDict2JSON = lambda content, name: written.append(name)
+    known = [name for name in sys.modules if name.split(".")[0] == "deeplearning"]
+    for name in known:
+        monkeypatch.delitem(sys.modules, name)
+    for name, module in fakes.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    try:
+        packages.provide_cityscapes_scripts()
+        from deeplearning.projects.cityscapesApi.cityscapesscripts.helpers.labels import name2label
+    finally:
+        for name in [name for name in sys.modules if name.split(".")[0] == "deeplearning"]:
+            del sys.modules[name]
+    assert name2label == {"car": 1}
+    evaluation.writeDict2JSON({}, "matches.json")
+    evaluation.writeDict2JSON({}, "gtInstances.json")
+    assert written == ["gtInstances.json"]

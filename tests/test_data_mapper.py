@@ -1,0 +1,270 @@
+"""The mapper: masks of every kind, images without objects, unreadable files."""
+
+import copy
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.data import DatasetMapper
+from detectron2.data import transforms as T
+from detectron2.structures import BitMasks, BoxMode, PolygonMasks
+from pycocotools import mask as coco_mask
+from torch.utils.data import DataLoader
+
+from solo_d2.data import SOLODatasetMapper
+from solo_d2.errors import DatasetError
+
+pytestmark = pytest.mark.detectron2
+
+HEIGHT, WIDTH = 40, 60
+POLYGON = [4.0, 4.0, 20.0, 4.0, 20.0, 16.0, 4.0, 16.0]
+
+
+def bitmap():
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[4:16, 4:20] = 1
+    return mask
+
+
+def segmentations():
+    rle = coco_mask.encode(np.asfortranarray(bitmap()))
+    runs = np.diff(np.flatnonzero(np.diff(np.r_[2, bitmap().T.ravel(), 2]))).tolist()
+    return {
+        "polygon": [POLYGON],
+        "polygon array": [np.array(POLYGON)],
+        "RLE": rle,
+        "RLE of text": {**rle, "counts": rle["counts"].decode()},
+        "uncompressed RLE": {"size": [HEIGHT, WIDTH], "counts": runs},
+        "bitmap": bitmap(),
+        "bool bitmap": bitmap().astype(bool),
+    }
+
+
+def annotation(segmentation, **others):
+    return {
+        "bbox": [4.0, 4.0, 16.0, 12.0],
+        "bbox_mode": BoxMode.XYWH_ABS,
+        "category_id": 2,
+        "iscrowd": 0,
+        "segmentation": segmentation,
+        **others,
+    }
+
+
+def config(mask_format="bitmask", size=HEIGHT, crop=False):
+    cfg = get_cfg()
+    cfg.INPUT.MASK_FORMAT = mask_format
+    cfg.INPUT.MIN_SIZE_TRAIN = (size,)
+    cfg.INPUT.MAX_SIZE_TRAIN = 10_000
+    cfg.INPUT.RANDOM_FLIP = "none"
+    cfg.INPUT.CROP.ENABLED = crop
+    return cfg
+
+
+@pytest.fixture
+def record(tmp_path):
+    file = tmp_path / "a.png"
+    cv2.imwrite(str(file), np.full((HEIGHT, WIDTH, 3), 90, np.uint8))
+    return {
+        "file_name": str(file),
+        "height": HEIGHT,
+        "width": WIDTH,
+        "image_id": 1,
+        "annotations": [],
+    }
+
+
+@pytest.mark.parametrize("kind", segmentations())
+def test_every_kind_of_mask_gives_the_same_pixels(record, kind):
+    record["annotations"] = [annotation(segmentations()[kind])]
+    before = copy.deepcopy(record)
+    instances = SOLODatasetMapper(config())(record)["instances"]
+    assert np.array_equal(instances.gt_masks.tensor[0].numpy(), bitmap())
+    assert instances.gt_masks.tensor.dtype == torch.bool
+    assert instances.gt_boxes.tensor.tolist() == [[4, 4, 20, 16]]
+    assert instances.gt_classes.tolist() == [2]
+    assert repr(record) == repr(before)
+
+
+def test_kinds_may_be_mixed(record):
+    record["annotations"] = [annotation(segmentation) for segmentation in segmentations().values()]
+    instances = SOLODatasetMapper(config(size=2 * HEIGHT))(record)["instances"]
+    masks = instances.gt_masks.tensor
+    assert masks.shape == (len(segmentations()), 2 * HEIGHT, 2 * WIDTH)
+    assert (masks == masks[:1]).all()
+
+
+def test_equals_detectron2s_mapper_where_that_works(record):
+    cfg = config(size=3 * HEIGHT // 2)
+    cfg.MODEL.MASK_ON = True
+    triangle = [10.0, 5.5, 50.2, 20.0, 15.0, 39.0]
+    kinds = segmentations()
+    record["annotations"] = [annotation(kinds[key]) for key in ("polygon", "RLE", "RLE of text")]
+    record["annotations"].append(annotation([triangle], bbox=[10.0, 5.5, 40.2, 33.5]))
+    ours, theirs = SOLODatasetMapper(cfg)(record), DatasetMapper(cfg)(record)
+    assert torch.equal(ours["image"], theirs["image"])
+    for field in ("gt_masks", "gt_boxes"):
+        found, expected = (getattr(r["instances"], field).tensor for r in (ours, theirs))
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("mask_format", ["bitmask", "polygon"])
+@pytest.mark.parametrize("crop", [False, True])
+@pytest.mark.parametrize(
+    "annotations",
+    [
+        None,
+        [],
+        [annotation([POLYGON], iscrowd=1)],
+        [annotation([[1.0, 1.0, 5.0, 5.0]])],
+        [annotation([[1.0, 1.0, 5.0, 5.0, 9.0, 9.0]])],
+    ],
+)
+def test_an_image_without_objects_has_empty_instances(record, mask_format, crop, annotations):
+    record["annotations"] = annotations
+    if annotations is None:
+        del record["annotations"]
+    sample = SOLODatasetMapper(config(mask_format, crop=crop))(record)
+    instances = sample["instances"]
+    height, width = sample["image"].shape[1:]
+    assert instances.image_size == (height, width)
+    assert len(instances) == 0
+    assert instances.gt_boxes.tensor.shape == (0, 4)
+    assert instances.gt_classes.dtype == torch.int64
+    if mask_format == "bitmask":
+        assert isinstance(instances.gt_masks, BitMasks)
+        assert instances.gt_masks.tensor.shape == (0, height, width)
+        assert instances.gt_masks.tensor.dtype == torch.bool
+    else:
+        assert isinstance(instances.gt_masks, PolygonMasks)
+
+
+def test_an_object_outside_the_image_is_left_out(record):
+    outside = [value + 100.0 for value in POLYGON]
+    record["annotations"] = [
+        annotation([outside], bbox=[104.0, 104.0, 16.0, 12.0]),
+        annotation([POLYGON]),
+    ]
+    instances = SOLODatasetMapper(config())(record)["instances"]
+    assert len(instances) == 1
+    assert instances.gt_masks.tensor.sum() == bitmap().sum()
+
+
+def test_cropped_polygons_and_bitmaps_agree_and_boxes_are_tight(record):
+    record["annotations"] = [annotation([POLYGON]), annotation(bitmap())]
+    mapper = SOLODatasetMapper(config(crop=True))
+    mapper.augmentations = T.AugmentationList([T.CropTransform(10, 8, 30, 20)])
+    instances = mapper(record)["instances"]
+    for mask in instances.gt_masks.tensor:
+        assert np.array_equal(mask.numpy(), bitmap()[8:28, 10:40])
+    assert instances.gt_boxes.tensor.tolist() == [[0, 0, 10, 8]] * 2
+
+
+def test_boxes_that_are_none_come_from_the_mask(record):
+    record["annotations"] = [annotation([POLYGON], bbox=[4.0, 4.0, 0.0, 12.0])]
+    del (without := annotation([POLYGON]))["bbox"]
+    record["annotations"].append(without)
+    instances = SOLODatasetMapper(config())(record)["instances"]
+    assert instances.gt_boxes.tensor.tolist() == [[4, 4, 20, 16]] * 2
+
+
+def test_in_inference_annotations_are_dropped(record):
+    record["annotations"] = [annotation(7)]
+    sample = SOLODatasetMapper(config(), is_train=False)(record)
+    assert "instances" not in sample
+    assert "annotations" not in sample
+
+
+BAD_SEGMENTATIONS = {
+    "missing": (None, "annotation 31: the segmentation .* it is missing"),
+    "number": (3, "annotation 31: .* it is int"),
+    "RLE of another size": (
+        {"size": [9, 9], "counts": [81]},
+        "annotation 31: the RLE is for 9 x 9",
+    ),
+    "bitmap of another size": (np.ones((9, 9), np.uint8), "annotation 31: the RLE is for 9 x 9"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SEGMENTATIONS)
+def test_a_bad_annotation_is_named(record, case):
+    segmentation, message = BAD_SEGMENTATIONS[case]
+    record["annotations"] = [annotation([POLYGON]), annotation(segmentation, id=31)]
+    with pytest.raises(DatasetError, match=rf"a\.png: {message}"):
+        SOLODatasetMapper(config())(record)
+    del record["annotations"][1]["id"]
+    with pytest.raises(DatasetError, match=r"a\.png: annotation number 1 of the image: "):
+        SOLODatasetMapper(config())(record)
+
+
+def damage_truncated(file):
+    pixels = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
+    data = cv2.imencode(".jpg", pixels)[1].tobytes()
+    file.write_bytes(data[: len(data) // 2])
+
+
+def damage_size(file):
+    cv2.imwrite(str(file), np.zeros((WIDTH, HEIGHT, 3), np.uint8))
+
+
+def damage_folder(file):
+    file.unlink()
+    file.mkdir()
+
+
+DAMAGES = {
+    "truncated": (damage_truncated, "truncated"),
+    "another size": (damage_size, "SizeMismatchError: .*40, 60.*60, 40"),
+    "folder": (damage_folder, "Is a directory"),
+    "missing": (lambda file: file.unlink(), "No such file"),
+    "empty": (lambda file: file.write_bytes(b""), "cannot identify"),
+    "text": (lambda file: file.write_text("<html>404</html>"), "cannot identify"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGES)
+@pytest.mark.parametrize("is_train", [True, False])
+def test_an_unreadable_image_is_named(record, tmp_path, case, is_train):
+    damage, message = DAMAGES[case]
+    damage(tmp_path / "a.png")
+    with pytest.raises(DatasetError, match=rf"a\.png cannot be read: .*{message}"):
+        SOLODatasetMapper(config(), is_train)(record)
+
+
+class Mapped(torch.utils.data.Dataset):
+    def __init__(self, record, mapper):
+        self.record, self.mapper = record, mapper
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return self.mapper(self.record)
+
+
+def test_the_message_survives_a_worker_of_the_loader(record, tmp_path):
+    damage_truncated(tmp_path / "a.png")
+    data = Mapped(record, SOLODatasetMapper(config()))
+    with pytest.raises(DatasetError, match=r"a\.png cannot be read: OSError: image file is trunc"):
+        next(iter(DataLoader(data, num_workers=1, collate_fn=list)))
+
+
+def test_negatives_can_be_kept_for_training(tmp_path):
+    from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
+
+    from solo_d2.data import register_coco_format
+
+    images = [{"id": 1, "file_name": "a.png", "height": HEIGHT, "width": WIDTH}]
+    content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((HEIGHT, WIDTH, 3), np.uint8))
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    register_coco_format("test_negatives", tmp_path / "a.json", tmp_path)
+    try:
+        (found,) = get_detection_dataset_dicts("test_negatives", filter_empty=False)
+        assert len(SOLODatasetMapper(config())(found)["instances"]) == 0
+    finally:
+        DatasetCatalog.pop("test_negatives")
+        MetadataCatalog.pop("test_negatives")

@@ -1,0 +1,319 @@
+"""Train a small SOLOv2 on generated images, evaluate it and show it: what `make demo` runs.
+
+    python tools/quickstart.py
+    python tools/quickstart.py --retrain --min-ap 0 SOLVER.MAX_ITER 50
+
+A finished training is used again while config and code are the same. The exit code is 1 if a step
+fails or mask AP is below the floor.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fvcore.common.config import CfgNode
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+ROOT = Path(__file__).resolve().parents[1]
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+
+from demo.images import ImageError, output_names, read_image, save_image, whole_file  # noqa: E402
+from solo_d2.errors import DatasetError  # noqa: E402
+
+STAMP = "quickstart.json"
+# Rows and pairs (input, prediction) per row of the montage.
+ROWS, PAIRS = 4, 3
+# Overlays are drawn at this many times the size of the images; side of a tile in pixels.
+SCALE, SIDE = 3, 384
+# What a training depends on; the demo, tests and other tools are not part of it.
+CODE = ("solo_d2/**/*.py", "train_net.py")
+
+
+class QuickstartError(RuntimeError):
+    """A step failed. The message says which, and where to look."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a training came to.
+
+    Attributes:
+        metrics: name -> value in percent, for example "segm/AP"; NaN where it is not defined.
+        train_seconds: time of training and evaluation together.
+    """
+
+    metrics: dict[str, float]
+    train_seconds: float
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--config-file", type=Path, default=ROOT / "configs/quickstart/solov2_shapes.yaml")
+    add("--output", type=Path, default=Path("output/quickstart"), help="folder of all results")
+    add("--min-ap", type=float, default=55.0, help="least mask AP, in percent")
+    add("--confidence-threshold", type=float, default=0.4, help="of the instances that are drawn")
+    add("--retrain", action="store_true", help="train even if the model is there")
+    add("opts", nargs=argparse.REMAINDER, help="KEY VALUE ... of the config")
+    return parser.parse_args(argv)
+
+
+def fingerprint(config_file: Path, opts: Sequence[str], root: Path = ROOT) -> str:
+    """A digest of all that decides what a training gives.
+
+    Args:
+        config_file: the config; what it is based on counts too.
+        opts: overrides.
+        root: of the code.
+    """
+    config = CfgNode.load_yaml_with_base(str(config_file))
+    digest = hashlib.sha256(json.dumps([config, list(opts)], sort_keys=True, default=str).encode())
+    for pattern in CODE:
+        for file in sorted(root.glob(pattern)):
+            digest.update(str(file.relative_to(root)).encode())
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def read_metrics(file: Path, start: int = 0) -> dict[str, float]:
+    """The last evaluation in a training's metrics.json.
+
+    Args:
+        file: a JSON object on each line, as Detectron2 writes it.
+        start: bytes to skip, those of earlier runs.
+
+    Returns:
+        Values of "segm/..." and "bbox/..."; empty where there was no evaluation.
+    """
+    if not file.is_file():
+        return {}
+    found: dict[str, float] = {}
+    with file.open("rb") as lines:
+        lines.seek(start)
+        for line in lines:
+            try:
+                record = json.loads(line)
+            except ValueError:  # cut off when a run was killed
+                continue
+            if "segm/AP" in record:
+                found = {k: float(v) for k, v in record.items() if k.startswith(("segm/", "bbox/"))}
+    return found
+
+
+def call(step: str, command: Sequence[str | Path]) -> None:
+    """Run a program in the current folder, with its output passed through.
+
+    Raises:
+        QuickstartError: it failed.
+    """
+    words = [str(word) for word in command]
+    print(f"\n$ {shlex.join(words) if len(words) < 16 else shlex.join(words[:10]) + ' ...'}")
+    sys.stdout.flush()
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    code = subprocess.run(words, env={**os.environ, "PYTHONPATH": path}, check=False).returncode
+    if code != 0:
+        raise QuickstartError(f"{step} failed with exit code {code}; its messages are above")
+
+
+def train(args: argparse.Namespace) -> Result:
+    """Train and evaluate, or take the finished training that is there.
+
+    Raises:
+        QuickstartError: training failed, or left no model or no evaluation.
+    """
+    digest = fingerprint(args.config_file, args.opts)
+    stamp = args.output / STAMP
+    model = args.output / "model_final.pth"
+    done = _read_stamp(stamp)
+    if not args.retrain and done.get("fingerprint") == digest and model.is_file():
+        print(f"{model} is there, made from this config and code; --retrain trains again")
+        return Result(done["metrics"], done["train_seconds"])
+    stamp.unlink(missing_ok=True)
+    metrics_file = args.output / "metrics.json"
+    old_bytes = metrics_file.stat().st_size if metrics_file.is_file() else 0
+    command = [sys.executable, ROOT / "train_net.py", "--config-file", args.config_file]
+    start = time.monotonic()
+    call("Training", [*command, *args.opts, "OUTPUT_DIR", args.output])
+    result = Result(read_metrics(metrics_file, old_bytes), time.monotonic() - start)
+    if not result.metrics or not model.is_file():
+        raise QuickstartError(
+            f"Training ended without an evaluation in {metrics_file} or without {model}; "
+            f"see {args.output / 'log.txt'}"
+        )
+    with whole_file(stamp) as file:
+        file.write_text(json.dumps({"fingerprint": digest, **vars(result)}), encoding="utf-8")
+    return result
+
+
+def _read_stamp(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def choose_images(json_file: Path, image_root: Path, count: int) -> list[Path]:
+    """Take images spread evenly over those of a data set that have two objects or more.
+
+    Args:
+        json_file: of the data set, in COCO format.
+        image_root: folder of its images.
+        count: how many at most.
+    """
+    content = json.loads(json_file.read_text(encoding="utf-8"))
+    objects: dict[int, int] = {}
+    for annotation in content["annotations"]:
+        objects[annotation["image_id"]] = objects.get(annotation["image_id"], 0) + 1
+    names = sorted(i["file_name"] for i in content["images"] if objects.get(i["id"], 0) >= 2)
+    count = min(count, len(names))
+    return [image_root / names[index * len(names) // count] for index in range(count)]
+
+
+def draw_predictions(args: argparse.Namespace, files: Sequence[Path]) -> list[Path]:
+    """Run the demo on images; returns the overlays."""
+    folder = args.output / "demo"
+    command: list[str | Path] = [sys.executable, ROOT / "demo/demo.py"]
+    command += ["--config-file", args.output / "config.yaml"]
+    command += ["--weights", args.output / "model_final.pth"]
+    command += ["--output", folder, "--json", folder / "results.json", "--scale", str(SCALE)]
+    command += ["--confidence-threshold", str(args.confidence_threshold)]
+    call("The demo", [*command, "--input", *files])
+    return [folder / name for name in output_names(files)]
+
+
+def make_montage(
+    pairs: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8]]],
+    *,
+    caption: str,
+    pairs_per_row: int = PAIRS,
+    side: int = SIDE,
+    gap: int = 12,
+) -> NDArray[np.uint8]:
+    """Lay inputs and predictions out in rows, under a caption.
+
+    Args:
+        pairs: of images (H, W, 3) uint8 RGB: an input and its prediction.
+        caption: a line of text.
+        pairs_per_row: pairs beside each other.
+        side: of the square that each image is resized into, in pixels.
+        gap: pixels between pairs and around.
+
+    Returns:
+        (H, W, 3) uint8, RGB.
+    """
+    if not pairs:
+        raise ValueError("a montage needs at least one pair of images")
+    columns, rows = min(pairs_per_row, len(pairs)), math.ceil(len(pairs) / pairs_per_row)
+    inner = gap // 3
+    pair_width = 2 * side + inner
+    width = columns * (pair_width + gap) + gap
+    font = _fitting_font(caption, width - 2 * gap, largest=max(12, side // 10))
+    bar = 2 * int(font.size)
+    canvas = Image.new("RGB", (width, bar + rows * (side + gap)), "white")
+    ImageDraw.Draw(canvas).text((gap, bar // 2), caption, fill="black", font=font, anchor="lm")
+    for index, pair in enumerate(pairs):
+        row, column = divmod(index, pairs_per_row)
+        x, y = gap + column * (pair_width + gap), bar + row * (side + gap)
+        for offset, image in zip((0, side + inner), pair, strict=True):
+            canvas.paste(_into_square(image, side), (x + offset, y))
+    return np.array(canvas)
+
+
+def _into_square(image: NDArray[np.uint8], side: int) -> Image.Image:
+    fitted = ImageOps.contain(Image.fromarray(image), (side, side), Image.Resampling.BICUBIC)
+    return ImageOps.pad(fitted, (side, side), color=(235, 235, 235))
+
+
+def _fitting_font(text: str, width: int, largest: int) -> ImageFont.FreeTypeFont:
+    """The largest size of the font that Detectron2's overlays use at which a text fits."""
+    import matplotlib
+
+    file = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
+    fonts = (ImageFont.truetype(str(file), size) for size in range(largest, 6, -1))
+    return next((f for f in fonts if f.getlength(text) <= width), ImageFont.truetype(str(file), 6))
+
+
+def show(args: argparse.Namespace, metrics: Mapping[str, float]) -> Path:
+    """Draw predictions on held-out images and write the montage; returns its path.
+
+    Raises:
+        QuickstartError: the demo failed, or a picture cannot be read.
+    """
+    from solo_d2.data.shapes.folder import default_root
+
+    root = default_root()
+    json_file = root / "annotations" / "instances_val.json"
+    files = choose_images(json_file, root / "val", ROWS * PAIRS)
+    overlays = draw_predictions(args, files)
+    caption = f"SOLOv2 on held-out images, mask AP {metrics['segm/AP']:.1f}: input | prediction"
+    montage = args.output / "montage.png"
+    try:
+        pairs = [(read_image(f), read_image(o)) for f, o in zip(files, overlays, strict=True)]
+    except ImageError as error:
+        raise QuickstartError(str(error)) from error
+    save_image(montage, make_montage(pairs, caption=caption))
+    return montage.resolve()
+
+
+def format_table(result: Result, total_seconds: float) -> str:
+    """The figures of a run, a line each."""
+    names = {"AP": "AP", "AP50": "AP50", "AP75": "AP75", "APs": "AP small", "APm": "AP medium"}
+    names["APl"] = "AP large"
+    lines = [f"{'':20}{'mask':>8}{'box':>8}"]
+    for key, name in names.items():
+        values = [result.metrics.get(f"{task}/{key}", math.nan) for task in ("segm", "bbox")]
+        lines.append(f"{name:20}" + "".join(f"{_figure(value):>8}" for value in values))
+    lines.append(f"{'training':20}{_minutes(result.train_seconds):>8}")
+    lines.append(f"{'this run':20}{_minutes(total_seconds):>8}")
+    return "\n".join(lines)
+
+
+def _figure(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.1f}"
+
+
+def _minutes(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes}:{seconds:02} min"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    args = parse_args(argv)
+    start = time.monotonic()
+    try:
+        result = train(args)
+        montage = show(args, result.metrics)
+    except (QuickstartError, DatasetError, OSError) as error:
+        print(f"quickstart: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("quickstart: interrupted", file=sys.stderr)
+        return 130
+    print(f"\n{format_table(result, time.monotonic() - start)}\n\nmontage: {montage}")
+    ap = result.metrics["segm/AP"]
+    if math.isnan(ap) or ap < args.min_ap:
+        found = "undefined, as no object was found" if math.isnan(ap) else f"{ap:.1f}"
+        print(f"quickstart: mask AP is {found}; the floor is {args.min_ap:g}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
