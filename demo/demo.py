@@ -22,14 +22,14 @@ from tqdm import tqdm
 if __name__ == "__main__":  # find the checkout first: in this folder `demo` would be this file
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from detectron2.config import CfgNode, get_cfg  # noqa: E402
+from detectron2.config import CfgNode  # noqa: E402
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json  # noqa: E402
 from detectron2.structures import Instances  # noqa: E402
-from yaml import YAMLError  # noqa: E402
 
 from demo import drawing, images  # noqa: E402
 from demo.predictor import Classes, Predictor, find_classes, first_line  # noqa: E402
-from solo_d2 import ConfigError, DatasetError, add_solo_config  # noqa: E402
+from solo_d2 import ConfigError, DatasetError  # noqa: E402
+from solo_d2.config import load_config  # noqa: E402
 from solo_d2.data.catalog import resolve_num_classes  # noqa: E402
 
 
@@ -73,16 +73,7 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
         ConfigError: file, keys, values, weights or device cannot be used.
         DatasetError: the number of classes must be taken from a data set that cannot be read.
     """
-    cfg = get_cfg()
-    add_solo_config(cfg)
-    if "://" not in args.config_file and not Path(args.config_file).is_file():
-        raise ConfigError(f"The config file {args.config_file} does not exist")
-    try:
-        cfg.merge_from_file(args.config_file, allow_unsafe=False)
-        cfg.merge_from_list(args.opts)
-    except (KeyError, ValueError, AssertionError, OSError, YAMLError, UnicodeDecodeError) as error:
-        text = str(error.args[0] if isinstance(error, KeyError) else error)
-        raise ConfigError(f"{args.config_file} or --opts: {' '.join(text.split())}") from error
+    cfg = load_config(args.config_file, args.opts)
     if args.weights:
         cfg.MODEL.WEIGHTS = args.weights
     _check_weights_exist(cfg.MODEL.WEIGHTS)

@@ -4,7 +4,14 @@
 constructor (`from_config`) or one function of the trainer.
 """
 
-from detectron2.config import CfgNode
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode, get_cfg
+from yaml import YAMLError
+
+from solo_d2.errors import ConfigError
 
 
 def add_solo_config(cfg: CfgNode) -> None:
@@ -22,6 +29,52 @@ def add_solo_config(cfg: CfgNode) -> None:
     _add_inference_keys(cfg.MODEL.SOLO)
     _add_data_keys(cfg)
     _add_solver_keys(cfg)
+
+
+def load_config(config_file: str, overrides: Sequence[Any] = ()) -> CfgNode:
+    """Read a YAML on top of Detectron2's and our defaults.
+
+    Args:
+        config_file: path or URL; YAML that would run code is refused.
+        overrides: see `override`.
+
+    Raises:
+        ConfigError: the file or an override cannot be used; the message names it.
+    """
+    if not config_file:
+        raise ConfigError("No config is given: name one of configs/ by --config-file FILE")
+    if "://" not in config_file and not Path(config_file).is_file():
+        raise ConfigError(f"The config file {config_file} does not exist")
+    cfg = get_cfg()
+    add_solo_config(cfg)
+    try:
+        cfg.merge_from_file(config_file, allow_unsafe=False)
+    except (KeyError, ValueError, AssertionError, OSError, YAMLError) as error:
+        raise ConfigError(f"{config_file}: {_one_line(error)}") from error
+    override(cfg, overrides)
+    return cfg
+
+
+def override(cfg: CfgNode, overrides: Sequence[Any]) -> None:
+    """Change keys of a config, in place.
+
+    Args:
+        cfg: not frozen.
+        overrides: key, value, key, value, ...; values as Python objects or their text.
+
+    Raises:
+        ConfigError: a key is unknown, or a value has the wrong type.
+    """
+    try:
+        cfg.merge_from_list(list(overrides))
+    except (KeyError, ValueError, AssertionError) as error:
+        given = " ".join(map(str, overrides))
+        raise ConfigError(f"The overrides {given!r} can't be used: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error.args[0] if isinstance(error, KeyError) else error)
+    return " ".join(text.split())
 
 
 def _add_grid_keys(solo: CfgNode) -> None:

@@ -7,7 +7,8 @@ from collections import OrderedDict
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.engine import (
     BestCheckpointer,
     DefaultTrainer,
@@ -20,7 +21,7 @@ from detectron2.utils import comm
 from torch import nn
 from torch.utils.data import DataLoader
 
-from solo_d2.config import add_solo_config
+from solo_d2.config import load_config, override
 from solo_d2.data import (
     SOLODatasetMapper,
     check_datasets,
@@ -29,7 +30,7 @@ from solo_d2.data import (
 )
 from solo_d2.data.loader import build_train_loader
 from solo_d2.errors import ConfigError
-from solo_d2.evaluation import build_evaluator
+from solo_d2.evaluation import build_evaluator, provide_cityscapes_scripts
 from solo_d2.modeling.checkpointer import SOLOCheckpointer
 
 logger = logging.getLogger("solo_d2")
@@ -62,11 +63,9 @@ def setup(args: argparse.Namespace) -> CfgNode:
         ConfigError: a key has a value that cannot work.
         DatasetError: a data set cannot be found or read.
     """
-    cfg = get_cfg()
-    add_solo_config(cfg)
-    cfg.merge_from_file(args.config_file)
+    cfg = load_config(args.config_file)
     _add_dataset_arguments(cfg, args)
-    cfg.merge_from_list(args.opts)
+    override(cfg, args.opts)
     if not torch.cuda.is_available() and cfg.MODEL.DEVICE == "cuda":
         logger.warning("no GPU is available: MODEL.DEVICE is changed from cuda to cpu")
         cfg.MODEL.DEVICE = "cpu"
@@ -74,6 +73,10 @@ def setup(args: argparse.Namespace) -> CfgNode:
     register_datasets_of_config(cfg)
     used = tuple(cfg.DATASETS.TEST) if args.eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     check_datasets(used)
+    if any(
+        MetadataCatalog.get(name).get("evaluator_type") == "cityscapes_instance" for name in used
+    ):
+        provide_cityscapes_scripts()
     resolve_num_classes(cfg, used)
     cfg.freeze()
     default_setup(cfg, args)

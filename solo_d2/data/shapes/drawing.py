@@ -27,20 +27,24 @@ STUFF_CLASSES = tuple(STUFF_TEXTURES)
 SPLITS = ("train", "val")
 
 # Sides of an image, in pixels, both ends inclusive.
-SIDE_RANGE = (96, 144)
+SIDE_RANGE = (96, 128)
 # Share of images without any object.
 EMPTY_SHARE = 0.045
 # Chance of 1, 2, ... objects in the others.
 COUNT_CHANCES = (0.16, 0.22, 0.22, 0.18, 0.13, 0.09)
 # Size of an object, sqrt(width * height) of its box in pixels: few tiny ones, else log-uniform.
-TINY_SHARE = 0.1
-TINY_RANGE = (6.0, 10.0)
-SIZE_RANGE = (14.0, 76.0)
+TINY_SHARE = 0.06
+TINY_RANGE = (7.0, 11.0)
+SIZE_RANGE = (18.0, 80.0)
 # Every object keeps this share of its area, and this many pixels, in sight; one that would not, or
 # that would hide another so far, is not drawn. So everything drawn is annotated.
 MIN_VISIBLE_SHARE = 0.4
 MIN_VISIBLE_TINY_SHARE = 0.75
 MIN_VISIBLE_PIXELS = 14
+# As in the real world, a class has a typical colour: most objects have a hue within this many turns
+# of it (the classes' hues divide the circle), the others any.
+TYPICAL_SHARE = 0.8
+HUE_SPREAD = 0.06
 # Colour distance (RGB, 0 to 255) of an object to what surrounds its outline.
 MIN_CONTRAST = 75.0
 # Rows and columns around an object's box that its shadow may reach.
@@ -215,7 +219,11 @@ def _paint_object(rng: np.random.Generator, canvas: Image, item: _Object) -> Non
     outside, inside = item.windows(*canvas.shape[:2])
     distance = item.distance[inside].astype(np.float32)
     behind = canvas[outside]
-    first, second = _contrasting_colours(rng, behind[np.abs(distance) < 3.0])
+    hues = (0.0, 1.0)
+    if rng.random() < TYPICAL_SHARE:
+        typical = item.thing / len(THING_CLASSES)
+        hues = (typical - HUE_SPREAD, typical + HUE_SPREAD)
+    first, second = _contrasting_colours(rng, behind[np.abs(distance) < 3.0], hues)
     rows, columns = outside
     x = (np.arange(columns.start, columns.stop)[None, :] + 0.5 - item.center[0]).astype(np.float32)
     y = (np.arange(rows.start, rows.stop)[:, None] + 0.5 - item.center[1]).astype(np.float32)
@@ -242,11 +250,13 @@ def _shadow(rng: np.random.Generator, item: _Object, shape: tuple[int, int]) -> 
     return strength * np.clip(0.5 - moved[inside] / (reach + 1.0), 0.0, 1.0).astype(np.float32)
 
 
-def _contrasting_colours(rng: np.random.Generator, around: Image) -> tuple[Image, Image]:
-    """Two colours of an object that both differ from most pixels (P, 3) around its outline."""
+def _contrasting_colours(
+    rng: np.random.Generator, around: Image, hues: tuple[float, float]
+) -> tuple[Image, Image]:
+    """Two colours, the first of a hue in the range, that differ from most pixels (P, 3) around."""
     best = (-1.0, around[0], around[0])
     for _ in range(20):
-        first = random_colour(rng)
+        first = random_colour(rng, hues, (0.45, 1.0), (0.3, 1.0))
         second = first * rng.uniform(0.55, 0.8) if rng.random() < 0.5 else random_colour(rng)
         gaps = [np.linalg.norm(around - colour, axis=1) for colour in (first, second)]
         contrast = min(float(np.quantile(gap, 0.07)) for gap in gaps)
