@@ -145,15 +145,24 @@ def _add_inference_keys(solo: CfgNode) -> None:
     solo.PRE_NMS_TOPK = 500
     # Instances need at least this score after mask NMS. At most TEST.DETECTIONS_PER_IMAGE are kept.
     solo.KEEP_THRESH_TEST = 0.05
+    # How masks are made binary and resized: "auto" chooses by device; "torch" (the reference),
+    # "tiled" (made for the CPU) and "triton" (CUDA) force one. They differ by rounding alone.
+    solo.MASK_BACKEND = "auto"
     solo.NMS = CfgNode()
-    # Name in the table of solo_d2/inference.py.
+    # Name in the table of solo_d2/inference.py: "matrix", "hard", "soft" or "fast".
     solo.NMS.TYPE = "matrix"
-    # Matrix NMS: "gaussian" (exp(-sigma * iou^2)) or "linear" (1 - iou).
+    # "matrix" and "soft": "gaussian" (exp(-sigma * iou^2)) or "linear" (1 - iou).
     solo.NMS.KERNEL = "gaussian"
-    # Sharpness of the gaussian; the paper's sigma is its inverse.
+    # "matrix" and "soft", gaussian: the sharpness; the papers' sigma is its inverse.
     solo.NMS.SIGMA = 2.0
-    # Hard NMS: masks that overlap a better one of their class by more than this IoU are removed.
+    # "hard" and "fast": masks that overlap a better one of their class by more than this IoU are
+    # removed. "soft", linear: those are the ones whose score is lowered (Soft-NMS paper: 0.3).
     solo.NMS.THRESH = 0.5
+    # Whether masks of different classes compete.
+    solo.NMS.CLASS_AGNOSTIC = False
+    # "auto" chooses by device; "torch" (the reference), "tiled" (made for the CPU) and "triton"
+    # (CUDA) force one. They count the same pixels; scores agree to float32 rounding.
+    solo.NMS.BACKEND = "auto"
 
 
 def _add_data_keys(cfg: CfgNode) -> None:

@@ -1,7 +1,8 @@
 """From head outputs to instances: the only inference, shared by all heads.
 
 Score filter -> cell masks -> mask score -> mask NMS -> top k -> resize; one function per step.
-Where cutting early cannot change the result it is done early: see `score_masks`.
+Where cutting early cannot change the result it is done early: see `score_masks`. Memory does not
+depend on the number of objects; `MaskDecoder` says what it takes.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,20 +14,35 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from solo_d2.ops.binary_masks import (
+    BinaryMasks,
+    binarize_probs,
+    binarize_product,
+    empty_masks,
+)
+from solo_d2.ops.buffers import zero_masks
+from solo_d2.ops.fast_nms import fast_nms
 from solo_d2.ops.hard_nms import hard_nms
-from solo_d2.ops.mask_geometry import mask_boxes, paste_masks
 from solo_d2.ops.matrix_nms import matrix_nms
+from solo_d2.ops.paste_masks import paste_masks
 from solo_d2.ops.point_nms import point_nms
+from solo_d2.ops.soft_nms import soft_nms
+from solo_d2.ops.threads import one_thread
 from solo_d2.structures import Candidates, Cells, HeadOutputs, Predictions, flatten_levels
 
-# Each NMS maps (masks, labels, scores, **params) to new scores; 0 removes.
+# Each NMS maps (masks, labels, scores, **params) to new scores; 0 removes. Here with the parameters
+# that it takes beside those of all.
 NMS: dict[str, tuple[Callable[..., Tensor], tuple[str, ...]]] = {
     "matrix": (matrix_nms, ("kernel", "sigma")),
     "hard": (hard_nms, ("thresh",)),
+    "soft": (soft_nms, ("kernel", "sigma", "thresh")),
+    "fast": (fast_nms, ("thresh",)),
 }
+NMS_PARAMS = ("class_agnostic", "backend")
 
-# Most elements of float masks that exist at once while candidates are scored (64 MiB).
-MASK_CHUNK_ELEMENTS = 1 << 24
+# Elements of the soft masks that a head makes at once (24 MiB as float32): enough for its product
+# to be fast, and little enough for the host's allocator to use the memory again.
+MASK_CHUNK_ELEMENTS = 6 << 20
 
 
 def build_nms(name: str, params: Mapping[str, Any]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -42,12 +58,17 @@ def build_nms(name: str, params: Mapping[str, Any]) -> Callable[[Tensor, Tensor,
     if name not in NMS:
         raise ValueError(f"unknown mask NMS {name!r}: choose one of {', '.join(sorted(NMS))}")
     function, keys = NMS[name]
-    return partial(function, **{key: params[key] for key in keys})
+    return partial(function, **{key: params[key] for key in keys + NMS_PARAMS})
 
 
 @dataclass(frozen=True)
 class MaskDecoder:
     """Makes instances of head outputs.
+
+    Beside the results (a byte a pixel) an image takes on the CPU at most four times `pre_nms_topk`
+    binary masks of a byte a pixel, or as many as it has candidates and `pre_nms_topk` more if that
+    is less; two times 24 MiB of soft masks (or one mask, if that is more) and what the head needs
+    beside them; 8 MiB a thread; and what the NMS takes.
 
     Attributes:
         cell_masks: the head's method that makes mask probabilities (P, H, W) of cells of one image
@@ -57,6 +78,11 @@ class MaskDecoder:
             instance must exceed. On the device of the outputs.
         mask_strides: input pixels of one mask pixel, for each level.
         nms: `f(masks, labels, scores) -> new scores`.
+        mask_product: the head's method that gives kernels (P, E) and a feature (E, H, W) of which
+            `cell_masks` is the sigmoid of the product, or None where it is no product; used because
+            a product can be made tile by tile.
+        backend: how masks are made binary and resized: "auto" by device, "torch" (the reference),
+            "tiled" or "triton".
         score_thresh: least class probability of a candidate, exclusive.
         mask_thresh: least probability of a mask's pixel, exclusive; at least 0.
         pre_nms_topk: candidates that enter NMS.
@@ -69,6 +95,8 @@ class MaskDecoder:
     strides: Tensor
     mask_strides: tuple[int, ...]
     nms: Callable[[Tensor, Tensor, Tensor], Tensor]
+    mask_product: Callable[[HeadOutputs, Cells], tuple[Tensor, Tensor] | None] | None = None
+    backend: str = "auto"
     score_thresh: float = 0.1
     mask_thresh: float = 0.5
     pre_nms_topk: int = 500
@@ -107,8 +135,9 @@ class MaskDecoder:
 
         Maskness is the mean probability over the pixels of the binary mask, hence at most 1: a
         candidate can't end up above its class score. So candidates are taken by falling class
-        score, `pre_nms_topk` at a time, until the next one can't enter the best `pre_nms_topk`
-        any more. The result is the same as if all masks were made, the memory is bounded.
+        score, two times `pre_nms_topk` at once, until the next one can't enter the best
+        `pre_nms_topk` any more. The result is the same as if all masks were made, the memory is
+        bounded.
 
         Args:
             outputs: what the head predicts.
@@ -120,31 +149,43 @@ class MaskDecoder:
             higher class score, then the earlier one, is first.
         """
         found = found.select(found.scores.argsort(descending=True, stable=True))
-        best = self._score_part(outputs, image, found.select(slice(0, self.pre_nms_topk)))
-        for start in range(self.pre_nms_topk, len(found), self.pre_nms_topk):
+        step = 2 * self.pre_nms_topk
+        best = self._score_part(outputs, image, found.select(slice(0, step)))
+        for start in range(step, len(found), step):
             # Rare (more candidates than enter NMS), and worth waiting for the device.
             if len(best) == self.pre_nms_topk and bool(best.scores[-1] >= found.scores[start]):
                 break
-            part = found.select(slice(start, start + self.pre_nms_topk))
+            part = found.select(slice(start, start + step))
             best = best.concatenate(self._score_part(outputs, image, part))
             order = best.scores.argsort(descending=True, stable=True)
             best = best.select(order[: self.pre_nms_topk])
         return best
 
     def _score_part(self, outputs: HeadOutputs, image: int, found: Candidates) -> Candidates:
-        """`score_masks` for few enough candidates to keep all their binary masks."""
-        binary, area, soft_sum = [], [], []
-        for probs in self._soft_masks(outputs, Cells(image, found.cells)):
-            mask = probs > self.mask_thresh
-            binary.append(mask)
-            area.append(mask.sum(dim=(1, 2)))
-            soft_sum.append((probs * mask).sum(dim=(1, 2)))
-        areas = torch.cat(area)
-        maskness = torch.cat(soft_sum) / areas.clamp(min=1)
-        scored = Candidates(found.cells, found.classes, found.scores * maskness, torch.cat(binary))
-        large = areas > self.strides[self.cell_levels[found.cells]]
-        index = scored.scores.argsort(descending=True, stable=True)
-        return scored.select(index[large[index]])
+        """`score_masks` for few enough candidates to make all their binary masks."""
+        # Several classes of a cell share its mask.
+        cells, mask_index = found.cells.unique(return_inverse=True)
+        masks, areas, soft_sums = self._binary_masks(outputs, Cells(image, cells))
+        maskness = soft_sums / areas.clamp(min=1)
+        scores = found.scores * maskness[mask_index]
+        large = areas[mask_index] > self.strides[self.cell_levels[found.cells]]
+        index = scores.argsort(descending=True, stable=True)
+        index = index[large[index]][: self.pre_nms_topk]
+        with one_thread():  # or each row is divided among the threads
+            masks = masks.index_select(0, mask_index[index])
+        return Candidates(found.cells[index], found.classes[index], scores[index], masks)
+
+    def _binary_masks(self, outputs: HeadOutputs, cells: Cells) -> BinaryMasks:
+        product = None if self.mask_product is None else self.mask_product(outputs, cells)
+        if product is not None:
+            return binarize_product(*product, self.mask_thresh, backend=self.backend)
+        result = empty_masks(len(cells.index), outputs.mask_size, cells.index.device)
+        start = 0
+        for probs in self._soft_masks(outputs, cells):
+            part = BinaryMasks(*(x[start : start + len(probs)] for x in result))
+            binarize_probs(probs, self.mask_thresh, out=part)
+            start += len(probs)
+        return result
 
     def suppress(self, found: Candidates) -> Candidates:
         """Mask NMS, then the final score filter and cut.
@@ -182,18 +223,21 @@ class MaskDecoder:
         Returns:
             The instances in the same order.
         """
-        masks = torch.empty(len(found), *output_size, dtype=torch.bool, device=found.scores.device)
+        masks = zero_masks((len(found), *output_size), found.scores.device)
+        boxes = torch.zeros(len(found), 4, device=masks.device)
         start = 0
         for probs in self._soft_masks(outputs, Cells(image, found.cells)):
-            paste_masks(
+            part = slice(start, start + len(probs))
+            boxes[part] = paste_masks(
                 probs,
                 stride=min(self.mask_strides),
                 image_size=image_size,
                 thresh=self.mask_thresh,
-                out=masks[start : start + len(probs)],
+                out=masks[part],
+                backend=self.backend,
             )
             start += len(probs)
-        return Predictions(found.scores, found.classes, masks, mask_boxes(masks))
+        return Predictions(found.scores, found.classes, masks, boxes)
 
     def _soft_masks(self, outputs: HeadOutputs, cells: Cells) -> Iterator[Tensor]:
         """Soft masks (P', H, W) float32 at the finest stride, some cells at a time."""

@@ -25,3 +25,9 @@ def kernel_masks(outputs: KernelOutputs, cells: Cells) -> Tensor:
     """The masks of SOLOv2 by definition."""
     kernels = flatten_levels(outputs.kernel_params)[cells.image, cells.index]
     return dynamic_conv(kernels, outputs.mask_feature[cells.image]).sigmoid()
+
+
+def kernel_product(outputs: KernelOutputs, cells: Cells) -> tuple[Tensor, Tensor]:
+    """The factors of `kernel_masks`, for 1x1 kernels."""
+    kernels = flatten_levels(outputs.kernel_params)[cells.image, cells.index]
+    return kernels, outputs.mask_feature[cells.image]

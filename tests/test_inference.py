@@ -1,15 +1,26 @@
 """Inference: published instances at every stage, wanted deviations, cuts that change nothing."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from solo_d2.inference import MaskDecoder, build_nms, class_probabilities, filter_scores
 from solo_d2.structures import Cells, cell_levels
-from tests.fakes import kernel_masks, kernel_outputs
+from tests.fakes import kernel_masks, kernel_outputs, kernel_product
 from tests.golden import levels, load_golden
 
+ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = load_golden("solov2_inference")
-NMS_PARAMS = {"kernel": "gaussian", "sigma": 2.0, "thresh": 0.5}
+NMS_PARAMS = {
+    "kernel": "gaussian",
+    "sigma": 2.0,
+    "thresh": 0.5,
+    "class_agnostic": False,
+    "backend": "auto",
+}
 RUNS = {
     "": {},
     "linear.": {"nms": build_nms("matrix", {**NMS_PARAMS, "kernel": "linear"})},
@@ -37,13 +48,25 @@ def make_decoder(num_grids=(10, 8, 6, 5, 4), strides=(8, 8, 16, 32, 32), **chang
     return MaskDecoder(**{**settings, **changes})
 
 
+def count_product_masks(made):
+    """`kernel_product` that notes how many masks it is asked for."""
+
+    def counting_product(outputs, cells):
+        made.append(len(cells.index))
+        return kernel_product(outputs, cells)
+
+    return counting_product
+
+
 def sizes(run, name):
     return [tuple(GOLDEN[f"{run}img{b}.{name}"].tolist()) for b in (0, 1)]
 
 
+@pytest.mark.parametrize("product", [None, kernel_product])
+@pytest.mark.parametrize("backend", ["torch", "tiled"])
 @pytest.mark.parametrize("run", RUNS)
-def test_instances_equal_published(run):
-    decoder = make_decoder(**RUNS[run])
+def test_instances_equal_published(run, backend, product):
+    decoder = make_decoder(**RUNS[run], backend=backend, mask_product=product)
     image_sizes, output_sizes = sizes(run, "image_size"), sizes(run, "output_size")
     results = decoder.decode(golden_outputs(), image_sizes, output_sizes)
     for image, (result, size) in enumerate(zip(results, output_sizes, strict=True)):
@@ -131,6 +154,7 @@ def test_masks_in_small_chunks_change_nothing(monkeypatch):
     image_sizes = sizes("", "image_size")
     whole = decoder.decode(outputs, image_sizes, image_sizes)
     monkeypatch.setattr("solo_d2.inference.MASK_CHUNK_ELEMENTS", 3 * 32 * 40)
+    monkeypatch.setattr("solo_d2.ops.paste_masks.BLOCK", 7)
     parts = decoder.decode(outputs, image_sizes, image_sizes)
     for a, b in zip(whole, parts, strict=True):
         torch.testing.assert_close(a.scores, b.scores)
@@ -165,3 +189,97 @@ def test_a_cell_may_give_several_classes():
     result = make_decoder(num_grids=(1,), strides=(8,)).decode(outputs, [(32, 32)], [(32, 32)])[0]
     assert result.classes.tolist() == [0, 1]
     assert (result.scores[0] > result.scores[1]).item()
+
+
+def test_a_cell_with_several_classes_makes_one_mask():
+    made = []
+    logits = [torch.tensor([[[[4.0]], [[3.0]], [[-9.0]]]])]
+    outputs = kernel_outputs(logits, [torch.ones(1, 1, 1, 1)], torch.ones(1, 1, 8, 8))
+    decoder = make_decoder(num_grids=(1,), strides=(8,), mask_product=count_product_masks(made))
+    found = filter_scores(class_probabilities(logits)[0], 0.1)
+    scored = decoder.score_masks(outputs, 0, found)
+    assert len(scored) == 2
+    assert made == [1]
+    assert torch.equal(scored.masks[0], scored.masks[1])
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_modes_of_the_caller_reach_all_threads(mode):
+    decoder = make_decoder(mask_product=kernel_product)
+    plain = golden_outputs()
+    expected = decoder.decode(plain, [(119, 151)] * 2, [(50, 60)] * 2)[0]
+    num_threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        with mode():
+            kernels = [level.clone().requires_grad_() for level in plain.kernel_params]
+            feature = plain.mask_feature.clone().requires_grad_()
+            outputs = kernel_outputs(plain.class_logits, kernels, feature)
+            found = decoder.decode(outputs, [(119, 151)] * 2, [(50, 60)] * 2)[0]
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(num_threads)
+    assert torch.equal(found.masks, expected.masks)
+    assert torch.equal(found.boxes, expected.boxes)
+
+
+def test_triton_finds_the_same():
+    pytest.importorskip("triton")
+    run = "limits."
+    settings = {**RUNS[run], "mask_product": kernel_product}
+    image_sizes, output_sizes = sizes(run, "image_size"), sizes(run, "output_size")
+    expected = make_decoder(**settings, backend="torch")
+    found = make_decoder(**settings, backend="triton")
+    for a, b in zip(
+        expected.decode(golden_outputs(), image_sizes, output_sizes),
+        found.decode(golden_outputs(), image_sizes, output_sizes),
+        strict=True,
+    ):
+        torch.testing.assert_close(a.scores, b.scores)
+        assert torch.equal(a.classes, b.classes)
+        assert (a.masks != b.masks).sum() <= 5
+        assert (a.boxes - b.boxes).abs().max() <= 1
+
+
+MEMORY = """
+import resource, sys, torch
+from functools import partial
+from solo_d2.benchmarks.common import peak_memory
+from solo_d2.benchmarks.head_outputs import make_outputs
+from solo_d2.benchmarks.postprocess import Ours, decode
+
+torch.set_num_threads(2)
+num, height, width = (int(x) for x in sys.argv[1:])
+outputs = make_outputs(num, (200, 304), 256, 80, num)
+way = Ours(torch.device("cpu"))
+decode(way, make_outputs(8, (20, 20), 8, 80, 8), (80, 80), (80, 80))  # libraries are loaded
+call = partial(decode, way, outputs, (800, 1216), (height, width))
+result = []
+print(peak_memory(lambda: result.append(call()), torch.device("cpu")))
+print(result[0].masks.numel())
+print(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def memory_of(num, height, width):
+    pytest.importorskip("pycocotools")
+    arguments = [sys.executable, "-c", MEMORY, *(str(x) for x in (num, height, width))]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    if lines[0] == "None":
+        pytest.skip("the peak is to be had on Linux only")
+    return [int(line) for line in lines]
+
+
+def test_memory_is_as_documented():
+    peak, result, _ = memory_of(600, 480, 640)
+    masks = (600 + 500) * 200 * 304
+    assert peak < result + masks + (2 * 24 + 2 * 8) * 2**20
+
+
+@pytest.mark.slow
+def test_twelve_megapixels_fit_into_four_gigabytes():
+    _, result, whole_process = memory_of(900, 3000, 4000)
+    assert result == 100 * 3000 * 4000
+    assert whole_process < 4 * 10**9

@@ -11,12 +11,11 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
-    COCOEvaluator,
     DatasetEvaluator,
-    LVISEvaluator,
 )
 
 from solo_d2.errors import ConfigError, DatasetError
+from solo_d2.evaluation.coco_results import FastCOCOEvaluator, FastLVISEvaluator
 from solo_d2.evaluation.packages import provide_cityscapes_scripts, provide_lvis
 
 # Named rather than taken from the predictions, so that mask AP has its place among the results also
@@ -70,7 +69,7 @@ def _build_coco(dataset_name: str, output_folder: str) -> DatasetEvaluator:
         DatasetCatalog.get(dataset_name)
     json_file = metadata.get("json_file")
     _require_annotations(dataset_name, json_file)
-    evaluator = COCOEvaluator(
+    evaluator = FastCOCOEvaluator(
         dataset_name, tasks=_TASKS, output_dir=output_folder, allow_cached_coco=False
     )
     if json_file is None:  # it has noted its converted json, which another run may remove
@@ -81,7 +80,7 @@ def _build_coco(dataset_name: str, output_folder: str) -> DatasetEvaluator:
 def _build_lvis(dataset_name: str, output_folder: str) -> DatasetEvaluator:
     provide_lvis()
     _require_annotations(dataset_name, MetadataCatalog.get(dataset_name).get("json_file"))
-    return LVISEvaluator(dataset_name, tasks=_TASKS, output_dir=output_folder)
+    return FastLVISEvaluator(dataset_name, tasks=_TASKS, output_dir=output_folder)
 
 
 def _build_cityscapes(dataset_name: str, _output_folder: str) -> DatasetEvaluator:

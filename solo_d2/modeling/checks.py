@@ -8,6 +8,7 @@ from detectron2.layers import ShapeSpec
 
 from solo_d2.errors import ConfigError
 from solo_d2.inference import NMS
+from solo_d2.ops.mask_iou import BACKENDS
 from solo_d2.targets import CELL_CONFLICTS
 
 GROUP_NORM_GROUPS = 32
@@ -77,8 +78,10 @@ def _check_mask_feature(solo: CfgNode, shapes: Mapping[str, ShapeSpec]) -> None:
 def _check_choices(solo: CfgNode) -> None:
     for key, value, choices in (
         ("CELL_CONFLICT", solo.CELL_CONFLICT, CELL_CONFLICTS),
+        ("MASK_BACKEND", solo.MASK_BACKEND, BACKENDS),
         ("NMS.TYPE", solo.NMS.TYPE, tuple(NMS)),
         ("NMS.KERNEL", solo.NMS.KERNEL, ("gaussian", "linear")),
+        ("NMS.BACKEND", solo.NMS.BACKEND, BACKENDS),
         ("HEAD.KERNEL_SIZE", solo.HEAD.KERNEL_SIZE, (1, 3)),
     ):
         _require(value in choices, key, value, f"one of {choices}")

@@ -1,4 +1,4 @@
-"""Geometry of masks: mass centres, boxes, shrinking of targets, final resize.
+"""Geometry of masks: mass centres, boxes, shrinking of targets.
 
 Vectorised over masks; no function waits for the device.
 """
@@ -6,9 +6,6 @@ Vectorised over masks; no function waits for the device.
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-# Most float32 elements that the final resize holds at once for each of its two steps (64 MiB).
-RESIZE_CHUNK_ELEMENTS = 1 << 24
 
 
 def mask_centers(masks: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,13 +37,37 @@ def mask_boxes(masks: Tensor) -> Tensor:
     """
     if masks.numel() == 0:
         return torch.zeros(len(masks), 4, device=masks.device)
-    edges = []
-    for line in (masks.any(dim=1), masks.any(dim=2)):  # columns, then rows
-        first = line.byte().argmax(dim=1)
-        last = line.shape[1] - line.flip(1).byte().argmax(dim=1)
-        filled = line.any(dim=1)
-        edges += [first * filled, last * filled]
-    return torch.stack([edges[0], edges[2], edges[1], edges[3]], dim=1).float()
+    pixels = masks.view(torch.uint8)  # many times faster than `any` of bool
+    return boxes_of_lines(pixels.amax(dim=1) > 0, pixels.amax(dim=2) > 0)
+
+
+def boxes_of_lines(columns: Tensor, rows: Tensor) -> Tensor:
+    """Tight boxes of masks, from where they have pixels.
+
+    Args:
+        columns: (N, W) bool, whether a mask has pixels in the column.
+        rows: (N, H) bool, the same of rows; W and H are at least 1.
+
+    Returns:
+        (N, 4) float32 as from `mask_boxes`.
+    """
+    (left, right), (top, bottom) = line_spans(columns), line_spans(rows)
+    return torch.stack([left, top, right, bottom], dim=1).float()
+
+
+def line_spans(lines: Tensor) -> tuple[Tensor, Tensor]:
+    """First flag of each row, and one after the last.
+
+    Args:
+        lines: (N, L) bool, L at least 1.
+
+    Returns:
+        (N,) int64 each; both 0 where there is no flag.
+    """
+    flags = lines.byte()
+    first = flags.argmax(dim=1)
+    stop = lines.shape[1] - flags.flip(1).argmax(dim=1)
+    return first, stop * flags.amax(dim=1)
 
 
 def shrink_masks(masks: Tensor, stride: int, size: tuple[int, int]) -> Tensor:
@@ -109,35 +130,3 @@ def _opencv_taps(old: int, new: int, device: torch.device) -> tuple[Tensor, Tens
     pixels = torch.stack([first, (first + 1).clamp(max=old - 1)])
     weights = (torch.stack([1 - fraction, fraction]) * 2048).round().long()
     return pixels.to(device), weights.to(device)
-
-
-def paste_masks(
-    mask_probs: Tensor,
-    *,
-    stride: int,
-    image_size: tuple[int, int],
-    thresh: float,
-    out: Tensor,
-) -> None:
-    """Bring soft masks to the output size: enlarge, cut off the padding, resize, threshold.
-
-    Both resizes are bilinear, as in the published code. Done in chunks of masks, so that the memory
-    beside the result does not depend on their number.
-
-    Args:
-        mask_probs: (M, H, W) float32 over the padded input.
-        stride: input pixels of one mask pixel.
-        image_size: height and width of the image in the padded input.
-        thresh: a pixel is set above this probability.
-        out: (M, H', W') bool at the output size, overwritten.
-    """
-    height, width = mask_probs.shape[1] * stride, mask_probs.shape[2] * stride
-    output_size = (out.shape[1], out.shape[2])
-    chunk = max(1, RESIZE_CHUNK_ELEMENTS // max(height * width, output_size[0] * output_size[1]))
-    for start in range(0, len(mask_probs), chunk):
-        part = mask_probs[start : start + chunk, None]
-        part = F.interpolate(part, size=(height, width), mode="bilinear", align_corners=False)
-        part = part[:, :, : image_size[0], : image_size[1]]
-        if output_size != image_size:
-            part = F.interpolate(part, size=output_size, mode="bilinear", align_corners=False)
-        torch.gt(part[:, 0], thresh, out=out[start : start + chunk])

@@ -1,22 +1,194 @@
-"""Overlaps of binary masks, exact on every device and under autocast."""
+"""Overlaps of binary masks, exact on every device, by every backend and under autocast.
+
+Shape letters: M masks, H and W rows and columns.
+
+Pixels are counted in integers, or in float32 over few enough pixels that it counts exactly, so the
+backends differ in speed alone:
+
+- "torch": one float32 product of all masks; the reference.
+- "tiled": cuts the image into tiles and multiplies, in 8-bit integers where the processor has a
+  fast product for them, only the masks that reach into the tile. Masks are blobs, so most reach
+  into few tiles. The CPU path.
+- "triton": tensor cores, see solo_d2/kernels/mask_overlap.py. The CUDA path.
+"""
+
+import importlib.util
+import os
 
 import torch
 from torch import Tensor
 
+from solo_d2.ops.threads import one_thread
 
-def mask_iou(masks: Tensor) -> Tensor:
+BACKENDS = ("auto", "torch", "tiled", "triton")
+
+# Largest masks in pixels: areas are int32, and so is the end of a kernel's last step.
+MAX_PIXELS = 2**31 - 2**12
+# float32 counts exactly so far; the half precision of autocast does not.
+FLOAT32_COUNTS = 1 << 24
+# Most float32 elements of masks that the reference holds at once (128 MiB).
+CHUNK_ELEMENTS = 1 << 25
+# Rows and columns of a tile, and the pixels that are looked at and copied as one word.
+TILE_ROWS, TILE_COLUMNS, WORD = 40, 64, 8
+
+
+def choose_backend(backend: str, device: torch.device) -> str:
+    """Resolve "auto" by device, and refuse what cannot run there.
+
+    Args:
+        backend: one of `BACKENDS`; anything else raises ValueError.
+        device: of the masks.
+
+    Returns:
+        One of `BACKENDS` other than "auto".
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown mask NMS backend {backend!r}: choose one of {BACKENDS}")
+    if backend == "triton" and device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(f"mask NMS backend 'triton' needs a CUDA device, not {device}")
+    if backend != "auto":
+        return backend
+    if device.type == "cpu":
+        return "tiled"
+    has_triton = device.type == "cuda" and importlib.util.find_spec("triton") is not None
+    return "triton" if has_triton else "torch"
+
+
+def mask_iou(masks: Tensor, *, backend: str = "auto") -> Tensor:
     """Intersection over union of all pairs of masks.
 
     Args:
         masks: (M, H, W) bool.
+        backend: one of `BACKENDS`.
 
     Returns:
         (M, M) float32, symmetric; 0 where both masks are empty, so never NaN.
     """
-    flat = masks.flatten(1).float()
-    # float32 counts exactly up to 2^24 pixels; the half precision of autocast does not.
-    with torch.autocast(masks.device.type, enabled=False):
-        intersection = flat @ flat.T
-    area = intersection.diagonal()
-    union = area[:, None] + area[None, :] - intersection
-    return intersection / union.clamp(min=1)
+    groups = torch.zeros(len(masks), dtype=torch.int64, device=masks.device)
+    overlaps = mask_overlaps(masks, groups, backend=backend)
+    upper = iou_rows(overlaps, 0, len(masks), masks[0:1].numel())
+    own = (overlaps.diagonal() > 0).float()
+    return upper + upper.T + own.diag()
+
+
+def mask_overlaps(masks: Tensor, groups: Tensor, *, backend: str = "auto") -> Tensor:
+    """Pixels that masks have in common with later masks of their group.
+
+    Args:
+        masks: (M, H, W) bool, at most `MAX_PIXELS` pixels each.
+        groups: (M,) int64; masks of different groups are not compared.
+        backend: one of `BACKENDS`.
+
+    Returns:
+        (M, M) int32: the areas on the diagonal, intersections above it, 0 between groups. What is
+        below the diagonal has no meaning.
+    """
+    backend = choose_backend(backend, masks.device)
+    num_pixels = masks.shape[1] * masks.shape[2]
+    if num_pixels > MAX_PIXELS:
+        raise ValueError(f"masks of {num_pixels} pixels: at most {MAX_PIXELS} can be counted")
+    if backend == "triton":
+        from solo_d2.kernels.mask_overlap import mask_overlaps_triton
+
+        return mask_overlaps_triton(masks, groups)
+    if backend == "torch":
+        overlaps = _overlaps_torch(masks)
+    else:
+        with one_thread():
+            overlaps = _overlaps_tiled(masks)
+    return overlaps.masked_fill_(groups[:, None] != groups[None, :], 0)
+
+
+def iou_rows(overlaps: Tensor, start: int, stop: int, num_pixels: int) -> Tensor:
+    """IoU of some masks with all later masks of their group.
+
+    The quotient is the float32 number next to the true one. Up to 2^23 pixels float32 holds every
+    count and every sum of two areas exactly, and the division rounds once; beyond, float64 does.
+
+    Args:
+        overlaps: what `mask_overlaps` returns.
+        start: first row wanted.
+        stop: end of the rows wanted, exclusive.
+        num_pixels: H * W.
+
+    Returns:
+        (stop - start, M - start) float32: row r, column c is the IoU of the masks start + r and
+        start + c where c > r, and 0 elsewhere.
+    """
+    dtype = torch.float32 if 2 * num_pixels <= FLOAT32_COUNTS else torch.float64
+    area = overlaps.diagonal()[start:].to(dtype)
+    shared = overlaps[start:stop, start:].to(dtype).triu_(diagonal=1)
+    union = (area[: stop - start, None] + area[None, :]).sub_(shared).clamp_(min=1)
+    return shared.div_(union).float()
+
+
+def _overlaps_torch(masks: Tensor) -> Tensor:
+    """`mask_overlaps` of one group by a float32 product, some pixels at a time."""
+    num_masks = len(masks)
+    flat = masks.flatten(1)
+    result = torch.zeros(num_masks, num_masks, dtype=torch.int32, device=masks.device)
+    step = max(1, min(FLOAT32_COUNTS, CHUNK_ELEMENTS // max(num_masks, 1)))
+    for part in flat.split(step, dim=1) if flat.shape[1] else ():
+        # 0 and 1 survive any rounding of the inputs (TF32), and float32 sums them up exactly.
+        with torch.autocast(masks.device.type, enabled=False):
+            floats = part.float()
+            result += (floats @ floats.T).int()
+    return result
+
+
+def _overlaps_tiled(masks: Tensor) -> Tensor:
+    """`mask_overlaps` of one group, tile by tile, on one thread (see `one_thread`).
+
+    Beside the result (4 bytes a pair) it holds the masks' bytes in one tile and, where W is no
+    multiple of 8 or the masks are strided, one padded copy of the masks.
+    """
+    num_masks = len(masks)
+    result = torch.zeros(num_masks, num_masks, dtype=torch.int32, device=masks.device)
+    if masks.numel() == 0:
+        return result
+    step = TILE_COLUMNS // WORD
+    for band in _as_words(masks).split(TILE_ROWS, dim=1):
+        # A word of 0/1 bytes is positive where any of its pixels is set.
+        columns = band.amax(dim=1)
+        for start in range(0, columns.shape[1], step):
+            tile = band[:, :, start : start + step]
+            reached = columns[:, start : start + step].amax(dim=1).nonzero()[:, 0]
+            if 2 * len(reached) > num_masks:  # choosing would cost more than it saves
+                result += _count_pairs(tile)
+            elif len(reached) > 0:
+                pairs = reached[:, None] * num_masks + reached
+                counts = _count_pairs(tile.index_select(0, reached))
+                result.view(-1).index_add_(0, pairs.view(-1), counts.view(-1))
+    return result
+
+
+def _as_words(masks: Tensor) -> Tensor:
+    """(M, H, ceil(W / 8)) int64 of 8 pixels each, a view where W is a multiple of 8."""
+    width = masks.shape[2]
+    if width % WORD:
+        # What the rows are filled up with are pixels that no mask has.
+        masks = torch.nn.functional.pad(masks.view(torch.uint8), (0, WORD - width % WORD))
+    masks = masks.contiguous()
+    if masks.storage_offset() % WORD:
+        masks = masks.clone()
+    return masks.view(torch.int64)
+
+
+def _count_pairs(words: Tensor) -> Tensor:
+    """(M, M) int32: pixels in common of (M, rows, columns) int64 words of 8 pixels."""
+    pixels = words.flatten(1).contiguous().view(torch.int8)
+    if has_fast_int8_product(words.device):
+        return torch._int_mm(pixels, pixels.T)
+    with torch.autocast(words.device.type, enabled=False):
+        floats = pixels.float()
+        counts: Tensor = floats @ floats.T
+        return counts.int()
+
+
+def has_fast_int8_product(device: torch.device) -> bool:
+    """Whether `torch._int_mm` beats float32: oneDNN has it, and the processor the instructions."""
+    return (
+        device.type == "cpu"
+        and torch.backends.mkldnn.is_available()
+        and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    )

@@ -1,13 +1,29 @@
 """Matrix NMS (SOLOv2, arXiv:2003.10152, section 2.2)."""
 
+from collections.abc import Sequence
+from functools import partial
+
 import torch
 from torch import Tensor
 
-from solo_d2.ops.mask_iou import mask_iou
+from solo_d2.ops.mask_iou import iou_rows, mask_overlaps
+from solo_d2.ops.nms_family import apply_nms, check_choice, upper_iou
+
+KERNELS = ("gaussian", "linear")
+# Rows of the IoU matrix that are made, used twice and forgotten while the cache has them.
+ROWS_AT_ONCE = 64
 
 
 def matrix_nms(
-    masks: Tensor, labels: Tensor, scores: Tensor, *, kernel: str = "gaussian", sigma: float = 2.0
+    masks: Tensor,
+    labels: Tensor,
+    scores: Tensor,
+    *,
+    kernel: str = "gaussian",
+    sigma: float = 2.0,
+    class_agnostic: bool = False,
+    num_per_image: Sequence[int] | None = None,
+    backend: str = "auto",
 ) -> Tensor:
     """Lower each score by its mask's overlap with better masks of the same class.
 
@@ -21,17 +37,46 @@ def matrix_nms(
         scores: (M,) float32 in [0, 1], not increasing. Of two equal ones the earlier is better.
         kernel: "gaussian" or "linear"; anything else raises ValueError.
         sigma: sharpness of the gaussian, no unit; larger removes more. Unused by "linear".
+        class_agnostic: whether masks of different classes lower each other too.
+        num_per_image: masks of each image where there are several, one after the other; each
+            image's are best first. None for one image.
+        backend: "auto" by device, "torch", "tiled" or "triton" (see `solo_d2.ops.mask_iou`).
 
     Returns:
         (M,) float32, finite, never above `scores`, in input order; (0,) for no masks.
     """
-    if kernel not in ("gaussian", "linear"):
-        raise ValueError(f"unknown Matrix NMS kernel {kernel!r}: choose 'gaussian' or 'linear'")
-    if len(masks) == 0:
-        return scores.clone()
-    same_class = labels[:, None] == labels[None, :]
+    check_choice("Matrix NMS kernel", kernel, KERNELS)
+    return apply_nms(
+        partial(_matrix_nms, kernel=kernel, sigma=sigma),
+        masks,
+        labels,
+        scores,
+        class_agnostic=class_agnostic,
+        num_per_image=num_per_image,
+        backend=backend,
+    )
+
+
+def _matrix_nms(
+    masks: Tensor, groups: Tensor, scores: Tensor, backend: str, *, kernel: str, sigma: float
+) -> Tensor:
+    if backend == "torch":
+        return _matrix_nms_torch(masks, groups, scores, kernel=kernel, sigma=sigma)
+    overlaps = mask_overlaps(masks, groups, backend=backend)
+    num_pixels = masks.shape[1] * masks.shape[2]
+    if backend == "triton":
+        from solo_d2.kernels.nms_decay import matrix_nms_decay_triton
+
+        return matrix_nms_decay_triton(overlaps, scores, num_pixels, kernel=kernel, sigma=sigma)
+    return _decay_by_rows(overlaps, scores, num_pixels, kernel=kernel, sigma=sigma)
+
+
+def _matrix_nms_torch(
+    masks: Tensor, groups: Tensor, scores: Tensor, *, kernel: str, sigma: float
+) -> Tensor:
+    """The equation on whole matrices: the reference."""
     # iou[i, j]: overlap of j with the better mask i of its class, else 0.
-    iou = (mask_iou(masks) * same_class).triu(diagonal=1)
+    iou = upper_iou(masks, groups, "torch")
     worst = iou.amax(dim=0)[:, None]  # how much mask i itself is overlapped by better ones
     if kernel == "gaussian":
         decay = torch.exp(-sigma * (iou.square() - worst.square()))
@@ -41,3 +86,31 @@ def matrix_nms(
         decay = (1 - iou) / (1 - worst).clamp(min=torch.finfo(iou.dtype).tiny)
         decay = torch.where(worst < 1, decay, torch.ones_like(decay))
     return scores * decay.amin(dim=0).clamp(max=1)
+
+
+def _decay_by_rows(
+    overlaps: Tensor, scores: Tensor, num_pixels: int, *, kernel: str, sigma: float
+) -> Tensor:
+    """The same from counts, in one pass: when a row's turn comes, all better ones were seen.
+
+    f falls, so the least quotient of the gaussian is the one with the largest iou^2 - worst^2, and
+    one exponential a mask is enough.
+    """
+    worst = torch.zeros_like(scores)
+    # The gaussian's largest exponent, the linear kernel's least quotient; a mask without better
+    # ones keeps its score.
+    extreme = torch.zeros_like(scores) if kernel == "gaussian" else torch.ones_like(scores)
+    for start in range(0, len(scores), ROWS_AT_ONCE):
+        stop = min(start + ROWS_AT_ONCE, len(scores))
+        iou = iou_rows(overlaps, start, stop, num_pixels)
+        torch.maximum(worst[start:], iou.amax(dim=0), out=worst[start:])
+        own = worst[start:stop, None]
+        if kernel == "gaussian":
+            most = iou.square_().sub_(own.square()).amax(dim=0)
+            torch.maximum(extreme[start:], most, out=extreme[start:])
+        else:
+            # A mask that is itself a duplicate has no say.
+            floor = torch.where(own < 1, 1 - own, 1e-30)
+            least = (1 - iou).div_(floor).masked_fill_(own >= 1, 1).amin(dim=0)
+            torch.minimum(extreme[start:], least, out=extreme[start:])
+    return scores * (torch.exp(-sigma * extreme) if kernel == "gaussian" else extreme)

@@ -4,7 +4,7 @@ from torch.nn import functional as F
 
 from solo_d2.ops.coords import append_coords
 from solo_d2.ops.dynamic_conv import dynamic_conv
-from solo_d2.ops.mask_geometry import mask_boxes, mask_centers, paste_masks, shrink_masks
+from solo_d2.ops.mask_geometry import mask_boxes, mask_centers, shrink_masks
 
 
 def random_masks(num, height, width, seed=0):
@@ -57,26 +57,6 @@ def test_shrinking_by_one_pads_and_odd_factors_are_refused():
     assert torch.equal(shrink_masks(masks, 1, (8, 8))[:, :5, :6], masks)
     with pytest.raises(ValueError, match="even factor, not by 3"):
         shrink_masks(masks, 3, (2, 2))
-
-
-@pytest.mark.parametrize("output_size", [(40, 50), (80, 100), (17, 31)])
-def test_pasting_equals_the_two_resizes(output_size):
-    probs = torch.rand(5, 12, 16)
-    out = torch.empty(5, *output_size, dtype=torch.bool)
-    paste_masks(probs, stride=4, image_size=(40, 50), thresh=0.5, out=out)
-    big = F.interpolate(probs[None], scale_factor=4, mode="bilinear", align_corners=False)
-    big = big[:, :, :40, :50]
-    big = F.interpolate(big, size=output_size, mode="bilinear", align_corners=False)[0]
-    assert torch.equal(out, big > 0.5)
-
-
-def test_pasting_in_chunks_changes_nothing(monkeypatch):
-    probs = torch.rand(7, 12, 16)
-    out = torch.empty(2, 7, 33, 44, dtype=torch.bool)
-    for result, elements in zip(out, (1 << 24, 1), strict=True):
-        monkeypatch.setattr("solo_d2.ops.mask_geometry.RESIZE_CHUNK_ELEMENTS", elements)
-        paste_masks(probs, stride=4, image_size=(47, 60), thresh=0.5, out=result)
-    assert torch.equal(out[0], out[1])
 
 
 def test_coords_run_from_minus_one_to_one():

@@ -1,4 +1,4 @@
-"""Matrix NMS and hard NMS: published values, the slow reference, and the cases that go wrong."""
+"""The mask NMS: published values, slow references, properties, and the cases that go wrong."""
 
 import numpy as np
 import pytest
@@ -7,10 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from solo_d2.inference import NMS, build_nms
+from solo_d2.ops.fast_nms import fast_nms
 from solo_d2.ops.hard_nms import hard_nms
-from solo_d2.ops.mask_iou import mask_iou
+from solo_d2.ops.mask_iou import BACKENDS
 from solo_d2.ops.matrix_nms import matrix_nms
+from solo_d2.ops.soft_nms import soft_nms
 from tests.golden import load_golden
+from tests.ops.nms_cases import FAMILY, random_case
 from tests.reference import nms as reference
 
 GOLDEN = load_golden("matrix_nms")
@@ -19,80 +22,199 @@ VARIANTS = {
     "gaussian_sigma0.5": {"kernel": "gaussian", "sigma": 0.5},
     "linear": {"kernel": "linear"},
 }
-PARAMS = {"kernel": "gaussian", "sigma": 2.0, "thresh": 0.5}
+PARAMS = {
+    "kernel": "gaussian",
+    "sigma": 2.0,
+    "thresh": 0.5,
+    "class_agnostic": False,
+    "backend": "auto",
+}
+# Triton is left to tests/kernels: its interpreter is slow.
+ON_CPU = ("torch", "tiled")
+
+cases = st.builds(
+    random_case,
+    num=st.integers(0, 24),
+    seed=st.integers(0, 9999),
+    height=st.integers(1, 30),
+    width=st.integers(1, 30),
+    classes=st.integers(1, 4),
+)
+family = pytest.mark.parametrize("name", FAMILY)
+backends = pytest.mark.parametrize("backend", ON_CPU)
+few = settings(deadline=None, max_examples=10)
 
 
 def golden_case(case):
     return [GOLDEN[f"{case}_{name}"] for name in ("masks", "labels", "scores")]
 
 
-def random_case(num, seed, height=13, width=7, classes=2):
-    generator = torch.Generator().manual_seed(seed)
-    centers = torch.rand(num, 2, generator=generator) * torch.tensor([height, width])
-    radius = torch.rand(num, 1, 1, generator=generator) * height / 2
-    y = (torch.arange(height) - centers[:, :1]).abs()[:, :, None]
-    x = (torch.arange(width) - centers[:, 1:]).abs()[:, None, :]
-    masks = y + x < radius
-    labels = torch.randint(classes, (num,), generator=generator)
-    scores = torch.rand(num, generator=generator).sort(descending=True).values
-    return masks, labels, scores
-
-
+@backends
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("case", ["main", "n1", "same2", "diff2", "chain3"])
-def test_matrix_nms_equals_published(case, variant):
-    result = matrix_nms(*golden_case(case), **VARIANTS[variant])
+def test_matrix_nms_equals_published(case, variant, backend):
+    result = matrix_nms(*golden_case(case), **VARIANTS[variant], backend=backend)
     torch.testing.assert_close(result, GOLDEN[f"{case}_{variant}"], rtol=1e-5, atol=1e-6)
 
 
+@backends
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_matrix_nms_is_finite_where_published_is_nan(variant):
+def test_matrix_nms_is_finite_where_published_is_nan(variant, backend):
     masks, labels, scores = golden_case("empty2")
-    assert torch.equal(matrix_nms(masks, labels, scores, **VARIANTS[variant]), scores)
-    linear = matrix_nms(*golden_case("same3"), kernel="linear")
+    result = matrix_nms(masks, labels, scores, **VARIANTS[variant], backend=backend)
+    assert torch.equal(result, scores)
+    linear = matrix_nms(*golden_case("same3"), kernel="linear", backend=backend)
     assert GOLDEN["same3_linear"].isnan().any()
     assert linear.tolist() == [pytest.approx(0.9), 0.0, 0.0]
 
 
+@backends
 @pytest.mark.parametrize("thresh", [0.5, 0.3])
 @pytest.mark.parametrize("case", ["main", "n1", "same2", "same3", "diff2", "chain3", "empty2"])
-def test_hard_nms_equals_published(case, thresh):
-    kept = hard_nms(*golden_case(case), thresh=thresh) > 0
+def test_hard_nms_equals_published(case, thresh, backend):
+    kept = hard_nms(*golden_case(case), thresh=thresh, backend=backend) > 0
     assert torch.equal(kept, GOLDEN[f"{case}_mask_nms_keep_thr{thresh}"])
 
 
-def test_matrix_nms_by_hand():
+def row_of_three():
+    """Three masks in a row; neighbours share 1 of 3 pixels."""
     masks = torch.zeros(3, 1, 4, dtype=torch.bool)
     masks[0, 0, :2] = masks[1, 0, 1:3] = masks[2, 0, 2:] = True
-    scores = torch.tensor([0.9, 0.8, 0.7])
-    labels = torch.zeros(3, dtype=torch.int64)
-    # Neighbours share 1 of 3 pixels. The second is decayed by 2/3; the third by 2/3 too, but the
-    # second, itself decayed by 2/3, takes that back.
-    result = matrix_nms(masks, labels, scores, kernel="linear")
-    torch.testing.assert_close(result, torch.tensor([0.9, 0.8 * 2 / 3, 0.7]))
+    return masks, torch.zeros(3, dtype=torch.int64), torch.tensor([0.9, 0.8, 0.7])
 
 
-@given(num=st.integers(0, 30), seed=st.integers(0, 999), classes=st.integers(1, 3))
-@settings(deadline=None, max_examples=40)
-def test_equals_slow_loops(num, seed, classes):
-    masks, labels, scores = random_case(num, seed, classes=classes)
-    arrays = [x.numpy() for x in (masks, labels, scores)]
-    for kernel in ("gaussian", "linear"):
-        expected = reference.matrix_nms(*arrays, kernel=kernel)
-        result = matrix_nms(masks, labels, scores, kernel=kernel)
-        np.testing.assert_allclose(result.numpy(), expected, rtol=1e-4, atol=1e-6)
-    expected = reference.hard_nms(*arrays)
-    np.testing.assert_allclose(hard_nms(masks, labels, scores).numpy(), expected)
+@backends
+def test_by_hand(backend):
+    case = row_of_three()
+
+    def check(result, *expected):
+        torch.testing.assert_close(result, torch.tensor(expected))
+
+    # The second is decayed by 2/3; the third by 2/3 too, but the second, itself decayed by 2/3,
+    # takes that back.
+    check(matrix_nms(*case, kernel="linear", backend=backend), 0.9, 0.8 * 2 / 3, 0.7)
+    # The second is gone, so the third stays; but in fast NMS the removed one still removes.
+    check(hard_nms(*case, thresh=0.3, backend=backend), 0.9, 0.0, 0.7)
+    check(fast_nms(*case, thresh=0.3, backend=backend), 0.9, 0.0, 0.0)
+    # The second falls to 0.53, so the third is taken before it, and lowers it once more.
+    soft = soft_nms(*case, kernel="linear", thresh=0.3, backend=backend)
+    check(soft, 0.9, 0.8 * 2 / 3 * 2 / 3, 0.7)
+    at_thresh = soft_nms(*case, kernel="linear", thresh=1 / 3, backend=backend)
+    check(at_thresh, *case[2].tolist())
 
 
-@pytest.mark.parametrize("name", NMS)
-def test_scores_never_rise_and_input_is_not_changed(name):
-    masks, labels, scores = random_case(50, seed=1)
-    before = scores.clone()
-    result = build_nms(name, PARAMS)(masks, labels, scores)
-    assert torch.equal(scores, before)
-    assert (result <= scores).all()
-    assert (result >= 0).all()
+@backends
+@family
+@given(case=cases)
+@few
+def test_equals_slow_loops(name, backend, case):
+    function, slow, params = FAMILY[name]
+    expected = slow(*[x.numpy() for x in case], **params)
+    result = function(*case, **params, backend=backend).numpy()
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-6)
+
+
+@family
+@given(case=cases)
+@few
+def test_scores_never_rise_and_input_stays(name, case):
+    function, _, params = FAMILY[name]
+    before = [x.clone() for x in case]
+    result = function(*case, **params)
+    assert all(torch.equal(x, y) for x, y in zip(case, before, strict=True))
+    assert result.dtype == torch.float32
+    assert ((result >= 0) & (result <= case[2])).all()
+    if len(result):
+        assert result[0] == case[2][0]  # nothing is better than the best
+
+
+@family
+@given(case=cases, seed=st.integers(0, 99))
+@few
+def test_names_of_classes_do_not_matter(name, case, seed):
+    function, _, params = FAMILY[name]
+    masks, labels, scores = case
+    renamed = torch.randperm(80, generator=torch.Generator().manual_seed(seed))[labels]
+    result = function(masks, labels, scores, **params)
+    assert torch.equal(function(masks, renamed, scores, **params), result)
+
+
+@family
+@given(case=cases)
+@few
+def test_class_agnostic_is_one_class(name, case):
+    function, _, params = FAMILY[name]
+    masks, labels, scores = case
+    expected = function(masks, torch.zeros_like(labels), scores, **params)
+    assert torch.equal(function(*case, **params, class_agnostic=True), expected)
+
+
+@pytest.mark.parametrize("name", ["hard", "fast"])
+@given(case=cases)
+@few
+def test_a_second_time_removes_nothing(name, case):
+    """True of those that keep or remove: the survivors do not overlap. Decays multiply instead."""
+    function, _, params = FAMILY[name]
+    kept = function(*case, **params) > 0
+    survivors = [x[kept] for x in case]
+    assert torch.equal(function(*survivors, **params), survivors[2])
+
+
+@backends
+@family
+@given(first=cases, seed=st.integers(0, 9999), nums=st.lists(st.integers(0, 20), max_size=3))
+@few
+def test_several_images_are_as_one_by_one(name, backend, first, seed, nums):
+    function, _, params = FAMILY[name]
+    size = first[0].shape[1:]
+    images = [first] + [random_case(num, seed + num, *size, classes=3) for num in nums]
+    expected = [function(*image, **params, backend=backend) for image in images]
+    together = [torch.cat(parts) for parts in zip(*images, strict=True)]
+    counts = [len(image[0]) for image in images]
+    result = function(*together, **params, num_per_image=counts, backend=backend)
+    assert torch.equal(result, torch.cat(expected))
+    everyone = function(
+        *together, **params, num_per_image=counts, class_agnostic=True, backend=backend
+    )
+    alone = [function(*image, **params, class_agnostic=True, backend=backend) for image in images]
+    assert torch.equal(everyone, torch.cat(alone))
+
+
+@family
+@pytest.mark.parametrize("size", [(7, 13), (100, 167)])
+@pytest.mark.parametrize("num", [1, 17, 129])
+def test_backends_agree(num, size, name):
+    function, _, params = FAMILY[name]
+    case = random_case(num, num, *size, classes=3)
+    expected = function(*case, **params, backend="torch")
+    torch.testing.assert_close(
+        function(*case, **params, backend="tiled"), expected, rtol=1e-6, atol=1e-7
+    )
+
+
+@pytest.mark.parametrize("name", ["matrix-linear", "hard", "soft-gaussian", "fast"])
+def test_many_masks(name):
+    function, _, params = FAMILY[name]
+    case = random_case(3000, 7, 9, 16, classes=40)
+    result = function(*case, **params, backend="tiled")
+    assert (result <= case[2]).all()
+    torch.testing.assert_close(
+        result, function(*case, **params, backend="torch"), rtol=1e-6, atol=1e-7
+    )
+
+
+@backends
+@pytest.mark.parametrize("fill", [True, False])
+@family
+def test_all_full_or_all_empty(name, fill, backend):
+    function, slow, params = FAMILY[name]
+    masks = torch.full((5, 6, 9), fill)
+    labels, scores = torch.zeros(5, dtype=torch.int64), torch.full((5,), 0.5)
+    result = function(masks, labels, scores, **params, backend=backend).numpy()
+    expected = slow(masks.numpy(), labels.numpy(), scores.numpy(), **params)
+    np.testing.assert_allclose(result, expected, rtol=1e-6)
+    if not fill:
+        assert (result == 0.5).all()
 
 
 @pytest.mark.parametrize("name", NMS)
@@ -103,25 +225,71 @@ def test_no_masks(name):
     assert result.dtype == torch.float32
 
 
-@pytest.mark.parametrize("name", NMS)
-def test_not_contiguous(name):
-    masks, labels, scores = random_case(9, seed=2)
+@backends
+@family
+def test_masks_without_pixels(name, backend):
+    function, _, params = FAMILY[name]
+    scores = torch.tensor([0.5, 0.25])
+    result = function(
+        torch.zeros(2, 0, 8, dtype=torch.bool),
+        torch.zeros(2).long(),
+        scores,
+        **params,
+        backend=backend,
+    )
+    assert torch.equal(result, scores)
+
+
+@backends
+@family
+def test_not_contiguous_half_and_autocast(name, backend):
+    function, _, params = FAMILY[name]
+    masks, labels, scores = random_case(9, seed=2, height=24, width=16)
+    scores = scores.half().float()
+    expected = function(masks, labels, scores, **params, backend=backend)
     wide = masks.repeat_interleave(2, dim=2)[:, :, ::2]
-    nms = build_nms(name, PARAMS)
-    assert torch.equal(nms(wide, labels, scores), nms(masks, labels, scores))
-
-
-def test_iou_is_exact_under_autocast():
-    masks = torch.ones(2, 300, 400, dtype=torch.bool)
-    masks[1, 0, 0] = False  # 120,000 pixels: bfloat16 can't tell the two apart
+    turned = masks.transpose(1, 2).contiguous().transpose(1, 2)
+    moved = torch.cat([torch.zeros(3, dtype=torch.bool), masks.flatten()])[3:].view_as(masks)
+    for strided in (wide, turned, moved):
+        result = function(strided, labels, scores, **params, backend=backend)
+        assert torch.equal(result, expected)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        iou = mask_iou(masks)
-    assert iou.dtype == torch.float32
-    assert iou[0, 1].item() == pytest.approx(119_999 / 120_000, abs=1e-7)
+        result = function(masks, labels, scores.half(), **params, backend=backend)
+    assert torch.equal(result, expected)
+
+
+@pytest.mark.parametrize("name", NMS)
+def test_table_passes_parameters_on(name):
+    case = random_case(30, seed=5, classes=3)
+    functions = {"matrix": reference.matrix_nms, "hard": reference.hard_nms}
+    functions |= {"soft": reference.soft_nms, "fast": reference.fast_nms}
+    params = {"kernel": "linear", "sigma": 1.0, "thresh": 0.2, "class_agnostic": True}
+    arrays = [x.numpy() for x in case]
+    arrays[1] = np.zeros_like(arrays[1])
+    used = {key: params[key] for key in NMS[name][1] if key in params}
+    expected = functions[name](*arrays, **used)
+    result = build_nms(name, params | {"backend": "torch"})(*case)
+    np.testing.assert_allclose(result.numpy(), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_unknown_names_list_the_choices():
-    with pytest.raises(ValueError, match="'gaussian' or 'linear'"):
-        matrix_nms(*golden_case("main"), kernel="cubic")
-    with pytest.raises(ValueError, match="hard, matrix"):
+    case = golden_case("main")
+    for function in (matrix_nms, soft_nms):
+        with pytest.raises(ValueError, match="'gaussian' or 'linear'"):
+            function(*case, kernel="cubic")
+    for function in (matrix_nms, hard_nms, soft_nms, fast_nms):
+        with pytest.raises(ValueError, match="'auto', 'torch', 'tiled', 'triton'"):
+            function(*case, backend="cuda")
+    with pytest.raises(ValueError, match="fast, hard, matrix, soft"):
         build_nms("none", PARAMS)
+    assert BACKENDS[0] == "auto"
+
+
+def test_what_does_not_fit_is_refused():
+    masks, labels, scores = golden_case("main")
+    with pytest.raises(ValueError, match="bool"):
+        matrix_nms(masks.float(), labels, scores)
+    with pytest.raises(ValueError, match="as many labels"):
+        matrix_nms(masks, labels[1:], scores)
+    with pytest.raises(ValueError, match="of the images"):
+        matrix_nms(masks, labels, scores, num_per_image=[1, 2])

@@ -39,3 +39,31 @@ def hard_nms(masks, labels, scores, thresh=0.5):
             kept.append(j)
             result[j] = scores[j]
     return result
+
+
+def fast_nms(masks, labels, scores, thresh=0.5):
+    """YOLACT, section 3.3: removed masks remove others too."""
+    result = np.zeros(len(masks))
+    for j in range(len(masks)):
+        if all(labels[i] != labels[j] or iou(masks[i], masks[j]) <= thresh for i in range(j)):
+            result[j] = scores[j]
+    return result
+
+
+def soft_nms(masks, labels, scores, kernel="gaussian", sigma=2.0, thresh=0.5):
+    """Soft-NMS, the pseudo-code of figure 3, with sigma multiplied instead of divided by."""
+
+    def f(x):
+        if kernel == "gaussian":
+            return math.exp(-sigma * x * x)
+        return 1 - x if x > thresh else 1.0
+
+    result = np.array(scores, dtype=np.float64)
+    left = list(range(len(masks)))
+    while left:
+        best = max(left, key=lambda i: (result[i], -i))
+        left.remove(best)
+        for i in left:
+            if labels[i] == labels[best]:
+                result[i] *= f(iou(masks[best], masks[i]))
+    return result

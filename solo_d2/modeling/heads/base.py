@@ -71,6 +71,21 @@ class SOLOHeadBase(nn.Module, ABC, Generic[Outputs]):
             (P, H, W) mask probabilities; (0, H, W), still connected to the outputs, for no cells.
         """
 
+    def mask_product(self, outputs: Outputs, cells: Cells) -> tuple[Tensor, Tensor] | None:
+        """The factors of the masks of chosen cells, for a head whose masks are a matrix product.
+
+        Inference then never makes all pixels of all float masks at once.
+
+        Args:
+            outputs: what `forward` returned.
+            cells: P cells of one image; possibly none.
+
+        Returns:
+            Kernels (P, E) and a feature (E, H, W), such that `cell_masks` is the sigmoid of their
+            product; None for other heads.
+        """
+        return None
+
     def level_features(self, features: dict[str, Tensor]) -> list[Tensor]:
         """The feature of each level, resized to the stride at which the head sees it.
 

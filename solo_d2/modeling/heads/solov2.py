@@ -144,7 +144,16 @@ class SOLOv2Head(SOLOHeadBase[SOLOv2Outputs]):
 
     def cell_masks(self, outputs: SOLOv2Outputs, cells: Cells) -> Tensor:
         """Convolve the mask feature with the cells' kernels; see `SOLOHeadBase.cell_masks`."""
+        kernels = self._cell_kernels(outputs, cells)
+        return dynamic_conv(kernels, outputs.mask_feature[cells.image]).sigmoid_()
+
+    def mask_product(self, outputs: SOLOv2Outputs, cells: Cells) -> tuple[Tensor, Tensor] | None:
+        """The cells' kernels and the mask feature, for 1x1; see `SOLOHeadBase.mask_product`."""
+        if self.kernel_size > 1:
+            return None
+        return self._cell_kernels(outputs, cells), outputs.mask_feature[cells.image]
+
+    def _cell_kernels(self, outputs: SOLOv2Outputs, cells: Cells) -> Tensor:
+        """The kernels (P, D) of chosen cells."""
         image = slice(cells.image, cells.image + 1)
-        kernels = flatten_levels([level[image] for level in outputs.kernel_params])[0]
-        kernels = kernels[cells.index]  # (P, D)
-        return dynamic_conv(kernels, outputs.mask_feature[cells.image]).sigmoid()
+        return flatten_levels([level[image] for level in outputs.kernel_params])[0][cells.index]

@@ -88,6 +88,8 @@ class SOLO(nn.Module):
             "kernel": solo.NMS.KERNEL,
             "sigma": solo.NMS.SIGMA,
             "thresh": solo.NMS.THRESH,
+            "class_agnostic": solo.NMS.CLASS_AGNOSTIC,
+            "backend": solo.NMS.BACKEND,
         }
         return {
             "backbone": backbone,
@@ -104,6 +106,7 @@ class SOLO(nn.Module):
             },
             "decoder_params": {
                 "nms": build_nms(solo.NMS.TYPE, nms_params),
+                "backend": solo.MASK_BACKEND,
                 "score_thresh": solo.SCORE_THRESH_TEST,
                 "mask_thresh": solo.MASK_THRESH_TEST,
                 "pre_nms_topk": solo.PRE_NMS_TOPK,
@@ -227,6 +230,7 @@ class SOLO(nn.Module):
             cell_levels=self.cell_levels,
             strides=self.strides,
             mask_strides=self.head.mask_strides,
+            mask_product=self.head.mask_product,
             **self.decoder_params,
         )
         return decoder.decode(outputs, image_sizes, output_sizes)

@@ -1,0 +1,1 @@
+"""Triton kernels, one file for each; imported by what launches them, never before."""

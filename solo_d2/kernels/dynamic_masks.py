@@ -1,0 +1,92 @@
+"""Kernels times feature, made binary while it is in registers (SOLOv2, section 2.1).
+
+    p[m, q]     = sigmoid(sum_e kernels[m, e] * feature[e, q])
+    masks[m, q] = p[m, q] > thresh
+    area[m]     = number of q with masks[m, q]
+    soft_sum[m] = sum of p[m, q] over these q
+
+The M x P float matrix p is never written. Shape letters: M masks, E channels, P pixels.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# Masks, pixels and channels of one step of a program.
+BLOCK_MASKS, BLOCK_PIXELS, BLOCK_CHANNELS = 64, 128, 32
+
+
+@triton.jit
+def _dynamic_masks_kernel(
+    kernels, feature, masks, areas, soft_sums, num_masks, num_channels, num_pixels, thresh,
+    PRECISION: tl.constexpr, BLOCK_MASKS: tl.constexpr, BLOCK_PIXELS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """Program (i, j) makes the i-th block of masks in the j-th block of pixels.
+
+    Neighbouring programs share the block of the feature. The sums of the block are row j of `areas`
+    and `soft_sums`, (blocks of pixels, M), so that their order is always the same.
+    """
+    row = tl.program_id(0) * BLOCK_MASKS + tl.arange(0, BLOCK_MASKS)
+    pixel = tl.program_id(1) * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)
+    in_row, in_pixel = row < num_masks, pixel < num_pixels
+    logits = tl.zeros([BLOCK_MASKS, BLOCK_PIXELS], tl.float32)
+    for start in range(0, num_channels, BLOCK_CHANNELS):
+        channel = start + tl.arange(0, BLOCK_CHANNELS)
+        in_channel = channel < num_channels
+        weights = tl.load(
+            kernels + row[:, None] * num_channels + channel[None, :],
+            mask=in_row[:, None] & in_channel[None, :],
+            other=0.0,
+        )
+        values = tl.load(
+            feature + channel[:, None].to(tl.int64) * num_pixels + pixel[None, :],
+            mask=in_channel[:, None] & in_pixel[None, :],
+            other=0.0,
+        )
+        logits = tl.dot(weights, values, logits, input_precision=PRECISION)
+    probs = tl.sigmoid(logits)
+    inside = in_row[:, None] & in_pixel[None, :]
+    foreground = (probs > thresh) & inside
+    where = row[:, None].to(tl.int64) * num_pixels + pixel[None, :]
+    tl.store(masks + where, foreground.to(tl.uint8), mask=inside)
+    block = tl.program_id(1).to(tl.int64) * num_masks + row
+    tl.store(areas + block, tl.sum(foreground.to(tl.int32), axis=1), mask=in_row)
+    soft_sum = tl.sum(tl.where(foreground, probs, 0.0), axis=1)
+    tl.store(soft_sums + block, soft_sum, mask=in_row)
+
+
+def dynamic_masks_triton(
+    kernels: Tensor, feature: Tensor, thresh: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Launch the kernel.
+
+    Products of float32 are made in full precision unless torch is allowed TF32 for its own; half
+    precision is multiplied as it is; sums are float32 in either case.
+
+    Args:
+        kernels: (M, E) float32, float16 or bfloat16.
+        feature: (E, H, W), likewise.
+        thresh: a pixel is set above this probability.
+
+    Returns:
+        (M, H, W) bool, areas (M,) int64, soft sums (M,) float32.
+    """
+    num_masks, (num_channels, height, width) = len(kernels), feature.shape
+    num_pixels = height * width
+    dtype = torch.promote_types(kernels.dtype, feature.dtype)
+    kernels, feature = kernels.to(dtype).contiguous(), feature.to(dtype).contiguous()
+    masks = torch.empty(num_masks, height, width, dtype=torch.bool, device=feature.device)
+    blocks = triton.cdiv(num_pixels, BLOCK_PIXELS)
+    areas = torch.empty(blocks, num_masks, dtype=torch.int32, device=feature.device)
+    soft_sums = torch.empty(blocks, num_masks, device=feature.device)
+    if masks.numel():
+        _dynamic_masks_kernel[(triton.cdiv(num_masks, BLOCK_MASKS), blocks)](
+            kernels, feature, masks.view(torch.uint8), areas, soft_sums,
+            num_masks, num_channels, num_pixels, thresh,
+            PRECISION="tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
+            BLOCK_MASKS=BLOCK_MASKS, BLOCK_PIXELS=BLOCK_PIXELS, BLOCK_CHANNELS=BLOCK_CHANNELS,
+            num_warps=8,
+        )  # fmt: skip
+    return masks, areas.sum(dim=0), soft_sums.sum(dim=0)

@@ -1,0 +1,121 @@
+"""Binary masks, their areas and their soft sums in one pass (SOLOv2, section 2.1).
+
+The area and the soft sum make the maskness: the mean probability over a mask's pixels. The float
+masks exist a tile at a time, never as a whole.
+
+Shape letters: M masks, E channels of the mask feature, H and W rows and columns.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from solo_d2.ops.buffers import zero_masks
+from solo_d2.ops.dynamic_conv import dynamic_conv
+from solo_d2.ops.mask_iou import choose_backend
+from solo_d2.ops.threads import in_threads
+
+# Float32 elements of a tile of probabilities (4 MiB, and as much for its foreground), one for each
+# thread: a tile stays in the cache from the product to the sums.
+TILE_ELEMENTS = 1 << 20
+# A product gets slow where it has less columns.
+LEAST_TILE_COLUMNS = 512
+
+
+class BinaryMasks(NamedTuple):
+    """Masks and what their score needs.
+
+    Attributes:
+        masks: (M, H, W) bool.
+        areas: (M,) int64, pixels of each mask.
+        soft_sums: (M,) float32, sum of the probabilities of the mask's pixels.
+    """
+
+    masks: Tensor
+    areas: Tensor
+    soft_sums: Tensor
+
+
+def binarize_probs(probs: Tensor, thresh: float, out: BinaryMasks) -> None:
+    """Threshold masks that are given as probabilities.
+
+    Args:
+        probs: (M, *) float32 in [0, 1], all pixels of each mask or some of them.
+        thresh: a pixel is set above this probability.
+        out: `masks` (M, *) is overwritten, `areas` and `soft_sums` are added to.
+    """
+    # Comparing into floats and converting these is much faster than comparing into bool.
+    foreground = torch.gt(probs, thresh, out=torch.empty_like(probs))
+    out.masks.copy_(foreground)
+    out.areas.add_(foreground.flatten(1).sum(dim=1).long())
+    out.soft_sums.add_(foreground.mul_(probs).flatten(1).sum(dim=1))
+
+
+def binarize_product(
+    kernels: Tensor, feature: Tensor, thresh: float, *, backend: str = "auto"
+) -> BinaryMasks:
+    """Make the masks sigmoid(kernels @ feature) and threshold them.
+
+    Args:
+        kernels: (M, E) float; M may be 0.
+        feature: (E, H, W) float.
+        thresh: a pixel is set above this probability.
+        backend: "torch" makes all float masks at once (the reference), "tiled" makes a tile of
+            pixels of all masks at a time (8 MiB a thread beside the result, or 4 KiB a mask if that
+            is more), "triton" never writes them; "auto" is "tiled" on the CPU and on a GPU
+            "triton", or "torch" where that is missing.
+
+    Returns:
+        The masks, of float32 precision under autocast too.
+    """
+    backend = choose_backend(backend, feature.device)
+    if backend == "triton":
+        from solo_d2.kernels.dynamic_masks import dynamic_masks_triton
+
+        return BinaryMasks(*dynamic_masks_triton(kernels, feature, thresh))
+    with torch.autocast(feature.device.type, enabled=False):
+        if backend == "torch":
+            return _binarize_product_torch(kernels, feature, thresh)
+        return _binarize_product_tiled(kernels, feature, thresh)
+
+
+def _binarize_product_torch(kernels: Tensor, feature: Tensor, thresh: float) -> BinaryMasks:
+    """By definition."""
+    probs = dynamic_conv(kernels.float(), feature.float()).sigmoid()
+    masks = probs > thresh
+    return BinaryMasks(masks, masks.sum(dim=(1, 2)), (probs * masks).sum(dim=(1, 2)))
+
+
+def _binarize_product_tiled(kernels: Tensor, feature: Tensor, thresh: float) -> BinaryMasks:
+    """All masks in a tile of pixels at a time: one read of the feature, no float masks."""
+    kernels = kernels.float()
+    num, pixels = len(kernels), feature.flatten(1)
+    masks = zero_masks((num, *feature.shape[1:]), feature.device)
+    columns = max(LEAST_TILE_COLUMNS, TILE_ELEMENTS // max(num, 1))
+    tiles = range(0, pixels.shape[1] if num else 0, columns)
+    # Of each tile on its own, so that the sums do not depend on the threads.
+    areas = torch.zeros(len(tiles), num, dtype=torch.int64, device=feature.device)
+    soft_sums = torch.zeros(len(tiles), num, device=feature.device)
+    jobs = iter(tiles)
+
+    def work() -> None:
+        buffer = kernels.new_empty(num * min(columns, pixels.shape[1]))
+        for start in jobs:
+            tile, part = pixels[:, start : start + columns].float(), start // columns
+            probs = buffer[: num * tile.shape[1]].view(num, -1)
+            torch.mm(kernels, tile, out=probs).sigmoid_()
+            binary = masks.flatten(1)[:, start : start + columns]
+            binarize_probs(probs, thresh, BinaryMasks(binary, areas[part], soft_sums[part]))
+
+    in_threads(work)
+    return BinaryMasks(masks, areas.sum(dim=0), soft_sums.sum(dim=0))
+
+
+def empty_masks(num: int, size: tuple[int, int], device: torch.device) -> BinaryMasks:
+    """Masks without pixels, to be filled in."""
+    return BinaryMasks(
+        zero_masks((num, *size), device),
+        torch.zeros(num, dtype=torch.int64, device=device),
+        torch.zeros(num, device=device),
+    )

@@ -1,0 +1,157 @@
+"""The final resize: soft masks to binary masks and boxes at the output size.
+
+Enlarge to the input, cut off the padding, resize to the output, threshold. Both resizes are
+bilinear, as in the published code, so together they are one linear map along each axis, and a pixel
+of the output can only be set where one of the few mask pixels it is made of is above the threshold.
+
+Shape letters: M masks, H and W rows and columns of the soft masks, H' and W' of the output.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from solo_d2.ops.mask_geometry import boxes_of_lines, line_spans, mask_boxes
+from solo_d2.ops.mask_iou import choose_backend
+from solo_d2.ops.threads import in_threads
+
+# Most float32 elements that the reference holds at once for each of its two steps (64 MiB).
+CHUNK_ELEMENTS = 1 << 24
+# Side of the blocks of output pixels that are made at once (256 KiB of float32 each).
+BLOCK = 256
+
+
+def paste_masks(
+    mask_probs: Tensor,
+    *,
+    stride: int,
+    image_size: tuple[int, int],
+    thresh: float,
+    out: Tensor,
+    backend: str = "auto",
+) -> Tensor:
+    """Bring soft masks to the output size, as bool, and find their boxes.
+
+    Args:
+        mask_probs: (M, H, W) float32 over the padded input.
+        stride: input pixels of one mask pixel.
+        image_size: height and width of the image in the padded input.
+        thresh: a pixel is set above this probability, which is at least 0.
+        out: (M, H', W') bool at the output size, False everywhere; the masks are written here.
+        backend: "torch" resizes whole masks (the reference; 128 MiB, or two whole masks if that is
+            more), "tiled" makes blocks of pixels where a mask can be (1 MiB a thread), "triton"
+            does all in one pass; "auto" is "tiled" on the CPU and on a GPU "triton", or "torch"
+            where that is missing. They differ by rounding alone.
+
+    Returns:
+        (M, 4) float32 boxes of the masks in `out`, see `mask_boxes`.
+    """
+    backend = choose_backend(backend, mask_probs.device)
+    if out.numel() == 0 or mask_probs.numel() == 0:
+        return torch.zeros(len(out), 4, device=out.device)
+    if backend == "triton":
+        from solo_d2.kernels.paste_masks import paste_masks_triton
+
+        return paste_masks_triton(mask_probs, stride, image_size, thresh, out)
+    if backend == "torch":
+        _paste_torch(mask_probs, stride, image_size, thresh, out)
+        return mask_boxes(out)
+    return _paste_tiled(mask_probs, stride, image_size, thresh, out)
+
+
+def _paste_torch(
+    mask_probs: Tensor, stride: int, image_size: tuple[int, int], thresh: float, out: Tensor
+) -> None:
+    """By definition, some whole masks at a time."""
+    height, width = mask_probs.shape[1] * stride, mask_probs.shape[2] * stride
+    output_size = (out.shape[1], out.shape[2])
+    chunk = max(1, CHUNK_ELEMENTS // max(height * width, output_size[0] * output_size[1]))
+    for start in range(0, len(mask_probs), chunk):
+        part = mask_probs[start : start + chunk, None]
+        part = F.interpolate(part, size=(height, width), mode="bilinear", align_corners=False)
+        part = part[:, :, : image_size[0], : image_size[1]]
+        if output_size != image_size:
+            part = F.interpolate(part, size=output_size, mode="bilinear", align_corners=False)
+        torch.gt(part[:, 0], thresh, out=out[start : start + chunk])
+
+
+class Axis(NamedTuple):
+    """Both resizes along one axis, from N mask pixels to N' output pixels.
+
+    Attributes:
+        weights: (N', N) float32.
+        first: (N',) int64, the first mask pixel that each output pixel is made of; rising.
+        last: (N',) int64, the last one; rising.
+    """
+
+    weights: Tensor
+    first: Tensor
+    last: Tensor
+
+    def reached(self, lines: Tensor) -> list[list[int]]:
+        """Span [start, stop) of the output pixels that the flagged mask pixels (M, N) reach."""
+        start, stop = line_spans(lines.cpu())
+        first = torch.searchsorted(self.last, start)
+        return torch.stack([first, torch.searchsorted(self.first, stop)], dim=1).tolist()
+
+    def blocks(self, start: int, stop: int) -> Iterator[tuple[slice, slice]]:
+        """Cut a span of output pixels into blocks, each with the mask pixels it is made of."""
+        for block in range(start, stop, BLOCK):
+            end = min(block + BLOCK, stop)
+            yield slice(block, end), slice(int(self.first[block]), int(self.last[end - 1]) + 1)
+
+
+def resize_axis(size: int, stride: int, image_size: int, output_size: int) -> Axis:
+    """What the resizes do to each mask pixel alone: they are linear.
+
+    Args:
+        size: mask pixels along the axis.
+        stride: input pixels of one mask pixel.
+        image_size: input pixels that belong to the image.
+        output_size: output pixels.
+
+    Returns:
+        On the host.
+    """
+    lines = torch.eye(size)[:, None]
+    lines = F.interpolate(lines, size=size * stride, mode="linear", align_corners=False)
+    lines = lines[:, :, :image_size]
+    if output_size != image_size:
+        lines = F.interpolate(lines, size=output_size, mode="linear", align_corners=False)
+    weights = lines[:, 0].T.contiguous()
+    used = (weights > 0).byte()
+    last = size - 1 - used.flip(1).argmax(dim=1)
+    return Axis(weights, used.argmax(dim=1), last)
+
+
+def _paste_tiled(
+    mask_probs: Tensor, stride: int, image_size: tuple[int, int], thresh: float, out: Tensor
+) -> Tensor:
+    """Only the blocks of pixels that a mask can reach, each by two small products."""
+    rows = resize_axis(mask_probs.shape[1], stride, image_size[0], out.shape[1])
+    columns = resize_axis(mask_probs.shape[2], stride, image_size[1], out.shape[2])
+    to_rows = rows.weights.to(out.device)
+    to_columns = columns.weights.T.contiguous().to(out.device)
+    row_spans = rows.reached(mask_probs.amax(dim=2) > thresh)
+    column_spans = columns.reached(mask_probs.amax(dim=1) > thresh)
+    # Positive where a mask has a pixel in that row or column.
+    has_row = torch.zeros(out.shape[0], out.shape[1], device=out.device)
+    has_column = torch.zeros(out.shape[0], out.shape[2], device=out.device)
+    jobs = iter(range(len(mask_probs)))
+
+    def work() -> None:
+        for mask in jobs:
+            for y, from_y in rows.blocks(*row_spans[mask]):
+                for x, from_x in columns.blocks(*column_spans[mask]):
+                    pixels = mask_probs[mask, from_y, from_x]
+                    block = to_rows[y, from_y] @ pixels @ to_columns[from_x, x]
+                    # Comparing into floats and converting these is faster than into bool.
+                    out[mask, y, x].copy_(block.gt_(thresh))
+                    has_row[mask, y] += block.amax(dim=1)
+                    has_column[mask, x] += block.amax(dim=0)
+
+    in_threads(work)
+    return boxes_of_lines(has_column > 0, has_row > 0)

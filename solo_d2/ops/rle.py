@@ -1,0 +1,118 @@
+"""COCO's run-length encoding of binary masks, byte for byte that of pycocotools.
+
+Runs go down the columns, one column after the other, and alternate between 0 and 1, beginning with
+0. Only where a mask changes is looked for, inside its box and on the masks' device; so little else
+than the runs goes to the host.
+
+Shape letters: N masks, H and W rows and columns, R runs of all masks.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from solo_d2.ops.mask_geometry import mask_boxes
+from solo_d2.ops.threads import one_thread
+
+# A run is written in groups of 5 bits, the lowest first; 48 makes a group a character.
+GROUP_BITS, FIRST_CHARACTER = 5, 48
+# Groups that 64 bits can take.
+MOST_GROUPS = 13
+
+
+def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
+    """Encode masks as `pycocotools.mask.encode` does.
+
+    Args:
+        masks: (N, H, W) bool, on any device, contiguous or not.
+
+    Returns:
+        For each mask {"size": [H, W], "counts": bytes}; an empty list for no masks.
+    """
+    num, height, width = masks.shape
+    counts, num_runs = run_lengths(masks)
+    return (
+        [{"size": [height, width], "counts": text} for text in _compress(counts, num_runs)]
+        if num
+        else []
+    )
+
+
+def run_lengths(masks: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Lengths of the runs of masks.
+
+    Args:
+        masks: (N, H, W) bool.
+
+    Returns:
+        (R,) int64 lengths, mask after mask, of which those at even places in their mask are of
+        zeros (the first may be 0); and (N,) int64, the number of runs of each mask, at least 1.
+    """
+    num, num_pixels = len(masks), masks.shape[1] * masks.shape[2]
+    # Numbered through, with one more place than pixels in each mask for what ends with the mask.
+    changes = np.sort(_changes(masks).cpu().numpy())
+    if len(changes):
+        # A run that ends with a column and one that begins with the next are one.
+        equal = np.flatnonzero(changes[1:] == changes[:-1])
+        changes = np.delete(changes, np.concatenate([equal, equal + 1]))
+    mask, place = np.divmod(changes, num_pixels + 1)
+    mask, place = mask[place < num_pixels], place[place < num_pixels]
+    num_runs = np.bincount(mask, minlength=num) + 1
+    stops = np.full(len(mask) + num, num_pixels, dtype=np.int64)
+    stops[np.arange(len(mask)) + mask] = place
+    starts = np.roll(stops, 1)
+    starts[np.cumsum(num_runs) - num_runs] = 0
+    return stops - starts, num_runs
+
+
+def _changes(masks: Tensor) -> Tensor:
+    """Where runs begin and end, down the columns: int64, in no order.
+
+    A place in mask n is n * (H * W + 1) + column * H + row.
+    """
+    num, height, width = masks.shape
+    found = [torch.zeros(0, dtype=torch.int64, device=masks.device)]
+    with one_thread():
+        # Waits for the device: what comes next depends on the masks.
+        boxes = mask_boxes(masks).long().tolist() if masks.numel() else []
+        for mask, (left, top, right, bottom) in enumerate(boxes):
+            if right == 0:
+                continue
+            pixels = masks[mask, top:bottom, left:right].view(torch.uint8)
+            edges = pixels.new_zeros(bottom - top + 1, right - left)
+            edges[:-1] = pixels
+            edges[1:] ^= pixels
+            row, column = edges.nonzero(as_tuple=True)
+            first = mask * (height * width + 1) + left * height + top
+            found.append(row.add_(column, alpha=height).add_(first))
+    return torch.cat(found)
+
+
+def _compress(counts: np.ndarray, num_runs: np.ndarray) -> list[bytes]:
+    """The text of each mask.
+
+    From the fourth on, a run is written as what it has over the last one of its kind.
+    """
+    first = np.cumsum(num_runs) - num_runs
+    rank = np.arange(len(counts)) - np.repeat(first, num_runs)
+    values = counts.copy()
+    later = np.flatnonzero(rank > 2)
+    values[later] -= counts[later - 2]
+    groups = np.zeros((len(counts), MOST_GROUPS), dtype=np.uint8)
+    num_groups = np.zeros(len(counts), dtype=np.int64)
+    left = np.arange(len(counts))
+    for group in range(MOST_GROUPS):
+        bits = values & ((1 << GROUP_BITS) - 1)
+        values = values >> GROUP_BITS
+        # The highest bit of the last group is the sign.
+        more = np.where(bits >> (GROUP_BITS - 1), values != -1, values != 0)
+        groups[left, group] = bits + (more << GROUP_BITS) + FIRST_CHARACTER
+        num_groups[left] = group + 1
+        left, values = left[more], values[more]
+        if len(left) == 0:
+            break
+    text = groups[np.arange(MOST_GROUPS) < num_groups[:, None]].tobytes()
+    stops = np.cumsum(np.add.reduceat(num_groups, first)) if len(first) else first
+    return [text[a:b] for a, b in zip([0, *stops[:-1].tolist()], stops.tolist(), strict=True)]

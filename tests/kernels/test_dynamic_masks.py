@@ -1,0 +1,45 @@
+"""Fused dynamic masks against torch; without a GPU in Triton's interpreter."""
+
+import pytest
+import torch
+
+from tests.ops.test_binary_masks import check, factors
+
+pytest.importorskip("triton")
+from solo_d2.ops.binary_masks import BinaryMasks, binarize_product
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def run(kernels, feature, thresh=0.5):
+    found = binarize_product(kernels.to(DEVICE), feature.to(DEVICE), thresh, backend="triton")
+    return BinaryMasks(*(x.cpu() for x in found))
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(0, 4, 5, 6), (3, 4, 0, 5), (1, 1, 1, 1), (17, 5, 7, 13), (129, 33, 7, 13), (65, 64, 20, 31)],
+)
+def test_odd_sizes(shape):
+    kernels, feature = factors(*shape)
+    check(run(kernels, feature), kernels, feature)
+
+
+@pytest.mark.parametrize("thresh", [0, 0.3, 1])
+def test_thresholds(thresh):
+    kernels, feature = factors(9, 6, 11, 12)
+    check(run(kernels, feature, thresh), kernels, feature, thresh)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype):
+    if dtype == torch.bfloat16 and DEVICE == "cpu":
+        pytest.skip("the interpreter has no bfloat16 and multiplies its bits as integers")
+    kernels, feature = (x.to(dtype) for x in factors(9, 40, 10, 14))
+    check(run(kernels, feature), kernels, feature)
+
+
+def test_mixed_precision_and_strides():
+    kernels, feature = factors(9, 8, 10, 14)
+    kernels, feature = kernels.half()[:, ::2], feature[::2, :, 3:]
+    check(run(kernels, feature), kernels, feature)

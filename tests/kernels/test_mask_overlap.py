@@ -1,0 +1,78 @@
+"""Overlaps by Triton: the same integers as the reference."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from solo_d2.ops.mask_iou import mask_overlaps
+from tests.ops.nms_cases import random_case
+
+pytest.importorskip("triton")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def check(masks, groups):
+    expected = mask_overlaps(masks, groups, backend="torch").triu()
+    result = mask_overlaps(masks.to(DEVICE), groups.to(DEVICE), backend="triton")
+    assert result.dtype == torch.int32
+    assert torch.equal(result.cpu(), expected)
+
+
+@pytest.mark.parametrize(
+    ("num", "size"), [(1, (7, 13)), (17, (7, 13)), (129, (7, 13)), (1, (1, 1)), (17, (100, 167))]
+)
+def test_odd_sizes(num, size):
+    masks, groups, _ = random_case(num, num, *size, classes=3)
+    check(masks, groups)
+
+
+@given(
+    num=st.integers(0, 80),
+    seed=st.integers(0, 9999),
+    height=st.integers(1, 30),
+    width=st.integers(1, 30),
+    classes=st.integers(1, 5),
+)
+@settings(deadline=None, max_examples=12)
+def test_any_size(num, seed, height, width, classes):
+    masks, groups, _ = random_case(num, seed, height, width, classes)
+    check(masks, groups)
+
+
+def test_groups_and_rows_apart_are_skipped_and_full_ones_counted():
+    masks = torch.zeros(70, 40, 16, dtype=torch.bool)
+    masks[:30, :3] = True
+    masks[30:60, 30:] = True
+    masks[60:] = True
+    groups = torch.arange(70) % 2 * 1000
+    check(masks, torch.zeros(70, dtype=torch.int64))
+    check(masks, groups)
+
+
+def test_not_contiguous():
+    masks, groups, _ = random_case(9, 3, 12, 20)
+    check(masks.transpose(1, 2), groups)
+
+
+def test_without_pixels():
+    overlaps = mask_overlaps(
+        torch.zeros(2, 0, 4, dtype=torch.bool, device=DEVICE),
+        torch.zeros(2, dtype=torch.int64, device=DEVICE),
+        backend="triton",
+    )
+    assert overlaps.tolist() == [[0, 0], [0, 0]]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("classes", [1, 10, 80])
+def test_as_many_as_in_use(classes):
+    masks, groups, _ = random_case(500, 1, 200, 304, classes)
+    check(masks, groups)
+
+
+@pytest.mark.gpu
+def test_more_pixels_than_float32_counts():
+    masks = torch.ones(3, 4098, 4098, dtype=torch.bool)
+    masks[1, 17, 1] = masks[2, 0, 0] = False
+    check(masks, torch.zeros(3, dtype=torch.int64))

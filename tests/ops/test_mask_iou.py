@@ -1,0 +1,98 @@
+"""Overlaps of masks: exact counts by every backend, beyond what float32 can count."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from solo_d2.ops import mask_iou as module
+from solo_d2.ops.mask_iou import choose_backend, mask_iou, mask_overlaps
+from tests.ops.nms_cases import random_case
+
+backends = pytest.mark.parametrize("backend", ["torch", "tiled"])
+
+
+def expected_overlaps(masks, groups):
+    shared = (masks[:, None] & masks[None]).flatten(2).sum(2).int().triu()
+    return shared * (groups[:, None] == groups[None])
+
+
+@backends
+@given(
+    num=st.integers(0, 50),
+    seed=st.integers(0, 9999),
+    height=st.integers(1, 90),
+    width=st.integers(1, 150),
+    classes=st.integers(1, 4),
+)
+@settings(deadline=None, max_examples=30)
+def test_counts_are_exact(backend, num, seed, height, width, classes):
+    masks, groups, _ = random_case(num, seed, height, width, classes)
+    overlaps = mask_overlaps(masks, groups, backend=backend)
+    assert overlaps.dtype == torch.int32
+    assert torch.equal(overlaps.triu(), expected_overlaps(masks, groups))
+
+
+@pytest.mark.parametrize("density", [0.02, 0.5, 1.0])
+def test_without_fast_int8_product(monkeypatch, density):
+    """The way of processors without the instructions, and of GPUs."""
+    monkeypatch.setattr(module, "has_fast_int8_product", lambda device: False)
+    masks = torch.rand(20, 50, 70, generator=torch.Generator().manual_seed(0)) < density
+    groups = torch.zeros(20, dtype=torch.int64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        overlaps = mask_overlaps(masks, groups, backend="tiled")
+    assert torch.equal(overlaps.triu(), expected_overlaps(masks, groups))
+
+
+@backends
+def test_iou_is_exact_under_autocast(backend):
+    masks = torch.ones(2, 300, 400, dtype=torch.bool)
+    masks[1, 0, 0] = False  # 120,000 pixels: bfloat16 can't tell the two apart
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        iou = mask_iou(masks, backend=backend)
+    assert iou.dtype == torch.float32
+    assert iou[0, 1].item() == torch.tensor(119_999 / 120_000).item()
+
+
+@backends
+def test_more_pixels_than_float32_counts(backend):
+    """2^24 + 16400 pixels: a float32 sum would stop at 2^24 or round."""
+    side = 4098
+    masks = torch.ones(2, side, side, dtype=torch.bool)
+    masks[1, 17, 1] = masks[1, 4000, 4097] = masks[1, 0, 0] = False
+    overlaps = mask_overlaps(masks, torch.zeros(2, dtype=torch.int64), backend=backend)
+    area = side * side
+    assert area > 2**24
+    assert overlaps.triu().tolist() == [[area, area - 3], [0, area - 3]]
+    iou = mask_iou(masks, backend=backend)
+    assert iou[0, 1].item() == torch.tensor((area - 3) / area).item()
+
+
+def test_too_many_pixels_are_refused():
+    masks = torch.zeros(1, 1, 1, dtype=torch.bool).expand(1, 1 << 16, 1 << 15)
+    with pytest.raises(ValueError, match="at most 2147479552"):
+        mask_overlaps(masks, torch.zeros(1, dtype=torch.int64))
+
+
+@backends
+def test_iou_by_hand(backend):
+    masks = torch.zeros(4, 2, 5, dtype=torch.bool)
+    masks[0, 0] = masks[1, :, :2] = masks[3] = True
+    expected = torch.tensor(
+        [
+            [1.0, 2 / 7, 0, 0.5],
+            [2 / 7, 1.0, 0, 0.4],
+            [0, 0, 0, 0],
+            [0.5, 0.4, 0, 1.0],
+        ]
+    )
+    assert torch.equal(mask_iou(masks, backend=backend), expected)
+
+
+def test_backend_follows_device():
+    assert choose_backend("auto", torch.device("cpu")) == "tiled"
+    assert choose_backend("auto", torch.device("cuda")) == "triton"
+    assert choose_backend("auto", torch.device("mps")) == "torch"
+    assert choose_backend("torch", torch.device("cuda")) == "torch"
+    with pytest.raises(ValueError, match="'auto', 'torch', 'tiled', 'triton'"):
+        choose_backend("numpy", torch.device("cpu"))

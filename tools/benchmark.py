@@ -1,0 +1,36 @@
+#!/usr/bin/env python3
+"""Measure a part of this project beside a plain rendering of it: `benchmark.py COMMAND --help`."""
+
+import argparse
+import importlib
+import sys
+
+# What each command measures; its module is solo_d2/benchmarks/COMMAND.py.
+COMMANDS = {
+    "nms": "mask NMS",
+    "postprocess": "from head outputs to final masks",
+}
+
+
+def main(argv: list[str]) -> None:
+    """Run the command that the first argument names."""
+    listed = "\n".join(f"  {name:12} {what}" for name, what in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=f"commands:\n{listed}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=COMMANDS)
+    command = parser.parse_args(argv[:1]).command
+    module = importlib.import_module(f"solo_d2.benchmarks.{command}")
+    parser = argparse.ArgumentParser(
+        prog=f"benchmark.py {command}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(parser)
+    module.run(parser.parse_args(argv[1:]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
