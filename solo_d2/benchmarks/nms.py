@@ -29,8 +29,9 @@ from solo_d2.benchmarks.common import (
 )
 from solo_d2.benchmarks.scenes import make_scene
 from solo_d2.inference import NMS
+from solo_d2.ops.backends import BACKENDS, choose_backend
 from solo_d2.ops.mask_geometry import mask_boxes
-from solo_d2.ops.mask_iou import BACKENDS, choose_backend, mask_overlaps
+from solo_d2.ops.mask_iou import mask_overlaps
 
 MIB = 1 << 20
 

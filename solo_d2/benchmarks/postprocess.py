@@ -39,8 +39,8 @@ from solo_d2.benchmarks.head_outputs import (
 )
 from solo_d2.benchmarks.nms import parse_size, plain_matrix_nms
 from solo_d2.inference import MaskDecoder, class_probabilities, filter_scores
+from solo_d2.ops.backends import BACKENDS, choose_backend
 from solo_d2.ops.mask_geometry import mask_boxes
-from solo_d2.ops.mask_iou import BACKENDS, choose_backend
 from solo_d2.ops.matrix_nms import matrix_nms
 from solo_d2.ops.rle import encode_masks
 from solo_d2.structures import Candidates, Predictions, cell_levels

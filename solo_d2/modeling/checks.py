@@ -8,7 +8,7 @@ from detectron2.layers import ShapeSpec
 
 from solo_d2.errors import ConfigError
 from solo_d2.inference import NMS
-from solo_d2.ops.mask_iou import BACKENDS
+from solo_d2.ops.backends import BACKENDS
 from solo_d2.targets import CELL_CONFLICTS
 
 GROUP_NORM_GROUPS = 32

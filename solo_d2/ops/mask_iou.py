@@ -12,15 +12,11 @@ backends differ in speed alone:
 - "triton": tensor cores, see solo_d2/kernels/mask_overlap.py. The CUDA path.
 """
 
-import importlib.util
-import os
-
 import torch
 from torch import Tensor
 
+from solo_d2.ops.backends import choose_backend
 from solo_d2.ops.threads import one_thread
-
-BACKENDS = ("auto", "torch", "tiled", "triton")
 
 # Largest masks in pixels: areas are int32, and so is the end of a kernel's last step.
 MAX_PIXELS = 2**31 - 2**12
@@ -32,34 +28,12 @@ CHUNK_ELEMENTS = 1 << 25
 TILE_ROWS, TILE_COLUMNS, WORD = 40, 64, 8
 
 
-def choose_backend(backend: str, device: torch.device) -> str:
-    """Resolve "auto" by device, and refuse what cannot run there.
-
-    Args:
-        backend: one of `BACKENDS`; anything else raises ValueError.
-        device: of the masks.
-
-    Returns:
-        One of `BACKENDS` other than "auto".
-    """
-    if backend not in BACKENDS:
-        raise ValueError(f"unknown mask NMS backend {backend!r}: choose one of {BACKENDS}")
-    if backend == "triton" and device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        raise ValueError(f"mask NMS backend 'triton' needs a CUDA device, not {device}")
-    if backend != "auto":
-        return backend
-    if device.type == "cpu":
-        return "tiled"
-    has_triton = device.type == "cuda" and importlib.util.find_spec("triton") is not None
-    return "triton" if has_triton else "torch"
-
-
 def mask_iou(masks: Tensor, *, backend: str = "auto") -> Tensor:
     """Intersection over union of all pairs of masks.
 
     Args:
         masks: (M, H, W) bool.
-        backend: one of `BACKENDS`.
+        backend: one of `solo_d2.ops.backends.BACKENDS`.
 
     Returns:
         (M, M) float32, symmetric; 0 where both masks are empty, so never NaN.
@@ -77,7 +51,7 @@ def mask_overlaps(masks: Tensor, groups: Tensor, *, backend: str = "auto") -> Te
     Args:
         masks: (M, H, W) bool, at most `MAX_PIXELS` pixels each.
         groups: (M,) int64; masks of different groups are not compared.
-        backend: one of `BACKENDS`.
+        backend: one of `solo_d2.ops.backends.BACKENDS`.
 
     Returns:
         (M, M) int32: the areas on the diagonal, intersections above it, 0 between groups. What is

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from solo_d2.ops.mask_iou import choose_backend, iou_rows, mask_overlaps
+from solo_d2.ops.backends import choose_backend
+from solo_d2.ops.mask_iou import iou_rows, mask_overlaps
 from solo_d2.ops.threads import one_thread
 
 # From masks (M, H, W), groups (M,), scores (M,) and a resolved backend to new scores; M > 0.
@@ -34,7 +35,7 @@ def apply_nms(
         scores: (M,) in [0, 1], within an image not increasing.
         class_agnostic: whether masks of different classes compete too.
         num_per_image: how many of the masks belong to each of B images; None for a single image.
-        backend: see `solo_d2.ops.mask_iou`.
+        backend: see `solo_d2.ops.backends`.
 
     Returns:
         (M,) float32, in input order, the same as image by image; (0,) for no masks.
@@ -68,7 +69,7 @@ def upper_iou(masks: Tensor, groups: Tensor, backend: str) -> Tensor:
     Args:
         masks: (M, H, W) bool.
         groups: (M,) int64.
-        backend: see `solo_d2.ops.mask_iou`.
+        backend: see `solo_d2.ops.backends`.
 
     Returns:
         (M, M) float32; 0 on and below the diagonal and between groups.

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from solo_d2.ops.backends import choose_backend
 from solo_d2.ops.mask_geometry import boxes_of_lines, line_spans, mask_boxes
-from solo_d2.ops.mask_iou import choose_backend
 from solo_d2.ops.threads import in_threads
 
 # Most float32 elements that the reference holds at once for each of its two steps (64 MiB).

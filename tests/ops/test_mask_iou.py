@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from solo_d2.ops import mask_iou as module
-from solo_d2.ops.mask_iou import choose_backend, mask_iou, mask_overlaps
+from solo_d2.ops.backends import choose_backend
+from solo_d2.ops.mask_iou import mask_iou, mask_overlaps
 from tests.ops.nms_cases import random_case
 
 backends = pytest.mark.parametrize("backend", ["torch", "tiled"])

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from solo_d2.inference import NMS, build_nms
+from solo_d2.ops.backends import BACKENDS
 from solo_d2.ops.fast_nms import fast_nms
 from solo_d2.ops.hard_nms import hard_nms
-from solo_d2.ops.mask_iou import BACKENDS
 from solo_d2.ops.matrix_nms import matrix_nms
 from solo_d2.ops.soft_nms import soft_nms
 from tests.golden import load_golden

@@ -27,24 +27,24 @@ STUFF_CLASSES = tuple(STUFF_TEXTURES)
 SPLITS = ("train", "val")
 
 # Sides of an image, in pixels, both ends inclusive.
-SIDE_RANGE = (96, 128)
+SIDE_RANGE = (104, 128)
 # Share of images without any object.
 EMPTY_SHARE = 0.045
 # Chance of 1, 2, ... objects in the others.
-COUNT_CHANCES = (0.16, 0.22, 0.22, 0.18, 0.13, 0.09)
+COUNT_CHANCES = (0.1, 0.15, 0.2, 0.2, 0.2, 0.15)
 # Size of an object, sqrt(width * height) of its box in pixels: few tiny ones, else log-uniform.
-TINY_SHARE = 0.06
+TINY_SHARE = 0.04
 TINY_RANGE = (7.0, 11.0)
-SIZE_RANGE = (18.0, 80.0)
+SIZE_RANGE = (26.0, 88.0)
 # Every object keeps this share of its area, and this many pixels, in sight; one that would not, or
 # that would hide another so far, is not drawn. So everything drawn is annotated.
-MIN_VISIBLE_SHARE = 0.4
+MIN_VISIBLE_SHARE = 0.6
 MIN_VISIBLE_TINY_SHARE = 0.75
 MIN_VISIBLE_PIXELS = 14
 # As in the real world, a class has a typical colour: most objects have a hue within this many turns
 # of it (the classes' hues divide the circle), the others any.
-TYPICAL_SHARE = 0.8
-HUE_SPREAD = 0.06
+TYPICAL_SHARE = 0.9
+HUE_SPREAD = 0.05
 # Colour distance (RGB, 0 to 255) of an object to what surrounds its outline.
 MIN_CONTRAST = 75.0
 # Rows and columns around an object's box that its shadow may reach.
@@ -256,7 +256,7 @@ def _contrasting_colours(
     """Two colours, the first of a hue in the range, that differ from most pixels (P, 3) around."""
     best = (-1.0, around[0], around[0])
     for _ in range(20):
-        first = random_colour(rng, hues, (0.45, 1.0), (0.3, 1.0))
+        first = random_colour(rng, hues, (0.65, 1.0), (0.5, 1.0))
         second = first * rng.uniform(0.55, 0.8) if rng.random() < 0.5 else random_colour(rng)
         gaps = [np.linalg.norm(around - colour, axis=1) for colour in (first, second)]
         contrast = min(float(np.quantile(gap, 0.07)) for gap in gaps)

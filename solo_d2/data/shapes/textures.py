@@ -52,9 +52,9 @@ def _mix(first: Image, second: Image, weight: Image) -> Image:
 
 
 def _sky(rng: np.random.Generator, height: int, width: int) -> Image:
-    top = random_colour(rng, (0.54, 0.64), (0.3, 0.75), (0.55, 0.95))
+    top = random_colour(rng, (0.54, 0.64), (0.15, 0.4), (0.55, 0.95))
     bottom = random_colour(
-        rng, (0.5, 0.62) if rng.random() < 0.75 else (0.02, 0.1), (0.1, 0.4), (0.85, 1.0)
+        rng, (0.5, 0.62) if rng.random() < 0.75 else (0.02, 0.1), (0.05, 0.2), (0.85, 1.0)
     )
     ramp = np.linspace(0.0, 1.0, height, dtype=np.float32)[:, None].repeat(width, axis=1)
     clouds = smooth_noise(rng, height, width, 4.0) + 0.5 * smooth_noise(rng, height, width, 9.0)
@@ -65,16 +65,16 @@ def _sky(rng: np.random.Generator, height: int, width: int) -> Image:
 
 
 def _grass(rng: np.random.Generator, height: int, width: int) -> Image:
-    dark = random_colour(rng, (0.2, 0.38), (0.5, 0.9), (0.15, 0.4))
-    light = random_colour(rng, (0.17, 0.34), (0.4, 0.8), (0.45, 0.75))
+    dark = random_colour(rng, (0.2, 0.38), (0.25, 0.45), (0.15, 0.4))
+    light = random_colour(rng, (0.17, 0.34), (0.2, 0.4), (0.45, 0.75))
     blades = _grain(rng, height, width, (0.7, rng.uniform(1.2, 2.5)))
     patches = smooth_noise(rng, height, width, 5.0)
     return _mix(dark, light, 0.45 + 0.18 * blades + 0.2 * patches)
 
 
 def _water(rng: np.random.Generator, height: int, width: int) -> Image:
-    deep = random_colour(rng, (0.47, 0.6), (0.6, 1.0), (0.2, 0.5))
-    crest = random_colour(rng, (0.45, 0.58), (0.2, 0.5), (0.6, 0.9))
+    deep = random_colour(rng, (0.47, 0.6), (0.3, 0.5), (0.2, 0.5))
+    crest = random_colour(rng, (0.45, 0.58), (0.1, 0.25), (0.6, 0.9))
     warp = smooth_noise(rng, height, width, 3.0) + 0.4 * smooth_noise(rng, height, width, 8.0)
     period = rng.uniform(6.0, 12.0)
     rows = np.arange(height)[:, None]
@@ -83,7 +83,7 @@ def _water(rng: np.random.Generator, height: int, width: int) -> Image:
 
 
 def _brick(rng: np.random.Generator, height: int, width: int) -> Image:
-    stone = random_colour(rng, (-0.02, 0.1), (0.25, 0.75), (0.35, 0.75))
+    stone = random_colour(rng, (-0.02, 0.1), (0.12, 0.38), (0.35, 0.75))
     mortar = np.full(3, rng.uniform(120.0, 210.0), np.float32) + stone * 0.1
     course, length = rng.uniform(7.0, 12.0), rng.uniform(14.0, 26.0)
     tilt = rng.uniform(-0.12, 0.12)
