@@ -65,11 +65,7 @@ class Predictor:
         except (KeyError, ValueError, AssertionError) as error:  # ConfigError is a ValueError
             reason = str(error) if isinstance(error, ConfigError) else first_line(error)
             raise ConfigError(f"The config's model cannot be built: {reason}") from error
-        try:
-            _StrictCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
-        except Exception as error:  # whatever a file that is no checkpoint makes torch raise
-            reason = str(error) if isinstance(error, ConfigError) else first_line(error)
-            raise ConfigError(f"The weights {cfg.MODEL.WEIGHTS} can't be used: {reason}") from error
+        _StrictCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
 
     @torch.no_grad()
     def __call__(self, image: NDArray[np.uint8]) -> Instances:

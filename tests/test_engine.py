@@ -199,19 +199,25 @@ def test_missing_coco_says_where_it_looked(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_learns_in_a_few_hundred_iterations(tmp_path):
-    """From scratch on 150 small images: the loss falls and held-out AP passes a floor."""
-    root = ensure_shapes(tmp_path / "shapes", ShapesParams(num_train=150, num_val=40))
-    args = run_config(root, tmp_path / "out")
-    args.config_file = "configs/quickstart/solov2_shapes.yaml"
-    args.opts = [
-        *("SOLVER.MAX_ITER", 250, "SOLVER.IMS_PER_BATCH", 8, "SOLVER.REFERENCE_IMS_PER_BATCH", 0),
-        *("DATALOADER.NUM_WORKERS", 0, "OUTPUT_DIR", str(tmp_path / "out")),
+    """The quickstart, cut short: the loss falls and held-out AP passes a floor."""
+    root = ensure_shapes(tmp_path / "shapes", ShapesParams(num_train=600, num_val=40))
+    data = [
+        [f"learn_{split}", f"{root}/annotations/instances_{split}.json", f"{root}/{split}"]
+        for split in ("train", "val")
     ]
+    opts = {
+        "DATASETS.COCO_FORMAT": data,
+        "DATASETS.TRAIN": ("learn_train",),
+        "DATASETS.TEST": ("learn_val",),
+        "SOLVER.MAX_ITER": 300,
+        "OUTPUT_DIR": str(tmp_path / "out"),
+    }
+    args = argument_parser().parse_args(["--config-file", "configs/quickstart/solov2_shapes.yaml"])
+    args.opts = [part for pair in opts.items() for part in pair]
     trainer = train(setup(args))
-    losses = trainer.storage.history("total_loss").values()
-    first, last = (np.mean([value for value, _ in part]) for part in (losses[:20], losses[-20:]))
-    assert last < 0.6 * first
-    assert trainer.storage.latest()["segm/AP"][0] > 8
+    losses = [value for value, _ in trainer.storage.history("total_loss").values()]
+    assert np.mean(losses[-20:]) < 0.5 * np.mean(losses[:20])
+    assert trainer.storage.latest()["segm/AP"][0] > 5
 
 
 def test_command_line_prints_one_line_for_bad_input(tmp_path):

@@ -11,6 +11,7 @@ pytest.importorskip("detectron2")
 
 from detectron2.modeling import build_model  # noqa: E402
 
+from solo_d2.errors import ConfigError  # noqa: E402
 from solo_d2.modeling.checkpointer import SOLOCheckpointer  # noqa: E402
 from tests.modeling.tiny import tiny_config  # noqa: E402
 
@@ -55,3 +56,16 @@ def test_unknown_keys_are_refused_and_other_models_not_taken():
     with pytest.raises(ValueError, match="'layer1.0.attention'"):
         convert_torchvision_resnet({"layer1.0.attention": torch.zeros(1)})
     assert not is_torchvision_resnet({"backbone.bottom_up.stem.conv1.weight": 0})
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 half a zip"])
+def test_a_file_that_is_no_checkpoint_is_named(content, tmp_path):
+    file = tmp_path / "weights.pth"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"The weights .*weights\.pth can't be used: \w+"):
+        SOLOCheckpointer(torch.nn.Linear(1, 1)).load(str(file))
+
+
+def test_missing_weights_are_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"gone\.pth can't be used"):
+        SOLOCheckpointer(torch.nn.Linear(1, 1)).load(str(tmp_path / "gone.pth"))

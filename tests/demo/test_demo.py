@@ -338,7 +338,7 @@ def test_odd_sizes(model, tmp_path, size):
         (["--weights", "gone.pth"], "weights file gone.pth does not exist"),
         (["--device", "tpu9"], "tpu9"),
         (["--opts", "MODEL.SOLO.NO_SUCH_KEY", "1"], "NO_SUCH_KEY"),
-        (["--opts", "MODEL.SOLO.NUM_CLASSES"], "--opts"),
+        (["--opts", "MODEL.SOLO.NUM_CLASSES"], "odd length"),
         (["--opts", "MODEL.SOLO.NUM_CLASSES", "9"], r"for 7 classes.*has 9.*NUM_CLASSES to 7"),
         (["--opts", "MODEL.META_ARCHITECTURE", "Nope"], "Nope"),
         (["--opts", "MODEL.SOLO.MASK_FEATURE.CONV_DIM", "64"], "other shapes"),

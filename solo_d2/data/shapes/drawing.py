@@ -31,14 +31,14 @@ SIDE_RANGE = (104, 128)
 # Share of images without any object.
 EMPTY_SHARE = 0.045
 # Chance of 1, 2, ... objects in the others.
-COUNT_CHANCES = (0.1, 0.15, 0.2, 0.2, 0.2, 0.15)
+COUNT_CHANCES = (0.15, 0.25, 0.25, 0.2, 0.1, 0.05)
 # Size of an object, sqrt(width * height) of its box in pixels: few tiny ones, else log-uniform.
 TINY_SHARE = 0.04
 TINY_RANGE = (7.0, 11.0)
-SIZE_RANGE = (26.0, 88.0)
+SIZE_RANGE = (38.0, 96.0)
 # Every object keeps this share of its area, and this many pixels, in sight; one that would not, or
 # that would hide another so far, is not drawn. So everything drawn is annotated.
-MIN_VISIBLE_SHARE = 0.6
+MIN_VISIBLE_SHARE = 0.75
 MIN_VISIBLE_TINY_SHARE = 0.75
 MIN_VISIBLE_PIXELS = 14
 # As in the real world, a class has a typical colour: most objects have a hue within this many turns
@@ -187,7 +187,7 @@ def _random_object(
 def _random_center(
     rng: np.random.Generator, height: int, width: int, size: float, others: list[_Object]
 ) -> tuple[float, float]:
-    """Inside the image, or (15 %) cut by a border, or (30 %) touching or covering an object."""
+    """Inside the image, or (15 %) cut by a border, or (20 %) touching or covering an object."""
     choice = rng.random()
     if choice < 0.15:
         along, off = rng.random(), rng.uniform(-0.15, 0.35) * size
@@ -195,7 +195,7 @@ def _random_center(
         x = (along * width, along * width, off, width - off)[side]
         y = (off, height - off, along * height, along * height)[side]
         return float(x), float(y)
-    if choice < 0.45 and others:
+    if choice < 0.35 and others:
         other = others[rng.integers(len(others))]
         angle = rng.uniform(0.0, 2.0 * math.pi)
         reach = rng.uniform(0.55, 1.05) * (size + other.size) / 2.0
@@ -257,7 +257,7 @@ def _contrasting_colours(
     best = (-1.0, around[0], around[0])
     for _ in range(20):
         first = random_colour(rng, hues, (0.65, 1.0), (0.5, 1.0))
-        second = first * rng.uniform(0.55, 0.8) if rng.random() < 0.5 else random_colour(rng)
+        second = first * rng.uniform(0.55, 0.8) if rng.random() < 0.8 else random_colour(rng)
         gaps = [np.linalg.norm(around - colour, axis=1) for colour in (first, second)]
         contrast = min(float(np.quantile(gap, 0.07)) for gap in gaps)
         if contrast > best[0]:
