@@ -49,7 +49,7 @@ JPEG_PARAMS = (
 class ShapesParams:
     """What a data set is made from: number of images of each split, and the seed."""
 
-    num_train: int = 4000
+    num_train: int = 3000
     num_val: int = 200
     seed: int = 0
 
