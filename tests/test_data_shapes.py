@@ -150,7 +150,7 @@ def test_the_mixture_is_as_described(drawings):
     assert counts.max() == 6
     assert len(classes) == len(drawing.THING_CLASSES)
     assert classes.min() > 0.5 * classes.mean()
-    assert 0.04 <= (np.array(sizes) <= 10).mean() <= 0.18
+    assert 0.02 <= (np.array(sizes) <= drawing.TINY_RANGE[1] + 0.5).mean() <= 0.08
     assert cut / len(sizes) > 0.1
     assert holes / len(sizes) > 0.08
     assert min(np.bincount(np.concatenate([np.unique(item.stuff) for item in drawings]))) > 20

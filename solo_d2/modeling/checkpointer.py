@@ -10,7 +10,7 @@ from solo_d2.errors import ConfigError
 
 # What a file or address that is no checkpoint makes Detectron2, torch and the network raise.
 _LOAD_ERRORS = (
-    *(OSError, EOFError, ValueError, KeyError, AttributeError, TypeError),
+    *(OSError, EOFError, ValueError, LookupError, AttributeError, TypeError),
     *(AssertionError, RuntimeError, pickle.UnpicklingError),
 )
 

@@ -33,7 +33,7 @@ EMPTY_SHARE = 0.045
 # Chance of 1, 2, ... objects in the others.
 COUNT_CHANCES = (0.15, 0.25, 0.25, 0.2, 0.1, 0.05)
 # Size of an object, sqrt(width * height) of its box in pixels: few tiny ones, else log-uniform.
-# Large ones often find no room and are drawn again, so about three times as many end up tiny.
+# Large ones often find no room and are drawn again, so some 4 % end up tiny.
 TINY_SHARE = 0.015
 TINY_RANGE = (7.0, 11.0)
 SIZE_RANGE = (38.0, 96.0)
