@@ -27,6 +27,7 @@ def add_solo_config(cfg: CfgNode) -> None:
     _add_head_keys(cfg.MODEL.SOLO)
     _add_loss_keys(cfg.MODEL.SOLO)
     _add_inference_keys(cfg.MODEL.SOLO)
+    _add_backbone_keys(cfg.MODEL)
     _add_data_keys(cfg)
     _add_solver_keys(cfg)
 
@@ -93,7 +94,8 @@ def _add_grid_keys(solo: CfgNode) -> None:
     # Size of the centre region relative to the box (SOLO paper: epsilon = 0.2).
     solo.CENTER_SCALE = 0.2
     # What happens when several instances claim one cell:
-    # "all": each keeps its mask sample, the class is the last one's (as published), or
+    # "all": each keeps its mask sample, the class is the last one's (SOLOv2 as published),
+    # "last": the cell belongs to the last one (SOLO and Decoupled SOLO as published), or
     # "nearest": the cell belongs to the instance whose mass centre is nearest to the cell's centre;
     # of equally near ones to the smaller, then the earlier.
     solo.CELL_CONFLICT = "all"
@@ -110,21 +112,37 @@ def _add_head_keys(solo: CfgNode) -> None:
     solo.HEAD.NORM = "GN"
     # Class probability at the start of training (focal loss paper, section 3.3).
     solo.HEAD.PRIOR_PROB = 0.01
+    # How a level's feature is brought to the S x S grid (SOLO paper, ablations): "interpolate",
+    # "max_pool" (adaptive) or "region_grid" (mean of bilinear samples in each cell).
+    solo.HEAD.ALIGN = "interpolate"
+    # Kind of deformable convolution in the towers, "" for none, "v1" or "v2" (modulated), and how
+    # many of each tower's last convolutions are of that kind.
+    solo.HEAD.DEFORM = ""
+    solo.HEAD.NUM_DEFORM_CONVS = 1
+    # SOLO and Decoupled SOLO: convolutions of the mask towers that see coordinates, from the first
+    # one on (SOLO paper, table 3).
+    solo.HEAD.NUM_COORD_CONVS = 1
     # SOLOv2: side of the dynamic kernels, 1 or 3 (paper, table 3a). The kernel length is
     # D = side^2 * MASK_FEATURE.OUT_CHANNELS.
     solo.HEAD.KERNEL_SIZE = 1
     # SOLOv2: whether the kernel branch sees coordinates (paper, table 3b).
     solo.HEAD.KERNEL_COORDS = True
 
-    # SOLOv2: the unified mask feature (paper, section 2.1.2).
+    # SOLOv2: the mask feature (paper, section 2.1.2).
     solo.MASK_FEATURE = CfgNode()
-    # Backbone features that are merged at the stride of the first one, finest first.
+    # "unified", or "separate": one for each level, by SOLO's mask tower (paper, table 3d).
+    solo.MASK_FEATURE.TYPE = "unified"
+    # Unified: backbone features that are merged at the stride of the first one, finest first.
     solo.MASK_FEATURE.IN_FEATURES = ["p2", "p3", "p4", "p5"]
+    # Separate: convolutions of the tower.
+    solo.MASK_FEATURE.NUM_CONVS = 7
     # Width before and after the last 1x1 convolution; the latter is E.
     solo.MASK_FEATURE.CONV_DIM = 128
     solo.MASK_FEATURE.OUT_CHANNELS = 256
-    # Whether the coarsest feature gets coordinates (paper, table 3b).
+    # Whether the coarsest feature (separate: each) gets coordinates (paper, table 3b).
     solo.MASK_FEATURE.COORDS = True
+    # Kind of deformable convolution everywhere in the mask feature, "", "v1" or "v2".
+    solo.MASK_FEATURE.DEFORM = ""
 
 
 def _add_loss_keys(solo: CfgNode) -> None:
@@ -132,6 +150,11 @@ def _add_loss_keys(solo: CfgNode) -> None:
     # Weights of the category loss and of the mask loss (lambda of SOLO's equation 2).
     solo.LOSS.CLS_WEIGHT = 1.0
     solo.LOSS.MASK_WEIGHT = 3.0
+    # "dice", "bce" or "focal" (SOLO paper, table 4, with weights 3, 10 and 20).
+    solo.LOSS.MASK_TYPE = "dice"
+    # "bce": weight of the pixels inside the mask.
+    solo.LOSS.MASK_POS_WEIGHT = 2.0
+    # Of the category loss, and of the mask loss "focal".
     solo.LOSS.FOCAL_ALPHA = 0.25
     solo.LOSS.FOCAL_GAMMA = 2.0
 
@@ -163,6 +186,60 @@ def _add_inference_keys(solo: CfgNode) -> None:
     # "auto" chooses by device; "torch" (the reference), "tiled" (made for the CPU) and "triton"
     # (CUDA) force one. They count the same pixels; scores agree to float32 rounding.
     solo.NMS.BACKEND = "auto"
+
+
+def _add_backbone_keys(model: CfgNode) -> None:
+    # BACKBONE.NAME "build_solo_resnet_fpn_backbone" reads Detectron2's own keys RESNETS and FPN.
+
+    # "build_solo_swin_fpn_backbone"; FPN.IN_FEATURES are its stages, "p0" to "p3". These are the
+    # numbers of Swin-T (arXiv:2103.14030, section 3.3 and, for detection, appendix A2.2).
+    model.SWIN = CfgNode()
+    # Channels of the first stage, doubled from stage to stage.
+    model.SWIN.EMBED_DIM = 96
+    # Blocks and attention heads of each stage.
+    model.SWIN.DEPTHS = [2, 2, 6, 2]
+    model.SWIN.NUM_HEADS = [3, 6, 12, 24]
+    # Side of the attention windows, in the cells of the stage.
+    model.SWIN.WINDOW_SIZE = 7
+    # Probability with which training leaves out the last block; it rises from 0 linearly.
+    model.SWIN.DROP_PATH_RATE = 0.2
+
+    # "build_solo_vit_backbone"; has FPN.OUT_CHANNELS and FPN.NORM, which must not be "". These are
+    # the numbers of ViT-B (ViTDet, arXiv:2203.16527, section 3 and appendix A).
+    model.VIT = CfgNode()
+    # Channels, blocks and attention heads. Patches are of 16 x 16 pixels.
+    model.VIT.EMBED_DIM = 768
+    model.VIT.DEPTH = 12
+    model.VIT.NUM_HEADS = 12
+    # Blocks, from 0, that look at the whole image; the others look at windows of this many patches
+    # a side.
+    model.VIT.GLOBAL_BLOCKS = [2, 5, 8, 11]
+    model.VIT.WINDOW_SIZE = 14
+    # Side in pixels for which the global blocks store relative positions; they are interpolated for
+    # images of other sizes, which need not be square.
+    model.VIT.IMAGE_SIZE = 1024
+    # As SWIN.DROP_PATH_RATE.
+    model.VIT.DROP_PATH_RATE = 0.1
+    # Factor on the learning rate from each block to the one before it, for SOLVER.OPTIMIZER
+    # "AdamW"; 1.0: all learn alike.
+    model.VIT.LR_DECAY = 0.7
+
+    # "build_solo_regnet_fpn_backbone"; FPN.IN_FEATURES are its stages, "s1" to "s4". These are the
+    # numbers of RegNetX-4.0GF (arXiv:2003.13678, section 3.3 and pycls' dds_baselines).
+    model.REGNET = CfgNode()
+    # Channels of the stem.
+    model.REGNET.STEM_WIDTH = 32
+    # Blocks of all stages; the width of block j is W_0 + W_A * j, quantised to W_0 * W_M^k.
+    model.REGNET.DEPTH = 23
+    model.REGNET.W_A = 38.65
+    model.REGNET.W_0 = 96
+    model.REGNET.W_M = 2.43
+    # Channels of a group of the 3x3 convolutions.
+    model.REGNET.GROUP_WIDTH = 40
+    # Width of squeeze-and-excitation relative to the block's input; 0: none (RegNetX; Y: 0.25).
+    model.REGNET.SE_RATIO = 0.0
+    # "FrozenBN" for pretrained weights, or another norm of Detectron2's.
+    model.REGNET.NORM = "FrozenBN"
 
 
 def _add_data_keys(cfg: CfgNode) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from solo_d2.ops.binary_masks import (
     BinaryMasks,
@@ -71,12 +70,13 @@ class MaskDecoder:
     beside them; 8 MiB a thread; and what the NMS takes.
 
     Attributes:
-        cell_masks: the head's method that makes mask probabilities (P, H, W) of cells of one image
-            and one mask stride.
+        cell_masks: the head's method that makes mask probabilities (P, H, W), at the finest mask
+            stride, of cells of one image and one mask group (`SOLOHeadBase.finest_masks`).
         cell_levels: (T,) int64, the level of each cell, on the device of the outputs.
         strides: (L,) float32, stride of each level's feature; also the area in mask pixels that an
             instance must exceed. On the device of the outputs.
         mask_strides: input pixels of one mask pixel, for each level.
+        mask_groups: mask group of each level: those of one group can be made at once.
         nms: `f(masks, labels, scores) -> new scores`.
         mask_product: the head's method that gives kernels (P, E) and a feature (E, H, W) of which
             `cell_masks` is the sigmoid of the product, or None where it is no product; used because
@@ -94,6 +94,7 @@ class MaskDecoder:
     cell_levels: Tensor
     strides: Tensor
     mask_strides: tuple[int, ...]
+    mask_groups: tuple[int, ...]
     nms: Callable[[Tensor, Tensor, Tensor], Tensor]
     mask_product: Callable[[HeadOutputs, Cells], tuple[Tensor, Tensor] | None] | None = None
     backend: str = "auto"
@@ -246,20 +247,17 @@ class MaskDecoder:
             yield self._soft_masks_of_part(outputs, Cells(cells.image, part))
 
     def _soft_masks_of_part(self, outputs: HeadOutputs, cells: Cells) -> Tensor:
-        strides = sorted(set(self.mask_strides))
-        if len(strides) == 1:
+        if len(set(self.mask_groups)) == 1:
             return self.cell_masks(outputs, cells).float()
         result = torch.empty(len(cells.index), *outputs.mask_size, device=cells.index.device)
-        stride_of_level = torch.tensor(self.mask_strides, device=cells.index.device)
-        stride_of_cell = stride_of_level[self.cell_levels[cells.index]]
-        for stride in strides:
-            chosen = (stride_of_cell == stride).nonzero()[:, 0]
-            probs = self.cell_masks(outputs, Cells(cells.image, cells.index[chosen])).float()
-            if stride > strides[0]:
-                probs = F.interpolate(
-                    probs[None], size=outputs.mask_size, mode="bilinear", align_corners=False
-                )[0]
-            result[chosen] = probs
+        level_groups = torch.tensor(self.mask_groups, device=cells.index.device)
+        cell_groups = level_groups[self.cell_levels[cells.index]]
+        for group in sorted(set(self.mask_groups)):
+            chosen = (cell_groups == group).nonzero()[:, 0]
+            if len(chosen) == 0:
+                continue
+            part = Cells(cells.image, cells.index[chosen], group)
+            result[chosen] = self.cell_masks(outputs, part).float()
         return result
 
 

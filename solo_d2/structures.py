@@ -34,10 +34,12 @@ class Cells:
     Attributes:
         image: index of the image in the batch.
         index: (P,) int64 in [0, T), any order; a cell may stand there more than once.
+        group: the mask group of all of them, see `SOLOHeadBase`; known on the host.
     """
 
     image: int
     index: Tensor
+    group: int = 0
 
 
 @dataclass(frozen=True)

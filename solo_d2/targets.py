@@ -18,7 +18,7 @@ from torch import Tensor
 from solo_d2.ops.mask_geometry import mask_centers, shrink_masks, shrink_masks_opencv
 from solo_d2.structures import GridTargets
 
-CELL_CONFLICTS = ("all", "nearest")
+CELL_CONFLICTS = ("all", "last", "nearest")
 
 
 def assign_grid_targets(
@@ -49,9 +49,10 @@ def assign_grid_targets(
         num_classes: K, which also means background.
         center_scale: size of the centre region relative to the box.
         cell_conflict: "all": every instance that claims a cell keeps its mask sample and the last
-            one gives the class (as published); "nearest": the cell and its only sample belong to
-            the instance whose mass centre is nearest to the cell's centre, of equally near ones to
-            the smaller, then the earlier.
+            one gives the class (SOLOv2 as published); "last": the cell and its only sample belong
+            to the last one (SOLO and Decoupled SOLO as published); "nearest": to the instance whose
+            mass centre is nearest to the cell's centre, of equally near ones to the smaller, then
+            the earlier.
         pad_masks: whether masks are shrunk as part of the padded input (exact, as WXinlong's data
             pipeline does) or alone by OpenCV's rule (slightly stretched unless the stride divides
             their size, as AdelaiDet does).
@@ -101,7 +102,7 @@ def assign_grid_targets(
 
 def _best_first(claim: Tensor, distance: Tensor, area: Tensor, cell_conflict: str) -> Tensor:
     """(C,) int64: the claims, those that win a cell over others first."""
-    if cell_conflict == "all":
+    if cell_conflict in ("all", "last"):
         return claim.flip(0)  # the last instance gives the class
     order = area.argsort(stable=True)
     return order[distance[order].argsort(stable=True)]

@@ -24,7 +24,7 @@ def load_golden(name: str) -> dict[str, Tensor]:
             shape = arrays[key.replace("_bits", "_shape").replace("stride4", "pred")]
             bits = np.unpackbits(array)[: int(np.prod(shape))].astype(bool)
             values[key.replace("_bits", "")] = torch.from_numpy(bits.reshape(shape))
-        elif array.dtype.kind != "U" and "_shape" not in key:
+        elif array.dtype.kind != "U" and key.replace("_shape", "_bits") not in {*arrays} - {key}:
             values[key] = torch.from_numpy(np.atleast_1d(array)).reshape(array.shape)
     return values
 

@@ -43,6 +43,7 @@ def make_decoder(num_grids=(10, 8, 6, 5, 4), strides=(8, 8, 16, 32, 32), **chang
         "cell_levels": cell_levels(num_grids),
         "strides": torch.tensor(strides).float(),
         "mask_strides": (4,) * len(num_grids),
+        "mask_groups": (0,) * len(num_grids),
         "nms": build_nms("matrix", NMS_PARAMS),
     }
     return MaskDecoder(**{**settings, **changes})
@@ -161,26 +162,18 @@ def test_masks_in_small_chunks_change_nothing(monkeypatch):
         assert torch.equal(a.masks, b.masks)
 
 
-def test_levels_of_several_mask_strides_meet_at_the_finest():
-    def level_masks(outputs, cells):
-        """Cell 0 predicts an 8x8 mask, cell 1 a 4x4 mask: the left half."""
-        side = 8 if bool((cells.index == 0).all()) else 4
-        mask = torch.zeros(len(cells.index), side, side)
-        mask[:, :, : side // 2] = 1
-        return mask
+def test_cells_of_several_mask_groups_keep_their_order():
+    def group_masks(outputs, cells):
+        assert (cells.index == cells.group).all()
+        return torch.full((len(cells.index), 8, 8), float(cells.group))
 
-    logits = [torch.full((1, 2, 1, 1), 3.0), torch.full((1, 2, 1, 1), 2.0)]
-    outputs = kernel_outputs(logits, [], torch.zeros(1, 1, 8, 8))
+    outputs = kernel_outputs([], [], torch.zeros(1, 1, 8, 8))
     decoder = make_decoder(
-        num_grids=(1, 1), strides=(8, 8), cell_masks=level_masks, mask_strides=(4, 8)
+        num_grids=(1, 1), strides=(8, 8), cell_masks=group_masks, mask_groups=(0, 1)
     )
     masks = torch.cat(list(decoder._soft_masks(outputs, Cells(0, torch.tensor([1, 0, 1])))))
     assert masks.shape == (3, 8, 8)
-    assert (masks[:, :, :3] == 1).all()
-    assert (masks[:, :, 5:] == 0).all()
-    assert masks[1, 0].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
-    result = decoder.decode(outputs, [(32, 32)], [(32, 32)])[0]
-    assert result.boxes[:, [0, 1, 3]].tolist() == [[0, 0, 32]] * len(result.boxes)
+    assert masks[:, 0, 0].tolist() == [1, 0, 1]
 
 
 def test_a_cell_may_give_several_classes():

@@ -2,8 +2,16 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from solo_d2.losses import dice_loss, focal_loss, solo_losses
+from solo_d2.losses import (
+    bce_loss,
+    build_mask_loss,
+    dice_loss,
+    focal_loss,
+    mask_focal_loss,
+    solo_losses,
+)
 from solo_d2.targets import assign_grid_targets
 from tests.fakes import kernel_masks, kernel_outputs
 from tests.golden import levels, load_golden
@@ -32,7 +40,10 @@ def golden_targets(images=(0, 1, 2)):
 
 
 def losses_of(outputs, targets):
-    return solo_losses(outputs, targets, cell_masks=kernel_masks, mask_strides=STRIDES)
+    groups = [0] * 5
+    return solo_losses(
+        outputs, targets, cell_masks=kernel_masks, mask_strides=STRIDES, mask_groups=groups
+    )
 
 
 def assert_gradients(tensors, name):
@@ -113,8 +124,49 @@ def test_weights_scale_the_losses():
         targets,
         cell_masks=kernel_masks,
         mask_strides=STRIDES,
+        mask_groups=[0] * 5,
         cls_weight=2.0,
         mask_weight=6.0,
     )
     for name, loss in plain.items():
         torch.testing.assert_close(doubled[name], 2 * loss)
+
+
+LOGITS = torch.linspace(-4, 4, 24).view(2, 3, 4)
+MASKS = (torch.arange(24) % 3 == 0).view(2, 3, 4)
+
+
+def test_bce_equals_that_of_the_logits():
+    expected = F.binary_cross_entropy_with_logits(
+        LOGITS, MASKS.float(), pos_weight=torch.tensor(2.0), reduction="none"
+    ).mean(dim=(1, 2))
+    torch.testing.assert_close(bce_loss(LOGITS.sigmoid(), MASKS), expected)
+
+
+def test_mask_focal_loss_equals_the_class_focal_loss():
+    columns = LOGITS.view(2, -1, 1)
+    classes = (~MASKS).long().view(2, -1)  # the mask is class 0, 1 is background
+    expected = [
+        focal_loss(x, c, alpha=0.3, gamma=1.5) / 12 for x, c in zip(columns, classes, strict=True)
+    ]
+    ours = mask_focal_loss(LOGITS.sigmoid(), MASKS, alpha=0.3, gamma=1.5)
+    torch.testing.assert_close(ours, torch.stack(expected))
+
+
+@pytest.mark.parametrize("name", ["dice", "bce", "focal"])
+def test_mask_losses_fall_to_zero_and_stay_finite(name):
+    loss = build_mask_loss(name, {"pos_weight": 2.0, "alpha": 0.25, "gamma": 2.0})
+    sure = MASKS.float()
+    assert loss(sure, MASKS).abs().max() < 1e-3
+    logits = torch.where(MASKS, -200.0, 200.0).requires_grad_()  # wrong beyond float32
+    wrong = loss(logits.sigmoid(), MASKS)
+    assert (wrong > 0.5).all()
+    assert wrong.isfinite().all()
+    wrong.sum().backward()
+    assert logits.grad.isfinite().all()
+    assert loss(torch.zeros(0, 3, 4), torch.zeros(0, 3, 4, dtype=torch.bool)).shape == (0,)
+
+
+def test_unknown_mask_loss():
+    with pytest.raises(ValueError, match="'iou'.*dice, bce, focal"):
+        build_mask_loss("iou", {})

@@ -116,6 +116,7 @@ class Ours:
             cell_levels=cell_levels(NUM_GRIDS, device),
             strides=torch.tensor(STRIDES, device=device).float(),
             mask_strides=(MASK_STRIDE,) * len(NUM_GRIDS),
+            mask_groups=(0,) * len(NUM_GRIDS),
             nms=partial(matrix_nms, backend=backend),
         )
 

@@ -8,6 +8,11 @@ from detectron2.layers import ShapeSpec
 
 from solo_d2.errors import ConfigError
 from solo_d2.inference import NMS
+from solo_d2.losses import MASK_LOSSES
+from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY
+from solo_d2.modeling.heads.base import ALIGNMENTS
+from solo_d2.modeling.heads.solov2 import MASK_FEATURE_TYPES
+from solo_d2.modeling.layers import DEFORMS
 from solo_d2.ops.backends import BACKENDS
 from solo_d2.targets import CELL_CONFLICTS
 
@@ -28,9 +33,14 @@ def check_model_config(cfg: CfgNode, shapes: Mapping[str, ShapeSpec]) -> None:
         solo.NUM_CLASSES,
         "a positive number; 0 is filled in from the data set by train_net.py and the demo",
     )
-    _check_levels(solo, shapes)
-    _check_mask_feature(solo, shapes)
     _check_choices(solo)
+    _check_levels(solo, shapes)
+    _check_towers(solo)
+    if SOLO_HEAD_REGISTRY.get(solo.HEAD.NAME).has_mask_feature:
+        _check_mask_feature(solo, shapes)
+    else:
+        even = all(stride % 2 == 0 for stride in solo.STRIDES)
+        _require(even, "STRIDES", solo.STRIDES, "even: masks are made at half of them")
     for key in ("SCORE_THRESH_TEST", "MASK_THRESH_TEST", "KEEP_THRESH_TEST"):
         _require(0 <= solo[key] <= 1, key, solo[key], "a probability in [0, 1]")
     _require(solo.PRE_NMS_TOPK > 0, "PRE_NMS_TOPK", solo.PRE_NMS_TOPK, "a positive number")
@@ -56,27 +66,48 @@ def _check_levels(solo: CfgNode, shapes: Mapping[str, ShapeSpec]) -> None:
     _require(len(set(channels.values())) == 1, "IN_FEATURES", channels, "features of one width")
 
 
+def _check_towers(solo: CfgNode) -> None:
+    head = solo.HEAD
+    _require(head.NUM_CONVS > 0, "HEAD.NUM_CONVS", head.NUM_CONVS, "a positive number")
+    for key in ("NUM_COORD_CONVS", "NUM_DEFORM_CONVS"):
+        allowed = f"a number from 0 to HEAD.NUM_CONVS ({head.NUM_CONVS})"
+        _require(0 <= head[key] <= head.NUM_CONVS, f"HEAD.{key}", head[key], allowed)
+    _check_width(solo, "HEAD.CONV_DIM", head.CONV_DIM)
+
+
 def _check_mask_feature(solo: CfgNode, shapes: Mapping[str, ShapeSpec]) -> None:
-    for name in solo.MASK_FEATURE.IN_FEATURES:
+    mask_feature = solo.MASK_FEATURE
+    for key in ("CONV_DIM", "OUT_CHANNELS"):
+        _check_width(solo, f"MASK_FEATURE.{key}", mask_feature[key])
+    if mask_feature.TYPE == "separate":
+        number = mask_feature.NUM_CONVS
+        _require(number > 0, "MASK_FEATURE.NUM_CONVS", number, "a positive number")
+        return
+    for name in mask_feature.IN_FEATURES:
         allowed = f"features of the backbone: {list(shapes)}"
         _require(name in shapes, "MASK_FEATURE.IN_FEATURES", name, allowed)
-    strides = [shapes[name].stride for name in solo.MASK_FEATURE.IN_FEATURES]
+    strides = [shapes[name].stride for name in mask_feature.IN_FEATURES]
     doubling = all(stride == strides[0] << level for level, stride in enumerate(strides))
     allowed = "features from fine to coarse, the stride doubling from each to the next"
     _require(bool(strides) and doubling, "MASK_FEATURE.IN_FEATURES", strides, allowed)
-    if solo.HEAD.NORM == "GN":
-        widths = {
-            "HEAD.CONV_DIM": solo.HEAD.CONV_DIM,
-            "MASK_FEATURE.CONV_DIM": solo.MASK_FEATURE.CONV_DIM,
-            "MASK_FEATURE.OUT_CHANNELS": solo.MASK_FEATURE.OUT_CHANNELS,
-        }
-        for key, width in widths.items():
-            allowed = f"a multiple of {GROUP_NORM_GROUPS}, the groups of GroupNorm (HEAD.NORM GN)"
-            _require(width > 0 and width % GROUP_NORM_GROUPS == 0, key, width, allowed)
+
+
+def _check_width(solo: CfgNode, key: str, width: int) -> None:
+    groups = GROUP_NORM_GROUPS if solo.HEAD.NORM == "GN" else 1
+    allowed = f"a positive multiple of {groups}"
+    if groups > 1:
+        allowed += ", the groups of GroupNorm (HEAD.NORM GN)"
+    _require(width > 0 and width % groups == 0, key, width, allowed)
 
 
 def _check_choices(solo: CfgNode) -> None:
     for key, value, choices in (
+        ("HEAD.NAME", solo.HEAD.NAME, tuple(sorted(key for key, _ in SOLO_HEAD_REGISTRY))),
+        ("HEAD.ALIGN", solo.HEAD.ALIGN, tuple(ALIGNMENTS)),
+        ("HEAD.DEFORM", solo.HEAD.DEFORM, DEFORMS),
+        ("MASK_FEATURE.TYPE", solo.MASK_FEATURE.TYPE, MASK_FEATURE_TYPES),
+        ("MASK_FEATURE.DEFORM", solo.MASK_FEATURE.DEFORM, DEFORMS),
+        ("LOSS.MASK_TYPE", solo.LOSS.MASK_TYPE, tuple(MASK_LOSSES)),
         ("CELL_CONFLICT", solo.CELL_CONFLICT, CELL_CONFLICTS),
         ("MASK_BACKEND", solo.MASK_BACKEND, BACKENDS),
         ("NMS.TYPE", solo.NMS.TYPE, tuple(NMS)),

@@ -1,4 +1,4 @@
-"""The unified mask feature of SOLOv2 (arXiv:2003.10152, section 2.1.2 and supplement)."""
+"""Mask features of SOLOv2 (arXiv:2003.10152, section 2.1.2 and supplement)."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -6,7 +6,7 @@ from typing import cast
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from solo_d2.modeling.layers import conv_norm_relu
+from solo_d2.modeling.layers import ConvTower, conv_norm_relu
 from solo_d2.ops.coords import append_coords
 
 
@@ -26,6 +26,7 @@ class MaskFeatureBranch(nn.Module):
         out_channels: int = 256,
         norm: str = "GN",
         coords: bool = True,
+        deform: str = "",
     ):
         """Make the branch.
 
@@ -36,6 +37,7 @@ class MaskFeatureBranch(nn.Module):
             out_channels: E, channels of the result.
             norm: a norm of Detectron2.
             coords: whether the coarsest feature gets coordinate channels.
+            deform: kind of deformable convolution everywhere, or "".
         """
         super().__init__()
         self.coords = coords
@@ -46,11 +48,13 @@ class MaskFeatureBranch(nn.Module):
             widths = [first] + [conv_dim] * max(doublings, 1)
             self.levels.append(
                 nn.ModuleList(
-                    conv_norm_relu(a, b, norm=norm)
+                    conv_norm_relu(a, b, norm=norm, deform=deform)
                     for a, b in zip(widths, widths[1:], strict=False)
                 )
             )
-        self.output = conv_norm_relu(conv_dim, out_channels, norm=norm, kernel_size=1)
+        self.output = conv_norm_relu(
+            conv_dim, out_channels, norm=norm, kernel_size=1, deform=deform
+        )
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Compute the mask feature.
@@ -74,3 +78,52 @@ class MaskFeatureBranch(nn.Module):
                     )
             merged = feature if merged is None else merged + feature
         return self.output(merged)
+
+
+class SeparateMaskFeatures(nn.Module):
+    """A mask feature for each level, at twice the level's size (supplement: separate features).
+
+    The tower is SOLO's mask tower, shared by all levels; a 1x1 convolution follows as in
+    `MaskFeatureBranch`.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        num_convs: int = 7,
+        conv_dim: int = 128,
+        out_channels: int = 256,
+        norm: str = "GN",
+        coords: bool = True,
+        deform: str = "",
+    ):
+        """Make the features.
+
+        Args:
+            in_channels: channels of each feature.
+            num_convs: convolutions of the tower.
+            conv_dim: their width.
+            out_channels: E, channels of the result.
+            norm: a norm of Detectron2.
+            coords: whether the first convolution gets coordinate channels.
+            deform: kind of deformable convolution everywhere, or "".
+        """
+        super().__init__()
+        self.tower = ConvTower(
+            *(in_channels, conv_dim, num_convs),
+            norm=norm,
+            coords="xy" if coords else "",
+            deform=deform,
+            num_deform_convs=num_convs,
+        )
+        self.output = conv_norm_relu(
+            conv_dim, out_channels, norm=norm, kernel_size=1, deform=deform
+        )
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, E, 2H, 2W), never negative."""
+        feature = F.interpolate(
+            self.tower(feature), scale_factor=2, mode="bilinear", align_corners=False
+        )
+        return self.output(feature)

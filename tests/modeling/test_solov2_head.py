@@ -74,7 +74,7 @@ def test_forward_equals_published(golden, features):
         torch.testing.assert_close(ours, expected, **close)
     for ours, expected in zip(outputs.kernel_params, levels(golden, "kernel_pred"), strict=True):
         torch.testing.assert_close(ours, expected, **close)
-    torch.testing.assert_close(outputs.mask_feature, golden["mask_pred"], **close)
+    torch.testing.assert_close(outputs.mask_features[0], golden["mask_pred"], **close)
 
 
 def test_level_features_equal_published(golden, features):

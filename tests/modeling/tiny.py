@@ -2,6 +2,7 @@
 
 import torch
 from detectron2.config import CfgNode, get_cfg
+from detectron2.layers import Conv2d
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 
@@ -37,9 +38,10 @@ def tiny_model(cfg: CfgNode | None = None, *, sure: bool = False):
     torch.manual_seed(0)
     model = build_model(cfg or tiny_config())
     if sure:
-        torch.nn.init.normal_(model.head.class_logits.weight, std=0.2)
-        torch.nn.init.zeros_(model.head.class_logits.bias)
-        torch.nn.init.normal_(model.head.kernel_params.weight, std=0.2)
+        for module in model.head.modules():
+            if isinstance(module, Conv2d) and module.norm is None:  # a predictor
+                torch.nn.init.normal_(module.weight, std=0.2)
+                torch.nn.init.zeros_(module.bias)
     return model
 
 

@@ -1,8 +1,9 @@
 """What all heads share: the grid of each level, the class branch and its input."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Generic, TypeVar
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, ClassVar, Generic, TypeVar
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -10,7 +11,7 @@ from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from solo_d2.errors import ConfigError
+from solo_d2.modeling.layers import ConvTower, predictor
 from solo_d2.structures import Cells, HeadOutputs
 
 Outputs = TypeVar("Outputs", bound=HeadOutputs)
@@ -24,29 +25,96 @@ Heads: called with (cfg, input_shape), they return a `SOLOHeadBase`.
 class SOLOHeadBase(nn.Module, ABC, Generic[Outputs]):
     """A head predicts class logits for the cells of each level, and masks for chosen cells.
 
+    The class branch is the same in all heads and stands here. The levels whose masks are made of
+    the same maps form a mask group; groups are numbered from 0.
+
     Attributes:
         in_features: names of the backbone features, one for each level.
         feature_strides: their strides in input pixels.
         strides: stride at which the head sees each of them.
         num_grids: grid side S of each level.
         mask_strides: stride in input pixels of the masks of each level.
+        mask_groups: mask group of each level, not falling.
     """
 
+    # Whether the keys of MODEL.SOLO.MASK_FEATURE mean something to the head.
+    has_mask_feature: ClassVar[bool] = False
+
     mask_strides: tuple[int, ...]
+    mask_groups: tuple[int, ...]
 
     def __init__(
         self,
         *,
         in_features: Sequence[str],
-        feature_strides: Sequence[int],
+        input_shape: dict[str, ShapeSpec],
         strides: Sequence[int],
         num_grids: Sequence[int],
+        num_classes: int,
+        num_convs: int,
+        conv_dim: int,
+        norm: str = "GN",
+        prior_prob: float = 0.01,
+        align: str = "interpolate",
+        deform: str = "",
+        num_deform_convs: int = 1,
     ):
+        """Make what all heads have.
+
+        Args:
+            in_features: names of the backbone features, one for each level.
+            input_shape: channels and stride of the backbone features.
+            strides: stride at which the head sees each feature.
+            num_grids: grid side S of each level.
+            num_classes: K.
+            num_convs: convolutions of each tower.
+            conv_dim: their width.
+            norm: their norm, a name of Detectron2's.
+            prior_prob: probability of classes (and of mask pixels, where a head predicts them) at
+                the start.
+            align: how a feature is brought to S x S, a key of `ALIGNMENTS`.
+            deform: kind of deformable convolution in the towers, or "".
+            num_deform_convs: how many of each tower's last convolutions are deformable.
+        """
         super().__init__()
         self.in_features = tuple(in_features)
-        self.feature_strides = tuple(feature_strides)
+        self.feature_strides = tuple(input_shape[name].stride for name in in_features)
         self.strides = tuple(strides)
         self.num_grids = tuple(num_grids)
+        self.align = ALIGNMENTS[align]
+        self.in_channels = input_shape[in_features[0]].channels
+        self.conv_dim = conv_dim
+        self.prior_prob = prior_prob
+        self._make_tower = partial(
+            ConvTower,
+            in_channels=self.in_channels,
+            channels=conv_dim,
+            num_convs=num_convs,
+            norm=norm,
+            deform=deform,
+            num_deform_convs=num_deform_convs,
+        )
+        self.class_tower = self._make_tower()
+        self.class_logits = predictor(conv_dim, num_classes, prior_prob=prior_prob)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        """Translate the config to the arguments of this class."""
+        solo = cfg.MODEL.SOLO
+        return {
+            "in_features": solo.IN_FEATURES,
+            "input_shape": input_shape,
+            "strides": solo.STRIDES,
+            "num_grids": solo.NUM_GRIDS,
+            "num_classes": solo.NUM_CLASSES,
+            "num_convs": solo.HEAD.NUM_CONVS,
+            "conv_dim": solo.HEAD.CONV_DIM,
+            "norm": solo.HEAD.NORM,
+            "prior_prob": solo.HEAD.PRIOR_PROB,
+            "align": solo.HEAD.ALIGN,
+            "deform": solo.HEAD.DEFORM,
+            "num_deform_convs": solo.HEAD.NUM_DEFORM_CONVS,
+        }
 
     @abstractmethod
     def forward(self, features: dict[str, Tensor]) -> Outputs:
@@ -65,11 +133,23 @@ class SOLOHeadBase(nn.Module, ABC, Generic[Outputs]):
 
         Args:
             outputs: what `forward` returned.
-            cells: P cells of one image, of levels that share a mask stride; possibly none.
+            cells: P cells of one image and one mask group; possibly none.
 
         Returns:
             (P, H, W) mask probabilities; (0, H, W), still connected to the outputs, for no cells.
         """
+
+    def finest_masks(self, outputs: Outputs, cells: Cells) -> Tensor:
+        """The masks of chosen cells at the finest mask stride, for inference.
+
+        Args:
+            outputs: what `forward` returned.
+            cells: P cells of one image and one mask group; possibly none.
+
+        Returns:
+            (P, H, W) mask probabilities; H and W are `outputs.mask_size`.
+        """
+        return resize(self.cell_masks(outputs, cells)[None], outputs.mask_size)[0]
 
     def mask_product(self, outputs: Outputs, cells: Cells) -> tuple[Tensor, Tensor] | None:
         """The factors of the masks of chosen cells, for a head whose masks are a matrix product.
@@ -82,9 +162,13 @@ class SOLOHeadBase(nn.Module, ABC, Generic[Outputs]):
 
         Returns:
             Kernels (P, E) and a feature (E, H, W), such that `cell_masks` is the sigmoid of their
-            product; None for other heads.
+            product; None for other heads, among them all of several mask groups.
         """
         return None
+
+    def class_branch(self, grid_feature: Tensor) -> Tensor:
+        """Class logits (B, K, S, S) of a level's feature (B, C, S, S)."""
+        return self.class_logits(self.class_tower(grid_feature))
 
     def level_features(self, features: dict[str, Tensor]) -> list[Tensor]:
         """The feature of each level, resized to the stride at which the head sees it.
@@ -97,25 +181,28 @@ class SOLOHeadBase(nn.Module, ABC, Generic[Outputs]):
         Returns:
             L tensors (B, C, H / stride, W / stride), H and W of the padded input.
         """
-        height, width = self.padded_size(features)
         return [
-            resize(features[name], (height // stride, width // stride))
+            resize(features[name], self.size_at(stride, features))
             for name, stride in zip(self.in_features, self.strides, strict=True)
         ]
 
-    def padded_size(self, features: dict[str, Tensor]) -> tuple[int, int]:
-        """Height and width of the padded input, from the finest feature and its stride."""
+    def size_at(self, stride: int, features: dict[str, Tensor]) -> tuple[int, int]:
+        """Height and width of the padded input at a stride."""
         height, width = features[self.in_features[0]].shape[-2:]
-        return height * self.feature_strides[0], width * self.feature_strides[0]
+        finest = self.feature_strides[0]
+        return height * finest // stride, width * finest // stride
+
+    def cells_of_level(self, cells: Cells) -> Tensor:
+        """(P,) int64 in [0, S^2): cells of one level, counted from its first one.
+
+        Only for heads whose mask groups are the levels.
+        """
+        return cells.index - sum(side * side for side in self.num_grids[: cells.group])
 
 
 def build_solo_head(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> SOLOHeadBase:
     """Make the head that `MODEL.SOLO.HEAD.NAME` names."""
-    name = cfg.MODEL.SOLO.HEAD.NAME
-    if name not in SOLO_HEAD_REGISTRY:
-        known = ", ".join(sorted(key for key, _ in SOLO_HEAD_REGISTRY))
-        raise ConfigError(f"MODEL.SOLO.HEAD.NAME is {name!r}: choose one of {known}")
-    return SOLO_HEAD_REGISTRY.get(name)(cfg, input_shape)
+    return SOLO_HEAD_REGISTRY.get(cfg.MODEL.SOLO.HEAD.NAME)(cfg, input_shape)
 
 
 def resize(feature: Tensor, size: tuple[int, int]) -> Tensor:
@@ -123,3 +210,19 @@ def resize(feature: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(feature.shape[-2:]) == tuple(size):
         return feature
     return F.interpolate(feature, size=size, mode="bilinear", align_corners=False)
+
+
+def resize_by_regions(feature: Tensor, size: tuple[int, int]) -> Tensor:
+    """Mean of 2x2 bilinear samples in each cell (SOLO, ablations: region-grid interpolation)."""
+    samples = F.interpolate(
+        feature, size=(2 * size[0], 2 * size[1]), mode="bilinear", align_corners=False
+    )
+    return F.avg_pool2d(samples, 2)
+
+
+# How a feature (B, C, H, W) is brought to the grid, (B, C, S, S).
+ALIGNMENTS: dict[str, Callable[[Tensor, tuple[int, int]], Tensor]] = {
+    "interpolate": resize,
+    "max_pool": F.adaptive_max_pool2d,
+    "region_grid": resize_by_regions,
+}

@@ -1,4 +1,4 @@
-"""The head of SOLOv2 (arXiv:2003.10152, section 2.1): dynamic kernels on a unified mask feature.
+"""The head of SOLOv2 (arXiv:2003.10152, section 2.1): dynamic kernels on a mask feature.
 
 B images, L levels, S grid side, T cells of all levels, K classes, P chosen cells, E channels of the
 mask feature, D = side^2 * E kernel length, H W size of the mask feature.
@@ -6,18 +6,20 @@ mask feature, D = side^2 * E kernel length, H W size of the mask feature.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from torch import Tensor
 
-from solo_d2.modeling.heads.base import SOLO_HEAD_REGISTRY, SOLOHeadBase, resize
-from solo_d2.modeling.layers import conv_tower, predictor
-from solo_d2.modeling.mask_features import MaskFeatureBranch
+from solo_d2.modeling.heads.base import SOLO_HEAD_REGISTRY, SOLOHeadBase
+from solo_d2.modeling.layers import predictor
+from solo_d2.modeling.mask_features import MaskFeatureBranch, SeparateMaskFeatures
 from solo_d2.ops.coords import append_coords
 from solo_d2.ops.dynamic_conv import dynamic_conv
 from solo_d2.structures import Cells, HeadOutputs, flatten_levels
+
+MASK_FEATURE_TYPES = ("unified", "separate")
 
 
 @dataclass(frozen=True)
@@ -26,132 +28,142 @@ class SOLOv2Outputs(HeadOutputs):
 
     Attributes:
         kernel_params: L tensors (B, D, S, S), no activation.
-        mask_feature: (B, E, H, W), never negative.
+        mask_features: (B, E, H, W), never negative: one if it is unified, else one for each level.
     """
 
     kernel_params: list[Tensor]
-    mask_feature: Tensor
+    mask_features: list[Tensor]
 
 
 @SOLO_HEAD_REGISTRY.register()
 class SOLOv2Head(SOLOHeadBase[SOLOv2Outputs]):
-    """Class and kernel towers, shared by all levels, and the unified mask feature."""
+    """Class and kernel towers, shared by all levels, and the mask feature."""
+
+    has_mask_feature: ClassVar[bool] = True
 
     @configurable
     def __init__(
         self,
         *,
-        in_features: Sequence[str],
         input_shape: dict[str, ShapeSpec],
         strides: Sequence[int],
         num_grids: Sequence[int],
-        num_classes: int,
-        num_convs: int = 4,
-        conv_dim: int = 512,
-        norm: str = "GN",
-        prior_prob: float = 0.01,
         kernel_size: int = 1,
         kernel_coords: bool = True,
-        mask_in_features: Sequence[str],
+        mask_feature_type: str = "unified",
+        mask_in_features: Sequence[str] = (),
+        mask_num_convs: int = 7,
         mask_conv_dim: int = 128,
         mask_out_channels: int = 256,
         mask_coords: bool = True,
+        mask_deform: str = "",
+        norm: str = "GN",
+        **class_branch: Any,
     ):
         """Make the head.
 
         Args:
-            in_features: names of the backbone features, one for each level.
             input_shape: channels and stride of the backbone features.
             strides: stride at which the head sees each feature.
             num_grids: grid side S of each level.
-            num_classes: K.
-            num_convs: convolutions of each tower.
-            conv_dim: their width.
-            norm: norm of towers and mask feature, a name of Detectron2's.
-            prior_prob: class probability at the start.
             kernel_size: side of the dynamic kernels, 1 or 3.
             kernel_coords: whether the kernel tower gets coordinates.
-            mask_in_features: backbone features that the mask feature merges, finest first.
+            mask_feature_type: "unified", or "separate" for each level.
+            mask_in_features: unified: backbone features that are merged, finest first.
+            mask_num_convs: separate: convolutions of the mask tower.
             mask_conv_dim: width of the mask feature's convolutions.
             mask_out_channels: E.
             mask_coords: whether the mask feature gets coordinates.
+            mask_deform: kind of deformable convolution in the mask feature, or "".
+            norm: of all convolutions, a name of Detectron2's.
+            **class_branch: see `SOLOHeadBase`.
         """
         super().__init__(
-            in_features=in_features,
-            feature_strides=[input_shape[name].stride for name in in_features],
+            input_shape=input_shape,
             strides=strides,
             num_grids=num_grids,
+            norm=norm,
+            **class_branch,
         )
         self.kernel_size = kernel_size
         self.kernel_coords = kernel_coords
         self.mask_in_features = tuple(mask_in_features)
-        mask_shapes = [input_shape[name] for name in mask_in_features]
-        self.mask_strides = (mask_shapes[0].stride,) * len(num_grids)
-
-        channels = input_shape[in_features[0]].channels
-        self.class_tower = conv_tower(channels, conv_dim, num_convs, norm=norm)
-        self.kernel_tower = conv_tower(channels + 2 * kernel_coords, conv_dim, num_convs, norm=norm)
-        self.class_logits = predictor(conv_dim, num_classes, prior_prob=prior_prob)
-        self.kernel_params = predictor(conv_dim, kernel_size**2 * mask_out_channels)
-        self.mask_feature = MaskFeatureBranch(
-            in_channels=[shape.channels for shape in mask_shapes],
-            strides=[shape.stride for shape in mask_shapes],
-            conv_dim=mask_conv_dim,
-            out_channels=mask_out_channels,
-            norm=norm,
-            coords=mask_coords,
-        )
+        self.kernel_tower = self._make_tower(in_channels=self.in_channels + 2 * kernel_coords)
+        self.kernel_params = predictor(self.conv_dim, kernel_size**2 * mask_out_channels)
+        settings: dict[str, Any] = {
+            "conv_dim": mask_conv_dim,
+            "out_channels": mask_out_channels,
+            "norm": norm,
+            "coords": mask_coords,
+            "deform": mask_deform,
+        }
+        self.is_unified = mask_feature_type == "unified"
+        self.mask_feature: MaskFeatureBranch | SeparateMaskFeatures
+        if self.is_unified:
+            shapes = [input_shape[name] for name in mask_in_features]
+            self.mask_strides = (shapes[0].stride,) * len(num_grids)
+            self.mask_groups = (0,) * len(num_grids)
+            self.mask_feature = MaskFeatureBranch(
+                in_channels=[shape.channels for shape in shapes],
+                strides=[shape.stride for shape in shapes],
+                **settings,
+            )
+        else:
+            self.mask_strides = tuple(stride // 2 for stride in strides)
+            self.mask_groups = tuple(range(len(num_grids)))
+            self.mask_feature = SeparateMaskFeatures(
+                in_channels=self.in_channels, num_convs=mask_num_convs, **settings
+            )
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         """Translate the config to arguments."""
-        solo = cfg.MODEL.SOLO
+        head, mask_feature = cfg.MODEL.SOLO.HEAD, cfg.MODEL.SOLO.MASK_FEATURE
         return {
-            "in_features": solo.IN_FEATURES,
-            "input_shape": input_shape,
-            "strides": solo.STRIDES,
-            "num_grids": solo.NUM_GRIDS,
-            "num_classes": solo.NUM_CLASSES,
-            "num_convs": solo.HEAD.NUM_CONVS,
-            "conv_dim": solo.HEAD.CONV_DIM,
-            "norm": solo.HEAD.NORM,
-            "prior_prob": solo.HEAD.PRIOR_PROB,
-            "kernel_size": solo.HEAD.KERNEL_SIZE,
-            "kernel_coords": solo.HEAD.KERNEL_COORDS,
-            "mask_in_features": solo.MASK_FEATURE.IN_FEATURES,
-            "mask_conv_dim": solo.MASK_FEATURE.CONV_DIM,
-            "mask_out_channels": solo.MASK_FEATURE.OUT_CHANNELS,
-            "mask_coords": solo.MASK_FEATURE.COORDS,
+            **super().from_config(cfg, input_shape),
+            "kernel_size": head.KERNEL_SIZE,
+            "kernel_coords": head.KERNEL_COORDS,
+            "mask_feature_type": mask_feature.TYPE,
+            "mask_in_features": mask_feature.IN_FEATURES,
+            "mask_num_convs": mask_feature.NUM_CONVS,
+            "mask_conv_dim": mask_feature.CONV_DIM,
+            "mask_out_channels": mask_feature.OUT_CHANNELS,
+            "mask_coords": mask_feature.COORDS,
+            "mask_deform": mask_feature.DEFORM,
         }
 
     def forward(self, features: dict[str, Tensor]) -> SOLOv2Outputs:
         """Predict class logits, kernels and the mask feature; see `SOLOHeadBase.forward`."""
         class_logits, kernel_params = [], []
-        for feature, side in zip(self.level_features(features), self.num_grids, strict=True):
+        level_features = self.level_features(features)
+        for feature, side in zip(level_features, self.num_grids, strict=True):
             grid_feature = append_coords(feature) if self.kernel_coords else feature
-            grid_feature = resize(grid_feature, (side, side))
+            grid_feature = self.align(grid_feature, (side, side))
             kernel_params.append(self.kernel_params(self.kernel_tower(grid_feature)))
-            # The class branch sees the same resized feature, without the coordinates.
-            grid_feature = grid_feature[:, : feature.shape[1]]
-            class_logits.append(self.class_logits(self.class_tower(grid_feature)))
-        mask_feature = self.mask_feature([features[name] for name in self.mask_in_features])
+            # The class branch sees the same aligned feature, without the coordinates.
+            class_logits.append(self.class_branch(grid_feature[:, : feature.shape[1]]))
+        if self.is_unified:
+            mask_features = [self.mask_feature([features[name] for name in self.mask_in_features])]
+        else:
+            mask_features = [self.mask_feature(feature) for feature in level_features]
+        finest = self.mask_groups[self.mask_strides.index(min(self.mask_strides))]
         return SOLOv2Outputs(
             class_logits=class_logits,
-            mask_size=tuple(mask_feature.shape[-2:]),
+            mask_size=tuple(mask_features[finest].shape[-2:]),
             kernel_params=kernel_params,
-            mask_feature=mask_feature,
+            mask_features=mask_features,
         )
 
     def cell_masks(self, outputs: SOLOv2Outputs, cells: Cells) -> Tensor:
         """Convolve the mask feature with the cells' kernels; see `SOLOHeadBase.cell_masks`."""
-        kernels = self._cell_kernels(outputs, cells)
-        return dynamic_conv(kernels, outputs.mask_feature[cells.image]).sigmoid_()
+        feature = outputs.mask_features[cells.group][cells.image]
+        return dynamic_conv(self._cell_kernels(outputs, cells), feature).sigmoid_()
 
     def mask_product(self, outputs: SOLOv2Outputs, cells: Cells) -> tuple[Tensor, Tensor] | None:
         """The cells' kernels and the mask feature, for 1x1; see `SOLOHeadBase.mask_product`."""
-        if self.kernel_size > 1:
+        if self.kernel_size > 1 or not self.is_unified:
             return None
-        return self._cell_kernels(outputs, cells), outputs.mask_feature[cells.image]
+        return self._cell_kernels(outputs, cells), outputs.mask_features[0][cells.image]
 
     def _cell_kernels(self, outputs: SOLOv2Outputs, cells: Cells) -> Tensor:
         """The kernels (P, D) of chosen cells."""

@@ -11,7 +11,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from solo_d2.inference import MaskDecoder, build_nms
-from solo_d2.losses import solo_losses
+from solo_d2.losses import build_mask_loss, solo_losses
 from solo_d2.modeling.checks import check_model_config
 from solo_d2.modeling.heads import SOLOHeadBase, build_solo_head
 from solo_d2.modeling.visualize import draw_training_image
@@ -39,7 +39,7 @@ class SOLO(nn.Module):
         scale_ranges: Sequence[Sequence[float]],
         center_scale: float,
         cell_conflict: str,
-        loss_params: dict[str, float],
+        loss_params: dict[str, Any],
         decoder_params: dict[str, Any],
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
@@ -55,7 +55,7 @@ class SOLO(nn.Module):
             scale_ranges: see `assign_grid_targets`.
             center_scale: see `assign_grid_targets`.
             cell_conflict: see `assign_grid_targets`.
-            loss_params: weights and focal parameters, see `solo_losses`.
+            loss_params: mask loss, weights and focal parameters, see `solo_losses`.
             decoder_params: NMS, thresholds and limits, see `MaskDecoder`.
             pixel_mean: subtracted from each channel, in the order of `input_format`.
             pixel_std: divides each channel.
@@ -91,6 +91,11 @@ class SOLO(nn.Module):
             "class_agnostic": solo.NMS.CLASS_AGNOSTIC,
             "backend": solo.NMS.BACKEND,
         }
+        mask_loss_params = {
+            "pos_weight": solo.LOSS.MASK_POS_WEIGHT,
+            "alpha": solo.LOSS.FOCAL_ALPHA,
+            "gamma": solo.LOSS.FOCAL_GAMMA,
+        }
         return {
             "backbone": backbone,
             "head": build_solo_head(cfg, backbone.output_shape()),
@@ -99,6 +104,7 @@ class SOLO(nn.Module):
             "center_scale": solo.CENTER_SCALE,
             "cell_conflict": solo.CELL_CONFLICT,
             "loss_params": {
+                "mask_loss": build_mask_loss(solo.LOSS.MASK_TYPE, mask_loss_params),
                 "cls_weight": solo.LOSS.CLS_WEIGHT,
                 "mask_weight": solo.LOSS.MASK_WEIGHT,
                 "focal_alpha": solo.LOSS.FOCAL_ALPHA,
@@ -162,6 +168,7 @@ class SOLO(nn.Module):
             targets,
             cell_masks=self.head.cell_masks,
             mask_strides=self.head.mask_strides,
+            mask_groups=self.head.mask_groups,
             **self.loss_params,
         )
         storage = get_event_storage()
@@ -226,10 +233,11 @@ class SOLO(nn.Module):
         output_sizes: Sequence[tuple[int, int]],
     ) -> list[Predictions]:
         decoder = MaskDecoder(
-            cell_masks=self.head.cell_masks,
+            cell_masks=self.head.finest_masks,
             cell_levels=self.cell_levels,
             strides=self.strides,
             mask_strides=self.head.mask_strides,
+            mask_groups=self.head.mask_groups,
             mask_product=self.head.mask_product,
             **self.decoder_params,
         )

@@ -1,0 +1,125 @@
+"""The head of Decoupled SOLO (arXiv:1912.04488, section 4): a mask is a product of two maps.
+
+B images, L levels, S grid side, P chosen cells, C channels of the towers, H W size of a level's
+masks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from torch import Tensor, nn
+
+from solo_d2.modeling.heads.base import SOLO_HEAD_REGISTRY, SOLOHeadBase, resize
+from solo_d2.modeling.layers import predictor
+from solo_d2.structures import Cells, HeadOutputs
+
+
+@dataclass(frozen=True)
+class DecoupledSOLOOutputs(HeadOutputs):
+    """Outputs of the decoupled heads.
+
+    Attributes:
+        column_logits: L tensors (B, S, H, W), a map for each column of the grid.
+        row_logits: the same for each row.
+    """
+
+    column_logits: list[Tensor]
+    row_logits: list[Tensor]
+
+
+@SOLO_HEAD_REGISTRY.register()
+class DecoupledSOLOHead(SOLOHeadBase[DecoupledSOLOOutputs]):
+    """Class tower, and a mask tower for the columns (sees x) and one for the rows (sees y)."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        input_shape: dict[str, ShapeSpec],
+        strides: Sequence[int],
+        num_grids: Sequence[int],
+        num_coord_convs: int = 1,
+        **class_branch: Any,
+    ):
+        """Make the head.
+
+        Args:
+            input_shape: channels and stride of the backbone features.
+            strides: even stride at which the head sees each feature.
+            num_grids: grid side S of each level.
+            num_coord_convs: convolutions of a mask tower that see coordinates, from the first.
+            **class_branch: see `SOLOHeadBase`.
+        """
+        super().__init__(
+            input_shape=input_shape, strides=strides, num_grids=num_grids, **class_branch
+        )
+        self.mask_strides = tuple(stride // 2 for stride in strides)
+        self.mask_groups = tuple(range(len(num_grids)))
+        self._make_mask_towers(num_coord_convs)
+        self.column_logits, self.row_logits = (
+            nn.ModuleList(
+                predictor(self.conv_dim, side, prior_prob=self.prior_prob) for side in num_grids
+            )
+            for _ in range(2)
+        )
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        """Translate the config to arguments."""
+        num_coord_convs = cfg.MODEL.SOLO.HEAD.NUM_COORD_CONVS
+        return {**super().from_config(cfg, input_shape), "num_coord_convs": num_coord_convs}
+
+    def _make_mask_towers(self, num_coord_convs: int) -> None:
+        self.column_tower = self._make_tower(coords="x", num_coord_convs=num_coord_convs)
+        self.row_tower = self._make_tower(coords="y", num_coord_convs=num_coord_convs)
+
+    def mask_features(self, feature: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """The features that the maps of columns and rows are predicted from.
+
+        Args:
+            feature: (B, C, H', W'), a level's.
+            size: H and W of the level's masks.
+
+        Returns:
+            Two tensors (B, C, H, W).
+        """
+        return resize(self.column_tower(feature), size), resize(self.row_tower(feature), size)
+
+    def forward(self, features: dict[str, Tensor]) -> DecoupledSOLOOutputs:
+        """Predict class logits and the maps; see `SOLOHeadBase.forward`."""
+        class_logits, column_logits, row_logits = [], [], []
+        for level, feature in enumerate(self.level_features(features)):
+            side = self.num_grids[level]
+            class_logits.append(self.class_branch(self.align(feature, (side, side))))
+            size = self.size_at(self.mask_strides[level], features)
+            column_feature, row_feature = self.mask_features(feature, size)
+            column_logits.append(self.column_logits[level](column_feature))
+            row_logits.append(self.row_logits[level](row_feature))
+        return DecoupledSOLOOutputs(
+            class_logits=class_logits,
+            mask_size=self.size_at(min(self.mask_strides), features),
+            column_logits=column_logits,
+            row_logits=row_logits,
+        )
+
+    def cell_masks(self, outputs: DecoupledSOLOOutputs, cells: Cells) -> Tensor:
+        """Column map times row map (equation 5); see `SOLOHeadBase.cell_masks`."""
+        column, row = self._cell_maps(outputs, cells)
+        return column * row
+
+    def finest_masks(self, outputs: DecoupledSOLOOutputs, cells: Cells) -> Tensor:
+        """As published, the maps are resized before they are multiplied."""
+        column, row = (
+            resize(maps[None], outputs.mask_size)[0] for maps in self._cell_maps(outputs, cells)
+        )
+        return column * row
+
+    def _cell_maps(self, outputs: DecoupledSOLOOutputs, cells: Cells) -> tuple[Tensor, Tensor]:
+        """The probabilities (P, H, W) of the cells' columns and rows."""
+        cell, side = self.cells_of_level(cells), self.num_grids[cells.group]
+        column_logits = outputs.column_logits[cells.group][cells.image][cell % side]
+        row_logits = outputs.row_logits[cells.group][cells.image][cell // side]
+        return column_logits.sigmoid(), row_logits.sigmoid()

@@ -1,0 +1,97 @@
+"""The head of SOLO (arXiv:1912.04488, section 3.2): a mask channel for each cell.
+
+B images, L levels, S grid side, P chosen cells, C channels of the mask tower, H W size of a level's
+masks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from torch import Tensor, nn
+
+from solo_d2.modeling.heads.base import SOLO_HEAD_REGISTRY, SOLOHeadBase, resize
+from solo_d2.modeling.layers import predictor
+from solo_d2.ops.dynamic_conv import dynamic_conv
+from solo_d2.structures import Cells, HeadOutputs
+
+
+@dataclass(frozen=True)
+class SOLOOutputs(HeadOutputs):
+    """Outputs of `SOLOHead`.
+
+    Attributes:
+        mask_features: L tensors (B, C, H, W), input of the last convolution, at twice the size of
+            the level's feature.
+    """
+
+    mask_features: list[Tensor]
+
+
+@SOLO_HEAD_REGISTRY.register()
+class SOLOHead(SOLOHeadBase[SOLOOutputs]):
+    """Class tower and mask tower, and a 1x1 convolution to S * S masks for each level.
+
+    Of the S * S channels (1600 on the finest grid) only those of the chosen cells are computed: the
+    rows of a 1x1 convolution are independent, so this changes nothing but time and memory.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        input_shape: dict[str, ShapeSpec],
+        strides: Sequence[int],
+        num_grids: Sequence[int],
+        num_coord_convs: int = 1,
+        **class_branch: Any,
+    ):
+        """Make the head.
+
+        Args:
+            input_shape: channels and stride of the backbone features.
+            strides: even stride at which the head sees each feature.
+            num_grids: grid side S of each level.
+            num_coord_convs: convolutions of the mask tower that see coordinates, from the first.
+            **class_branch: see `SOLOHeadBase`.
+        """
+        super().__init__(
+            input_shape=input_shape, strides=strides, num_grids=num_grids, **class_branch
+        )
+        self.mask_strides = tuple(stride // 2 for stride in strides)
+        self.mask_groups = tuple(range(len(num_grids)))
+        self.mask_tower = self._make_tower(coords="xy", num_coord_convs=num_coord_convs)
+        self.mask_logits = nn.ModuleList(
+            predictor(self.conv_dim, side**2, kernel_size=1, prior_prob=self.prior_prob)
+            for side in num_grids
+        )
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        """Translate the config to arguments."""
+        num_coord_convs = cfg.MODEL.SOLO.HEAD.NUM_COORD_CONVS
+        return {**super().from_config(cfg, input_shape), "num_coord_convs": num_coord_convs}
+
+    def forward(self, features: dict[str, Tensor]) -> SOLOOutputs:
+        """Predict class logits and mask features; see `SOLOHeadBase.forward`."""
+        class_logits, mask_features = [], []
+        for level, feature in enumerate(self.level_features(features)):
+            side = self.num_grids[level]
+            class_logits.append(self.class_branch(self.align(feature, (side, side))))
+            size = self.size_at(self.mask_strides[level], features)
+            mask_features.append(resize(self.mask_tower(feature), size))
+        return SOLOOutputs(
+            class_logits=class_logits,
+            mask_size=self.size_at(min(self.mask_strides), features),
+            mask_features=mask_features,
+        )
+
+    def cell_masks(self, outputs: SOLOOutputs, cells: Cells) -> Tensor:
+        """The cells' channels of the last convolution; see `SOLOHeadBase.cell_masks`."""
+        conv = cast(nn.Conv2d, self.mask_logits[cells.group])
+        chosen = self.cells_of_level(cells)
+        kernels, bias = conv.weight[chosen].flatten(1), cast(Tensor, conv.bias)[chosen]
+        feature = outputs.mask_features[cells.group][cells.image]
+        return (dynamic_conv(kernels, feature) + bias[:, None, None]).sigmoid()
