@@ -7,9 +7,9 @@ from typing import cast
 import torch
 from detectron2.layers import Conv2d, get_norm
 from torch import Tensor, nn
-from torchvision.ops import deform_conv2d
 
 from solo_d2.ops.coords import append_coords
+from solo_d2.ops.deform_conv import deform_conv
 
 # Kinds of convolution: plain, deformable (arXiv:1703.06211), modulated deformable
 # (arXiv:1811.11168).
@@ -17,7 +17,7 @@ DEFORMS = ("", "v1", "v2")
 
 
 class DeformConv2d(nn.Module):
-    """Deformable convolution on torchvision's operator, on the CPU as well as on GPUs.
+    """Deformable convolution that trains and runs on any device.
 
     A plain convolution predicts for each output pixel where each position of the kernel looks
     (dy, dx, in pixels of the input, row by row of the kernel) and, if modulated, how much it counts
@@ -91,7 +91,7 @@ class DeformConv2d(nn.Module):
         """Convolve (B, C, H, W)."""
         predicted = self.offset(x)
         mask = predicted[:, 2 * self.positions :].sigmoid() if self.modulated else None
-        x = deform_conv2d(
+        x = deform_conv(
             x,
             predicted[:, : 2 * self.positions],
             self.weight,
