@@ -27,6 +27,8 @@ def add_solo_config(cfg: CfgNode) -> None:
     _add_head_keys(cfg.MODEL.SOLO)
     _add_loss_keys(cfg.MODEL.SOLO)
     _add_inference_keys(cfg.MODEL.SOLO)
+    _add_panoptic_keys(cfg)
+    _add_weights_keys(cfg.MODEL)
     _add_backbone_keys(cfg.MODEL)
     _add_data_keys(cfg)
     _add_solver_keys(cfg)
@@ -99,6 +101,10 @@ def _add_grid_keys(solo: CfgNode) -> None:
     # "nearest": the cell belongs to the instance whose mass centre is nearest to the cell's centre;
     # of equally near ones to the smaller, then the earlier.
     solo.CELL_CONFLICT = "all"
+    # What the mask branch learns and predicts: "mask", or "contour" (SOLO paper, section 6), the
+    # pixels of the shrunk mask that touch what is outside of it. Cells, scales and centres are
+    # found from the masks all the same.
+    solo.MASK_TARGET = "mask"
 
 
 def _add_head_keys(solo: CfgNode) -> None:
@@ -162,7 +168,7 @@ def _add_loss_keys(solo: CfgNode) -> None:
 def _add_inference_keys(solo: CfgNode) -> None:
     # A cell's class is a candidate above this probability.
     solo.SCORE_THRESH_TEST = 0.1
-    # A pixel belongs to a mask above this probability.
+    # A pixel belongs to a mask, or to a contour, above this probability.
     solo.MASK_THRESH_TEST = 0.5
     # Best candidates that enter mask NMS.
     solo.PRE_NMS_TOPK = 500
@@ -205,7 +211,7 @@ def _add_backbone_keys(model: CfgNode) -> None:
     model.SWIN.DROP_PATH_RATE = 0.2
 
     # "build_solo_vit_backbone"; has FPN.OUT_CHANNELS and FPN.NORM, which must not be "". These are
-    # the numbers of ViT-B (ViTDet, arXiv:2203.16527, section 3 and appendix A).
+    # the numbers of ViT-B (ViTDet, arXiv:2203.16527, section 3 and appendix).
     model.VIT = CfgNode()
     # Channels, blocks and attention heads. Patches are of 16 x 16 pixels.
     model.VIT.EMBED_DIM = 768
@@ -242,10 +248,43 @@ def _add_backbone_keys(model: CfgNode) -> None:
     model.REGNET.NORM = "FrozenBN"
 
 
+def _add_weights_keys(model: CfgNode) -> None:
+    # MODEL.WEIGHTS takes files of this project, Detectron2, AdelaiDet, the SOLO authors' code,
+    # mmdetection, torchvision and timm. The weights of a model must fill it exactly, those of a
+    # backbone the backbone. Parameters by these patterns ("*": any characters) may be missing, left
+    # over or of another shape; those of the model then keep their start. To train other classes
+    # from a trained model: ["head.class_logits.*"].
+    model.WEIGHTS_ALLOW = []
+
+
+def _add_panoptic_keys(cfg: CfgNode) -> None:
+    # MODEL.META_ARCHITECTURE "PanopticSOLO" reads Detectron2's keys too: of MODEL.SEM_SEG_HEAD
+    # IN_FEATURES (merged at the stride of the first one), CONVS_DIM, NORM, NUM_CLASSES (stuff
+    # classes and one for all things), IGNORE_VALUE and LOSS_WEIGHT; of MODEL.PANOPTIC_FPN.COMBINE
+    # OVERLAP_THRESH, STUFF_AREA_LIMIT and INSTANCES_CONFIDENCE_THRESH. The others of these two
+    # (NAME, COMMON_STRIDE, INSTANCE_LOSS_WEIGHT, COMBINE.ENABLED) belong to other models.
+    semantic = cfg.MODEL.SEM_SEG_HEAD
+    # 0: take it from the metadata of the data set.
+    semantic.NUM_CLASSES = 0
+    # Whether the semantic logits are made of SOLOv2's unified mask feature, rather than by a branch
+    # of their own (SOLOv2 paper, section 3.2); IN_FEATURES, CONVS_DIM, NORM and COORDS then have
+    # no effect.
+    semantic.SHARE_MASK_FEATURE = False
+    # Whether the coarsest feature gets coordinates, as in the mask feature.
+    semantic.COORDS = True
+
+
 def _add_data_keys(cfg: CfgNode) -> None:
     # Data sets in COCO format to register, a list of [name, json file, image folder]; use the names
     # in DATASETS.TRAIN and DATASETS.TEST.
     cfg.DATASETS.COCO_FORMAT = []
+    # The same for COCO's panoptic format, a list of [name, panoptic json, folder of its PNGs, image
+    # folder]. When such a data set is first loaded its PNGs are converted to what training needs,
+    # beside their folder or in the folder that a fifth part names (tools/convert_panoptic.py).
+    cfg.DATASETS.COCO_PANOPTIC_FORMAT = []
+    # Whether evaluations keep the panoptic predictions in COCO's format, in the folder `panoptic`
+    # of the evaluator's output.
+    cfg.TEST.KEEP_PANOPTIC_PREDICTIONS = False
     # Masks are rasterised by the data loader's workers; polygons, RLE and bitmaps can be mixed.
     cfg.INPUT.MASK_FORMAT = "bitmask"
 

@@ -2,8 +2,10 @@
 
 import argparse
 import logging
+import math
 import weakref
 from collections import OrderedDict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,11 +18,13 @@ from detectron2.engine import (
     default_setup,
 )
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from torch import nn
 from torch.utils.data import DataLoader
 
+from solo_d2.benchmarks.common import save_json
 from solo_d2.config import load_config, override
 from solo_d2.data import (
     SOLODatasetMapper,
@@ -31,22 +35,29 @@ from solo_d2.data import (
 from solo_d2.data.loader import build_train_loader
 from solo_d2.errors import ConfigError
 from solo_d2.evaluation import build_evaluator, provide_cityscapes_scripts
+from solo_d2.modeling.backbones import layer_lr_factor
 from solo_d2.modeling.checkpointer import SOLOCheckpointer
 
 logger = logging.getLogger("solo_d2")
 
-# The figure that decides which checkpoint is the best.
-BEST_METRIC = "segm/AP"
+# By MODEL.SOLO.MASK_TARGET, the figure that decides which checkpoint is the best.
+BEST_METRIC = {"mask": "segm/AP", "contour": "contours/F"}
+
+# Parameters of Swin and ViT that do not decay with AdamW, as in their papers' code.
+POSITION_TABLES = ("relative_position_bias_table", "pos_embed")
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """Detectron2's arguments, and four that name a data set in COCO format."""
+    """Detectron2's arguments, and those that name a data set in COCO format."""
     parser = default_argument_parser()
     group = parser.add_argument_group("your own data in COCO format (no registration in code)")
-    group.add_argument("--train-json", metavar="FILE", help="annotations to train on")
-    group.add_argument("--train-images", metavar="DIR", help="folder of their images")
-    group.add_argument("--val-json", metavar="FILE", help="annotations to evaluate on")
-    group.add_argument("--val-images", metavar="DIR", help="folder of their images")
+    for split, use in (("train", "train on"), ("val", "evaluate on")):
+        group.add_argument(f"--{split}-json", metavar="FILE", help=f"instances to {use}")
+        group.add_argument(f"--{split}-images", metavar="DIR", help="folder of the images")
+        group.add_argument(
+            f"--{split}-panoptic-json", metavar="FILE", help=f"panoptic annotations to {use}"
+        )
+        group.add_argument(f"--{split}-panoptic-dir", metavar="DIR", help="folder of their PNGs")
     return parser
 
 
@@ -74,7 +85,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     used = tuple(cfg.DATASETS.TEST) if args.eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     check_datasets(used)
     if any(
-        MetadataCatalog.get(name).get("evaluator_type") == "cityscapes_instance" for name in used
+        str(MetadataCatalog.get(name).get("evaluator_type")).startswith("cityscapes")
+        for name in used
     ):
         provide_cityscapes_scripts()
     resolve_num_classes(cfg, used)
@@ -86,13 +98,22 @@ def setup(args: argparse.Namespace) -> CfgNode:
 def _add_dataset_arguments(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Turn --train-json and its like into DATASETS keys."""
     for split, key in (("train", "TRAIN"), ("val", "TEST")):
-        json_file = getattr(args, f"{split}_json", None)
-        images = getattr(args, f"{split}_images", None)
-        if bool(json_file) != bool(images):
-            raise ConfigError(f"--{split}-json and --{split}-images belong together: give both")
-        if json_file:
-            name = f"custom_{split}"
-            cfg.DATASETS.COCO_FORMAT = [*cfg.DATASETS.COCO_FORMAT, [name, json_file, images]]
+        kinds = ("json", "panoptic_json", "panoptic_dir", "images")
+        given = {kind: getattr(args, f"{split}_{kind}", None) for kind in kinds}
+        present = [kind for kind, value in given.items() if value]
+        name = f"custom_{split}"
+        entry = [name, *(given[kind] for kind in present)]
+        if present == ["json", "images"]:
+            cfg.DATASETS.COCO_FORMAT = [*cfg.DATASETS.COCO_FORMAT, entry]
+        elif present == ["panoptic_json", "panoptic_dir", "images"]:
+            cfg.DATASETS.COCO_PANOPTIC_FORMAT = [*cfg.DATASETS.COCO_PANOPTIC_FORMAT, entry]
+        elif present:
+            raise ConfigError(
+                f"--{split}-json and --{split}-images belong together: give both; or "
+                f"--{split}-panoptic-json, --{split}-panoptic-dir and --{split}-images: give all "
+                "three"
+            )
+        if present:
             cfg.DATASETS[key] = (name,)
 
 
@@ -149,6 +170,8 @@ class Trainer(DefaultTrainer):
             weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
             bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
             weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+            lr_factor_func=layer_lr_factor(cfg),
+            overrides={name: {"weight_decay": 0.0} for name in POSITION_TABLES},
         )
         return maybe_add_gradient_clipping(cfg, torch.optim.AdamW)(
             params, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY, fused=True
@@ -161,16 +184,38 @@ class Trainer(DefaultTrainer):
         """The evaluator of the data set's type."""
         return build_evaluator(cfg, dataset_name, output_folder)
 
+    @classmethod
+    def test(
+        cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None
+    ) -> "OrderedDict[str, Any]":
+        """Evaluate on DATASETS.TEST; OUTPUT_DIR/evaluation.json keeps the last figures.
+
+        They are flat, name -> percent, with null for what is not defined.
+        """
+        results = super().test(cfg, model, evaluators)
+        if comm.is_main_process():
+            figures = {key: float(value) for key, value in flatten_results_dict(results).items()}
+            save_json(
+                Path(cfg.OUTPUT_DIR) / "evaluation.json",
+                {key: value if math.isfinite(value) else None for key, value in figures.items()},
+            )
+        return results
+
     def build_hooks(self) -> list[Any]:
         """Detectron2's hooks, and one that keeps the best checkpoint."""
         # The hooks get the checkpointer, so this is the last place to choose another.
         self.checkpointer = SOLOCheckpointer(
-            self._trainer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+            self._trainer.model,
+            self.cfg.OUTPUT_DIR,
+            allow=self.cfg.MODEL.WEIGHTS_ALLOW,
+            trainer=weakref.proxy(self),
         )
         hooks = super().build_hooks()
         if self.cfg.TEST.EVAL_PERIOD > 0 and comm.is_main_process():
             best = ResumableBestCheckpointer(
-                self.cfg.TEST.EVAL_PERIOD, self.checkpointer, BEST_METRIC
+                self.cfg.TEST.EVAL_PERIOD,
+                self.checkpointer,
+                BEST_METRIC[self.cfg.MODEL.SOLO.MASK_TARGET],
             )
             hooks.insert(-1, best)  # after the evaluation, before the writers
         return hooks
@@ -196,5 +241,5 @@ class ResumableBestCheckpointer(BestCheckpointer):
 def evaluate(cfg: CfgNode) -> "OrderedDict[str, Any]":
     """Load MODEL.WEIGHTS and evaluate on DATASETS.TEST."""
     model = Trainer.build_model(cfg)
-    SOLOCheckpointer(model, save_dir=cfg.OUTPUT_DIR).load(cfg.MODEL.WEIGHTS)
+    SOLOCheckpointer(model, save_dir=cfg.OUTPUT_DIR, whole=True).load(cfg.MODEL.WEIGHTS)
     return Trainer.test(cfg, model)

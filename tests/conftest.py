@@ -38,7 +38,8 @@ class _SkipDetectron2:
 def pytest_configure(config):
     """Divide the cores among the workers, and see to what is missing."""
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    torch.set_num_threads(max(1, min(_cores(), 8) // workers))
+    threads = int(os.environ.get("OMP_NUM_THREADS") or min(_cores(), 8))
+    torch.set_num_threads(max(1, threads // workers))
     if not HAS_DETECTRON2:
         # make test says `not detectron2` only where it reports the failure itself.
         if os.environ.get("CI") and config.option.markexpr != "not detectron2":

@@ -233,13 +233,17 @@ def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def save_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a file that is either whole or not there."""
+    """Write a json file that is either whole or not there."""
+    save_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def save_text(path: Path, text: str) -> None:
+    """Write a file that is either whole or not there; its folder is made where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
     try:
-        with os.fdopen(handle, "w") as file:
-            json.dump(content, file, indent=1)
-            file.write("\n")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)

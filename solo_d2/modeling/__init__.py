@@ -1,7 +1,15 @@
-"""Detectron2 glue: heads, mask feature and meta-architectures, registered when this is imported."""
+"""Detectron2 glue: backbones, heads, mask feature and meta-architectures, registered on import."""
 
+from solo_d2.modeling import backbones as _backbones  # noqa: F401  (registers them)
 from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY, SOLOv2Head, build_solo_head
 from solo_d2.modeling.mask_features import MaskFeatureBranch
-from solo_d2.modeling.meta_arch import SOLO
+from solo_d2.modeling.meta_arch import SOLO, PanopticSOLO
 
-__all__ = ["SOLO", "SOLO_HEAD_REGISTRY", "MaskFeatureBranch", "SOLOv2Head", "build_solo_head"]
+__all__ = [
+    "SOLO",
+    "SOLO_HEAD_REGISTRY",
+    "MaskFeatureBranch",
+    "PanopticSOLO",
+    "SOLOv2Head",
+    "build_solo_head",
+]

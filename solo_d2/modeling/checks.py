@@ -1,6 +1,6 @@
 """Refuses configs that cannot work when the model is built, naming the key."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -14,7 +14,7 @@ from solo_d2.modeling.heads.base import ALIGNMENTS
 from solo_d2.modeling.heads.solov2 import MASK_FEATURE_TYPES
 from solo_d2.modeling.layers import DEFORMS
 from solo_d2.ops.backends import BACKENDS
-from solo_d2.targets import CELL_CONFLICTS
+from solo_d2.targets import CELL_CONFLICTS, MASK_TARGETS
 
 GROUP_NORM_GROUPS = 32
 
@@ -46,6 +46,47 @@ def check_model_config(cfg: CfgNode, shapes: Mapping[str, ShapeSpec]) -> None:
     _require(solo.PRE_NMS_TOPK > 0, "PRE_NMS_TOPK", solo.PRE_NMS_TOPK, "a positive number")
 
 
+def check_panoptic_config(cfg: CfgNode, shapes: Mapping[str, ShapeSpec]) -> None:
+    """Raise a ConfigError for the first key of the semantic branch that cannot work.
+
+    Args:
+        cfg: the config, which `check_model_config` has accepted.
+        shapes: channels and stride of the backbone's features.
+    """
+    semantic, combine = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.PANOPTIC_FPN.COMBINE
+    number, ignored = semantic.NUM_CLASSES, semantic.IGNORE_VALUE
+    allowed = (
+        "at least 2, the stuff classes and one for all things; 0 is filled in from the data set by "
+        "train_net.py and the demo"
+    )
+    _require(number >= 2, "SEM_SEG_HEAD.NUM_CLASSES", number, allowed, "MODEL")
+    target = cfg.MODEL.SOLO.MASK_TARGET
+    _require(target == "mask", "MASK_TARGET", target, "'mask' for a panoptic model")
+    allowed = f"no label, below 0 or from NUM_CLASSES ({number}) on"
+    _require(not 0 <= ignored < number, "SEM_SEG_HEAD.IGNORE_VALUE", ignored, allowed, "MODEL")
+    if semantic.SHARE_MASK_FEATURE:
+        solo = cfg.MODEL.SOLO
+        has_feature = SOLO_HEAD_REGISTRY.get(solo.HEAD.NAME).has_mask_feature
+        _require(
+            has_feature and solo.MASK_FEATURE.TYPE == "unified",
+            "SEM_SEG_HEAD.SHARE_MASK_FEATURE",
+            True,
+            f"False with {solo.HEAD.NAME} and MASK_FEATURE.TYPE {solo.MASK_FEATURE.TYPE!r}: "
+            "only a unified mask feature can be shared",
+            "MODEL",
+        )
+    else:
+        _check_pyramid("SEM_SEG_HEAD.IN_FEATURES", semantic.IN_FEATURES, shapes, "MODEL")
+        width = semantic.CONVS_DIM
+        _check_width("SEM_SEG_HEAD.CONVS_DIM", width, semantic.NORM, "SEM_SEG_HEAD.NORM", "MODEL")
+    for key, holds, allowed in (
+        # At 1, and at 0, there would be segments without a pixel.
+        ("OVERLAP_THRESH", 0 <= combine.OVERLAP_THRESH < 1, "in [0, 1)"),
+        ("STUFF_AREA_LIMIT", combine.STUFF_AREA_LIMIT >= 1, "at least 1 pixel"),
+    ):
+        _require(holds, f"PANOPTIC_FPN.COMBINE.{key}", combine[key], allowed, "MODEL")
+
+
 def _check_levels(solo: CfgNode, shapes: Mapping[str, ShapeSpec]) -> None:
     for name in solo.IN_FEATURES:
         _require(name in shapes, "IN_FEATURES", name, f"features of the backbone: {list(shapes)}")
@@ -72,32 +113,43 @@ def _check_towers(solo: CfgNode) -> None:
     for key in ("NUM_COORD_CONVS", "NUM_DEFORM_CONVS"):
         allowed = f"a number from 0 to HEAD.NUM_CONVS ({head.NUM_CONVS})"
         _require(0 <= head[key] <= head.NUM_CONVS, f"HEAD.{key}", head[key], allowed)
-    _check_width(solo, "HEAD.CONV_DIM", head.CONV_DIM)
+    _check_width("HEAD.CONV_DIM", head.CONV_DIM, head.NORM)
 
 
 def _check_mask_feature(solo: CfgNode, shapes: Mapping[str, ShapeSpec]) -> None:
     mask_feature = solo.MASK_FEATURE
     for key in ("CONV_DIM", "OUT_CHANNELS"):
-        _check_width(solo, f"MASK_FEATURE.{key}", mask_feature[key])
+        _check_width(f"MASK_FEATURE.{key}", mask_feature[key], solo.HEAD.NORM)
     if mask_feature.TYPE == "separate":
         number = mask_feature.NUM_CONVS
         _require(number > 0, "MASK_FEATURE.NUM_CONVS", number, "a positive number")
         return
-    for name in mask_feature.IN_FEATURES:
-        allowed = f"features of the backbone: {list(shapes)}"
-        _require(name in shapes, "MASK_FEATURE.IN_FEATURES", name, allowed)
-    strides = [shapes[name].stride for name in mask_feature.IN_FEATURES]
+    _check_pyramid("MASK_FEATURE.IN_FEATURES", mask_feature.IN_FEATURES, shapes)
+
+
+def _check_pyramid(
+    key: str, names: Sequence[str], shapes: Mapping[str, ShapeSpec], section: str = "MODEL.SOLO"
+) -> None:
+    for name in names:
+        _require(name in shapes, key, name, f"features of the backbone: {list(shapes)}", section)
+    strides = [shapes[name].stride for name in names]
     doubling = all(stride == strides[0] << level for level, stride in enumerate(strides))
     allowed = "features from fine to coarse, the stride doubling from each to the next"
-    _require(bool(strides) and doubling, "MASK_FEATURE.IN_FEATURES", strides, allowed)
+    _require(bool(strides) and doubling, key, strides, allowed, section)
 
 
-def _check_width(solo: CfgNode, key: str, width: int) -> None:
-    groups = GROUP_NORM_GROUPS if solo.HEAD.NORM == "GN" else 1
+def _check_width(
+    key: str,
+    width: int,
+    norm: str,
+    norm_key: str = "HEAD.NORM",
+    section: str = "MODEL.SOLO",
+) -> None:
+    groups = GROUP_NORM_GROUPS if norm == "GN" else 1
     allowed = f"a positive multiple of {groups}"
     if groups > 1:
-        allowed += ", the groups of GroupNorm (HEAD.NORM GN)"
-    _require(width > 0 and width % groups == 0, key, width, allowed)
+        allowed += f", the groups of GroupNorm ({norm_key} GN)"
+    _require(width > 0 and width % groups == 0, key, width, allowed, section)
 
 
 def _check_choices(solo: CfgNode) -> None:
@@ -109,6 +161,7 @@ def _check_choices(solo: CfgNode) -> None:
         ("MASK_FEATURE.DEFORM", solo.MASK_FEATURE.DEFORM, DEFORMS),
         ("LOSS.MASK_TYPE", solo.LOSS.MASK_TYPE, tuple(MASK_LOSSES)),
         ("CELL_CONFLICT", solo.CELL_CONFLICT, CELL_CONFLICTS),
+        ("MASK_TARGET", solo.MASK_TARGET, MASK_TARGETS),
         ("MASK_BACKEND", solo.MASK_BACKEND, BACKENDS),
         ("NMS.TYPE", solo.NMS.TYPE, tuple(NMS)),
         ("NMS.KERNEL", solo.NMS.KERNEL, ("gaussian", "linear")),
@@ -118,6 +171,6 @@ def _check_choices(solo: CfgNode) -> None:
         _require(value in choices, key, value, f"one of {choices}")
 
 
-def _require(holds: bool, key: str, value: Any, allowed: str) -> None:
+def _require(holds: bool, key: str, value: Any, allowed: str, section: str = "MODEL.SOLO") -> None:
     if not holds:
-        raise ConfigError(f"MODEL.SOLO.{key} is {value!r}, but must be {allowed}")
+        raise ConfigError(f"{section}.{key} is {value!r}, but must be {allowed}")

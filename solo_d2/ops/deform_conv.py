@@ -42,7 +42,8 @@ def deform_conv(
         (B, O, H', W').
     """
     if x.is_cuda:
-        return deform_conv2d(x, offset, weight, bias, stride, padding, dilation, mask)
+        result: Tensor = deform_conv2d(x, offset, weight, bias, stride, padding, dilation, mask)
+        return result
     return _deform_conv_sampled(x, offset, weight, bias, stride, padding, dilation, mask)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar, Generic, TypeVar
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.utils.registry import Registry
@@ -207,7 +208,8 @@ def build_solo_head(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> SOLOHead
 
 def resize(feature: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize a feature (B, C, H, W) bilinearly to (B, C, *size)."""
-    if tuple(feature.shape[-2:]) == tuple(size):
+    # While a graph is traced the comparison would bind it to sizes of one kind.
+    if not torch.compiler.is_compiling() and tuple(feature.shape[-2:]) == tuple(size):
         return feature
     return F.interpolate(feature, size=size, mode="bilinear", align_corners=False)
 

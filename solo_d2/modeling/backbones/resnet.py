@@ -1,0 +1,77 @@
+"""ResNet-FPN whose stages may be deformable, for training and inference on any device.
+
+Detectron2's own deformable stages need its compiled operator, whose modulated version refuses the
+CPU, and know bottleneck blocks only.
+"""
+
+from typing import cast
+
+from detectron2.config import CfgNode
+from detectron2.layers import Conv2d, ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, FPN, ResNet, build_resnet_backbone
+from torch import nn
+
+from solo_d2.errors import ConfigError
+from solo_d2.modeling.backbones.pyramid import build_fpn
+from solo_d2.modeling.layers import DeformConv2d
+
+STAGES = ("res2", "res3", "res4", "res5")
+
+
+@BACKBONE_REGISTRY.register()
+def build_solo_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """Detectron2's ResNet-FPN, of any depth, with deformable convolutions on torchvision.
+
+    Without deformable stages it is what `build_resnet_fpn_backbone` makes. Of a deformable stage
+    (MODEL.RESNETS.DEFORM_ON_PER_STAGE, res2 to res5) the second convolution of each block is
+    replaced, plain (v1) or modulated (v2, DEFORM_MODULATED). Checkpoints keep their names;
+    `resN.i.conv2.offset` is new.
+
+    Args:
+        cfg: MODEL.RESNETS, MODEL.FPN and MODEL.BACKBONE.FREEZE_AT are read.
+        input_shape: channels of the images.
+
+    Raises:
+        ConfigError: the deformable stages, or the features of the pyramid, do not fit the ResNet.
+    """
+    resnets = cfg.MODEL.RESNETS
+    deform_on = resnets.DEFORM_ON_PER_STAGE
+    if len(deform_on) != len(STAGES):
+        raise ConfigError(
+            f"MODEL.RESNETS.DEFORM_ON_PER_STAGE is {deform_on}, but must be one flag for each of "
+            f"{', '.join(STAGES)}"
+        )
+    if any(deform_on) and resnets.DEFORM_NUM_GROUPS != 1:
+        raise ConfigError(
+            f"MODEL.RESNETS.DEFORM_NUM_GROUPS is {resnets.DEFORM_NUM_GROUPS}, but only 1 is "
+            "supported: all channels share the offsets"
+        )
+    plain = cfg.clone()
+    plain.defrost()
+    plain.MODEL.RESNETS.DEFORM_ON_PER_STAGE = [False] * len(STAGES)
+    resnet = build_resnet_backbone(plain, input_shape)
+    for name, deform in zip(STAGES, deform_on, strict=True):
+        # A ResNet ends with the last stage that somebody reads.
+        if deform and hasattr(resnet, name):
+            _make_deformable(getattr(resnet, name), resnets.DEFORM_MODULATED)
+    resnet.freeze(cfg.MODEL.BACKBONE.FREEZE_AT)  # the offsets too
+    return build_fpn(cfg, cast(ResNet, resnet))
+
+
+def _make_deformable(stage: nn.Sequential, modulated: bool) -> None:
+    """Replace the second convolution of each block of a stage; weights and norm stay."""
+    for block in stage.children():
+        conv = cast(Conv2d, block.conv2)
+        block.conv2 = deform_conv = DeformConv2d(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size[0],
+            stride=conv.stride[0],
+            padding=conv.padding[0],
+            dilation=conv.dilation[0],
+            groups=conv.groups,
+            modulated=modulated,
+            norm=conv.norm,
+            activation=conv.activation,
+        )
+        deform_conv.weight = conv.weight

@@ -1,0 +1,108 @@
+"""The plain Vision Transformer with a simple pyramid (ViTDet, arXiv:2203.16527), of Detectron2."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import cast
+
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, SimpleFeaturePyramid, ViT
+from detectron2.modeling.backbone.vit import get_vit_lr_decay_rate
+from torch import nn
+
+from solo_d2.errors import ConfigError
+from solo_d2.modeling.backbones.pyramid import max_pooled_level, read_features, require_timm
+
+PATCH_SIZE = 16
+# Strides 4, 8, 16 and 32: "p2" to "p5"; "p6" is max-pooled.
+SCALE_FACTORS = (4.0, 2.0, 1.0, 0.5)
+
+
+class ViTPyramid(SimpleFeaturePyramid):
+    """Detectron2's pyramid, which pads images to a multiple of its largest stride."""
+
+    @property
+    def size_divisibility(self) -> int:
+        """The largest stride; Detectron2 announces it under a misspelt name."""
+        return cast(int, self._size_divisibility)
+
+
+@BACKBONE_REGISTRY.register()
+def build_solo_vit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ViTPyramid:
+    """ViT, most of whose blocks look at windows, and a pyramid made of its last feature.
+
+    MODEL.BACKBONE.FREEZE_AT: 0 nothing, 1 the patch and position embedding, 2 also the first
+    block, and so on.
+
+    Args:
+        cfg: MODEL.VIT, MODEL.FPN.OUT_CHANNELS, MODEL.FPN.NORM and MODEL.BACKBONE.FREEZE_AT are
+            read.
+        input_shape: channels of the images.
+
+    Raises:
+        ConfigError: the keys do not fit each other, or the package timm is missing.
+    """
+    require_timm("ViT")
+    keys = cfg.MODEL.VIT
+    if not cfg.MODEL.FPN.NORM:
+        raise ConfigError('MODEL.FPN.NORM is "", but the pyramid of ViT needs a norm, such as "LN"')
+    if keys.EMBED_DIM % keys.NUM_HEADS:
+        raise ConfigError(
+            f"MODEL.VIT.NUM_HEADS: {keys.NUM_HEADS} heads can't share {keys.EMBED_DIM} channels"
+        )
+    if not set(keys.GLOBAL_BLOCKS) <= set(range(keys.DEPTH)):
+        raise ConfigError(
+            f"MODEL.VIT.GLOBAL_BLOCKS is {keys.GLOBAL_BLOCKS}, but MODEL.VIT.DEPTH allows 0 to "
+            f"{keys.DEPTH - 1}"
+        )
+    vit = ViT(
+        img_size=keys.IMAGE_SIZE,
+        patch_size=PATCH_SIZE,
+        in_chans=input_shape.channels,
+        embed_dim=keys.EMBED_DIM,
+        depth=keys.DEPTH,
+        num_heads=keys.NUM_HEADS,
+        drop_path_rate=keys.DROP_PATH_RATE,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        use_rel_pos=True,
+        window_size=keys.WINDOW_SIZE,
+        window_block_indexes=sorted(set(range(keys.DEPTH)) - set(keys.GLOBAL_BLOCKS)),
+    )
+    _freeze(vit, cfg.MODEL.BACKBONE.FREEZE_AT)
+    pyramid = ViTPyramid(
+        net=vit,
+        in_feature="last_feat",
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        scale_factors=SCALE_FACTORS,
+        top_block=max_pooled_level(int(PATCH_SIZE / SCALE_FACTORS[-1])),
+        norm=cfg.MODEL.FPN.NORM,
+    )
+    read = read_features(cfg, pyramid)
+    for name, stage in zip(pyramid.output_shape(), pyramid.stages, strict=False):
+        if name not in read:
+            stage.requires_grad_(False)
+    return pyramid
+
+
+def _freeze(vit: ViT, freeze_at: int) -> None:
+    if freeze_at > 0:
+        vit.patch_embed.requires_grad_(False)
+        vit.pos_embed.requires_grad_(False)
+    for block in vit.blocks[: max(0, freeze_at - 1)]:
+        block.requires_grad_(False)
+
+
+def layer_lr_factor(cfg: CfgNode) -> Callable[[str], float] | None:
+    """How much of the learning rate each parameter gets, by its name, if the model is a ViT.
+
+    The learning rate falls by MODEL.VIT.LR_DECAY from block to block, from the last to the first
+    (ViTDet, appendix).
+
+    Returns:
+        A function from names to factors; None for other backbones.
+    """
+    if cfg.MODEL.BACKBONE.NAME != build_solo_vit_backbone.__name__:
+        return None
+    return partial(
+        get_vit_lr_decay_rate, lr_decay_rate=cfg.MODEL.VIT.LR_DECAY, num_layers=cfg.MODEL.VIT.DEPTH
+    )

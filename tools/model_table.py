@@ -1,0 +1,38 @@
+#!/usr/bin/env python3
+"""Rewrite the table of configs/README.md: published results, parameters and multiply-adds."""
+
+import argparse
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from solo_d2 import ConfigError, DatasetError  # noqa: E402
+from solo_d2.benchmarks import complexity  # noqa: E402
+
+
+def main(argv: list[str]) -> int:
+    """Update the README of a folder of configs; 2 if something can't be used."""
+    parser = argparse.ArgumentParser(
+        description=f"{__doc__}\n\n{complexity.__doc__}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--configs",
+        type=Path,
+        default=Path("configs"),
+        metavar="DIR",
+        help="with README.md and published.json (default: configs)",
+    )
+    arguments = parser.parse_args(argv)
+    try:
+        complexity.update_table(arguments.configs, lambda name: print(name, flush=True))
+    except (ConfigError, DatasetError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
