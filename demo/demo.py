@@ -2,6 +2,7 @@ r"""Find the instances in image files; save overlays and COCO results.
 
     python demo/demo.py --config-file output/quickstart/config.yaml \
         --weights output/quickstart/model_final.pth --input photos/ "more/*.png" --output overlays
+    python demo/demo.py --onnx model.onnx --input photos/ --output overlays
 
 The exit code is 0 if all went well, 1 if some file failed (the others are done), 2 if nothing could
 be started.
@@ -16,7 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 if __name__ == "__main__":  # find the checkout first: in this folder `demo` would be this file
@@ -26,8 +29,14 @@ from detectron2.config import CfgNode  # noqa: E402
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json  # noqa: E402
 from detectron2.structures import Instances  # noqa: E402
 
-from demo import drawing, images  # noqa: E402
-from demo.predictor import Classes, Predictor, find_classes, first_line  # noqa: E402
+from demo import drawing, images, panoptic  # noqa: E402
+from demo.predictor import (  # noqa: E402
+    Classes,
+    OnnxPredictor,
+    Predictor,
+    find_classes,
+    first_line,
+)
 from solo_d2 import ConfigError, DatasetError  # noqa: E402
 from solo_d2.config import load_config  # noqa: E402
 from solo_d2.data.catalog import resolve_num_classes  # noqa: E402
@@ -39,11 +48,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--config-file", required=True, metavar="FILE", help="YAML; also a training's config.yaml")
+    add("--config-file", metavar="FILE", help="YAML; also a training's config.yaml")
+    add("--onnx", metavar="FILE", help="exported model, run by ONNX Runtime, instead of a config")
     add("--weights", metavar="FILE", help="checkpoint; short for --opts MODEL.WEIGHTS FILE")
     add("--input", nargs="+", required=True, metavar="PATH", help="image files, folders, globs")
     add("--output", metavar="PATH", help="folder for overlays, or a PNG or JPG file for one image")
     add("--json", metavar="FILE", help="write all results in COCO format")
+    add("--panoptic", metavar="DIR", help="write segments of a panoptic model in COCO format")
     add("--show", action="store_true", help="show each overlay; a key goes on, q ends showing")
     add("--confidence-threshold", type=_probability, default=0.3, metavar="P", help="least score")
     add("--boxes", action="store_true", help="draw boxes too")
@@ -52,8 +63,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--device", help="cpu or cuda; default: cuda where there is one")
     add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="of the config")
     args = parser.parse_args(argv)
-    if not (args.output or args.json or args.show):
-        parser.error("say what to do with the results: --output, --json or --show")
+    if bool(args.config_file) == bool(args.onnx):
+        parser.error("name the model: either --config-file or --onnx")
+    if args.onnx and (args.weights or args.panoptic or args.device or args.opts):
+        parser.error("--onnx: --weights, --panoptic, --device and --opts are for a --config-file")
+    if not (args.output or args.json or args.panoptic or args.show):
+        parser.error("say what to do with the results: --output, --json, --panoptic or --show")
     if not 0 < args.scale <= 16:
         parser.error("--scale must be above 0 and at most 16")
     return args
@@ -78,11 +93,12 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
         cfg.MODEL.WEIGHTS = args.weights
     _check_weights_exist(cfg.MODEL.WEIGHTS)
     cfg.MODEL.DEVICE = _choose_device(args.device)
-    if cfg.MODEL.SOLO.NUM_CLASSES == 0:
+    if cfg.MODEL.SOLO.NUM_CLASSES == 0 or panoptic.lacks_num_labels(cfg):
         resolve_num_classes(cfg)
     # The model's own last filter, so that masks below the threshold are not made at all.
     keep_thresh = cfg.MODEL.SOLO.KEEP_THRESH_TEST
     cfg.MODEL.SOLO.KEEP_THRESH_TEST = max(keep_thresh, args.confidence_threshold)
+    cfg.MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH = args.confidence_threshold
     cfg.freeze()
     return cfg
 
@@ -141,6 +157,8 @@ class Demo:
         args: the command line.
         predictor: finds instances.
         classes: their names and ids.
+        stuff: names and ids of stuff; None if the model is not panoptic.
+        segments: collects panoptic results; None if they are not written.
         show: whether overlays are still shown.
         results: COCO results so far.
         failures: what failed, a line each.
@@ -148,8 +166,10 @@ class Demo:
     """
 
     args: argparse.Namespace
-    predictor: Predictor
+    predictor: Predictor | OnnxPredictor
     classes: Classes
+    stuff: Classes | None = None
+    segments: panoptic.SegmentWriter | None = None
     show: bool = False
     results: list[dict[str, Any]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
@@ -175,22 +195,38 @@ class Demo:
     def process(self, image_id: int, file: Path, overlay: Path | None) -> None:
         """Predict, draw, save and show one file."""
         image = images.read_image(file, max_pixels=self.args.max_pixels)
-        instances = filter_instances(self.predictor(image), self.args.confidence_threshold)
+        output = self.predictor.predict(image)
+        threshold = self.args.confidence_threshold
+        instances = filter_instances(output["instances"].to("cpu"), threshold)
+        found = None
+        if self.stuff is not None:
+            found = panoptic.Segmentation.of(output)
         if overlay is not None or self.show:
-            picture = drawing.draw_instances(
-                image,
-                instances,
-                self.classes.names,
-                scale=self.args.scale,
-                draw_boxes=self.args.boxes,
-            )
+            picture = self.draw(image, instances, found)
             if overlay is not None:
                 images.save_image(overlay, picture)
             if self.show:
                 self.show = drawing.show_image(str(file), picture)
+        if self.segments is not None and found is not None:
+            self.segments.write(image_id, file, found)
         if self.args.json:
             self.results += coco_results(instances, image_id, str(file), self.classes)
         self.num_instances += len(instances)
+
+    def draw(
+        self,
+        image: NDArray[np.uint8],
+        instances: Instances,
+        found: panoptic.Segmentation | None,
+    ) -> NDArray[np.uint8]:
+        """The overlay of an image: its segments if the model is panoptic, else its instances."""
+        options = {"scale": self.args.scale, "draw_boxes": self.args.boxes}
+        if found is None or self.stuff is None:
+            options["contours"] = self.predictor.contours
+            return drawing.draw_instances(image, instances, self.classes.names, **options)
+        things, stuff = found.things(), found.stuff()
+        names = self.classes.names, self.stuff.names
+        return drawing.draw_panoptic(image, things, stuff, *names, **options)
 
 
 def plan_overlays(output: str | None, files: Sequence[Path]) -> list[Path | None]:
@@ -233,6 +269,20 @@ def _require_writable(path: Path) -> None:
         raise ConfigError(f"The folder {path.parent} can't be written to")
 
 
+def make_demo(args: argparse.Namespace, files: Sequence[Path]) -> Demo:
+    """Load the model that the command line names."""
+    if args.onnx:
+        predictor = OnnxPredictor(args.onnx, args.confidence_threshold)
+        return Demo(args, predictor, predictor.classes)
+    cfg = setup_cfg(args)
+    classes = find_classes(cfg)
+    stuff = panoptic.find_stuff(cfg, classes)
+    segments = None
+    if args.panoptic:
+        segments = panoptic.SegmentWriter.start(args.panoptic, files, classes, stuff)
+    return Demo(args, Predictor(cfg), classes, stuff, segments)
+
+
 def run(args: argparse.Namespace) -> int:
     """Do what the command line says.
 
@@ -243,10 +293,10 @@ def run(args: argparse.Namespace) -> int:
     if not files:
         raise ConfigError(f"No image file matches --input {' '.join(missing)}")
     overlays = plan_overlays(args.output, files)
-    if args.json:
-        _require_writable(Path(args.json))
-    cfg = setup_cfg(args)
-    demo = Demo(args, Predictor(cfg), find_classes(cfg))
+    for place in (args.json, args.panoptic and Path(args.panoptic) / panoptic.JSON_NAME):
+        if place:
+            _require_writable(Path(place))
+    demo = make_demo(args, files)
     if args.show:
         reason = drawing.why_no_display()
         demo.show = reason is None
@@ -258,12 +308,16 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         with images.whole_file(args.json) as path:
             path.write_text(json.dumps(demo.results, allow_nan=False), encoding="utf-8")
+    if demo.segments is not None:
+        demo.segments.close()
     _print_summary(demo, len(files) + len(missing))
     return len(demo.failures)
 
 
 def _print_summary(demo: Demo, num_inputs: int) -> None:
-    places = [str(place) for place in (demo.args.output, demo.args.json) if place]
+    places = [
+        str(place) for place in (demo.args.output, demo.args.json, demo.args.panoptic) if place
+    ]
     done = num_inputs - len(demo.failures)
     print(f"{done} of {num_inputs} images, {demo.num_instances} instances -> {', '.join(places)}")
     if demo.failures:

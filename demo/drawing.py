@@ -27,30 +27,127 @@ def draw_instances(
     *,
     scale: float = 1.0,
     draw_boxes: bool = False,
+    colors: Sequence[tuple[float, float, float]] | None = None,
+    contours: bool = False,
 ) -> NDArray[np.uint8]:
     """Draw masks with their outline, class and score over an image.
 
     Args:
         image: (H, W, 3) uint8, RGB.
         instances: on the CPU, with pred_masks (M, H, W), pred_classes, scores and, for boxes,
-            pred_boxes. Colours go by the order of the instances, so they are the same in every run.
+            pred_boxes.
         class_names: of the K classes.
         scale: size of the result relative to the image; outlines and text stay sharp.
         draw_boxes: whether boxes are drawn too.
+        colors: of the instances, RGB in [0, 1]. None: they go by the order of the instances, so
+            they are the same in every run.
+        contours: whether the masks are contours, to be drawn as lines.
 
     Returns:
         About (scale * H, scale * W, 3) uint8, RGB; the image alone where there are no instances.
     """
-    height, width = image.shape[:2]
     visualizer = Visualizer(image, scale=scale)
+    if colors is None:
+        colors = [instance_color(index) for index in range(len(instances))]
+    _overlay_instances(
+        visualizer, instances, class_names, colors, draw_boxes=draw_boxes, contours=contours
+    )
+    return visualizer.get_output().get_image()
+
+
+def draw_panoptic(
+    image: NDArray[np.uint8],
+    things: Instances,
+    stuff: Instances,
+    class_names: Sequence[str],
+    stuff_names: Sequence[str],
+    *,
+    scale: float = 1.0,
+    draw_boxes: bool = False,
+) -> NDArray[np.uint8]:
+    """Draw a panoptic segmentation over an image: stuff in muted colours, things on top of it.
+
+    Args:
+        image: (H, W, 3) uint8, RGB.
+        things: as for `draw_instances`, with the pixels that each has in the segmentation.
+        stuff: on the CPU, with pred_masks (M, H, W) and pred_classes, labels of stuff.
+        class_names: of the K classes of things.
+        stuff_names: of the labels of stuff.
+        scale: see `draw_instances`.
+        draw_boxes: whether boxes of things are drawn too.
+
+    Returns:
+        About (scale * H, scale * W, 3) uint8, RGB.
+    """
+    visualizer = Visualizer(image, scale=scale)
+    if len(stuff):
+        labels = stuff.pred_classes.tolist()
+        stuff_colors = [stuff_color(label) for label in labels]
+        _draw_masks(visualizer, _to_generic_masks(stuff), stuff_colors)
+        points = [_deepest_point(mask) for mask in stuff.pred_masks.numpy()]
+        boxes = np.array([(x, y, x, y) for x, y in points], dtype=np.float32)
+        names = [stuff_names[label] for label in labels]
+        _draw_labels(visualizer, boxes, names, stuff_colors)
+    colors = [instance_color(index) for index in range(len(things))]
+    _overlay_instances(visualizer, things, class_names, colors, draw_boxes=draw_boxes)
+    return visualizer.get_output().get_image()
+
+
+def _overlay_instances(
+    visualizer: Visualizer,
+    instances: Instances,
+    class_names: Sequence[str],
+    colors: Sequence[tuple[float, float, float]],
+    *,
+    draw_boxes: bool,
+    contours: bool = False,
+) -> None:
+    """Draw instances on what is there already."""
     if len(instances):
-        masks = [_to_generic_mask(mask, height, width) for mask in instances.pred_masks.numpy()]
-        colors = [instance_color(index) for index in range(len(masks))]
-        boxes = instances.pred_boxes if draw_boxes else None
-        visualizer.overlay_instances(masks=masks, boxes=boxes, assigned_colors=colors)
+        if contours:
+            _draw_contours(visualizer, instances.pred_masks.numpy(), colors)
+        else:
+            _draw_masks(visualizer, _to_generic_masks(instances), colors)
+        if draw_boxes:
+            visualizer.overlay_instances(boxes=instances.pred_boxes, assigned_colors=colors)
         labels = instance_labels(instances, class_names)
         _draw_labels(visualizer, instances.pred_boxes.tensor.numpy(), labels, colors)
-    return visualizer.get_output().get_image()
+
+
+def _draw_masks(
+    visualizer: Visualizer,
+    masks: Sequence[GenericMask],
+    colors: Sequence[tuple[float, float, float]],
+) -> None:
+    """Fill masks, the largest first, and draw their outlines; holes stay open."""
+    for index in np.argsort([-float(mask.area()) for mask in masks], kind="stable"):
+        mask, color = masks[index], colors[index]
+        if not mask.has_holes:
+            for polygon in mask.polygons:
+                visualizer.draw_polygon(polygon.reshape(-1, 2), color, alpha=0.5)
+            continue
+        # Detectron2 leaves holes open only in bitmaps, which have no outline.
+        visualizer.draw_binary_mask(mask.mask, color, area_threshold=0)
+        for polygon in mask.polygons:
+            x, y = np.append(polygon, polygon[:2]).reshape(-1, 2).T
+            visualizer.draw_line(x, y, color=color)
+
+
+def _draw_contours(
+    visualizer: Visualizer,
+    contours: NDArray[np.bool_],
+    colors: Sequence[tuple[float, float, float]],
+) -> None:
+    """Draw contours of one pixel's width as lines, which stay sharp in a larger picture."""
+    for contour, color in zip(contours, colors, strict=True):
+        # Of each line the outer side alone.
+        lines, tree = cv2.findContours(
+            contour.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE
+        )
+        for line, (_, _, _, parent) in zip(lines, [] if tree is None else tree[0], strict=True):
+            if parent < 0:
+                x, y = np.append(line, line[:1], axis=0)[:, 0].T + 0.5
+                visualizer.draw_line(x, y, color=color)
 
 
 def _draw_labels(
@@ -79,6 +176,17 @@ def _draw_labels(
         )
 
 
+def _deepest_point(mask: NDArray[np.bool_]) -> tuple[int, int]:
+    """Column and row of the pixel of a mask that is farthest from its border."""
+    depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
+    y, x = np.unravel_index(depth.argmax(), mask.shape)
+    return int(x), int(y)
+
+
+def _to_generic_masks(instances: Instances) -> list[GenericMask]:
+    return [_to_generic_mask(m, *instances.image_size) for m in instances.pred_masks.numpy()]
+
+
 def _to_generic_mask(mask: NDArray[np.bool_], height: int, width: int) -> GenericMask:
     if width == 2:  # Detectron2 takes such an array for points and refuses it
         return GenericMask(coco_mask.encode(np.asfortranarray(mask, np.uint8)), height, width)
@@ -95,6 +203,11 @@ def instance_color(index: int) -> tuple[float, float, float]:
     """A colour for the instance of this index, RGB in [0, 1]; neighbours look different."""
     lightness = (0.55, 0.42, 0.66)[index % 3]
     return colorsys.hls_to_rgb((0.58 + index * _HUE_STEP) % 1.0, lightness, 0.85)
+
+
+def stuff_color(label: int) -> tuple[float, float, float]:
+    """A muted colour for a label of stuff, RGB in [0, 1]; the same in every image."""
+    return colorsys.hls_to_rgb((0.1 + label * _HUE_STEP) % 1.0, 0.5, 0.3)
 
 
 def why_no_display() -> str | None:

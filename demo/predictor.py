@@ -18,32 +18,10 @@ from numpy.typing import NDArray
 from solo_d2 import ConfigError, DatasetError
 from solo_d2.data.catalog import register_datasets_of_config
 from solo_d2.data.coco_format import read_class_names
+from solo_d2.export.agreement import to_instances
+from solo_d2.export.packages import require_packages
+from solo_d2.export.runner import Detector
 from solo_d2.modeling.checkpointer import SOLOCheckpointer
-
-
-class _StrictCheckpointer(SOLOCheckpointer):
-    """Refuses a checkpoint that does not fill the whole model; the base class only logs it."""
-
-    def _log_incompatible_keys(self, incompatible: Any) -> None:
-        wrong = incompatible.incorrect_shapes
-        for key, found, wanted in wrong:
-            if "class_logits" in key and found[0] != wanted[0]:
-                raise ConfigError(
-                    f"they are for {found[0]} classes, but the model has {wanted[0]}: set "
-                    f"MODEL.SOLO.NUM_CLASSES to {found[0]}, or take the config saved beside them"
-                )
-        if wrong:
-            key, found, wanted = wrong[0]
-            raise ConfigError(
-                f"{len(wrong)} parameters have other shapes than in the config's model, "
-                f"for example {key}: {tuple(found)} instead of {tuple(wanted)}"
-            )
-        missing = incompatible.missing_keys
-        if missing:
-            raise ConfigError(
-                f"{len(missing)} parameters of the config's model are not in them, for example "
-                f"{missing[0]}: they are no trained checkpoint of it"
-            )
 
 
 class Predictor:
@@ -59,17 +37,22 @@ class Predictor:
             ConfigError: the model can't be built, or the weights are not all of it.
         """
         self.input_format = cfg.INPUT.FORMAT
+        self.contours = cfg.MODEL.SOLO.MASK_TARGET == "contour"
         self.min_size, self.max_size = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
         try:
             self.model = build_model(cfg.clone()).eval()
         except (KeyError, ValueError, AssertionError) as error:  # ConfigError is a ValueError
             reason = str(error) if isinstance(error, ConfigError) else first_line(error)
             raise ConfigError(f"The config's model cannot be built: {reason}") from error
-        _StrictCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
+        SOLOCheckpointer(self.model, whole=True).load(cfg.MODEL.WEIGHTS)
 
-    @torch.no_grad()
     def __call__(self, image: NDArray[np.uint8]) -> Instances:
         """Find the instances of an image (H, W, 3) uint8 RGB; the result is on the CPU."""
+        return self.predict(image)["instances"].to("cpu")
+
+    @torch.no_grad()
+    def predict(self, image: NDArray[np.uint8]) -> dict[str, Any]:
+        """All that the model says of an image (H, W, 3) uint8 RGB, on the model's device."""
         height, width = image.shape[:2]
         pixels = image[:, :, ::-1] if self.input_format == "BGR" else image
         size = (height, width)
@@ -80,8 +63,37 @@ class Predictor:
         size = tuple(max(1, side) for side in size)  # very long images
         pixels = T.ResizeTransform(height, width, *size).apply_image(np.ascontiguousarray(pixels))
         tensor = torch.as_tensor(pixels.astype("float32").transpose(2, 0, 1))
-        output = self.model([{"image": tensor, "height": height, "width": width}])[0]
-        return output["instances"].to("cpu")
+        return self.model([{"image": tensor, "height": height, "width": width}])[0]
+
+
+class OnnxPredictor:
+    """The same for an exported model, which knows its classes and how its inputs are resized."""
+
+    contours = False
+
+    def __init__(self, path: str, score_thresh: float):
+        """Load the model.
+
+        Args:
+            path: what tools/export_model.py wrote.
+            score_thresh: least score of what is returned.
+
+        Raises:
+            ConfigError: it cannot be loaded.
+        """
+        require_packages("onnxruntime")
+        try:
+            self.detector = Detector.load(path)
+        except ValueError as error:
+            raise ConfigError(f"--onnx: {error}") from error
+        info = self.detector.info
+        self.classes = Classes(info.class_names, info.class_ids)
+        self.score_thresh = score_thresh
+
+    def predict(self, image: NDArray[np.uint8]) -> dict[str, Any]:
+        """The instances in an image (H, W, 3) uint8 RGB."""
+        found = self.detector([image], score_thresh=self.score_thresh)[0]
+        return {"instances": to_instances(found, image.shape[:2])}
 
 
 def first_line(error: BaseException) -> str:

@@ -187,9 +187,26 @@ def _groups_of_samples(
             start = end
 
 
-def _sum_over_processes(counts: Sequence[int], device: torch.device) -> tuple[Tensor, int]:
+def semantic_loss(logits: Tensor, labels: Tensor, *, ignore_value: int) -> Tensor:
+    """Cross-entropy of pixels, the mean over the labelled ones of the batches of all processes.
+
+    Args:
+        logits: (B, C, H, W).
+        labels: (B, H, W) int64 in [0, C), or the ignored value.
+        ignore_value: label of the pixels that do not count.
+
+    Returns:
+        Scalar, float32; exactly 0 where no pixel counts.
+    """
+    total = F.cross_entropy(logits.float(), labels, ignore_index=ignore_value, reduction="sum")
+    num_labelled = (labels != ignore_value).sum()
+    count, processes = _sum_over_processes(num_labelled, logits.device)
+    return processes * total / count.clamp(min=1)
+
+
+def _sum_over_processes(counts: Sequence[int] | Tensor, device: torch.device) -> tuple[Tensor, int]:
     """The counts summed over all processes, on the device, and the number of processes."""
-    total = torch.tensor(counts, dtype=torch.float32).to(device, non_blocking=True)
+    total = torch.as_tensor(counts, dtype=torch.float32).to(device, non_blocking=True)
     if not (dist.is_available() and dist.is_initialized()):
         return total, 1
     dist.all_reduce(total)

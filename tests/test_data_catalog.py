@@ -33,6 +33,7 @@ def config(train=(), test=(), number=0, coco_format=()):
     cfg = get_cfg()
     cfg.MODEL.SOLO = CfgNode({"NUM_CLASSES": number})
     cfg.DATASETS.COCO_FORMAT = list(coco_format)
+    cfg.DATASETS.COCO_PANOPTIC_FORMAT = []
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = tuple(train), tuple(test)
     return cfg
 

@@ -268,3 +268,103 @@ def test_negatives_can_be_kept_for_training(tmp_path):
     finally:
         DatasetCatalog.pop("test_negatives")
         MetadataCatalog.pop("test_negatives")
+
+
+# --- stuff maps
+
+
+STUFF = np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH) // 7 % 6
+STUFF[:, -4:] = 255
+
+
+def panoptic_config(**options):
+    cfg = config(**options)
+    cfg.MODEL.META_ARCHITECTURE = "PanopticSOLO"
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 6
+    return cfg
+
+
+@pytest.fixture
+def panoptic_record(record, tmp_path):
+    cv2.imwrite(str(tmp_path / "stuff.png"), STUFF.astype(np.uint8))
+    # The image shows its labels, so that both can be compared after any transform.
+    cv2.imwrite(record["file_name"], np.repeat(STUFF[..., None], 3, axis=2).astype(np.uint8))
+    return {**record, "sem_seg_file_name": str(tmp_path / "stuff.png")}
+
+
+def test_stuff_is_read_for_training_a_panoptic_model_alone(panoptic_record, tmp_path):
+    sample = SOLODatasetMapper(panoptic_config())(panoptic_record)
+    assert sample["sem_seg"].dtype == torch.int64
+    assert np.array_equal(sample["sem_seg"].numpy(), STUFF)
+    assert len(sample["instances"]) == 0
+    (tmp_path / "stuff.png").unlink()
+    for mapper in (SOLODatasetMapper(config()), SOLODatasetMapper(panoptic_config(), False)):
+        assert "sem_seg" not in mapper(panoptic_record)
+
+
+@pytest.mark.parametrize("crop", [False, True])
+def test_stuff_is_moved_with_the_image(panoptic_record, crop):
+    transforms = [T.HFlipTransform(WIDTH), T.ResizeTransform(HEIGHT, WIDTH, 2 * HEIGHT, 2 * WIDTH)]
+    expected = STUFF[:, ::-1].repeat(2, axis=0).repeat(2, axis=1)
+    if crop:
+        transforms.append(T.CropTransform(11, 7, 50, 30))
+        expected = expected[7:37, 11:61]
+    mapper = SOLODatasetMapper(panoptic_config())
+    mapper.augmentations = T.AugmentationList(transforms)
+    sample = mapper(panoptic_record)
+    assert np.array_equal(sample["sem_seg"].numpy(), expected)
+    assert sample["sem_seg"].shape == sample["image"].shape[1:]
+
+
+def test_the_configs_own_augmentation_keeps_stuff_on_the_image(panoptic_record):
+    halves = np.where(np.arange(WIDTH) < WIDTH // 2, 1, 4)[None].repeat(HEIGHT, axis=0)
+    cv2.imwrite(panoptic_record["sem_seg_file_name"], halves.astype(np.uint8))
+    cv2.imwrite(panoptic_record["file_name"], halves[..., None].repeat(3, axis=2).astype(np.uint8))
+    cfg = panoptic_config(crop=True)
+    cfg.INPUT.RANDOM_FLIP = "horizontal"
+    mapper = SOLODatasetMapper(cfg)
+    corners = set()
+    for seed in range(8):
+        np.random.seed(seed)
+        sample = mapper(panoptic_record)
+        assert sample["sem_seg"].shape == sample["image"].shape[1:]
+        # Only at the border are they interpolated differently.
+        assert (sample["image"][0] == sample["sem_seg"]).float().mean() > 0.9
+        corners.add(int(sample["sem_seg"][0, 0]))
+    assert corners == {1, 4}  # flipped and not
+
+
+STUFF_DAMAGES = {
+    "missing": (lambda file: file.unlink(), "stuff map of .*a.png, is missing"),
+    "empty": (lambda file: file.write_bytes(b""), "stuff map of .*a.png, cannot be read: Unident"),
+    "size": (
+        lambda file: cv2.imwrite(str(file), np.zeros((WIDTH, HEIGHT), np.uint8)),
+        "has 60 x 40 pixels .* has 40 x 60",
+    ),
+    "colour": (
+        lambda file: cv2.imwrite(str(file), np.zeros((HEIGHT, WIDTH, 3), np.uint8)),
+        "has the mode 'RGB'",
+    ),
+    "truncated": (
+        lambda file: file.write_bytes(file.read_bytes()[:90]),
+        "cannot be read: ",
+    ),
+    "label": (
+        lambda file: cv2.imwrite(str(file), np.full((HEIGHT, WIDTH), 6, np.uint8)),
+        r"has the label 6, but there are 6 classes \(0 to 5, 255",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", STUFF_DAMAGES)
+def test_an_unusable_stuff_map_is_named(panoptic_record, tmp_path, case):
+    damage, message = STUFF_DAMAGES[case]
+    damage(tmp_path / "stuff.png")
+    with pytest.raises(DatasetError, match=rf"stuff\.png.*{message}") as caught:
+        SOLODatasetMapper(panoptic_config())(panoptic_record)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_data_set_without_stuff_is_named(record):
+    with pytest.raises(DatasetError, match=r"a\.png has no stuff map \(sem_seg_file_name\)"):
+        SOLODatasetMapper(panoptic_config())(record)

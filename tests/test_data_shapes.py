@@ -20,6 +20,7 @@ from tests.conftest import HAS_DETECTRON2
 
 if not HAS_DETECTRON2:
     sys.modules["detectron2"] = None  # an ImportError at once: drawing and writing do without it
+from solo_d2.data import whole_folder
 from solo_d2.data.shapes import __main__ as command
 from solo_d2.data.shapes import drawing, folder, outlines
 from solo_d2.errors import DatasetError
@@ -281,7 +282,7 @@ def test_without_locks_the_second_to_finish_gives_way(small, tmp_path, monkeypat
             shutil.copytree(small, root)
 
     root = tmp_path / "shapes"
-    monkeypatch.setattr(folder.fcntl, "flock", no_locks)
+    monkeypatch.setattr(whole_folder.fcntl, "flock", no_locks)
     monkeypatch.setattr(folder, "_write_split", write_while_another_finishes)
     folder.ensure_shapes(root, SMALL)
     assert contents(root) == contents(small)

@@ -90,10 +90,13 @@ def test_metrics_are_the_last_ones_of_this_run(tmp_path):
     assert quickstart.read_metrics(file) == {"segm/AP": 1.0}
     assert quickstart.read_metrics(file, start) == {}
     with file.open("a") as lines:
-        lines.write('{"loss": 1}\n{"segm/AP": NaN, "bbox/AP": 3}\n{"loss": 1}\n{"segm/A')
+        lines.write('{"loss": 1}\n{"segm/AP": NaN, "bbox/AP": 3, "panoptic_seg/PQ": 7, "lr": 1}\n')
+        lines.write('{"loss": 1}\n{"segm/A')
     found = quickstart.read_metrics(file, start)
     assert math.isnan(found["segm/AP"])
     assert found["bbox/AP"] == 3
+    assert found["panoptic_seg/PQ"] == 7
+    assert "lr" not in found
 
 
 def test_fingerprint_changes_with_config_base_overrides_and_code(tmp_path):
@@ -135,6 +138,22 @@ def test_a_finished_training_is_used_again(tmp_path, steps, monkeypatch, capsys)
     (output / quickstart.STAMP).write_text("{half")
     assert quickstart.main(["--output", str(output), "SEED", "7"]) == 0
     assert steps.count("Training") == 4
+
+
+def test_panoptic_figures_are_shown_where_there_are_some():
+    figures = {"panoptic_seg/PQ": 61.5, "panoptic_seg/PQ_th": 70.0, "panoptic_seg/PQ_st": math.nan}
+    plain = quickstart.format_table(quickstart.Result(METRICS, 60.0), 90.0)
+    table = quickstart.format_table(quickstart.Result(METRICS | figures, 60.0), 90.0)
+    assert "PQ" not in plain
+    assert "things" in table
+    (line,) = [line for line in table.splitlines() if line.startswith("PQ")]
+    assert line.split() == ["PQ", "61.5", "70.0", "-"]
+
+
+def test_results_go_where_the_config_says():
+    config = ROOT / "configs/quickstart/panoptic_shapes.yaml"
+    assert quickstart.parse_args([]).output == Path("output/quickstart")
+    assert quickstart.parse_args(["--config-file", str(config)]).output == Path("output/panoptic")
 
 
 @pytest.mark.parametrize(("ap", "text"), [(54.9, "is 54.9"), (math.nan, "undefined")])

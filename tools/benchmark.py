@@ -8,6 +8,7 @@ import sys
 # What each command measures; its module is solo_d2/benchmarks/COMMAND.py.
 COMMANDS = {
     "nms": "mask NMS",
+    "panoptic": "from instances and labels of stuff to one segmentation",
     "postprocess": "from head outputs to final masks",
 }
 

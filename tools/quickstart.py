@@ -38,6 +38,8 @@ STAMP = "quickstart.json"
 ROWS, PAIRS = 4, 3
 # Overlays are drawn at this many times the size of the images; side of a tile in pixels.
 SCALE, SIDE = 3, 384
+# Metrics that are read, by the start of their names.
+TASKS = ("segm/", "bbox/", "panoptic_seg/")
 # What a training depends on; the demo, tests and other tools are not part of it.
 CODE = ("solo_d2/**/*.py", "train_net.py")
 
@@ -66,12 +68,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--config-file", type=Path, default=ROOT / "configs/quickstart/solov2_shapes.yaml")
-    add("--output", type=Path, default=Path("output/quickstart"), help="folder of all results")
+    add("--output", type=Path, help="folder of all results; default: the config's OUTPUT_DIR")
     add("--min-ap", type=float, default=55.0, help="least mask AP, in percent")
     add("--confidence-threshold", type=float, default=0.4, help="of the instances that are drawn")
     add("--retrain", action="store_true", help="train even if the model is there")
     add("opts", nargs=argparse.REMAINDER, help="KEY VALUE ... of the config")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.output is None:
+        config = CfgNode.load_yaml_with_base(str(args.config_file))
+        args.output = Path(config.get("OUTPUT_DIR", "output/quickstart"))
+    return args
 
 
 def fingerprint(config_file: Path, opts: Sequence[str], root: Path = ROOT) -> str:
@@ -99,7 +105,8 @@ def read_metrics(file: Path, start: int = 0) -> dict[str, float]:
         start: bytes to skip, those of earlier runs.
 
     Returns:
-        Values of "segm/..." and "bbox/..."; empty where there was no evaluation.
+        Values of "segm/...", "bbox/..." and "panoptic_seg/..."; empty where there was no
+        evaluation.
     """
     if not file.is_file():
         return {}
@@ -112,7 +119,7 @@ def read_metrics(file: Path, start: int = 0) -> dict[str, float]:
             except ValueError:  # cut off when a run was killed
                 continue
             if "segm/AP" in record:
-                found = {k: float(v) for k, v in record.items() if k.startswith(("segm/", "bbox/"))}
+                found = {k: float(v) for k, v in record.items() if k.startswith(TASKS)}
     return found
 
 
@@ -261,7 +268,10 @@ def show(args: argparse.Namespace, metrics: Mapping[str, float]) -> Path:
     json_file = root / "annotations" / "instances_val.json"
     files = choose_images(json_file, root / "val", ROWS * PAIRS)
     overlays = draw_predictions(args, files)
-    caption = f"SOLOv2 on held-out images, mask AP {metrics['segm/AP']:.1f}: input | prediction"
+    figures = f"mask AP {metrics['segm/AP']:.1f}"
+    if "panoptic_seg/PQ" in metrics:
+        figures += f", PQ {metrics['panoptic_seg/PQ']:.1f}"
+    caption = f"SOLOv2 on held-out images, {figures}: input | prediction"
     montage = args.output / "montage.png"
     try:
         pairs = [(read_image(f), read_image(o)) for f, o in zip(files, overlays, strict=True)]
@@ -279,6 +289,14 @@ def format_table(result: Result, total_seconds: float) -> str:
     for key, name in names.items():
         values = [result.metrics.get(f"{task}/{key}", math.nan) for task in ("segm", "bbox")]
         lines.append(f"{name:20}" + "".join(f"{_figure(value):>8}" for value in values))
+    if "panoptic_seg/PQ" in result.metrics:
+        lines.append(f"{'':20}{'all':>8}{'things':>8}{'stuff':>8}")
+        for key in ("PQ", "SQ", "RQ"):
+            values = [
+                result.metrics.get(f"panoptic_seg/{key}{group}", math.nan)
+                for group in ("", "_th", "_st")
+            ]
+            lines.append(f"{key:20}" + "".join(f"{_figure(value):>8}" for value in values))
     lines.append(f"{'training':20}{_minutes(result.train_seconds):>8}")
     lines.append(f"{'this run':20}{_minutes(total_seconds):>8}")
     return "\n".join(lines)

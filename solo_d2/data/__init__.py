@@ -1,7 +1,8 @@
 """Data: the generated data set, COCO-format folders, class counts, the mapper.
 
-Importing this package registers `shapes_train` and `shapes_val` in Detectron2's catalogs. Without
-Detectron2 only `solo_d2.data.shapes` works, to draw and to write.
+Importing this package registers in Detectron2's catalogs `shapes_train` and `shapes_val`, both also
+with `_panoptic` behind the name, and `cityscapes_fine_panoptic_{train,val}_separated`. Without
+Detectron2 only `shapes` (to draw and to write) and `panoptic_conversion` work.
 """
 
 import importlib
@@ -11,6 +12,8 @@ _PUBLIC = {
     "ShapesParams": "solo_d2.data.shapes.folder",
     "ensure_shapes": "solo_d2.data.shapes.folder",
     "register_shapes": "solo_d2.data.shapes.registration",
+    "register_panoptic_format": "solo_d2.data.panoptic_format",
+    "ensure_converted": "solo_d2.data.panoptic_conversion",
     "register_coco_format": "solo_d2.data.coco_format",
     "load_coco_format": "solo_d2.data.coco_format",
     "check_datasets": "solo_d2.data.catalog",
@@ -28,9 +31,11 @@ def __getattr__(name: str) -> Any:
 
 
 try:
+    from solo_d2.data.panoptic_format import register_cityscapes_separated as _register_cityscapes
     from solo_d2.data.shapes.registration import register_shapes as _register_shapes
 except ImportError as _error:
     if (_error.name or "").split(".")[0] != "detectron2":
         raise
 else:
     _register_shapes()
+    _register_cityscapes()

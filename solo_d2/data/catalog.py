@@ -1,10 +1,11 @@
 """What DATASETS.* of a config names: registration, number of classes, checks before training."""
 
+import contextlib
 import difflib
 import functools
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
@@ -12,13 +13,15 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from solo_d2.data.coco_format import read_class_names, register_coco_format
 from solo_d2.data.locations import where_datasets_are
+from solo_d2.data.panoptic_format import fill_metadata, register_panoptic_format
+from solo_d2.data.stuff_classes import resolve_num_stuff_classes
 from solo_d2.errors import ConfigError, DatasetError
 
 logger = logging.getLogger(__name__)
 
 
 def register_datasets_of_config(cfg: CfgNode) -> None:
-    """Register every [name, json file, image folder] of DATASETS.COCO_FORMAT; again is harmless.
+    """Register what DATASETS.COCO_FORMAT and COCO_PANOPTIC_FORMAT name; again is harmless.
 
     Raises:
         ConfigError: an entry has another form, or its name already means other files.
@@ -30,13 +33,24 @@ def register_datasets_of_config(cfg: CfgNode) -> None:
                 f"example [['my_train', 'my/train.json', 'my/images']]; one entry is {entry!r}"
             )
         register_coco_format(*entry)
+    for entry in cfg.DATASETS.COCO_PANOPTIC_FORMAT:
+        texts = isinstance(entry, (list, tuple)) and all(isinstance(part, str) for part in entry)
+        if not texts or len(entry) not in (4, 5):
+            raise ConfigError(
+                "DATASETS.COCO_PANOPTIC_FORMAT must be a list of [name, panoptic json, folder of "
+                "its PNGs, image folder], and maybe the folder of their conversion, for example "
+                "[['my_train', 'my/panoptic.json', 'my/panoptic', 'my/images']]; one entry is "
+                f"{entry!r}"
+            )
+        register_panoptic_format(*entry)
 
 
 def resolve_num_classes(cfg: CfgNode, names: Iterable[str] | None = None) -> int:
     """Make MODEL.SOLO.NUM_CLASSES agree with the data sets, in place.
 
     0 is replaced by the number of thing classes of the first training (else test) data set. A
-    config that names no data set, as for inference, keeps its number.
+    config that names no data set, as for inference, keeps its number. The number of stuff classes
+    of a panoptic model is treated likewise, see `resolve_num_stuff_classes`.
 
     Args:
         cfg: with this project's keys; may be frozen, and is again afterwards.
@@ -44,7 +58,7 @@ def resolve_num_classes(cfg: CfgNode, names: Iterable[str] | None = None) -> int
             evaluate where the training data is not, name those of DATASETS.TEST.
 
     Returns:
-        The number of classes.
+        The number of thing classes.
 
     Raises:
         ConfigError: the number differs from the data set's, data sets differ from each other, or
@@ -55,6 +69,7 @@ def resolve_num_classes(cfg: CfgNode, names: Iterable[str] | None = None) -> int
     _warn_of_other_keys(cfg)
     if names is None:
         names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    names = tuple(names)
     classes = {name: _class_names(name) for name in names}
     number = int(cfg.MODEL.SOLO.NUM_CLASSES)
     if not classes:
@@ -63,6 +78,8 @@ def resolve_num_classes(cfg: CfgNode, names: Iterable[str] | None = None) -> int
                 "MODEL.SOLO.NUM_CLASSES is 0 and DATASETS.TRAIN and DATASETS.TEST are empty: "
                 "set one of them, so that the number of classes is known"
             )
+        with _defrosted(cfg):
+            resolve_num_stuff_classes(cfg, names)
         return number
     _require_equal_classes(classes)
     first = next(iter(classes))
@@ -72,19 +89,32 @@ def resolve_num_classes(cfg: CfgNode, names: Iterable[str] | None = None) -> int
             f"MODEL.SOLO.NUM_CLASSES is {number}, but data set '{first}' has {wanted} classes. "
             f"Set it to {wanted}, or to 0 to take the number from the data set"
         )
+    with _defrosted(cfg):
+        resolve_num_stuff_classes(cfg, names)
+        cfg.MODEL.SOLO.NUM_CLASSES = wanted
+    return wanted
+
+
+@contextlib.contextmanager
+def _defrosted(cfg: CfgNode) -> Iterator[None]:
     frozen = cfg.is_frozen()
     cfg.defrost()
-    cfg.MODEL.SOLO.NUM_CLASSES = wanted
-    if frozen:
-        cfg.freeze()
-    return wanted
+    try:
+        yield
+    finally:
+        if frozen:
+            cfg.freeze()
 
 
 def _class_names(name: str) -> list[str]:
     """Thing classes of a registered data set, in the order of their indices."""
     _require_known(name)
     metadata = MetadataCatalog.get(name)
+    _refuse_unseparated(name)
     names = metadata.get("thing_classes")
+    if names is None and metadata.get("panoptic_json") is not None:
+        fill_metadata(name)
+        names = metadata.thing_classes
     if names is None and metadata.get("json_file") is not None:
         names = read_class_names(metadata.json_file)
     if names is None:
@@ -138,10 +168,24 @@ def check_datasets(names: Iterable[str]) -> None:
     """
     for name in names:
         _require_known(name)
-        metadata = MetadataCatalog.get(name)
-        if not metadata.get("made_on_first_use", False):
-            _require_paths(name, metadata)
+        _refuse_unseparated(name)
+        _require_paths(name, MetadataCatalog.get(name))
         _report_load_errors(name)
+
+
+def _refuse_unseparated(name: str) -> None:
+    """Detectron2's "standard" panoptic data sets list no instances: name those that do."""
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("label_divisor") is None:
+        return
+    separated = f"{name}_separated"
+    cure = "name one with instances and stuff maps"
+    if separated in DatasetCatalog:
+        cure = f"name '{separated}'"
+    raise DatasetError(
+        f"Data set '{name}' is in Detectron2's standard panoptic format, which numbers things and "
+        f"stuff together and lists no instances; SOLO needs both apart: {cure}"
+    )
 
 
 def _require_known(name: str) -> None:
@@ -169,9 +213,11 @@ _PATH_KEYS = {
 
 
 def _require_paths(name: str, metadata: Any) -> None:
+    """Check paths of the metadata, less those that `made_on_first_use` names (True: all)."""
+    made = metadata.get("made_on_first_use", ())
     for key, meaning in _PATH_KEYS.items():
         value = metadata.get(key)
-        if value is None or "://" in value or os.path.exists(value):
+        if value is None or made is True or key in made or "://" in value or os.path.exists(value):
             continue
         raise DatasetError(
             f"The {meaning} of data set '{name}' is missing: looked for {os.path.abspath(value)}. "

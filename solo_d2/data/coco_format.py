@@ -5,25 +5,29 @@ the json is parsed once and checked while it is converted.
 """
 
 import functools
-import json
 import logging
 import os
-import re
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
+from solo_d2.data.coco_json import (
+    check_image,
+    leaves_folder,
+    parse,
+    read_sorted_categories,
+    read_text,
+    require_unique,
+    some,
+    sorted_categories,
+)
 from solo_d2.data.locations import where_datasets_are
 from solo_d2.data.segmentations import clean_segmentation, is_box, segmentation_box
 from solo_d2.errors import ConfigError, DatasetError
 
 logger = logging.getLogger(__name__)
-
-# How many names or ids a message lists.
-_LISTED = 5
 
 
 def register_coco_format(name: str, json_file: str | Path, image_root: str | Path) -> None:
@@ -60,16 +64,7 @@ def read_class_names(json_file: str | Path) -> list[str]:
     Raises:
         DatasetError: the file is missing, not JSON, or has no proper categories.
     """
-    text = _read_text("", json_file)
-    matches = list(re.finditer(r'"categories"\s*:\s*', text))
-    if len(matches) == 1:
-        try:
-            categories = json.JSONDecoder().raw_decode(text, matches[0].end())[0]
-        except ValueError:
-            categories = None
-    else:
-        categories = _parse("", json_file, text)["categories"]
-    return [category["name"] for category in _sorted_categories(json_file, categories)]
+    return [category["name"] for category in read_sorted_categories(json_file)]
 
 
 def load_coco_format(
@@ -93,8 +88,8 @@ def load_coco_format(
     Raises:
         DatasetError: anything else is wrong; the message names file and annotation.
     """
-    content = _parse(name, json_file, _read_text(name, json_file))
-    categories = _sorted_categories(json_file, content["categories"])
+    content = parse(json_file, read_text(name, json_file))
+    categories = sorted_categories(json_file, content["categories"])
     contiguous = {category["id"]: index for index, category in enumerate(categories)}
     records = _image_records(json_file, image_root, content["images"])
     _require_images(json_file, image_root, content["images"])
@@ -108,66 +103,7 @@ def load_coco_format(
     converter.warn()
     if not converter.fit_for_evaluator and metadata.get("json_file") == os.fspath(json_file):
         del metadata.json_file
-    return [records[key] for key in sorted(records)]
-
-
-def _read_text(name: str, json_file: str | Path) -> str:
-    try:
-        return Path(json_file).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        title = f" of data set '{name}'" if name else ""
-        raise DatasetError(
-            f"The annotation file{title} is missing: looked for {os.path.abspath(json_file)}. "
-            + where_datasets_are(name)
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{json_file} cannot be read: {error}") from error
-
-
-def _parse(name: str, json_file: str | Path, text: str) -> dict[str, Any]:
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DatasetError(
-            f"{json_file} is not valid JSON ({error}). If it is incomplete, write it again"
-        ) from error
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise DatasetError(
-                f"{json_file} has no list '{key}', so it is not an instances file in COCO format"
-            )
-        if not all(isinstance(item, dict) for item in content[key]):
-            raise DatasetError(f"{json_file}: every entry of '{key}' must be an object")
-    return content
-
-
-def _sorted_categories(json_file: str | Path, categories: Any) -> list[dict[str, Any]]:
-    proper = isinstance(categories, list) and all(
-        isinstance(category, dict)
-        and isinstance(category.get("id"), int)
-        and isinstance(category.get("name"), str)
-        for category in categories
-    )
-    if not proper or not categories:
-        raise DatasetError(
-            f"{json_file}: 'categories' must be a list of objects with a whole number 'id' and a "
-            "'name'"
-        )
-    _require_unique(json_file, "category", [category["id"] for category in categories])
-    return sorted(categories, key=lambda category: category["id"])
-
-
-def _require_unique(json_file: str | Path, what: str, ids: list[Any]) -> None:
-    twice = [str(key) for key, count in Counter(ids).items() if count > 1]
-    if twice:
-        raise DatasetError(
-            f"{json_file}: {len(twice)} {what} ids are used more than once: {_some(twice)}. "
-            "Give every entry an id of its own"
-        )
-
-
-def _some(items: list[str]) -> str:
-    return ", ".join(items[:_LISTED]) + (", ..." if len(items) > _LISTED else "")
+    return [records[key] for key in sorted(records, key=lambda key: (isinstance(key, str), key))]
 
 
 def _image_records(
@@ -176,14 +112,8 @@ def _image_records(
     """Dataset dicts without annotations, by image id."""
     records = {}
     for image in images:
-        for key, kind in (("id", int), ("file_name", str), ("height", int), ("width", int)):
-            if not isinstance(image.get(key), kind):
-                raise DatasetError(
-                    f"{json_file}: image {image.get('file_name', image.get('id'))!r} needs a "
-                    f"{'text' if kind is str else 'whole number'} '{key}', it is {image.get(key)!r}"
-                )
-        path = os.path.normpath(image["file_name"])
-        if os.path.isabs(path) or path.split(os.sep)[0] == os.pardir:
+        check_image(json_file, image)
+        if leaves_folder(image["file_name"]):
             raise DatasetError(
                 f"{json_file}: image {image['id']} has the file name {image['file_name']!r}, which "
                 f"is not inside the image folder {image_root}"
@@ -195,7 +125,7 @@ def _image_records(
             "image_id": image["id"],
             "annotations": [],
         }
-    _require_unique(json_file, "image", [image["id"] for image in images])
+    require_unique(json_file, "image", [image["id"] for image in images])
     return records
 
 
@@ -219,7 +149,7 @@ def _require_images(
     if missing:
         raise DatasetError(
             f"{len(missing)} of the {len(images)} images of {json_file} are missing in "
-            f"{os.path.abspath(image_root)}: {_some(missing)}"
+            f"{os.path.abspath(image_root)}: {some(missing)}"
         )
 
 
@@ -279,9 +209,9 @@ class _AnnotationConverter:
         self.seen.add(key)
         category, image = annotation.get("category_id"), annotation.get("image_id")
         if not isinstance(category, int) or category not in self.contiguous:
-            known = _some([str(known) for known in sorted(self.contiguous)])
+            known = some(sorted(self.contiguous))
             self._refuse(key, f"category_id {category!r} is not among the 'categories' ({known})")
-        if not isinstance(image, int) or image not in self.records:
+        if not isinstance(image, (int, str)) or image not in self.records:
             self._refuse(key, f"image_id {image!r} is not among the 'images'")
         if annotation.get("ignore"):
             self._refuse(key, "'ignore' is not supported: remove it, or use 'iscrowd'")
@@ -300,5 +230,5 @@ class _AnnotationConverter:
                 self.json_file,
                 len(self.ignored),
                 len(self.seen),
-                _some([str(key) for key in self.ignored]),
+                some(self.ignored),
             )

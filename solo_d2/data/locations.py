@@ -6,11 +6,18 @@ from pathlib import Path
 # What Detectron2 expects below DETECTRON2_DATASETS, by a part of the data set's name; first fit.
 _LAYOUTS = {
     "lvis": "coco/{train,val}2017/*.jpg and lvis/lvis_v1_{train,val}.json",
+    "cityscapes_fine_panoptic": (
+        "cityscapes/leftImg8bit/{train,val}/, cityscapes/gtFine/{train,val}/ and, made by "
+        "cityscapesscripts/preparation/createPanopticImgs.py, "
+        "cityscapes/gtFine/cityscapes_panoptic_{train,val}.json and the folders of the same names"
+    ),
     "cityscapes": "cityscapes/leftImg8bit/{train,val}/ and cityscapes/gtFine/{train,val}/",
     "coco_2014": "coco/annotations/instances_{train,val}2014.json and coco/{train,val}2014/*.jpg",
     "panoptic": (
         "coco/annotations/panoptic_{train,val}2017.json, coco/panoptic_{train,val}2017/*.png, "
-        "coco/panoptic_stuff_{train,val}2017/*.png and coco/{train,val}2017/*.jpg"
+        "coco/panoptic_stuff_{train,val}2017/*.png (made by tools/convert_panoptic.py "
+        "--stuff-only), coco/annotations/instances_{train,val}2017.json and "
+        "coco/{train,val}2017/*.jpg"
     ),
     "coco_2017": "coco/annotations/instances_{train,val}2017.json and coco/{train,val}2017/*.jpg",
 }

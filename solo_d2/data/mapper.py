@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper
 from detectron2.data.detection_utils import (
     annotations_to_instances,
@@ -19,6 +19,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from solo_d2.data.segmentations import clean_segmentation, is_box, segmentation_box
+from solo_d2.data.stuff_classes import is_panoptic
 from solo_d2.errors import DatasetError
 
 # What Pillow and Detectron2 raise for files that are no proper images (SyntaxError: broken PNG).
@@ -42,16 +43,44 @@ class SOLODatasetMapper(DatasetMapper):
     - `instances` is always there, with `gt_boxes` (N, 4), `gt_classes` (N,) and `gt_masks`
       (N, H, W); N = 0 for an image without annotations or with crowds only;
     - annotations that cover nothing are left out;
+    - `sem_seg`, (H, W) int64 stuff labels, is there where the constructor asks for it;
     - DatasetError, naming the file, for an image or annotation that cannot be used. It keeps its
       message when it is raised in a worker of the data loader.
     """
 
+    @configurable
+    def __init__(
+        self,
+        is_train: bool,
+        *,
+        num_sem_seg_classes: int = 0,
+        sem_seg_ignore_value: int = 255,
+        **arguments: Any,
+    ):
+        """Make the mapper.
+
+        Args:
+            is_train: whether for training.
+            num_sem_seg_classes: labels of the stuff maps, in training; 0: they are not read.
+            sem_seg_ignore_value: another label that they may have.
+            **arguments: of Detectron2's mapper.
+        """
+        super().__init__(is_train, **arguments)
+        self.num_sem_seg_classes = num_sem_seg_classes if is_train else 0
+        self.sem_seg_ignore_value = sem_seg_ignore_value
+
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
-        """Arguments of the constructor; masks are always used, whatever MODEL.MASK_ON says."""
+        """Arguments of the constructor.
+
+        Masks are always used, whatever MODEL.MASK_ON says; stuff maps by panoptic models alone.
+        """
         arguments = super().from_config(cfg, is_train)
         arguments["use_instance_mask"] = True
         arguments["recompute_boxes"] = is_train and cfg.INPUT.CROP.ENABLED
+        if is_panoptic(cfg):
+            arguments["num_sem_seg_classes"] = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+            arguments["sem_seg_ignore_value"] = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
         return arguments
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
@@ -61,18 +90,36 @@ class SOLODatasetMapper(DatasetMapper):
             dataset_dict: in Detectron2's format; left as it is.
 
         Raises:
-            DatasetError: the image or an annotation cannot be used.
+            DatasetError: the image, its stuff map or an annotation cannot be used.
         """
+        stuff_file = dataset_dict.get("sem_seg_file_name")
         if self.is_train and "annotations" not in dataset_dict:
             dataset_dict = {**dataset_dict, "annotations": []}
+        if self.num_sem_seg_classes == 0:
+            dataset_dict = {k: v for k, v in dataset_dict.items() if k != "sem_seg_file_name"}
+        else:
+            _check_stuff_file(dataset_dict)
         try:
-            return super().__call__(dataset_dict)
+            sample = super().__call__(dataset_dict)
         except _READ_ERRORS as error:
             names = [dataset_dict["file_name"], dataset_dict.get("sem_seg_file_name")]
             raise DatasetError(
                 f"{' with '.join(name for name in names if name)} cannot be read: "
                 f"{type(error).__name__}: {error}. Replace it, or take it out of the data set"
             ) from error
+        if "sem_seg" in sample:
+            self._check_labels(sample["sem_seg"], stuff_file)
+        return sample
+
+    def _check_labels(self, sem_seg: torch.Tensor, file: Any) -> None:
+        wrong = (sem_seg >= self.num_sem_seg_classes) & (sem_seg != self.sem_seg_ignore_value)
+        if wrong.any():
+            raise DatasetError(
+                f"{file} has the label {int(sem_seg[wrong].max())}, but there are "
+                f"{self.num_sem_seg_classes} classes (0 to {self.num_sem_seg_classes - 1}, "
+                f"{self.sem_seg_ignore_value} for none). Make the stuff maps anew "
+                "(tools/convert_panoptic.py), or correct MODEL.SEM_SEG_HEAD.NUM_CLASSES"
+            )
 
     def _transform_annotations(
         self, dataset_dict: dict[str, Any], transforms: TransformList, image_shape: tuple[int, int]
@@ -145,6 +192,35 @@ class SOLODatasetMapper(DatasetMapper):
         else:
             instances.gt_masks = BitMasks(torch.zeros((0, *image_shape), dtype=torch.bool))
         return instances
+
+
+def _check_stuff_file(dataset_dict: dict[str, Any]) -> None:
+    """Check by its header that a stuff map can be read with its image."""
+    image_file, file = dataset_dict["file_name"], dataset_dict.get("sem_seg_file_name")
+    if file is None:
+        raise DatasetError(
+            f"{image_file} has no stuff map (sem_seg_file_name), which a panoptic model trains on"
+        )
+    try:
+        with Image.open(file) as stuff:
+            mode, (width, height) = stuff.mode, stuff.size
+    except FileNotFoundError:
+        raise DatasetError(f"{file}, the stuff map of {image_file}, is missing") from None
+    except _READ_ERRORS as error:
+        raise DatasetError(
+            f"{file}, the stuff map of {image_file}, cannot be read: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if mode != "L":
+        raise DatasetError(
+            f"{file} has the mode {mode!r}, but a stuff map must be an 8-bit image of one channel"
+        )
+    expected = (dataset_dict.get("height", height), dataset_dict.get("width", width))
+    if (height, width) != expected:
+        raise DatasetError(
+            f"{file} has {height} x {width} pixels (height x width), its image {image_file} has "
+            f"{expected[0]} x {expected[1]}"
+        )
 
 
 def _clean_annotation(

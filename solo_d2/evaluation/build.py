@@ -12,10 +12,15 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
     DatasetEvaluator,
+    DatasetEvaluators,
+    SemSegEvaluator,
 )
 
+from solo_d2.data.catalog import check_datasets
+from solo_d2.data.stuff_classes import is_panoptic
 from solo_d2.errors import ConfigError, DatasetError
 from solo_d2.evaluation.coco_results import FastCOCOEvaluator, FastLVISEvaluator
+from solo_d2.evaluation.contours import ContourEvaluator
 from solo_d2.evaluation.packages import provide_cityscapes_scripts, provide_lvis
 
 # Named rather than taken from the predictions, so that mask AP has its place among the results also
@@ -29,13 +34,16 @@ def build_evaluator(
     """Choose and make the evaluator of a data set.
 
     Args:
-        cfg: OUTPUT_DIR is read.
+        cfg: OUTPUT_DIR, TEST.KEEP_PANOPTIC_PREDICTIONS, MODEL.META_ARCHITECTURE and
+            MODEL.SOLO.MASK_TARGET are read.
         dataset_name: in Detectron2's catalogs.
         output_folder: where predictions and converted annotations go;
             OUTPUT_DIR/inference/DATASET_NAME if None.
 
     Returns:
-        An evaluator of mask AP, and of box AP where the data set's own tools have it.
+        An evaluator of mask AP, and of box AP where the data set's own tools have it. For a
+        panoptic model on a panoptic data set also of mIoU and panoptic quality. For a model of
+        contours first of these; mask AP means little then.
 
     Raises:
         ConfigError: the data set's type is not supported, or its package is missing.
@@ -54,16 +62,20 @@ def build_evaluator(
         )
     if output_folder is None:
         output_folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
-    return EVALUATORS[kind](dataset_name, output_folder)
+    evaluator = EVALUATORS[kind](cfg, dataset_name, output_folder)
+    if cfg.MODEL.SOLO.MASK_TARGET == "contour":
+        # After the other one, which has made sure that the data set is there.
+        return DatasetEvaluators([ContourEvaluator(dataset_name), evaluator])
+    return evaluator
 
 
-def _build_coco(dataset_name: str, output_folder: str) -> DatasetEvaluator:
+def _build_coco(_cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
     metadata = MetadataCatalog.get(dataset_name)
     json_file = metadata.get("json_file")
     # Loading makes a generated data set, and takes a json that pycocotools can't use out of the
     # metadata. Where the category ids are known already (COCO itself) there is no need for it.
     if metadata.get("made_on_first_use", False):
-        if not os.path.isfile(json_file):
+        if not os.path.isfile(json_file) or metadata.get("thing_classes") is None:
             DatasetCatalog.get(dataset_name)
     elif metadata.get("thing_dataset_id_to_contiguous_id") is None:
         DatasetCatalog.get(dataset_name)
@@ -77,15 +89,55 @@ def _build_coco(dataset_name: str, output_folder: str) -> DatasetEvaluator:
     return evaluator
 
 
-def _build_lvis(dataset_name: str, output_folder: str) -> DatasetEvaluator:
+def _build_lvis(_cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
     provide_lvis()
     _require_annotations(dataset_name, MetadataCatalog.get(dataset_name).get("json_file"))
     return FastLVISEvaluator(dataset_name, tasks=_TASKS, output_dir=output_folder)
 
 
-def _build_cityscapes(dataset_name: str, _output_folder: str) -> DatasetEvaluator:
+def _build_cityscapes(_cfg: CfgNode, dataset_name: str, _output_folder: str) -> DatasetEvaluator:
     provide_cityscapes_scripts()
     return CityscapesInstanceEvaluator(dataset_name)
+
+
+def _build_coco_panoptic(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
+    return _with_panoptic(_build_coco, cfg, dataset_name, output_folder)
+
+
+def _build_cityscapes_panoptic(
+    cfg: CfgNode, dataset_name: str, output_folder: str
+) -> DatasetEvaluator:
+    return _with_panoptic(_build_cityscapes, cfg, dataset_name, output_folder)
+
+
+def _with_panoptic(
+    build_instances: "Builder", cfg: CfgNode, dataset_name: str, output_folder: str
+) -> DatasetEvaluator:
+    """Instances, stuff and panoptic quality; of a model without stuff instances alone."""
+    check_datasets([dataset_name])
+    if not is_panoptic(cfg):
+        return build_instances(cfg, dataset_name, output_folder)
+    # Imported here, so that instance segmentation does without panopticapi.
+    try:
+        from solo_d2.evaluation.panoptic_quality import PanopticQualityEvaluator
+    except ImportError as error:
+        raise ConfigError(
+            "Evaluating panoptic segmentation needs the package panopticapi, which `make setup` "
+            f"installs ({error})"
+        ) from error
+    # Its list of files makes or converts the data set where that has not been done.
+    stuff = SemSegEvaluator(dataset_name, output_dir=output_folder)
+    return DatasetEvaluators(
+        [
+            build_instances(cfg, dataset_name, output_folder),
+            stuff,
+            PanopticQualityEvaluator(
+                dataset_name,
+                output_folder,
+                keep_predictions=cfg.TEST.KEEP_PANOPTIC_PREDICTIONS,
+            ),
+        ]
+    )
 
 
 def _require_annotations(dataset_name: str, json_file: Any) -> None:
@@ -96,8 +148,13 @@ def _require_annotations(dataset_name: str, json_file: Any) -> None:
         )
 
 
-EVALUATORS: dict[str, Callable[[str, str], DatasetEvaluator]] = {
+# From config, name of the data set and output folder.
+Builder = Callable[[CfgNode, str, str], DatasetEvaluator]
+
+EVALUATORS: dict[str, Builder] = {
     "cityscapes_instance": _build_cityscapes,
+    "cityscapes_panoptic_seg": _build_cityscapes_panoptic,
     "coco": _build_coco,
+    "coco_panoptic_seg": _build_coco_panoptic,
     "lvis": _build_lvis,
 }

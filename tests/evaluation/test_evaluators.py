@@ -14,6 +14,7 @@ from detectron2.data.datasets.coco import load_coco_json
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
 
+from solo_d2 import add_solo_config
 from solo_d2.data.coco_format import register_coco_format
 from solo_d2.errors import ConfigError, DatasetError
 from solo_d2.evaluation import build_evaluator, packages
@@ -47,6 +48,7 @@ def annotations(**without):
 @pytest.fixture
 def cfg(tmp_path):
     cfg = get_cfg()
+    add_solo_config(cfg)
     cfg.OUTPUT_DIR = str(tmp_path / "output")
     return cfg
 
@@ -158,7 +160,7 @@ def test_generated_data_set_is_made_when_it_is_missing(cfg, tmp_path):
 
 
 def test_unknown_type_names_data_set_type_and_choices(cfg, bare_dataset):
-    with pytest.raises(ConfigError, match=r"'bare' has no evaluator_type.*cityscapes.*coco, lvis"):
+    with pytest.raises(ConfigError, match=r"'bare' has no evaluator_type.*cityscapes.*coco.*lvis"):
         build_evaluator(cfg, bare_dataset)
     MetadataCatalog.get(bare_dataset).evaluator_type = "pascal_voc"
     with pytest.raises(ConfigError, match="'bare' has evaluator_type 'pascal_voc'"):

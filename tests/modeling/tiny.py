@@ -9,6 +9,8 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from solo_d2 import add_solo_config
 
 NUM_CLASSES = 5
+NUM_LABELS = 4  # of the semantic branch
+IGNORED = 255
 
 
 def tiny_config(head: str = "SOLOv2Head") -> CfgNode:
@@ -30,6 +32,15 @@ def tiny_config(head: str = "SOLOv2Head") -> CfgNode:
     solo.HEAD.CONV_DIM = 32
     solo.MASK_FEATURE.CONV_DIM = 32
     solo.MASK_FEATURE.OUT_CHANNELS = 32
+    return cfg
+
+
+def panoptic_config(head: str = "SOLOv2Head") -> CfgNode:
+    """The same with a semantic branch."""
+    cfg = tiny_config(head)
+    cfg.merge_from_file("configs/base/panoptic_fpn.yaml")
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = NUM_LABELS
+    cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM = 32
     return cfg
 
 
@@ -58,3 +69,14 @@ def image(height: int = 96, width: int = 128, *, num: int = 3, seed: int = 0, **
     instances.gt_classes = torch.randint(NUM_CLASSES, (num,), generator=generator)
     pixels = torch.randint(256, (3, height, width), generator=generator, dtype=torch.uint8)
     return {"image": pixels, "instances": instances, **extra}
+
+
+def with_sem_seg(sample, *, labels: int = NUM_LABELS, seed: int = 0):
+    """The training input with labels: things at its instances, bands of stuff, ignored pixels."""
+    height, width = sample["image"].shape[1:]
+    generator = torch.Generator().manual_seed(seed)
+    sem_seg = torch.randint(1, labels, (height // 16 + 1, 1), generator=generator)
+    sem_seg = sem_seg.repeat_interleave(16, dim=0)[:height].repeat(1, width)
+    sem_seg[sample["instances"].gt_masks.tensor.any(dim=0)] = 0
+    sem_seg[:3] = IGNORED
+    return {**sample, "sem_seg": sem_seg}

@@ -5,7 +5,12 @@ import logging
 import sys
 from pathlib import Path
 
-from solo_d2.data.shapes.folder import ShapesParams, default_root, ensure_shapes
+from solo_d2.data.shapes.folder import (
+    ShapesParams,
+    default_root,
+    ensure_panoptic,
+    ensure_shapes,
+)
 from solo_d2.errors import DatasetError
 
 
@@ -29,6 +34,7 @@ def main() -> int:
     try:
         params = ShapesParams(args.num_train, args.num_val, args.seed)
         root = ensure_shapes(args.output, params, force=args.force)
+        ensure_panoptic(root)
     except (DatasetError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -8,32 +8,24 @@ Layout, in COCO format:
     DIR/annotations/instances_train.json
     DIR/annotations/instances_val.json
 
-A writer fills a temporary sibling folder and renames it, holding a lock file beside DIR that the
-system frees when the process dies; the next writer removes what a dead one left.
+and the panoptic annotations, see `panoptic`.
 """
 
-import contextlib
-import fcntl
 import json
-import logging
-import shutil
-import tempfile
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
-from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from solo_d2.data.locations import datasets_root
+from solo_d2.data.panoptic_conversion import describe_mask
 from solo_d2.data.shapes.drawing import SPLITS, THING_CLASSES, draw_image
+from solo_d2.data.shapes.panoptic import add_panoptic, has_panoptic, write_panoptic
+from solo_d2.data.whole_folder import lock_beside, remove_leftovers, sibling
 from solo_d2.errors import DatasetError
-
-logger = logging.getLogger(__name__)
 
 # Raise it whenever the same seed gives other images or annotations.
 GENERATOR_VERSION = 1
@@ -97,16 +89,15 @@ def ensure_shapes(
     if _is_ready(root, params, force):
         return root
     try:
-        root.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(root) as locked:
+        with lock_beside(root) as locked:
             if not _is_ready(root, params, force):
                 if locked:
-                    _remove_leftovers(root)
+                    remove_leftovers(root)
                 _write_and_rename(root, params or ShapesParams())
     except OSError as error:
         raise DatasetError(
             f"The data set 'shapes' cannot be written to {root.absolute()}: {error}. Name a folder "
-            "with some 50 MB of room by DETECTRON2_DATASETS, or write it by "
+            "with some 60 MB of room by DETECTRON2_DATASETS, or write it by "
             "'python -m solo_d2.data.shapes --output DIR'."
         ) from error
     return root
@@ -154,35 +145,9 @@ def _read_stamp(path: Path) -> dict[str, Any]:
     return stamp
 
 
-@contextlib.contextmanager
-def _lock(root: Path) -> Iterator[bool]:
-    """Hold the lock file beside `root`; False where the file system knows no locks.
-
-    Without locks two writers may work side by side: the second to finish gives way.
-    """
-    with open(root.parent / f".{root.name}.lock", "w") as file:
-        try:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                logger.info("Waiting for another process that writes %s", root)
-                fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:
-            yield False
-        else:
-            yield True
-
-
-def _remove_leftovers(root: Path) -> None:
-    """Remove what writers left that died. Only with the lock: then no writer is alive."""
-    for path in root.parent.glob(f".{root.name}.tmp-*"):
-        shutil.rmtree(path, ignore_errors=True)
-
-
 def _write_and_rename(root: Path, params: ShapesParams) -> None:
     replace = (root / STAMP).exists()
-    work = Path(tempfile.mkdtemp(prefix=f".{root.name}.tmp-", dir=root.parent))
-    try:
+    with sibling(root) as work:
         new, old = work / "new", work / "old"
         new.mkdir()
         for split in SPLITS:
@@ -196,8 +161,36 @@ def _write_and_rename(root: Path, params: ShapesParams) -> None:
             # Another writer was first (possible only without locks): its folder will do.
             if not (root / STAMP).is_file() or not _is_ready(root, params, force=False):
                 raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+
+
+def ensure_panoptic(root: Path | str) -> None:
+    """Add the panoptic annotations to a data set that was written by an earlier version.
+
+    They follow from what is there; nothing else is changed. Cheap when they are there; safe to call
+    from many processes at once.
+
+    Args:
+        root: folder of a data set that `ensure_shapes` has made or accepted.
+
+    Raises:
+        DatasetError: they cannot be written.
+    """
+    root = Path(root)
+    if has_panoptic(root):
+        return
+    try:
+        with lock_beside(root) as locked:
+            if locked:
+                remove_leftovers(root)
+            seed = _read_stamp(root / STAMP)["seed"]
+            with sibling(root) as work:
+                for split in SPLITS:
+                    add_panoptic(root, work, split, seed)
+    except OSError as error:
+        raise DatasetError(
+            f"The panoptic annotations of the data set 'shapes' cannot be added to "
+            f"{root.absolute()}: {error}. Name another folder by DETECTRON2_DATASETS"
+        ) from error
 
 
 def _write_split(folder: Path, split: str, params: ShapesParams) -> None:
@@ -222,6 +215,7 @@ def _write_split(folder: Path, split: str, params: ShapesParams) -> None:
         ],
     }
     (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+    write_panoptic(folder, split, params.seed)
 
 
 def _write_image(
@@ -236,20 +230,7 @@ def _write_image(
     height, width = drawing.stuff.shape
     image = {"id": index + 1, "file_name": name, "height": height, "width": width}
     objects = [
-        {"image_id": index + 1, "category_id": int(thing) + 1, **_describe_mask(mask)}
+        {"image_id": index + 1, "category_id": int(thing) + 1, **describe_mask(mask)}
         for mask, thing in zip(drawing.masks, drawing.classes, strict=True)
     ]
     return image, objects
-
-
-def _describe_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
-    """COCO's fields of a mask (H, W): compressed RLE, tight XYWH box, area."""
-    rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    left, top = int(columns[0]), int(rows[0])
-    return {
-        "bbox": [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top],
-        "area": int(mask.sum()),
-        "iscrowd": 0,
-        "segmentation": {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")},
-    }

@@ -1,5 +1,6 @@
 """The meta-architectures."""
 
+from solo_d2.modeling.meta_arch.panoptic import PanopticSOLO
 from solo_d2.modeling.meta_arch.solo import SOLO
 
-__all__ = ["SOLO"]
+__all__ = ["SOLO", "PanopticSOLO"]

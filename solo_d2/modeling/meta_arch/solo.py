@@ -39,6 +39,7 @@ class SOLO(nn.Module):
         scale_ranges: Sequence[Sequence[float]],
         center_scale: float,
         cell_conflict: str,
+        mask_target: str,
         loss_params: dict[str, Any],
         decoder_params: dict[str, Any],
         pixel_mean: Sequence[float],
@@ -55,6 +56,7 @@ class SOLO(nn.Module):
             scale_ranges: see `assign_grid_targets`.
             center_scale: see `assign_grid_targets`.
             cell_conflict: see `assign_grid_targets`.
+            mask_target: what the mask branch predicts, see `assign_grid_targets`.
             loss_params: mask loss, weights and focal parameters, see `solo_losses`.
             decoder_params: NMS, thresholds and limits, see `MaskDecoder`.
             pixel_mean: subtracted from each channel, in the order of `input_format`.
@@ -69,6 +71,7 @@ class SOLO(nn.Module):
         self.scale_ranges = scale_ranges
         self.center_scale = center_scale
         self.cell_conflict = cell_conflict
+        self.mask_target = mask_target
         self.loss_params = loss_params
         self.decoder_params = decoder_params
         self.input_format = input_format
@@ -103,6 +106,7 @@ class SOLO(nn.Module):
             "scale_ranges": solo.SCALE_RANGES,
             "center_scale": solo.CENTER_SCALE,
             "cell_conflict": solo.CELL_CONFLICT,
+            "mask_target": solo.MASK_TARGET,
             "loss_params": {
                 "mask_loss": build_mask_loss(solo.LOSS.MASK_TYPE, mask_loss_params),
                 "cls_weight": solo.LOSS.CLS_WEIGHT,
@@ -112,6 +116,7 @@ class SOLO(nn.Module):
             },
             "decoder_params": {
                 "nms": build_nms(solo.NMS.TYPE, nms_params),
+                "contours": solo.MASK_TARGET == "contour",
                 "backend": solo.MASK_BACKEND,
                 "score_thresh": solo.SCORE_THRESH_TEST,
                 "mask_thresh": solo.MASK_THRESH_TEST,
@@ -196,6 +201,7 @@ class SOLO(nn.Module):
             num_classes=self.num_classes,
             center_scale=self.center_scale,
             cell_conflict=self.cell_conflict,
+            mask_target=self.mask_target,
         )
 
     def _gt_tensors(self, instances: Instances) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,150 @@
+"""Reading of COCO's json files, with errors that name what is wrong. No Detectron2 needed."""
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from solo_d2.data.locations import where_datasets_are
+from solo_d2.errors import DatasetError
+
+# How many names or ids a message lists.
+_LISTED = 5
+_LISTS = ("images", "annotations", "categories")
+# Keys of an image. Ids are numbers in COCO, and texts in Cityscapes' panoptic files.
+_IMAGE_KEYS: tuple[tuple[str, Any, str], ...] = (
+    ("id", (int, str), "whole number or text"),
+    ("file_name", str, "text"),
+    ("height", int, "whole number"),
+    ("width", int, "whole number"),
+)
+
+
+def read_text(name: str, json_file: str | Path) -> str:
+    """Content of an annotation file.
+
+    Args:
+        name: of the data set, for the message; may be empty.
+        json_file: the file.
+
+    Raises:
+        DatasetError: it is missing, or no UTF-8 text.
+    """
+    try:
+        return Path(json_file).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        title = f" of data set '{name}'" if name else ""
+        raise DatasetError(
+            f"The annotation file{title} is missing: looked for {os.path.abspath(json_file)}. "
+            + where_datasets_are(name)
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{json_file} cannot be read: {error}") from error
+
+
+def parse(json_file: str | Path, text: str, kind: str = "an instances") -> dict[str, Any]:
+    """Parse a COCO json and check that it has its three lists of objects.
+
+    Args:
+        json_file: where the text is from, for messages.
+        text: the content.
+        kind: what file it should be, with its article, for messages.
+
+    Raises:
+        DatasetError: it is not JSON, or something else.
+    """
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(
+            f"{json_file} is not valid JSON ({error}). If it is incomplete, write it again"
+        ) from error
+    for key in _LISTS:
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            raise DatasetError(
+                f"{json_file} has no list '{key}', so it is not {kind} file in COCO format"
+            )
+        if not all(isinstance(item, dict) for item in content[key]):
+            raise DatasetError(f"{json_file}: every entry of '{key}' must be an object")
+    return content
+
+
+def read_sorted_categories(json_file: str | Path) -> list[dict[str, Any]]:
+    """Read the categories of a COCO json, by id, without parsing the rest of it.
+
+    Raises:
+        DatasetError: the file is missing, not JSON, or has no proper categories.
+    """
+    text = read_text("", json_file)
+    matches = list(re.finditer(r'"categories"\s*:\s*', text))
+    if len(matches) == 1:
+        try:
+            categories = json.JSONDecoder().raw_decode(text, matches[0].end())[0]
+        except ValueError:
+            categories = None
+    else:
+        categories = parse(json_file, text)["categories"]
+    return sorted_categories(json_file, categories)
+
+
+def sorted_categories(json_file: str | Path, categories: Any) -> list[dict[str, Any]]:
+    """Check the categories of a COCO json, and sort them by id.
+
+    Raises:
+        DatasetError: one has no whole number id or no name, or an id is used twice.
+    """
+    proper = isinstance(categories, list) and all(
+        isinstance(category, dict)
+        and isinstance(category.get("id"), int)
+        and isinstance(category.get("name"), str)
+        for category in categories
+    )
+    if not proper or not categories:
+        raise DatasetError(
+            f"{json_file}: 'categories' must be a list of objects with a whole number 'id' and a "
+            "'name'"
+        )
+    require_unique(json_file, "category", [category["id"] for category in categories])
+    return sorted(categories, key=lambda category: category["id"])
+
+
+def check_image(json_file: str | Path, image: dict[str, Any]) -> None:
+    """Check that an image has id, file name, height and width.
+
+    Raises:
+        DatasetError: naming the image and the key.
+    """
+    for key, kinds, words in _IMAGE_KEYS:
+        if not isinstance(image.get(key), kinds):
+            raise DatasetError(
+                f"{json_file}: image {image.get('file_name', image.get('id'))!r} needs a {words} "
+                f"'{key}', it is {image.get(key)!r}"
+            )
+
+
+def leaves_folder(file_name: str) -> bool:
+    """Whether a relative name means a file outside the folder that it is relative to."""
+    path = os.path.normpath(file_name)
+    return os.path.isabs(path) or path.split(os.sep)[0] == os.pardir
+
+
+def require_unique(json_file: str | Path, what: str, ids: Iterable[Any]) -> None:
+    """Check that no id is used twice.
+
+    Raises:
+        DatasetError: naming the ids.
+    """
+    twice = [str(key) for key, count in Counter(ids).items() if count > 1]
+    if twice:
+        raise DatasetError(
+            f"{json_file}: {len(twice)} {what} ids are used more than once: {some(twice)}. "
+            "Give every entry an id of its own"
+        )
+
+
+def some(items: Sequence[Any]) -> str:
+    """The first few of many names or ids, for a message."""
+    return ", ".join(map(str, items[:_LISTED])) + (", ..." if len(items) > _LISTED else "")

@@ -1,0 +1,269 @@
+"""From COCO's panoptic format to what training needs: instances and stuff maps.
+
+A conversion is a folder:
+
+    DIR/conversion.json    what it was made from
+    DIR/instances.json     thing segments as COCO instances (RLE), also of crowds
+    DIR/stuff/*.png        (H, W) 8-bit: 0 all things, 1 to S stuff classes by category id, 255 none
+
+No Detectron2 needed.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pycocotools import mask as coco_mask
+from tqdm import tqdm
+
+from solo_d2.data.panoptic_json import (
+    IGNORE_LABEL,
+    PanopticCategories,
+    PanopticJson,
+    locate_segments,
+    read_panoptic_json,
+    read_segment_ids,
+)
+from solo_d2.data.whole_folder import lock_beside, remove_leftovers, whole_folder
+from solo_d2.data.workers import num_workers
+from solo_d2.errors import DatasetError
+
+# Raise it whenever the same files give another conversion.
+CONVERSION_VERSION = 1
+STAMP = "conversion.json"
+INSTANCES = "instances.json"
+STUFF = "stuff"
+
+
+def default_folder(panoptic_root: str | Path) -> Path:
+    """Where the conversion goes unless another folder is named: beside the panoptic PNGs."""
+    root = Path(panoptic_root)
+    return root.with_name(f"{root.name}_converted")
+
+
+def ensure_converted(
+    panoptic_json: str | Path,
+    panoptic_root: str | Path,
+    folder: str | Path | None = None,
+    *,
+    image_root: str | Path | None = None,
+    force: bool = False,
+) -> Path:
+    """Convert unless it is done; cheap when it is. Safe to call from many processes at once.
+
+    Args:
+        panoptic_json: COCO's panoptic json.
+        panoptic_root: folder of its PNGs.
+        folder: of the conversion, `default_folder(panoptic_root)` if None.
+        image_root: images that are not directly in there are looked for in its subfolders, as the
+            json of Cityscapes leaves the cities out. None: names are taken as they are.
+        force: convert again also where the json is the same; a change of the PNGs is not noticed.
+
+    Returns:
+        The folder.
+
+    Raises:
+        DatasetError: a file is missing or wrong, or the folder holds something else.
+    """
+    root = default_folder(panoptic_root) if folder is None else Path(folder)
+    stamp = _make_stamp(panoptic_json)
+    if _is_ready(root, stamp) and not force:
+        return root
+    try:
+        with lock_beside(root) as locked:
+            if not _is_ready(root, stamp) or force:
+                if locked:
+                    remove_leftovers(root)
+                with whole_folder(root) as new:
+                    _convert(new, panoptic_json, panoptic_root, image_root)
+                    (new / STAMP).write_text(json.dumps(stamp, indent=2) + "\n")
+    except OSError as error:
+        raise DatasetError(
+            f"The conversion of {panoptic_json} cannot be written to {root.absolute()}: {error}. "
+            f"Name another folder: python tools/convert_panoptic.py --json {panoptic_json} "
+            f"--png-dir {panoptic_root} --output DIR, and DIR as the fifth part of the entry of "
+            "DATASETS.COCO_PANOPTIC_FORMAT"
+        ) from error
+    return root
+
+
+def write_stuff_maps(
+    panoptic_json: str | Path, panoptic_root: str | Path, folder: str | Path
+) -> Path:
+    """Write the stuff maps alone, right into a folder: Detectron2's `panoptic_stuff_train2017`.
+
+    Args:
+        panoptic_json: COCO's panoptic json.
+        panoptic_root: folder of its PNGs.
+        folder: to be written; it must not exist, or be empty.
+
+    Raises:
+        DatasetError: a file is missing or wrong, or the folder holds something.
+    """
+    root = Path(folder)
+    _require_empty(root)
+    try:
+        with lock_beside(root), whole_folder(root) as new:
+            for _ in _describe_all(read_panoptic_json(panoptic_json), Path(panoptic_root), new):
+                pass
+    except OSError as error:
+        raise DatasetError(f"{root.absolute()} cannot be written: {error}") from error
+    return root
+
+
+def _make_stamp(panoptic_json: str | Path) -> dict[str, Any]:
+    try:
+        digest = hashlib.blake2b(Path(panoptic_json).read_bytes(), digest_size=16)
+    except OSError as error:
+        raise DatasetError(f"The panoptic json {panoptic_json} cannot be read: {error}") from error
+    return {"version": CONVERSION_VERSION, "json_blake2b": digest.hexdigest()}
+
+
+def _is_ready(root: Path, stamp: dict[str, Any]) -> bool:
+    """Whether the conversion is there and of this json; an error if there is something else."""
+    if not (root / STAMP).is_file():
+        _require_empty(root)
+        return False
+    try:
+        return bool(json.loads((root / STAMP).read_text()) == stamp)
+    except ValueError:
+        return False
+
+
+def _require_empty(root: Path) -> None:
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise DatasetError(
+            f"{root.absolute()} exists, but is no conversion of a panoptic data set. It is left as "
+            "it is: move it away, or name another folder"
+        )
+
+
+def _convert(
+    folder: Path,
+    panoptic_json: str | Path,
+    panoptic_root: str | Path,
+    image_root: str | Path | None,
+) -> None:
+    content = read_panoptic_json(panoptic_json)
+    (folder / STUFF).mkdir()
+    instances: list[dict[str, Any]] = []
+    for objects in _describe_all(content, Path(panoptic_root), folder / STUFF):
+        for item in objects:
+            instances.append({"id": len(instances) + 1, **item})
+    find = str if image_root is None else _ImageFinder(image_root)
+    images = (content.images[key] for key in content.annotations)
+    result = {
+        "info": {"description": f"Things of {Path(panoptic_json).name}"},
+        "images": [{**image, "file_name": find(image["file_name"])} for image in images],
+        "annotations": instances,
+        "categories": content.categories.things,
+    }
+    (folder / INSTANCES).write_text(json.dumps(result))
+
+
+class _ImageFinder:
+    """Finds images by name in a folder, else in its subfolders."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        self._below: dict[str, str] | None = None
+
+    def __call__(self, name: str) -> str:
+        """Path relative to the folder; the name itself where there is no such file."""
+        if (self.root / name).is_file():
+            return name
+        if self._below is None:
+            files = (Path(where) / name for where, _, names in os.walk(self.root) for name in names)
+            self._below = {file.name: os.fspath(file.relative_to(self.root)) for file in files}
+        return self._below.get(name, name)
+
+
+def _describe_all(
+    content: PanopticJson, panoptic_root: Path, stuff_root: Path
+) -> Iterator[list[dict[str, Any]]]:
+    """Write the stuff map of every image, with progress, and yield its instances, without ids."""
+
+    def describe(annotation: dict[str, Any]) -> list[dict[str, Any]]:
+        image = content.images[annotation["image_id"]]
+        file = stuff_root / stuff_name(annotation["file_name"])
+        stuff, objects = describe_image(panoptic_root, annotation, image, content.categories)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(stuff).save(file)
+        return objects
+
+    with ThreadPoolExecutor(num_workers()) as pool:
+        done = pool.map(describe, content.annotations.values())
+        total = len(content.annotations)
+        yield from tqdm(done, "converting", total, unit="image", mininterval=1.0)
+
+
+def stuff_name(panoptic_name: str) -> str:
+    """File name of the stuff map that belongs to a panoptic PNG."""
+    return os.path.splitext(panoptic_name)[0] + ".png"
+
+
+def describe_image(
+    panoptic_root: Path,
+    annotation: dict[str, Any],
+    image: dict[str, Any],
+    categories: PanopticCategories,
+) -> tuple[NDArray[np.uint8], list[dict[str, Any]]]:
+    """Convert one image.
+
+    Args:
+        panoptic_root: folder of the PNGs.
+        annotation: entry of the panoptic json.
+        image: entry of the same image.
+        categories: of the json.
+
+    Returns:
+        (H, W) stuff map, and the COCO annotations of the thing segments, in the json's order,
+        without ids; `segment_id` names the segment.
+
+    Raises:
+        DatasetError: the PNG is missing or damaged, or differs from the json in size or segments.
+    """
+    file = panoptic_root / annotation["file_name"]
+    segments = annotation["segments_info"]
+    ids = read_segment_ids(file)
+    if ids.shape != (image["height"], image["width"]):
+        raise DatasetError(
+            f"{file} has {ids.shape[0]} x {ids.shape[1]} pixels (height x width), the json says "
+            f"{image['height']} x {image['width']}"
+        )
+    places = locate_segments(file, ids, segments)
+    stuff_ids = categories.stuff_ids
+    # The last one is found by -1: no segment.
+    labels = [*(stuff_ids.get(item["category_id"], 0) for item in segments), IGNORE_LABEL]
+    stuff = np.array(labels, np.uint8)[places]
+    objects = [
+        {
+            "image_id": annotation["image_id"],
+            "category_id": segment["category_id"],
+            "segment_id": segment["id"],
+            **describe_mask(places == place, int(segment["iscrowd"])),
+        }
+        for place, segment in enumerate(segments)
+        if segment["category_id"] not in stuff_ids
+    ]
+    return stuff, objects
+
+
+def describe_mask(mask: NDArray[np.bool_], iscrowd: int = 0) -> dict[str, Any]:
+    """COCO's fields of a mask (H, W) with pixels: tight XYWH box, area, crowd, compressed RLE."""
+    rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    left, top = int(columns[0]), int(rows[0])
+    return {
+        "bbox": [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top],
+        "area": int(mask.sum()),
+        "iscrowd": iscrowd,
+        "segmentation": {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")},
+    }

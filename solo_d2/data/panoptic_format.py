@@ -1,0 +1,157 @@
+"""Registration and loading of data sets in COCO's panoptic format.
+
+Records and metadata are those of Detectron2's "separated" panoptic data sets: instances, and stuff
+maps in which class 0 means all things.
+"""
+
+import functools
+import os
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from solo_d2.data.coco_format import load_coco_format
+from solo_d2.data.locations import datasets_root
+from solo_d2.data.panoptic_conversion import (
+    INSTANCES,
+    STUFF,
+    default_folder,
+    ensure_converted,
+    stuff_name,
+)
+from solo_d2.data.panoptic_json import PanopticCategories, read_categories, read_panoptic_json
+from solo_d2.errors import ConfigError, DatasetError
+
+
+def register_panoptic_format(
+    name: str,
+    panoptic_json: str | Path,
+    panoptic_root: str | Path,
+    image_root: str | Path,
+    converted: str | Path | None = None,
+    *,
+    evaluator_type: str = "coco_panoptic_seg",
+    **metadata: Any,
+) -> None:
+    """Register a data set in COCO's panoptic format; no file is read until it is needed.
+
+    Instances and stuff maps are made of the panoptic PNGs when it is first loaded. Registering the
+    same files under the same name again does nothing.
+
+    Args:
+        name: for DATASETS.TRAIN and DATASETS.TEST.
+        panoptic_json: COCO's panoptic json.
+        panoptic_root: folder of its PNGs.
+        image_root: folder that the json's file names of images are relative to.
+        converted: folder of the instances and stuff maps, see `panoptic_conversion`; None:
+            beside the PNGs.
+        evaluator_type: see `solo_d2.evaluation.build`.
+        **metadata: more for Detectron2's catalog.
+
+    Raises:
+        ConfigError: the name already means other files.
+    """
+    folder = default_folder(panoptic_root) if converted is None else Path(converted)
+    paths = {
+        "panoptic_json": os.fspath(panoptic_json),
+        "panoptic_root": os.fspath(panoptic_root),
+        "image_root": os.fspath(image_root),
+        "json_file": os.fspath(folder / INSTANCES),
+        "sem_seg_root": os.fspath(folder / STUFF),
+    }
+    known = MetadataCatalog.get(name)
+    if name in DatasetCatalog:
+        for key, path in paths.items():
+            found = known.get(key)
+            if found is None or os.path.abspath(found) != os.path.abspath(path):
+                raise ConfigError(
+                    f"DATASETS.COCO_PANOPTIC_FORMAT: the data set name '{name}' is taken: its "
+                    f"{key} is {found}, not {path}. Choose another name"
+                )
+        return
+    DatasetCatalog.register(name, functools.partial(_load_converted, name, folder))
+    # What its conversion makes need not be there before.
+    made = ("json_file", "sem_seg_root")
+    known.set(evaluator_type=evaluator_type, made_on_first_use=made, **paths, **metadata)
+
+
+def register_cityscapes_separated() -> None:
+    """Register `cityscapes_fine_panoptic_{train,val}_separated`, as Detectron2 does for COCO.
+
+    Detectron2's own `cityscapes_fine_panoptic_*` number things and stuff together and list no
+    instances.
+    """
+    root = datasets_root() / "cityscapes"
+    for split in ("train", "val"):
+        panoptic_root = root / "gtFine" / f"cityscapes_panoptic_{split}"
+        register_panoptic_format(
+            f"cityscapes_fine_panoptic_{split}_separated",
+            f"{panoptic_root}.json",
+            panoptic_root,
+            root / "leftImg8bit" / split,
+            evaluator_type="cityscapes_panoptic_seg",
+            gt_dir=os.fspath(root / "gtFine" / split),
+        )
+
+
+def fill_metadata(name: str) -> None:
+    """Read classes of a registered data set from its panoptic json, unless they are known."""
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("stuff_classes") is None:
+        _set_categories(name, read_categories(metadata.panoptic_json))
+
+
+def _set_categories(name: str, categories: PanopticCategories) -> None:
+    metadata = MetadataCatalog.get(name)
+    for key, value in categories.metadata().items():
+        if metadata.get(key) is None:
+            metadata.set(**{key: value})
+        elif metadata.get(key) != value:
+            raise DatasetError(
+                f"The categories of {metadata.panoptic_json} have changed since this process "
+                "read them; start it again"
+            )
+
+
+def _load_converted(name: str, folder: Path) -> list[dict[str, Any]]:
+    metadata = MetadataCatalog.get(name)
+    ensure_converted(
+        metadata.panoptic_json, metadata.panoptic_root, folder, image_root=metadata.image_root
+    )
+    return load_panoptic(name)
+
+
+def load_panoptic(name: str) -> list[dict[str, Any]]:
+    """Load a registered data set whose instances and stuff maps are there.
+
+    Args:
+        name: of the data set; its metadata name all files.
+
+    Returns:
+        One dict per image, by image id, as of `load_coco_format`, with `sem_seg_file_name`,
+        `pan_seg_file_name` and `segments_info`. Its segments have `isthing` and, in `category_id`,
+        the thing or stuff class.
+
+    Raises:
+        DatasetError: a file is missing or wrong; the message names it.
+    """
+    metadata = MetadataCatalog.get(name)
+    content = read_panoptic_json(metadata.panoptic_json, name)
+    _set_categories(name, content.categories)
+    records = load_coco_format(name, metadata.json_file, metadata.image_root)
+    things, stuff = content.categories.thing_ids, content.categories.stuff_ids
+    for record in records:
+        annotation = content.annotations[record["image_id"]]
+        png = annotation["file_name"]
+        record["pan_seg_file_name"] = os.path.join(metadata.panoptic_root, png)
+        record["sem_seg_file_name"] = os.path.join(metadata.sem_seg_root, stuff_name(png))
+        record["segments_info"] = [
+            {
+                **segment,
+                "isthing": segment["category_id"] in things,
+                "category_id": (things | stuff)[segment["category_id"]],
+            }
+            for segment in annotation["segments_info"]
+        ]
+    return records

@@ -1,0 +1,236 @@
+"""COCO's panoptic format: reading, checking, and the PNGs that hold segment ids.
+
+One PNG for each image gives each pixel the id of its segment, as R + 256 G + 65536 B, 0 where there
+is none; the json lists the segments. No Detectron2 needed. Shape letters: H W rows and columns.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from solo_d2.data.coco_json import (
+    check_image,
+    leaves_folder,
+    parse,
+    read_sorted_categories,
+    read_text,
+    require_unique,
+    some,
+    sorted_categories,
+)
+from solo_d2.errors import DatasetError
+
+# Ids are below this: three channels of 8 bits.
+MAX_ID = 256**3
+# Pixels without a segment, in a stuff map.
+IGNORE_LABEL = 255
+# Name of stuff class 0, all pixels of things.
+THINGS = "things"
+
+
+@dataclass(frozen=True)
+class PanopticCategories:
+    """Categories of a panoptic json, each list sorted by id."""
+
+    things: list[dict[str, Any]]
+    stuff: list[dict[str, Any]]
+
+    @property
+    def thing_ids(self) -> dict[int, int]:
+        """From category id to thing class, 0 to K - 1."""
+        return {category["id"]: index for index, category in enumerate(self.things)}
+
+    @property
+    def stuff_ids(self) -> dict[int, int]:
+        """From category id to stuff class, 1 to S; class 0 means all things."""
+        return {category["id"]: index for index, category in enumerate(self.stuff, start=1)}
+
+    def metadata(self) -> dict[str, Any]:
+        """What Detectron2's catalog keeps, as for its "separated" panoptic data sets."""
+        entries: dict[str, Any] = {
+            "thing_classes": [category["name"] for category in self.things],
+            "stuff_classes": [THINGS, *(category["name"] for category in self.stuff)],
+            "thing_dataset_id_to_contiguous_id": self.thing_ids,
+            "stuff_dataset_id_to_contiguous_id": {**self.stuff_ids, 0: 0},
+            "ignore_label": IGNORE_LABEL,
+        }
+        if all("color" in category for category in (*self.things, *self.stuff)):
+            entries["thing_colors"] = [list(category["color"]) for category in self.things]
+            colors = [list(category["color"]) for category in self.stuff]
+            entries["stuff_colors"] = [[128, 128, 128], *colors]
+        return entries
+
+
+@dataclass(frozen=True)
+class PanopticJson:
+    """A checked panoptic json.
+
+    Attributes:
+        categories: of the file.
+        images: its entries by image id, as they are in the file.
+        annotations: its entries by image id. Segments always have `iscrowd`.
+    """
+
+    categories: PanopticCategories
+    images: dict[int | str, dict[str, Any]]
+    annotations: dict[int | str, dict[str, Any]]
+
+
+def read_categories(json_file: str | Path) -> PanopticCategories:
+    """Read the categories of a panoptic json without parsing the rest of it.
+
+    Raises:
+        DatasetError: the file is missing, not JSON, or has no proper categories.
+    """
+    return split_categories(json_file, read_sorted_categories(json_file))
+
+
+def split_categories(
+    json_file: str | Path, categories: Sequence[dict[str, Any]]
+) -> PanopticCategories:
+    """Tell things from stuff.
+
+    Args:
+        json_file: where the categories are from, for messages.
+        categories: with `id`, `name` and `isthing`, by id.
+
+    Raises:
+        DatasetError: one cannot be used, or there is no thing.
+    """
+    for category in categories:
+        if category.get("isthing") not in (0, 1):
+            raise DatasetError(
+                f"{json_file}: category {category['id']} ({category['name']}) needs 'isthing' 0 or "
+                f"1, it is {category.get('isthing')!r}. Is this a panoptic file?"
+            )
+        if category["id"] == 0:
+            raise DatasetError(
+                f"{json_file}: category {category['name']!r} has the id 0, which means 'no "
+                "segment'. Number categories from 1"
+            )
+    things, stuff = ([c for c in categories if c["isthing"] == kind] for kind in (1, 0))
+    if not things:
+        raise DatasetError(f"{json_file}: no category has 'isthing' 1, so there are no instances")
+    if len(stuff) >= IGNORE_LABEL:
+        raise DatasetError(
+            f"{json_file} has {len(stuff)} stuff categories, but at most {IGNORE_LABEL - 1} are "
+            "possible"
+        )
+    return PanopticCategories(things, stuff)
+
+
+def read_panoptic_json(json_file: str | Path, name: str = "") -> PanopticJson:
+    """Read and check a panoptic json; the PNGs are not looked at.
+
+    Args:
+        json_file: the file.
+        name: of the data set, for messages; may be empty.
+
+    Raises:
+        DatasetError: naming file, image and segment.
+    """
+    content = parse(json_file, read_text(name, json_file), "a panoptic")
+    categories = split_categories(json_file, sorted_categories(json_file, content["categories"]))
+    known = categories.thing_ids.keys() | categories.stuff_ids.keys()
+    require_unique(json_file, "image", [image.get("id") for image in content["images"]])
+    images = {image.get("id"): image for image in content["images"]}
+    annotations: dict[int | str, dict[str, Any]] = {}
+    for annotation in content["annotations"]:
+        key = annotation.get("image_id")
+        start = f"{json_file}: image {key!r}"
+        if not isinstance(key, (int, str)) or key not in images:
+            raise DatasetError(f"{start} of 'annotations' is not among the 'images'")
+        if key in annotations:
+            raise DatasetError(f"{start} has more than one entry in 'annotations'")
+        check_image(json_file, images[key])
+        png = annotation.get("file_name")
+        if not isinstance(png, str) or leaves_folder(png):
+            raise DatasetError(f"{start}: 'file_name' must be a PNG in the folder, it is {png!r}")
+        _check_segments(start, annotation.get("segments_info"), known)
+        annotations[key] = annotation
+    require_unique(json_file, "PNG", [a["file_name"] for a in annotations.values()])
+    return PanopticJson(categories, images, annotations)
+
+
+def _check_segments(start: str, segments: Any, known: Any) -> None:
+    """Check the segments of an image; `start` begins each message."""
+    if not isinstance(segments, list) or not all(isinstance(item, dict) for item in segments):
+        raise DatasetError(f"{start}: 'segments_info' must be a list of objects")
+    seen: set[int] = set()
+    for segment in segments:
+        key, category = segment.get("id"), segment.get("category_id")
+        if not isinstance(key, int) or not 0 < key < MAX_ID:
+            raise DatasetError(
+                f"{start}: segment {key!r}: the id must be a whole number from 1 to {MAX_ID - 1}"
+            )
+        if key in seen:
+            raise DatasetError(f"{start}: segment {key}: the id is used more than once")
+        if not isinstance(category, int) or category not in known:
+            raise DatasetError(
+                f"{start}: segment {key}: category_id {category!r} is not among the 'categories' "
+                f"({some(sorted(known))})"
+            )
+        seen.add(key)
+        segment.setdefault("iscrowd", 0)
+
+
+def read_segment_ids(file: str | Path) -> NDArray[np.int32]:
+    """Read the PNG of an image: (H, W) int32 segment ids, 0 where there is none.
+
+    Raises:
+        DatasetError: it is missing, damaged, or no 8-bit RGB.
+    """
+    try:
+        with Image.open(file) as image:
+            if image.mode not in ("RGB", "RGBA"):
+                raise DatasetError(
+                    f"{file} has the mode {image.mode!r}: segment ids need 8-bit RGB. Is it a "
+                    "semantic map?"
+                )
+            pixels = np.asarray(image)
+    except FileNotFoundError:
+        raise DatasetError(f"The panoptic PNG {file} is missing") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DatasetError(f"{file} cannot be read: {type(error).__name__}: {error}") from error
+    return pixels[..., :3].astype(np.int32) @ np.array([1, 256, 65536], np.int32)
+
+
+def write_segment_ids(file: str | Path, ids: NDArray[np.integer[Any]]) -> None:
+    """Write (H, W) segment ids from 0 to 2^24 - 1 as a PNG."""
+    pixels = np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=-1).astype(np.uint8)
+    Image.fromarray(pixels).save(file, format="PNG")
+
+
+def locate_segments(
+    file: str | Path, ids: NDArray[np.int32], segments: list[dict[str, Any]]
+) -> NDArray[np.intp]:
+    """Find which listed segment each pixel of a panoptic PNG belongs to.
+
+    Args:
+        file: the PNG, for messages.
+        ids: (H, W) its segment ids.
+        segments: what the json lists for the image.
+
+    Returns:
+        (H, W) place in `segments`; -1 where there is none.
+
+    Raises:
+        DatasetError: the PNG has an id that is not listed, or lacks one that is.
+    """
+    listed = np.array([0, *(segment["id"] for segment in segments)], np.int32)
+    order = listed.argsort()
+    places = np.searchsorted(listed, ids, sorter=order).clip(max=len(listed) - 1)
+    places = order[places]
+    unlisted = np.unique(ids[listed[places] != ids]).tolist()
+    if unlisted:
+        raise DatasetError(f"{file} has segment ids that the json does not list: {some(unlisted)}")
+    counts = np.bincount(places.ravel(), minlength=len(listed))
+    absent = listed[1:][counts[1:] == 0].tolist()
+    if absent:
+        raise DatasetError(f"{file} has no pixel of segments that the json lists: {some(absent)}")
+    return places - 1

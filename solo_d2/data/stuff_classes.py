@@ -1,0 +1,76 @@
+"""Whether a config needs stuff, and how many classes of it there are."""
+
+from collections.abc import Iterable
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+
+from solo_d2.data.panoptic_format import fill_metadata
+from solo_d2.errors import ConfigError
+
+_KEY = "MODEL.SEM_SEG_HEAD.NUM_CLASSES"
+
+
+def is_panoptic(cfg: CfgNode) -> bool:
+    """Whether the config's model predicts stuff too, by the name of its meta-architecture."""
+    return "Panoptic" in cfg.MODEL.META_ARCHITECTURE
+
+
+def resolve_num_stuff_classes(cfg: CfgNode, names: Iterable[str]) -> None:
+    """Make MODEL.SEM_SEG_HEAD.NUM_CLASSES of a panoptic model agree with the data sets, in place.
+
+    0 is replaced by the number of the first data set that has stuff, with the class "things". Data
+    sets to evaluate on need none: then instances alone are evaluated.
+
+    Args:
+        cfg: not frozen. Nothing is done if its model is not panoptic.
+        names: registered data sets that count.
+
+    Raises:
+        ConfigError: one of DATASETS.TRAIN has no stuff, the number differs from the data set's,
+            data sets differ, or there is nothing to take the number from.
+        DatasetError: a data set's categories cannot be read.
+    """
+    if not is_panoptic(cfg):
+        return
+    model = cfg.MODEL.META_ARCHITECTURE
+    classes = {}
+    for name in names:
+        if MetadataCatalog.get(name).get("sem_seg_root") is not None:
+            fill_metadata(name)
+            classes[name] = list(MetadataCatalog.get(name).stuff_classes)
+        elif name in cfg.DATASETS.TRAIN:
+            raise ConfigError(
+                f"MODEL.META_ARCHITECTURE is {model}, but data set '{name}' of DATASETS.TRAIN has "
+                "no stuff to train on. Name one with stuff, as coco_2017_train_panoptic_separated "
+                "or shapes_train_panoptic, or register it by DATASETS.COCO_PANOPTIC_FORMAT"
+            )
+    number = int(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
+    if not classes:
+        if number < 1:
+            raise ConfigError(
+                f"{_KEY} is 0 and no data set with stuff is named: set one of them, so that the "
+                "number of classes is known"
+            )
+        return
+    first = next(iter(classes))
+    for name, found in classes.items():
+        if found != classes[first]:
+            raise ConfigError(
+                f"Data sets '{first}' and '{name}' of DATASETS.TRAIN and DATASETS.TEST have "
+                f"different stuff classes: {_first_difference(classes[first], found)}"
+            )
+    wanted = len(classes[first])
+    if number not in (0, wanted):
+        raise ConfigError(
+            f"{_KEY} is {number}, but data set '{first}' has {wanted}: {wanted - 1} stuff classes "
+            f"and one for all things. Set it to {wanted}, or to 0 to take it from the data set"
+        )
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = wanted
+
+
+def _first_difference(first: list[str], second: list[str]) -> str:
+    for index, pair in enumerate(zip(first, second, strict=False)):
+        if pair[0] != pair[1]:
+            return f"class {index} is {pair[0]!r} in the one and {pair[1]!r} in the other"
+    return f"{len(first)} in the one and {len(second)} in the other, with 'things'"

@@ -1,0 +1,237 @@
+"""Panoptic quality (PQ, arXiv:1801.00868), counted by panopticapi.
+
+What Detectron2's COCOPanopticEvaluator does, but with a bounded number of threads instead of a
+process for every core of the machine; with NaN where panopticapi divides by zero, for a group of
+classes (things, stuff) of which none is in the ground truth or predicted; and with figures of each
+class.
+"""
+
+import contextlib
+import io
+import itertools
+import json
+import logging
+import math
+import os
+import tempfile
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import COCOPanopticEvaluator
+from detectron2.utils import comm
+from panopticapi.evaluation import PQStat, pq_compute_single_core
+from tabulate import tabulate
+
+from solo_d2.data.coco_json import some
+from solo_d2.data.panoptic_conversion import stuff_name
+from solo_d2.data.panoptic_json import PanopticJson, read_panoptic_json
+from solo_d2.data.whole_folder import whole_folder
+from solo_d2.data.workers import num_workers
+from solo_d2.errors import DatasetError
+
+logger = logging.getLogger(__name__)
+
+# Suffixes of the figures of each group, as Detectron2's, and whether its classes are things.
+_GROUPS: dict[str, bool | None] = {"": None, "_th": True, "_st": False}
+_FIGURES = ("pq", "sq", "rq")
+# Below the evaluator's output folder, where predictions are kept.
+KEPT = "panoptic"
+PREDICTIONS = "predictions"
+
+
+class PanopticQualityEvaluator(COCOPanopticEvaluator):
+    """PQ, SQ and RQ of all classes, of things, of stuff and of each class."""
+
+    def __init__(
+        self, dataset_name: str, output_dir: str | None = None, *, keep_predictions: bool = False
+    ) -> None:
+        """Make the evaluator.
+
+        Args:
+            dataset_name: with panoptic_json and panoptic_root in its metadata.
+            output_dir: for predictions that are kept.
+            keep_predictions: whether to write them in COCO's format to output_dir/panoptic:
+                predictions.json, and the PNGs in predictions/.
+
+        Raises:
+            DatasetError: the panoptic json cannot be used, or PNGs are missing.
+        """
+        super().__init__(dataset_name, output_dir)
+        metadata = MetadataCatalog.get(dataset_name)
+        self._truth = read_panoptic_json(metadata.panoptic_json, dataset_name)
+        self._json_file = metadata.panoptic_json
+        self._truth_folder = metadata.panoptic_root
+        self._keep = keep_predictions
+        _require_pngs(self._truth, self._json_file, self._truth_folder)
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        """Take the predictions of some images; `outputs` stays as it is.
+
+        Raises:
+            DatasetError: an image is not in the panoptic json, or has another size there.
+        """
+        for image, output in zip(inputs, outputs, strict=True):
+            ids, segments = output["panoptic_seg"]
+            truth = self._truth.annotations.get(image["image_id"])
+            if truth is None:
+                raise DatasetError(
+                    f"{self._json_file} has no annotation of image {image['image_id']!r} "
+                    f"({image['file_name']}). Do the files of the data set belong together?"
+                )
+            info = self._truth.images[image["image_id"]]
+            if tuple(ids.shape) != (info["height"], info["width"]):
+                raise DatasetError(
+                    f"{image['file_name']} has {ids.shape[0]} x {ids.shape[1]} pixels (height x "
+                    f"width), {self._json_file} says {info['height']} x {info['width']}"
+                )
+            copies = [{key: s[key] for key in ("id", "isthing", "category_id")} for s in segments]
+            super().process([image], [{"panoptic_seg": (ids, copies)}])
+            # Unlike Detectron2's, unique also where images in different folders have one name.
+            self._predictions[-1]["file_name"] = stuff_name(truth["file_name"])
+
+    def evaluate(self) -> "OrderedDict[str, dict[str, float]] | None":
+        """Compare all predictions with the ground truth.
+
+        Returns:
+            {"panoptic_seg": figures} in percent on the main process: PQ, SQ and RQ; the same with
+            "_th" for things and "_st" for stuff; "PQ-CLASS", "SQ-CLASS" and "RQ-CLASS". NaN where
+            no class of a group, or not the class, is in the ground truth or predicted (a segment
+            that is mostly void does not count).
+
+        Raises:
+            DatasetError: an image has no prediction, or a PNG of the ground truth cannot be used.
+        """
+        comm.synchronize()
+        gathered = comm.gather(self._predictions)
+        if not comm.is_main_process():
+            return None
+        predictions = {item["image_id"]: item for item in itertools.chain(*gathered)}
+        missing = [key for key in self._truth.annotations if key not in predictions]
+        if missing:
+            raise DatasetError(
+                f"{len(missing)} of the {len(self._truth.annotations)} images of {self._json_file} "
+                f"have no prediction: image ids {some(missing)}"
+            )
+        with self._prediction_folder() as folder:
+            pairs = _write_predictions(folder, self._truth, predictions)
+            stat = self._count(pairs, folder / PREDICTIONS)
+        categories = {
+            category["id"]: category
+            for category in (*self._truth.categories.things, *self._truth.categories.stuff)
+        }
+        figures = panoptic_figures(stat, categories)
+        logger.info("Panoptic quality:\n%s", format_figures(figures))
+        return OrderedDict(panoptic_seg=figures)
+
+    @contextlib.contextmanager
+    def _prediction_folder(self) -> Iterator[Path]:
+        if self._keep and self._output_dir is not None:
+            with whole_folder(Path(self._output_dir) / KEPT) as folder:
+                yield folder
+        else:
+            with tempfile.TemporaryDirectory(prefix="panoptic_eval") as temporary:
+                yield Path(temporary)
+
+    def _count(self, pairs: Sequence[tuple[Any, Any]], folder: Path) -> PQStat:
+        """What panopticapi counts in all images."""
+        categories = {
+            **self._truth.categories.thing_ids,
+            **self._truth.categories.stuff_ids,
+        }
+        workers = num_workers()
+        logger.info("Counting panoptic matches in %d images, %d threads", len(pairs), workers)
+
+        def count(pair: tuple[Any, Any]) -> PQStat:
+            try:
+                return pq_compute_single_core(
+                    0, [pair], self._truth_folder, os.fspath(folder), categories
+                )
+            except Exception as error:
+                raise DatasetError(
+                    f"{os.path.join(self._truth_folder, pair[0]['file_name'])} cannot be compared "
+                    f"with the prediction of image {pair[0]['image_id']!r}: "
+                    f"{type(error).__name__}: {error}"
+                ) from error
+
+        stat = PQStat()
+        # It prints lines for each image, and a traceback before it raises.
+        silence = io.StringIO()
+        with (
+            contextlib.redirect_stdout(silence),
+            contextlib.redirect_stderr(silence),
+            ThreadPoolExecutor(workers) as pool,
+        ):
+            for part in pool.map(count, pairs):
+                stat += part
+        return stat
+
+
+def _require_pngs(truth: PanopticJson, json_file: str, folder: str) -> None:
+    names = [annotation["file_name"] for annotation in truth.annotations.values()]
+    missing = [name for name in names if not os.path.isfile(os.path.join(folder, name))]
+    if missing:
+        raise DatasetError(
+            f"{len(missing)} of the {len(names)} panoptic PNGs of {json_file} are missing in "
+            f"{os.path.abspath(folder)}: {some(missing)}"
+        )
+
+
+def _write_predictions(
+    folder: Path, truth: PanopticJson, predictions: dict[Any, dict[str, Any]]
+) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Write predictions in COCO's format; pairs of annotations, of truth and prediction."""
+    pairs = []
+    for key, annotation in truth.annotations.items():
+        prediction = {k: v for k, v in predictions[key].items() if k != "png_string"}
+        file = folder / PREDICTIONS / prediction["file_name"]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(predictions[key]["png_string"])
+        pairs.append((annotation, prediction))
+    content = {"annotations": [prediction for _, prediction in pairs]}
+    (folder / f"{PREDICTIONS}.json").write_text(json.dumps(content))
+    return pairs
+
+
+def panoptic_figures(stat: PQStat, categories: dict[int, dict[str, Any]]) -> dict[str, float]:
+    """Figures in percent, see `PanopticQualityEvaluator.evaluate`.
+
+    Args:
+        stat: what panopticapi counted.
+        categories: by id, with `name` and `isthing`.
+    """
+    present = {
+        key: category
+        for key, category in categories.items()
+        if stat[key].tp + stat[key].fp + stat[key].fn > 0
+    }
+    figures: dict[str, float] = {}
+    for suffix, isthing in _GROUPS.items():
+        # panopticapi divides by the number of present classes.
+        empty = not any(isthing in (None, bool(c["isthing"])) for c in present.values())
+        average = {} if empty else stat.pq_average(present, isthing)[0]
+        for key in _FIGURES:
+            figures[f"{key.upper()}{suffix}"] = 100 * float(average.get(key, math.nan))
+    of_class = stat.pq_average(present, None)[1] if present else {}
+    for key, category in categories.items():
+        for figure in _FIGURES:
+            value = of_class[key][figure] if key in of_class else math.nan
+            figures[f"{figure.upper()}-{category['name']}"] = 100 * float(value)
+    return figures
+
+
+def format_figures(figures: dict[str, float]) -> str:
+    """A table of the groups, and one of the classes that are present."""
+    titles = {"": "all", "_th": "things", "_st": "stuff"}
+    columns = [key.upper() for key in _FIGURES]
+    rows = [[title, *(figures[c + suffix] for c in columns)] for suffix, title in titles.items()]
+    names = [key.partition("-")[2] for key in figures if key.startswith("PQ-")]
+    rows += [
+        [name, *(figures[f"{c}-{name}"] for c in columns)]
+        for name in names
+        if not math.isnan(figures[f"PQ-{name}"])
+    ]
+    return str(tabulate(rows, ["", *columns], tablefmt="pipe", floatfmt=".1f"))

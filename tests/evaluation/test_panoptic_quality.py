@@ -1,0 +1,344 @@
+"""Panoptic quality: hand-made cases, panopticapi's own verdict, absent groups, broken files."""
+
+import contextlib
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+pytestmark = pytest.mark.detectron2
+pytest.importorskip("detectron2")
+
+import multiprocessing  # noqa: E402
+
+from detectron2.data import DatasetCatalog, MetadataCatalog  # noqa: E402
+from detectron2.structures import Boxes, Instances  # noqa: E402
+from panopticapi.evaluation import pq_compute  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from solo_d2.data import register_panoptic_format  # noqa: E402
+from solo_d2.errors import ConfigError, DatasetError  # noqa: E402
+from solo_d2.evaluation import build_evaluator  # noqa: E402
+from solo_d2.evaluation.panoptic_quality import PanopticQualityEvaluator  # noqa: E402
+from tests import panoptic_files as files  # noqa: E402
+from tests.modeling.tiny import tiny_config  # noqa: E402
+
+NAME = "test_quality"
+ONE, TWO = ({"image_id": key, "file_name": f"images/{key}.jpg"} for key in (1, 2))
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Write and register the data set, with changes of the json: `dataset(change)`."""
+
+    def make(change=None):
+        root = files.write(tmp_path / "data", change)
+        register_panoptic_format(NAME, root / "panoptic.json", root / "panoptic", root / "images")
+        DatasetCatalog.get(NAME)
+        return root
+
+    yield make
+    DatasetCatalog.pop(NAME, None)
+    MetadataCatalog.pop(NAME, None)
+
+
+def segment(key, contiguous, isthing):
+    # As Detectron2's merge: with more than evaluation needs.
+    return {"id": key, "isthing": isthing, "category_id": contiguous, "score": 0.9}
+
+
+def prediction(ids, *segments):
+    return {"panoptic_seg": (torch.tensor(np.asarray(ids), dtype=torch.int32), list(segments))}
+
+
+def truth_of_both():
+    """Predictions equal to the ground truth; of a crowd nothing needs to be found."""
+    ids = np.where(files.IDS == files.CROWD, 0, files.IDS)
+    return [
+        prediction(ids, segment(files.SKY, 2, False), segment(files.CAT, 0, True)),
+        prediction(np.full((4, 6), 8), segment(8, 2, False)),
+    ]
+
+
+def evaluate(predictions, tmp_path, **options):
+    evaluator = PanopticQualityEvaluator(NAME, str(tmp_path / "out"), **options)
+    evaluator.reset()
+    evaluator.process([ONE, TWO], predictions)
+    return evaluator.evaluate()["panoptic_seg"]
+
+
+def test_ground_truth_against_itself(dataset, tmp_path):
+    dataset()
+    predictions = truth_of_both()
+    figures = evaluate(predictions, tmp_path)
+    for suffix in ("", "_th", "_st"):
+        for key in ("PQ", "SQ", "RQ"):
+            assert figures[key + suffix] == 100
+    assert figures["PQ-cat"] == figures["PQ-sky"] == 100
+    assert math.isnan(figures["PQ-dog"])  # a crowd only
+    assert math.isnan(figures["PQ-grass"])
+    assert all(type(value) is float for value in figures.values())
+    # other evaluators still find what the model gave
+    assert predictions[0]["panoptic_seg"][1][0] == segment(files.SKY, 2, False)
+    assert not (tmp_path / "out" / "panoptic").exists()
+
+
+def hand_made():
+    """One of each: a match with an error, a miss, a false one, one in a crowd, one in void."""
+    first = [
+        [1, 1, 1, 1, 1, 1],  # sky: 9 of 12 pixels, 9 / 12
+        [1, 1, 1, 2, 2, 2],  # grass where there is none: false
+        [3, 3, 4, 4, 4, 5],  # cat: 4 of 6 pixels; dogs: 1 on the cat and 4 on the crowd, ignored
+        [3, 3, 0, 4, 4, 5],  # cat in the void: ignored
+    ]
+    second = np.ones((4, 6), int)
+    second[:, 3:] = 0  # half the sky: not more than half, so missed and false
+    return [
+        prediction(
+            first,
+            segment(1, 2, False),
+            segment(2, 1, False),
+            segment(3, 0, True),
+            segment(4, 1, True),
+            segment(5, 0, True),
+        ),
+        prediction(second, segment(1, 2, False)),
+    ]
+
+
+def test_a_case_computed_by_hand(dataset, tmp_path):
+    dataset()
+    figures = evaluate(hand_made(), tmp_path)
+    sky = (9 / 12) / (1 + 0.5 + 0.5)
+    cat = 4 / 6
+    assert figures["PQ-sky"] == pytest.approx(100 * sky)
+    assert figures["SQ-sky"] == pytest.approx(75)
+    assert figures["RQ-sky"] == pytest.approx(50)
+    assert figures["PQ-cat"] == pytest.approx(100 * cat)
+    assert figures["PQ-grass"] == 0  # false, so present
+    assert math.isnan(figures["PQ-dog"])
+    assert figures["PQ_th"] == pytest.approx(100 * cat)
+    assert figures["PQ_st"] == pytest.approx(100 * sky / 2)
+    assert figures["PQ"] == pytest.approx(100 * (sky + cat) / 3)
+    assert figures["RQ"] == pytest.approx(50)
+
+
+def test_kept_predictions_are_read_back_by_panopticapi(dataset, tmp_path, monkeypatch):
+    root = dataset()
+    for predictions in (truth_of_both(), hand_made()):  # the second replaces the first
+        figures = evaluate(predictions, tmp_path, keep_predictions=True)
+    folder = tmp_path / "out" / "panoptic"
+    assert sorted(path.name for path in folder.iterdir()) == ["predictions", "predictions.json"]
+    content = json.loads((folder / "predictions.json").read_text())
+    assert content["annotations"][1] == {
+        "image_id": 2,
+        "file_name": "2.png",
+        "segments_info": [{"id": 1, "category_id": 21}],
+    }
+    monkeypatch.setattr(multiprocessing, "cpu_count", lambda: 2)
+    with contextlib.redirect_stdout(io.StringIO()):
+        theirs = pq_compute(
+            str(root / "panoptic.json"),
+            str(folder / "predictions.json"),
+            str(root / "panoptic"),
+            str(folder / "predictions"),
+        )
+    for suffix, group in (("", "All"), ("_th", "Things"), ("_st", "Stuff")):
+        for key in ("PQ", "SQ", "RQ"):
+            assert figures[key + suffix] == 100 * theirs[group][key.lower()]
+    assert figures["PQ-sky"] == 100 * theirs["per_class"][21]["pq"]
+
+
+def without(kind):
+    """A change of the json that takes the segments of one kind away."""
+
+    def change(content):
+        kinds = {category["id"]: category["isthing"] for category in content["categories"]}
+        for annotation in content["annotations"]:
+            annotation["segments_info"] = [
+                s for s in annotation["segments_info"] if kinds[s["category_id"]] != kind
+            ]
+
+    return change
+
+
+@pytest.mark.parametrize(("kind", "absent", "present"), [(1, "_th", "_st"), (0, "_st", "_th")])
+def test_a_group_without_a_class_is_nan(dataset, tmp_path, kind, absent, present):
+    root = tmp_path / "data"
+    dataset()
+    _reduce(root, without(kind))
+    predictions = truth_of_both()
+    for output in predictions:
+        ids, segments = output["panoptic_seg"]
+        kept = [s for s in segments if s["isthing"] != bool(kind)]
+        for s in segments:
+            if s not in kept:
+                ids[ids == s["id"]] = 0
+        output["panoptic_seg"] = ids, kept
+    figures = evaluate(predictions, tmp_path)
+    for key in ("PQ", "SQ", "RQ"):
+        assert math.isnan(figures[key + absent])
+        assert figures[key + present] == figures[key] == 100
+
+
+def test_nothing_at_all_is_nan(dataset, tmp_path):
+    dataset()
+    _reduce(tmp_path / "data", without(1))
+    _reduce(tmp_path / "data", without(0))
+    figures = evaluate([prediction(np.zeros((4, 6), int))] * 2, tmp_path)
+    assert all(math.isnan(value) for value in figures.values())
+
+
+def _reduce(root, change):
+    """Change the json of a data set and blank what it no longer lists in the PNGs."""
+    content = json.loads((root / "panoptic.json").read_text())
+    change(content)
+    (root / "panoptic.json").write_text(json.dumps(content))
+    for annotation in content["annotations"]:
+        file = root / "panoptic" / annotation["file_name"]
+        pixels = np.asarray(Image.open(file)).astype(int)
+        ids = pixels @ [1, 256, 65536]
+        listed = np.isin(ids, [s["id"] for s in annotation["segments_info"]])
+        Image.fromarray(files.id_pixels(np.where(listed, ids, 0))).save(file)
+
+
+# --- errors
+
+
+def test_an_image_that_the_json_lacks(dataset, tmp_path):
+    dataset()
+    evaluator = PanopticQualityEvaluator(NAME)
+    evaluator.reset()
+    with pytest.raises(DatasetError, match=r"panoptic\.json has no annotation of image 3 \(x\.jpg"):
+        evaluator.process([{"image_id": 3, "file_name": "x.jpg"}], truth_of_both()[:1])
+
+
+def test_an_image_of_another_size(dataset):
+    dataset()
+    evaluator = PanopticQualityEvaluator(NAME)
+    evaluator.reset()
+    with pytest.raises(DatasetError, match=r"1\.jpg has 2 x 2 pixels .* says 4 x 6"):
+        evaluator.process([ONE], [prediction(np.zeros((2, 2), int))])
+
+
+def test_an_image_without_prediction(dataset):
+    dataset()
+    evaluator = PanopticQualityEvaluator(NAME)
+    evaluator.reset()
+    evaluator.process([ONE], truth_of_both()[:1])
+    with pytest.raises(DatasetError, match="1 of the 2 images .* no prediction: image ids 2"):
+        evaluator.evaluate()
+
+
+def test_missing_and_damaged_pngs_of_the_ground_truth(dataset, tmp_path):
+    file = dataset() / "panoptic" / "2.png"
+    file.write_bytes(b"no png")
+    # Predictions are kept whole or not at all.
+    with pytest.raises(DatasetError, match=r"2\.png cannot be compared .* image 2: Unidentified"):
+        evaluate(truth_of_both(), tmp_path, keep_predictions=True)
+    assert list((tmp_path / "out").iterdir()) == []
+    file.unlink()
+    with pytest.raises(DatasetError, match=r"1 of the 2 panoptic PNGs .* 2\.png"):
+        PanopticQualityEvaluator(NAME)
+
+
+def test_a_segment_that_is_not_in_the_prediction(dataset, tmp_path, capfd):
+    dataset()
+    predictions = truth_of_both()
+    predictions[0]["panoptic_seg"][1].append(segment(77, 0, True))
+    with pytest.raises(DatasetError, match=r"1\.png cannot be compared .*\[77\] are presented in"):
+        evaluate(predictions, tmp_path)
+    printed = capfd.readouterr()
+    assert "Traceback" not in printed.out + printed.err
+
+
+# --- all figures in one run
+
+
+def config(tmp_path):
+    cfg = tiny_config()
+    cfg.OUTPUT_DIR = str(tmp_path / "run")
+    cfg.MODEL.META_ARCHITECTURE = "PanopticSOLO"
+    return cfg
+
+
+def instances(*labelled):
+    masks = torch.zeros(len(labelled), 4, 6, dtype=torch.bool)
+    boxes = []
+    for mask, (_, (x0, y0, x1, y1)) in zip(masks, labelled, strict=True):
+        mask[y0:y1, x0:x1] = True
+        boxes.append([x0, y0, x1, y1])
+    return Instances(
+        (4, 6),
+        pred_masks=masks,
+        pred_boxes=Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)),
+        scores=torch.ones(len(labelled)),
+        pred_classes=torch.tensor([label for label, _ in labelled], dtype=torch.int64),
+    )
+
+
+def run(evaluator, root):
+    outputs = truth_of_both()
+    stuff = np.where(files.STUFF_MAP == 255, 0, files.STUFF_MAP)
+    for output, labels, found in zip(
+        outputs, (stuff, np.full((4, 6), 2)), ([(0, (0, 2, 3, 4))], []), strict=True
+    ):
+        one_hot = torch.nn.functional.one_hot(torch.tensor(labels), 3)
+        output.update(sem_seg=one_hot.permute(2, 0, 1).float(), instances=instances(*found))
+    inputs = [{**x, "file_name": str(root / x["file_name"])} for x in (ONE, TWO)]
+    evaluator.reset()
+    evaluator.process(inputs, outputs)
+    return evaluator.evaluate()
+
+
+def test_one_run_gives_masks_boxes_stuff_and_panoptic_quality(dataset, tmp_path):
+    root = dataset()
+    cfg = config(tmp_path)
+    cfg.TEST.KEEP_PANOPTIC_PREDICTIONS = True
+    results = run(build_evaluator(cfg, NAME), root)
+    assert set(results) == {"segm", "bbox", "sem_seg", "panoptic_seg"}
+    assert results["segm"]["AP"] == pytest.approx(100)
+    assert results["bbox"]["AP"] == pytest.approx(100)
+    assert results["sem_seg"]["mIoU"] == pytest.approx(100)
+    assert results["panoptic_seg"]["PQ"] == 100
+    folder = tmp_path / "run" / "inference" / NAME
+    assert {"panoptic", "coco_instances_results.json"} <= {p.name for p in folder.iterdir()}
+
+
+def test_an_absent_group_costs_no_other_figure(dataset, tmp_path):
+    root = dataset()
+    _reduce(root, without(0))
+    DatasetCatalog.get(NAME)
+    results = run(build_evaluator(config(tmp_path), NAME), root)
+    assert results["segm"]["AP"] == pytest.approx(100)
+    # No stuff in the ground truth, so what was predicted there lies in void and does not count.
+    assert math.isnan(results["panoptic_seg"]["PQ_st"])
+    assert results["panoptic_seg"]["PQ_th"] == 100
+
+
+def test_a_model_of_instances_alone_is_evaluated_on_them(dataset, tmp_path):
+    dataset()
+    cfg = config(tmp_path)
+    cfg.MODEL.META_ARCHITECTURE = "SOLO"
+    evaluator = build_evaluator(cfg, NAME)
+    evaluator.reset()
+    evaluator.process([ONE], [{"instances": instances((0, (0, 2, 3, 4)))}])
+    assert set(evaluator.evaluate()) == {"segm", "bbox"}
+
+
+def test_standard_panoptic_data_sets_are_refused(tmp_path):
+    with pytest.raises(DatasetError, match="name 'coco_2017_val_panoptic_separated'"):
+        build_evaluator(config(tmp_path), "coco_2017_val_panoptic")
+
+
+def test_missing_panopticapi_is_named(dataset, tmp_path, monkeypatch):
+    import sys
+
+    dataset()
+    monkeypatch.delitem(sys.modules, "solo_d2.evaluation.panoptic_quality")
+    monkeypatch.setitem(sys.modules, "panopticapi.evaluation", None)
+    with pytest.raises(ConfigError, match="needs the package panopticapi"):
+        build_evaluator(config(tmp_path), NAME)

@@ -1,0 +1,234 @@
+"""The panoptic model: losses, gradients, results, and what it shares with SOLO."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+pytestmark = pytest.mark.detectron2
+pytest.importorskip("detectron2")
+
+from detectron2.modeling.meta_arch.panoptic_fpn import (  # noqa: E402
+    combine_semantic_and_instance_outputs,
+)
+from detectron2.modeling.postprocessing import sem_seg_postprocess  # noqa: E402
+from detectron2.utils.events import EventStorage  # noqa: E402
+
+from solo_d2.errors import ConfigError, DatasetError  # noqa: E402
+from solo_d2.losses import semantic_loss  # noqa: E402
+from solo_d2.ops import panoptic_scores  # noqa: E402
+from tests.modeling.tiny import (  # noqa: E402
+    IGNORED,
+    NUM_LABELS,
+    image,
+    panoptic_config,
+    tiny_model,
+    with_sem_seg,
+)
+
+
+def panoptic_model(*options, head="SOLOv2Head", sure=False):
+    cfg = panoptic_config(head)
+    cfg.merge_from_list(list(options))
+    model = tiny_model(cfg, sure=sure)
+    if sure:  # labels of some variety
+        torch.nn.init.normal_(model.semantic_branch.logits.weight)
+    return model
+
+
+def losses_of(model, batch):
+    with EventStorage():
+        return model.train()(batch)
+
+
+SHARED = ("MODEL.SEM_SEG_HEAD.SHARE_MASK_FEATURE", True)
+BATCHES = {
+    "full": lambda: [with_sem_seg(image(seed=1)), with_sem_seg(image(80, 100, seed=2))],
+    "no instance": lambda: [with_sem_seg(image(num=0))],
+    "no label": lambda: [image() | {"sem_seg": torch.full((96, 128), IGNORED)}],
+}
+
+
+@pytest.mark.parametrize(
+    ("head", "options"), [("SOLOv2Head", ()), ("SOLOv2Head", SHARED), ("DecoupledSOLOHead", ())]
+)
+@pytest.mark.parametrize("batch", BATCHES)
+def test_every_batch_trains_every_parameter(head, options, batch):
+    model = panoptic_model(*options, head=head)
+    losses = losses_of(model, BATCHES[batch]())
+    assert set(losses) == {"loss_cls", "loss_mask", "loss_sem_seg"}
+    assert (losses["loss_sem_seg"] == 0) == (batch == "no label")
+    sum(losses.values()).backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+
+
+def test_loss_is_the_mean_over_labelled_pixels_of_the_batch():
+    logits = torch.randn(2, NUM_LABELS, 6, 7, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(84).view(2, 6, 7) % NUM_LABELS
+    labels[0, 2:] = IGNORED  # so the images weigh differently
+    pixels = logits.permute(0, 2, 3, 1)[labels != IGNORED].double().log_softmax(dim=1)
+    truth = labels[labels != IGNORED]
+    expected = -pixels[torch.arange(len(truth)), truth].mean()
+    found = semantic_loss(logits, labels, ignore_value=IGNORED)
+    torch.testing.assert_close(found.double(), expected)
+    assert semantic_loss(logits.half(), labels, ignore_value=IGNORED).dtype == torch.float32
+    nothing = semantic_loss(logits, torch.full_like(labels, IGNORED), ignore_value=IGNORED)
+    assert nothing == 0
+
+
+def test_loss_of_processes_is_that_of_one_with_all_images(monkeypatch):
+    """Two processes, one with a third of the labelled pixels; their losses are averaged."""
+    from solo_d2 import losses
+
+    logits = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.zeros(2, 4, 4, dtype=torch.int64)
+    labels[0, 1:] = IGNORED
+    whole = semantic_loss(logits, labels, ignore_value=IGNORED)
+    total = torch.tensor(20.0)
+    monkeypatch.setattr(losses, "_sum_over_processes", lambda *_: (total, 2))
+    parts = [
+        semantic_loss(logits[i : i + 1], labels[i : i + 1], ignore_value=IGNORED) for i in (0, 1)
+    ]
+    torch.testing.assert_close(sum(parts) / 2, whole)
+
+
+def test_padding_and_ignored_pixels_have_no_loss():
+    """At the size of the input, with the padding of a batch of two sizes left out."""
+    model = panoptic_model("MODEL.SEM_SEG_HEAD.LOSS_WEIGHT", 3.0).train()
+    batch = BATCHES["full"]()
+    logits = torch.randn(2, NUM_LABELS, 24, 32, generator=torch.Generator().manual_seed(0))
+    large = F.interpolate(logits, scale_factor=4, mode="bilinear", align_corners=False)
+    pixels, truth = [], []
+    for sample, scores in zip(batch, large, strict=True):
+        labels = sample["sem_seg"]
+        scores = scores[:, : labels.shape[0], : labels.shape[1]]
+        pixels.append(scores.flatten(1).T[labels.flatten() != IGNORED])
+        truth.append(labels[labels != IGNORED])
+    expected = 3 * F.cross_entropy(torch.cat(pixels), torch.cat(truth))
+    torch.testing.assert_close(model._semantic_loss(batch, logits), expected)
+
+
+def test_data_without_labels_is_named():
+    with pytest.raises(DatasetError, match="sem_seg_file_name"):
+        losses_of(panoptic_model(), [with_sem_seg(image()), image()])
+
+
+def test_losses_fall():
+    model = panoptic_model().train()
+    batch = [with_sem_seg(image(64, 64, seed=1))]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    history = []
+    for _ in range(15):
+        losses = losses_of(model, batch)
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+        history.append(losses["loss_sem_seg"].item())
+    assert history[-1] < 0.7 * history[0]
+
+
+@pytest.mark.parametrize("options", [(), SHARED])
+@pytest.mark.parametrize("size", [(96, 128), (50, 70), (200, 301)])
+def test_results_are_detectron2s(options, size):
+    thresh = ("MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH", 0.1)
+    limit = ("MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT", 5)
+    model = panoptic_model(*options, *thresh, *limit, sure=True).eval()
+    # The input is padded to 96 x 128.
+    sample = image(90, 110) | {"height": size[0], "width": size[1]}
+    with torch.no_grad():
+        result = model([sample])[0]
+        images = model.preprocess_image([sample])
+        features = model.backbone(images.tensor)
+        logits = model.semantic_branch(features, model.head(features))
+    large = F.interpolate(logits, scale_factor=4, mode="bilinear", align_corners=False)[0]
+    scores = sem_seg_postprocess(large, (90, 110), *size)
+    torch.testing.assert_close(result["sem_seg"], scores)
+    assert result["sem_seg"].shape == (NUM_LABELS, *size)
+    instances = result["instances"]
+    assert len(instances) > 0
+    expected = combine_semantic_and_instance_outputs(
+        instances, result["sem_seg"].argmax(dim=0), 0.5, 5, 0.1
+    )
+    assert torch.equal(result["panoptic_seg"][0], expected[0])
+    assert result["panoptic_seg"][1] == expected[1]
+    assert {segment["isthing"] for segment in expected[1]} == {True, False}
+
+
+def test_scores_are_made_in_chunks(monkeypatch):
+    scores = torch.randn(7, 12, 16)
+    sizes = {"stride": 4, "image_size": (45, 60), "output_size": (37, 81)}
+    whole = panoptic_scores.resize_scores(scores, **sizes)
+    monkeypatch.setattr(panoptic_scores, "CHUNK_ELEMENTS", 2 * 48 * 64)
+    assert torch.equal(panoptic_scores.resize_scores(scores, **sizes), whole)
+
+
+def test_a_batch_equals_its_images_alone():
+    """Of images that are padded to the same size: padding is seen by the convolutions."""
+    model = panoptic_model(sure=True).eval()
+    samples = [image(90, 120, seed=1), image(84, 128, seed=2)]
+    with torch.no_grad():
+        batched = model(samples)
+        single = [model([x])[0] for x in samples]
+    for a, b, sample in zip(batched, single, samples, strict=True):
+        assert a["panoptic_seg"][0].shape == sample["image"].shape[1:]
+        torch.testing.assert_close(a["sem_seg"], b["sem_seg"], rtol=1e-4, atol=1e-4)
+        assert (a["panoptic_seg"][0] != b["panoptic_seg"][0]).float().mean() < 1e-2
+
+
+def test_nothing_found():
+    model = panoptic_model("MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT", 10**6).eval()
+    with torch.no_grad():
+        result = model([image(70, 90)])[0]
+    assert len(result["instances"]) == 0
+    panoptic, segments = result["panoptic_seg"]
+    assert panoptic.shape == (70, 90)
+    assert panoptic.dtype == torch.int32
+    assert not panoptic.any()
+    assert segments == []
+
+
+def test_autocast_gives_float32():
+    model = panoptic_model(sure=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        losses = losses_of(model, BATCHES["full"]())
+        result = model.eval()([image()])[0]
+    assert all(x.dtype == torch.float32 and x.isfinite() for x in losses.values())
+    assert result["sem_seg"].dtype == torch.float32
+
+
+def test_shared_mask_feature_adds_one_convolution():
+    shared, own = (
+        {name for name, _ in panoptic_model(*options).semantic_branch.named_parameters()}
+        for options in (SHARED, ())
+    )
+    assert shared == {"logits.weight", "logits.bias"}
+    assert shared < own
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("SEM_SEG_HEAD.NUM_CLASSES", 0), "MODEL.SEM_SEG_HEAD.NUM_CLASSES is 0"),
+        (("SEM_SEG_HEAD.IGNORE_VALUE", 2), "MODEL.SEM_SEG_HEAD.IGNORE_VALUE is 2"),
+        (("SEM_SEG_HEAD.IN_FEATURES", ["p2", "p9"]), "'p9'"),
+        (("SEM_SEG_HEAD.IN_FEATURES", ["p2", "p4"]), "stride doubling"),
+        (("SEM_SEG_HEAD.CONVS_DIM", 33), "(SEM_SEG_HEAD.NORM GN)"),
+        (("PANOPTIC_FPN.COMBINE.OVERLAP_THRESH", 1.0), "OVERLAP_THRESH is 1.0"),
+        (("PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT", 0), "STUFF_AREA_LIMIT is 0"),
+        (
+            ("SEM_SEG_HEAD.SHARE_MASK_FEATURE", True, "SOLO.HEAD.NAME", "SOLOHead"),
+            "must be False with SOLOHead",
+        ),
+        (
+            ("SEM_SEG_HEAD.SHARE_MASK_FEATURE", True, "SOLO.MASK_FEATURE.TYPE", "separate"),
+            "MASK_FEATURE.TYPE 'separate'",
+        ),
+    ],
+)
+def test_impossible_configs_are_refused_by_key(options, named):
+    options = [f"MODEL.{x}" if i % 2 == 0 else x for i, x in enumerate(options)]
+    with pytest.raises(ConfigError) as error:
+        panoptic_model(*options)
+    assert named in str(error.value)

@@ -1,0 +1,200 @@
+"""The panoptic merge beside a loop reference, by hand, and beside Detectron2's."""
+
+import pytest
+import torch
+
+from solo_d2.ops.mask_geometry import mask_boxes
+from solo_d2.ops.panoptic_merge import merge_panoptic
+from tests.ops.nms_cases import random_case
+from tests.reference import panoptic_merge as reference
+
+NUM_LABELS = 6
+
+
+def merge(masks, scores, classes, semantic, *thresholds):
+    overlap_thresh, stuff_area_limit, score_thresh = thresholds
+    return merge_panoptic(
+        masks,
+        mask_boxes(masks),
+        scores,
+        classes,
+        semantic,
+        num_labels=NUM_LABELS,
+        overlap_thresh=overlap_thresh,
+        stuff_area_limit=stuff_area_limit,
+        score_thresh=score_thresh,
+    )
+
+
+def make_case(num, seed, size=(13, 17)):
+    """Overlapping masks, some equal, some empty, in any order; labels in blocks."""
+    masks, classes, scores = random_case(num, seed, *size)
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(num, generator=generator)
+    blocks = torch.randint(NUM_LABELS, (4, 4), generator=generator)
+    semantic = blocks.repeat_interleave(5, 0).repeat_interleave(5, 1)[: size[0], : size[1]]
+    return masks[order], scores[order], classes[order], semantic.contiguous()
+
+
+CASES = [
+    (num, seed, thresholds)
+    for num in (0, 1, 2, 5, 30)
+    for seed, thresholds in enumerate(
+        [(0.5, 1, 0.0), (0.5, 12, 0.3), (0.0, 5, 0.25), (0.9, 20, 0.0), (0.3, 1000, 0.5)]
+    )
+]
+
+
+@pytest.mark.parametrize(("num", "seed", "thresholds"), CASES)
+def test_equals_the_loop(num, seed, thresholds):
+    case = make_case(num, seed)
+    panoptic, segments = merge(*case, *thresholds)
+    expected, infos = reference.merge_panoptic(*(x.tolist() for x in case), *thresholds)
+    assert panoptic.tolist() == expected
+    assert panoptic.dtype == torch.int32
+    assert [
+        (s["isthing"], s["category_id"], s["instance_id"] if s["isthing"] else s["area"])
+        for s in segments
+    ] == infos
+
+
+def detectron2_merge(masks, scores, classes, semantic, *thresholds):
+    module = pytest.importorskip("solo_d2.modeling.panoptic_reference")
+    names = ("overlap_thresh", "stuff_area_limit", "score_thresh")
+    options = dict(zip(names, thresholds, strict=True))
+    return module.merge_panoptic_detectron2(masks, scores, classes, semantic, **options)
+
+
+def strictly_falling(scores):
+    """The same order, without ties: Detectron2 leaves theirs to an unstable sort."""
+    order = torch.argsort(scores, descending=True, stable=True)
+    distinct = torch.empty_like(scores)
+    distinct[order] = torch.linspace(0.95, 0.05, len(scores))
+    return distinct
+
+
+@pytest.mark.detectron2
+@pytest.mark.parametrize(("num", "seed", "thresholds"), CASES)
+@pytest.mark.parametrize("size", [(13, 17), (1, 1), (1, 40), (60, 47)])
+def test_equals_detectron2(num, seed, thresholds, size):
+    masks, scores, classes, semantic = make_case(num, seed, size)
+    semantic = torch.nn.functional.pad(semantic, (0, size[1] - semantic.shape[1]), value=3)
+    semantic = semantic.repeat(4, 1)[: size[0]]
+    case = masks, strictly_falling(scores), classes, semantic
+    ours, expected = merge(*case, *thresholds), detectron2_merge(*case, *thresholds)
+    assert torch.equal(ours[0], expected[0])
+    assert ours[0].dtype == expected[0].dtype
+    assert ours[1] == expected[1]
+    assert [list(s) for s in ours[1]] == [list(s) for s in expected[1]]
+
+
+@pytest.mark.detectron2
+def test_equals_detectron2_on_random_cases():
+    hypothesis = pytest.importorskip("hypothesis")
+    st = hypothesis.strategies
+    areas = st.integers(1, 40)
+    shares = st.floats(0, 1, exclude_max=True)
+
+    @hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
+    @hypothesis.given(st.integers(0, 40), st.integers(0, 10**6), shares, areas, shares)
+    def check(num, seed, overlap_thresh, stuff_area_limit, score_thresh):
+        masks, scores, classes, semantic = make_case(num, seed, (9, 11))
+        case = masks, strictly_falling(scores), classes, semantic
+        thresholds = overlap_thresh, stuff_area_limit, score_thresh
+        ours, expected = merge(*case, *thresholds), detectron2_merge(*case, *thresholds)
+        assert torch.equal(ours[0], expected[0])
+        assert ours[1] == expected[1]
+
+    check()
+
+
+def rectangles(*spans, size=(4, 8)):
+    masks = torch.zeros(len(spans), *size, dtype=torch.bool)
+    for mask, (x0, x1) in zip(masks, spans, strict=True):
+        mask[:, x0:x1] = True
+    return masks
+
+
+def test_by_hand():
+    masks = rectangles((0, 4), (2, 6), (3, 7), (4, 4))
+    semantic = torch.full((4, 8), 2)
+    panoptic, segments = merge(
+        masks, torch.tensor([0.5, 0.9, 0.7, 0.8]), torch.tensor([3, 1, 1, 0]), semantic, 0.5, 4, 0.2
+    )
+    # The second is first; three quarters of the third are taken; half of the first is not too much.
+    assert panoptic[0].tolist() == [2, 2, 1, 1, 1, 1, 3, 3]
+    assert segments == [
+        {
+            "id": 1,
+            "isthing": True,
+            "score": pytest.approx(0.9),
+            "category_id": 1,
+            "instance_id": 1,
+        },
+        {
+            "id": 2,
+            "isthing": True,
+            "score": pytest.approx(0.5),
+            "category_id": 3,
+            "instance_id": 0,
+        },
+        {"id": 3, "isthing": False, "category_id": 2, "area": 8},
+    ]
+
+
+def test_what_counts_is_the_union_of_those_before():
+    """Two together overlap a third by more than half; left out, it takes nothing."""
+    masks = rectangles((0, 3), (5, 8), (1, 7), (3, 5))
+    scores = torch.tensor([0.9, 0.8, 0.7, 0.6])
+    panoptic, segments = merge(masks, scores, torch.arange(4), torch.zeros(4, 8).long(), 0.5, 1, 0)
+    assert panoptic[0].tolist() == [1, 1, 1, 3, 3, 2, 2, 2]
+    assert [s["instance_id"] for s in segments] == [0, 1, 3]
+
+
+def test_equal_scores_keep_their_order():
+    masks = rectangles((0, 5), (0, 5), (0, 5))
+    panoptic, segments = merge(
+        masks, torch.full((3,), 0.5), torch.arange(3), torch.zeros(4, 8).long(), 0.5, 1, 0.5
+    )
+    assert [s["instance_id"] for s in segments] == [0]
+    assert panoptic.max() == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("thresh", [0.3, 0.7])
+def test_a_score_is_compared_as_detectron2_does(thresh, dtype):
+    """0.3 rounds up in float32 and 0.7 down, and then is below the threshold."""
+    scores = torch.tensor([thresh], dtype=dtype)
+    case = rectangles((0, 5)), scores, torch.zeros(1).long(), torch.zeros(4, 8).long()
+    _, segments = merge(*case, 0.5, 1, thresh)
+    assert len(segments) == int(scores.item() >= thresh)
+
+
+def test_segments_without_pixels_are_not_listed():
+    """Detectron2 lists them at these limits, and panopticapi then refuses the result."""
+    masks = rectangles((0, 8), (0, 8))
+    semantic = torch.full((4, 8), 2)
+    _, segments = merge(masks, torch.tensor([0.9, 0.8]), torch.zeros(2).long(), semantic, 1.0, 0, 0)
+    assert [(s["isthing"], s["id"]) for s in segments] == [(True, 1)]
+
+
+def test_many_instances():
+    """More than a byte can number."""
+    masks = torch.eye(300).reshape(300, 20, 15).bool()
+    scores = torch.linspace(1, 0.5, 300)
+    semantic = torch.zeros(20, 15, dtype=torch.int64)
+    panoptic, segments = merge(masks, scores, torch.zeros(300).long(), semantic, 0.5, 1, 0.5)
+    assert torch.equal(panoptic.flatten(), torch.arange(1, 301, dtype=torch.int32))
+    assert len(segments) == 300
+
+
+def test_inputs_stay_as_they_are_and_need_not_be_contiguous():
+    masks, scores, classes, semantic = make_case(30, 3)
+    before = masks.clone()
+    wide = torch.zeros(30, 26, 34, dtype=torch.bool)
+    wide[:, ::2, ::2] = masks
+    first = merge(masks, scores, classes, semantic, 0.5, 4, 0.0)
+    second = merge(wide[:, ::2, ::2], scores, classes, semantic.T.contiguous().T, 0.5, 4, 0.0)
+    assert torch.equal(masks, before)
+    assert torch.equal(first[0], second[0])
+    assert first[1] == second[1]

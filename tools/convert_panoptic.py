@@ -1,0 +1,65 @@
+#!/usr/bin/env python3
+r"""Convert COCO's panoptic format to what training needs: instances and stuff maps.
+
+    python tools/convert_panoptic.py --json my/panoptic.json --png-dir my/panoptic
+    python tools/convert_panoptic.py --json coco/annotations/panoptic_train2017.json \
+        --png-dir coco/panoptic_train2017 --output coco/panoptic_stuff_train2017 --stuff-only
+
+The first writes instances.json and stuff/*.png to a folder beside the PNGs. Training does the same
+by itself where it is not done; the command also takes other folders. The second writes the stuff
+maps of Detectron2's coco_2017_train_panoptic_separated. What is wrong in the files is named, and
+then nothing is written; the exit code is 2.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from solo_d2.data.panoptic_conversion import ensure_converted, write_stuff_maps  # noqa: E402
+from solo_d2.errors import DatasetError  # noqa: E402
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--json", required=True, metavar="FILE", help="panoptic json")
+    add("--png-dir", required=True, metavar="DIR", help="folder of its PNGs")
+    add("--images", metavar="DIR", help="folder of the images, where they lie in its subfolders")
+    add("--output", metavar="DIR", help="default: the folder of the PNGs with _converted behind it")
+    add("--force", action="store_true", help="convert again, as after a change of the PNGs")
+    add("--stuff-only", action="store_true", help="write the stuff maps alone, right into --output")
+    args = parser.parse_args(argv)
+    if args.stuff_only and (not args.output or args.force or args.images):
+        parser.error("--stuff-only needs --output, and goes without --force and --images")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    args = parse_args(argv)
+    try:
+        if args.stuff_only:
+            folder = write_stuff_maps(args.json, args.png_dir, args.output)
+        else:
+            folder = ensure_converted(
+                args.json, args.png_dir, args.output, image_root=args.images, force=args.force
+            )
+    except DatasetError as error:
+        print(f"convert_panoptic: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("convert_panoptic: interrupted", file=sys.stderr)
+        return 130
+    print(f"The conversion is in {folder.absolute()}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
