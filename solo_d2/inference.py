@@ -3,6 +3,10 @@
 Score filter -> cell masks -> mask score -> mask NMS -> top k -> resize; one function per step.
 Where cutting early cannot change the result it is done early: see `score_masks`. Memory does not
 depend on the number of objects; `MaskDecoder` says what it takes.
+
+Contours (SOLO, arXiv:1912.04488, section 6) become the regions that they enclose as soon as they
+are made, go the way of masks, and at the end the contours of the enlarged regions are taken. Thin
+contours themselves could not be compared: duplicates that are a pixel apart hardly overlap.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +24,7 @@ from solo_d2.ops.binary_masks import (
     empty_masks,
 )
 from solo_d2.ops.buffers import zero_masks
+from solo_d2.ops.contours import contour_masks, fill_contours
 from solo_d2.ops.fast_nms import fast_nms
 from solo_d2.ops.hard_nms import hard_nms
 from solo_d2.ops.matrix_nms import matrix_nms
@@ -81,6 +86,7 @@ class MaskDecoder:
         mask_product: the head's method that gives kernels (P, E) and a feature (E, H, W) of which
             `cell_masks` is the sigmoid of the product, or None where it is no product; used because
             a product can be made tile by tile.
+        contours: whether the head predicts contours; then `mask_product` is not used.
         backend: how masks are made binary and resized: "auto" by device, "torch" (the reference),
             "tiled" or "triton".
         score_thresh: least class probability of a candidate, exclusive.
@@ -97,6 +103,7 @@ class MaskDecoder:
     mask_groups: tuple[int, ...]
     nms: Callable[[Tensor, Tensor, Tensor], Tensor]
     mask_product: Callable[[HeadOutputs, Cells], tuple[Tensor, Tensor] | None] | None = None
+    contours: bool = False
     backend: str = "auto"
     score_thresh: float = 0.1
     mask_thresh: float = 0.5
@@ -177,7 +184,9 @@ class MaskDecoder:
         return Candidates(found.cells[index], found.classes[index], scores[index], masks)
 
     def _binary_masks(self, outputs: HeadOutputs, cells: Cells) -> BinaryMasks:
-        product = None if self.mask_product is None else self.mask_product(outputs, cells)
+        product = None
+        if self.mask_product is not None and not self.contours:
+            product = self.mask_product(outputs, cells)
         if product is not None:
             return binarize_product(*product, self.mask_thresh, backend=self.backend)
         result = empty_masks(len(cells.index), outputs.mask_size, cells.index.device)
@@ -237,6 +246,8 @@ class MaskDecoder:
                 out=masks[part],
                 backend=self.backend,
             )
+            if self.contours:  # their boxes are those of the regions
+                masks[part] = contour_masks(masks[part])
             start += len(probs)
         return Predictions(found.scores, found.classes, masks, boxes)
 
@@ -244,7 +255,8 @@ class MaskDecoder:
         """Soft masks (P', H, W) float32 at the finest stride, some cells at a time."""
         chunk = max(1, MASK_CHUNK_ELEMENTS // (outputs.mask_size[0] * outputs.mask_size[1]))
         for part in cells.index.split(chunk):
-            yield self._soft_masks_of_part(outputs, Cells(cells.image, part))
+            probs = self._soft_masks_of_part(outputs, Cells(cells.image, part))
+            yield fill_contours(probs, self.mask_thresh) if self.contours else probs
 
     def _soft_masks_of_part(self, outputs: HeadOutputs, cells: Cells) -> Tensor:
         if len(set(self.mask_groups)) == 1:

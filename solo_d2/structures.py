@@ -51,7 +51,8 @@ class GridTargets:
         cells: (P,) int64 in [0, T), the cell of each mask sample; ordered by image, then level.
         instances: (P,) int64 in [0, N), the instance of each mask sample, N counted over the batch.
         num_samples: B tuples of L ints, how many of the P samples belong to an image and a level.
-        masks: stride -> (N, H, W) bool, the padded instance masks shrunk by that stride.
+        masks: stride -> (N, H, W) bool, the padded instance masks shrunk by that stride, or the
+            contours of these.
         num_positive_cells: cells with a class, P less the cells that several instances share.
         num_conflicts: claims on a cell that another instance claims too, less one for the cell.
     """
@@ -109,7 +110,7 @@ class Predictions:
     Attributes:
         scores: (M,) float32 in [0, 1], not increasing.
         classes: (M,) int64 in [0, K).
-        masks: (M, H, W) bool.
+        masks: (M, H, W) bool; contours of one pixel's width from a model that predicts contours.
         boxes: (M, 4) float32, XYXY in pixels, tight about the mask, right and lower edge exclusive;
             zeros for a mask without pixels.
     """

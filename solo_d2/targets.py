@@ -15,10 +15,12 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from solo_d2.ops.contours import contour_masks
 from solo_d2.ops.mask_geometry import mask_centers, shrink_masks, shrink_masks_opencv
 from solo_d2.structures import GridTargets
 
 CELL_CONFLICTS = ("all", "last", "nearest")
+MASK_TARGETS = ("mask", "contour")
 
 
 def assign_grid_targets(
@@ -33,6 +35,7 @@ def assign_grid_targets(
     num_classes: int,
     center_scale: float = 0.2,
     cell_conflict: str = "all",
+    mask_target: str = "mask",
     pad_masks: bool = True,
 ) -> GridTargets:
     """Assign the instances of a batch to cells.
@@ -53,6 +56,8 @@ def assign_grid_targets(
             to the last one (SOLO and Decoupled SOLO as published); "nearest": to the instance whose
             mass centre is nearest to the cell's centre, of equally near ones to the smaller, then
             the earlier.
+        mask_target: "mask", or "contour": the contours of the shrunk masks (section 6); all else is
+            found from the masks.
         pad_masks: whether masks are shrunk as part of the padded input (exact, as WXinlong's data
             pipeline does) or alone by OpenCV's rule (slightly stretched unless the stride divides
             their size, as AdelaiDet does).
@@ -62,6 +67,8 @@ def assign_grid_targets(
     """
     if cell_conflict not in CELL_CONFLICTS:
         raise ValueError(f"unknown cell conflict rule {cell_conflict!r}: choose {CELL_CONFLICTS}")
+    if mask_target not in MASK_TARGETS:
+        raise ValueError(f"unknown mask target {mask_target!r}: choose {MASK_TARGETS}")
     device = classes[0].device
     batch, levels = len(classes), len(num_grids)
     centers, areas = (torch.cat(x) for x in zip(*map(mask_centers, masks), strict=True))
@@ -89,12 +96,15 @@ def assign_grid_targets(
     num_samples, num_positive, num_claims = _count(group, batch * levels, best[:-1], claimed)
     samples = group.argsort(stable=True)[: sum(num_samples)]
     shrink = shrink_masks if pad_masks else shrink_masks_opencv
+    shrunk = {s: _shrink_batch(masks, s, padded_size, shrink) for s in sorted(set(mask_strides))}
+    if mask_target == "contour":
+        shrunk = {stride: contour_masks(small) for stride, small in shrunk.items()}
     return GridTargets(
         classes=class_of_rank[best[:-1]].view(batch, num_cells),
         cells=cell[samples],
         instances=instance[samples],
         num_samples=tuple(tuple(num_samples[i * levels : (i + 1) * levels]) for i in range(batch)),
-        masks={s: _shrink_batch(masks, s, padded_size, shrink) for s in sorted(set(mask_strides))},
+        masks=shrunk,
         num_positive_cells=num_positive,
         num_conflicts=num_claims - num_positive,
     )

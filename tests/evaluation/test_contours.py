@@ -1,0 +1,258 @@
+"""Contour figures: cases counted by hand, the matching, and the evaluator on a data set."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco_mask
+
+pytestmark = pytest.mark.detectron2
+pytest.importorskip("detectron2")
+
+from detectron2.config import get_cfg  # noqa: E402
+from detectron2.data import DatasetCatalog, MetadataCatalog  # noqa: E402
+from detectron2.evaluation import DatasetEvaluators  # noqa: E402
+from detectron2.structures import Boxes, Instances  # noqa: E402
+
+from solo_d2 import add_solo_config  # noqa: E402
+from solo_d2.data.coco_format import register_coco_format  # noqa: E402
+from solo_d2.errors import DatasetError  # noqa: E402
+from solo_d2.evaluation import build_evaluator  # noqa: E402
+from solo_d2.evaluation.contours import (  # noqa: E402
+    ContourEvaluator,
+    TrueContours,
+    concatenate_counts,
+    contour_figures,
+    count_pixels,
+)
+from solo_d2.ops.contours import contour_masks  # noqa: E402
+
+SIZE = (60, 80)  # a diagonal of 100 pixels
+TOLERANCE = 2
+SQUARE = (20, 20, 40, 40)  # XYXY; its contour has 76 pixels
+
+
+def masks_of(*boxes):
+    masks = np.zeros((len(boxes), *SIZE), dtype=bool)
+    for mask, (x0, y0, x1, y1) in zip(masks, boxes, strict=True):
+        mask[y0:y1, x0:x1] = True
+    return masks
+
+
+def contours_of(*boxes):
+    return contour_masks(torch.from_numpy(masks_of(*boxes))).numpy()
+
+
+def lines_of(*columns):
+    """Vertical lines of one pixel's width over the whole image."""
+    return masks_of(*((column, 0, column + 1, SIZE[0]) for column in columns))
+
+
+def figures(contours, true, *, scores=None, classes=None, true_classes=None, crowds=(), kinds=()):
+    def integers(values, number):
+        return np.zeros(number, np.int64) if values is None else np.array(values, np.int64)
+
+    truth = TrueContours(
+        true, integers(true_classes, len(true)), masks_of(*crowds), integers(kinds, len(kinds))
+    )
+    counts = count_pixels(
+        contours,
+        integers(classes, len(contours)),
+        np.ones(len(contours)) if scores is None else np.array(scores, np.float64),
+        truth,
+        num_classes=2,
+        tolerance=TOLERANCE,
+    )
+    return contour_figures(counts)
+
+
+def test_perfect():
+    both = contours_of(SQUARE, (50, 5, 70, 55))
+    assert figures(both[::-1], both) == {
+        "F": 100,
+        "precision": 100,
+        "recall": 100,
+        "threshold": 1,
+    }
+
+
+@pytest.mark.parametrize(("shift", "expected"), [(0, 100), (TOLERANCE, 100), (TOLERANCE + 1, 0)])
+def test_shifted(shift, expected):
+    found = figures(lines_of(30 + shift), lines_of(30))
+    assert (found["F"], found["recall"]) == (expected, expected)
+    assert found["precision"] == expected
+
+
+def test_distance_is_euclidean():
+    corner = masks_of((30, 30, 31, 31))
+    assert figures(masks_of((31, 31, 32, 32)), corner)["F"] == 100  # sqrt(2)
+    assert figures(masks_of((32, 31, 33, 32)), corner)["F"] == 0  # sqrt(5)
+
+
+def test_precision_and_recall_by_hand():
+    # Of 60 pixels 45 are predicted, and 15 beside.
+    predicted = masks_of((30, 0, 31, 45)) | masks_of((60, 0, 61, 15))
+    found = figures(predicted, lines_of(30))
+    assert found["precision"] == pytest.approx(100 * 45 / 60)
+    assert found["recall"] == pytest.approx(100 * (45 + TOLERANCE) / 60)
+    p, r = found["precision"], found["recall"]
+    assert found["F"] == pytest.approx(2 * p * r / (p + r))
+
+
+def test_no_predictions():
+    found = figures(contours_of(), contours_of(SQUARE))
+    assert (found["F"], found["recall"]) == (0, 0)
+    assert math.isnan(found["precision"])
+    empty = figures(np.zeros((1, *SIZE), dtype=bool), contours_of(SQUARE))
+    assert empty["F"] == 0
+
+
+@pytest.mark.parametrize("boxes", [(), (SQUARE,)])
+def test_no_objects(boxes):
+    found = figures(contours_of(*boxes), contours_of())
+    assert all(math.isnan(value) for value in found.values())
+
+
+def test_another_class_does_not_match():
+    found = figures(contours_of(SQUARE), contours_of(SQUARE), classes=[1])
+    assert (found["F"], found["precision"], found["recall"]) == (0, 0, 0)
+
+
+def test_a_duplicate_is_wrong():
+    found = figures(contours_of(SQUARE, SQUARE), contours_of(SQUARE))
+    assert (found["precision"], found["recall"]) == (50, 100)
+
+
+def test_the_better_score_chooses_first_and_takes_the_best():
+    true = lines_of(10, 13)
+    # The second one is better, is near to both lines, and equals the second line.
+    found = figures(lines_of(11, 13), true, scores=[0.4, 0.8])
+    assert found["F"] == 100
+    partly = masks_of((13, 0, 14, 30)) | masks_of((10, 30, 11, 45))
+    taken = figures(np.concatenate([partly, lines_of(13)]), true, scores=[0.8, 0.4])
+    assert taken["F"] < 100
+
+
+def test_threshold_is_the_best_for_the_data_set():
+    true = contours_of(SQUARE, (50, 5, 70, 55))
+    predicted = np.concatenate([true, contours_of((2, 2, 12, 50))])
+    found = figures(predicted, true, scores=[0.9, 0.6, 0.3])
+    assert (found["F"], found["threshold"]) == (100, 0.6)
+    # At equal scores the wrong one cannot be left out.
+    tied = figures(predicted, true, scores=[0.9, 0.6, 0.6])
+    assert tied["F"] < 100
+    assert tied["precision"] < 100
+
+
+def test_crowd_regions():
+    wrong, true = contours_of((50, 10, 70, 30)), contours_of(SQUARE)
+    both = np.concatenate([true, wrong])
+    assert figures(both, true, crowds=[(45, 5, 75, 35)], kinds=[0])["precision"] == 100
+    assert figures(both, true, crowds=[(45, 5, 75, 35)], kinds=[1])["precision"] == 50
+    half = figures(both, true, crowds=[(45, 5, 60, 35)], kinds=[0])["precision"]
+    assert half == pytest.approx(100 * 76 / (76 + 38))
+
+
+def test_images_count_together():
+    truth = TrueContours(
+        contours_of(SQUARE), np.zeros(1, np.int64), masks_of(), np.zeros(0, np.int64)
+    )
+    parts = [
+        count_pixels(
+            contours,
+            np.zeros(len(contours), np.int64),
+            np.full(len(contours), 0.5),
+            truth,
+            num_classes=2,
+            tolerance=TOLERANCE,
+        )
+        for contours in (contours_of(SQUARE), contours_of())
+    ]
+    counts = concatenate_counts(parts, 2)
+    assert contour_figures(counts)["recall"] == 50
+    assert math.isnan(contour_figures(counts.select(1))["F"])
+    assert contour_figures(concatenate_counts([], 2)).keys() == contour_figures(counts).keys()
+
+
+def annotation(key, box, kind, **changes):
+    x0, y0, x1, y1 = box
+    return {
+        "id": key,
+        "image_id": 3,
+        "category_id": kind,
+        "bbox": [x0, y0, x1 - x0, y1 - y0],
+        "area": (x1 - x0) * (y1 - y0),
+        "iscrowd": 0,
+        "segmentation": [[x0, y0, x1, y0, x1, y1, x0, y1]],
+        **changes,
+    }
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    crowd = coco_mask.encode(np.asfortranarray(masks_of((45, 5, 75, 35))[0], np.uint8))
+    rle = {**crowd, "counts": crowd["counts"].decode()}
+    content = {
+        "images": [{"id": 3, "file_name": "3.jpg", "height": SIZE[0], "width": SIZE[1]}],
+        "annotations": [
+            annotation(1, SQUARE, 7),
+            annotation(2, (45, 5, 75, 35), 7, iscrowd=1, segmentation=rle),
+        ],
+        "categories": [{"id": 2, "name": "cat"}, {"id": 7, "name": "dog"}],
+    }
+    (tmp_path / "contours.json").write_text(json.dumps(content))
+    (tmp_path / "3.jpg").write_bytes(b"")
+    register_coco_format("contours_val", tmp_path / "contours.json", tmp_path)
+    yield "contours_val"
+    DatasetCatalog.remove("contours_val")
+    MetadataCatalog.remove("contours_val")
+
+
+def instances(*boxes, size=SIZE):
+    masks = torch.from_numpy(contours_of(*boxes))
+    return Instances(
+        size,
+        pred_masks=masks,
+        pred_boxes=Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)),
+        scores=torch.ones(len(boxes)),
+        pred_classes=torch.ones(len(boxes), dtype=torch.int64),
+    )
+
+
+def test_evaluator_of_a_model_of_contours(dataset, tmp_path):
+    cfg = get_cfg()
+    add_solo_config(cfg)
+    cfg.OUTPUT_DIR = str(tmp_path / "output")
+    cfg.MODEL.SOLO.MASK_TARGET = "contour"
+    evaluator = build_evaluator(cfg, dataset)
+    assert isinstance(evaluator, DatasetEvaluators)
+    for _ in range(2):  # nothing is left of what was found before
+        evaluator.reset()
+        found = instances(SQUARE, (50, 10, 70, 30))  # the second one in the crowd region
+        evaluator.process([{"image_id": 3}], [{"instances": found}])
+        results = evaluator.evaluate()
+    assert list(results)[0] == "contours"
+    assert results["contours"]["F"] == results["contours"]["F-dog"] == 100
+    assert math.isnan(results["contours"]["F-cat"])
+    assert results["bbox"]["AP"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize(("shift", "near"), [(1, True), (2, False)])
+def test_tolerance_is_a_share_of_the_diagonal_rounded_up(dataset, shift, near):
+    evaluator = ContourEvaluator(dataset)
+    x0, y0, x1, y1 = SQUARE
+    evaluator.process(
+        [{"image_id": 3}], [{"instances": instances((x0 + shift, y0, x1 + shift, y1))}]
+    )
+    figures = evaluator.evaluate()["contours"]
+    assert (figures["F"] == 100) == near
+
+
+def test_what_does_not_belong_to_the_data_set_is_named(dataset):
+    evaluator = ContourEvaluator(dataset)
+    with pytest.raises(DatasetError, match="no image 4"):
+        evaluator.process([{"image_id": 4}], [{"instances": instances()}])
+    with pytest.raises(DatasetError, match=r"3\.jpg has 60 x 80 pixels.*30 x 40"):
+        evaluator.process([{"image_id": 3}], [{"instances": instances(size=(30, 40))}])
