@@ -1,0 +1,349 @@
+"""Errors of predictions made by hand: each correction mends what it names and nothing else."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
+from PIL import Image
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+from solo_d2.data.coco_format import register_coco_format
+from solo_d2.errors import ConfigError, DatasetError
+from solo_d2.evaluation import build_evaluator
+from solo_d2.evaluation.error_analysis import (
+    CORRECTIONS,
+    Correction,
+    analyze_errors,
+    correct,
+    format_table,
+    load_ground_truth,
+    mask_ap,
+    match_predictions,
+    read_predictions,
+    to_json,
+)
+from tests.modeling.tiny import NUM_CLASSES, tiny_config
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+
+import analyze_errors as command  # noqa: E402
+
+pytestmark = pytest.mark.detectron2
+
+HEIGHT, WIDTH = 40, 60
+CAT, DOG = 2, 7
+# XYXY, apart from each other.
+A, B, C = (2, 2, 22, 12), (2, 20, 22, 35), (30, 2, 55, 30)
+# Half of A: IoU 0.5 with it.
+HALF_A = (2, 2, 12, 12)
+
+
+def rle(box):
+    mask = np.zeros((HEIGHT, WIDTH), dtype=np.uint8, order="F")
+    mask[box[1] : box[3], box[0] : box[2]] = 1
+    return coco_mask.encode(mask)
+
+
+def annotation(key, box, category=CAT, image=3, crowd=0):
+    x0, y0, x1, y1 = box
+    segmentation = [[x0, y0, x1, y0, x1, y1, x0, y1]]
+    if crowd:
+        code = rle(box)
+        segmentation = {"size": code["size"], "counts": code["counts"].decode()}
+    return {
+        "id": key,
+        "image_id": image,
+        "category_id": category,
+        "bbox": [x0, y0, x1 - x0, y1 - y0],
+        "area": (x1 - x0) * (y1 - y0),
+        "iscrowd": crowd,
+        "segmentation": segmentation,
+    }
+
+
+def content(*annotations):
+    images = [
+        {"id": key, "file_name": f"{key}.png", "height": HEIGHT, "width": WIDTH} for key in (3, 5)
+    ]
+    categories = [{"id": CAT, "name": "cat"}, {"id": DOG, "name": "dog"}]
+    return {"images": images, "annotations": list(annotations), "categories": categories}
+
+
+def truth(*annotations):
+    ground_truth = COCO()
+    ground_truth.dataset = content(*annotations)
+    ground_truth.createIndex()
+    return ground_truth
+
+
+def prediction(box, score=0.9, category=CAT, image=3):
+    return {
+        "image_id": image,
+        "category_id": category,
+        "score": score,
+        "segmentation": rle(box),
+    }
+
+
+def ap(ground_truth, *predictions, **options):
+    rows = analyze_errors(ground_truth, predictions, **options).rows
+    return {name: row["AP"] for name, row in rows.items()}
+
+
+def test_poor_masks_are_mended_by_masks_alone():
+    found = ap(truth(annotation(1, A)), prediction(HALF_A))
+    poor = pytest.approx(10)  # IoU 0.5 passes the first of ten thresholds
+    assert found["as predicted"] == found["true classes"] == found["no duplicates"] == poor
+    assert found["true masks"] == found["true masks and classes"] == found["all three"] == 100
+
+
+def test_wrong_classes_are_mended_by_classes_alone():
+    ground_truth = truth(annotation(1, A), annotation(2, B, DOG))
+    found = ap(ground_truth, prediction(A, category=DOG), prediction(B, category=CAT))
+    assert found["as predicted"] == found["true masks"] == found["no duplicates"] == 0
+    assert found["true classes"] == found["true masks and classes"] == 100
+
+
+def test_duplicates_are_mended_by_their_removal_alone():
+    ground_truth = truth(annotation(1, A), annotation(2, B))
+    predictions = [prediction(A, 0.9), prediction(A, 0.8), prediction(B, 0.7)]
+    found = ap(ground_truth, *predictions)
+    # Precision 1 up to half of the objects (51 of the 101 recalls), then 2/3.
+    doubled = pytest.approx(100 * (51 + 50 * 2 / 3) / 101)
+    assert found["as predicted"] == found["true masks"] == found["true classes"] == doubled
+    assert found["no duplicates"] == found["all three"] == 100
+
+
+def test_what_is_missed_stays_missed():
+    found = ap(truth(annotation(1, A), annotation(2, B)), prediction(A))
+    assert found == dict.fromkeys(CORRECTIONS, pytest.approx(100 * 51 / 101))
+
+
+def test_background_stays_as_it_is():
+    ground_truth = truth(annotation(1, A))
+    predictions = [prediction(C, 0.95), prediction(A, 0.9)]
+    analysis = analyze_errors(ground_truth, predictions)
+    assert analysis.num_unmatched == 1
+    assert [row["AP"] for row in analysis.rows.values()] == [pytest.approx(50)] * len(CORRECTIONS)
+
+
+def test_match_is_the_largest_iou_of_any_class_in_the_same_image():
+    ground_truth = truth(
+        annotation(1, (2, 2, 18, 12)), annotation(2, HALF_A, DOG), annotation(3, A, image=5)
+    )
+    matches = match_predictions(ground_truth, [prediction(HALF_A), prediction(A, image=5)])
+    assert [match["id"] for match in matches] == [2, 3]
+
+
+def test_of_equal_overlaps_the_first_is_taken():
+    ground_truth = truth(annotation(4, A), annotation(2, A))
+    assert match_predictions(ground_truth, [prediction(HALF_A)])[0]["id"] == 4
+
+
+def test_crowd_is_never_taken():
+    ground_truth = truth(annotation(1, A, crowd=1), annotation(2, HALF_A))
+    matches = match_predictions(ground_truth, [prediction(A), prediction(A, image=5)])
+    assert matches[0]["id"] == 2
+    assert matches[1] is None
+    only_crowd = truth(annotation(1, A, crowd=1))
+    assert match_predictions(only_crowd, [prediction(A)]) == [None]
+    assert analyze_errors(ground_truth, [prediction(A)]).num_objects == 1
+
+
+def test_least_overlap_is_exclusive():
+    ground_truth, half = truth(annotation(1, A)), [prediction(HALF_A)]
+    assert match_predictions(ground_truth, half, min_iou=0.5) == [None]
+    assert match_predictions(ground_truth, half, min_iou=0.49)[0]["id"] == 1
+    assert ap(ground_truth, *half, min_iou=0.5)["true masks"] == pytest.approx(10)
+
+
+def test_duplicates_are_counted_by_class_and_the_best_score_stays():
+    ground_truth = truth(annotation(1, A))
+    predictions = [
+        prediction(A, 0.5),
+        prediction(HALF_A, 0.9),
+        prediction(A, 0.9),  # as good, but later
+        prediction(A, 0.4, DOG),
+        prediction(C, 0.3),
+        prediction(C, 0.2),
+    ]
+    matches = match_predictions(ground_truth, predictions)
+    alone = correct(predictions, matches, Correction(duplicates=True))
+    assert alone == [predictions[index] for index in (1, 3, 4, 5)]
+    classes = correct(predictions, matches, Correction(classes=True, duplicates=True))
+    assert [p["score"] for p in classes] == [0.9, 0.3, 0.2]
+    assert predictions[3]["category_id"] == DOG  # not changed
+
+
+def test_no_predictions_and_images_without_objects():
+    analysis = analyze_errors(truth(annotation(1, A)), [])
+    assert all(math.isnan(row["AP"]) for row in analysis.rows.values())
+    assert to_json(analysis)["rows"]["true masks"]["AP"] is None
+    assert match_predictions(truth(), [prediction(A)]) == [None]
+
+
+def test_table_has_a_line_for_each_correction_and_the_gain():
+    analysis = analyze_errors(truth(annotation(1, A)), [prediction(HALF_A)])
+    lines = format_table(analysis).splitlines()
+    assert lines[0] == "2 images, 1 objects, 1 predictions, of which 0 overlap none"
+    assert lines[2].split() == ["AP", "AP50", "AP75", "APs", "APm", "APl", "gain"]
+    assert [line.split("  ")[0] for line in lines[3:]] == list(CORRECTIONS)
+    assert lines[3].split()[-7:] == ["10.0", "100.0", "0.0", "10.0", "-", "-", "+0.0"]
+    assert lines[4].split()[-1] == "+90.0"
+
+
+# ---------------------------------------------------------------- files and the command line
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """The config of a tiny model and a registered data set of two images."""
+    annotations = content(annotation(1, A), annotation(2, B, DOG), annotation(3, C, DOG, image=5))
+    annotations["categories"] += [{"id": 10 + i, "name": f"{i}"} for i in range(NUM_CLASSES - 2)]
+    (tmp_path / "images").mkdir()
+    for key in (3, 5):
+        Image.fromarray(np.full((HEIGHT, WIDTH, 3), 99, np.uint8)).save(
+            tmp_path / f"images/{key}.png"
+        )
+    json_file = tmp_path / "annotations.json"
+    json_file.write_text(json.dumps(annotations))
+    cfg = tiny_config()
+    cfg.DATASETS.COCO_FORMAT = [["errors_val", str(json_file), str(tmp_path / "images")]]
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (), ("errors_val",)
+    cfg.OUTPUT_DIR = str(tmp_path / "output")
+    cfg.INPUT.MIN_SIZE_TEST, cfg.DATALOADER.NUM_WORKERS = 0, 0
+    cfg.MODEL.SOLO.HEAD.PRIOR_PROB = 0.7
+    register_coco_format(*cfg.DATASETS.COCO_FORMAT[0])
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    yield cfg
+    DatasetCatalog.remove("errors_val")
+    MetadataCatalog.remove("errors_val")
+
+
+def as_json(*predictions):
+    return json.dumps(
+        [
+            {**p, "segmentation": {**p["segmentation"], "counts": counts}}
+            for p in predictions
+            for counts in [p["segmentation"]["counts"].decode()]
+        ]
+    )
+
+
+def test_as_predicted_is_what_the_evaluator_says(dataset, tmp_path):
+    found = [prediction(HALF_A, 0.8), prediction(A, 0.6), prediction(C, 0.7, DOG, 5)]
+    file = tmp_path / "found.json"
+    file.write_text(as_json(*found))
+    ground_truth = load_ground_truth(dataset, "errors_val")
+    evaluator = build_evaluator(dataset, "errors_val", str(tmp_path / "evaluation"))
+    evaluator.reset()
+    contiguous = MetadataCatalog.get("errors_val").thing_dataset_id_to_contiguous_id
+    for entry in json.loads(file.read_text()):
+        entry["category_id"] = contiguous[entry["category_id"]]
+        entry["bbox"] = coco_mask.toBbox(entry["segmentation"]).tolist()
+        evaluator._predictions.append({"image_id": entry["image_id"], "instances": [entry]})
+    wanted = evaluator.evaluate()["segm"]
+    figures = mask_ap(ground_truth, read_predictions(file, ground_truth))
+    assert 0 < figures["AP"] < 100
+    assert figures == pytest.approx({key: wanted[key] for key in figures}, nan_ok=True)
+
+
+def test_polygons_are_predictions_too(dataset, tmp_path):
+    polygon = annotation(1, A)["segmentation"]
+    file = tmp_path / "found.json"
+    entry = {"image_id": 3, "category_id": CAT, "score": 1, "segmentation": polygon}
+    file.write_text(json.dumps([entry]))
+    ground_truth = load_ground_truth(dataset, "errors_val")
+    assert read_predictions(file, ground_truth) == [prediction(A, 1)]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"image_id": 4}, "image_id 4 is not in the annotations"),
+        ({"category_id": 0}, "category_id 0 is not in the annotations"),
+        ({"score": None}, "score is None"),
+        ({"segmentation": {"size": [9, 9], "counts": "Q1"}}, r"size \[9, 9\], but its image \[40"),
+    ],
+)
+def test_unfit_predictions_are_named(dataset, tmp_path, change, reason):
+    ground_truth = load_ground_truth(dataset, "errors_val")
+    entries = json.loads(as_json(prediction(A), prediction(B)))
+    entries[1].update(change)
+    file = tmp_path / "found.json"
+    file.write_text(json.dumps(entries))
+    with pytest.raises(DatasetError, match=rf"found\.json: prediction 1: .*{reason}"):
+        read_predictions(file, ground_truth)
+
+
+def test_boxes_alone_other_json_and_no_json_are_named(dataset, tmp_path):
+    ground_truth = load_ground_truth(dataset, "errors_val")
+    file = tmp_path / "found.json"
+    for text, reason in (
+        ('[{"image_id": 3, "category_id": 2, "score": 1, "bbox": [0, 0, 1, 1]}]', "segmentation"),
+        ("[5]", "image_id"),
+        ("{}", "no list of predictions"),
+        ("[", "cannot be read"),
+    ):
+        file.write_text(text)
+        with pytest.raises(DatasetError, match=reason):
+            read_predictions(file, ground_truth)
+    with pytest.raises(DatasetError, match=r"nowhere\.json cannot be read"):
+        read_predictions("nowhere.json", ground_truth)
+
+
+def test_data_sets_of_other_rules_are_refused(dataset, monkeypatch):
+    monkeypatch.setattr("solo_d2.evaluation.error_analysis.build_evaluator", lambda *args: object())
+    with pytest.raises(ConfigError, match="'errors_val' has evaluator_type 'coco', but"):
+        load_ground_truth(dataset, "errors_val")
+
+
+def run(tmp_path, *args):
+    return command.main(["--config-file", str(tmp_path / "config.yaml"), *map(str, args)])
+
+
+def test_command_on_predictions(dataset, tmp_path, capsys):
+    file = tmp_path / "found.json"
+    file.write_text(as_json(prediction(HALF_A), prediction(B, category=DOG)))
+    assert run(tmp_path, "--predictions", file, "--output", tmp_path / "out") == 0
+    assert "errors_val: 2 images, 3 objects, 2 predictions" in capsys.readouterr().out
+    saved = json.loads((tmp_path / "out/errors.json").read_text())
+    assert saved["dataset"] == "errors_val"
+    assert saved["rows"]["true masks"]["AP"] == pytest.approx((100 + 100 * 51 / 101) / 2)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["errors.json"]
+
+
+def test_command_with_a_model(dataset, tmp_path, capsys):
+    torch.manual_seed(0)
+    torch.save({"model": build_model(dataset).state_dict()}, tmp_path / "model.pth")
+    args = ("--weights", tmp_path / "model.pth", "--device", "cpu", "--output", tmp_path / "out")
+    assert run(tmp_path, *args) == 0
+    saved = json.loads((tmp_path / "out/errors.json").read_text())
+    predictions = json.loads((tmp_path / "out/coco_instances_results.json").read_text())
+    assert saved["num_predictions"] == len(predictions) > 0
+    assert "true masks and classes" in capsys.readouterr().out
+    assert run(tmp_path, "--predictions", tmp_path / "out/coco_instances_results.json") == 0
+    again = capsys.readouterr().out
+    assert f"{len(predictions)} predictions" in again
+
+
+@pytest.mark.parametrize(
+    ("args", "reason"),
+    [
+        (("--predictions", "nowhere.json"), "nowhere.json cannot be read"),
+        (("--predictions", "x", "--dataset", "errors_vla"), "Close names: errors_val"),
+        (("--predictions", "x", "--opts", "DATASETS.TEST", "()"), "name a data set by --dataset"),
+        (("--weights", "nowhere.pth"), "nowhere.pth does not exist"),
+    ],
+)
+def test_command_names_what_is_wrong(dataset, tmp_path, capsys, args, reason):
+    assert run(tmp_path, *args) == 2
+    assert reason in capsys.readouterr().err

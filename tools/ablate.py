@@ -1,0 +1,13 @@
+#!/usr/bin/env python3
+"""Rerun the ablation tables of the papers; see solo_d2/ablations."""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from solo_d2.ablations.command import main  # noqa: E402
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,147 @@
+#!/usr/bin/env python3
+r"""Say what costs mask AP: masks, classes or duplicates (SOLO paper, table 7).
+
+    python tools/analyze_errors.py --config-file output/quickstart/config.yaml \
+        --weights output/quickstart/model_final.pth --output output/quickstart/errors
+    python tools/analyze_errors.py --config-file output/quickstart/config.yaml \
+        --predictions output/quickstart/inference/shapes_val/coco_instances_results.json
+
+The second needs no model: it reads what an evaluation has left. The exit code is 2 if something is
+missing or can't be used.
+"""
+
+import argparse
+import json
+import logging
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from detectron2.config import CfgNode  # noqa: E402
+from detectron2.evaluation import inference_on_dataset  # noqa: E402
+from detectron2.utils.logger import setup_logger  # noqa: E402
+
+from demo.demo import setup_cfg  # noqa: E402
+from demo.images import whole_file  # noqa: E402
+from demo.predictor import Predictor  # noqa: E402
+from solo_d2 import ConfigError, DatasetError  # noqa: E402
+from solo_d2.config import load_config  # noqa: E402
+from solo_d2.data.catalog import (  # noqa: E402
+    check_datasets,
+    register_datasets_of_config,
+    resolve_num_classes,
+)
+from solo_d2.engine import Trainer  # noqa: E402
+from solo_d2.evaluation.build import build_evaluator  # noqa: E402
+from solo_d2.evaluation.error_analysis import (  # noqa: E402
+    analyze_errors,
+    format_table,
+    load_ground_truth,
+    read_predictions,
+    to_json,
+)
+
+RESULTS = "coco_instances_results.json"
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--config-file", required=True, metavar="FILE", help="YAML; also a training's config.yaml")
+    add("--weights", metavar="FILE", help="checkpoint; short for --opts MODEL.WEIGHTS FILE")
+    add("--predictions", metavar="FILE", help=f"{RESULTS} of an evaluation, instead of a model")
+    add("--dataset", metavar="NAME", help="data set in COCO format; default: DATASETS.TEST[0]")
+    add("--min-iou", type=_iou, default=0.0, metavar="IOU", help="overlap with an object that must "
+        "be exceeded to take anything from it; default: 0, as in the paper")  # fmt: skip
+    add("--output", type=Path, metavar="DIR", help=f"for errors.json and (of a model) {RESULTS}")
+    add("--device", help="cpu or cuda; default: cuda where there is one")
+    add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="of the config")
+    args = parser.parse_args(argv)
+    if args.predictions and args.weights:
+        parser.error("--predictions need no model: leave --weights out")
+    return args
+
+
+def _iou(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError("must be at least 0 and below 1")
+    return value
+
+
+def choose_dataset(cfg: CfgNode, wanted: str | None) -> str:
+    """Name of the data set, registered and with its files in place.
+
+    Raises:
+        ConfigError: none is named.
+        DatasetError: it is unknown, or a file is missing.
+    """
+    register_datasets_of_config(cfg)
+    name = wanted or next(iter(cfg.DATASETS.TEST), None)
+    if name is None:
+        raise ConfigError("DATASETS.TEST is empty: name a data set by --dataset NAME")
+    check_datasets([name])
+    return name
+
+
+def predict(cfg: CfgNode, dataset: str, folder: Path) -> Path:
+    """Run the model over a data set and evaluate it as usual.
+
+    Returns:
+        The predictions in COCO's format, in that folder.
+    """
+    resolve_num_classes(cfg, [dataset])
+    model = Predictor(cfg).model
+    evaluator = build_evaluator(cfg, dataset, str(folder))
+    inference_on_dataset(model, Trainer.build_test_loader(cfg, dataset), evaluator)
+    return folder / RESULTS
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do what the command line says."""
+    if args.predictions:
+        cfg = load_config(args.config_file, args.opts)
+    else:
+        args.confidence_threshold = 0.0  # AP counts every prediction
+        cfg = setup_cfg(args)
+    dataset = choose_dataset(cfg, args.dataset)
+    ground_truth = load_ground_truth(cfg, dataset)
+    with tempfile.TemporaryDirectory() as folder:
+        file = args.predictions or predict(cfg, dataset, Path(folder))
+        predictions = read_predictions(file, ground_truth)
+        if args.output and not args.predictions:
+            with whole_file(args.output / RESULTS) as whole:
+                whole.write_bytes(Path(file).read_bytes())
+    logging.getLogger("detectron2.evaluation.fast_eval_api").setLevel(logging.WARNING)
+    analysis = analyze_errors(ground_truth, predictions, min_iou=args.min_iou)
+    print(f"\n{dataset}: {format_table(analysis)}")
+    if args.output:
+        content = {"dataset": dataset, "min_iou": args.min_iou, **to_json(analysis)}
+        with whole_file(args.output / "errors.json") as whole:
+            whole.write_text(json.dumps(content, indent=2, allow_nan=False), encoding="utf-8")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    args = parse_args(argv)
+    setup_logger()
+    try:
+        run(args)
+    except (ConfigError, DatasetError, OSError) as error:
+        print(f"analyze_errors: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("analyze_errors: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+#!/usr/bin/env python3
+r"""Draw the mask that each cell of a level predicts, beside the result (SOLO paper, figure 4).
+
+    python tools/draw_activations.py --config-file output/quickstart/config.yaml \
+        --weights output/quickstart/model_final.pth --input photo.jpg --output cells.png
+    python tools/draw_activations.py --config-file output/quickstart/config.yaml \
+        --weights output/quickstart/model_final.pth --dataset shapes_val --count 8 --output cells
+
+The exit code is 2 if something is missing or can't be used.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np  # noqa: E402
+from detectron2.config import CfgNode  # noqa: E402
+from detectron2.data import DatasetCatalog  # noqa: E402
+from numpy.typing import NDArray  # noqa: E402
+
+from demo.demo import plan_overlays, setup_cfg  # noqa: E402
+from demo.drawing import draw_instances  # noqa: E402
+from demo.images import ImageError, expand_inputs, read_image, save_image  # noqa: E402
+from demo.predictor import Classes, Predictor, find_classes  # noqa: E402
+from solo_d2 import ConfigError, DatasetError  # noqa: E402
+from solo_d2.data.catalog import check_datasets, register_datasets_of_config  # noqa: E402
+from solo_d2.evaluation.activations import (  # noqa: E402
+    choose_level,
+    class_colors,
+    compose,
+    find_level,
+    level_activations,
+    panel_size,
+    record,
+)
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--config-file", required=True, metavar="FILE", help="YAML; also a training's config.yaml")
+    add("--weights", metavar="FILE", help="checkpoint; short for --opts MODEL.WEIGHTS FILE")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--input", nargs="+", metavar="PATH", help="image files, folders, globs")
+    source.add_argument("--dataset", metavar="NAME", help="take images of a registered data set")
+    add("--count", type=_positive, default=1, metavar="N", help="how many; default: 1")
+    add("--output", required=True, metavar="PATH", help="folder, or a PNG or JPG for one image")
+    add("--level", help="index or feature of the level; default: that of the most instances")
+    add("--tile", type=_positive, metavar="PIXELS", help="longer side of a cell's mask")
+    add("--score-threshold", type=_probability, metavar="P", help="class score above which cells "
+        "are framed; default: MODEL.SOLO.SCORE_THRESH_TEST")  # fmt: skip
+    add("--confidence-threshold", type=_probability, default=0.3, metavar="P",
+        help="least score of the instances in the result")  # fmt: skip
+    add("--device", help="cpu or cuda; default: cuda where there is one")
+    add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="of the config")
+    return parser.parse_args(argv)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+def _probability(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError("must be from 0 to 1")
+    return value
+
+
+def find_files(args: argparse.Namespace, cfg: CfgNode) -> list[Path]:
+    """The images that the command line names.
+
+    Raises:
+        ConfigError: a pattern fits no file.
+        DatasetError: the data set can't be used.
+    """
+    if args.input:
+        files, missing = expand_inputs(args.input)
+        if missing:
+            raise ConfigError(f"No image file matches --input {' '.join(missing)}")
+        return files
+    register_datasets_of_config(cfg)
+    check_datasets([args.dataset])
+    samples = DatasetCatalog.get(args.dataset)
+    count = min(args.count, len(samples))  # spread evenly
+    return [Path(samples[i * len(samples) // count]["file_name"]) for i in range(count)]
+
+
+def draw(
+    args: argparse.Namespace, predictor: Predictor, classes: Classes, image: NDArray[np.uint8]
+) -> NDArray[np.uint8]:
+    """The picture of one image."""
+    model = predictor.model
+    with record(model) as recording:
+        instances = predictor(image)
+    instances = instances[instances.scores >= args.confidence_threshold]
+    if args.level is not None:
+        level = find_level(model.head, args.level)
+    else:
+        boxes = instances.pred_boxes.clone()
+        height, width = recording.image_sizes[0]
+        boxes.scale(width / image.shape[1], height / image.shape[0])
+        level = choose_level(recording.outputs, boxes.tensor, model.scale_ranges)
+    activations = level_activations(model.head, recording, level, tile=args.tile)
+    colors = class_colors(len(classes.names))
+    result = draw_instances(
+        image,
+        instances,
+        classes.names,
+        scale=panel_size(activations)[1] / image.shape[1],
+        colors=[tuple(color) for color in (colors / 255)[instances.pred_classes.numpy()]],
+        contours=predictor.contours,
+    )
+    return compose(
+        image, result, activations, classes.names, colors, score_thresh=args.score_threshold
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do what the command line says."""
+    cfg = setup_cfg(args)
+    files = find_files(args, cfg)
+    outputs = plan_overlays(args.output, files)
+    predictor = Predictor(cfg)
+    if args.level is not None:
+        find_level(predictor.model.head, args.level)  # before an image is read
+    if args.score_threshold is None:
+        args.score_threshold = cfg.MODEL.SOLO.SCORE_THRESH_TEST
+    classes = find_classes(cfg)
+    for file, output in zip(files, outputs, strict=True):
+        save_image(str(output), draw(args, predictor, classes, read_image(file)))
+        print(f"{file} -> {output}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    args = parse_args(argv)
+    try:
+        run(args)
+    except (ConfigError, DatasetError, ImageError, OSError) as error:
+        print(f"draw_activations: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("draw_activations: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
