@@ -33,6 +33,7 @@ from solo_d2.data import (
     resolve_num_classes,
 )
 from solo_d2.data.loader import build_train_loader
+from solo_d2.data.stuff_classes import is_panoptic
 from solo_d2.errors import ConfigError
 from solo_d2.evaluation import build_evaluator, provide_cityscapes_scripts
 from solo_d2.modeling.backbones import layer_lr_factor
@@ -40,8 +41,10 @@ from solo_d2.modeling.checkpointer import SOLOCheckpointer
 
 logger = logging.getLogger("solo_d2")
 
-# By MODEL.SOLO.MASK_TARGET, the figure that decides which checkpoint is the best.
+# By MODEL.SOLO.MASK_TARGET, the figure that decides which checkpoint is the best; that of a panoptic
+# model is another.
 BEST_METRIC = {"mask": "segm/AP", "contour": "contours/F"}
+BEST_PANOPTIC_METRIC = "panoptic_seg/PQ"
 
 # Parameters of Swin and ViT that do not decay with AdamW, as in their papers' code.
 POSITION_TABLES = ("relative_position_bias_table", "pos_embed")
@@ -215,7 +218,7 @@ class Trainer(DefaultTrainer):
             best = ResumableBestCheckpointer(
                 self.cfg.TEST.EVAL_PERIOD,
                 self.checkpointer,
-                BEST_METRIC[self.cfg.MODEL.SOLO.MASK_TARGET],
+                best_metric(self.cfg),
             )
             hooks.insert(-1, best)  # after the evaluation, before the writers
         return hooks
@@ -224,6 +227,11 @@ class Trainer(DefaultTrainer):
         """Load the last checkpoint or MODEL.WEIGHTS; skip the data that was already seen."""
         super().resume_or_load(resume=resume)
         self._trainer.data_loader.batch_sampler.start_batch = self.start_iter
+
+
+def best_metric(cfg: CfgNode) -> str:
+    """Name of the figure by which checkpoints are compared."""
+    return BEST_PANOPTIC_METRIC if is_panoptic(cfg) else BEST_METRIC[cfg.MODEL.SOLO.MASK_TARGET]
 
 
 class ResumableBestCheckpointer(BestCheckpointer):

@@ -15,11 +15,16 @@ from tests.modeling.tiny import tiny_config  # noqa: E402
 
 @pytest.fixture(autouse=True)
 def forget():
-    """Forget the data sets of the command line."""
+    """Forget the data sets of the command line, before (of other tests) and after."""
+
+    def forget_all():
+        for name in ("custom_train", "custom_val"):
+            DatasetCatalog.pop(name, None)
+            MetadataCatalog.pop(name, None)
+
+    forget_all()
     yield
-    for name in ("custom_train", "custom_val"):
-        DatasetCatalog.pop(name, None)
-        MetadataCatalog.pop(name, None)
+    forget_all()
 
 
 @pytest.fixture
