@@ -1,56 +1,35 @@
-"""ResNets of torchvision (ImageNet): their names in Detectron2's ResNet.
+"""ResNets and ResNeXts of torchvision and timm (ImageNet): their names in Detectron2's ResNet.
 
-Their inputs are RGB, divided by 255 and normalised with ImageNet's mean and deviation: use
-INPUT.FORMAT "RGB", the mean and deviation of configs/base/solov2_light_448_coco.yaml, and
-RESNETS.STRIDE_IN_1X1 False.
+mmcv names its ResNets alike. Deeper stems and other additions of timm's ResNets ("d", "se", ...)
+are no part of Detectron2's ResNet, and are refused as unknown names.
 """
 
-import re
-from collections.abc import Mapping
-
-from torch import Tensor
-
-# Ours by theirs, as regular expressions; the first that matches the whole name is taken.
-_NAMES = (
-    (r"conv1\.(.*)", r"stem.conv1.\1"),
-    (r"bn1\.(.*)", r"stem.conv1.norm.\1"),
-    (r"layer(\d)\.(\d+)\.conv(\d)\.(.*)", r"res{stage}.\2.conv\3.\4"),
-    (r"layer(\d)\.(\d+)\.bn(\d)\.(.*)", r"res{stage}.\2.conv\3.norm.\4"),
-    (r"layer(\d)\.(\d+)\.downsample\.0\.(.*)", r"res{stage}.\2.shortcut.\3"),
-    (r"layer(\d)\.(\d+)\.downsample\.1\.(.*)", r"res{stage}.\2.shortcut.norm.\3"),
-)
+from solo_d2.checkpoints.renaming import RGB_INPUTS, Format, Names
 
 
-def is_torchvision_resnet(state: Mapping[str, object]) -> bool:
-    """Whether a state dict is a ResNet of torchvision, told by its keys."""
-    return {"conv1.weight", "bn1.running_mean", "layer1.0.conv1.weight"} <= set(state)
+def resnet_names(prefix: str) -> Names:
+    """The table for a ResNet whose names start with a prefix.
 
-
-def convert_torchvision_resnet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the parameters of a torchvision ResNet.
-
-    Args:
-        state: as torchvision saves it.
-
-    Returns:
-        The same tensors under Detectron2's names, without prefix; the classifier and the counters
-        of BatchNorm are left out.
-
-    Raises:
-        ValueError: a key is none of a ResNet's.
+    The offsets of deformable convolutions stand inside `conv2`, and beside it in older files.
     """
-    converted = {}
-    for key, value in state.items():
-        if not key.startswith("fc.") and not key.endswith("num_batches_tracked"):
-            converted[_rename(key)] = value
-    return converted
+    theirs, ours = prefix.replace(".", r"\."), "backbone.bottom_up."
+    block = rf"{theirs}layer(\d)\.(\d+)\."
+    return (
+        (rf"{theirs}conv1\.weight", f"{ours}stem.conv1.weight"),
+        (rf"{theirs}bn1\.(.*)", f"{ours}stem.conv1.norm.{{1}}"),
+        (rf"{block}conv(\d)\.weight", f"{ours}res{{1+1}}.{{2}}.conv{{3}}.weight"),
+        (rf"{block}conv2(?:\.conv)?_offset\.(.*)", f"{ours}res{{1+1}}.{{2}}.conv2.offset.{{3}}"),
+        (rf"{block}bn(\d)\.(.*)", f"{ours}res{{1+1}}.{{2}}.conv{{3}}.norm.{{4}}"),
+        (rf"{block}downsample\.0\.weight", f"{ours}res{{1+1}}.{{2}}.shortcut.weight"),
+        (rf"{block}downsample\.1\.(.*)", f"{ours}res{{1+1}}.{{2}}.shortcut.norm.{{3}}"),
+    )
 
 
-def _rename(key: str) -> str:
-    for theirs, ours in _NAMES:
-        match = re.fullmatch(theirs, key)
-        if match:
-            # layer1 is res2.
-            stage = int(match[1]) + 1 if "{stage}" in ours else 0
-            return match.expand(ours.replace("{stage}", str(stage)))
-    raise ValueError(f"{key!r} is no parameter of a torchvision ResNet")
+TORCHVISION = Format(
+    title="a ResNet of torchvision or timm",
+    marks=(r"conv1\.weight", r"bn1\.running_mean", r"layer1\.0\.conv1\.weight"),
+    names=resnet_names(""),
+    ignored=(r"fc\..*",),
+    whole=False,
+    settings=RGB_INPUTS,
+)

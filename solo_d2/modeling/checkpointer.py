@@ -1,26 +1,62 @@
 """Detectron2's checkpointer, which also reads the weights of other projects."""
 
 import pickle
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
+from urllib.parse import ParseResult, parse_qs
 
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
+from torch import Tensor, nn
 
-from solo_d2.checkpoints.torchvision import convert_torchvision_resnet, is_torchvision_resnet
+from solo_d2.checkpoints.formats import recognise
+from solo_d2.checkpoints.matching import match
+from solo_d2.checkpoints.reading import read_checkpoint
+from solo_d2.checkpoints.renaming import Format
 from solo_d2.errors import ConfigError
 
 # What a file or address that is no checkpoint makes Detectron2, torch and the network raise.
 _LOAD_ERRORS = (
     *(OSError, EOFError, ValueError, LookupError, AttributeError, TypeError),
-    *(AssertionError, RuntimeError, pickle.UnpicklingError),
+    *(AssertionError, RuntimeError, MemoryError, pickle.UnpicklingError, ImportError),
 )
 
 
-class SOLOCheckpointer(DetectionCheckpointer):
-    """Recognises by its keys what a file holds, and renames it to this project's names.
+# Backbones whose names are matched by Detectron2's heuristics; they may lack parameters.
+BY_ENDS = Format("a backbone, by the ends of its names", (), (), whole=False, absent=(".*",))
 
-    Files are read with `torch.load(weights_only=True)`, which runs no code of theirs; a `.pkl` of
-    Detectron2's model zoo is a pickle and must come from a source you trust.
+
+class SOLOCheckpointer(DetectionCheckpointer):
+    """Recognises by its keys what a file holds, renames it, and refuses what does not fit.
+
+    Files run no code (see `solo_d2.checkpoints.reading`). Weights of a whole model must fill the
+    model exactly, those of a backbone its backbone; `allow` names what may differ. Formats that
+    `solo_d2.checkpoints.formats` does not know are matched by the ends of their names where the
+    address says so (`?matching_heuristics=True`), as Detectron2 does, or are taken as they are.
     """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        allow: Sequence[str] = (),
+        whole: bool = False,
+        **others: Any,
+    ):
+        """Make the checkpointer.
+
+        Args:
+            model: what is loaded and saved.
+            save_dir: where to.
+            allow: MODEL.WEIGHTS_ALLOW, patterns of parameters that may be missing, left over or of
+                another shape.
+            whole: refuse the weights of a backbone alone, for a model that is only run.
+            **others: as Detectron2's.
+        """
+        super().__init__(model, save_dir, **others)
+        self.allow = tuple(allow)
+        self.whole = whole
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load a checkpoint, as Detectron2 does.
@@ -31,7 +67,8 @@ class SOLOCheckpointer(DetectionCheckpointer):
             **kwargs: as Detectron2's.
 
         Raises:
-            ConfigError: it cannot be had, or is no checkpoint; the message names it.
+            ConfigError: it cannot be had, is no checkpoint, or does not fit the model, which then
+                is as it was; the message names it.
         """
         try:
             return super().load(path, *args, **kwargs)
@@ -40,15 +77,94 @@ class SOLOCheckpointer(DetectionCheckpointer):
             # Of our own errors the text is enough.
             name = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
             raise ConfigError(f"The weights {path} can't be used: {name}{lines[0]}") from error
+        finally:
+            self._parsed_url_during_load = None
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        loaded = super()._load_file(filename)
-        if is_torchvision_resnet(loaded["model"]):
-            self.logger.info(f"{filename} holds a ResNet of torchvision")
-            loaded = {
-                "model": convert_torchvision_resnet(loaded["model"]),
-                "__author__": "torchvision",
-                # Detectron2 puts the backbone's prefix before the names.
-                "matching_heuristics": True,
-            }
-        return loaded
+        """Read a file; "source" is its format, and "model" has our names if that is known."""
+        loaded = read_checkpoint(filename)
+        queries = parse_qs(cast(ParseResult, self._parsed_url_during_load).query)
+        heuristics = queries.pop("matching_heuristics", ["False"]) == ["True"]
+        if queries:
+            raise ValueError(f"its address has unknown options: {', '.join(queries)}")
+        source = recognise(loaded["model"])
+        if source is not None:
+            self.logger.info(f"{filename} holds {source.title}")
+            loaded["model"] = source.convert(loaded["model"]).state
+        elif heuristics or filename.endswith(".pyth") or loaded.get("matching_heuristics"):
+            source = BY_ENDS
+            loaded["model"] = self._match_by_ends(loaded["model"])
+        return {**loaded, "source": source}
+
+    def _match_by_ends(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Detectron2's heuristics, for the backbone; what finds no place is left out and logged."""
+        model = {k: v for k, v in self.model.state_dict().items() if k.startswith("backbone.")}
+        found = align_and_update_state_dicts(model, dict(state), c2_conversion=False)
+        placed = {name: value for name, value in found.items() if name in model}
+        unplaced = [name for name in found if name not in model]
+        for name in unplaced:
+            wanted = [own for own in model if own.endswith(f".{name}")]
+            if len(wanted) == 1:
+                shapes = f"{tuple(found[name].shape)} instead of {tuple(model[wanted[0]].shape)}"
+                raise ConfigError(f"parameters have other shapes than the model's: {name} {shapes}")
+        if not placed:
+            raise ConfigError("none of their names is the end of a name of the model's backbone")
+        for names, what in (
+            (unplaced, "left out, since the backbone has no such name"),
+            ([name for name in model if name not in placed], "not in the weights, so at its start"),
+        ):
+            if names:
+                self.logger.warning(f"{what}: {', '.join(names)}")
+        return placed
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> None:
+        """Check the weights and load them; nothing is loaded if they don't fit."""
+        state, source = checkpoint.pop("model"), checkpoint.pop("source")
+        found = match(
+            state,
+            self.model.state_dict(),
+            None if self.whole else source,
+            allow=self.allow,
+        )
+        problem = found.problem()
+        if problem:
+            raise ConfigError(problem)
+        if found.fresh:
+            self.logger.info(
+                f"{len(found.fresh)} parameters keep their start: {_modules(found.fresh)}"
+            )
+        if source is not None:
+            self._warn_of_other_inputs(source)
+        self.model.load_state_dict(found.loadable, strict=False)
+
+    def _warn_of_other_inputs(self, source: Format) -> None:
+        """Name settings of the format that the model does not have: nothing else would show it."""
+        for key, wanted in source.settings.items():
+            actual = _model_setting(self.model, key)
+            if actual is not None and actual != wanted:
+                self.logger.warning(
+                    f"{source.title} goes with {key} {wanted}, but the model has {actual}: results "
+                    "will be worse"
+                )
+
+
+def _model_setting(model: nn.Module, key: str) -> Any:
+    """What a built model has for a key of `Format.settings`; None if it can't be told."""
+    if key == "INPUT.FORMAT":
+        return getattr(model, "input_format", None)
+    if key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):
+        values = getattr(model, key.rpartition(".")[2].lower(), None)
+        return None if values is None else [round(value, 3) for value in values.flatten().tolist()]
+    try:
+        block = model.get_submodule("backbone.bottom_up.res3.0")
+        strides = [getattr(block, conv).stride for conv in ("conv1", "conv2")]
+    except AttributeError:
+        return None
+    if not hasattr(block, "conv3"):  # basic blocks have no choice
+        return None
+    return strides[0] in (2, (2, 2))
+
+
+def _modules(names: Sequence[str]) -> str:
+    """The modules of parameters, by their first two parts."""
+    return ", ".join(sorted({".".join(name.split(".")[:2]) for name in names}))

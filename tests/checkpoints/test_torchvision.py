@@ -4,12 +4,14 @@ import pytest
 import torch
 import torchvision
 
-from solo_d2.checkpoints.torchvision import convert_torchvision_resnet, is_torchvision_resnet
+from solo_d2.checkpoints.derive import derive_config
+from solo_d2.checkpoints.formats import recognise
+from solo_d2.checkpoints.torchvision import TORCHVISION
 
 pytestmark = pytest.mark.detectron2
 pytest.importorskip("detectron2")
 
-from detectron2.modeling import build_model  # noqa: E402
+from detectron2.modeling import build_backbone, build_model  # noqa: E402
 
 from solo_d2.errors import ConfigError  # noqa: E402
 from solo_d2.modeling.checkpointer import SOLOCheckpointer  # noqa: E402
@@ -45,17 +47,36 @@ def test_backbone_computes_what_torchvision_does(depth, tmp_path):
             torch.testing.assert_close(features[f"res{stage + 1}"], y, rtol=1e-4, atol=1e-4)
 
 
-def test_no_parameter_of_the_backbone_is_left_out():
-    state = torchvision.models.resnet18().state_dict()
-    assert is_torchvision_resnet(state)
-    backbone = build_model(light_config(18)).backbone.bottom_up.state_dict()
-    assert set(convert_torchvision_resnet(state)) == set(backbone)
+@pytest.mark.parametrize("name", ["resnet18", "resnet101", "resnext50_32x4d", "resnext101_64x4d"])
+@pytest.mark.parametrize("library", ["torchvision", "timm"])
+def test_every_resnet_fits_the_backbone_that_its_shapes_ask_for(name, library):
+    with torch.device("meta"):
+        if library == "timm":
+            timm = pytest.importorskip("timm")
+            state = timm.create_model(name).state_dict()
+        else:
+            state = torchvision.models.get_model(name).state_dict()
+    assert recognise(state) is TORCHVISION
+    converted = TORCHVISION.convert(state).state
+    cfg = tiny_config()
+    for key, value in derive_config(converted).items():
+        cfg.merge_from_list([key, value])
+    backbone = build_backbone(cfg).bottom_up.state_dict()
+    shapes = {f"backbone.bottom_up.{key}": value.shape for key, value in backbone.items()}
+    assert {key: value.shape for key, value in converted.items()} == shapes
 
 
-def test_unknown_keys_are_refused_and_other_models_not_taken():
-    with pytest.raises(ValueError, match="'layer1.0.attention'"):
-        convert_torchvision_resnet({"layer1.0.attention": torch.zeros(1)})
-    assert not is_torchvision_resnet({"backbone.bottom_up.stem.conv1.weight": 0})
+def test_other_resnets_of_timm_are_refused(tmp_path):
+    """A deeper stem, and blocks with squeeze and excitation."""
+    timm = pytest.importorskip("timm")
+    model = build_model(light_config(50))
+    for name, message in (
+        ("resnet26d", "no format that is known"),
+        ("seresnet50", r"layer1\.0\.se\.fc1\.weight"),
+    ):
+        torch.save(timm.create_model(name).state_dict(), tmp_path / "resnet.pth")
+        with pytest.raises(ConfigError, match=message):
+            SOLOCheckpointer(model).load(str(tmp_path / "resnet.pth"))
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 half a zip"])

@@ -1,0 +1,178 @@
+"""Opens checkpoints without running anything that they hold.
+
+Three kinds of file: what `torch.save` writes (.pth, .pyth and any other name), pickles of numpy
+arrays (.pkl, Detectron2's model zoo) and safetensors. None of them needs trust: of a pickle only
+arrays, tensors and containers are made.
+"""
+
+import pickle
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Where the parameters are in the dicts that programs save: Detectron2, mmcv, pycls, Detectron.
+_STATE_KEYS = ("model", "state_dict", "model_state", "blobs")
+
+
+def read_checkpoint(file: str | Path) -> dict[str, Any]:
+    """Read a file of weights.
+
+    Args:
+        file: on this machine.
+
+    Returns:
+        What it holds, with the parameters as tensors on the CPU under "model", by their names in
+        the file without DataParallel's "module.". What else was saved keeps its key.
+
+    Raises:
+        ValueError: it is damaged, or holds no dict of tensors, or something that is not read.
+        OSError: it cannot be opened.
+    """
+    try:
+        return _with_state(_READERS.get(Path(file).suffix, _read_torch)(str(file)))
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # damaged files make pickle and torch raise nearly anything
+        lines = str(error).strip().splitlines() or [""]
+        raise ValueError(
+            f"it is damaged or no checkpoint: {type(error).__name__}: {lines[0]}"
+        ) from error
+
+
+def _with_state(loaded: Any) -> dict[str, Any]:
+    if not isinstance(loaded, Mapping):
+        raise ValueError(f"it holds a {type(loaded).__name__}, and no dict of tensors")
+    for key in _STATE_KEYS:
+        if isinstance(loaded.get(key), Mapping):
+            rest = {name: value for name, value in loaded.items() if name != key}
+            return {**rest, "model": _tensors(loaded[key])}
+    return {"model": _tensors(loaded)}
+
+
+def _tensors(state: Mapping[Any, Any]) -> dict[str, Tensor]:
+    tensors = {}
+    for name, value in state.items():
+        if isinstance(value, np.ndarray):
+            value = torch.from_numpy(np.array(value))  # a copy: the file's may be read-only
+        if not isinstance(value, Tensor) or not isinstance(name, str):
+            raise ValueError(f"it holds no dict of tensors: {name!r} is a {type(value).__name__}")
+        tensors[name] = value
+    if tensors and all(name.startswith("module.") for name in tensors):
+        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
+    return tensors
+
+
+class _StandIn:
+    """In place of an object that is not read, such as a log; takes anything, does nothing."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "_StandIn":
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _list(*args: Any) -> list[Any]:
+    return []
+
+
+def _dict(*args: Any) -> dict[Any, Any]:
+    return {}
+
+
+# Containers that torch does not read, as those that it fills.
+_CONTAINERS = {"collections.deque": _list, "collections.defaultdict": _dict}
+
+
+def _read_torch(file: str) -> Any:
+    """`torch.load` that makes tensors and containers; other objects beside them become stand-ins.
+
+    Training checkpoints of mmengine keep their logs as objects of their own.
+    """
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        try:
+            others = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+        except ValueError:  # no zip file, so older than torch 1.6 or no checkpoint
+            raise ValueError(_why_refused(error)) from error
+    known: list[Any] = [(_CONTAINERS.get(name, _StandIn), name) for name in others]
+    try:
+        with torch.serialization.safe_globals(known):
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(_why_refused(error)) from error
+
+
+def _why_refused(error: pickle.UnpicklingError) -> str:
+    """What torch says on several pages about a file that it refuses, on one line."""
+    found = re.search(r"GLOBAL (\S+)", str(error))
+    if found is None:
+        return "it is damaged or no checkpoint"
+    return (
+        f"it calls {found[1]}, which is not run: load it with the program that made it, and save "
+        "its tensors alone"
+    )
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """What Python 3 writes into old pickles for bytes."""
+    if encoding != "latin1":
+        raise ValueError(f"it has bytes as {encoding!r}, which are not read")
+    return text.encode("latin1")
+
+
+# Makers of arrays, as numpy's own pickles call them (`__reduce_ex__` by protocol).
+_RECONSTRUCT, _SCALAR, _FROM_BUFFER = (
+    np.zeros(1).__reduce__()[0],
+    np.float64(0).__reduce__()[0],
+    np.zeros(1).__reduce_ex__(5)[0],
+)
+# All that a .pkl may call; numpy 2 moved numpy.core to numpy._core.
+_CALLABLES: dict[tuple[str, str], Any] = {
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("collections", "OrderedDict"): OrderedDict,
+    ("_codecs", "encode"): _latin1,
+}
+for _core in ("numpy.core", "numpy._core"):
+    _CALLABLES[f"{_core}.multiarray", "_reconstruct"] = _RECONSTRUCT
+    _CALLABLES[f"{_core}.multiarray", "scalar"] = _SCALAR
+    _CALLABLES[f"{_core}.numeric", "_frombuffer"] = _FROM_BUFFER
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Makes numpy arrays and containers, and refuses all else by name."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _CALLABLES:
+            raise ValueError(f"it calls {module}.{name}, which is not run: only arrays are read")
+        return _CALLABLES[module, name]
+
+
+def _read_pickle(file: str) -> Any:
+    with open(file, "rb") as opened:
+        return _ArrayUnpickler(opened, encoding="latin1").load()
+
+
+def _read_safetensors(file: str) -> Any:
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise ValueError("reading .safetensors needs `pip install safetensors`") from error
+    return load_file(file)
+
+
+_READERS: dict[str, Callable[[str], Any]] = {
+    ".pkl": _read_pickle,
+    ".safetensors": _read_safetensors,
+}

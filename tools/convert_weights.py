@@ -1,0 +1,70 @@
+#!/usr/bin/env python3
+"""Convert weights of other projects to a checkpoint of this one, and write its config beside it.
+
+    python tools/convert_weights.py SOLOv2_R50_3x.pth solov2.pth
+    python demo/demo.py --config-file solov2.yaml --input photo.jpg --output found.jpg
+
+Formats, recognised by the names in the file: AdelaiDet, the SOLO authors' code, mmdetection 2 and
+3, Detectron2, torchvision and timm. MODEL.WEIGHTS takes all of them as they are; converting shows
+what was mapped, and finds the config. Nothing that a file holds is run. When something does not
+fit, nothing is written and the exit code is 2.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from solo_d2.errors import ConfigError  # noqa: E402
+from solo_d2.modeling.weights_conversion import plan_conversion, write_conversion  # noqa: E402
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("input", metavar="INPUT", help="file of weights, or its URL")
+    add("output", metavar="OUTPUT.pth", help="checkpoint to write; the config ends in .yaml")
+    add(
+        "--config-file",
+        metavar="FILE",
+        help="config for what the weights do not decide; default: the nearest of configs/coco",
+    )
+    add(
+        "--allow",
+        metavar="PATTERN",
+        action="append",
+        default=[],
+        help="parameters that may be missing, left over or of another shape, as in "
+        "'head.class_logits.*'; may be given several times",
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    args = parse_args(argv)
+    try:
+        if Path(args.input).resolve() == Path(args.output).resolve():
+            raise ConfigError(f"{args.output} is the input: choose another name")
+        plan = plan_conversion(args.input, args.config_file, allow=args.allow)
+        config = write_conversion(plan, args.output)
+    except ConfigError as error:
+        print(f"convert_weights: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("convert_weights: interrupted", file=sys.stderr)
+        return 130
+    for line in plan.report():
+        print(line)
+    print(f"written: {args.output} and {config}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
