@@ -41,8 +41,8 @@ from solo_d2.modeling.checkpointer import SOLOCheckpointer
 
 logger = logging.getLogger("solo_d2")
 
-# By MODEL.SOLO.MASK_TARGET, the figure that decides which checkpoint is the best; that of a panoptic
-# model is another.
+# By MODEL.SOLO.MASK_TARGET, the figure that decides which checkpoint is the best; of a panoptic
+# model it is another.
 BEST_METRIC = {"mask": "segm/AP", "contour": "contours/F"}
 BEST_PANOPTIC_METRIC = "panoptic_seg/PQ"
 
