@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
@@ -193,11 +193,44 @@ class SOLOHeadBase(nn.Module, ABC, Generic[Outputs]):
         finest = self.feature_strides[0]
         return height * finest // stride, width * finest // stride
 
-    def cells_of_level(self, cells: Cells) -> Tensor:
-        """(P,) int64 in [0, S^2): cells of one level, counted from its first one.
 
-        Only for heads whose mask groups are the levels.
+class LevelMasksHead(SOLOHeadBase[Outputs]):
+    """A head that makes the masks of each level from maps of that level, at twice its size."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        strides: Sequence[int],
+        num_grids: Sequence[int],
+        num_coord_convs: int = 1,
+        **class_branch: Any,
+    ):
+        """Make the head.
+
+        Args:
+            strides: even stride at which the head sees each feature.
+            num_grids: grid side S of each level.
+            num_coord_convs: convolutions of a mask tower that see coordinates, from the first.
+            **class_branch: see `SOLOHeadBase`.
         """
+        super().__init__(strides=strides, num_grids=num_grids, **class_branch)
+        self.mask_strides = tuple(stride // 2 for stride in strides)
+        self.mask_groups = tuple(range(len(num_grids)))
+        self._make_mask_branch(num_coord_convs)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        """Translate the config to arguments."""
+        num_coord_convs = cfg.MODEL.SOLO.HEAD.NUM_COORD_CONVS
+        return {**super().from_config(cfg, input_shape), "num_coord_convs": num_coord_convs}
+
+    @abstractmethod
+    def _make_mask_branch(self, num_coord_convs: int) -> None:
+        """Make the layers that masks come from."""
+
+    def cells_of_level(self, cells: Cells) -> Tensor:
+        """(P,) int64 in [0, S^2): cells of one level, counted from its first one."""
         return cells.index - sum(side * side for side in self.num_grids[: cells.group])
 
 

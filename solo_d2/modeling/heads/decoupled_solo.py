@@ -4,15 +4,11 @@ B images, L levels, S grid side, P chosen cells, C channels of the towers, H W s
 masks.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from detectron2.config import CfgNode, configurable
-from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
-from solo_d2.modeling.heads.base import SOLO_HEAD_REGISTRY, SOLOHeadBase, resize
+from solo_d2.modeling.heads.base import SOLO_HEAD_REGISTRY, LevelMasksHead, resize
 from solo_d2.modeling.layers import predictor
 from solo_d2.structures import Cells, HeadOutputs
 
@@ -31,46 +27,18 @@ class DecoupledSOLOOutputs(HeadOutputs):
 
 
 @SOLO_HEAD_REGISTRY.register()
-class DecoupledSOLOHead(SOLOHeadBase[DecoupledSOLOOutputs]):
+class DecoupledSOLOHead(LevelMasksHead[DecoupledSOLOOutputs]):
     """Class tower, and a mask tower for the columns (sees x) and one for the rows (sees y)."""
 
-    @configurable
-    def __init__(
-        self,
-        *,
-        input_shape: dict[str, ShapeSpec],
-        strides: Sequence[int],
-        num_grids: Sequence[int],
-        num_coord_convs: int = 1,
-        **class_branch: Any,
-    ):
-        """Make the head.
-
-        Args:
-            input_shape: channels and stride of the backbone features.
-            strides: even stride at which the head sees each feature.
-            num_grids: grid side S of each level.
-            num_coord_convs: convolutions of a mask tower that see coordinates, from the first.
-            **class_branch: see `SOLOHeadBase`.
-        """
-        super().__init__(
-            input_shape=input_shape, strides=strides, num_grids=num_grids, **class_branch
-        )
-        self.mask_strides = tuple(stride // 2 for stride in strides)
-        self.mask_groups = tuple(range(len(num_grids)))
+    def _make_mask_branch(self, num_coord_convs: int) -> None:
         self._make_mask_towers(num_coord_convs)
         self.column_logits, self.row_logits = (
             nn.ModuleList(
-                predictor(self.conv_dim, side, prior_prob=self.prior_prob) for side in num_grids
+                predictor(self.conv_dim, side, prior_prob=self.prior_prob)
+                for side in self.num_grids
             )
             for _ in range(2)
         )
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        """Translate the config to arguments."""
-        num_coord_convs = cfg.MODEL.SOLO.HEAD.NUM_COORD_CONVS
-        return {**super().from_config(cfg, input_shape), "num_coord_convs": num_coord_convs}
 
     def _make_mask_towers(self, num_coord_convs: int) -> None:
         self.column_tower = self._make_tower(coords="x", num_coord_convs=num_coord_convs)

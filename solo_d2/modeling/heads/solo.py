@@ -4,15 +4,12 @@ B images, L levels, S grid side, P chosen cells, C channels of the mask tower, H
 masks.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
-from detectron2.config import CfgNode, configurable
-from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
-from solo_d2.modeling.heads.base import SOLO_HEAD_REGISTRY, SOLOHeadBase, resize
+from solo_d2.modeling.heads.base import SOLO_HEAD_REGISTRY, LevelMasksHead, resize
 from solo_d2.modeling.layers import predictor
 from solo_d2.ops.dynamic_conv import dynamic_conv
 from solo_d2.structures import Cells, HeadOutputs
@@ -31,48 +28,19 @@ class SOLOOutputs(HeadOutputs):
 
 
 @SOLO_HEAD_REGISTRY.register()
-class SOLOHead(SOLOHeadBase[SOLOOutputs]):
+class SOLOHead(LevelMasksHead[SOLOOutputs]):
     """Class tower and mask tower, and a 1x1 convolution to S * S masks for each level.
 
     Of the S * S channels (1600 on the finest grid) only those of the chosen cells are computed: the
     rows of a 1x1 convolution are independent, so this changes nothing but time and memory.
     """
 
-    @configurable
-    def __init__(
-        self,
-        *,
-        input_shape: dict[str, ShapeSpec],
-        strides: Sequence[int],
-        num_grids: Sequence[int],
-        num_coord_convs: int = 1,
-        **class_branch: Any,
-    ):
-        """Make the head.
-
-        Args:
-            input_shape: channels and stride of the backbone features.
-            strides: even stride at which the head sees each feature.
-            num_grids: grid side S of each level.
-            num_coord_convs: convolutions of the mask tower that see coordinates, from the first.
-            **class_branch: see `SOLOHeadBase`.
-        """
-        super().__init__(
-            input_shape=input_shape, strides=strides, num_grids=num_grids, **class_branch
-        )
-        self.mask_strides = tuple(stride // 2 for stride in strides)
-        self.mask_groups = tuple(range(len(num_grids)))
+    def _make_mask_branch(self, num_coord_convs: int) -> None:
         self.mask_tower = self._make_tower(coords="xy", num_coord_convs=num_coord_convs)
         self.mask_logits = nn.ModuleList(
             predictor(self.conv_dim, side**2, kernel_size=1, prior_prob=self.prior_prob)
-            for side in num_grids
+            for side in self.num_grids
         )
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        """Translate the config to arguments."""
-        num_coord_convs = cfg.MODEL.SOLO.HEAD.NUM_COORD_CONVS
-        return {**super().from_config(cfg, input_shape), "num_coord_convs": num_coord_convs}
 
     def forward(self, features: dict[str, Tensor]) -> SOLOOutputs:
         """Predict class logits and mask features; see `SOLOHeadBase.forward`."""
