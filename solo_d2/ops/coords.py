@@ -17,8 +17,17 @@ def append_coords(features: Tensor, axes: str = "xy") -> Tensor:
     """
     batch, _, height, width = features.shape
     # linspace in float32: in half precision its steps would be uneven.
-    x = torch.linspace(-1, 1, width, device=features.device).to(features.dtype)
-    y = torch.linspace(-1, 1, height, device=features.device).to(features.dtype)
+    x = _coordinates(width, features.device).to(features.dtype)
+    y = _coordinates(height, features.device).to(features.dtype)
     coords = {"x": x, "y": y[:, None]}
     channels = [coords[axis].expand(batch, 1, height, width) for axis in axes]
     return torch.cat([features, *channels], dim=1)
+
+
+def _coordinates(size: int, device: torch.device) -> Tensor:
+    """(size,) float32 from -1 to 1."""
+    if not torch.compiler.is_compiling():
+        return torch.linspace(-1, 1, size, device=device)
+    # A trace would keep the number of steps as a constant.
+    index = torch.arange(size, device=device).float()
+    return 2 * index / index[-1:].clamp(min=1) - 1

@@ -75,9 +75,22 @@ def _matrix_nms_torch(
     masks: Tensor, groups: Tensor, scores: Tensor, *, kernel: str, sigma: float
 ) -> Tensor:
     """The equation on whole matrices: the reference."""
-    # iou[i, j]: overlap of j with the better mask i of its class, else 0.
-    iou = upper_iou(masks, groups, "torch")
-    worst = iou.amax(dim=0)[:, None]  # how much mask i itself is overlapped by better ones
+    return scores * matrix_decay(upper_iou(masks, groups, "torch"), kernel=kernel, sigma=sigma)
+
+
+def matrix_decay(iou: Tensor, *, kernel: str, sigma: float) -> Tensor:
+    """Equation 4.
+
+    Args:
+        iou: (..., M, M); row i, column j is the overlap of mask j with the better mask i of its
+            class, else 0.
+        kernel: see `matrix_nms`.
+        sigma: see `matrix_nms`.
+
+    Returns:
+        (..., M) the factor of each mask's score, in [0, 1].
+    """
+    worst = iou.amax(dim=-2)[..., None]  # how much mask i itself is overlapped by better ones
     if kernel == "gaussian":
         decay = torch.exp(-sigma * (iou.square() - worst.square()))
     else:
@@ -85,7 +98,7 @@ def _matrix_nms_torch(
         # the published code) must not matter, hence the floor.
         decay = (1 - iou) / (1 - worst).clamp(min=torch.finfo(iou.dtype).tiny)
         decay = torch.where(worst < 1, decay, torch.ones_like(decay))
-    return scores * decay.amin(dim=0).clamp(max=1)
+    return decay.amin(dim=-2).clamp(max=1)
 
 
 def _decay_by_rows(

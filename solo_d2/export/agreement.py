@@ -1,0 +1,200 @@
+"""Whether an exported model finds what the model finds.
+
+N instances of an image, H W its rows and columns.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.structures import Boxes, Instances
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from solo_d2.export.runner import Arrays, Detector
+from solo_d2.ops.mask_iou import mask_iou
+
+# Instances of one class are the same if their masks overlap by at least this IoU.
+SAME_IOU = 0.5
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What counts as agreement.
+
+    Attributes:
+        score: largest difference of scores.
+        iou: least IoU of masks.
+        unmatched: largest part of the instances that only one of the two finds.
+        ap: largest difference of mask AP, in percent.
+    """
+
+    score: float
+    iou: float
+    unmatched: float
+    ap: float
+
+
+# Of float32 only the order of sums differs. In float16 probabilities are off by up to some
+# thousandths, so pixels at a mask's border and instances at a threshold come and go.
+TOLERANCES = {
+    "float32": Tolerance(score=1e-3, iou=0.95, unmatched=0.002, ap=0.1),
+    "float16": Tolerance(score=0.05, iou=0.75, unmatched=0.03, ap=0.3),
+}
+
+
+@dataclass
+class Agreement:
+    """Differences over all images so far.
+
+    Attributes:
+        images: how many were compared.
+        expected: instances of the model.
+        found: instances of the export.
+        matched: pairs of the two.
+        score_diff: largest difference of scores of a pair.
+        min_iou: least IoU of a pair.
+        most_candidates: of an image.
+    """
+
+    images: int = 0
+    expected: int = 0
+    found: int = 0
+    matched: int = 0
+    score_diff: float = 0.0
+    min_iou: float = 1.0
+    most_candidates: int = 0
+
+    def add(self, expected: Instances, found: Arrays, *, least_score: float = 0.0) -> None:
+        """Count one image.
+
+        Args:
+            expected: what the model found, on the CPU.
+            found: what the export found.
+            least_score: instances below it, found by one alone, do not count: they may have stood
+                just above or below a limit.
+        """
+        masks = torch.from_numpy(np.ascontiguousarray(found["masks"]))
+        classes, scores = torch.from_numpy(found["classes"]), torch.from_numpy(found["scores"])
+        same_class = expected.pred_classes[:, None] == classes
+        ious = _pairwise_iou(expected.pred_masks, masks) * same_class
+        pairs = match(ious)
+        for i, j in pairs:
+            self.score_diff = max(self.score_diff, float((expected.scores[i] - scores[j]).abs()))
+            self.min_iou = min(self.min_iou, float(ious[i, j]))
+        lonely = set(range(len(expected))) - {i for i, _ in pairs}
+        lonely_found = set(range(len(scores))) - {j for _, j in pairs}
+        self.images += 1
+        self.matched += len(pairs)
+        self.expected += len(pairs) + sum(float(expected.scores[i]) > least_score for i in lonely)
+        self.found += len(pairs) + sum(float(scores[j]) > least_score for j in lonely_found)
+        self.most_candidates = max(self.most_candidates, int(found["num_candidates"]))
+
+    def faults(self, tolerance: Tolerance) -> list[str]:
+        """Why the two disagree; nothing if they agree."""
+        faults = []
+        if self.expected == 0:
+            faults.append("the model finds no instance in these images, so they prove nothing")
+        unmatched = max(self.expected, self.found) - self.matched
+        if unmatched > tolerance.unmatched * max(self.expected, self.found):
+            faults.append(f"{unmatched} instances are found by one of the two alone")
+        if self.score_diff > tolerance.score:
+            faults.append(f"scores differ by up to {self.score_diff:.2g} (limit {tolerance.score})")
+        if self.min_iou < tolerance.iou:
+            faults.append(f"masks overlap by only {self.min_iou:.3f} (limit {tolerance.iou})")
+        return faults
+
+    def __str__(self) -> str:
+        return (
+            f"{self.images} images: {self.matched} instances of both, {self.expected} of the model,"
+            f" {self.found} of the export; scores differ by at most {self.score_diff:.2g}, masks "
+            f"overlap by at least {self.min_iou:.4f} IoU; at most {self.most_candidates} candidates"
+        )
+
+
+def _pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
+    """(N, N') float32 IoU of masks (N, H, W) with masks (N', H, W), both bool."""
+    return mask_iou(torch.cat([a, b]))[: len(a), len(a) :]
+
+
+def match(ious: Tensor) -> list[tuple[int, int]]:
+    """Pair rows with columns, the best pairs first, each once.
+
+    Args:
+        ious: (N, N') float32; pairs below `SAME_IOU` are none.
+    """
+    if ious.numel() == 0:
+        return []
+    order = ious.flatten().argsort(descending=True, stable=True)
+    order = order[ious.flatten()[order] >= SAME_IOU]
+    pairs, rows, columns = [], set(), set()
+    for position in order.tolist():
+        row, column = divmod(position, ious.shape[1])
+        if row not in rows and column not in columns:
+            pairs.append((row, column))
+            rows.add(row)
+            columns.add(column)
+    return pairs
+
+
+def to_instances(found: Arrays, size: tuple[int, int]) -> Instances:
+    """What a detector found in an image, for Detectron2.
+
+    Args:
+        found: see `Detector.__call__`.
+        size: height and width of the masks.
+    """
+    return Instances(
+        size,
+        pred_masks=torch.from_numpy(np.ascontiguousarray(found["masks"])),
+        pred_boxes=Boxes(torch.from_numpy(np.array(found["boxes"]))),
+        scores=torch.from_numpy(np.array(found["scores"])),
+        pred_classes=torch.from_numpy(np.array(found["classes"])),
+    )
+
+
+@dataclass
+class Comparison:
+    """Runs both on the same inputs.
+
+    Attributes:
+        model: the model, in eval mode.
+        detector: the export.
+        agreement: so far.
+    """
+
+    model: nn.Module
+    detector: Detector
+    agreement: Agreement = field(default_factory=Agreement)
+
+    @torch.no_grad()
+    def run(
+        self, inputs: Sequence[Mapping[str, Any]]
+    ) -> tuple[list[dict[str, Instances]], list[dict[str, Instances]]]:
+        """Compare a batch.
+
+        Args:
+            inputs: Detectron2's, with "image" (3, H, W) of whole numbers in [0, 255].
+
+        Returns:
+            The model's outputs and the export's, as the model gives them.
+        """
+        expected = [{"instances": x["instances"].to("cpu")} for x in self.model(list(inputs))]
+        images: list[NDArray[np.uint8]] = [
+            x["image"].permute(1, 2, 0).to(torch.uint8).numpy() for x in inputs
+        ]
+        sizes = [x["instances"].image_size for x in expected]
+        found = self.detector.detect(images, sizes)
+        info = self.detector.info
+        tolerance = TOLERANCES[info.precision]
+        for result, arrays in zip(expected, found, strict=True):
+            instances = result["instances"]
+            full = max(len(instances), len(arrays["scores"])) >= info.max_detections
+            limit = float(instances.scores[-1]) if full and len(instances) else info.keep_thresh
+            self.agreement.add(instances, arrays, least_score=limit + tolerance.score)
+        return expected, [
+            {"instances": to_instances(arrays, size)}
+            for arrays, size in zip(found, sizes, strict=True)
+        ]

@@ -1,0 +1,353 @@
+"""The whole inference of a SOLO model as one graph of fixed structure, for export.
+
+The steps are those of `solo_d2.inference`, with sizes that do not depend on what is in the image:
+instead of all candidates above the threshold the best `topk` pairs of cell and class are taken and
+those below the threshold count for nothing. An image with more candidates may therefore get
+slightly other results than in `MaskDecoder`; `num_candidates` tells.
+
+B images, H W rows and columns of the padded input, H' W' of the output, T cells, K classes, M
+candidates whose masks are made, N candidates that enter NMS, D detections of an image, h w rows and
+columns of the masks at the finest mask stride.
+"""
+
+from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
+from typing import NamedTuple, cast
+
+import torch
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+from torch import Tensor, nn
+
+from solo_d2.errors import ConfigError
+from solo_d2.export.cell_masks import build_cell_masks, take
+from solo_d2.inference import class_probabilities
+from solo_d2.modeling.heads.base import resize, resize_by_regions
+from solo_d2.modeling.layers import DeformConv2d
+from solo_d2.modeling.meta_arch.panoptic import PanopticSOLO
+from solo_d2.modeling.meta_arch.solo import SOLO
+from solo_d2.ops.fast_nms import fast_nms
+from solo_d2.ops.matrix_nms import matrix_decay, matrix_nms
+
+INPUTS = ("images", "image_sizes", "rows", "columns")
+
+
+class Detections(NamedTuple):
+    """Outputs of the graph. Detections that are not there are zeros, behind those that are.
+
+    Attributes:
+        scores: (B, D) float32, not rising.
+        classes: (B, D) int64 in [0, K).
+        boxes: (B, D, 4) float32, XYXY in output pixels, right and lower edge exclusive.
+        masks: (B, D, H', W') bool.
+        num_detections: (B,) int64, how many of D are there.
+        num_candidates: (B,) int64, pairs of cell and class above the score threshold.
+    """
+
+    scores: Tensor
+    classes: Tensor
+    boxes: Tensor
+    masks: Tensor
+    num_detections: Tensor
+    num_candidates: Tensor
+
+
+class SoftDetections(NamedTuple):
+    """Outputs of the graph that leaves the last resize to its user; see `Detections`.
+
+    Attributes:
+        masks: (B, D, h, w) float32 probabilities over the padded input.
+    """
+
+    scores: Tensor
+    classes: Tensor
+    masks: Tensor
+    num_detections: Tensor
+    num_candidates: Tensor
+
+
+class ExportPipeline(nn.Module):
+    """A copy of a model, from the bytes of images to detections."""
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+    cell_strides: Tensor
+
+    def __init__(
+        self, model: SOLO, *, topk: int | None = None, half: bool = False, soft_masks: bool = False
+    ):
+        """Make the copy; the model stays as it is.
+
+        Args:
+            model: any head, for masks, with Matrix or Fast NMS.
+            topk: M, candidates of an image whose masks are made; None for as many as enter NMS.
+            half: whether backbone and head compute in float16. All that follows them stays in
+                float32, and so do deformable convolutions: float16 cannot tell positions apart.
+            soft_masks: whether the graph ends with `SoftDetections`.
+
+        Raises:
+            ConfigError: a part of the model cannot be exported; the message names its key.
+        """
+        super().__init__()
+        params = model.decoder_params
+        _check_exportable(model)
+        self.decay = _build_decay(params["nms"])
+        self.class_agnostic = bool(params["nms"].keywords["class_agnostic"])
+        self.score_thresh, self.mask_thresh = params["score_thresh"], params["mask_thresh"]
+        self.keep_thresh = params["keep_thresh"]
+        self.pre_nms_topk, self.max_detections = params["pre_nms_topk"], params["max_detections"]
+        self.topk = self.pre_nms_topk if topk is None else topk
+        if self.topk < 1:
+            raise ConfigError(f"topk is {self.topk}, but must be at least 1")
+        self.soft_masks = soft_masks
+        self.dtype = torch.float16 if half else torch.float32
+        model = deepcopy(model).cpu().float().eval().requires_grad_(False)
+        self.num_classes = model.num_classes
+        self.mask_stride = min(model.head.mask_strides)
+        self.backbone = _with_traceable_pool(model.backbone)
+        self.head = model.head
+        self.cell_masks = build_cell_masks(self.head)
+        for part in (self.backbone, self.head, self.cell_masks) if half else ():
+            part.half()
+            _keep_float32(part)
+        for name in ("pixel_mean", "pixel_std"):
+            self.register_buffer(name, getattr(model, name))
+        self.register_buffer("cell_strides", model.strides[model.cell_levels])  # (T,)
+
+    def forward(
+        self,
+        images: Tensor,
+        image_sizes: Tensor,
+        rows: Tensor | None = None,
+        columns: Tensor | None = None,
+    ) -> Detections | SoftDetections:
+        """Find the instances of a batch.
+
+        Args:
+            images: (B, 3, H, W) uint8 in the model's channel order, H and W multiples of the
+                backbone's divisor. What is outside of an image has no effect.
+            image_sizes: (B, 2) int64, height and width of each image, which lies at the upper left.
+            rows: (B, H') float32, the row of the image, in its pixels, that each row of the output
+                is sampled at; output rows outside of [0, height - 1] stay empty.
+            columns: (B, W') float32, likewise.
+
+        Returns:
+            The detections, best first; without `rows` and `columns` if masks are soft.
+        """
+        outputs = self.head(self.backbone(self.normalise(images, image_sizes)))
+        cells, classes, scores, num_candidates = self.choose(outputs.class_logits)
+        probs = self.cell_masks(outputs, cells)
+        scores, kept = self.score_and_suppress(probs, cells, classes, scores)
+        classes, probs = take(classes, kept), take(probs, kept)
+        is_there = scores > 0
+        classes = classes * is_there
+        probs = probs * is_there[:, :, None, None]
+        counts = is_there.sum(dim=1), num_candidates
+        if self.soft_masks:
+            return SoftDetections(scores, classes, probs, *counts)
+        assert rows is not None
+        assert columns is not None
+        masks, boxes = self.paste(probs, image_sizes, rows, columns)
+        return Detections(scores, classes, boxes, masks, *counts)
+
+    def normalise(self, images: Tensor, image_sizes: Tensor) -> Tensor:
+        """(B, 3, H, W) float; the padding is 0 after the normalisation, as in training."""
+        rows = torch.arange(images.shape[2], device=images.device)
+        columns = torch.arange(images.shape[3], device=images.device)
+        in_height, in_width = rows < image_sizes[:, :1], columns < image_sizes[:, 1:]
+        pixels = (images.float() - self.pixel_mean) / self.pixel_std
+        inside = in_height[:, None, :, None] & in_width[:, None, None, :]
+        return torch.where(inside, pixels, 0).to(self.dtype)
+
+    def choose(self, class_logits: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The best pairs of cell and class.
+
+        Returns:
+            Cells, classes and scores, (B, M) each, by falling score; 0 for those that are no
+            candidates; and (B,) how many candidates there are.
+        """
+        probs = class_probabilities(class_logits).flatten(1)
+        num_candidates = (probs > self.score_thresh).sum(dim=1)
+        scores, index = probs.topk(min(self.topk, len(self.cell_strides) * self.num_classes))
+        scores = torch.where(scores > self.score_thresh, scores, 0)
+        return index // self.num_classes, index % self.num_classes, scores, num_candidates
+
+    def score_and_suppress(
+        self, probs: Tensor, cells: Tensor, classes: Tensor, scores: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Multiply scores by the maskness, mask NMS, final filter and cut.
+
+        Args:
+            probs: (B, M, h, w) float32.
+            cells: (B, M).
+            classes: (B, M).
+            scores: (B, M), 0 for those that do not count.
+
+        Returns:
+            (B, D) scores, by falling score, 0 for none; and (B, D) which of M they are.
+        """
+        foreground = (probs > self.mask_thresh).float().flatten(2)
+        areas = foreground.sum(dim=2)
+        maskness = (foreground * probs.flatten(2)).sum(dim=2) / areas.clamp(min=1)
+        large = areas > self.cell_strides[cells]
+        scores = torch.where(large, scores * maskness, 0)
+        # The small matrix of overlaps is brought into order rather than the masks.
+        overlaps = foreground @ foreground.transpose(1, 2)
+        scores, order = scores.topk(min(self.pre_nms_topk, scores.shape[1]))
+        overlaps = take(take(overlaps, order).transpose(1, 2), order)
+        iou = self._upper_iou(overlaps, take(areas, order), take(classes, order), scores > 0)
+        scores = scores * self.decay(iou)
+        scores, best = scores.topk(min(self.max_detections, scores.shape[1]))
+        scores = torch.where(scores >= self.keep_thresh, scores, 0)
+        return scores, take(order, best)
+
+    def _upper_iou(self, overlaps: Tensor, areas: Tensor, classes: Tensor, valid: Tensor) -> Tensor:
+        """(B, N, N) IoU of each mask with the later ones that it competes with, else 0."""
+        unions = areas[:, :, None] + areas[:, None, :] - overlaps
+        competes = valid[:, :, None] & valid[:, None, :]
+        if not self.class_agnostic:
+            competes = competes & (classes[:, :, None] == classes[:, None, :])
+        rank = torch.arange(overlaps.shape[1], device=overlaps.device)
+        competes = competes & (rank[:, None] < rank)
+        return torch.where(competes, overlaps / unions.clamp(min=1), 0)
+
+    def paste(
+        self, probs: Tensor, image_sizes: Tensor, rows: Tensor, columns: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Bring soft masks to the output by one product along each axis; both resizes are linear.
+
+        Args:
+            probs: (B, D, h, w) float32.
+            image_sizes: see `forward`.
+            rows: see `forward`.
+            columns: see `forward`.
+
+        Returns:
+            (B, D, H', W') bool and (B, D, 4) float32 boxes.
+        """
+        stride, (height, width) = self.mask_stride, probs.shape[2:]
+        to_rows = axis_weights(rows, image_sizes[:, 0], height, stride)[:, None]
+        to_columns = axis_weights(columns, image_sizes[:, 1], width, stride)[:, None]
+        values = to_rows @ (probs @ to_columns.transpose(2, 3))
+        left, right = _spans(values.amax(dim=2) > self.mask_thresh)
+        top, bottom = _spans(values.amax(dim=3) > self.mask_thresh)
+        return values > self.mask_thresh, torch.stack([left, top, right, bottom], dim=2)
+
+
+def axis_weights(positions: Tensor, sides: Tensor, size: int, stride: int) -> Tensor:
+    """How much each mask pixel counts for each output pixel along one axis.
+
+    The mask is enlarged bilinearly by its stride, the padding cut off, and the result sampled
+    bilinearly.
+
+    Args:
+        positions: (B, N) float32, where the image is sampled, in its pixels.
+        sides: (B,) int64, pixels of the image.
+        size: mask pixels.
+        stride: pixels of one mask pixel.
+
+    Returns:
+        (B, N, size) float32; zeros where the position is outside of the image.
+    """
+    last = (sides - 1).to(positions.dtype)[:, None]
+    inside = (positions >= 0) & (positions <= last)
+    first = positions.floor()
+    fraction = (positions - first)[:, :, None]
+    second = torch.minimum(first + 1, last)
+    index = torch.arange(size, device=positions.device).to(positions.dtype)
+
+    def enlarged(pixel: Tensor) -> Tensor:
+        source = ((pixel + 0.5) / stride - 0.5).clamp(min=0)
+        source = torch.minimum(source, index[-1:])
+        return (1 - (source[:, :, None] - index).abs()).clamp(min=0)
+
+    weights = (1 - fraction) * enlarged(first) + fraction * enlarged(second)
+    return weights * inside[:, :, None]
+
+
+def _spans(flags: Tensor) -> tuple[Tensor, Tensor]:
+    """First flag of each line and one after the last, float32; zeros where there is none.
+
+    Args:
+        flags: (B, D, size) bool.
+    """
+    index = torch.arange(flags.shape[2], device=flags.device).float()
+    stop = torch.where(flags, index + 1, 0).amax(dim=2)
+    first = torch.where(flags, index, index[-1:]).amin(dim=2)
+    return torch.minimum(first, stop), stop
+
+
+def _check_exportable(model: SOLO) -> None:
+    if isinstance(model, PanopticSOLO):
+        raise ConfigError(
+            "MODEL.META_ARCHITECTURE is 'PanopticSOLO', but only instances are exported: set it to "
+            "'SOLO' to export those of the same weights"
+        )
+    if model.decoder_params["contours"]:
+        raise ConfigError("MODEL.SOLO.MASK_TARGET is 'contour', but only 'mask' is exported")
+    if model.head.align not in (resize, resize_by_regions):
+        raise ConfigError(
+            "MODEL.SOLO.HEAD.ALIGN is 'max_pool', whose windows an exported graph cannot adapt to "
+            "the size of the image; exported are 'interpolate' and 'region_grid'"
+        )
+
+
+def _build_decay(nms: "partial[Tensor]") -> Callable[[Tensor], Tensor]:
+    """From IoU (B, N, N), 0 on and below the diagonal, to factors (B, N) of the scores.
+
+    Raises:
+        ConfigError: the NMS goes through the masks one after another.
+    """
+    params = nms.keywords
+    if nms.func is matrix_nms:
+        return partial(matrix_decay, kernel=params["kernel"], sigma=params["sigma"])
+    if nms.func is fast_nms:
+        return partial(_fast_decay, thresh=params["thresh"])
+    name = getattr(nms.func, "__name__", str(nms.func)).removesuffix("_nms")
+    raise ConfigError(
+        f"MODEL.SOLO.NMS.TYPE is {name!r}, which decides about one mask after another; a graph of "
+        "fixed structure can do 'matrix' and 'fast'"
+    )
+
+
+def _fast_decay(iou: Tensor, *, thresh: float) -> Tensor:
+    return (iou.amax(dim=-2) <= thresh).to(iou.dtype)
+
+
+class _EverySecond(nn.Module):
+    """`LastLevelMaxPool` without pooling, which would bind a trace to even or odd sizes."""
+
+    def __init__(self, pool: LastLevelMaxPool):
+        super().__init__()
+        self.num_levels, self.in_feature = pool.num_levels, pool.in_feature
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(B, C, H, W) to one (B, C, ceil(H / 2), ceil(W / 2))."""
+        return [x[:, :, ::2, ::2]]
+
+
+def _with_traceable_pool(backbone: nn.Module) -> nn.Module:
+    pool = getattr(backbone, "top_block", None)
+    if isinstance(pool, LastLevelMaxPool):
+        backbone.top_block = _EverySecond(pool)
+    return backbone
+
+
+class _Float32(nn.Module):
+    """Runs a layer in float32 among layers of float16."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer.float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the layer."""
+        return cast(Tensor, self.layer(x.float())).to(x.dtype)
+
+
+def _keep_float32(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, DeformConv2d):
+            setattr(module, name, _Float32(child))
+        else:
+            _keep_float32(child)

@@ -1,0 +1,194 @@
+"""Exported graphs as files: traced once by torch.export, written in one of several formats.
+
+Batch, height and width stay free: H and W are multiples of the backbone's divisor. "torch-export"
+and "aoti" want at least twice the divisor, because torch treats sizes of 1 as special cases and the
+coarsest feature would have one; "onnx" has no such bound.
+"""
+
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor
+from torch.export import Dim, ExportedProgram
+
+from solo_d2.errors import ConfigError
+from solo_d2.export.packages import require_packages
+from solo_d2.export.pipeline import INPUTS, Detections, ExportPipeline, SoftDetections
+from solo_d2.export.runner import Arrays, Detector, ModelInfo
+from solo_d2.modeling.meta_arch.solo import SOLO
+
+# The one in which ONNX has GridSample for deformable convolutions under its present name.
+OPSET = 20
+METADATA_FILE = "metadata.json"
+
+
+@dataclass(frozen=True)
+class Export:
+    """A traced pipeline.
+
+    Attributes:
+        program: the graph.
+        info: what its users need to know.
+        inputs: their names.
+        outputs: their names.
+    """
+
+    program: ExportedProgram
+    info: ModelInfo
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+def describe(
+    model: SOLO, pipeline: ExportPipeline, cfg: CfgNode, names: list[str], ids: list[int]
+) -> ModelInfo:
+    """Gather the metadata.
+
+    Args:
+        model: the model.
+        pipeline: made of it.
+        cfg: INPUT is read.
+        names: of the classes.
+        ids: category ids of the classes.
+    """
+    padding = model.backbone.padding_constraints
+    return ModelInfo(
+        class_names=list(names),
+        class_ids=list(ids),
+        input_format=cfg.INPUT.FORMAT,
+        pixel_mean=pipeline.pixel_mean.flatten().tolist(),
+        pixel_std=pipeline.pixel_std.flatten().tolist(),
+        min_size=cfg.INPUT.MIN_SIZE_TEST,
+        max_size=cfg.INPUT.MAX_SIZE_TEST,
+        size_divisor=max(model.backbone.size_divisibility, 1),
+        square_size=padding.get("square_size", 0),
+        mask_stride=pipeline.mask_stride,
+        soft_masks=pipeline.soft_masks,
+        precision=str(pipeline.dtype).removeprefix("torch."),
+        topk=pipeline.topk,
+        pre_nms_topk=pipeline.pre_nms_topk,
+        max_detections=pipeline.max_detections,
+        score_thresh=pipeline.score_thresh,
+        mask_thresh=pipeline.mask_thresh,
+        keep_thresh=pipeline.keep_thresh,
+    )
+
+
+@torch.no_grad()
+def trace(pipeline: ExportPipeline, info: ModelInfo) -> Export:
+    """Trace a pipeline with free batch, input and output sizes.
+
+    Raises:
+        ConfigError: a part of the model cannot be traced.
+    """
+    divisor = info.size_divisor
+    # Sides that differ from each other, from the grids and from powers of two.
+    height, width = (info.square_size or divisor * number for number in (3, 5))
+    arguments: list[Tensor] = [
+        torch.zeros(2, 3, height, width, dtype=torch.uint8),
+        torch.tensor([[height - 3, width], [height, width - 5]]),
+        torch.zeros(2, height + 7),
+        torch.zeros(2, width + 9),
+    ]
+    # One Dim in several places demands that they are equal.
+    batch = Dim("batch", min=1)
+    sides: dict[int, Any] = {0: batch}
+    if not info.square_size:
+        sides |= {2: divisor * Dim("height", min=2), 3: divisor * Dim("width", min=2)}
+    rows, columns = Dim("output_height", min=1), Dim("output_width", min=1)
+    free = [sides, {0: batch}, {0: batch, 1: rows}, {0: batch, 1: columns}]
+    count = 2 if pipeline.soft_masks else 4
+    try:
+        program = torch.export.export(
+            pipeline, tuple(arguments[:count]), dynamic_shapes=tuple(free[:count]), strict=False
+        )
+    except Exception as error:  # torch has many kinds for what it cannot trace
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ConfigError(f"The model cannot be traced: {lines[0]}") from error
+    kind = SoftDetections if pipeline.soft_masks else Detections
+    return Export(program, info, INPUTS[:count], kind._fields)
+
+
+def save_onnx(export: Export, path: Path) -> None:
+    """Write an ONNX file."""
+    require_packages("onnx", "onnxscript", "onnxruntime")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own
+        onnx_program = torch.onnx.export(
+            export.program,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(export.inputs),
+            output_names=list(export.outputs),
+            verbose=False,
+        )
+    assert onnx_program is not None
+    onnx_program.model.metadata_props.update(export.info.to_metadata())
+    onnx_program.save(path)
+
+
+def save_program(export: Export, path: Path) -> None:
+    """Write torch.export's own file, to be loaded by `torch.export.load`."""
+    metadata = json.dumps(export.info.to_metadata())
+    torch.export.save(export.program, path, extra_files={METADATA_FILE: metadata})
+
+
+def save_aoti(export: Export, path: Path) -> None:
+    """Compile a package for the CPU of this machine; needs a C++ compiler, and minutes."""
+    from torch._inductor import aoti_compile_and_package
+
+    metadata = export.info.to_metadata()
+    aoti_compile_and_package(
+        export.program,
+        package_path=str(path),
+        inductor_configs={"aot_inductor.metadata": metadata},
+    )
+
+
+def load_onnx(path: Path) -> Detector:
+    """Read what `save_onnx` wrote."""
+    require_packages("onnxruntime")
+    return Detector.load(path)
+
+
+def load_program(path: Path) -> Detector:
+    """Read what `save_program` wrote."""
+    files = {METADATA_FILE: ""}
+    program = torch.export.load(path, extra_files=files)
+    info = ModelInfo.from_metadata(json.loads(files[METADATA_FILE] or "{}"), str(path))
+    return Detector(_run_torch(program.module(), info), info)
+
+
+def load_aoti(path: Path) -> Detector:
+    """Read what `save_aoti` wrote."""
+    from torch._inductor import aoti_load_package
+
+    model = aoti_load_package(str(path))
+    info = ModelInfo.from_metadata(model.loader.get_metadata(), str(path))
+    return Detector(_run_torch(model, info), info)
+
+
+def _run_torch(graph: Callable[..., Any], info: ModelInfo) -> Callable[[Arrays], Arrays]:
+    names = SoftDetections._fields if info.soft_masks else Detections._fields
+
+    @torch.no_grad()
+    def run(inputs: Arrays) -> Arrays:
+        outputs = graph(*(torch.from_numpy(value) for value in inputs.values()))
+        return {name: value.numpy() for name, value in zip(names, outputs, strict=True)}
+
+    return run
+
+
+# By name on the command line, how a file is written and read.
+FORMATS: dict[str, tuple[Callable[[Export, Path], None], Callable[[Path], Detector]]] = {
+    "onnx": (save_onnx, load_onnx),
+    "torch-export": (save_program, load_program),
+    "aoti": (save_aoti, load_aoti),
+}
+EXTENSIONS = {"onnx": ".onnx", "torch-export": ".pt2", "aoti": ".pt2"}

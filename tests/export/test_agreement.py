@@ -1,0 +1,84 @@
+"""When an export counts as the same as its model."""
+
+import numpy as np
+import pytest
+import torch
+
+pytestmark = pytest.mark.detectron2
+pytest.importorskip("detectron2")
+
+from detectron2.structures import Boxes, Instances  # noqa: E402
+
+from solo_d2.export.agreement import TOLERANCES, Agreement, match  # noqa: E402
+
+FLOAT32 = TOLERANCES["float32"]
+
+
+def scene(num=4):
+    """Stripes of 10 rows, as the model gives them and as an export does."""
+    masks = torch.zeros(num, 10 * num, 20, dtype=torch.bool)
+    for index, mask in enumerate(masks):
+        mask[10 * index : 10 * index + 10] = True
+    scores = torch.linspace(0.9, 0.5, num)
+    expected = Instances(
+        masks.shape[1:],
+        pred_masks=masks,
+        pred_boxes=Boxes(torch.zeros(num, 4)),
+        scores=scores,
+        pred_classes=torch.arange(num),
+    )
+    found = {
+        "masks": masks.numpy().copy(),
+        "scores": scores.numpy().copy(),
+        "classes": np.arange(num),
+        "num_candidates": np.int64(9),
+    }
+    return expected, found
+
+
+def faults_of(expected, found, **options):
+    agreement = Agreement()
+    agreement.add(expected, found, **options)
+    return agreement, agreement.faults(FLOAT32)
+
+
+def test_the_same_in_another_order():
+    expected, found = scene()
+    found = {key: value[::-1].copy() if value.ndim else value for key, value in found.items()}
+    agreement, faults = faults_of(expected, found)
+    assert faults == []
+    assert (agreement.matched, agreement.min_iou, agreement.score_diff) == (4, 1.0, 0.0)
+    assert agreement.most_candidates == 9
+
+
+def test_a_score_a_mask_and_a_class_that_differ():
+    expected, found = scene()
+    found["scores"][1] += 0.01
+    assert "scores differ by up to 0.01" in faults_of(expected, found)[1][0]
+    expected, found = scene()
+    found["masks"][2, 20:22] = False
+    assert "overlap by only 0.800" in faults_of(expected, found)[1][0]
+    expected, found = scene()
+    found["classes"][0] = 3
+    agreement, faults = faults_of(expected, found)
+    assert agreement.matched == 3
+    assert "1 instances are found by one" in faults[0]
+
+
+def test_missing_ones_count_unless_near_the_limit():
+    expected, found = scene()
+    fewer = {key: value[:3] if value.ndim else value for key, value in found.items()}
+    for pair in ((expected, fewer), (expected[:3], found)):
+        assert "1 instances" in faults_of(*pair, least_score=0.4)[1][0]
+        assert faults_of(*pair, least_score=0.6)[1] == []
+
+
+def test_nothing_found_proves_nothing():
+    expected, found = scene()
+    none = {key: value[:0] if value.ndim else value for key, value in found.items()}
+    assert "prove nothing" in faults_of(expected[:0], none)[1][0]
+
+
+def test_each_is_matched_once():
+    ious = torch.tensor([[0.9, 0.8], [0.95, 0.7], [0.2, 0.4]])
+    assert match(ious) == [(1, 0), (0, 1)]

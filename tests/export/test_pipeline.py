@@ -1,0 +1,175 @@
+"""The graph that is exported, before it is traced: the same instances as the model's."""
+
+import numpy as np
+import pytest
+import torch
+
+pytestmark = pytest.mark.detectron2
+pytest.importorskip("detectron2")
+
+from detectron2.modeling import build_model  # noqa: E402
+
+from solo_d2 import ConfigError  # noqa: E402
+from solo_d2.export.agreement import TOLERANCES, Agreement  # noqa: E402
+from solo_d2.export.cell_masks import build_cell_masks  # noqa: E402
+from solo_d2.export.pipeline import ExportPipeline  # noqa: E402
+from solo_d2.export.programs import describe  # noqa: E402
+from solo_d2.modeling.layers import DeformConv2d  # noqa: E402
+from solo_d2.ops.coords import append_coords  # noqa: E402
+from tests.export.models import (  # noqa: E402
+    SIZES,
+    VARIANTS,
+    Pyramid,
+    assert_detector_agrees,
+    assert_same,
+    expected_of,
+    images,
+    pipeline_detector,
+    small_config,
+    small_model,
+)
+from tests.modeling.tiny import panoptic_config  # noqa: E402
+
+NAMES = ["a", "b", "c", "d", "e"]
+
+
+def make(model, **options):
+    pipeline = ExportPipeline(model, **options)
+    info = describe(model, pipeline, small_config(), NAMES, [1, 2, 3, 4, 5])
+    return pipeline, pipeline_detector(pipeline, info)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_same_instances_as_the_model(variant):
+    model = small_model(*VARIANTS[variant])
+    assert_detector_agrees(model, make(model)[1])
+
+
+def test_soft_masks_give_the_same():
+    model = small_model()
+    assert_detector_agrees(model, make(model, soft_masks=True)[1])
+
+
+def test_padding_has_no_effect():
+    model = small_model()
+    pipeline, detector = make(model)
+    image, sizes = images((50, 70))[0], torch.tensor([[50, 70]])
+    found = detector.detect([image], [(50, 70)])[0]
+    padded = torch.full((1, 3, 64, 96), 255, dtype=torch.uint8)
+    padded[0, :, :50, :70] = torch.from_numpy(image.transpose(2, 0, 1).copy())
+    rows, columns = torch.arange(50.0)[None], torch.arange(70.0)[None]
+    again = pipeline(padded, sizes, rows, columns)
+    assert again.scores[0, : len(found["scores"])].tolist() == found["scores"].tolist()
+
+
+def test_no_detection_is_all_zeros():
+    model = small_model("MODEL.SOLO.SCORE_THRESH_TEST", 1.0)
+    pipeline, detector = make(model)
+    found = detector.detect(images((40, 50)), [(30, 20)])[0]
+    assert found["masks"].shape == (0, 30, 20)
+    assert found["boxes"].shape == (0, 4)
+    outputs = pipeline(
+        torch.zeros(1, 3, 64, 64, dtype=torch.uint8),
+        torch.tensor([[64, 64]]),
+        torch.arange(64.0)[None],
+        torch.arange(64.0)[None],
+    )
+    assert outputs.masks.shape == (1, 50, 64, 64)
+    assert not any(value.any() for value in outputs)
+
+
+def test_a_cell_keeps_several_classes():
+    model = small_model("MODEL.SOLO.NMS.SIGMA", 0.1)
+    pipeline, detector = make(model)
+    image = images((96, 128))[0]
+    expected = expected_of(model, [image], [(96, 128)])[0]
+    found = detector.detect([image], [(96, 128)])[0]
+    assert_same(expected, found)
+    masks = [mask.tobytes() for mask in found["masks"]]
+    pairs = list(zip(masks, found["classes"].tolist(), strict=True))
+    assert len(set(masks)) < len(set(pairs)) == len(pairs)
+
+
+def test_few_candidates_are_made_if_told():
+    model = small_model()
+    _, detector = make(model, topk=7)
+    found = detector.detect(images((96, 128)), [(96, 128)])[0]
+    assert 0 < len(found["scores"]) <= 7
+    assert found["num_candidates"] > 100
+
+
+def test_more_candidates_than_enter_nms():
+    """All masks are made, the best by mask score enter NMS, as in the model."""
+    model = small_model("MODEL.SOLO.PRE_NMS_TOPK", 60)
+    image = images((96, 128))
+    expected = expected_of(model, image, [(96, 128)])[0]
+    _, detector = make(model, topk=1000)
+    assert_same(expected, detector.detect(image, [(96, 128)])[0])
+    _, fewer = make(model)
+    assert not np.array_equal(
+        fewer.detect(image, [(96, 128)])[0]["scores"], expected.scores.numpy()
+    )
+
+
+def test_boxes_are_tight():
+    model = small_model()
+    _, detector = make(model)
+    found = detector.detect(images(SIZES[1][0]), [SIZES[1][1]])[0]
+    for box, mask in zip(found["boxes"].astype(int), found["masks"], strict=True):
+        y, x = np.nonzero(mask)
+        assert box.tolist() == [x.min(), y.min(), x.max() + 1, y.max() + 1]
+
+
+@pytest.mark.parametrize("deform", ["", "v2"])
+def test_half_precision(deform):
+    # A trained model is sure of a few; here far less is suppressed, so few candidates are made.
+    model = small_model("MODEL.SOLO.HEAD.DEFORM", deform, "MODEL.SOLO.SCORE_THRESH_TEST", 0.8)
+    pipeline, detector = make(model, half=True)
+    deformable = [m for m in pipeline.modules() if isinstance(m, DeformConv2d)]
+    assert len(deformable) == (2 if deform else 0)
+    kept = {id(p) for module in deformable for p in module.parameters()}
+    for parameter in pipeline.parameters():
+        wanted = torch.float32 if id(parameter) in kept else torch.float16
+        assert parameter.dtype == wanted
+    assert next(model.parameters()).dtype == torch.float32
+    agreement = Agreement()
+    batch = images((96, 128), (64, 100))
+    sizes = [image.shape[:2] for image in batch]
+    for one, found in zip(
+        expected_of(model, batch, sizes), detector.detect(batch, sizes), strict=True
+    ):
+        agreement.add(one, found, least_score=0.1)
+    assert agreement.matched > 20
+    assert agreement.score_diff < TOLERANCES["float16"].score
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["MODEL.SOLO.NMS.TYPE", "hard"], "MODEL.SOLO.NMS.TYPE is 'hard'"),
+        (["MODEL.SOLO.NMS.TYPE", "soft"], "MODEL.SOLO.NMS.TYPE is 'soft'"),
+        (["MODEL.SOLO.MASK_TARGET", "contour"], "MODEL.SOLO.MASK_TARGET is 'contour'"),
+        (["MODEL.SOLO.HEAD.ALIGN", "max_pool"], "MODEL.SOLO.HEAD.ALIGN is 'max_pool'"),
+    ],
+)
+def test_what_cannot_be_exported_is_named(overrides, key):
+    with pytest.raises(ConfigError, match=key):
+        ExportPipeline(small_model(*overrides))
+
+
+def test_a_panoptic_model_is_refused():
+    with pytest.raises(ConfigError, match="META_ARCHITECTURE is 'PanopticSOLO'"):
+        ExportPipeline(build_model(panoptic_config()))
+
+
+def test_an_unknown_head_is_refused():
+    with pytest.raises(ConfigError, match="MODEL.SOLO.HEAD.NAME is 'Pyramid'"):
+        build_cell_masks(Pyramid())
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 64, 333])
+def test_coordinates_of_a_trace(size, monkeypatch):
+    feature = torch.zeros(1, 1, 2, size)
+    expected = append_coords(feature)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    torch.testing.assert_close(append_coords(feature), expected, rtol=0, atol=2e-7)

@@ -1,0 +1,225 @@
+r"""Export a trained model, if the export finds what the model finds.
+
+    python tools/export_model.py --config-file output/quickstart/config.yaml \
+        --weights output/quickstart/model_final.pth --format onnx --output model.onnx
+
+The file holds everything from the bytes of an image to masks at the size of the output, and all
+settings as metadata; solo_d2/export/runner.py runs it. Before it is written, model and export are
+compared on real images: those of --check-images; or all of --check-dataset, then mask AP too; or
+the first ones of DATASETS.TEST. If the two disagree nothing is written and the exit code is 1; it
+is 2 if nothing could be started.
+"""
+
+import argparse
+import itertools
+import logging
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+from detectron2.utils.logger import setup_logger
+from tqdm import tqdm
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from demo.demo import setup_cfg  # noqa: E402
+from demo.images import ImageError, expand_inputs, read_image, whole_file  # noqa: E402
+from demo.predictor import Predictor, find_classes  # noqa: E402
+from solo_d2 import ConfigError, DatasetError  # noqa: E402
+from solo_d2.data.catalog import check_datasets, register_datasets_of_config  # noqa: E402
+from solo_d2.engine import Trainer  # noqa: E402
+from solo_d2.evaluation.build import build_evaluator  # noqa: E402
+from solo_d2.export.agreement import TOLERANCES, Comparison  # noqa: E402
+from solo_d2.export.pipeline import ExportPipeline  # noqa: E402
+from solo_d2.export.programs import EXTENSIONS, FORMATS, describe, trace  # noqa: E402
+from solo_d2.export.runner import Detector  # noqa: E402
+
+# Images of DATASETS.TEST that are compared where none are named.
+DEFAULT_IMAGES = 20
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--config-file", required=True, metavar="FILE", help="YAML; also a training's config.yaml")
+    add("--weights", metavar="FILE", help="checkpoint; short for --opts MODEL.WEIGHTS FILE")
+    add("--format", choices=sorted(FORMATS), default="onnx", help="default: onnx; aoti is a package"
+        " compiled for the CPU of this machine")  # fmt: skip
+    add("--output", type=Path, required=True, metavar="FILE", help=".onnx; of the others .pt2")
+    add("--half", action="store_true", help="backbone and head in float16")
+    add("--topk", type=int, metavar="N", help="candidates of an image whose masks are made; "
+        "default: MODEL.SOLO.PRE_NMS_TOPK")  # fmt: skip
+    add("--soft-masks", action="store_true", help="leave the last resize to the runner: less "
+        "memory where the output is large")  # fmt: skip
+    checks = parser.add_mutually_exclusive_group()
+    checks.add_argument("--check-images", nargs="+", metavar="PATH", help="files, folders, globs")
+    checks.add_argument("--check-dataset", metavar="NAME", help="compare mask AP on it too")
+    add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="of the config")
+    args = parser.parse_args(argv)
+    if args.output.suffix != EXTENSIONS[args.format]:
+        parser.error(f"--output of --format {args.format} must end in {EXTENSIONS[args.format]}")
+    if args.topk is not None and args.topk < 1:
+        parser.error("--topk must be at least 1")
+    return args
+
+
+def load_model(args: argparse.Namespace) -> tuple[CfgNode, Any]:
+    """The config and the model with its weights, on the CPU."""
+    args.confidence_threshold = 0.0  # all that the model finds
+    args.device = "cpu"
+    cfg = setup_cfg(args)
+    return cfg, Predictor(cfg).model
+
+
+def run(args: argparse.Namespace) -> list[str]:
+    """Do what the command line says.
+
+    Returns:
+        Why the export disagrees with the model; nothing if it agrees and was written.
+    """
+    cfg, model = load_model(args)
+    batches = choose_inputs(args, cfg)
+    pipeline = ExportPipeline(model, topk=args.topk, half=args.half, soft_masks=args.soft_masks)
+    classes = find_classes(cfg)
+    info = describe(model, pipeline, cfg, classes.names, classes.json_ids)
+    save, load = FORMATS[args.format]
+    print(f"Tracing and writing {args.format}, {info.precision} ...", flush=True)
+    try:
+        with whole_file(args.output) as path:
+            save(trace(pipeline, info), path)
+            size = path.stat().st_size / 2**20
+            faults = compare(args, cfg, model, load(path), batches)
+            if faults:
+                raise _Disagreement(faults)
+    except _Disagreement as disagreement:
+        return disagreement.faults
+    print(f"{args.output}: {size:.1f} MiB, {args.format}, {info.precision}")
+    return []
+
+
+class _Disagreement(Exception):
+    """Ends the writing of a file that must not be there."""
+
+    def __init__(self, faults: list[str]):
+        super().__init__(*faults)
+        self.faults = faults
+
+
+def choose_inputs(args: argparse.Namespace, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
+    """The batches to compare on.
+
+    Raises:
+        ConfigError: there is none.
+        DatasetError: the data set is unknown or incomplete.
+    """
+    if args.check_images:
+        files, missing = expand_inputs(args.check_images)
+        if missing:
+            raise ConfigError(f"No image file matches --check-images {' '.join(missing)}")
+        return _FileInputs(cfg, files)
+    register_datasets_of_config(cfg)
+    name = args.check_dataset or next(iter(cfg.DATASETS.TEST), None)
+    if name is None:
+        raise ConfigError("DATASETS.TEST is empty: name images to compare on by --check-images")
+    try:
+        check_datasets([name])
+    except DatasetError as error:
+        if args.check_dataset:
+            raise
+        raise DatasetError(f"{error}. Or name images to compare on by --check-images") from error
+    loader = Trainer.build_test_loader(cfg, name)
+    if args.check_dataset:
+        return loader
+    return list(itertools.islice(loader, DEFAULT_IMAGES))
+
+
+class _FileInputs:
+    """Image files as the model's inputs, one at a time, resized as the config says."""
+
+    def __init__(self, cfg: CfgNode, files: Sequence[Path]):
+        self.files = files
+        self.is_bgr = cfg.INPUT.FORMAT == "BGR"
+        sizes = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+        self.resize = T.ResizeShortestEdge([sizes[0]] * 2, sizes[1])
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        for file in self.files:
+            image = read_image(file)
+            pixels = image[:, :, ::-1].copy() if self.is_bgr else image
+            pixels = self.resize.get_transform(pixels).apply_image(pixels)
+            tensor = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+            yield [{"image": tensor, "height": image.shape[0], "width": image.shape[1]}]
+
+
+def compare(
+    args: argparse.Namespace,
+    cfg: CfgNode,
+    model: torch.nn.Module,
+    detector: Detector,
+    batches: Iterable[list[dict[str, Any]]],
+) -> list[str]:
+    """Run both, print how well they agree and return why they do not."""
+    comparison = Comparison(model, detector)
+    with tempfile.TemporaryDirectory() as folder:
+        evaluators = []
+        if args.check_dataset:
+            evaluators = [build_evaluator(cfg, args.check_dataset, folder) for _ in range(2)]
+        for evaluator in evaluators:
+            evaluator.reset()
+        for inputs in tqdm(batches, unit="batch", disable=None):
+            results = comparison.run(inputs)
+            for evaluator, outputs in zip(evaluators, results, strict=False):
+                evaluator.process(inputs, outputs)
+        aps = [evaluator.evaluate()["segm"]["AP"] for evaluator in evaluators]
+    agreement, tolerance = comparison.agreement, TOLERANCES[detector.info.precision]
+    print(agreement)
+    faults = agreement.faults(tolerance)
+    if faults and agreement.most_candidates > detector.info.topk:
+        faults.append(
+            f"an image has {agreement.most_candidates} candidates, but masks of "
+            f"{detector.info.topk} are made: --topk {agreement.most_candidates} makes all"
+        )
+    if aps:
+        ap, exported_ap = aps
+        print(f"{args.check_dataset}: mask AP {ap:.3f} of the model, {exported_ap:.3f} exported")
+        if not abs(ap - exported_ap) <= tolerance.ap:
+            faults.append(f"mask AP is {exported_ap:.3f} instead of {ap:.3f}")
+    return faults
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    args = parse_args(argv)
+    setup_logger()
+    logging.getLogger("detectron2.evaluation.fast_eval_api").setLevel(logging.WARNING)
+    try:
+        faults = run(args)
+    except (ConfigError, DatasetError, ImageError, OSError) as error:
+        print(f"export_model: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("export_model: interrupted", file=sys.stderr)
+        return 130
+    if faults:
+        lines = "\n  ".join(faults)
+        print(
+            f"export_model: the export disagrees, {args.output} is not written:\n  {lines}",
+            file=sys.stderr,
+        )
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
