@@ -1,8 +1,8 @@
 """Exported graphs as files: traced once by torch.export, written in one of several formats.
 
 Batch, height and width stay free: H and W are multiples of the backbone's divisor. "torch-export"
-and "aoti" want at least twice the divisor, because torch treats sizes of 1 as special cases and the
-coarsest feature would have one; "onnx" has no such bound.
+and "aoti" want at least three times the divisor, because torch treats sizes of 1 as special cases
+and the coarsest feature would have one; "onnx" has no such bound.
 """
 
 import json
@@ -88,8 +88,8 @@ def trace(pipeline: ExportPipeline, info: ModelInfo) -> Export:
         ConfigError: a part of the model cannot be traced.
     """
     divisor = info.size_divisor
-    # Sides that differ from each other, from the grids and from powers of two.
-    height, width = (info.square_size or divisor * number for number in (3, 5))
+    # Sides that are not alike in anything, so that nothing is taken for equal by chance.
+    height, width = (info.square_size or divisor * number for number in (4, 7))
     arguments: list[Tensor] = [
         torch.zeros(2, 3, height, width, dtype=torch.uint8),
         torch.tensor([[height - 3, width], [height, width - 5]]),
@@ -100,7 +100,7 @@ def trace(pipeline: ExportPipeline, info: ModelInfo) -> Export:
     batch = Dim("batch", min=1)
     sides: dict[int, Any] = {0: batch}
     if not info.square_size:
-        sides |= {2: divisor * Dim("height", min=2), 3: divisor * Dim("width", min=2)}
+        sides |= {2: divisor * Dim("height", min=3), 3: divisor * Dim("width", min=3)}
     rows, columns = Dim("output_height", min=1), Dim("output_width", min=1)
     free = [sides, {0: batch}, {0: batch, 1: rows}, {0: batch, 1: columns}]
     count = 2 if pipeline.soft_masks else 4

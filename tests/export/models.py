@@ -22,7 +22,7 @@ VARIANTS = {
     ],
 }
 # (image in the network's input, output) of images; the output is enlarged, shrunk or the same.
-SIZES = [((90, 125), (90, 125)), ((170, 100), (200, 317)), ((64, 200), (33, 70))]
+SIZES = [((90, 125), (90, 125)), ((170, 100), (200, 317)), ((97, 200), (33, 70))]
 
 
 class Pyramid(nn.Module):
