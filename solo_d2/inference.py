@@ -9,7 +9,7 @@ are made, go the way of masks, and at the end the contours of the enlarged regio
 contours themselves could not be compared: duplicates that are a pixel apart hardly overlap.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -132,11 +132,24 @@ class MaskDecoder:
         class_probs = class_probabilities(outputs.class_logits)
         results = []
         for image, sizes in enumerate(zip(image_sizes, output_sizes, strict=True)):
-            found = filter_scores(class_probs[image], self.score_thresh)
-            found = self.score_masks(outputs, image, found)
-            found = self.suppress(found)
+            found = self.find(outputs, image, class_probs[image])
             results.append(self.finish(outputs, image, found, *sizes))
         return results
+
+    def find(self, outputs: HeadOutputs, image: int, class_probs: Tensor) -> Candidates:
+        """The instances of an image, before their masks are brought to a size.
+
+        Args:
+            outputs: what the head predicts.
+            image: index of the image.
+            class_probs: (T, K) float32, see `class_probabilities`.
+
+        Returns:
+            At most `max_detections` candidates by falling score.
+        """
+        found = filter_scores(class_probs, self.score_thresh)
+        found = self.score_masks(outputs, image, found)
+        return self.suppress(found)
 
     def score_masks(self, outputs: HeadOutputs, image: int, found: Candidates) -> Candidates:
         """Make the masks, drop tiny ones, multiply scores by the maskness, keep the best.
@@ -191,7 +204,7 @@ class MaskDecoder:
             return binarize_product(*product, self.mask_thresh, backend=self.backend)
         result = empty_masks(len(cells.index), outputs.mask_size, cells.index.device)
         start = 0
-        for probs in self._soft_masks(outputs, cells):
+        for probs in self.soft_masks(outputs, cells):
             part = BinaryMasks(*(x[start : start + len(probs)] for x in result))
             binarize_probs(probs, self.mask_thresh, out=part)
             start += len(probs)
@@ -233,10 +246,34 @@ class MaskDecoder:
         Returns:
             The instances in the same order.
         """
-        masks = zero_masks((len(found), *output_size), found.scores.device)
-        boxes = torch.zeros(len(found), 4, device=masks.device)
+        soft_masks = self.soft_masks(outputs, Cells(image, found.cells))
+        return self.paste(found.scores, found.classes, soft_masks, image_size, output_size)
+
+    def paste(
+        self,
+        scores: Tensor,
+        classes: Tensor,
+        soft_masks: Iterable[Tensor],
+        image_size: tuple[int, int],
+        output_size: tuple[int, int],
+    ) -> Predictions:
+        """Make masks at the output size of soft ones, and boxes from them.
+
+        Args:
+            scores: (M,) float32.
+            classes: (M,) int64.
+            soft_masks: the M masks at the finest stride over the padded input, float32, some
+                (M', H, W) at a time.
+            image_size: height and width of the image inside the padded input.
+            output_size: height and width of the masks wanted.
+
+        Returns:
+            The instances in the same order.
+        """
+        masks = zero_masks((len(scores), *output_size), scores.device)
+        boxes = torch.zeros(len(scores), 4, device=masks.device)
         start = 0
-        for probs in self._soft_masks(outputs, Cells(image, found.cells)):
+        for probs in soft_masks:
             part = slice(start, start + len(probs))
             boxes[part] = paste_masks(
                 probs,
@@ -249,10 +286,13 @@ class MaskDecoder:
             if self.contours:  # their boxes are those of the regions
                 masks[part] = contour_masks(masks[part])
             start += len(probs)
-        return Predictions(found.scores, found.classes, masks, boxes)
+        return Predictions(scores, classes, masks, boxes)
 
-    def _soft_masks(self, outputs: HeadOutputs, cells: Cells) -> Iterator[Tensor]:
-        """Soft masks (P', H, W) float32 at the finest stride, some cells at a time."""
+    def soft_masks(self, outputs: HeadOutputs, cells: Cells) -> Iterator[Tensor]:
+        """Soft masks (P', H, W) float32 at the finest stride, some cells at a time.
+
+        Contours are filled.
+        """
         chunk = max(1, MASK_CHUNK_ELEMENTS // (outputs.mask_size[0] * outputs.mask_size[1]))
         for part in cells.index.split(chunk):
             probs = self._soft_masks_of_part(outputs, Cells(cells.image, part))

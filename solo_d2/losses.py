@@ -1,22 +1,31 @@
 """Losses: focal for the classes; Dice (or another) for the masks (SOLO, arXiv:1912.04488, 3.3.2).
 
-A mask loss is `f(mask_probs, masks, **params) -> loss of each mask`; the table is `MASK_LOSSES`.
+A mask loss is a function of a few sums over the pixels of a mask; the table is `MASK_LOSSES`. The
+predicted masks exist a strip of rows at a time, see `sum_masks`; so do the terms of the focal loss.
+
+P cells or masks, K classes, J sums, H W rows and columns of a mask.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
-from operator import itemgetter
-from typing import Any
+from itertools import accumulate
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from solo_d2.structures import Cells, GridTargets, HeadOutputs, flatten_levels
+from solo_d2.ops.mask_sums import BatchMasks, sum_masks
+from solo_d2.structures import BatchTotals, Cells, GridTargets, HeadOutputs
 
 SMALLEST_PROBABILITY = torch.finfo(torch.float32).tiny
+# Temporary memory of a loss, in MiB.
+MEMORY_MIB = 64
+# Numbers of 4 bytes that a class of a cell takes while the focal loss and its gradient are made.
+NUMBERS_OF_LOGIT = 10
 
 
 def focal_loss(logits: Tensor, classes: Tensor, *, alpha: float, gamma: float) -> Tensor:
@@ -39,58 +48,67 @@ def focal_loss(logits: Tensor, classes: Tensor, *, alpha: float, gamma: float) -
     return -(weight * torch.sigmoid(-right) ** gamma * F.logsigmoid(right)).sum()
 
 
-def dice_loss(mask_probs: Tensor, masks: Tensor) -> Tensor:
-    """Dice loss 1 - 2 sum(pq) / (sum(p^2) + sum(q^2)) of each mask, SOLO's equations 3 and 4.
+@dataclass(frozen=True)
+class MaskLoss:
+    """A loss of masks, which is a function of sums over their pixels.
 
-    Args:
-        mask_probs: (P, H, W) in [0, 1].
-        masks: (P, H, W) bool.
-
-    Returns:
-        (P,) float32 in [0, 1].
+    Attributes:
+        pixel_sums: masks (P, H, W) in [0, 1] and targets (P, H, W) bool to (P, J), float32.
+        of_sums: (P, J) and the number of pixels to the losses (P,).
     """
-    probs, target = mask_probs.float().flatten(1), masks.flatten(1)
-    overlap = (probs * target).sum(dim=1)
+
+    pixel_sums: Callable[..., Tensor]
+    of_sums: Callable[[Tensor, int], Tensor]
+
+    def __call__(self, mask_probs: Tensor, masks: Tensor, **params: float) -> Tensor:
+        """The loss of each mask, given as a whole.
+
+        Args:
+            mask_probs: (P, H, W) in [0, 1].
+            masks: (P, H, W) bool.
+            **params: of this loss.
+
+        Returns:
+            (P,) float32, not negative.
+        """
+        num_pixels = masks.shape[1] * masks.shape[2]
+        return self.of_sums(self.pixel_sums(mask_probs, masks, **params), num_pixels)
+
+
+def _dice_sums(mask_probs: Tensor, masks: Tensor) -> Tensor:
+    """sum(pq), sum(p^2) and sum(q) of each mask."""
+    probs = _at_least_float32(mask_probs).flatten(1)
+    target = masks.flatten(1).to(probs.dtype)
+    sums = [(probs * target).sum(dim=1), probs.square().sum(dim=1), target.sum(dim=1)]
+    return torch.stack(sums, dim=1)
+
+
+def _dice_of_sums(sums: Tensor, num_pixels: int) -> Tensor:
+    overlap, probs, target = sums.unbind(dim=1)
     # The published code adds 0.001 to each of the two sums.
-    total = probs.square().sum(dim=1) + 0.001 + target.sum(dim=1) + 0.001
-    return 1 - 2 * overlap / total
+    return 1 - 2 * overlap / (probs + 0.001 + target + 0.001)
 
 
-def bce_loss(mask_probs: Tensor, masks: Tensor, *, pos_weight: float = 2.0) -> Tensor:
-    """Binary cross-entropy of each mask, the mean over its pixels (SOLO, table 4).
-
-    Args:
-        mask_probs: (P, H, W) in [0, 1]. Probabilities, as the product of Decoupled SOLO has no
-            logits; 1 - p is exact to 6e-8, and logarithms end at -87.
-        masks: (P, H, W) bool.
-        pos_weight: weight of the pixels of the mask.
-
-    Returns:
-        (P,) float32, not negative.
-    """
-    probs, target = mask_probs.float().flatten(1), masks.flatten(1)
+def _bce_sums(mask_probs: Tensor, masks: Tensor, *, pos_weight: float = 2.0) -> Tensor:
+    """The sum of the weighted cross-entropy of each mask."""
+    probs, target = _at_least_float32(mask_probs).flatten(1), masks.flatten(1)
     right = torch.where(target, probs, 1 - probs)
-    return (torch.where(target, pos_weight, 1.0) * _cross_entropy(right)).mean(dim=1)
+    weight = torch.where(target, pos_weight, 1.0)
+    return (weight * _cross_entropy(right)).sum(dim=1, keepdim=True)
 
 
-def mask_focal_loss(
+def _focal_sums(
     mask_probs: Tensor, masks: Tensor, *, alpha: float = 0.25, gamma: float = 2.0
 ) -> Tensor:
-    """Focal loss of each mask, the mean over its pixels (SOLO, table 4).
-
-    Args:
-        mask_probs: (P, H, W) in [0, 1].
-        masks: (P, H, W) bool.
-        alpha: weight of the pixels of the mask; the others weigh 1 - alpha.
-        gamma: focusing exponent.
-
-    Returns:
-        (P,) float32, not negative.
-    """
-    probs, target = mask_probs.float().flatten(1), masks.flatten(1)
+    """The sum of the focal loss of each mask."""
+    probs, target = _at_least_float32(mask_probs).flatten(1), masks.flatten(1)
     right = torch.where(target, probs, 1 - probs)
     weight = torch.where(target, alpha, 1 - alpha)
-    return (weight * (1 - right) ** gamma * _cross_entropy(right)).mean(dim=1)
+    return (weight * (1 - right) ** gamma * _cross_entropy(right)).sum(dim=1, keepdim=True)
+
+
+def _mean_of_sums(sums: Tensor, num_pixels: int) -> Tensor:
+    return sums[:, 0] / num_pixels
 
 
 def _cross_entropy(right: Tensor) -> Tensor:
@@ -98,42 +116,71 @@ def _cross_entropy(right: Tensor) -> Tensor:
     return -right.clamp(min=SMALLEST_PROBABILITY).log()
 
 
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+# Dice loss 1 - 2 sum(pq) / (sum(p^2) + sum(q^2)), in [0, 1]: SOLO's equations 3 and 4.
+dice_loss = MaskLoss(_dice_sums, _dice_of_sums)
+# Binary cross-entropy, the mean over the pixels; those of the mask weigh `pos_weight` (SOLO, table
+# 4). Of probabilities, as the product of Decoupled SOLO has no logits; 1 - p is exact to 6e-8, and
+# logarithms end at -87.
+bce_loss = MaskLoss(_bce_sums, _mean_of_sums)
+# Focal loss, likewise; the pixels of the mask weigh `alpha`, the others 1 - `alpha`, and `gamma` is
+# the focusing exponent.
+mask_focal_loss = MaskLoss(_focal_sums, _mean_of_sums)
+
 # Each mask loss, with the parameters that it takes.
-MASK_LOSSES: dict[str, tuple[Callable[..., Tensor], tuple[str, ...]]] = {
+MASK_LOSSES: dict[str, tuple[MaskLoss, tuple[str, ...]]] = {
     "dice": (dice_loss, ()),
     "bce": (bce_loss, ("pos_weight",)),
     "focal": (mask_focal_loss, ("alpha", "gamma")),
 }
 
 
-def build_mask_loss(name: str, params: Mapping[str, Any]) -> Callable[[Tensor, Tensor], Tensor]:
+def build_mask_loss(name: str, params: Mapping[str, Any]) -> MaskLoss:
     """Choose a mask loss.
 
     Args:
         name: a key of `MASK_LOSSES`.
         params: at least the parameters of that loss; others are left alone.
-
-    Returns:
-        `f(mask_probs, masks) -> loss of each mask`.
     """
     if name not in MASK_LOSSES:
         raise ValueError(f"unknown mask loss {name!r}: choose one of {', '.join(MASK_LOSSES)}")
-    function, keys = MASK_LOSSES[name]
-    return partial(function, **{key: params[key] for key in keys})
+    loss, keys = MASK_LOSSES[name]
+    sums = partial(loss.pixel_sums, **{key: params[key] for key in keys})
+    return MaskLoss(sums, loss.of_sums)
+
+
+class MaskHead(Protocol):
+    """What the mask loss needs of a head; described at `SOLOHeadBase`."""
+
+    mask_strides: tuple[int, ...]
+    mask_groups: tuple[int, ...]
+    mask_halo: int
+
+    def mask_maps(self, outputs: Any, group: int) -> Sequence[Tensor]:
+        """(B, C, H, W) each."""
+
+    def mask_params(self, outputs: Any, cells: Cells) -> Sequence[Tensor]:
+        """(P, ...) each."""
+
+    def make_masks(self, maps: Sequence[Tensor], params: Sequence[Tensor]) -> Tensor:
+        """(P, H, W) probabilities."""
 
 
 def solo_losses(
     outputs: HeadOutputs,
     targets: GridTargets,
     *,
-    cell_masks: Callable[[HeadOutputs, Cells], Tensor],
-    mask_strides: Sequence[int],
-    mask_groups: Sequence[int],
-    mask_loss: Callable[[Tensor, Tensor], Tensor] = dice_loss,
+    head: MaskHead,
+    totals: BatchTotals | None = None,
+    mask_loss: MaskLoss = dice_loss,
     cls_weight: float = 1.0,
     mask_weight: float = 3.0,
     focal_alpha: float = 0.25,
     focal_gamma: float = 2.0,
+    memory_mib: int = MEMORY_MIB,
 ) -> dict[str, Tensor]:
     """The two losses of a batch.
 
@@ -143,28 +190,32 @@ def solo_losses(
     Args:
         outputs: what the head predicts.
         targets: what it should predict.
-        cell_masks: the head's method that makes mask probabilities of cells of one image and one
-            mask group. It is called for groups without samples too, so that every parameter has a
+        head: the head. It makes masks of groups without samples too, so that every parameter has a
             gradient, if only zero (DistributedDataParallel waits for each).
-        mask_strides: stride of the predicted masks of each level.
-        mask_groups: mask group of each level, not falling.
-        mask_loss: `f(mask_probs, masks) -> (P,) loss of each mask`.
+        totals: of the batch, where the targets are those of a part of it.
+        mask_loss: see `MASK_LOSSES`.
         cls_weight: weight of `loss_cls`.
         mask_weight: weight of `loss_mask`.
         focal_alpha: see `focal_loss`.
         focal_gamma: see `focal_loss`.
+        memory_mib: what temporaries may take, about. The losses do not depend on it.
 
     Returns:
         "loss_cls" and "loss_mask", scalars, float32. Without samples `loss_mask` is exactly 0.
     """
-    logits = flatten_levels(outputs.class_logits).flatten(0, 1)
-    loss_cls = focal_loss(logits, targets.classes.flatten(), alpha=focal_alpha, gamma=focal_gamma)
-    loss_mask = logits.new_zeros((), dtype=torch.float32)
-    for cells, instances, stride in _groups_of_samples(targets, mask_strides, mask_groups):
-        probs = cell_masks(outputs, cells)
-        loss_mask = loss_mask + mask_loss(probs, targets.masks[stride][instances]).sum()
+    loss_cls = _class_loss(
+        outputs.class_logits,
+        targets.classes,
+        memory_mib << 20,
+        alpha=focal_alpha,
+        gamma=focal_gamma,
+    )
+    loss_mask = mask_loss_sum(
+        outputs, targets, head=head, mask_loss=mask_loss, memory_mib=memory_mib
+    )
+    totals = totals or BatchTotals.of([targets])
     counts, processes = _sum_over_processes(
-        [targets.num_positive_cells, len(targets.cells)], logits.device
+        [totals.num_positive_cells, totals.num_mask_samples], loss_cls.device
     )
     return {
         "loss_cls": cls_weight * processes * loss_cls / (counts[0] + 1),
@@ -172,35 +223,100 @@ def solo_losses(
     }
 
 
+def mask_loss_sum(
+    outputs: HeadOutputs,
+    targets: GridTargets,
+    *,
+    head: MaskHead,
+    mask_loss: MaskLoss = dice_loss,
+    memory_mib: int = MEMORY_MIB,
+) -> Tensor:
+    """The sum of the losses of all mask samples of a batch; arguments as of `solo_losses`.
+
+    Returns:
+        Scalar, float32.
+    """
+    loss = targets.classes.new_zeros((), dtype=torch.float32)
+    for cells, instances, num_per_image, stride in _groups_of_samples(targets, head):
+        maps = head.mask_maps(outputs, cells.group)
+        params = head.mask_params(outputs, cells)
+        masks = BatchMasks(maps, params, head.make_masks, num_per_image, head.mask_halo)
+        sums = sum_masks(
+            masks, targets.masks[stride], instances, mask_loss.pixel_sums, memory=memory_mib << 20
+        )
+        num_pixels = maps[0].shape[2] * maps[0].shape[3]
+        loss = loss + mask_loss.of_sums(sums, num_pixels).sum()
+    return loss
+
+
+def _class_loss(
+    class_logits: Sequence[Tensor], classes: Tensor, memory: int, *, alpha: float, gamma: float
+) -> Tensor:
+    """The focal loss of all cells, by parts whose terms are made again for the gradient.
+
+    Args:
+        class_logits: L tensors (B, K, S, S).
+        classes: (B, T) int64 in [0, K].
+        memory: bytes that a part may take.
+        alpha: see `focal_loss`.
+        gamma: see `focal_loss`.
+    """
+    loss = class_logits[0].new_zeros((), dtype=torch.float32)
+    num_cells = [level.shape[2] * level.shape[3] for level in class_logits]
+    for level, of_level in zip(class_logits, classes.split(num_cells, dim=1), strict=True):
+        logits = level.permute(0, 2, 3, 1).flatten(0, 2)
+        rows = max(1, memory // (4 * NUMBERS_OF_LOGIT * logits.shape[1]))
+        parts = zip(logits.split(rows), of_level.flatten().split(rows), strict=True)
+        for part in parts:
+            loss = loss + checkpoint(
+                partial(focal_loss, alpha=alpha, gamma=gamma),
+                *part,
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
+    return loss
+
+
 def _groups_of_samples(
-    targets: GridTargets, mask_strides: Sequence[int], mask_groups: Sequence[int]
-) -> Iterator[tuple[Cells, Tensor, int]]:
-    """Mask samples by image and mask group: the cells, their instances and the mask stride."""
-    start = 0
-    groups = list(zip(mask_groups, mask_strides, strict=True))
-    for image, num_samples in enumerate(targets.num_samples):
-        levels = zip(groups, num_samples, strict=True)
-        for (group, stride), counts in groupby(levels, key=itemgetter(0)):
-            end = start + sum(count for _, count in counts)
-            cells = Cells(image, targets.cells[start:end], group)
-            yield cells, targets.instances[start:end], stride
-            start = end
+    targets: GridTargets, head: MaskHead
+) -> Iterator[tuple[Cells, Tensor, list[int], int]]:
+    """The mask samples of each mask group: cells, instances, number by image, mask stride."""
+    device = targets.cells.device
+    starts = [0, *accumulate(n for levels in targets.num_samples for n in levels)]
+    num_levels = len(head.mask_groups)
+    for group in range(head.mask_groups[-1] + 1):
+        first = head.mask_groups.index(group)
+        last = first + head.mask_groups.count(group)
+        spans = [
+            slice(starts[image * num_levels + first], starts[image * num_levels + last])
+            for image in range(len(targets.num_samples))
+        ]
+        num_per_image = [span.stop - span.start for span in spans]
+        image = torch.arange(len(spans)).repeat_interleave(torch.tensor(num_per_image))
+        cell, instances = (
+            torch.cat([x[span] for span in spans]) for x in (targets.cells, targets.instances)
+        )
+        cells = Cells(image.to(device, non_blocking=True), cell, group)
+        yield cells, instances, num_per_image, head.mask_strides[first]
 
 
-def semantic_loss(logits: Tensor, labels: Tensor, *, ignore_value: int) -> Tensor:
+def semantic_loss(
+    logits: Tensor, labels: Tensor, *, ignore_value: int, num_labelled: int | None = None
+) -> Tensor:
     """Cross-entropy of pixels, the mean over the labelled ones of the batches of all processes.
 
     Args:
         logits: (B, C, H, W).
         labels: (B, H, W) int64 in [0, C), or the ignored value.
         ignore_value: label of the pixels that do not count.
+        num_labelled: pixels to divide by, where this is a part of a batch; None: those that count.
 
     Returns:
         Scalar, float32; exactly 0 where no pixel counts.
     """
     total = F.cross_entropy(logits.float(), labels, ignore_index=ignore_value, reduction="sum")
-    num_labelled = (labels != ignore_value).sum()
-    count, processes = _sum_over_processes(num_labelled, logits.device)
+    own = (labels != ignore_value).sum() if num_labelled is None else torch.tensor(num_labelled)
+    count, processes = _sum_over_processes(own, logits.device)
     return processes * total / count.clamp(min=1)
 
 

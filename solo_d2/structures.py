@@ -28,16 +28,29 @@ class HeadOutputs:
 
 
 @dataclass(frozen=True)
-class Cells:
-    """Some cells of one image.
+class NetworkOutputs:
+    """What the whole network predicts for a batch.
 
     Attributes:
-        image: index of the image in the batch.
+        head: what the head predicts.
+        semantic_logits: (B, C, H, W) of a panoptic model's semantic branch, else None.
+    """
+
+    head: HeadOutputs
+    semantic_logits: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Some cells of one image, or of several.
+
+    Attributes:
+        image: index of the image in the batch, or (P,) int64, that of each cell.
         index: (P,) int64 in [0, T), any order; a cell may stand there more than once.
         group: the mask group of all of them, see `SOLOHeadBase`; known on the host.
     """
 
-    image: int
+    image: int | Tensor
     index: Tensor
     group: int = 0
 
@@ -64,6 +77,51 @@ class GridTargets:
     masks: dict[int, Tensor]
     num_positive_cells: int
     num_conflicts: int
+
+
+@dataclass(frozen=True)
+class BatchTotals:
+    """Counts of a batch in one process, by which losses are divided.
+
+    Attributes:
+        num_positive_cells: as of `GridTargets`.
+        num_mask_samples: P.
+        num_conflicts: as of `GridTargets`.
+        num_labelled: pixels with a semantic label; None where the batch has no further parts, and
+            for models without a semantic branch.
+    """
+
+    num_positive_cells: int
+    num_mask_samples: int
+    num_conflicts: int
+    num_labelled: int | None = None
+
+    @classmethod
+    def of(cls, parts: Sequence[GridTargets]) -> "BatchTotals":
+        """Sums over the parts of a batch."""
+        return cls(
+            num_positive_cells=sum(targets.num_positive_cells for targets in parts),
+            num_mask_samples=sum(len(targets.cells) for targets in parts),
+            num_conflicts=sum(targets.num_conflicts for targets in parts),
+        )
+
+
+@dataclass(frozen=True)
+class BatchPart:
+    """What a part of a batch that is trained on part by part must know to act as in the whole.
+
+    Attributes:
+        index: the place of the part, from 0.
+        padded_size: height and width of the padded input of the whole batch, which the grids
+            divide.
+        targets: of this part.
+        totals: of the whole batch.
+    """
+
+    index: int
+    padded_size: tuple[int, int]
+    targets: GridTargets
+    totals: BatchTotals
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ possible claims.
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -129,9 +130,14 @@ def _count(
 
 
 def _image_of_instance(num_instances: Sequence[int], device: torch.device) -> Tensor:
-    """(N,) int64: the image of each instance, made from host numbers without a wait."""
+    """(N,) int64: the image of each instance."""
     image = [i for i, count in enumerate(num_instances) for _ in range(count)]
-    return torch.tensor(image, dtype=torch.int64).to(device, non_blocking=True)
+    return _to_device(image, torch.int64, device)
+
+
+def _to_device(numbers: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers of the host, without the wait of `torch.tensor(numbers, device=device)`."""
+    return torch.tensor(numbers, dtype=dtype).to(device, non_blocking=True)
 
 
 def _shrink_batch(
@@ -161,10 +167,10 @@ def _claim_cells(
         the cell's centre, and (N, L, 9) bool, which of the claims hold.
     """
     device = boxes.device
-    side = torch.tensor(num_grids, device=device)
-    ranges = torch.tensor(scale_ranges, dtype=torch.float32, device=device)
+    side = _to_device(num_grids, torch.int64, device)
+    ranges = _to_device(scale_ranges, torch.float32, device)
     # As (x, y) pairs: (N, 1, 2) against (L, 1).
-    size = torch.tensor([padded_size[1], padded_size[0]], dtype=torch.float32, device=device)
+    size = _to_device([padded_size[1], padded_size[0]], torch.float32, device)
     extent = boxes[:, 2:] - boxes[:, :2]
     half = (0.5 * extent * center_scale)[:, None]
     center = centers[:, None]
@@ -174,13 +180,14 @@ def _claim_cells(
 
     scale = extent.clamp(min=0).prod(dim=1).sqrt()[:, None]
     in_range = (scale >= ranges[:, 0]) & (scale <= ranges[:, 1]) & (areas > 0)[:, None]
-    step = torch.tensor([-1, 0, 1], device=device)
+    step = torch.arange(-1, 2, device=device)
     x, y = (middle[..., None] + step).unbind(dim=2)  # (N, L, 3) columns and rows
     inside = (middle[..., None] + step >= lowest[..., None]) & (
         middle[..., None] + step <= highest[..., None]
     )
     inside_x, inside_y = inside.unbind(dim=2)
-    offset = torch.tensor([0, *accumulate(s * s for s in num_grids)][:-1], device=device)
+    starts = [0, *accumulate(s * s for s in num_grids)][:-1]
+    offset = _to_device(starts, torch.int64, device)
     cell = offset[:, None, None] + y[..., :, None] * side[:, None, None] + x[..., None, :]
     claimed = in_range[..., None, None] & inside_y[..., :, None] & inside_x[..., None, :]
     pitch = size / side[:, None]  # (L, 2) width and height of a cell

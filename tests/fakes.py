@@ -1,19 +1,11 @@
 """Stand-ins that need neither Detectron2 nor weights."""
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
-from solo_d2.ops.dynamic_conv import dynamic_conv
-from solo_d2.structures import Cells, HeadOutputs, flatten_levels
+from solo_d2.benchmarks.head_outputs import KernelHead, KernelOutputs
+from solo_d2.structures import Cells, flatten_levels
 
-
-@dataclass(frozen=True)
-class KernelOutputs(HeadOutputs):
-    """What SOLOv2's head gives, without the head."""
-
-    kernel_params: list[Tensor]
-    mask_feature: Tensor
+_HEAD = KernelHead([4])
 
 
 def kernel_outputs(class_logits, kernel_params, mask_feature):
@@ -23,8 +15,8 @@ def kernel_outputs(class_logits, kernel_params, mask_feature):
 
 def kernel_masks(outputs: KernelOutputs, cells: Cells) -> Tensor:
     """The masks of SOLOv2 by definition."""
-    kernels = flatten_levels(outputs.kernel_params)[cells.image, cells.index]
-    return dynamic_conv(kernels, outputs.mask_feature[cells.image]).sigmoid()
+    maps = [x[cells.image] for x in _HEAD.mask_maps(outputs, cells.group)]
+    return _HEAD.make_masks(maps, _HEAD.mask_params(outputs, cells))
 
 
 def kernel_product(outputs: KernelOutputs, cells: Cells) -> tuple[Tensor, Tensor]:

@@ -171,7 +171,7 @@ def test_cells_of_several_mask_groups_keep_their_order():
     decoder = make_decoder(
         num_grids=(1, 1), strides=(8, 8), cell_masks=group_masks, mask_groups=(0, 1)
     )
-    masks = torch.cat(list(decoder._soft_masks(outputs, Cells(0, torch.tensor([1, 0, 1])))))
+    masks = torch.cat(list(decoder.soft_masks(outputs, Cells(0, torch.tensor([1, 0, 1])))))
     assert masks.shape == (3, 8, 8)
     assert masks[:, 0, 0].tolist() == [1, 0, 1]
 

@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import solo_d2.losses as losses_module
+from solo_d2.benchmarks.head_outputs import KernelHead
 from solo_d2.losses import (
     bce_loss,
     build_mask_loss,
@@ -12,8 +14,9 @@ from solo_d2.losses import (
     mask_focal_loss,
     solo_losses,
 )
+from solo_d2.structures import GridTargets
 from solo_d2.targets import assign_grid_targets
-from tests.fakes import kernel_masks, kernel_outputs
+from tests.fakes import kernel_outputs
 from tests.golden import levels, load_golden
 
 GOLDEN = load_golden("solov2_loss")
@@ -40,10 +43,7 @@ def golden_targets(images=(0, 1, 2)):
 
 
 def losses_of(outputs, targets):
-    groups = [0] * 5
-    return solo_losses(
-        outputs, targets, cell_masks=kernel_masks, mask_strides=STRIDES, mask_groups=groups
-    )
+    return solo_losses(outputs, targets, head=KernelHead(STRIDES))
 
 
 def assert_gradients(tensors, name):
@@ -119,17 +119,78 @@ def test_no_positive_gives_zero_with_gradients_everywhere():
 def test_weights_scale_the_losses():
     outputs, targets = golden_inputs(), golden_targets()
     plain = losses_of(outputs, targets)
-    doubled = solo_losses(
-        outputs,
-        targets,
-        cell_masks=kernel_masks,
-        mask_strides=STRIDES,
-        mask_groups=[0] * 5,
-        cls_weight=2.0,
-        mask_weight=6.0,
-    )
+    head = KernelHead(STRIDES)
+    doubled = solo_losses(outputs, targets, head=head, cls_weight=2.0, mask_weight=6.0)
     for name, loss in plain.items():
         torch.testing.assert_close(doubled[name], 2 * loss)
+
+
+@pytest.mark.parametrize("memory_mib", [0, 1])
+def test_memory_changes_no_loss(memory_mib):
+    results = []
+    for memory in (memory_mib, 1 << 10):
+        outputs = golden_inputs()
+        inputs = [*outputs.class_logits, *outputs.kernel_params, outputs.mask_feature]
+        for tensor in inputs:
+            tensor.grad = None
+        head = KernelHead(STRIDES)
+        losses = solo_losses(outputs, golden_targets(), head=head, memory_mib=memory)
+        sum(losses.values()).backward()
+        results.append([*losses.values(), *(tensor.grad.clone() for tensor in inputs)])
+    for small, large in zip(*results, strict=True):
+        torch.testing.assert_close(small, large, rtol=1e-5, atol=1e-7)
+
+
+def test_class_loss_is_made_part_by_part(monkeypatch):
+    sizes = []
+
+    def recorded(logits, classes, **params):
+        sizes.append(len(logits))
+        return focal_loss(logits, classes, **params)
+
+    monkeypatch.setattr(losses_module, "focal_loss", recorded)
+    logits, classes = [torch.randn(2, 3, 4, 4)], torch.randint(4, (2, 16))
+    with torch.no_grad():
+        total = losses_module._class_loss(logits, classes, 10 * 120, alpha=0.25, gamma=2.0)
+    assert sizes == [10, 10, 10, 2]
+    flat = logits[0].permute(0, 2, 3, 1).reshape(-1, 3)
+    expected = focal_loss(flat, classes.flatten(), alpha=0.25, gamma=2.0)
+    torch.testing.assert_close(total, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_is_close_to_float32(dtype):
+    outputs, targets = golden_inputs(), golden_targets()
+    expected = losses_of(outputs, targets)
+    with torch.autocast("cpu", dtype):
+        found = losses_of(outputs, targets)
+    for name, loss in found.items():
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, expected[name], rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sums_of_huge_masks_are_finite(dtype):
+    """Half a million pixels: their number is no float16, and bfloat16 stops counting at 256."""
+    size = (704, 704)
+    feature = torch.full((1, 1, *size), 0.5, requires_grad=True)
+    kernels = [torch.full((1, 1, 1, 1), 20.0, requires_grad=True)]
+    outputs = kernel_outputs([torch.zeros(1, 1, 1, 1)], kernels, feature)
+    targets = GridTargets(
+        classes=torch.zeros(1, 1, dtype=torch.int64),
+        cells=torch.tensor([0]),
+        instances=torch.tensor([0]),
+        num_samples=((1,),),
+        masks={4: torch.ones(1, *size, dtype=torch.bool)},
+        num_positive_cells=1,
+        num_conflicts=0,
+    )
+    with torch.autocast("cpu", dtype):
+        loss = solo_losses(outputs, targets, head=KernelHead([4]))["loss_mask"]
+    loss.backward()
+    assert 0 <= loss.item() < 1e-3  # all right
+    assert feature.grad.isfinite().all()
+    assert kernels[0].grad.isfinite().all()
 
 
 LOGITS = torch.linspace(-4, 4, 24).view(2, 3, 4)

@@ -43,7 +43,11 @@ def check_model_config(cfg: CfgNode, shapes: Mapping[str, ShapeSpec]) -> None:
         _require(even, "STRIDES", solo.STRIDES, "even: masks are made at half of them")
     for key in ("SCORE_THRESH_TEST", "MASK_THRESH_TEST", "KEEP_THRESH_TEST"):
         _require(0 <= solo[key] <= 1, key, solo[key], "a probability in [0, 1]")
-    _require(solo.PRE_NMS_TOPK > 0, "PRE_NMS_TOPK", solo.PRE_NMS_TOPK, "a positive number")
+    for key, value in (
+        ("PRE_NMS_TOPK", solo.PRE_NMS_TOPK),
+        ("LOSS.MEMORY_MIB", solo.LOSS.MEMORY_MIB),
+    ):
+        _require(value > 0, key, value, "a positive number")
 
 
 def check_panoptic_config(cfg: CfgNode, shapes: Mapping[str, ShapeSpec]) -> None:

@@ -107,7 +107,7 @@ def test_padding_and_ignored_pixels_have_no_loss():
         pixels.append(scores.flatten(1).T[labels.flatten() != IGNORED])
         truth.append(labels[labels != IGNORED])
     expected = 3 * F.cross_entropy(torch.cat(pixels), torch.cat(truth))
-    torch.testing.assert_close(model._semantic_loss(batch, logits), expected)
+    torch.testing.assert_close(model.semantic_loss(batch, logits), expected)
 
 
 def test_data_without_labels_is_named():

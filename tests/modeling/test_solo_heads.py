@@ -211,19 +211,14 @@ def golden_losses(name, golden):
     if name == "solo_head":
         maps = [[x.requires_grad_() for x in levels(golden, "pred.ins_pred")]]
         outputs = HeadOutputs(logits, (16, 24))
-
-        def cell_masks(outputs, cells):
-            return maps[0][cells.group][cells.image][head.cells_of_level(cells)].sigmoid()
+        # The golden maps are the output of the last convolution, of which the head picks channels.
+        head.mask_maps = lambda outputs, group: (maps[0][group],)
+        head.mask_params = lambda outputs, cells: (head.cells_of_level(cells),)
+        head.make_masks = lambda maps, params: maps[0][params[0]].sigmoid()
     else:
         maps = [[x.requires_grad_() for x in levels(golden, f"pred.ins_pred_{a}")] for a in "xy"]
-        outputs, cell_masks = DecoupledSOLOOutputs(logits, (16, 24), *maps), head.cell_masks
-    losses = solo_losses(
-        outputs,
-        golden_targets(golden, head.mask_strides),
-        cell_masks=cell_masks,
-        mask_strides=head.mask_strides,
-        mask_groups=head.mask_groups,
-    )
+        outputs = DecoupledSOLOOutputs(logits, (16, 24), *maps)
+    losses = solo_losses(outputs, golden_targets(golden, head.mask_strides), head=head)
     return losses, logits, maps
 
 

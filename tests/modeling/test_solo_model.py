@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -154,6 +155,47 @@ def test_autocast(dtype):
     assert results[0]["instances"].scores.dtype == torch.float32
 
 
+@pytest.mark.parametrize(
+    ("head", "changes"),
+    [*((name, []) for name in HEADS), ("SOLOv2Head", ["MODEL.SOLO.HEAD.KERNEL_SIZE", 3])],
+)
+def test_losses_of_strips_are_those_of_whole_masks(head, changes):
+    """With a strip for each row, and with all rows in one."""
+    results = []
+    for memory in (0, 1 << 10):
+        cfg = tiny_config(head)
+        cfg.merge_from_list(changes)
+        model = tiny_model(cfg, sure=True)
+        assert model.loss_params["memory_mib"] == 64
+        model.loss_params["memory_mib"] = memory
+        losses, _ = losses_of(model, BATCHES["half empty"]())
+        sum(losses.values()).backward()
+        grads = {name: p.grad for name, p in model.head.named_parameters()}
+        results.append({**losses, **grads})
+    for name, small in results[0].items():
+        large = results[1][name]
+        torch.testing.assert_close(
+            small, large, rtol=1e-4, atol=1e-5 * large.detach().abs().max().item()
+        )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("head", HEADS)
+def test_a_step_waits_for_the_device_once(head):
+    cfg = tiny_config(head)
+    cfg.MODEL.DEVICE = "cuda"
+    model = tiny_model(cfg)
+    batch = [x | {"instances": x["instances"].to("cuda")} for x in BATCHES["full"]()]
+    for _ in range(2):  # the first step also sets things up
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            losses, _ = losses_of(model, batch)
+            sum(losses.values()).backward()
+            torch.cuda.set_sync_debug_mode("default")
+    assert sum("called a synchronizing" in str(warning.message) for warning in caught) <= 1
+
+
 def test_pictures_of_training():
     cfg = tiny_config()
     cfg.VIS_PERIOD = 1
@@ -200,6 +242,7 @@ def test_state_dict_holds_parameters_alone_and_loads_strictly():
         ),
         ("MASK_FEATURE.IN_FEATURES", ["p2", "p4"], "stride doubling"),
         ("SCORE_THRESH_TEST", 1.5, "MODEL.SOLO.SCORE_THRESH_TEST is 1.5"),
+        ("LOSS.MEMORY_MIB", 0, "MODEL.SOLO.LOSS.MEMORY_MIB is 0"),
     ],
 )
 def test_impossible_configs_are_refused_by_key(key, value, named):

@@ -22,6 +22,30 @@ def test_centers_and_areas_equal_those_of_the_pixels():
         torch.testing.assert_close(center, torch.tensor(expected).float())
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 8), (2, 300, 16), (1, 2, 2100), (0, 4, 8), (3, 0, 5)])
+def test_areas_of_many_lines_and_of_none(shape):
+    """Counts go beyond a byte, which pixels are added up in."""
+    masks = torch.ones(shape, dtype=torch.bool)
+    centers, areas = mask_centers(masks)
+    assert areas.tolist() == [shape[1] * shape[2]] * shape[0]
+    if shape[1]:
+        middle = torch.tensor([[(shape[2] - 1) / 2, (shape[1] - 1) / 2]])
+        assert torch.equal(centers, middle.expand(shape[0], 2))
+
+
+@pytest.mark.parametrize("view", ["transposed", "cropped", "shifted"])
+def test_centers_of_views(view):
+    masks = random_masks(3, 24, 32)
+    part = {
+        "transposed": masks.transpose(1, 2),
+        "cropped": masks[:, 3:20, 5:29],
+        "shifted": masks.flatten()[3 : 3 + 2 * 16 * 16].view(2, 16, 16),
+    }[view]
+    for found, expected in zip(mask_centers(part), mask_centers(part.clone()), strict=True):
+        assert torch.equal(found, expected)
+    assert mask_centers(part)[1].tolist() == part.flatten(1).sum(dim=1).tolist()
+
+
 def test_boxes_are_tight_and_exclusive():
     masks = torch.zeros(3, 10, 12, dtype=torch.bool)
     masks[0, 2:5, 3:8] = True

@@ -36,6 +36,7 @@ class SOLOHeadBase(nn.Module, ABC, Generic[Outputs]):
         num_grids: grid side S of each level.
         mask_strides: stride in input pixels of the masks of each level.
         mask_groups: mask group of each level, not falling.
+        mask_halo: a row of masks depends on so many rows of their maps above and below it.
     """
 
     # Whether the keys of MODEL.SOLO.MASK_FEATURE mean something to the head.
@@ -43,6 +44,7 @@ class SOLOHeadBase(nn.Module, ABC, Generic[Outputs]):
 
     mask_strides: tuple[int, ...]
     mask_groups: tuple[int, ...]
+    mask_halo: int = 0
 
     def __init__(
         self,
@@ -129,6 +131,42 @@ class SOLOHeadBase(nn.Module, ABC, Generic[Outputs]):
         """
 
     @abstractmethod
+    def mask_maps(self, outputs: Outputs, group: int) -> Sequence[Tensor]:
+        """What the masks of a mask group are made of.
+
+        Args:
+            outputs: what `forward` returned.
+            group: a mask group.
+
+        Returns:
+            (B, C, H, W) each, at the size of the masks.
+        """
+
+    @abstractmethod
+    def mask_params(self, outputs: Outputs, cells: Cells) -> Sequence[Tensor]:
+        """What tells the masks of chosen cells from each other.
+
+        Args:
+            outputs: what `forward` returned.
+            cells: P cells of one mask group; possibly none.
+
+        Returns:
+            (P, ...) each.
+        """
+
+    @abstractmethod
+    def make_masks(self, maps: Sequence[Tensor], params: Sequence[Tensor]) -> Tensor:
+        """Make masks of the maps of one image.
+
+        Args:
+            maps: (C, H, W) each, or some of their rows, then H is the number of these; the masks'
+                rows within `mask_halo` of a cut are wrong and not used.
+            params: of P cells of that image; P may be 0.
+
+        Returns:
+            (P, H, W) mask probabilities.
+        """
+
     def cell_masks(self, outputs: Outputs, cells: Cells) -> Tensor:
         """Make the masks of chosen cells.
 
@@ -139,6 +177,8 @@ class SOLOHeadBase(nn.Module, ABC, Generic[Outputs]):
         Returns:
             (P, H, W) mask probabilities; (0, H, W), still connected to the outputs, for no cells.
         """
+        maps = [x[cells.image] for x in self.mask_maps(outputs, cells.group)]
+        return self.make_masks(maps, self.mask_params(outputs, cells))
 
     def finest_masks(self, outputs: Outputs, cells: Cells) -> Tensor:
         """The masks of chosen cells at the finest mask stride, for inference.

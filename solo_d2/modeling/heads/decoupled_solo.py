@@ -4,6 +4,7 @@ B images, L levels, S grid side, P chosen cells, C channels of the towers, H W s
 masks.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -73,21 +74,31 @@ class DecoupledSOLOHead(LevelMasksHead[DecoupledSOLOOutputs]):
             row_logits=row_logits,
         )
 
-    def cell_masks(self, outputs: DecoupledSOLOOutputs, cells: Cells) -> Tensor:
-        """Column map times row map (equation 5); see `SOLOHeadBase.cell_masks`."""
-        column, row = self._cell_maps(outputs, cells)
+    def mask_maps(self, outputs: DecoupledSOLOOutputs, group: int) -> Sequence[Tensor]:
+        """The level's maps of columns and rows; see `SOLOHeadBase.mask_maps`."""
+        return outputs.column_logits[group], outputs.row_logits[group]
+
+    def mask_params(self, outputs: DecoupledSOLOOutputs, cells: Cells) -> Sequence[Tensor]:
+        """Column and row of each cell, (P,) int64; see `SOLOHeadBase.mask_params`."""
+        cell, side = self.cells_of_level(cells), self.num_grids[cells.group]
+        return cell % side, cell // side
+
+    def make_masks(self, maps: Sequence[Tensor], params: Sequence[Tensor]) -> Tensor:
+        """Column map times row map (equation 5); see `SOLOHeadBase.make_masks`."""
+        column, row = _factors(maps, params)
         return column * row
 
     def finest_masks(self, outputs: DecoupledSOLOOutputs, cells: Cells) -> Tensor:
         """As published, the maps are resized before they are multiplied."""
+        maps = [x[cells.image] for x in self.mask_maps(outputs, cells.group)]
         column, row = (
-            resize(maps[None], outputs.mask_size)[0] for maps in self._cell_maps(outputs, cells)
+            resize(factor[None], outputs.mask_size)[0]
+            for factor in _factors(maps, self.mask_params(outputs, cells))
         )
         return column * row
 
-    def _cell_maps(self, outputs: DecoupledSOLOOutputs, cells: Cells) -> tuple[Tensor, Tensor]:
-        """The probabilities (P, H, W) of the cells' columns and rows."""
-        cell, side = self.cells_of_level(cells), self.num_grids[cells.group]
-        column_logits = outputs.column_logits[cells.group][cells.image][cell % side]
-        row_logits = outputs.row_logits[cells.group][cells.image][cell // side]
-        return column_logits.sigmoid(), row_logits.sigmoid()
+
+def _factors(maps: Sequence[Tensor], params: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The probabilities (P, H, W) of the cells' columns and rows."""
+    column, row = (logits[index] for logits, index in zip(maps, params, strict=True))
+    return column.sigmoid(), row.sigmoid()

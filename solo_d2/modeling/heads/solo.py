@@ -4,6 +4,7 @@ B images, L levels, S grid side, P chosen cells, C channels of the mask tower, H
 masks.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -56,10 +57,17 @@ class SOLOHead(LevelMasksHead[SOLOOutputs]):
             mask_features=mask_features,
         )
 
-    def cell_masks(self, outputs: SOLOOutputs, cells: Cells) -> Tensor:
-        """The cells' channels of the last convolution; see `SOLOHeadBase.cell_masks`."""
+    def mask_maps(self, outputs: SOLOOutputs, group: int) -> Sequence[Tensor]:
+        """The level's mask feature; see `SOLOHeadBase.mask_maps`."""
+        return (outputs.mask_features[group],)
+
+    def mask_params(self, outputs: SOLOOutputs, cells: Cells) -> Sequence[Tensor]:
+        """Kernels (P, C) and biases (P,) of the cells' channels; see `SOLOHeadBase.mask_params`."""
         conv = cast(nn.Conv2d, self.mask_logits[cells.group])
         chosen = self.cells_of_level(cells)
-        kernels, bias = conv.weight[chosen].flatten(1), cast(Tensor, conv.bias)[chosen]
-        feature = outputs.mask_features[cells.group][cells.image]
-        return (dynamic_conv(kernels, feature) + bias[:, None, None]).sigmoid()
+        return conv.weight[chosen].flatten(1), cast(Tensor, conv.bias)[chosen]
+
+    def make_masks(self, maps: Sequence[Tensor], params: Sequence[Tensor]) -> Tensor:
+        """The cells' channels of the last convolution; see `SOLOHeadBase.make_masks`."""
+        (feature,), (kernels, bias) = maps, params
+        return dynamic_conv(kernels, feature, bias).sigmoid_()

@@ -86,6 +86,7 @@ class SOLOv2Head(SOLOHeadBase[SOLOv2Outputs]):
             **class_branch,
         )
         self.kernel_size = kernel_size
+        self.mask_halo = kernel_size // 2
         self.kernel_coords = kernel_coords
         self.mask_in_features = tuple(mask_in_features)
         self.kernel_tower = self._make_tower(in_channels=self.in_channels + 2 * kernel_coords)
@@ -154,18 +155,24 @@ class SOLOv2Head(SOLOHeadBase[SOLOv2Outputs]):
             mask_features=mask_features,
         )
 
-    def cell_masks(self, outputs: SOLOv2Outputs, cells: Cells) -> Tensor:
-        """Convolve the mask feature with the cells' kernels; see `SOLOHeadBase.cell_masks`."""
-        feature = outputs.mask_features[cells.group][cells.image]
-        return dynamic_conv(self._cell_kernels(outputs, cells), feature).sigmoid_()
+    def mask_maps(self, outputs: SOLOv2Outputs, group: int) -> Sequence[Tensor]:
+        """The mask feature; see `SOLOHeadBase.mask_maps`."""
+        return (outputs.mask_features[group],)
+
+    def mask_params(self, outputs: SOLOv2Outputs, cells: Cells) -> Sequence[Tensor]:
+        """The cells' kernels (P, D); see `SOLOHeadBase.mask_params`."""
+        levels, image = outputs.kernel_params, cells.image
+        if isinstance(image, int):  # only its kernels are laid out by cell
+            levels, image = [level[image : image + 1] for level in levels], 0
+        return (flatten_levels(levels)[image, cells.index],)
+
+    def make_masks(self, maps: Sequence[Tensor], params: Sequence[Tensor]) -> Tensor:
+        """Convolve the mask feature with the cells' kernels; see `SOLOHeadBase.make_masks`."""
+        (feature,), (kernels,) = maps, params
+        return dynamic_conv(kernels, feature).sigmoid_()
 
     def mask_product(self, outputs: SOLOv2Outputs, cells: Cells) -> tuple[Tensor, Tensor] | None:
         """The cells' kernels and the mask feature, for 1x1; see `SOLOHeadBase.mask_product`."""
         if self.kernel_size > 1 or not self.is_unified:
             return None
-        return self._cell_kernels(outputs, cells), outputs.mask_features[0][cells.image]
-
-    def _cell_kernels(self, outputs: SOLOv2Outputs, cells: Cells) -> Tensor:
-        """The kernels (P, D) of chosen cells."""
-        image = slice(cells.image, cells.image + 1)
-        return flatten_levels([level[image] for level in outputs.kernel_params])[0][cells.index]
+        return self.mask_params(outputs, cells)[0], outputs.mask_features[0][cells.image]

@@ -1,6 +1,8 @@
 """The panoptic model: SOLO with a semantic branch (SOLOv2, arXiv:2003.10152, section 3.2)."""
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, cast
 
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
@@ -15,6 +17,7 @@ from solo_d2.modeling.meta_arch.solo import SOLO
 from solo_d2.modeling.semantic import SemanticBranch, SharedSemanticBranch, build_semantic_branch
 from solo_d2.ops.panoptic_merge import merge_panoptic
 from solo_d2.ops.panoptic_scores import resize_scores
+from solo_d2.structures import BatchPart, NetworkOutputs
 
 
 @META_ARCH_REGISTRY.register()
@@ -66,54 +69,84 @@ class PanopticSOLO(SOLO):
             },
         }
 
-    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+    def forward(self, batched_inputs: list[dict[str, Any]], part: BatchPart | None = None) -> Any:
         """Train or infer, on Detectron2's standard inputs.
 
         Args:
             batched_inputs: as of `SOLO`; for training also "sem_seg", (H, W) int64, 0 for all
                 things, 1, 2, ... for stuff, or the ignored value.
+            part: as of `SOLO`.
 
         Returns:
             In training a dict of scalar losses, with `loss_sem_seg`; else for each image what
             Detectron2's PanopticFPN gives: "instances" as of `SOLO`, "sem_seg" (C, height, width)
             float32 logits, and "panoptic_seg" as of `merge_panoptic`.
         """
-        images = self.preprocess_image(batched_inputs)
-        features = self.backbone(images.tensor)
+        return super().forward(batched_inputs, part)
+
+    def network(self, images: Tensor) -> NetworkOutputs:
+        """Backbone, head and semantic branch; see `SOLO.network`."""
+        features = self.backbone(images)
         outputs = self.head(features)
-        logits = self.semantic_branch(features, outputs)
-        if self.training:
-            losses = self._losses(batched_inputs, images, outputs)
-            return losses | {"loss_sem_seg": self._semantic_loss(batched_inputs, logits)}
-        results = self._inference(batched_inputs, images, outputs)
+        return NetworkOutputs(outputs, self.semantic_branch(features, outputs))
+
+    def _losses(
+        self,
+        batched_inputs: list[dict[str, Any]],
+        images: ImageList,
+        outputs: NetworkOutputs,
+        part: BatchPart,
+    ) -> dict[str, Tensor]:
+        losses = super()._losses(batched_inputs, images, outputs, part)
+        logits = cast(Tensor, outputs.semantic_logits)
+        return losses | {"loss_sem_seg": self.semantic_loss(batched_inputs, logits, part)}
+
+    def postprocess(
+        self, batched_inputs: list[dict[str, Any]], images: ImageList, outputs: NetworkOutputs
+    ) -> list[dict[str, Any]]:
+        """Make the results of inference; see `forward`."""
+        results = super().postprocess(batched_inputs, images, outputs)
+        logits = cast(Tensor, outputs.semantic_logits)
         return [
-            self._combine(result["instances"], image_logits, image_size)
+            self.combine(result["instances"], image_logits, image_size)
             for result, image_logits, image_size in zip(
                 results, logits, images.image_sizes, strict=True
             )
         ]
 
-    def _semantic_loss(self, batched_inputs: list[dict[str, Any]], logits: Tensor) -> Tensor:
+    def plan_parts(self, parts: Sequence[list[dict[str, Any]]]) -> list[BatchPart]:
+        """As of `SOLO`, with the labelled pixels."""
+        labels = [sem_seg for part in parts for sem_seg in semantic_labels(part)]
+        num_labelled = sum(int((x != self.ignore_value).sum()) for x in labels)
+        return [
+            replace(plan, totals=replace(plan.totals, num_labelled=num_labelled))
+            for plan in super().plan_parts(parts)
+        ]
+
+    def semantic_loss(
+        self,
+        batched_inputs: list[dict[str, Any]],
+        logits: Tensor,
+        part: BatchPart | None = None,
+    ) -> Tensor:
         """The weighted loss, at the size of the padded input; padding is ignored."""
-        if not all("sem_seg" in x for x in batched_inputs):
-            raise DatasetError(
-                "PanopticSOLO trains on semantic labels too, but an image comes without 'sem_seg': "
-                "name in DATASETS.TRAIN a data set that has sem_seg_file_name, such as "
-                "coco_2017_train_panoptic_separated"
-            )
-        labels = ImageList.from_tensors(
-            [x["sem_seg"].to(self.device, non_blocking=True) for x in batched_inputs],
-            self.backbone.size_divisibility,
+        labels = self._pad(
+            [x.to(self.device, non_blocking=True) for x in semantic_labels(batched_inputs)],
+            part.padded_size if part else None,
             self.ignore_value,
-            self.backbone.padding_constraints,
         ).tensor
         logits = F.interpolate(
             logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False
         )
-        loss = semantic_loss(logits, labels, ignore_value=self.ignore_value)
+        loss = semantic_loss(
+            logits,
+            labels,
+            ignore_value=self.ignore_value,
+            num_labelled=part.totals.num_labelled if part else None,
+        )
         return self.semantic_loss_weight * loss
 
-    def _combine(
+    def combine(
         self, instances: Instances, logits: Tensor, image_size: tuple[int, int]
     ) -> dict[str, Any]:
         """The results of one image, at the output size.
@@ -138,3 +171,18 @@ class PanopticSOLO(SOLO):
             **self.merge_params,
         )
         return {"instances": instances, "sem_seg": scores, "panoptic_seg": panoptic}
+
+
+def semantic_labels(batched_inputs: Sequence[dict[str, Any]]) -> list[Tensor]:
+    """The labels of each image of a batch, where they are.
+
+    Raises:
+        DatasetError: an image has none.
+    """
+    if not all("sem_seg" in x for x in batched_inputs):
+        raise DatasetError(
+            "PanopticSOLO trains on semantic labels too, but an image comes without 'sem_seg': "
+            "name in DATASETS.TRAIN a data set that has sem_seg_file_name, such as "
+            "coco_2017_train_panoptic_separated"
+        )
+    return [x["sem_seg"] for x in batched_inputs]

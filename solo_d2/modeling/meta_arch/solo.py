@@ -9,13 +9,22 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.structures import BitMasks, Boxes, ImageList, Instances, PolygonMasks
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from solo_d2.inference import MaskDecoder, build_nms
 from solo_d2.losses import build_mask_loss, solo_losses
 from solo_d2.modeling.checks import check_model_config
 from solo_d2.modeling.heads import SOLOHeadBase, build_solo_head
 from solo_d2.modeling.visualize import draw_training_image
-from solo_d2.structures import GridTargets, HeadOutputs, Predictions, cell_levels
+from solo_d2.structures import (
+    BatchPart,
+    BatchTotals,
+    GridTargets,
+    HeadOutputs,
+    NetworkOutputs,
+    Predictions,
+    cell_levels,
+)
 from solo_d2.targets import assign_grid_targets
 
 
@@ -113,6 +122,7 @@ class SOLO(nn.Module):
                 "mask_weight": solo.LOSS.MASK_WEIGHT,
                 "focal_alpha": solo.LOSS.FOCAL_ALPHA,
                 "focal_gamma": solo.LOSS.FOCAL_GAMMA,
+                "memory_mib": solo.LOSS.MEMORY_MIB,
             },
             "decoder_params": {
                 "nms": build_nms(solo.NMS.TYPE, nms_params),
@@ -135,60 +145,113 @@ class SOLO(nn.Module):
         """The device of the model's buffers, where inputs are moved to."""
         return self.pixel_mean.device
 
-    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+    def forward(self, batched_inputs: list[dict[str, Any]], part: BatchPart | None = None) -> Any:
         """Train or infer, on Detectron2's standard inputs.
 
         Args:
             batched_inputs: for each image "image", (C, H, W) in `input_format`; for training
                 "instances" with gt_boxes, gt_classes and gt_masks (BitMasks or PolygonMasks); for
                 inference optionally "height" and "width" of the output.
+            part: for training, what `plan_parts` says of these inputs where they are a part of a
+                batch.
 
         Returns:
             In training a dict of scalar losses; else for each image {"instances": Instances} with
             pred_masks (M, height, width) bool, pred_boxes, scores and pred_classes, best first.
         """
-        images = self.preprocess_image(batched_inputs)
-        features = self.backbone(images.tensor)
-        outputs = self.head(features)
-        if self.training:
-            return self._losses(batched_inputs, images, outputs)
-        return self._inference(batched_inputs, images, outputs)
+        images = self.preprocess_image(batched_inputs, part.padded_size if part else None)
+        if not self.training:
+            return self.postprocess(batched_inputs, images, self.network(images.tensor))
+        # Before the network runs: the wait for counts then finds little to wait for, and the masks
+        # at full size are gone when activations come.
+        part = part or self._whole_batch(batched_inputs, images)
+        return self._losses(batched_inputs, images, self.network(images.tensor), part)
 
-    def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
-        """Normalise the images and pad them to one size."""
+    def network(self, images: Tensor) -> NetworkOutputs:
+        """Backbone and head: the part whose work does not depend on what is in the images.
+
+        Args:
+            images: (B, 3, H, W) float, normalised and padded.
+        """
+        return NetworkOutputs(self.head(self.backbone(images)))
+
+    def preprocess_image(
+        self, batched_inputs: list[dict[str, Any]], padded_size: tuple[int, int] | None = None
+    ) -> ImageList:
+        """Normalise the images and pad them to one size, or to one that is at least that."""
         images = [x["image"].to(self.device, non_blocking=True) for x in batched_inputs]
         images = [(x - self.pixel_mean) / self.pixel_std for x in images]
-        return ImageList.from_tensors(
+        return self._pad(images, padded_size)
+
+    def _pad(
+        self,
+        images: list[Tensor],
+        padded_size: tuple[int, int] | None = None,
+        value: float = 0.0,
+    ) -> ImageList:
+        """Put images (..., H, W) into one tensor of a size that the backbone takes."""
+        padded = ImageList.from_tensors(
             images,
             self.backbone.size_divisibility,
-            padding_constraints=self.backbone.padding_constraints,
+            value,
+            self.backbone.padding_constraints,
         )
+        if padded_size is None:
+            return padded
+        height, width = padded.tensor.shape[-2:]
+        missing = (0, padded_size[1] - width, 0, padded_size[0] - height)
+        return ImageList(F.pad(padded.tensor, missing, value=value), padded.image_sizes)
+
+    @torch.no_grad()
+    def plan_parts(self, parts: Sequence[list[dict[str, Any]]]) -> list[BatchPart]:
+        """Find what the parts of a batch must know for their losses to add up to the batch's.
+
+        Args:
+            parts: the training inputs of a batch, cut into parts.
+
+        Returns:
+            For each part what `forward` takes beside its inputs.
+        """
+        sizes = [x["image"].shape[-2:] for part in parts for x in part]
+        largest = [max(lengths) for lengths in zip(*sizes, strict=True)]
+        padded = self._pad([torch.empty(1, *largest, device="meta")])  # has a size, but no memory
+        targets = [self.assign_targets([x["instances"] for x in part], padded) for part in parts]
+        totals = BatchTotals.of(targets)
+        padded_size = (padded.tensor.shape[-2], padded.tensor.shape[-1])
+        return [BatchPart(i, padded_size, own, totals) for i, own in enumerate(targets)]
+
+    def _whole_batch(self, batched_inputs: list[dict[str, Any]], images: ImageList) -> BatchPart:
+        """The only part of a batch that is trained on as a whole."""
+        targets = self.assign_targets([x["instances"] for x in batched_inputs], images)
+        height, width = images.tensor.shape[-2:]
+        return BatchPart(0, (height, width), targets, BatchTotals.of([targets]))
 
     def _losses(
-        self, batched_inputs: list[dict[str, Any]], images: ImageList, outputs: HeadOutputs
+        self,
+        batched_inputs: list[dict[str, Any]],
+        images: ImageList,
+        outputs: NetworkOutputs,
+        part: BatchPart,
     ) -> dict[str, Tensor]:
-        targets = self.assign_targets([x["instances"] for x in batched_inputs], images)
+        totals = part.totals
         losses = solo_losses(
-            outputs,
-            targets,
-            cell_masks=self.head.cell_masks,
-            mask_strides=self.head.mask_strides,
-            mask_groups=self.head.mask_groups,
-            **self.loss_params,
+            outputs.head, part.targets, head=self.head, totals=totals, **self.loss_params
         )
+        if part.index > 0:
+            return losses  # what follows is logged once for a batch
         storage = get_event_storage()
-        storage.put_scalar("targets/num_positive_cells", targets.num_positive_cells)
-        storage.put_scalar("targets/num_mask_samples", len(targets.cells))
-        storage.put_scalar("targets/num_cell_conflicts", targets.num_conflicts)
+        storage.put_scalar("targets/num_positive_cells", totals.num_positive_cells)
+        storage.put_scalar("targets/num_mask_samples", totals.num_mask_samples)
+        storage.put_scalar("targets/num_cell_conflicts", totals.num_conflicts)
         if self.vis_period > 0 and storage.iter % self.vis_period == 0:
-            prediction = self._decode(outputs, images.image_sizes, images.image_sizes)[0]
+            prediction = self._decode(outputs.head, images.image_sizes, images.image_sizes)[0]
             picture = draw_training_image(batched_inputs[0], prediction, self.input_format)
             storage.put_image("Left: ground truth; right: predictions", picture)
         return losses
 
     def assign_targets(self, gt_instances: list[Instances], images: ImageList) -> GridTargets:
         """Assign the instances of a batch to cells, on the model's device."""
-        gt = [self._gt_tensors(instances) for instances in gt_instances]
+        gt = [self.gt_tensors(instances) for instances in gt_instances]
         boxes, classes, masks = zip(*gt, strict=True)
         return assign_grid_targets(
             boxes,
@@ -204,7 +267,7 @@ class SOLO(nn.Module):
             mask_target=self.mask_target,
         )
 
-    def _gt_tensors(self, instances: Instances) -> tuple[Tensor, Tensor, Tensor]:
+    def gt_tensors(self, instances: Instances) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes (N, 4), classes (N,) and masks (N, H, W) bool of one image."""
         if not instances.has("gt_masks"):  # what Detectron2's mapper makes of no annotation
             masks = torch.zeros(0, *instances.image_size, dtype=torch.bool)
@@ -219,26 +282,24 @@ class SOLO(nn.Module):
         )
         return boxes, classes, masks
 
-    def _inference(
-        self, batched_inputs: list[dict[str, Any]], images: ImageList, outputs: HeadOutputs
-    ) -> list[dict[str, Instances]]:
+    def postprocess(
+        self, batched_inputs: list[dict[str, Any]], images: ImageList, outputs: NetworkOutputs
+    ) -> list[dict[str, Any]]:
+        """Make the results of inference; see `forward`."""
         output_sizes = [
             (x.get("height", size[0]), x.get("width", size[1]))
             for x, size in zip(batched_inputs, images.image_sizes, strict=True)
         ]
-        predictions = self._decode(outputs, images.image_sizes, output_sizes)
+        predictions = self._decode(outputs.head, images.image_sizes, output_sizes)
         return [
             {"instances": to_instances(prediction, size)}
             for prediction, size in zip(predictions, output_sizes, strict=True)
         ]
 
-    def _decode(
-        self,
-        outputs: HeadOutputs,
-        image_sizes: Sequence[tuple[int, int]],
-        output_sizes: Sequence[tuple[int, int]],
-    ) -> list[Predictions]:
-        decoder = MaskDecoder(
+    @property
+    def decoder(self) -> MaskDecoder:
+        """What makes instances of the head's outputs."""
+        return MaskDecoder(
             cell_masks=self.head.finest_masks,
             cell_levels=self.cell_levels,
             strides=self.strides,
@@ -247,7 +308,14 @@ class SOLO(nn.Module):
             mask_product=self.head.mask_product,
             **self.decoder_params,
         )
-        return decoder.decode(outputs, image_sizes, output_sizes)
+
+    def _decode(
+        self,
+        outputs: HeadOutputs,
+        image_sizes: Sequence[tuple[int, int]],
+        output_sizes: Sequence[tuple[int, int]],
+    ) -> list[Predictions]:
+        return self.decoder.decode(outputs, image_sizes, output_sizes)
 
 
 def to_instances(prediction: Predictions, size: tuple[int, int]) -> Instances:
