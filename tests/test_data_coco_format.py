@@ -147,8 +147,8 @@ REFUSED = {
         delete_in("annotations", 1, "id"),
         "annotation None: .* needs a whole",
     ),
-    "image twice": (set_in("images", 0, "id", value=7), "1 image ids are used more than once: 7"),
-    "image without height": (delete_in("images", 1, "height"), "'sub/a.png' needs .* 'height'"),
+    "image twice": (set_in("images", 0, "id", value=7), "'sub/a.png': has the id 7, which is"),
+    "image without height": (delete_in("images", 1, "height"), "'sub/a.png': needs .* 'height'"),
     "image outside": (
         set_in("images", 0, "file_name", value="sub/../../a.json"),
         "not inside the image folder",
@@ -183,6 +183,46 @@ REFUSED = {
     "damaged RLE": (
         set_in("annotations", 0, "segmentation", "counts", value="PPPP"),
         "annotation 1: the RLE's 'counts' are damaged",
+    ),
+    "RLE of one number": (
+        set_in("annotations", 0, "segmentation", "size", value=40),
+        "annotation 1: the RLE is for 40 pixels",
+    ),
+    "RLE counts in words": (
+        set_in("annotations", 0, "segmentation", "counts", value=["1200", "1200"]),
+        "annotation 1: the RLE's 'counts' must be whole numbers",
+    ),
+    "RLE counts beyond 64 bits": (
+        set_in("annotations", 0, "segmentation", "counts", value=[2**63 - 1] * 2 + [2402]),
+        "annotation 1: the RLE's 'counts' cover",
+    ),
+    "polygon of texts": (
+        set_in("annotations", 0, "segmentation", value=[[str(value) for value in SQUARE]]),
+        "annotation 1: a polygon must be a list of numbers",
+    ),
+    "polygon far outside": (
+        set_in("annotations", 0, "segmentation", value=[[*SQUARE[:-1], 1e9]]),
+        "annotation 1: a polygon reaches to 1000000000 pixels, far outside",
+    ),
+    "crowd is a text": (
+        set_in("annotations", 0, "iscrowd", value="no"),
+        "annotation 1: 'iscrowd' must be 0 or 1, it is 'no'",
+    ),
+    "keypoints of words": (
+        set_in("annotations", 4, "keypoints", value=["a", "b", "c"]),
+        "annotation 5: 'keypoints' must be numbers",
+    ),
+    "image without pixels": (
+        set_in("images", 1, "height", value=0),
+        "'sub/a.png': has an impossible size: 0 x 60",
+    ),
+    "image of too many pixels": (
+        set_in("images", 1, "width", value=10**11),
+        "'sub/a.png': has an impossible size",
+    ),
+    "file name with NUL": (
+        set_in("images", 1, "file_name", value="a\0.png"),
+        "needs a file name",
     ),
     "short RLE": (
         set_in("annotations", 0, "segmentation", "counts", value=[10, 10]),
@@ -252,7 +292,7 @@ def test_annotations_that_cover_nothing_are_ignored_with_one_warning(dataset, ca
     warnings = [record.getMessage() for record in caplog.records]
     assert len(warnings) == 1
     assert re.search(
-        r"a\.json: 10 of 15 annotations cover nothing .* 100, 101, 102, 103, 104, \.\.\.",
+        r"a\.json: 10 of 15 annotations cover nothing .*: annotation 100, .*annotation 104, \.\.\.",
         warnings[0],
     )
     assert by_key(records) == by_key(dataset(good_content()))
@@ -264,7 +304,9 @@ def test_only_the_bad_polygons_of_an_annotation_are_dropped(dataset):
     assert dataset(content)[0]["annotations"][0]["segmentation"] == [SQUARE]
 
 
-@pytest.mark.parametrize("box", [None, [], [1, 2], [1, 2, 0, 4], [1, 2, float("nan"), 4]])
+@pytest.mark.parametrize(
+    "box", [None, [], [1, 2], [1, 2, 0, 4], [1, 2, float("nan"), 4], [1, 2, 10**400, 4], "abcd"]
+)
 @pytest.mark.parametrize("segmentation", [[SQUARE], rle_of(4, 4, 20, 20)])
 def test_a_box_that_is_none_is_computed(dataset, box, segmentation):
     content = good_content()

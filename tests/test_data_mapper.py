@@ -14,6 +14,7 @@ from detectron2.structures import BitMasks, BoxMode, PolygonMasks
 from pycocotools import mask as coco_mask
 from torch.utils.data import DataLoader
 
+from solo_d2 import add_solo_config
 from solo_d2.data import SOLODatasetMapper
 from solo_d2.errors import DatasetError
 
@@ -56,6 +57,7 @@ def annotation(segmentation, **others):
 
 def config(mask_format="bitmask", size=HEIGHT, crop=False):
     cfg = get_cfg()
+    add_solo_config(cfg)
     cfg.INPUT.MASK_FORMAT = mask_format
     cfg.INPUT.MIN_SIZE_TRAIN = (size,)
     cfg.INPUT.MAX_SIZE_TRAIN = 10_000
@@ -95,6 +97,38 @@ def test_kinds_may_be_mixed(record):
     masks = instances.gt_masks.tensor
     assert masks.shape == (len(segmentations()), 2 * HEIGHT, 2 * WIDTH)
     assert (masks == masks[:1]).all()
+
+
+# A square ring of two parts, and the way in between them, as one polygon.
+KEYHOLE = [10, 10, 40, 10, 40, 30, 10, 30, 10, 10, 15, 15, 15, 25, 35, 25, 35, 15, 15, 15]
+
+
+def ring():
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[10:30, 10:40] = True
+    mask[15:25, 15:35] = False
+    return mask
+
+
+@pytest.mark.parametrize("kind", ["RLE", "keyhole"])
+def test_holes_stay_open(record, kind):
+    rle = coco_mask.encode(np.asfortranarray(ring(), np.uint8))
+    segmentation = {"RLE": rle, "keyhole": [[float(value) for value in KEYHOLE]]}[kind]
+    record["annotations"] = [annotation(segmentation, bbox=[10.0, 10.0, 30.0, 20.0])]
+    mask = SOLODatasetMapper(config())(record)["instances"].gt_masks.tensor[0].numpy()
+    assert not mask[17:23, 17:33].any()
+    # One pixel's width along the way in is a matter of rasterising.
+    assert (mask != ring()).sum() <= (0 if kind == "RLE" else 8)
+
+
+def test_parts_are_one_object(record):
+    parts = [POLYGON, [30.0, 20.0, 50.0, 20.0, 50.0, 36.0, 30.0, 36.0]]
+    record["annotations"] = [annotation(parts, bbox=[4.0, 4.0, 46.0, 32.0])]
+    instances = SOLODatasetMapper(config())(record)["instances"]
+    expected = bitmap().astype(bool)
+    expected[20:36, 30:50] = True
+    assert len(instances) == 1
+    assert np.array_equal(instances.gt_masks.tensor[0].numpy(), expected)
 
 
 def test_equals_detectron2s_mapper_where_that_works(record):
@@ -197,6 +231,15 @@ def test_a_bad_annotation_is_named(record, case):
         SOLODatasetMapper(config())(record)
     del record["annotations"][1]["id"]
     with pytest.raises(DatasetError, match=r"a\.png: annotation number 1 of the image: "):
+        SOLODatasetMapper(config())(record)
+
+
+@pytest.mark.parametrize(
+    "others", [{"category_id": 10**30}, {"bbox": "wide", "bbox_mode": 0}, {"category_id": None}]
+)
+def test_other_values_that_no_annotation_should_have(record, others):
+    record["annotations"] = [annotation([POLYGON], **others)]
+    with pytest.raises(DatasetError, match=r"a\.png: the annotations cannot be used: "):
         SOLODatasetMapper(config())(record)
 
 

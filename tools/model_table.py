@@ -12,8 +12,8 @@ from solo_d2 import ConfigError, DatasetError  # noqa: E402
 from solo_d2.benchmarks import complexity  # noqa: E402
 
 
-def main(argv: list[str]) -> int:
-    """Update the README of a folder of configs; 2 if something can't be used."""
+def parse_args(argv: list[str]) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description=f"{__doc__}\n\n{complexity.__doc__}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -25,7 +25,12 @@ def main(argv: list[str]) -> int:
         metavar="DIR",
         help="with README.md and published.json (default: configs)",
     )
-    arguments = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> int:
+    """Update the README of a folder of configs; 2 if something can't be used."""
+    arguments = parse_args(argv)
     try:
         complexity.update_table(arguments.configs, lambda name: print(name, flush=True))
     except (ConfigError, DatasetError) as error:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from solo_d2.benchmarks.common import markdown_table
@@ -29,7 +28,7 @@ from solo_d2.errors import ConfigError
 
 IMAGE_SIZE = (480, 640)
 # Folders of configs/ that the table lists, in this order.
-FOLDERS = ("coco", "lvis", "panoptic")
+FOLDERS = ("coco", "lvis", "cityscapes", "panoptic")
 # A 1x schedule: 12 epochs of COCO.
 ITERATIONS_OF_1X, BATCH_OF_1X = 90_000, 16
 BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
@@ -89,16 +88,9 @@ def measure(cfg: Any) -> Complexity:
     images = torch.empty(1, 3, height, width, device="meta")
     return Complexity(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        multiply_adds=count_multiply_adds(_run_network, model, images),
+        multiply_adds=count_multiply_adds(model.network, images),
         input_size=(height, width),
     )
-
-
-def _run_network(model: Any, images: Tensor) -> None:
-    features = model.backbone(images)
-    outputs = model.head(features)
-    if hasattr(model, "semantic_branch"):
-        model.semantic_branch(features, outputs)
 
 
 def input_size(cfg: Any) -> tuple[int, int]:
@@ -233,8 +225,12 @@ def backbone_name(cfg: Any) -> str:
 
 
 def _schedule(cfg: Any) -> str:
-    epochs = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH / BATCH_OF_1X / ITERATIONS_OF_1X
-    return f"{epochs:.3g}x"
+    """In terms of COCO's; of a shorter one, iterations and batch size."""
+    solver = cfg.SOLVER
+    relative = solver.MAX_ITER * solver.IMS_PER_BATCH / BATCH_OF_1X / ITERATIONS_OF_1X
+    if relative < 1:
+        return f"{solver.MAX_ITER / 1000:.3g}k of {solver.IMS_PER_BATCH}"
+    return f"{relative:.3g}x"
 
 
 def _short_side(cfg: Any) -> str:

@@ -1,7 +1,8 @@
 """Data: the generated data set, COCO-format folders, class counts, the mapper.
 
 Importing this package registers in Detectron2's catalogs `shapes_train` and `shapes_val`, both also
-with `_panoptic` behind the name, and `cityscapes_fine_panoptic_{train,val}_separated`. Without
+with `_panoptic` behind the name, and `cityscapes_fine_panoptic_{train,val}_separated`; data sets
+that Detectron2 registered in LVIS's format are loaded by `lvis_format` from then on. Without
 Detectron2 only `shapes` (to draw and to write) and `panoptic_conversion` work.
 """
 
@@ -16,6 +17,7 @@ _PUBLIC = {
     "ensure_converted": "solo_d2.data.panoptic_conversion",
     "register_coco_format": "solo_d2.data.coco_format",
     "load_coco_format": "solo_d2.data.coco_format",
+    "check_dataset": "solo_d2.data.check.run",
     "check_datasets": "solo_d2.data.catalog",
     "register_datasets_of_config": "solo_d2.data.catalog",
     "resolve_num_classes": "solo_d2.data.catalog",
@@ -31,6 +33,7 @@ def __getattr__(name: str) -> Any:
 
 
 try:
+    from solo_d2.data.lvis_format import use_own_lvis_loaders as _use_own_lvis_loaders
     from solo_d2.data.panoptic_format import register_cityscapes_separated as _register_cityscapes
     from solo_d2.data.shapes.registration import register_shapes as _register_shapes
 except ImportError as _error:
@@ -39,3 +42,4 @@ except ImportError as _error:
 else:
     _register_shapes()
     _register_cityscapes()
+    _use_own_lvis_loaders()

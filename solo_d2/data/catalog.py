@@ -13,6 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from solo_d2.data.coco_format import read_class_names, register_coco_format
 from solo_d2.data.locations import where_datasets_are
+from solo_d2.data.lvis_format import use_own_lvis_loader
 from solo_d2.data.panoptic_format import fill_metadata, register_panoptic_format
 from solo_d2.data.stuff_classes import resolve_num_stuff_classes
 from solo_d2.errors import ConfigError, DatasetError
@@ -70,7 +71,7 @@ def resolve_num_classes(cfg: CfgNode, names: Iterable[str] | None = None) -> int
     if names is None:
         names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     names = tuple(names)
-    classes = {name: _class_names(name) for name in names}
+    classes = {name: class_names(name) for name in names}
     number = int(cfg.MODEL.SOLO.NUM_CLASSES)
     if not classes:
         if number < 1:
@@ -106,8 +107,12 @@ def _defrosted(cfg: CfgNode) -> Iterator[None]:
             cfg.freeze()
 
 
-def _class_names(name: str) -> list[str]:
-    """Thing classes of a registered data set, in the order of their indices."""
+def class_names(name: str) -> list[str]:
+    """Thing classes of a registered data set, in the order of their indices.
+
+    Raises:
+        DatasetError: it is unknown, or its categories cannot be read.
+    """
     _require_known(name)
     metadata = MetadataCatalog.get(name)
     _refuse_unseparated(name)
@@ -170,6 +175,7 @@ def check_datasets(names: Iterable[str]) -> None:
         _require_known(name)
         _refuse_unseparated(name)
         _require_paths(name, MetadataCatalog.get(name))
+        use_own_lvis_loader(name)
         _report_load_errors(name)
 
 

@@ -7,24 +7,28 @@ the json is parsed once and checked while it is converted.
 import functools
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.structures import BoxMode
 
 from solo_d2.data.coco_json import (
-    check_image,
-    leaves_folder,
     parse,
     read_sorted_categories,
     read_text,
-    require_unique,
     some,
     sorted_categories,
 )
+from solo_d2.data.coco_records import (
+    COVERS_NOTHING,
+    Records,
+    add_annotations,
+    add_images,
+    missing_files,
+)
 from solo_d2.data.locations import where_datasets_are
-from solo_d2.data.segmentations import clean_segmentation, is_box, segmentation_box
+from solo_d2.data.problems import ERROR, SKIPPED, Problem
 from solo_d2.errors import ConfigError, DatasetError
 
 logger = logging.getLogger(__name__)
@@ -91,144 +95,69 @@ def load_coco_format(
     content = parse(json_file, read_text(name, json_file))
     categories = sorted_categories(json_file, content["categories"])
     contiguous = {category["id"]: index for index, category in enumerate(categories)}
-    records = _image_records(json_file, image_root, content["images"])
-    _require_images(json_file, image_root, content["images"])
-
-    converter = _AnnotationConverter(str(json_file), records, contiguous)
-    for annotation in content["annotations"]:
-        converter.add(annotation)
+    records = load_records(json_file, image_root, content, contiguous)
     metadata = MetadataCatalog.get(name)
     metadata.thing_classes = [category["name"] for category in categories]
     metadata.thing_dataset_id_to_contiguous_id = contiguous
-    converter.warn()
-    if not converter.fit_for_evaluator and metadata.get("json_file") == os.fspath(json_file):
+    if not records.fit_for_evaluator and metadata.get("json_file") == os.fspath(json_file):
         del metadata.json_file
-    return [records[key] for key in sorted(records, key=lambda key: (isinstance(key, str), key))]
+    return records.in_order()
 
 
-def _image_records(
-    json_file: str | Path, image_root: str | Path, images: list[dict[str, Any]]
-) -> dict[Any, dict[str, Any]]:
-    """Dataset dicts without annotations, by image id."""
-    records = {}
-    for image in images:
-        check_image(json_file, image)
-        if leaves_folder(image["file_name"]):
-            raise DatasetError(
-                f"{json_file}: image {image['id']} has the file name {image['file_name']!r}, which "
-                f"is not inside the image folder {image_root}"
-            )
-        records[image["id"]] = {
-            "file_name": os.path.join(image_root, image["file_name"]),
-            "height": image["height"],
-            "width": image["width"],
-            "image_id": image["id"],
-            "annotations": [],
-        }
-    require_unique(json_file, "image", [image["id"] for image in images])
-    return records
+def load_records(
+    json_file: str | Path,
+    image_root: str | Path,
+    content: dict[str, Any],
+    contiguous: dict[int, int],
+    extra_keys: Sequence[str] = (),
+) -> Records:
+    """Convert images and annotations of a parsed json, and warn of what is left out.
 
+    Args:
+        json_file: where the content is from, for messages.
+        image_root: folder of the images.
+        content: with `images` and `annotations`.
+        contiguous: from category ids to classes.
+        extra_keys: see `add_images`.
 
-def _require_images(
-    json_file: str | Path, image_root: str | Path, images: list[dict[str, Any]]
-) -> None:
-    """Check that the image files exist, by one listing of each folder."""
+    Raises:
+        DatasetError: the first error, or all missing images.
+    """
+    skipped: list[Problem] = []
+
+    def report(problem: Problem) -> None:
+        if problem.severity == ERROR:
+            raise DatasetError(f"{json_file}: {problem}")
+        if problem.severity == SKIPPED:
+            skipped.append(problem)
+
+    records = Records(contiguous=contiguous)
+    add_images(records, content["images"], image_root, report, extra_keys)
     if not os.path.isdir(image_root):
         raise DatasetError(
             f"The image folder of {json_file} is missing: looked for "
             f"{os.path.abspath(image_root)}. " + where_datasets_are("")
         )
-    listings: dict[str, set[str]] = {}
-    missing = []
-    for image in images:
-        folder, base = os.path.split(os.path.join(image_root, image["file_name"]))
-        if folder not in listings:
-            listings[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
-        if base not in listings[folder]:
-            missing.append(image["file_name"])
+    missing = missing_files(records)
     if missing:
+        names = [os.path.relpath(file, image_root) for file in missing]
         raise DatasetError(
-            f"{len(missing)} of the {len(images)} images of {json_file} are missing in "
-            f"{os.path.abspath(image_root)}: {some(missing)}"
+            f"{len(missing)} of the {len(records.by_id)} images of {json_file} are missing in "
+            f"{os.path.abspath(image_root)}: {some(names)}"
         )
+    add_annotations(records, content["annotations"], report)
+    _warn_of_skipped(json_file, skipped, len(content["annotations"]))
+    return records
 
 
-class _AnnotationConverter:
-    """Checks annotations one by one and adds them to their image's record."""
-
-    def __init__(
-        self, json_file: str, records: dict[Any, dict[str, Any]], contiguous: dict[int, int]
-    ) -> None:
-        self.json_file = json_file
-        self.records = records
-        self.contiguous = contiguous
-        self.seen: set[Any] = set()
-        self.ignored: list[Any] = []
-        self.fit_for_evaluator = True
-
-    def add(self, annotation: dict[str, Any]) -> None:
-        key = annotation.get("id")
-        record = self._check(annotation)
-        try:
-            segmentation = clean_segmentation(
-                annotation.get("segmentation"), record["height"], record["width"]
-            )
-        except ValueError as error:
-            self._refuse(key, f"{error} (image {record['file_name']})")
-        if segmentation is None:
-            self.ignored.append(key)
-            return
-        if not is_box(annotation.get("bbox")):
-            self.fit_for_evaluator = False
-            annotation["bbox"] = segmentation_box(segmentation)
-        if "iscrowd" not in annotation or "area" not in annotation:
-            self.fit_for_evaluator = False
-        item = {
-            "id": key,
-            "iscrowd": annotation.get("iscrowd", 0),
-            "bbox": annotation["bbox"],
-            "bbox_mode": BoxMode.XYWH_ABS,
-            "category_id": self.contiguous[annotation["category_id"]],
-            "segmentation": segmentation,
-        }
-        if annotation.get("keypoints"):
-            # As Detectron2: from pixel indices to coordinates.
-            item["keypoints"] = [
-                value if index % 3 == 2 else value + 0.5
-                for index, value in enumerate(annotation["keypoints"])
-            ]
-        record["annotations"].append(item)
-
-    def _check(self, annotation: dict[str, Any]) -> dict[str, Any]:
-        """Check the ids; the record of the annotation's image."""
-        key = annotation.get("id")
-        if not isinstance(key, int):
-            self._refuse(key, "every annotation needs a whole number 'id'")
-        if key in self.seen:
-            self._refuse(key, "the id is used more than once: give every annotation its own")
-        self.seen.add(key)
-        category, image = annotation.get("category_id"), annotation.get("image_id")
-        if not isinstance(category, int) or category not in self.contiguous:
-            known = some(sorted(self.contiguous))
-            self._refuse(key, f"category_id {category!r} is not among the 'categories' ({known})")
-        if not isinstance(image, (int, str)) or image not in self.records:
-            self._refuse(key, f"image_id {image!r} is not among the 'images'")
-        if annotation.get("ignore"):
-            self._refuse(key, "'ignore' is not supported: remove it, or use 'iscrowd'")
-        return self.records[image]
-
-    def _refuse(self, key: Any, reason: str) -> None:
-        raise DatasetError(f"{self.json_file}: annotation {key}: {reason}")
-
-    def warn(self) -> None:
-        """Warn once of what was ignored."""
-        if self.ignored:
-            self.fit_for_evaluator = False
-            logger.warning(
-                "%s: %d of %d annotations cover nothing (no area, under three points or no pixel) "
-                "and are ignored: annotation ids %s",
-                self.json_file,
-                len(self.ignored),
-                len(self.seen),
-                some(self.ignored),
-            )
+def _warn_of_skipped(json_file: str | Path, skipped: list[Problem], total: int) -> None:
+    whole = [p.where for p in skipped if p.kind == COVERS_NOTHING]
+    if whole:
+        logger.warning(
+            "%s: %d of %d annotations cover nothing (no area, under three points or no pixel) "
+            "and are ignored: %s",
+            json_file,
+            len(whole),
+            total,
+            some(whole),
+        )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from solo_d2.data.locations import where_datasets_are
+from solo_d2.data.problems import Refusal
 from solo_d2.errors import DatasetError
 
 # How many names or ids a message lists.
@@ -21,6 +22,8 @@ _IMAGE_KEYS: tuple[tuple[str, Any, str], ...] = (
     ("height", int, "whole number"),
     ("width", int, "whole number"),
 )
+# Beyond this pycocotools' run lengths do not fit their type.
+_MOST_PIXELS = 2**31
 
 
 def read_text(name: str, json_file: str | Path) -> str:
@@ -96,13 +99,7 @@ def sorted_categories(json_file: str | Path, categories: Any) -> list[dict[str, 
     Raises:
         DatasetError: one has no whole number id or no name, or an id is used twice.
     """
-    proper = isinstance(categories, list) and all(
-        isinstance(category, dict)
-        and isinstance(category.get("id"), int)
-        and isinstance(category.get("name"), str)
-        for category in categories
-    )
-    if not proper or not categories:
+    if not isinstance(categories, list) or not categories or not all(map(is_category, categories)):
         raise DatasetError(
             f"{json_file}: 'categories' must be a list of objects with a whole number 'id' and a "
             "'name'"
@@ -111,18 +108,44 @@ def sorted_categories(json_file: str | Path, categories: Any) -> list[dict[str, 
     return sorted(categories, key=lambda category: category["id"])
 
 
+def is_category(category: Any) -> bool:
+    """Whether an entry of 'categories' has a whole number id and a name."""
+    return (
+        isinstance(category, dict)
+        and isinstance(category.get("id"), int)
+        and isinstance(category.get("name"), str)
+    )
+
+
 def check_image(json_file: str | Path, image: dict[str, Any]) -> None:
     """Check that an image has id, file name, height and width.
 
     Raises:
         DatasetError: naming the image and the key.
     """
+    try:
+        require_image(image)
+    except Refusal as error:
+        name = image.get("file_name", image.get("id"))
+        raise DatasetError(f"{json_file}: image {name!r} {error}") from None
+
+
+def require_image(image: dict[str, Any]) -> None:
+    """Check the id, file name, height and width of an image.
+
+    Raises:
+        Refusal: naming the key.
+    """
     for key, kinds, words in _IMAGE_KEYS:
-        if not isinstance(image.get(key), kinds):
-            raise DatasetError(
-                f"{json_file}: image {image.get('file_name', image.get('id'))!r} needs a {words} "
-                f"'{key}', it is {image.get(key)!r}"
-            )
+        value = image.get(key)
+        if not isinstance(value, kinds):
+            raise Refusal("image incomplete", f"needs a {words} '{key}', it is {value!r:.80}")
+    height, width, name = image["height"], image["width"], image["file_name"]
+    if height < 1 or width < 1 or height * width > _MOST_PIXELS:
+        reason = f"has an impossible size: {height} x {width} pixels (height x width)"
+        raise Refusal("image of impossible size", reason)
+    if not name or "\0" in name:
+        raise Refusal("image incomplete", f"needs a file name, it is {name!r}")
 
 
 def leaves_folder(file_name: str) -> bool:

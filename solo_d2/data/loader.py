@@ -17,10 +17,12 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data.build import _train_loader_from_config, trivial_batch_collator
 from detectron2.data.common import DatasetFromList
+from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from solo_d2.errors import ConfigError
+from solo_d2.data.copy_paste import wrap_with_copy_paste
+from solo_d2.errors import ConfigError, DatasetError
 
 
 def build_train_loader(cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any]) -> DataLoader[Any]:
@@ -28,33 +30,77 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any]) ->
 
     Args:
         cfg: the config; SEED fixes order and augmentation (-1 too is a seed here).
-        mapper: makes a training sample of a data set dict.
+        mapper: makes a training sample of a data set dict; with copy-paste of two.
 
     Returns:
         Batches of SOLVER.IMS_PER_BATCH / processes samples, as lists. Set
         `loader.batch_sampler.start_batch` before the first batch is taken to go on from there.
     """
-    parts = _train_loader_from_config(cfg, mapper=mapper)
-    dataset = parts["dataset"]
+    parts = _load_parts(cfg, mapper)
+    images = DatasetFromList(parts["dataset"], copy=False)
+    return make_train_loader(
+        images,
+        wrap_with_copy_paste(cfg, mapper, images),
+        sampler=parts["sampler"],
+        total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        seed=cfg.SEED,
+        aspect_ratio_grouping=parts["aspect_ratio_grouping"],
+    )
+
+
+def make_train_loader(
+    dataset: Sequence[dict[str, Any]],
+    mapper: Callable[[dict[str, Any]], Any],
+    *,
+    total_batch_size: int,
+    seed: int,
+    sampler: Iterable[int] | None = None,
+    num_workers: int = 0,
+    aspect_ratio_grouping: bool = True,
+) -> DataLoader[Any]:
+    """Make the infinite training loader of a data set; see `build_train_loader`.
+
+    Args:
+        dataset: data set dicts.
+        mapper: makes a training sample of one.
+        total_batch_size: images of a batch, in all processes together.
+        seed: fixes order and augmentation.
+        sampler: infinite stream of indices of this process; None: all images in random order.
+        num_workers: of each process.
+        aspect_ratio_grouping: whether no batch has images both wider and not wider than high.
+    """
     processes = comm.get_world_size()
-    if cfg.SOLVER.IMS_PER_BATCH % processes:
+    if total_batch_size % processes:
         raise ConfigError(
-            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, but must be a multiple of the "
+            f"SOLVER.IMS_PER_BATCH is {total_batch_size}, but must be a multiple of the "
             f"{processes} processes"
         )
+    if sampler is None:
+        sampler = TrainingSampler(len(dataset), seed=seed)
     groups = [0] * len(dataset)
-    if parts["aspect_ratio_grouping"]:
+    if aspect_ratio_grouping:
         groups = [int(d["width"] > d["height"]) for d in dataset]
-    batch_sampler = GroupedBatchSampler(
-        parts["sampler"], groups, cfg.SOLVER.IMS_PER_BATCH // processes
-    )
     return DataLoader(
-        SeededDataset(DatasetFromList(dataset, copy=False), mapper, seed=cfg.SEED),
-        batch_sampler=batch_sampler,
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        SeededDataset(dataset, mapper, seed=seed),
+        batch_sampler=GroupedBatchSampler(sampler, groups, total_batch_size // processes),
+        num_workers=num_workers,
         collate_fn=trivial_batch_collator,
         pin_memory=False,
     )
+
+
+def _load_parts(cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+    """Data set and sampler by Detectron2."""
+    try:
+        return _train_loader_from_config(cfg, mapper=mapper)
+    except AssertionError as error:  # how Detectron2 says that there is nothing
+        names = ", ".join(cfg.DATASETS.TRAIN) or "none"
+        raise DatasetError(
+            f"The data sets of DATASETS.TRAIN ({names}) cannot be used: {error or 'none is named'}"
+            ". DATALOADER.FILTER_EMPTY_ANNOTATIONS False keeps images without objects; "
+            "tools/check_dataset.py says more"
+        ) from error
 
 
 class GroupedBatchSampler(Sampler[list[tuple[int, int]]]):

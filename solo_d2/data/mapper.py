@@ -18,12 +18,13 @@ from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMa
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from solo_d2.data.augmentation import build_train_augmentation, moves_borders
 from solo_d2.data.segmentations import clean_segmentation, is_box, segmentation_box
 from solo_d2.data.stuff_classes import is_panoptic
 from solo_d2.errors import DatasetError
 
 # What Pillow and Detectron2 raise for files that are no proper images (SyntaxError: broken PNG).
-_READ_ERRORS = (
+READ_ERRORS = (
     OSError,
     ValueError,
     SyntaxError,
@@ -31,6 +32,16 @@ _READ_ERRORS = (
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
+)
+# What Detectron2, NumPy and torch raise for values that no annotation should have.
+_ANNOTATION_ERRORS = (
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AssertionError,
+    OverflowError,
+    RuntimeError,
 )
 
 
@@ -77,7 +88,9 @@ class SOLODatasetMapper(DatasetMapper):
         """
         arguments = super().from_config(cfg, is_train)
         arguments["use_instance_mask"] = True
-        arguments["recompute_boxes"] = is_train and cfg.INPUT.CROP.ENABLED
+        if is_train:
+            arguments["augmentations"] = build_train_augmentation(cfg)
+        arguments["recompute_boxes"] = is_train and moves_borders(cfg)
         if is_panoptic(cfg):
             arguments["num_sem_seg_classes"] = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
             arguments["sem_seg_ignore_value"] = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
@@ -101,7 +114,7 @@ class SOLODatasetMapper(DatasetMapper):
             _check_stuff_file(dataset_dict)
         try:
             sample = super().__call__(dataset_dict)
-        except _READ_ERRORS as error:
+        except READ_ERRORS as error:
             names = [dataset_dict["file_name"], dataset_dict.get("sem_seg_file_name")]
             raise DatasetError(
                 f"{' with '.join(name for name in names if name)} cannot be read: "
@@ -127,15 +140,16 @@ class SOLODatasetMapper(DatasetMapper):
         annotations = []
         for index, annotation in enumerate(dataset_dict.pop("annotations")):
             if annotation.get("iscrowd", 0) == 0:
-                cleaned = _clean_annotation(annotation, dataset_dict, index)
+                cleaned = clean_annotation(annotation, dataset_dict, index)
                 if cleaned is not None:
                     annotations.append(cleaned)
         if not annotations:
             dataset_dict["instances"] = self._no_instances(image_shape)
             return
         try:
-            instances = self._make_instances(annotations, transforms, image_shape)
-        except (ValueError, TypeError, KeyError, IndexError, AssertionError) as error:
+            original_shape = dataset_dict["height"], dataset_dict["width"]
+            instances = self._make_instances(annotations, transforms, image_shape, original_shape)
+        except _ANNOTATION_ERRORS as error:
             raise DatasetError(
                 f"{dataset_dict['file_name']}: the annotations cannot be used: "
                 f"{type(error).__name__}: {error}"
@@ -147,6 +161,7 @@ class SOLODatasetMapper(DatasetMapper):
         annotations: list[dict[str, Any]],
         transforms: TransformList,
         image_shape: tuple[int, int],
+        original_shape: tuple[int, int],
     ) -> Instances:
         transformed = []
         for annotation in annotations:
@@ -165,6 +180,8 @@ class SOLODatasetMapper(DatasetMapper):
             transformed, image_shape, mask_format=self.instance_mask_format
         )
         if self.recompute_boxes:
+            if isinstance(instances.gt_masks, BitMasks):
+                _clear_padding(instances.gt_masks.tensor, transforms, original_shape)
             instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
         return instances
 
@@ -194,6 +211,27 @@ class SOLODatasetMapper(DatasetMapper):
         return instances
 
 
+def _clear_padding(
+    masks: torch.Tensor, transforms: TransformList, original_shape: tuple[int, int]
+) -> None:
+    """Clear masks where the image was padded, in place.
+
+    Polygons may reach there, and Detectron2 pads bitmaps with the stuff label for nothing, 255.
+
+    Args:
+        masks: (N, H, W) bool.
+        transforms: by which the image was augmented; axes stay parallel.
+        original_shape: height and width of the image before that.
+    """
+    height, width = original_shape
+    corners = transforms.apply_box(np.array([[0.0, 0.0, width, height]]))[0]
+    left, top, right, bottom = np.rint(corners).astype(int).clip(min=0).tolist()
+    masks[:, :top] = False
+    masks[:, bottom:] = False
+    masks[:, :, :left] = False
+    masks[:, :, right:] = False
+
+
 def _check_stuff_file(dataset_dict: dict[str, Any]) -> None:
     """Check by its header that a stuff map can be read with its image."""
     image_file, file = dataset_dict["file_name"], dataset_dict.get("sem_seg_file_name")
@@ -206,7 +244,7 @@ def _check_stuff_file(dataset_dict: dict[str, Any]) -> None:
             mode, (width, height) = stuff.mode, stuff.size
     except FileNotFoundError:
         raise DatasetError(f"{file}, the stuff map of {image_file}, is missing") from None
-    except _READ_ERRORS as error:
+    except READ_ERRORS as error:
         raise DatasetError(
             f"{file}, the stuff map of {image_file}, cannot be read: "
             f"{type(error).__name__}: {error}"
@@ -223,10 +261,19 @@ def _check_stuff_file(dataset_dict: dict[str, Any]) -> None:
         )
 
 
-def _clean_annotation(
+def clean_annotation(
     annotation: dict[str, Any], dataset_dict: dict[str, Any], index: int
 ) -> dict[str, Any] | None:
-    """Bring an annotation into a form that Detectron2 transforms; None if it covers nothing."""
+    """Bring an annotation into a form that Detectron2 transforms; None if it covers nothing.
+
+    Args:
+        annotation: of a dataset dict; left as it is.
+        dataset_dict: of the image, with height and width.
+        index: place of the annotation in the image, to name it where it has no id.
+
+    Raises:
+        DatasetError: naming the file and the annotation.
+    """
     height, width = dataset_dict["height"], dataset_dict["width"]
     segmentation = annotation.get("segmentation")
     if isinstance(segmentation, np.ndarray) and segmentation.ndim == 2:

@@ -137,8 +137,10 @@ def read_panoptic_json(json_file: str | Path, name: str = "") -> PanopticJson:
     content = parse(json_file, read_text(name, json_file), "a panoptic")
     categories = split_categories(json_file, sorted_categories(json_file, content["categories"]))
     known = categories.thing_ids.keys() | categories.stuff_ids.keys()
-    require_unique(json_file, "image", [image.get("id") for image in content["images"]])
-    images = {image.get("id"): image for image in content["images"]}
+    for image in content["images"]:
+        check_image(json_file, image)
+    require_unique(json_file, "image", [image["id"] for image in content["images"]])
+    images = {image["id"]: image for image in content["images"]}
     annotations: dict[int | str, dict[str, Any]] = {}
     for annotation in content["annotations"]:
         key = annotation.get("image_id")
@@ -147,7 +149,6 @@ def read_panoptic_json(json_file: str | Path, name: str = "") -> PanopticJson:
             raise DatasetError(f"{start} of 'annotations' is not among the 'images'")
         if key in annotations:
             raise DatasetError(f"{start} has more than one entry in 'annotations'")
-        check_image(json_file, images[key])
         png = annotation.get("file_name")
         if not isinstance(png, str) or leaves_folder(png):
             raise DatasetError(f"{start}: 'file_name' must be a PNG in the folder, it is {png!r}")

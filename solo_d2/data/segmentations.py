@@ -7,8 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from solo_d2.data.problems import Refusal
+
 # Points nearer than this to one straight line, in pixels, enclose no area.
 _FLAT = 1e-6
+# Points farther out than this many times the image's longer side are refused: pycocotools walks
+# along every line pixel by pixel.
+_FAR = 10
 
 
 def clean_segmentation(segmentation: Any, height: int, width: int) -> Any:
@@ -25,32 +30,63 @@ def clean_segmentation(segmentation: Any, height: int, width: int) -> Any:
         polygon with 3 points, an area and finite coordinates, or an RLE without pixels.
 
     Raises:
-        ValueError: it is neither, or an RLE that does not fit the image. The message says why.
+        Refusal: it is neither, an RLE that does not fit the image, or a polygon that reaches far
+            beyond it.
     """
     if isinstance(segmentation, dict):
         return _clean_rle(segmentation, height, width)
     if isinstance(segmentation, list):
         if segmentation and not isinstance(segmentation[0], (list, tuple, np.ndarray)):
-            raise ValueError(
+            raise Refusal(
+                "segmentation of another form",
                 "the segmentation is a flat list, not a list of polygons "
-                "[[x0, y0, x1, y1, ...], ...]"
+                "[[x0, y0, x1, y1, ...], ...]",
             )
-        return [polygon for polygon in segmentation if _has_area(polygon)] or None
-    raise ValueError(
+        limit = _FAR * max(height, width)
+        return [p for p in segmentation if polygon_defect(p, limit) is None] or None
+    raise Refusal(
+        "segmentation missing" if segmentation is None else "segmentation of another form",
         "the segmentation must be a list of polygons or an RLE with 'size' and 'counts', it is "
-        f"{'missing' if segmentation is None else type(segmentation).__name__}"
+        f"{'missing' if segmentation is None else type(segmentation).__name__}",
     )
 
 
-def _has_area(polygon: Any) -> bool:
+def polygon_defect(polygon: Any, limit: float = math.inf) -> str | None:
+    """Say why a polygon encloses nothing; None if it does.
+
+    Args:
+        polygon: [x0, y0, x1, y1, ...].
+        limit: largest coordinate, in pixels, that is not refused.
+
+    Raises:
+        Refusal: it is no list of numbers, or reaches beyond the limit.
+    """
     try:
-        points = np.asarray(polygon, np.float64)
-    except (TypeError, ValueError):
-        raise ValueError(f"a polygon must be a list of numbers, it is {polygon!r:.80}") from None
+        points = np.asarray(polygon)
+    except ValueError:  # lists of different lengths
+        points = np.asarray(None)
+    if points.dtype.kind not in "iuf":
+        shown = f"{polygon!r:.80}"
+        reason = f"a polygon must be a list of numbers, it is {shown}"
+        raise Refusal("segmentation of another form", reason)
     if points.ndim != 1:
-        raise ValueError("a polygon must be a flat list [x0, y0, x1, y1, ...]")
-    if points.size < 6 or points.size % 2 or not np.isfinite(points).all():
-        return False
+        reason = "a polygon must be a flat list [x0, y0, x1, y1, ...]"
+        raise Refusal("segmentation of another form", reason)
+    if points.size < 6:
+        return "under 3 points"
+    if points.size % 2:
+        return "an odd number of coordinates"
+    points = points.astype(np.float64)
+    farthest = np.abs(points).max()
+    if not np.isfinite(farthest):
+        return "NaN or infinite coordinates"
+    if farthest > limit:
+        reason = f"a polygon reaches to {farthest:.0f} pixels, far outside the image"
+        raise Refusal("polygon far outside the image", reason)
+    return None if _encloses_area(points) else "no area"
+
+
+def _encloses_area(points: NDArray[np.float64]) -> bool:
     x, y = points[0::2] - points[0], points[1::2] - points[1]
     lengths = np.hypot(x, y)
     far = int(lengths.argmax())
@@ -63,24 +99,21 @@ def _has_area(polygon: Any) -> bool:
 def _clean_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any] | None:
     size, counts = rle.get("size"), rle.get("counts")
     if size is None or counts is None:
-        raise ValueError("the RLE lacks 'size' or 'counts'")
-    if list(size) != [height, width]:
-        raise ValueError(
+        raise Refusal("RLE incomplete", "the RLE lacks 'size' or 'counts'")
+    if not isinstance(size, (list, tuple)) or list(size) != [height, width]:
+        raise Refusal(
+            "RLE of another size",
             f"the RLE is for {_times(size)} pixels (height x width), the image has {height} x "
-            f"{width}"
+            f"{width}",
         )
-    if isinstance(counts, (str, bytes)):
-        runs = decode_counts(counts)
-    elif isinstance(counts, list):
-        try:
-            runs = np.asarray(counts, np.int64)
-        except (TypeError, ValueError, OverflowError):
-            raise ValueError("the RLE's 'counts' must be whole numbers") from None
-    else:
-        raise ValueError(f"the RLE's 'counts' must be a str or a list, not {type(counts).__name__}")
-    if runs.ndim != 1 or (runs < 0).any() or int(runs.sum()) != height * width:
-        raise ValueError(
-            f"the RLE's 'counts' cover {int(runs.sum())} pixels, the image has {height * width}"
+    runs = _runs(counts)
+    # Each first, so that the sum cannot overflow.
+    pixels = height * width
+    if runs.ndim != 1 or (runs < 0).any() or (runs > pixels).any() or int(runs.sum()) != pixels:
+        raise Refusal(
+            "RLE of another size",
+            f"the RLE's 'counts' cover {runs.sum(dtype=np.float64):.0f} pixels, the image has "
+            f"{pixels}",
         )
     if int(runs[1::2].sum()) == 0:
         return None
@@ -89,6 +122,24 @@ def _clean_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any] |
             coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
         )
     return {"size": [height, width], "counts": counts}
+
+
+def _runs(counts: Any) -> NDArray[np.int64]:
+    """Run lengths of an RLE of either kind, not negative unless they are damaged."""
+    if isinstance(counts, (str, bytes)):
+        return decode_counts(counts)
+    if not isinstance(counts, list):
+        raise Refusal(
+            "RLE damaged",
+            f"the RLE's 'counts' must be a str or a list, not {type(counts).__name__}",
+        )
+    try:
+        runs = np.asarray(counts if counts else np.zeros(0, np.int64))
+    except ValueError:  # lists of different lengths
+        runs = np.asarray(None)
+    if runs.dtype.kind not in "iu":
+        raise Refusal("RLE damaged", "the RLE's 'counts' must be whole numbers")
+    return runs
 
 
 def _times(size: Any) -> str:
@@ -105,7 +156,7 @@ def decode_counts(counts: str | bytes) -> NDArray[np.int64]:
         (R,) int64 runs of 0 and 1 in turn, starting with 0; column by column.
 
     Raises:
-        ValueError: the text is not a compressed RLE.
+        Refusal: the text is not a compressed RLE.
     """
     data = counts.encode("latin-1", "replace") if isinstance(counts, str) else counts
     codes = np.frombuffer(data, np.uint8).astype(np.int64) - 48
@@ -113,12 +164,12 @@ def decode_counts(counts: str | bytes) -> NDArray[np.int64]:
         return codes
     last = (codes & 0x20) == 0
     if (codes < 0).any() or (codes > 63).any() or not last[-1]:
-        raise ValueError("the RLE's 'counts' are damaged")
+        raise Refusal("RLE damaged", "the RLE's 'counts' are damaged")
     ends = np.flatnonzero(last)
     starts = np.concatenate([[0], ends[:-1] + 1])
     lengths = ends - starts + 1
     if int(lengths.max()) > 7:
-        raise ValueError("the RLE's 'counts' are damaged")
+        raise Refusal("RLE damaged", "the RLE's 'counts' are damaged")
     place = np.arange(codes.size) - np.repeat(starts, lengths)
     runs = np.add.reduceat((codes & 0x1F) << (5 * place), starts)
     runs -= np.where(codes[ends] & 0x10, np.int64(1) << (5 * lengths), 0)
@@ -137,12 +188,20 @@ def segmentation_box(segmentation: Any) -> list[float]:
     return [float(low[0]), float(low[1]), float(high[0] - low[0]), float(high[1] - low[1])]
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number that fits a float."""
+    try:
+        return isinstance(value, (int, float)) and math.isfinite(value)
+    except OverflowError:
+        return False
+
+
 def is_box(box: Any) -> bool:
     """Whether a value is [x, y, width, height] of finite numbers with a positive size."""
     return (
         isinstance(box, (list, tuple))
         and len(box) == 4
-        and all(isinstance(value, (int, float)) and math.isfinite(value) for value in box)
+        and all(is_number(value) for value in box)
         and box[2] > 0
         and box[3] > 0
     )

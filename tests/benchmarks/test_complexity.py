@@ -116,6 +116,17 @@ def test_backbone_names(overrides, name):
     assert complexity.backbone_name(cfg) == name
 
 
+@pytest.mark.parametrize(
+    ("iterations", "batch", "text"),
+    [(90_000, 16, "1x"), (270_000, 16, "3x"), (180_000, 8, "1x"), (24_000, 8, "24k of 8")],
+)
+def test_schedule_is_in_terms_of_cocos_unless_it_is_shorter(iterations, batch, text):
+    cfg = tiny_config()
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH = iterations, batch
+    row = complexity.table_row("coco/a", cfg, complexity.Complexity(1, 2, (3, 4)), {}, {})
+    assert row["schedule"] == text
+
+
 TINY = """
 _BASE_: "{base}"
 MODEL:

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from solo_d2.data.shapes.folder import (
@@ -14,8 +15,8 @@ from solo_d2.data.shapes.folder import (
 from solo_d2.errors import DatasetError
 
 
-def main() -> int:
-    """Run the command; 0 when the data set is there at the end."""
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
     defaults = ShapesParams()
     parser = argparse.ArgumentParser(
         prog="python -m solo_d2.data.shapes",
@@ -29,7 +30,12 @@ def main() -> int:
     parser.add_argument(
         "--force", action="store_true", help="replace a data set of other parameters or version"
     )
-    args = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def main() -> int:
+    """Run the command; 0 when the data set is there at the end."""
+    args = parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         params = ShapesParams(args.num_train, args.num_val, args.seed)

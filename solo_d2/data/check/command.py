@@ -1,0 +1,92 @@
+"""The work of tools/check_dataset.py: from its arguments to prints, files and an exit code."""
+
+import argparse
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from PIL import Image
+
+from solo_d2.benchmarks.common import save_json
+from solo_d2.config import load_config, override
+from solo_d2.data.arguments import apply_dataset_arguments
+from solo_d2.data.catalog import (
+    check_datasets,
+    register_datasets_of_config,
+    resolve_num_classes,
+)
+from solo_d2.data.check.page import draw_page
+from solo_d2.data.check.report import format_findings, to_json
+from solo_d2.data.check.run import Findings, check_dataset
+from solo_d2.data.problems import Problem
+from solo_d2.errors import ConfigError, DatasetError
+from solo_d2.evaluation.packages import provide_cityscapes_scripts
+from solo_d2.files import whole_file
+
+
+def check(args: argparse.Namespace) -> bool:
+    """Check the data sets that the arguments name, print what is found and write it.
+
+    Args:
+        args: of the command.
+
+    Returns:
+        Whether training on them would fail.
+
+    Raises:
+        ConfigError: the config cannot be used, or names no data set.
+        DatasetError: a data set is unknown, or its files are not there.
+    """
+    cfg = load_config(args.config_file)
+    given = apply_dataset_arguments(cfg, args)
+    override(cfg, args.opts)
+    register_datasets_of_config(cfg)
+    names = [*args.dataset, *given] or [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+    if not names:
+        raise ConfigError("DATASETS.TRAIN and DATASETS.TEST are empty: name a data set")
+    check_datasets(names)
+    kinds = [str(MetadataCatalog.get(name).get("evaluator_type")) for name in names]
+    if any(kind.startswith("cityscapes") for kind in kinds):
+        provide_cityscapes_scripts()
+    class_problem = _resolve_classes(cfg, names)
+    all_findings = [_check_one(cfg, name, args) for name in dict.fromkeys(names)]
+    if class_problem is not None:
+        all_findings[0].problems.append(class_problem)
+    for found in all_findings:
+        print("\n" + format_findings(found, cfg))
+    if args.output:
+        _write(all_findings, args.output)
+    fails = any(found.training_fails for found in all_findings)
+    print("\nTraining would fail." if fails else "\nTraining would work.")
+    return fails
+
+
+def _check_one(cfg: CfgNode, name: str, args: argparse.Namespace) -> Findings:
+    return check_dataset(
+        cfg,
+        name,
+        open_images=not args.json_only,
+        # What is only evaluated teaches no cell.
+        max_followed=args.objects if args.dataset or name in cfg.DATASETS.TRAIN else 0,
+        workers=args.workers,
+    )
+
+
+def _resolve_classes(cfg: CfgNode, names: list[str]) -> Problem | None:
+    """Fill in the numbers of classes; the problem, if those of data sets and config differ."""
+    try:
+        resolve_num_classes(cfg, names)
+    except (ConfigError, DatasetError) as error:
+        return Problem("classes do not fit", ", ".join(names), str(error))
+    return None
+
+
+def _write(all_findings: list[Findings], folder: Path) -> None:
+    for found in all_findings:
+        page = draw_page(found)
+        if page is not None:
+            with whole_file(folder / f"{found.name}.jpg") as file:
+                Image.fromarray(page).save(file, quality=90)
+    content = {"datasets": [to_json(found) for found in all_findings]}
+    save_json(folder / "report.json", content)
+    print(f"\nAll findings are in {folder / 'report.json'}")

@@ -1,0 +1,159 @@
+"""Everything that is wrong in the entries of a data set's json."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from solo_d2.data.catalog import class_names
+from solo_d2.data.coco_json import is_category, parse, read_text, some
+from solo_d2.data.coco_records import Records, add_annotations, add_images, missing_files
+from solo_d2.data.lvis_format import IMAGE_KEYS, read_lvis_json
+from solo_d2.data.problems import NOTICE, SKIPPED, Problem, Report
+from solo_d2.data.segmentations import segmentation_box
+from solo_d2.errors import DatasetError
+
+# Annotations may reach this many pixels beyond the image: tools round differently.
+_TOLERANCE = 2.0
+
+
+@dataclass(frozen=True)
+class Entries:
+    """What can be used of a data set.
+
+    Attributes:
+        records: Detectron2's dataset dicts of the images that are there, with the annotations that
+            training would take.
+        class_names: of its K classes.
+    """
+
+    records: list[dict[str, Any]] = field(default_factory=list)
+    class_names: Sequence[str] = ()
+
+
+def read_entries(name: str, report: Report) -> Entries:
+    """Read a registered data set as far as it can be read.
+
+    Args:
+        name: of the data set; COCO's and LVIS's json files are checked entry by entry, others are
+            loaded as in training.
+        report: told of each problem.
+    """
+    try:
+        metadata = MetadataCatalog.get(name)
+        if metadata.get("made_on_first_use"):
+            DatasetCatalog.get(name)
+        json_file = metadata.get("json_file")
+        if json_file is None or metadata.get("image_root") is None or "://" in json_file:
+            return Entries(DatasetCatalog.get(name), class_names(name))
+        entries = _read_json(name, metadata, report)
+        if metadata.get("sem_seg_root") is not None:  # a stuff map belongs to each image
+            return Entries(DatasetCatalog.get(name), entries.class_names)
+        return entries
+    except DatasetError as error:
+        report(Problem("data set cannot be loaded", f"data set '{name}'", str(error)))
+        return Entries()
+
+
+def _read_json(name: str, metadata: Any, report: Report) -> Entries:
+    json_file, is_lvis = metadata.json_file, metadata.get("evaluator_type") == "lvis"
+    if is_lvis:
+        content = read_lvis_json(name, json_file)
+    else:
+        content = parse(json_file, read_text(name, json_file))
+    names = _categories(content["categories"], report)
+    _compare_categories(metadata, names, report, by_name=not is_lvis)
+    records = Records(contiguous={key: index for index, key in enumerate(sorted(names))})
+    extra = IMAGE_KEYS if is_lvis else ()
+    add_images(records, content["images"], metadata.image_root, report, extra)
+    missing = set(missing_files(records))
+    for record in records.by_id.values():
+        if record["file_name"] in missing:
+            where = f"image {record['image_id']!r}"
+            report(Problem("image file missing", where, f"{record['file_name']} does not exist"))
+    add_annotations(records, content["annotations"], report)
+    _notice_oddities(records, names, report)
+    there = [record for record in records.in_order() if record["file_name"] not in missing]
+    return Entries(there, metadata.get("thing_classes") or [names[key] for key in sorted(names)])
+
+
+def _categories(categories: list[dict[str, Any]], report: Report) -> dict[int, str]:
+    """Names by id of the categories that have both."""
+    names: dict[int, str] = {}
+    for category in categories:
+        where = f"category {category.get('id')!r}"
+        if not is_category(category):
+            reason = "needs a whole number 'id' and a 'name'"
+            report(Problem("category incomplete", where, reason))
+        elif category["id"] in names:
+            report(Problem("category id used more than once", where, f"also {category['name']!r}"))
+        else:
+            names[category["id"]] = category["name"]
+    if not names:
+        report(Problem("no categories", "'categories'", "the list has no usable entry"))
+    for repeated, count in Counter(names.values()).items():
+        if count > 1:
+            where = f"category {repeated!r}"
+            report(Problem("category name used more than once", where, f"{count} ids", NOTICE))
+    return names
+
+
+def _compare_categories(
+    metadata: Any, names: dict[int, str], report: Report, *, by_name: bool
+) -> None:
+    """Compare with the classes that a built-in data set has."""
+    known = metadata.get("thing_classes")
+    if known is None:
+        return
+    ids = metadata.get("thing_dataset_id_to_contiguous_id") or range(1, len(known) + 1)
+    other = sorted(set(names) ^ set(ids))
+    found = [names[key] for key in sorted(names)]
+    if other:
+        reason = f"the file has {len(names)}, the data set {len(known)}; different ids: "
+        report(Problem("other categories than expected", "'categories'", reason + some(other)))
+    elif by_name and found != list(known):
+        pairs = zip(found, known, strict=True)
+        differing = [f"{ours!r} instead of {theirs!r}" for ours, theirs in pairs if ours != theirs]
+        report(Problem("other categories than expected", "'categories'", some(differing)))
+
+
+def _notice_oddities(records: Records, names: dict[int, str], report: Report) -> None:
+    """Notice what training takes, but hardly was meant."""
+    used: set[int] = set()
+    files: set[str] = set()
+    for record in records.by_id.values():
+        if record["file_name"] in files:
+            where = f"image {record['image_id']!r}"
+            reason = f"{record['file_name']} also is another image's file"
+            report(Problem("image file used more than once", where, reason, NOTICE))
+        files.add(record["file_name"])
+        seen: dict[tuple[Any, ...], int] = {}
+        for annotation in record["annotations"]:
+            used.add(annotation["category_id"])
+            where = f"annotation {annotation['id']}"
+            key = annotation["category_id"], *annotation["bbox"]
+            if key in seen:
+                reason = f"has the class and box of annotation {seen[key]}"
+                report(Problem("annotated more than once", where, reason, NOTICE))
+            seen[key] = annotation["id"]
+            if isinstance(annotation["segmentation"], list):
+                _notice_outside(annotation, record, where, report)
+    empty = [names[key] for key, index in records.contiguous.items() if index not in used]
+    if empty and names:
+        reason = f"{len(empty)} of {len(names)}: {some(empty)}"
+        report(Problem("classes without annotations", "'categories'", reason, NOTICE))
+
+
+def _notice_outside(
+    annotation: dict[str, Any], record: dict[str, Any], where: str, report: Report
+) -> None:
+    x, y, width, height = segmentation_box(annotation["segmentation"])
+    beyond = max(-x, -y, x + width - record["width"], y + height - record["height"])
+    if x >= record["width"] or y >= record["height"] or x + width <= 0 or y + height <= 0:
+        reason = f"lies outside {record['file_name']}"
+        report(Problem("outside the image", where, reason, SKIPPED))
+    elif beyond > _TOLERANCE:
+        reason = f"reaches {beyond:.0f} pixels beyond {record['file_name']}"
+        report(Problem("reaches beyond the image", where, reason, NOTICE))

@@ -1,0 +1,168 @@
+"""The findings of a check, in words and as JSON."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode
+
+from solo_d2.benchmarks.common import markdown_table
+from solo_d2.data.check.objects import FATES, LEARNT, VANISHED, Objects
+from solo_d2.data.check.proposal import Proposal
+from solo_d2.data.check.run import Findings
+from solo_d2.data.problems import ERROR, NOTICE, SKIPPED, Problem
+
+# Examples of each kind of problem.
+EXAMPLES = 5
+HEADINGS = {
+    ERROR: "Training would fail because of",
+    SKIPPED: "Training would leave out",
+    NOTICE: "Training would take, but please look at",
+}
+_QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+
+
+def format_findings(found: Findings, cfg: CfgNode) -> str:
+    """What is printed: problems by kind with counts and examples, objects, proposal."""
+    head = (
+        f"{found.name}: {found.num_images} images, {found.num_annotations} annotations, "
+        f"{found.num_crowds} of them crowds"
+    )
+    parts = [head, *_format_problems(found.problems)]
+    if not found.problems:
+        parts.append("Nothing is wrong with its entries" + (" and files." * bool(found.inspector)))
+    if found.objects is not None and len(found.objects.fates):
+        parts.append(_format_objects(found.objects, found.num_inspected))
+    if found.proposal is not None:
+        parts.append(_format_proposal(found.proposal, cfg))
+    return "\n\n".join(parts)
+
+
+def _format_problems(problems: Sequence[Problem]) -> list[str]:
+    blocks = []
+    for severity, heading in HEADINGS.items():
+        kinds = group(problem for problem in problems if problem.severity == severity)
+        lines = [f"{heading}:"] * bool(kinds)
+        for kind, examples in kinds.items():
+            lines.append(f"  {len(examples)} x {kind}")
+            lines += [f"      {problem}" for problem in examples[:EXAMPLES]]
+            lines += ["      ..."] * (len(examples) > EXAMPLES)
+        if lines:
+            blocks.append("\n".join(lines))
+    return blocks
+
+
+def group(problems: Any) -> dict[str, list[Problem]]:
+    """Problems by kind, the most frequent first."""
+    kinds: dict[str, list[Problem]] = defaultdict(list)
+    for problem in problems:
+        kinds[problem.kind].append(problem)
+    return dict(sorted(kinds.items(), key=lambda item: -len(item[1])))
+
+
+def _format_objects(objects: Objects, num_images: int) -> str:
+    total = len(objects.fates)
+    lines = [f"Of {total} objects of {num_images} images, at their size in training, are lost:"]
+    for fate, name in enumerate(FATES):
+        lost = np.flatnonzero(objects.fates == fate)
+        if fate == LEARNT or len(lost) == 0:
+            continue
+        examples = ", ".join(objects.names[index] for index in lost[:EXAMPLES])
+        dots = ", ..." * (len(lost) > EXAMPLES)
+        lines.append(f"  {len(lost)} ({len(lost) / total:.1%}) {name}: {examples}{dots}")
+    if len(lines) == 1:
+        lines = [f"All {total} objects of {num_images} images are learnt by a cell."]
+    scales = objects.scales[objects.fates != VANISHED]
+    if len(scales):
+        values = np.quantile(scales, _QUANTILES)
+        listed = ", ".join(
+            f"{share:.0%}: {value:.0f}" for share, value in zip(_QUANTILES, values, strict=True)
+        )
+        lines.append(f"Scales sqrt(w * h) in pixels; so many are below: {listed}")
+    return "\n".join(lines)
+
+
+def _format_proposal(proposal: Proposal, cfg: CfgNode) -> str:
+    solo = cfg.MODEL.SOLO
+    rows = [
+        {
+            "level": solo.IN_FEATURES[level],
+            "range": _range(solo.SCALE_RANGES[level]),
+            "objects": proposal.num_before[level],
+            "grid": solo.NUM_GRIDS[level],
+            "share a cell": _percent(proposal.shared_before[level]),
+            "proposed range": _range(proposal.scale_ranges[level]),
+            "objects ": proposal.num_after[level],
+            "grid ": proposal.num_grids[level],
+            "share a cell ": _percent(proposal.shared_after[level]),
+        }
+        for level in range(len(proposal.num_grids))
+    ]
+    table = markdown_table(rows)
+    if not differs(proposal, cfg):
+        return f"{table}\n\nThe config's grids and scale ranges fit."
+    before, after = (sum(s * s for s in sides) for sides in (solo.NUM_GRIDS, proposal.num_grids))
+    cost = f" ({after} cells instead of {before}; each costs time in the head)"
+    cost = cost if after != before else ""
+    return f"{table}\n\nTo paste into the config{cost}:\n\n{to_yaml(proposal)}"
+
+
+def _range(pair: Sequence[float]) -> str:
+    return f"{pair[0]:g}-{pair[1]:g}"
+
+
+def _percent(share: float) -> str:
+    return "-" if np.isnan(share) else f"{share:.1%}"
+
+
+def differs(proposal: Proposal, cfg: CfgNode) -> bool:
+    """Whether the proposal is another than the config's grids and ranges."""
+    solo = cfg.MODEL.SOLO
+    ranges = [list(map(float, pair)) for pair in solo.SCALE_RANGES]
+    proposed = [list(map(float, pair)) for pair in proposal.scale_ranges]
+    return list(solo.NUM_GRIDS) != proposal.num_grids or ranges != proposed
+
+
+def to_yaml(proposal: Proposal) -> str:
+    """The proposal as a part of a config."""
+    return (
+        "MODEL:\n  SOLO:\n"
+        f"    NUM_GRIDS: {proposal.num_grids}\n"
+        f"    SCALE_RANGES: {proposal.scale_ranges}\n"
+    )
+
+
+def to_json(found: Findings) -> dict[str, Any]:
+    """All of it, for programs."""
+    content: dict[str, Any] = {
+        "dataset": found.name,
+        "training_fails": found.training_fails,
+        "num_images": found.num_images,
+        "num_annotations": found.num_annotations,
+        "num_crowds": found.num_crowds,
+        "problems": {
+            severity: {
+                kind: [{"where": p.where, "reason": p.reason} for p in problems]
+                for kind, problems in group(
+                    problem for problem in found.problems if problem.severity == severity
+                ).items()
+            }
+            for severity in HEADINGS
+        },
+    }
+    objects = found.objects
+    if objects is not None:
+        content["num_inspected_images"] = found.num_inspected
+        content["num_objects"] = len(objects.fates)
+        content["lost_objects"] = {
+            name: [objects.names[index] for index in np.flatnonzero(objects.fates == fate)]
+            for fate, name in enumerate(FATES)
+            if fate != LEARNT
+        }
+    if found.proposal is not None:
+        content["proposal"] = {
+            "NUM_GRIDS": found.proposal.num_grids,
+            "SCALE_RANGES": found.proposal.scale_ranges,
+        }
+    return content

@@ -1,0 +1,150 @@
+"""Checks a data set: its json, its images, its objects."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from detectron2.config import CfgNode
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from solo_d2.data.augmentation import usual_short_side
+from solo_d2.data.check.entries import read_entries
+from solo_d2.data.check.objects import Inspection, Inspector, Objects, TargetRule
+from solo_d2.data.check.proposal import Proposal, propose
+from solo_d2.data.problems import ERROR, NOTICE, Problem
+
+
+@dataclass
+class Findings:
+    """What is known of a data set.
+
+    Attributes:
+        name: of the data set.
+        problems: all of them, in the order of their discovery.
+        num_images: that can be looked at.
+        num_annotations: that training takes, crowds included.
+        num_crowds: of these.
+        objects: those that were followed to their cells; None where none were.
+        num_inspected: images whose objects were.
+        proposal: grids and scale ranges; None without objects.
+        inspector: made the objects, and can make samples to look at.
+        records: dataset dicts of the images.
+        class_names: of the K classes.
+    """
+
+    name: str
+    problems: list[Problem] = field(default_factory=list)
+    num_images: int = 0
+    num_annotations: int = 0
+    num_crowds: int = 0
+    objects: Objects | None = None
+    num_inspected: int = 0
+    proposal: Proposal | None = None
+    inspector: Inspector | None = None
+    records: list[dict[str, Any]] = field(default_factory=list)
+    class_names: Sequence[str] = ()
+
+    @property
+    def training_fails(self) -> bool:
+        """Whether something is wrong that training refuses."""
+        return any(problem.severity == ERROR for problem in self.problems)
+
+
+class _Images(Dataset[Inspection]):
+    """The images of a data set, as what was found in them."""
+
+    def __init__(self, records: Sequence[dict[str, Any]], inspector: Inspector, followed: set[int]):
+        self.records = records
+        self.inspector = inspector
+        self.followed = followed
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Inspection:
+        return self.inspector.inspect(index, self.records[index], index in self.followed)
+
+
+def check_dataset(
+    cfg: CfgNode,
+    name: str,
+    *,
+    open_images: bool = True,
+    max_followed: int = 5000,
+    workers: int = 0,
+    seed: int = 0,
+) -> Findings:
+    """Check a registered data set.
+
+    Args:
+        cfg: of the training.
+        name: of the data set.
+        open_images: whether images are read and objects are followed; else the json alone is read.
+        max_followed: images whose objects are followed to their cells, drawn at random where there
+            are more; 0 for none. All others are read too.
+        workers: processes that open images; 0: this one.
+        seed: of that draw.
+
+    Raises:
+        ConfigError: the config's model cannot be built.
+    """
+    found = Findings(name)
+    entries = read_entries(name, found.problems.append)
+    found.records, found.class_names = entries.records, entries.class_names
+    found.num_images = len(found.records)
+    annotations = [a for record in found.records for a in record.get("annotations", [])]
+    found.num_annotations = len(annotations)
+    found.num_crowds = sum(bool(annotation.get("iscrowd")) for annotation in annotations)
+    if not found.training_fails:
+        found.problems += _empty_problems(cfg, name, found)
+    if not open_images or not found.records or not found.class_names:
+        return found
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.SOLO.NUM_CLASSES = len(found.class_names)
+    rule = TargetRule(cfg)
+    found.inspector = Inspector(cfg, rule, len(found.class_names))
+    indices = range(len(found.records))
+    followed = set(random.Random(seed).sample(indices, min(max_followed, len(indices))))
+    inspections = _inspect(found, followed, workers)
+    parts = [each.objects for each in inspections if each.objects is not None]
+    found.num_inspected = len(parts)
+    if parts:
+        found.objects = Objects.join(parts)
+        found.proposal = propose(
+            found.objects,
+            num_grids=rule.params["num_grids"],
+            scale_ranges=rule.params["scale_ranges"],
+            strides=list(cfg.MODEL.SOLO.STRIDES),
+            short_side=usual_short_side(cfg),
+        )
+    return found
+
+
+def _empty_problems(cfg: CfgNode, name: str, found: Findings) -> list[Problem]:
+    """That there is nothing to train on, or to evaluate."""
+    where = f"data set '{name}'"
+    if not found.records:
+        return [Problem("no images", where, "the list of images is empty")]
+    if found.num_annotations > found.num_crowds:
+        return []
+    refused = name in cfg.DATASETS.TRAIN and cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    reason = "no image has an annotation other than crowds"
+    if refused:
+        reason += "; DATALOADER.FILTER_EMPTY_ANNOTATIONS False keeps such images"
+    return [Problem("no objects", where, reason, ERROR if refused else NOTICE)]
+
+
+def _inspect(found: Findings, followed: set[int], workers: int) -> list[Inspection]:
+    """Look at all images; what is wrong with them joins the other problems."""
+    assert found.inspector is not None
+    data = _Images(found.records, found.inspector, followed)
+    # Each image goes to a worker by itself: they take different times.
+    loader: DataLoader[Inspection] = DataLoader(data, batch_size=None, num_workers=workers)
+    inspections = []
+    for inspection in tqdm(loader, found.name, unit="image", mininterval=1.0):
+        found.problems += inspection.problems
+        inspections.append(inspection)
+    return inspections

@@ -1,0 +1,210 @@
+"""From the entries of a COCO json to Detectron2's dataset dicts, each of them checked.
+
+What is wrong is reported, not raised: loading turns the first error into an exception, a check of
+the data set (`solo_d2.dataset_check`) lists all of them. So both know the same rules.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from detectron2.structures import BoxMode
+
+from solo_d2.data.coco_json import leaves_folder, require_image, some
+from solo_d2.data.problems import SKIPPED, Problem, Refusal, Report
+from solo_d2.data.segmentations import (
+    clean_segmentation,
+    is_box,
+    is_number,
+    polygon_defect,
+    segmentation_box,
+)
+
+# The kind of problem of an annotation that is left out as a whole.
+COVERS_NOTHING = "covers nothing"
+
+
+@dataclass
+class Records:
+    """What a COCO json holds.
+
+    Attributes:
+        by_id: dataset dicts by image id.
+        contiguous: from category ids to classes.
+        fit_for_evaluator: whether pycocotools can evaluate against the file as it is.
+    """
+
+    by_id: dict[Any, dict[str, Any]] = field(default_factory=dict)
+    contiguous: dict[int, int] = field(default_factory=dict)
+    fit_for_evaluator: bool = True
+
+    def in_order(self) -> list[dict[str, Any]]:
+        """Dataset dicts by image id, numbers before texts."""
+        keys = sorted(self.by_id, key=lambda key: (isinstance(key, str), key))
+        return [self.by_id[key] for key in keys]
+
+
+def add_images(
+    records: Records,
+    images: Iterable[dict[str, Any]],
+    image_root: str | Path,
+    report: Report,
+    extra_keys: Sequence[str] = (),
+) -> None:
+    """Make the dataset dicts of images, without annotations.
+
+    Args:
+        records: where they go.
+        images: entries of the json.
+        image_root: folder that their file names are relative to.
+        report: told what is wrong; the entry is then left out.
+        extra_keys: keys of lists that the dataset dicts have too.
+    """
+    for image in images:
+        try:
+            require_image(image)
+            if leaves_folder(image["file_name"]):
+                reason = (
+                    f"has the file name {image['file_name']!r}, which is not inside the image "
+                    f"folder {image_root}"
+                )
+                raise Refusal("image outside the folder", reason)
+            if image["id"] in records.by_id:
+                reason = f"has the id {image['id']!r}, which is used more than once: give every "
+                raise Refusal("image id used more than once", reason + "image an id of its own")
+        except Refusal as error:
+            name = image.get("file_name", image.get("id"))
+            report(Problem(error.kind, f"image {name!r:.200}", str(error)))
+            continue
+        records.by_id[image["id"]] = {
+            "file_name": os.path.join(image_root, image["file_name"]),
+            "height": image["height"],
+            "width": image["width"],
+            "image_id": image["id"],
+            **{key: image.get(key, []) for key in extra_keys},
+            "annotations": [],
+        }
+
+
+def missing_files(records: Records) -> list[str]:
+    """Names of the image files that are not there, by one listing of each folder."""
+    listings: dict[str, set[str]] = {}
+    missing = []
+    for record in records.by_id.values():
+        folder, base = os.path.split(record["file_name"])
+        if folder not in listings:
+            listings[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        if base not in listings[folder]:
+            missing.append(record["file_name"])
+    return missing
+
+
+def add_annotations(
+    records: Records, annotations: Iterable[dict[str, Any]], report: Report
+) -> None:
+    """Add annotations to the dataset dicts of their images.
+
+    Args:
+        records: with the images and categories.
+        annotations: entries of the json.
+        report: told what is wrong, and what is left out; the entry is then not added.
+    """
+    seen: set[int] = set()
+    for annotation in annotations:
+        where = f"annotation {annotation.get('id')!r:.80}"
+        try:
+            record = _check_ids(annotation, records, seen)
+            item = _convert(annotation, record, records, where, report)
+        except Refusal as error:
+            report(Problem(error.kind, where, str(error)))
+            continue
+        if item is None:
+            records.fit_for_evaluator = False
+        else:
+            record["annotations"].append(item)
+
+
+def _check_ids(annotation: dict[str, Any], records: Records, seen: set[int]) -> dict[str, Any]:
+    """Check ids and flags of an annotation; the dataset dict of its image."""
+    key = annotation.get("id")
+    if not isinstance(key, int):
+        raise Refusal("annotation without id", "every annotation needs a whole number 'id'")
+    if key in seen:
+        reason = "the id is used more than once: give every annotation its own"
+        raise Refusal("annotation id used more than once", reason)
+    seen.add(key)
+    category, image = annotation.get("category_id"), annotation.get("image_id")
+    if not isinstance(category, int) or category not in records.contiguous:
+        known = some(sorted(records.contiguous))
+        reason = f"category_id {category!r:.80} is not among the 'categories' ({known})"
+        raise Refusal("unknown category", reason)
+    if not isinstance(image, (int, str)) or image not in records.by_id:
+        reason = f"image_id {image!r:.80} is not among the 'images'"
+        raise Refusal("annotation of an unknown image", reason)
+    if annotation.get("ignore"):
+        reason = "'ignore' is not supported: remove it, or use 'iscrowd'"
+        raise Refusal("'ignore' is set", reason)
+    crowd = annotation.get("iscrowd", 0)
+    if crowd not in (0, 1):
+        raise Refusal("'iscrowd' is neither 0 nor 1", f"'iscrowd' must be 0 or 1, it is {crowd!r}")
+    return records.by_id[image]
+
+
+def _convert(
+    annotation: dict[str, Any],
+    record: dict[str, Any],
+    records: Records,
+    where: str,
+    report: Report,
+) -> dict[str, Any] | None:
+    """Detectron2's form of an annotation; None if it covers nothing."""
+    given = annotation.get("segmentation")
+    try:
+        segmentation = clean_segmentation(given, record["height"], record["width"])
+    except Refusal as error:
+        raise Refusal(error.kind, f"{error} (image {record['file_name']})") from None
+    if segmentation is None:
+        report(Problem(COVERS_NOTHING, where, _why_nothing(given), SKIPPED))
+        return None
+    box = annotation.get("bbox")
+    if not is_box(box):
+        records.fit_for_evaluator = False
+        box = segmentation_box(segmentation)
+    if "iscrowd" not in annotation or not is_number(annotation.get("area")):
+        records.fit_for_evaluator = False
+    if isinstance(given, list) and len(segmentation) < len(given):
+        report(Problem("part that covers nothing", where, _why_nothing(given), SKIPPED))
+    item = {
+        "id": annotation["id"],
+        "iscrowd": annotation.get("iscrowd", 0),
+        "bbox": box,
+        "bbox_mode": BoxMode.XYWH_ABS,
+        "category_id": records.contiguous[annotation["category_id"]],
+        "segmentation": segmentation,
+    }
+    keypoints = annotation.get("keypoints")
+    if keypoints:
+        item["keypoints"] = _keypoints(keypoints)
+    return item
+
+
+def _why_nothing(segmentation: Any) -> str:
+    if isinstance(segmentation, dict):
+        return "the RLE has no pixel"
+    if not segmentation:
+        return "there is no polygon"
+    defects = [polygon_defect(polygon) for polygon in segmentation]
+    found = ", ".join(dict.fromkeys(defect for defect in defects if defect))
+    return f"{sum(map(bool, defects))} of {len(defects)} polygons: {found}"
+
+
+def _keypoints(keypoints: Any) -> list[float]:
+    """As Detectron2: from pixel indices to coordinates."""
+    numbers = isinstance(keypoints, list) and all(map(is_number, keypoints))
+    if not numbers or len(keypoints) % 3:
+        raise Refusal(
+            "keypoints of another form", "'keypoints' must be numbers x, y, v, x, y, v, ..."
+        )
+    return [value if index % 3 == 2 else value + 0.5 for index, value in enumerate(keypoints)]

@@ -1,0 +1,141 @@
+"""Copy-paste of instances from another training image (arXiv:2012.07177).
+
+The paper blends borders by default and reports the same AP without; pixels are copied here.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.structures import BitMasks, Boxes, Instances
+
+from solo_d2.errors import ConfigError
+from solo_d2.ops.mask_geometry import mask_boxes
+
+# The label of all things in the stuff maps of panoptic models.
+THINGS_LABEL = 0
+
+
+class CopyPaste:
+    """A mapper that pastes instances of another image over what a mapper makes.
+
+    Random numbers are NumPy's, so a loader that seeds them for each sample
+    (`solo_d2.data.loader.SeededDataset`) gets the same samples after a resume.
+    """
+
+    def __init__(
+        self,
+        mapper: Callable[[dict[str, Any]], dict[str, Any]],
+        dataset: Sequence[dict[str, Any]],
+        *,
+        prob: float,
+        instance_prob: float,
+    ):
+        """Wrap a mapper.
+
+        Args:
+            mapper: makes a training sample with bitmask instances of a dataset dict.
+            dataset: where the other images come from, all equally often.
+            prob: probability that anything is pasted over an image.
+            instance_prob: probability that an instance of the other image is pasted.
+        """
+        self.mapper = mapper
+        self.dataset = dataset
+        self.prob = prob
+        self.instance_prob = instance_prob
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        """Map an image and maybe paste instances of another one; see the mapper."""
+        sample = self.mapper(dataset_dict)
+        if np.random.random() >= self.prob:
+            return sample
+        source = self.mapper(self.dataset[np.random.randint(len(self.dataset))])
+        chosen = np.random.random(len(source["instances"])) < self.instance_prob
+        return paste_instances(sample, source, torch.from_numpy(chosen))
+
+
+def wrap_with_copy_paste(
+    cfg: CfgNode,
+    mapper: Callable[[dict[str, Any]], dict[str, Any]],
+    dataset: Sequence[dict[str, Any]],
+) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """The mapper, with copy-paste if the config asks for it.
+
+    Raises:
+        ConfigError: a key has a value that cannot work.
+    """
+    keys = cfg.INPUT.COPY_PASTE
+    for key in ("PROB", "INSTANCE_PROB"):
+        if not 0 <= keys[key] <= 1:
+            raise ConfigError(
+                f"INPUT.COPY_PASTE.{key} is {keys[key]}, but must be a probability in [0, 1]"
+            )
+    if keys.PROB == 0:
+        return mapper
+    if cfg.INPUT.MASK_FORMAT != "bitmask":
+        raise ConfigError(
+            f"INPUT.COPY_PASTE.PROB is {keys.PROB}, but INPUT.MASK_FORMAT is "
+            f"'{cfg.INPUT.MASK_FORMAT}': copy-paste needs 'bitmask'"
+        )
+    return CopyPaste(mapper, dataset, prob=keys.PROB, instance_prob=keys.INSTANCE_PROB)
+
+
+def paste_instances(
+    sample: dict[str, Any], source: dict[str, Any], chosen: torch.Tensor
+) -> dict[str, Any]:
+    """Paste instances of one image over another, both at their upper left corner.
+
+    What is hidden loses its pixels, what is hidden entirely its annotation. Labels of stuff become
+    "things" where something is pasted. Where the images differ in size, only what both have counts.
+
+    Args:
+        sample: with `image` (3, H, W), `instances` with gt_boxes, gt_classes and gt_masks, and
+            maybe `sem_seg` (H, W); left as it is.
+        source: the same of another image of any size.
+        chosen: (N,) bool, which of the source's instances are pasted.
+
+    Returns:
+        The sample with changed image, instances and stuff; pasted instances come last.
+    """
+    target, pasted = sample["instances"], source["instances"][chosen]
+    height, width = target.image_size
+    rows, columns = min(height, pasted.image_size[0]), min(width, pasted.image_size[1])
+    masks = torch.zeros((len(pasted), height, width), dtype=torch.bool)
+    masks[:, :rows, :columns] = pasted.gt_masks.tensor[:, :rows, :columns]
+    over = masks.any(dim=0)
+    if not over.any():
+        return sample
+    result = {**sample, "image": sample["image"].clone()}
+    inside = over[:rows, :columns]
+    result["image"][:, :rows, :columns][:, inside] = source["image"][:, :rows, :columns][:, inside]
+    if "sem_seg" in sample:
+        result["sem_seg"] = sample["sem_seg"].masked_fill(over, THINGS_LABEL)
+    result["instances"] = _visible_instances(target, masks, over, pasted.gt_classes)
+    return result
+
+
+def _visible_instances(
+    below: Instances, masks: torch.Tensor, over: torch.Tensor, classes: torch.Tensor
+) -> Instances:
+    """What is left of the instances below, which keep their boxes if nothing hides them, and masks.
+
+    Args:
+        below: instances of the image.
+        masks: (N, H, W) bool, what is pasted.
+        over: (H, W) bool, all pixels of it.
+        classes: (N,) int64, of what is pasted.
+    """
+    old = below.gt_masks.tensor
+    visible = torch.cat([old & ~over, masks])
+    boxes = mask_boxes(visible)
+    whole = ~(old & over).flatten(1).any(dim=1)
+    boxes[: len(below)][whole] = below.gt_boxes.tensor[whole].to(boxes.dtype)
+    instances = Instances(
+        below.image_size,
+        gt_boxes=Boxes(boxes),
+        gt_classes=torch.cat([below.gt_classes, classes]),
+        gt_masks=BitMasks(visible),
+    )
+    return instances[visible.flatten(1).any(dim=1)]

@@ -1,0 +1,44 @@
+"""What can be wrong in a data set, one thing at a time. No Detectron2 needed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+# Training refuses the data set.
+ERROR = "error"
+# Training leaves the entry, or a part of it, out.
+SKIPPED = "skipped"
+# Training takes it as it is, though it hardly is what was meant.
+NOTICE = "notice"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong in a data set.
+
+    Attributes:
+        kind: a few words, the same for all problems of the kind; they are counted by it.
+        where: the entry or file, such as "annotation 7" or "image 3".
+        reason: what is wrong there.
+        severity: ERROR, SKIPPED or NOTICE.
+    """
+
+    kind: str
+    where: str
+    reason: str
+    severity: str = ERROR
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}"
+
+
+# Told of each problem. What loads a data set raises DatasetError for errors here.
+Report = Callable[[Problem], None]
+
+
+class Refusal(ValueError):
+    """A value cannot be used; the message says why."""
+
+    def __init__(self, kind: str, reason: str):
+        """Name the kind of problem, see `Problem`, and the reason."""
+        super().__init__(reason)
+        self.kind = kind

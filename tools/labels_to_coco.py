@@ -1,0 +1,104 @@
+#!/usr/bin/env python3
+r"""Make train.json and val.json in COCO format of a folder of images and their labels.
+
+    python tools/labels_to_coco.py --images my/images --labels my/labels --output my
+    python tools/labels_to_coco.py --example 150 --images my/images --labels my/labels --output my
+
+Labels are labelme's json files (labels/street.json for street.jpg), or a PNG mask for each object
+(labels/street/car_1.png: class, _, anything); which one is seen image by image. The second command
+first fills both folders with generated images and masks, to try what follows. Nothing is written
+when a label cannot be used; the exit code is then 2.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from PIL import Image  # noqa: E402
+
+from solo_d2.data.labelled_folder import (  # noqa: E402
+    class_names_of,
+    read_labelled_folder,
+    split_images,
+    write_coco,
+)
+from solo_d2.data.shapes.drawing import THING_CLASSES, draw_image  # noqa: E402
+from solo_d2.data.whole_folder import whole_folder  # noqa: E402
+from solo_d2.errors import DatasetError  # noqa: E402
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--images", type=Path, required=True, metavar="DIR", help="folder of the images")
+    add("--labels", type=Path, metavar="DIR", help="folder of the labels; default: --images")
+    add("--output", type=Path, required=True, metavar="DIR", help="folder of the two json files")
+    add("--val-fraction", type=float, default=0.2, metavar="F", help="share of val; default: 0.2")
+    add("--example", type=int, metavar="N", help="generate N labelled images first")
+    args = parser.parse_args(argv)
+    args.labels = args.labels or args.images
+    if not 0 < args.val_fraction < 1:
+        parser.error("--val-fraction must be between 0 and 1")
+    if args.example is not None and args.example < 2:
+        parser.error("--example must be at least 2")
+    if args.example and args.labels == args.images:
+        parser.error("--example needs a folder of its own for --labels")
+    return args
+
+
+def write_example(images: Path, labels: Path, count: int) -> None:
+    """Fill two new folders with generated images and a mask for each of their objects.
+
+    Raises:
+        DatasetError: a folder is there already.
+    """
+    for folder in (images, labels):
+        if folder.exists():
+            raise DatasetError(f"--example: {folder} exists; name folders that do not")
+    with whole_folder(images) as image_folder, whole_folder(labels) as label_folder:
+        for index in range(count):
+            drawing = draw_image(0, "train", index)
+            name = f"photo_{index:04d}"
+            Image.fromarray(drawing.image).save(image_folder / f"{name}.jpg", quality=95)
+            (label_folder / name).mkdir()
+            for number, mask in enumerate(drawing.masks):
+                class_name = THING_CLASSES[drawing.classes[number]]
+                Image.fromarray(mask).save(label_folder / name / f"{class_name}_{number}.png")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do what the command line says."""
+    if args.example:
+        write_example(args.images, args.labels, args.example)
+    images = read_labelled_folder(args.images, args.labels)
+    names = class_names_of(images)
+    parts = split_images(images, args.val_fraction)
+    for part, members in zip(("train", "val"), parts, strict=True):
+        write_coco(args.output / f"{part}.json", members, names)
+        count = sum(len(image.objects) for image in members)
+        empty = sum(not image.objects for image in members)
+        print(f"{args.output / part}.json: {len(members)} images, {empty} of them without objects, "
+              f"{count} objects")  # fmt: skip
+    print(f"classes: {', '.join(names)}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    args = parse_args(argv)
+    try:
+        run(args)
+    except (DatasetError, OSError) as error:
+        print(f"labels_to_coco: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
