@@ -32,6 +32,7 @@ def add_solo_config(cfg: CfgNode) -> None:
     _add_backbone_keys(cfg.MODEL)
     _add_data_keys(cfg)
     _add_solver_keys(cfg)
+    _add_speed_keys(cfg.TEST)
 
 
 def load_config(config_file: str, overrides: Sequence[Any] = ()) -> CfgNode:
@@ -163,6 +164,9 @@ def _add_loss_keys(solo: CfgNode) -> None:
     # Of the category loss, and of the mask loss "focal".
     solo.LOSS.FOCAL_ALPHA = 0.25
     solo.LOSS.FOCAL_GAMMA = 2.0
+    # MiB that the temporaries of a loss may take, about. Masks are made and compared in strips of
+    # rows that fit, and made again for the gradient; the losses are the same with any value.
+    solo.LOSS.MEMORY_MIB = 64
 
 
 def _add_inference_keys(solo: CfgNode) -> None:
@@ -285,8 +289,25 @@ def _add_data_keys(cfg: CfgNode) -> None:
     # Whether evaluations keep the panoptic predictions in COCO's format, in the folder `panoptic`
     # of the evaluator's output.
     cfg.TEST.KEEP_PANOPTIC_PREDICTIONS = False
+    # What counts AP of COCO's and LVIS's format: "faster-coco-eval", "detectron2" or "pycocotools";
+    # "auto": the first of them that is installed. The figures are equal.
+    cfg.TEST.AP_BACKEND = "auto"
     # Masks are rasterised by the data loader's workers; polygons, RLE and bitmaps can be mixed.
     cfg.INPUT.MASK_FORMAT = "bitmask"
+
+    # Large scale jitter (arXiv:2012.07177, section 3) instead of MIN_SIZE_TRAIN: the image is
+    # scaled to fit a square of SIZE pixels times a random factor from SCALE_RANGE, then cropped or
+    # padded to the square.
+    cfg.INPUT.LSJ = CfgNode()
+    cfg.INPUT.LSJ.ENABLED = False
+    cfg.INPUT.LSJ.SIZE = 1024
+    cfg.INPUT.LSJ.SCALE_RANGE = [0.1, 2.0]
+    # Copy-paste (the same paper): with probability PROB some instances of another training image,
+    # each with probability INSTANCE_PROB, are pasted over an image. Both have been augmented as
+    # usual before. PROB 0: never.
+    cfg.INPUT.COPY_PASTE = CfgNode()
+    cfg.INPUT.COPY_PASTE.PROB = 0.0
+    cfg.INPUT.COPY_PASTE.INSTANCE_PROB = 0.5
 
 
 def _add_solver_keys(cfg: CfgNode) -> None:
@@ -295,3 +316,46 @@ def _add_solver_keys(cfg: CfgNode) -> None:
     # The batch size the schedule was made for. With another SOLVER.IMS_PER_BATCH the learning rate
     # is scaled linearly and the schedule inversely, and the change is printed. 0: never.
     cfg.SOLVER.REFERENCE_IMS_PER_BATCH = 16
+    # Parts in which each process works off its images of a batch, to save memory. What is learned
+    # is what the whole batch would teach (docs/training.md), but batch normalisation sees the parts
+    # alone.
+    cfg.SOLVER.ACCUMULATE_STEPS = 1
+    # What SOLVER.AMP.ENABLED computes in: "float16", with gradients scaled against underflow, or
+    # "bfloat16", which needs no scaling and is quick on processors too.
+    cfg.SOLVER.AMP.DTYPE = "float16"
+    # Keep the channels of a pixel next to each other in memory while training.
+    cfg.SOLVER.CHANNELS_LAST = False
+    # torch.compile of backbone, head and semantic branch while training: "" for none, "dynamic" (a
+    # program for all sizes) or "static" (one for each size of padded batches, of which there should
+    # be few).
+    cfg.SOLVER.COMPILE = ""
+    # SOLVER.CLIP_GRADIENTS.CLIP_TYPE may also be "full_model": the norm (NORM_TYPE) of all
+    # gradients together is held at CLIP_VALUE.
+
+    # A moving average of the weights. It is what evaluations see and what checkpoints hold as the
+    # model; training goes on with the weights themselves, which are saved beside it.
+    cfg.SOLVER.EMA = CfgNode()
+    cfg.SOLVER.EMA.ENABLED = False
+    # Share of the average that is kept at an iteration, in [0, 1); of the first iterations less:
+    # at most (1 + i) / (10 + i) after i of them.
+    cfg.SOLVER.EMA.DECAY = 0.9998
+    # Evaluations (TEST.EVAL_PERIOD) in a row without a new best checkpoint after which training
+    # ends; 0: never.
+    cfg.SOLVER.EARLY_STOPPING_PATIENCE = 0
+
+
+def _add_speed_keys(test: CfgNode) -> None:
+    # How `train_net.py --eval-only` and demo/demo.py run the model; training, and the evaluations
+    # during it, know nothing of these. docs/speed.md says what each is worth.
+    test.SPEED = CfgNode()
+    # Fold the BatchNorms of the backbone (and of heads with HEAD.NORM "BN") into convolutions.
+    test.SPEED.FUSE_BN = False
+    # Keep the channels of a pixel next to each other in memory.
+    test.SPEED.CHANNELS_LAST = False
+    # What convolutions and products of backbone and head compute in (autocast): "float32",
+    # "bfloat16" or "float16". Scores, areas and NMS stay in float32.
+    test.SPEED.DTYPE = "float32"
+    # torch.compile of backbone and head: "" for none, "dynamic" (one program for all sizes),
+    # "static" (one for each size of padded batches, of which there should be few) or "cuda-graphs"
+    # (the same, recorded as CUDA graphs).
+    test.SPEED.COMPILE = ""

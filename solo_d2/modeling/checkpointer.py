@@ -1,7 +1,9 @@
-"""Detectron2's checkpointer, which also reads the weights of other projects."""
+"""Detectron2's checkpointer, which also reads other projects' weights and writes files whole."""
 
+import os
 import pickle
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 from urllib.parse import ParseResult, parse_qs
 
@@ -14,6 +16,7 @@ from solo_d2.checkpoints.matching import match
 from solo_d2.checkpoints.reading import read_checkpoint
 from solo_d2.checkpoints.renaming import Format
 from solo_d2.errors import ConfigError
+from solo_d2.files import whole_file
 
 # What a file or address that is no checkpoint makes Detectron2, torch and the network raise.
 _LOAD_ERRORS = (
@@ -21,6 +24,9 @@ _LOAD_ERRORS = (
     *(AssertionError, RuntimeError, MemoryError, pickle.UnpicklingError, ImportError),
 )
 
+
+# In the name of a checkpoint that is being written.
+UNFINISHED = ".unfinished"
 
 # Backbones whose names are matched by Detectron2's heuristics; they may lack parameters.
 BY_ENDS = Format("a backbone, by the ends of its names", (), (), whole=False, absent=(".*",))
@@ -33,6 +39,8 @@ class SOLOCheckpointer(DetectionCheckpointer):
     model exactly, those of a backbone its backbone; `allow` names what may differ. Formats that
     `solo_d2.checkpoints.formats` does not know are matched by the ends of their names where the
     address says so (`?matching_heuristics=True`), as Detectron2 does, or are taken as they are.
+
+    Whenever a process that saves is killed, `last_checkpoint` names a checkpoint that is whole.
     """
 
     def __init__(
@@ -79,6 +87,35 @@ class SOLOCheckpointer(DetectionCheckpointer):
             raise ConfigError(f"The weights {path} can't be used: {name}{lines[0]}") from error
         finally:
             self._parsed_url_during_load = None
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Save a checkpoint, whole or not at all.
+
+        Args:
+            name: of the file, without its ending.
+            **kwargs: more to save.
+        """
+        if "://" in self.save_dir:  # stores behind an address show whole files alone
+            super().save(name, **kwargs)
+            return
+        if self.save_dir and self.save_to_disk:
+            for leftover in Path(self.save_dir).glob(f"*{UNFINISHED}.pth"):
+                leftover.unlink()
+        super().save(f"{name}{UNFINISHED}", **kwargs)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Put the file that has just been written in its place, and note that it is the last.
+
+        Args:
+            last_filename_basename: name of the file as it was written.
+        """
+        if "://" in self.save_dir:
+            super().tag_last_checkpoint(last_filename_basename)
+            return
+        name = last_filename_basename.replace(UNFINISHED, "")
+        os.replace(Path(self.save_dir, last_filename_basename), Path(self.save_dir, name))
+        with whole_file(Path(self.save_dir, "last_checkpoint")) as file:
+            file.write_text(name)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         """Read a file; "source" is its format, and "model" has our names if that is known."""

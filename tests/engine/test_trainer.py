@@ -1,6 +1,7 @@
-"""The trainer: schedule scaling, data arguments, exact order and exact resume, learning."""
+"""The trainer: schedule scaling, data arguments, exact order, evaluation, learning."""
 
 import itertools
+import json
 import sys
 
 import numpy as np
@@ -14,54 +15,14 @@ from solo_d2.data import ShapesParams, ensure_shapes  # noqa: E402
 from solo_d2.data.loader import GroupedBatchSampler  # noqa: E402
 from solo_d2.engine import Trainer, argument_parser, evaluate, scale_schedule, setup  # noqa: E402
 from solo_d2.errors import ConfigError, DatasetError  # noqa: E402
+from tests.engine.runs import run_config, train  # noqa: E402
 from tests.modeling.tiny import tiny_config  # noqa: E402
 
-
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory):
-    """A folder of generated images in COCO format."""
-    root = tmp_path_factory.mktemp("data") / "shapes"
-    return ensure_shapes(root, ShapesParams(num_train=24, num_val=6))
-
-
-def run_config(shapes, output, *opts):
-    """A tiny training of `shapes`, given as one's own COCO-format data."""
-    file = output / "tiny.yaml"
-    cfg = tiny_config()
-    cfg.MODEL.SOLO.NUM_CLASSES = 0
-    cfg.SOLVER.IMS_PER_BATCH = cfg.SOLVER.REFERENCE_IMS_PER_BATCH = 4
-    cfg.SOLVER.MAX_ITER = 4
-    cfg.SOLVER.CHECKPOINT_PERIOD = 2
-    cfg.SOLVER.WARMUP_ITERS = 0
-    cfg.DATALOADER.NUM_WORKERS = 0
-    cfg.INPUT.MIN_SIZE_TRAIN = (64, 80, 96)
-    cfg.INPUT.MIN_SIZE_TEST = 96
-    cfg.SEED = 7
-    cfg.OUTPUT_DIR = str(output)
-    output.mkdir(parents=True, exist_ok=True)
-    file.write_text(cfg.dump())
-    data = [
-        *("--train-json", f"{shapes}/annotations/instances_train.json"),
-        *("--train-images", f"{shapes}/train"),
-        *("--val-json", f"{shapes}/annotations/instances_val.json"),
-        *("--val-images", f"{shapes}/val"),
-    ]
-    return argument_parser().parse_args(["--config-file", str(file), *data, *map(str, opts)])
-
-
-def train(cfg, resume=False):
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=resume)
-    trainer.train()
-    return trainer
-
-
-def weights(trainer):
-    return {key: value.clone() for key, value in trainer.model.state_dict().items()}
+TWO_VIEWS = ("TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", (96,))
 
 
 def test_own_data_trains_and_evaluates_from_the_command_line_alone(shapes, tmp_path):
-    cfg = setup(run_config(shapes, tmp_path, "TEST.EVAL_PERIOD", 2))
+    cfg = setup(run_config(shapes, tmp_path, "TEST.EVAL_PERIOD", 2, *TWO_VIEWS))
     assert cfg.MODEL.SOLO.NUM_CLASSES == 7
     assert cfg.DATASETS.TRAIN == ("custom_train",)
     assert cfg.DATASETS.TEST == ("custom_val",)
@@ -73,20 +34,50 @@ def test_own_data_trains_and_evaluates_from_the_command_line_alone(shapes, tmp_p
         ["--config-file", f"{tmp_path}/config.yaml", "--eval-only"]
         + ["MODEL.WEIGHTS", f"{tmp_path}/model_final.pth"]
     )
-    assert "segm" in evaluate(setup(saved))
+    results = evaluate(setup(saved))
+    assert {"segm", "segm_TTA"} <= set(results)
+    figures = json.loads((tmp_path / "evaluation.json").read_text())
+    assert {"segm/AP", "segm_TTA/AP"} <= set(figures)
+    assert "segm_TTA/AP50" in (tmp_path / "metrics.json").read_text()  # at the end of training too
 
 
-def test_resume_continues_exactly(shapes, tmp_path):
-    whole = train(setup(run_config(shapes, tmp_path / "whole")))
-    half = setup(run_config(shapes, tmp_path / "half"))
-    stopped = Trainer(half)
-    stopped.max_iter = 2  # as if it was stopped after the checkpoint of two iterations
-    stopped.train()
-    resumed = train(half, resume=True)
-    assert resumed.start_iter == 2
-    expected = weights(whole)
-    for key, value in weights(resumed).items():
-        assert torch.equal(value, expected[key]), key
+def test_averaged_weights_are_what_is_evaluated_and_saved(shapes, tmp_path, monkeypatch):
+    seen = []
+
+    def test(_cls, _cfg, model):
+        seen.append({name: value.clone() for name, value in model.state_dict().items()})
+        return {}
+
+    monkeypatch.setattr(Trainer, "test", classmethod(test))
+    trainer = train(setup(run_config(shapes, tmp_path, "SOLVER.EMA.ENABLED", True)))
+    saved = torch.load(tmp_path / "model_final.pth", weights_only=True)
+    trained = trainer.model.state_dict()
+    assert any(not torch.equal(seen[-1][name], trained[name]) for name in trained)
+    for name, value in trained.items():
+        assert torch.equal(saved["model"][name], seen[-1][name])
+        assert torch.equal(saved["trained_model"][name], value)
+    with pytest.raises(ConfigError, match="SOLVER.EMA.ENABLED is False"):
+        train(setup(run_config(shapes, tmp_path)), resume=True)
+
+
+def test_averaging_starts_from_the_weights_that_are_loaded(shapes, tmp_path):
+    train(setup(run_config(shapes, tmp_path / "plain")))
+    weights = tmp_path / "plain" / "model_final.pth"
+    opts = ("MODEL.WEIGHTS", weights, "SOLVER.EMA.ENABLED", True)
+    trainer = Trainer(setup(run_config(shapes, tmp_path / "averaged", *opts)))
+    trainer.resume_or_load(resume=False)
+    expected = torch.load(weights, weights_only=True)["model"]
+    for model in (trainer.model, trainer.ema.average):
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, expected[name])
+
+
+def test_a_random_seed_is_drawn_once_for_a_run_and_its_resume(shapes, tmp_path):
+    args = run_config(shapes, tmp_path, "SEED", -1)
+    first = setup(args).SEED
+    args.resume = True
+    assert first >= 0
+    assert setup(args).SEED == first
 
 
 def test_order_and_augmentation_do_not_depend_on_workers_or_resume(shapes, tmp_path):
@@ -152,26 +143,16 @@ def test_scaling_can_be_switched_off():
     assert cfg.dump() == before
 
 
-def test_best_checkpoint_is_kept_and_remembered(shapes, tmp_path, monkeypatch):
-    scores = iter([10.0, 30.0, 20.0])
-    monkeypatch.setattr(
-        Trainer, "test", classmethod(lambda *_: {"segm": {"AP": next(scores)}, "bbox": {}})
-    )
-    cfg = setup(run_config(shapes, tmp_path, "TEST.EVAL_PERIOD", 2, "SOLVER.MAX_ITER", 6))
-    train(cfg)
-    best = torch.load(tmp_path / "model_best.pth", weights_only=True)
-    assert best["iteration"] == 3
-    last = torch.load(tmp_path / "model_final.pth", weights_only=True)
-    states = str(last["trainer"])
-    assert "ResumableBestCheckpointer" in states
-    assert "30.0" in states
-
-
 @pytest.mark.parametrize(
     ("opts", "error", "named"),
     [
         (["MODEL.SOLO.NUM_CLASSES", 3], ConfigError, ["MODEL.SOLO.NUM_CLASSES is 3", "7"]),
         (["SOLVER.OPTIMIZER", "Adam"], ConfigError, ["SOLVER.OPTIMIZER is 'Adam'"]),
+        (["SOLVER.AMP.DTYPE", "half"], ConfigError, ["SOLVER.AMP.DTYPE is 'half'", "bfloat16"]),
+        (["SOLVER.ACCUMULATE_STEPS", 5], ConfigError, ["ACCUMULATE_STEPS is 5", "to the", "4"]),
+        (["SOLVER.EMA.DECAY", 1.0], ConfigError, ["SOLVER.EMA.DECAY is 1.0"]),
+        (["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "all"], ConfigError, ["'all'", "full_model"]),
+        (["SOLVER.EARLY_STOPPING_PATIENCE", 3], ConfigError, ["PATIENCE is 3", "EVAL_PERIOD"]),
         (["DATASETS.TRAIN", ("nothing",)], DatasetError, ["nothing"]),
     ],
 )

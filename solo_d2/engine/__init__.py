@@ -1,0 +1,14 @@
+"""Training: config of a run, the trainer, its steps and hooks."""
+
+from solo_d2.engine.setup import argument_parser, scale_schedule, setup
+from solo_d2.engine.trainer import BEST_METRIC, Trainer, best_metric, evaluate
+
+__all__ = [
+    "BEST_METRIC",
+    "Trainer",
+    "argument_parser",
+    "best_metric",
+    "evaluate",
+    "scale_schedule",
+    "setup",
+]

@@ -1,0 +1,112 @@
+"""From the command line to the config of a run: data sets, schedule scaling, seed."""
+
+import argparse
+import logging
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.engine import default_argument_parser, default_setup
+from detectron2.utils import comm
+
+from solo_d2.config import load_config, override
+from solo_d2.data import check_datasets, register_datasets_of_config, resolve_num_classes
+from solo_d2.data.arguments import add_dataset_arguments, apply_dataset_arguments
+from solo_d2.engine.checks import check_solver_config
+from solo_d2.evaluation import provide_cityscapes_scripts
+from solo_d2.launch import add_launch_arguments
+
+logger = logging.getLogger("solo_d2")
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """Detectron2's arguments, those of processes, and those that name data in COCO format."""
+    parser = default_argument_parser()
+    add_launch_arguments(parser)
+    add_dataset_arguments(parser)
+    return parser
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Make the final config of a run: file, data set arguments, overrides, scaling, seed, classes.
+
+    Args:
+        args: what `argument_parser()` gives.
+
+    Returns:
+        The frozen config, also written to OUTPUT_DIR/config.yaml.
+
+    Raises:
+        ConfigError: a key has a value that cannot work.
+        DatasetError: a data set cannot be found or read.
+    """
+    cfg = load_config(args.config_file)
+    apply_dataset_arguments(cfg, args)
+    override(cfg, args.opts)
+    if not torch.cuda.is_available() and cfg.MODEL.DEVICE == "cuda":
+        logger.warning("no GPU is available: MODEL.DEVICE is changed from cuda to cpu")
+        cfg.MODEL.DEVICE = "cpu"
+    scale_schedule(cfg)
+    check_solver_config(cfg)
+    register_datasets_of_config(cfg)
+    used = tuple(cfg.DATASETS.TEST) if args.eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    check_datasets(used)
+    if any(
+        str(MetadataCatalog.get(name).get("evaluator_type")).startswith("cityscapes")
+        for name in used
+    ):
+        provide_cityscapes_scripts()
+    resolve_num_classes(cfg, used)
+    resolve_seed(cfg, resume=args.resume)
+    cfg.freeze()
+    default_setup(cfg, args)
+    return cfg
+
+
+def scale_schedule(cfg: CfgNode) -> None:
+    """Scale learning rate and schedule from SOLVER.REFERENCE_IMS_PER_BATCH to IMS_PER_BATCH.
+
+    The linear rule of arXiv:1706.02677: twice the batch, twice the learning rate, half the
+    iterations. What was changed is logged. Afterwards the reference is the batch size, so that a
+    saved config is not scaled twice.
+
+    Args:
+        cfg: the config, changed in place. A reference of 0 leaves it alone.
+    """
+    solver = cfg.SOLVER
+    reference, batch = solver.REFERENCE_IMS_PER_BATCH, solver.IMS_PER_BATCH
+    if reference == 0 or reference == batch:
+        return
+    ratio = batch / reference
+    before = {key: solver[key] for key in ("BASE_LR", "MAX_ITER", "STEPS", "WARMUP_ITERS")}
+    solver.BASE_LR *= ratio
+    solver.MAX_ITER = round(solver.MAX_ITER / ratio)
+    solver.STEPS = tuple(round(step / ratio) for step in solver.STEPS)
+    solver.WARMUP_ITERS = round(solver.WARMUP_ITERS / ratio)
+    solver.CHECKPOINT_PERIOD = max(1, round(solver.CHECKPOINT_PERIOD / ratio))
+    if cfg.TEST.EVAL_PERIOD > 0:
+        cfg.TEST.EVAL_PERIOD = max(1, round(cfg.TEST.EVAL_PERIOD / ratio))
+    solver.REFERENCE_IMS_PER_BATCH = batch
+    changes = ", ".join(f"{key} {old} -> {solver[key]}" for key, old in before.items())
+    logger.warning(
+        f"SOLVER.IMS_PER_BATCH is {batch}, the schedule was made for {reference}: {changes}. "
+        "SOLVER.REFERENCE_IMS_PER_BATCH 0 switches this off."
+    )
+
+
+def resolve_seed(cfg: CfgNode, *, resume: bool) -> None:
+    """Replace a SEED of -1 by a random one, so that the run can be repeated and resumed.
+
+    Args:
+        cfg: the config, changed in place.
+        resume: whether to take the seed that OUTPUT_DIR/config.yaml has, if that file is there.
+    """
+    if cfg.SEED >= 0:
+        return
+    saved = Path(cfg.OUTPUT_DIR) / "config.yaml"
+    if resume and saved.is_file():
+        cfg.SEED = load_config(str(saved)).SEED
+    if cfg.SEED < 0:
+        cfg.SEED = comm.shared_random_seed()
+        logger.info(f"SEED {cfg.SEED} was drawn at random; give it to repeat this run")

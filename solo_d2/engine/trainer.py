@@ -1,0 +1,268 @@
+"""Detectron2's trainer with what SOLO needs."""
+
+import json
+import math
+import os
+import weakref
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer, EvalHook, TrainerBase
+from detectron2.engine.hooks import PeriodicCheckpointer, PeriodicWriter
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from detectron2.utils import comm
+from torch import nn
+from torch.utils.data import DataLoader
+
+from solo_d2.benchmarks.common import save_json
+from solo_d2.data import SOLODatasetMapper
+from solo_d2.data.loader import build_train_loader
+from solo_d2.data.stuff_classes import is_panoptic
+from solo_d2.engine.checks import FULL_MODEL, check_solver_config
+from solo_d2.engine.ema import EMA
+from solo_d2.engine.hooks import (
+    EarlyStopping,
+    EndOfTraining,
+    ResumableBestCheckpointer,
+    SeedSteps,
+)
+from solo_d2.engine.step import StepTrainer, step_options, unwrap
+from solo_d2.errors import ConfigError
+from solo_d2.evaluation import build_evaluator
+from solo_d2.launch import distribute
+from solo_d2.modeling.backbones import layer_lr_factor
+from solo_d2.modeling.checkpointer import SOLOCheckpointer
+from solo_d2.modeling.speed import SpeedOptions, speed_up
+from solo_d2.modeling.training_speed import speed_up_training
+from solo_d2.modeling.tta import SOLOWithTTA
+
+# By MODEL.SOLO.MASK_TARGET, the figure that decides which checkpoint is the best; of a panoptic
+# model it is another.
+BEST_METRIC = {"mask": "segm/AP", "contour": "contours/F"}
+BEST_PANOPTIC_METRIC = "panoptic_seg/PQ"
+
+# Parameters of Swin and ViT that do not decay with AdamW, as in their papers' code.
+POSITION_TABLES = ("relative_position_bias_table", "pos_embed")
+
+# In a checkpoint that holds averaged weights as its model: the weights that training goes on with.
+TRAINED_MODEL = "trained_model"
+
+
+class Trainer(DefaultTrainer):
+    """Detectron2's default trainer for SOLO models.
+
+    Attributes:
+        ema: keeps the averaged weights; None without SOLVER.EMA.
+    """
+
+    def __init__(self, cfg: CfgNode):
+        """Build all that the config names.
+
+        Raises:
+            ConfigError: a key has a value that cannot work.
+        """
+        check_solver_config(cfg)
+        # What DefaultTrainer's own does, which knows neither this inner trainer nor processes on
+        # the CPU.
+        TrainerBase.__init__(self)
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        data_loader = self.build_train_loader(cfg)
+        self._trainer = StepTrainer(distribute(model), data_loader, optimizer, **step_options(cfg))
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg
+        self.register_hooks(self.build_hooks())
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> Any:
+        """The model, with what makes training fast."""
+        model = super().build_model(cfg)
+        solver = cfg.SOLVER
+        return speed_up_training(model, channels_last=solver.CHANNELS_LAST, compile=solver.COMPILE)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> DataLoader[Any]:
+        """The loader of `solo_d2.data.loader`, with SOLO's mapper."""
+        return build_train_loader(cfg, SOLODatasetMapper(cfg, is_train=True))
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """SGD or AdamW, by SOLVER.OPTIMIZER, on Detectron2's parameter groups."""
+        if cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE == FULL_MODEL:  # not known to Detectron2
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
+        name = cfg.SOLVER.OPTIMIZER
+        if name == "SGD":
+            return super().build_optimizer(cfg, model)
+        if name != "AdamW":
+            raise ConfigError(f"SOLVER.OPTIMIZER is {name!r}, but must be 'SGD' or 'AdamW'")
+        params = get_default_optimizer_params(
+            model,
+            base_lr=cfg.SOLVER.BASE_LR,
+            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+            bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+            weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+            lr_factor_func=layer_lr_factor(cfg),
+            overrides={name: {"weight_decay": 0.0} for name in POSITION_TABLES},
+        )
+        return maybe_add_gradient_clipping(cfg, torch.optim.AdamW)(
+            params, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY, fused=True
+        )
+
+    @classmethod
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
+    ) -> DatasetEvaluator:
+        """The evaluator of the data set's type."""
+        return build_evaluator(cfg, dataset_name, output_folder)
+
+    @classmethod
+    def test(
+        cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None
+    ) -> "OrderedDict[str, Any]":
+        """Evaluate on DATASETS.TEST; OUTPUT_DIR/evaluation.json keeps the last figures.
+
+        They are flat, name -> percent, with null for what is not defined.
+        """
+        results = super().test(cfg, model, evaluators)
+        save_figures(cfg, results)
+        return results
+
+    @classmethod
+    def test_with_tta(cls, cfg: CfgNode, model: nn.Module) -> "OrderedDict[str, Any]":
+        """Evaluate with the views of TEST.AUG, and add the figures to OUTPUT_DIR/evaluation.json.
+
+        Returns:
+            As `test`, with _TTA at the end of the outermost names.
+        """
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.INPUT.MIN_SIZE_TEST = 0  # each view is made from the image as it is
+        evaluators = [
+            cls.build_evaluator(cfg, name, os.path.join(cfg.OUTPUT_DIR, "inference_TTA", name))
+            for name in cfg.DATASETS.TEST
+        ]
+        results = super().test(cfg, SOLOWithTTA(cfg, unwrap(model)), evaluators)
+        results = OrderedDict((f"{name}_TTA", value) for name, value in results.items())
+        file = Path(cfg.OUTPUT_DIR) / "evaluation.json"
+        save_figures(cfg, results, json.loads(file.read_text()) if file.is_file() else {})
+        return results
+
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """What evaluations see and checkpoints hold as the model."""
+        return unwrap(self.model) if self.ema is None else self.ema.average
+
+    def build_hooks(self) -> list[Any]:
+        """Detectron2's hooks, and those for seeds, averaged weights and the best checkpoint."""
+        solver, period = self.cfg.SOLVER, self.cfg.TEST.EVAL_PERIOD
+        self.ema = EMA(unwrap(self.model), solver.EMA.DECAY) if solver.EMA.ENABLED else None
+        others: dict[str, Any] = {} if self.ema is None else {TRAINED_MODEL: unwrap(self.model)}
+        self.checkpointer = SOLOCheckpointer(
+            self.evaluated_model,
+            self.cfg.OUTPUT_DIR,
+            allow=self.cfg.MODEL.WEIGHTS_ALLOW,
+            trainer=weakref.proxy(self),
+            **others,
+        )
+        seeds = [SeedSteps(self.cfg.SEED)] if self.cfg.SEED >= 0 else []
+        hooks = seeds + super().build_hooks()
+        if self.ema is not None:
+            # Before what saves or evaluates.
+            hooks.insert(_index(hooks, PeriodicCheckpointer, EvalHook), self.ema)
+        # After the evaluation and before the writers, which are in the main process alone.
+        after = _index(hooks, EvalHook)
+        hooks[after : after + 1] = [EvalHook(period, self._evaluate)]
+        best = None
+        if period > 0 and comm.is_main_process():
+            best = ResumableBestCheckpointer(period, self.checkpointer, best_metric(self.cfg))
+            hooks.insert(_index(hooks, PeriodicWriter), best)
+        if solver.EARLY_STOPPING_PATIENCE > 0:
+            stop = EarlyStopping(best, period=period, patience=solver.EARLY_STOPPING_PATIENCE)
+            hooks.insert(_index(hooks, PeriodicWriter), stop)
+        if self.cfg.TEST.AUG.ENABLED:
+            hooks.insert(_index(hooks, PeriodicWriter), EvalHook(0, self._evaluate_with_tta))
+        return hooks
+
+    def _evaluate(self) -> "OrderedDict[str, Any]":
+        self._last_eval_results = self.test(self.cfg, self.evaluated_model)
+        return self._last_eval_results
+
+    def _evaluate_with_tta(self) -> "OrderedDict[str, Any]":
+        return self.test_with_tta(self.cfg, self.evaluated_model)
+
+    def train(self) -> Any:
+        """Train to the end, which `EarlyStopping` may move forward."""
+        try:
+            return super().train()
+        except EndOfTraining:  # right after an evaluation
+            if self.cfg.TEST.AUG.ENABLED:
+                self._evaluate_with_tta()
+            return self._last_eval_results
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Load the last checkpoint or MODEL.WEIGHTS; skip the data that was already seen.
+
+        Raises:
+            ConfigError: the weights can't be used, or SOLVER.EMA is not as it was.
+        """
+        rest = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        resumed = resume and self.checkpointer.has_checkpoint()
+        if resumed:
+            self.start_iter = self.iter + 1
+        if resumed and self.ema is None and TRAINED_MODEL in rest:
+            raise ConfigError(
+                f"SOLVER.EMA.ENABLED is False, but the checkpoint in {self.cfg.OUTPUT_DIR} was "
+                "trained with it: it must be True to go on from there"
+            )
+        if self.ema is not None and (not resumed or self.ema.num_steps == 0):
+            # The weights were read as those of the averaged model, where training is to start.
+            unwrap(self.model).load_state_dict(self.ema.average.state_dict())
+            self.ema.restart()
+        self._trainer.data_loader.batch_sampler.start_batch = self.start_iter
+
+
+def _index(hooks: list[Any], *kinds: type) -> int:
+    """Place of the first hook of these kinds; the end if there is none."""
+    return next((i for i, hook in enumerate(hooks) if isinstance(hook, kinds)), len(hooks))
+
+
+def save_figures(
+    cfg: CfgNode, results: Mapping[str, Any], others: Mapping[str, Any] = MappingProxyType({})
+) -> None:
+    """Write figures to OUTPUT_DIR/evaluation.json, flat and with null for what is not defined.
+
+    Args:
+        cfg: OUTPUT_DIR is read.
+        results: of evaluators, nested.
+        others: figures to write before them, in the form of the file.
+    """
+    if not comm.is_main_process():
+        return
+    figures = {key: float(value) for key, value in flatten_results_dict(results).items()}
+    defined = {key: value if math.isfinite(value) else None for key, value in figures.items()}
+    save_json(Path(cfg.OUTPUT_DIR) / "evaluation.json", {**others, **defined})
+
+
+def best_metric(cfg: CfgNode) -> str:
+    """Name of the figure by which checkpoints are compared."""
+    return BEST_PANOPTIC_METRIC if is_panoptic(cfg) else BEST_METRIC[cfg.MODEL.SOLO.MASK_TARGET]
+
+
+def evaluate(cfg: CfgNode) -> "OrderedDict[str, Any]":
+    """Load MODEL.WEIGHTS and evaluate on DATASETS.TEST, with TEST.AUG.ENABLED in two ways."""
+    model = DefaultTrainer.build_model(cfg)
+    SOLOCheckpointer(model, save_dir=cfg.OUTPUT_DIR, whole=True).load(cfg.MODEL.WEIGHTS)
+    results = Trainer.test(cfg, speed_up(model, SpeedOptions.from_config(cfg)))
+    if cfg.TEST.AUG.ENABLED:
+        results.update(Trainer.test_with_tta(cfg, model))
+    return results

@@ -1,0 +1,135 @@
+"""Test-time augmentation: an image is seen at several sizes and mirrored, and results are merged.
+
+Detectron2's own merges boxes and asks a second head for masks. Here the instances of each view are
+brought to a common frame and merged by `ViewFusion`, which averages masks and scores. One NMS over
+the instances of all views was the alternative: it keeps the best of several masks and scores, gains
+little by it (docs/training.md), and needs memory for all views at once.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling.test_time_augmentation import DatasetMapperTTA
+from fvcore.transforms import HFlipTransform
+from torch import Tensor, nn
+
+from solo_d2.errors import ConfigError
+from solo_d2.inference import MaskDecoder, class_probabilities
+from solo_d2.modeling.meta_arch.solo import SOLO, to_instances
+from solo_d2.ops.view_fusion import ViewFusion, to_frame
+from solo_d2.structures import Cells, HeadOutputs
+
+
+class SOLOWithTTA(nn.Module):
+    """A SOLO model, panoptic or not, that looks at each image in the views of TEST.AUG.
+
+    It is called as the model itself, and gives the same results; the `sem_seg` of a panoptic model
+    is the logarithm of the views' mean probabilities. Masks are merged at the finest stride of the
+    largest view.
+    """
+
+    def __init__(self, cfg: CfgNode, model: nn.Module):
+        """Wrap a model.
+
+        Args:
+            cfg: TEST.AUG is read.
+            model: a SOLO model.
+
+        Raises:
+            ConfigError: it is another model, or TEST.AUG names no view.
+        """
+        super().__init__()
+        if not isinstance(model, SOLO):
+            raise ConfigError(
+                f"TEST.AUG.ENABLED is True, but must be False for a {type(model).__name__}: only "
+                "SOLO models have test-time augmentation"
+            )
+        if not cfg.TEST.AUG.MIN_SIZES:
+            raise ConfigError("TEST.AUG.MIN_SIZES is empty, but must have a size for each view")
+        self.model = model
+        self.make_views = DatasetMapperTTA(cfg)
+        self.train(model.training)
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Infer, on Detectron2's standard inputs.
+
+        Args:
+            batched_inputs: as of the model. The views are made from "image", which is best given
+                at its own size (INPUT.MIN_SIZE_TEST 0).
+        """
+        return [self._infer(sample) for sample in batched_inputs]
+
+    @torch.no_grad()
+    def _infer(self, sample: dict[str, Any]) -> dict[str, Any]:
+        height, width = sample["image"].shape[-2:]
+        output_size = (sample.get("height", height), sample.get("width", width))
+        views = self.make_views(
+            {"image": sample["image"].cpu(), "height": output_size[0], "width": output_size[1]}
+        )
+        decoder = self.model.decoder
+        stride = min(decoder.mask_strides)
+        largest = max((view["image"].shape[-2:] for view in views), key=lambda size: size.numel())
+        frame_size = (-(-largest[0] // stride), -(-largest[1] // stride))
+        fusion = ViewFusion(frame_size, mask_thresh=decoder.mask_thresh, device=self.model.device)
+        semantic_probs: Tensor | float = 0.0  # the mean over the views
+        for view in views:
+            images = self.model.preprocess_image([view])
+            outputs = self.model.network(images.tensor)
+            spanning = partial(
+                _span_frame,
+                image_size=images.image_sizes[0],
+                frame_size=frame_size,
+                flipped=any(isinstance(t, HFlipTransform) for t in view["transforms"].transforms),
+            )
+            self._add_instances(fusion, decoder, outputs.head, spanning)
+            if outputs.semantic_logits is not None:
+                probs = outputs.semantic_logits[0].float().softmax(dim=0)
+                probs = spanning(probs, self.model.semantic_branch.stride)
+                semantic_probs = semantic_probs + probs / len(views)
+        # The frame is all image, without padding.
+        scores, classes, masks = fusion.result(
+            keep_thresh=decoder.keep_thresh, most=decoder.max_detections
+        )
+        found = decoder.paste(
+            scores, classes, [masks], _input_size(frame_size, stride), output_size
+        )
+        instances = to_instances(found, output_size)
+        if not isinstance(semantic_probs, Tensor):
+            return {"instances": instances}
+        input_size = _input_size(frame_size, self.model.semantic_branch.stride)
+        return self.model.combine(instances, semantic_probs.log(), input_size)
+
+    @staticmethod
+    def _add_instances(
+        fusion: ViewFusion,
+        decoder: MaskDecoder,
+        outputs: HeadOutputs,
+        spanning: Callable[[Tensor, int], Tensor],
+    ) -> None:
+        """Merge what one view shows."""
+        class_probs = class_probabilities(outputs.class_logits)[0]
+        found = decoder.find(outputs, 0, class_probs)
+        soft_masks = decoder.soft_masks(outputs, Cells(0, found.cells))
+        masks = [spanning(probs, min(decoder.mask_strides)) for probs in soft_masks]
+        fusion.add(found.scores, found.classes, torch.cat([fusion.mask_sums[:0], *masks]))
+
+
+def _span_frame(
+    maps: Tensor,
+    stride: int,
+    *,
+    image_size: tuple[int, int],
+    frame_size: tuple[int, int],
+    flipped: bool,
+) -> Tensor:
+    """`to_frame` for maps of a stride, of an image of a size in the padded input."""
+    extent = (image_size[0] / stride, image_size[1] / stride)
+    return to_frame(maps, extent=extent, frame_size=frame_size, flipped=flipped)
+
+
+def _input_size(frame_size: tuple[int, int], stride: int) -> tuple[int, int]:
+    """Size of the input of which a frame is the map of that stride."""
+    return frame_size[0] * stride, frame_size[1] * stride

@@ -1,0 +1,104 @@
+"""Instances that were found in several views of one image, merged at mask and score level.
+
+Shape letters: M instances of a view, G merged instances, C channels, H and W rows and columns, H'
+and W' of the common frame.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from solo_d2.ops.mask_matching import match_pairs, pairwise_mask_iou
+
+# Instances of two views that overlap by this IoU are one: the least overlap that counts in COCO.
+SAME_INSTANCE_IOU = 0.5
+
+
+def to_frame(
+    maps: Tensor, *, extent: tuple[float, float], frame_size: tuple[int, int], flipped: bool
+) -> Tensor:
+    """Bring maps of a view to a frame that spans the image exactly, bilinearly.
+
+    Args:
+        maps: (C, H, W) float32 over the padded input of the view.
+        extent: rows and columns of `maps` that the image takes, from the upper left corner on; they
+            need not be whole.
+        frame_size: H' and W'.
+        flipped: whether the view is the mirror image, left to right.
+
+    Returns:
+        (C, H', W') float32.
+    """
+    rows, columns = (part / whole for part, whole in zip(extent, maps.shape[1:], strict=True))
+    # From [-1, 1] over the frame to [-1, 1] over the maps, of which the image is the first part.
+    to_maps = [[-columns if flipped else columns, 0.0, columns - 1], [0.0, rows, rows - 1]]
+    theta = torch.tensor([to_maps], device=maps.device)
+    grid = F.affine_grid(theta, [1, 1, *frame_size], align_corners=False)
+    return F.grid_sample(maps[None], grid, padding_mode="border", align_corners=False)[0]
+
+
+class ViewFusion:
+    """Merges instances view by view; memory does not grow with the number of views.
+
+    An instance of a view joins a merged instance of its class that it overlaps; one view gives at
+    most one to each, and those of the highest scores are joined first. (By overlap an object would
+    often be joined to another view's duplicate of it, which NMS leaves with a low score.) Masks are
+    averaged with the scores as weights, and the score is the mean over all views, 0 in a view
+    without the instance: what many views agree on rises, what one view imagines sinks.
+    """
+
+    def __init__(self, frame_size: tuple[int, int], *, mask_thresh: float, device: torch.device):
+        """Start without instances.
+
+        Args:
+            frame_size: H' and W' of all masks.
+            mask_thresh: a pixel belongs to a mask above this probability.
+            device: where the masks are.
+        """
+        self.mask_thresh = mask_thresh
+        self.num_views = 0
+        self.classes = torch.zeros(0, dtype=torch.int64, device=device)
+        self.score_sums = torch.zeros(0, device=device)
+        self.mask_sums = torch.zeros(0, *frame_size, device=device)  # weighted by scores
+
+    def add(self, scores: Tensor, classes: Tensor, masks: Tensor) -> None:
+        """Merge the instances of another view.
+
+        Args:
+            scores: (M,) float32, above 0.
+            classes: (M,) int64.
+            masks: (M, H', W') float32 probabilities; changed in place.
+        """
+        self.num_views += 1
+        overlap = pairwise_mask_iou(self._masks() > self.mask_thresh, masks > self.mask_thresh)
+        same = (overlap >= SAME_INSTANCE_IOU) & (self.classes[:, None] == classes[None, :])
+        rank = same * (self.score_sums[:, None] * scores[None, :])
+        pairs = match_pairs(rank, torch.finfo(torch.float32).tiny)
+        index = torch.tensor(pairs, dtype=torch.int64, device=scores.device).view(-1, 2)
+        merged, own = index[:, 0], index[:, 1]
+        masks *= scores[:, None, None]
+        self.score_sums.index_add_(0, merged, scores[own])
+        self.mask_sums.index_add_(0, merged, masks[own])
+        new = torch.ones(len(scores), dtype=torch.bool, device=scores.device)
+        new[own] = False
+        self.classes = torch.cat([self.classes, classes[new]])
+        self.score_sums = torch.cat([self.score_sums, scores[new]])
+        self.mask_sums = torch.cat([self.mask_sums, masks[new]])
+
+    def result(self, *, keep_thresh: float, most: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The merged instances, best first.
+
+        Args:
+            keep_thresh: least score, inclusive.
+            most: the most instances wanted.
+
+        Returns:
+            Scores (G,) float32, classes (G,) int64 and masks (G, H', W') float32 probabilities.
+        """
+        scores = self.score_sums / max(1, self.num_views)
+        index = scores.argsort(descending=True, stable=True)[:most]
+        index = index[scores[index] >= keep_thresh]
+        return scores[index], self.classes[index], self._masks()[index]
+
+    def _masks(self) -> Tensor:
+        return self.mask_sums / self.score_sums[:, None, None]

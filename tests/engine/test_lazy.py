@@ -1,0 +1,139 @@
+"""Lazy configs: the same model and training as the YAML says, and the trainer's features."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+pytestmark = pytest.mark.detectron2
+pytest.importorskip("detectron2")
+
+from detectron2.config import LazyConfig, instantiate  # noqa: E402
+from detectron2.modeling import build_model  # noqa: E402
+
+from solo_d2.config import load_config  # noqa: E402
+from solo_d2.data import SOLODatasetMapper, register_coco_format  # noqa: E402
+from solo_d2.engine import Trainer  # noqa: E402
+from solo_d2.engine.lazy import LazyTrainer, trainer_config  # noqa: E402
+from solo_d2.errors import ConfigError  # noqa: E402
+
+FILE = "configs/lazy/solov2_R50_1x.py"
+
+
+@pytest.fixture
+def lazy():
+    return LazyConfig.load(FILE)
+
+
+@pytest.fixture
+def cfg():
+    cfg = load_config("configs/coco/solov2_R50_1x.yaml")
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.SOLO.NUM_CLASSES = 80
+    return cfg
+
+
+def plain(value):
+    """A setting as something that can be compared."""
+    if dataclasses.is_dataclass(value):
+        return [plain(getattr(value, field.name)) for field in dataclasses.fields(value)]
+    if hasattr(value, "keywords"):
+        return value.func, plain(value.keywords)
+    if hasattr(value, "items"):
+        return {key: plain(item) for key, item in value.items()}
+    if not isinstance(value, str) and hasattr(value, "__iter__"):
+        return [plain(item) for item in value]
+    return value
+
+
+def test_model_is_that_of_the_yaml(lazy, cfg):
+    built, expected = instantiate(lazy.model), build_model(cfg)
+    shapes = [{k: v.shape for k, v in m.state_dict().items()} for m in (built, expected)]
+    assert shapes[0] == shapes[1]
+    trained = [{k for k, v in m.named_parameters() if v.requires_grad} for m in (built, expected)]
+    assert trained[0] == trained[1]
+    for key in (
+        *("num_classes", "scale_ranges", "center_scale", "cell_conflict", "mask_target"),
+        *("input_format", "loss_params", "decoder_params"),
+    ):
+        ours, theirs = plain(getattr(built, key)), plain(getattr(expected, key))
+        assert ours == theirs, key
+
+
+def test_training_is_that_of_the_yaml(lazy, cfg):
+    made = trainer_config(lazy)
+    for section, keys in {
+        "SOLVER": ("MAX_ITER", "IMS_PER_BATCH", "CHECKPOINT_PERIOD", "ACCUMULATE_STEPS"),
+        "TEST": ("EVAL_PERIOD",),
+        "MODEL": ("WEIGHTS", "META_ARCHITECTURE"),
+    }.items():
+        for key in keys:
+            assert made[section][key] == cfg[section][key], key
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    schedule = Trainer.build_lr_scheduler(cfg, torch.optim.SGD([parameter], lr=1.0))
+    multiplier = instantiate(lazy.lr_multiplier)
+    for iteration in (0, 500, 1000, 59_999, 60_001, 79_999, 80_001, 89_999):
+        where = iteration / 90_000
+        assert multiplier(where) == pytest.approx(schedule._multiplier(where)), iteration
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1), torch.nn.GroupNorm(1, 1))
+    expected = Trainer.build_optimizer(cfg, model)
+    lazy.optimizer.params.model = model
+    groups = [
+        [{k: v for k, v in group.items() if k not in ("params", "foreach")} for group in groups]
+        for groups in (instantiate(lazy.optimizer).param_groups, expected.param_groups)
+    ]
+    assert groups[0] == groups[1]
+    for is_train, loader in ((True, lazy.dataloader.train), (False, lazy.dataloader.test)):
+        mappers = (instantiate(loader.mapper), SOLODatasetMapper(cfg, is_train=is_train))
+        ours, theirs = (mapper.augmentations.augs for mapper in mappers)
+        assert [type(x) for x in ours] == [type(x) for x in theirs]
+        for shape in ((480, 640, 3), (400, 2000, 3)):
+            resizes = [x[0].get_transform(np.zeros(shape)) for x in (ours, theirs)]
+            assert resizes[0].new_w == resizes[1].new_w
+            assert resizes[0].new_h == resizes[1].new_h
+
+
+def make_tiny(lazy, shapes, output):
+    for split in ("train", "test"):
+        part = "val" if split == "test" else split
+        name = f"lazy_{part}"
+        json_file = f"{shapes}/annotations/instances_{part}.json"
+        register_coco_format(name, json_file, f"{shapes}/{part}")
+        lazy.dataloader[split].dataset.names = name
+        lazy.dataloader[split].num_workers = 0
+        lazy.dataloader[split].mapper.augmentations[0].short_edge_length = 96
+    return LazyConfig.apply_overrides(
+        lazy,
+        [
+            *("model.num_classes=7", "model.head.num_convs=1", "model.head.conv_dim=32"),
+            *("model.head.num_grids=[10,8,6,5,4]", "model.head.mask_conv_dim=32"),
+            *("train.max_iter=2", "train.device=cpu", "train.init_checkpoint=''"),
+            *("train.ema.enabled=True", "train.accumulate_steps=2", "train.amp.enabled=True"),
+            *("train.amp.dtype=bfloat16", "train.clip_full_model.enabled=True"),
+            *("dataloader.train.total_batch_size=2", f"train.output_dir={output}"),
+        ],
+    )
+
+
+def test_trains_and_evaluates_with_what_the_trainer_can(lazy, shapes, tmp_path):
+    trainer = LazyTrainer(make_tiny(lazy, shapes, tmp_path))
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    saved = torch.load(tmp_path / "model_final.pth", weights_only=True)
+    assert saved["trainer"]["hooks"]["EMA"] == {"num_steps": 2}
+    assert "segm/AP" in json.loads((tmp_path / "evaluation.json").read_text())
+    assert trainer._trainer.num_parts == 2
+    assert trainer._trainer.precision == torch.bfloat16
+    assert trainer._trainer.clip_gradients is not None
+
+
+def test_unknown_and_bad_keys_are_named(lazy):
+    lazy.train.ema.decai = 0.9
+    with pytest.raises(ConfigError, match="train.ema.decai"):
+        trainer_config(lazy)
+    del lazy.train.ema.decai
+    lazy.train.max_iter = "long"
+    with pytest.raises(ConfigError, match="train.max_iter is 'long'"):
+        trainer_config(lazy)

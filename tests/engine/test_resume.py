@@ -1,0 +1,102 @@
+"""A training that is killed and resumed ends with the bits of one that was not."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.detectron2
+pytest.importorskip("detectron2")
+
+from solo_d2.engine import Trainer, setup  # noqa: E402
+from solo_d2.engine.hooks import SeedSteps  # noqa: E402
+from tests.engine.runs import run_config, train  # noqa: E402
+
+# What has a state, and what could be in its way. (Of the scale of gradients: test_step.py.)
+OPTS = (
+    *("SOLVER.MAX_ITER", 6, "SOLVER.WARMUP_ITERS", 4, "SOLVER.STEPS", (5,)),
+    *("SOLVER.EMA.ENABLED", True, "SOLVER.ACCUMULATE_STEPS", 2),
+    *("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", "bfloat16"),
+    *("SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "full_model"),
+)
+
+
+def run_until_killed(moment, iteration, args, *more):
+    command = [sys.executable, "-m", "tests.engine.killed", moment, str(iteration), *more]
+    options = ["--config-file", args.config_file]
+    for name in ("train_json", "train_images", "val_json", "val_images"):
+        options += ["--" + name.replace("_", "-"), getattr(args, name)]
+    done = subprocess.run(
+        command + options + args.opts,
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def assert_same(a, b, where=""):
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}/{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for index, pair in enumerate(zip(a, b, strict=True)):
+            assert_same(*pair, f"{where}/{index}")
+    else:
+        assert a == b, where
+
+
+def test_killed_while_saving_and_while_training(shapes, tmp_path, monkeypatch):
+    monkeypatch.setattr(Trainer, "test", classmethod(lambda *_: {}))
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    train(setup(run_config(shapes, whole, *OPTS)))
+    args = run_config(shapes, killed, *OPTS)
+
+    run_until_killed("saving", 3, args)
+    unfinished = killed / "model_0000003.unfinished.pth"
+    assert unfinished.is_file()
+    assert (killed / "last_checkpoint").read_text() == "model_0000001.pth"
+    run_until_killed("stepping", 4, args, "--resume")
+    assert not unfinished.exists()
+    assert (killed / "last_checkpoint").read_text() == "model_0000003.pth"
+    resumed = train(setup(args), resume=True)
+
+    assert resumed.start_iter == 4
+    states = [torch.load(x / "model_final.pth", weights_only=True) for x in (whole, killed)]
+    assert_same(*states)
+    assert states[0]["trainer"]["hooks"]["EMA"] == {"num_steps": 6}
+
+
+def test_random_numbers_of_a_step_depend_on_seed_and_step_alone():
+    def numbers(seed, iteration):
+        hook = SeedSteps(seed)
+        hook.trainer = type("AtIteration", (), {"iter": iteration})
+        hook.before_step()
+        return torch.rand(3).tolist()
+
+    assert numbers(7, 5) == numbers(7, 5)
+    assert len({tuple(numbers(*case)) for case in ((7, 5), (7, 6), (8, 5))}) == 3
+
+
+def test_a_failed_save_leaves_what_was_there(shapes, tmp_path, monkeypatch):
+    trainer = Trainer(setup(run_config(shapes, tmp_path)))
+    trainer.checkpointer.save("model_good")
+
+    def fail(_state, file):
+        file.write(b"half")
+        raise OSError("disk is full")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="disk is full"):
+        trainer.checkpointer.save("model_good")
+    monkeypatch.undo()
+    assert trainer.checkpointer.get_checkpoint_file() == str(tmp_path / "model_good.pth")
+    trainer.checkpointer.load(str(tmp_path / "model_good.pth"))
