@@ -12,7 +12,6 @@ import colorsys
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -27,6 +26,7 @@ from solo_d2.errors import ConfigError
 from solo_d2.inference import MASK_CHUNK_ELEMENTS
 from solo_d2.modeling.heads import SOLOHeadBase
 from solo_d2.structures import Cells, HeadOutputs
+from solo_d2.visualization.text import text_font
 
 # Width of a sheet in pixels, about, where the size of its tiles is not given; and the least tile.
 SHEET, LEAST_TILE = 1100, 10
@@ -317,7 +317,7 @@ def compose(
         score_thresh: see `draw_sheet`.
     """
     sheet = Image.fromarray(draw_sheet(activations, colors, score_thresh=score_thresh))
-    font = _font(_font_size(sheet.width))
+    font = text_font(_font_size(sheet.width))
     line = _line_height(sheet.width)
     height, width = panel_size(activations)
     small = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
@@ -374,11 +374,3 @@ def _text(
 ) -> None:
     """Write a line that starts at a point, centred on its height."""
     ImageDraw.Draw(canvas).text(start, text, fill=INK, font=font, anchor="lm")
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """The font that Detectron2's overlays use."""
-    import matplotlib
-
-    file = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
-    return ImageFont.truetype(str(file), size)

@@ -19,13 +19,10 @@ from detectron2.evaluation import (
 from solo_d2.data.catalog import check_datasets
 from solo_d2.data.stuff_classes import is_panoptic
 from solo_d2.errors import ConfigError, DatasetError
-from solo_d2.evaluation.coco_results import FastCOCOEvaluator, FastLVISEvaluator
+from solo_d2.evaluation.coco_results import FastCOCOEvaluator
 from solo_d2.evaluation.contours import ContourEvaluator
-from solo_d2.evaluation.packages import provide_cityscapes_scripts, provide_lvis
-
-# Named rather than taken from the predictions, so that mask AP has its place among the results also
-# where a model finds nothing; it is NaN then.
-_TASKS = ("bbox", "segm")
+from solo_d2.evaluation.lvis_results import FastLVISEvaluator
+from solo_d2.evaluation.packages import provide_cityscapes_scripts
 
 
 def build_evaluator(
@@ -34,8 +31,8 @@ def build_evaluator(
     """Choose and make the evaluator of a data set.
 
     Args:
-        cfg: OUTPUT_DIR, TEST.KEEP_PANOPTIC_PREDICTIONS, MODEL.META_ARCHITECTURE and
-            MODEL.SOLO.MASK_TARGET are read.
+        cfg: OUTPUT_DIR, TEST.AP_BACKEND, TEST.KEEP_PANOPTIC_PREDICTIONS, MODEL.META_ARCHITECTURE
+            and MODEL.SOLO.MASK_TARGET are read.
         dataset_name: in Detectron2's catalogs.
         output_folder: where predictions and converted annotations go;
             OUTPUT_DIR/inference/DATASET_NAME if None.
@@ -69,7 +66,7 @@ def build_evaluator(
     return evaluator
 
 
-def _build_coco(_cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
+def _build_coco(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
     metadata = MetadataCatalog.get(dataset_name)
     json_file = metadata.get("json_file")
     # Loading makes a generated data set, and takes a json that pycocotools can't use out of the
@@ -81,18 +78,15 @@ def _build_coco(_cfg: CfgNode, dataset_name: str, output_folder: str) -> Dataset
         DatasetCatalog.get(dataset_name)
     json_file = metadata.get("json_file")
     _require_annotations(dataset_name, json_file)
-    evaluator = FastCOCOEvaluator(
-        dataset_name, tasks=_TASKS, output_dir=output_folder, allow_cached_coco=False
-    )
+    evaluator = FastCOCOEvaluator(dataset_name, output_folder, backend=cfg.TEST.AP_BACKEND)
     if json_file is None:  # it has noted its converted json, which another run may remove
         del metadata.json_file
     return evaluator
 
 
-def _build_lvis(_cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
-    provide_lvis()
+def _build_lvis(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
     _require_annotations(dataset_name, MetadataCatalog.get(dataset_name).get("json_file"))
-    return FastLVISEvaluator(dataset_name, tasks=_TASKS, output_dir=output_folder)
+    return FastLVISEvaluator(dataset_name, output_folder, backend=cfg.TEST.AP_BACKEND)
 
 
 def _build_cityscapes(_cfg: CfgNode, dataset_name: str, _output_folder: str) -> DatasetEvaluator:

@@ -1,14 +1,39 @@
-"""Predictions in COCO's result format, with masks encoded on the device they are on.
+"""Predictions in COCO's result format, and their figures.
 
-Detectron2 copies all masks of an image to the host and encodes them one by one. The results are the
-same here.
+Detectron2 copies all masks of an image to the host and encodes them one by one; here they are
+encoded together on the device they are on. It gathers all predictions in one process, copies them
+twice and evaluates them there; here each process evaluates some categories.
 """
 
+import contextlib
+import io
+import json
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from detectron2.evaluation import COCOEvaluator, LVISEvaluator
+from detectron2.evaluation import COCOEvaluator
+from detectron2.evaluation.coco_evaluation import COCOevalMaxDets
 from detectron2.structures import BoxMode, Instances
+from detectron2.utils import comm
 
+from solo_d2.benchmarks.common import save_text
+from solo_d2.errors import ConfigError
+from solo_d2.evaluation.average_precision import (
+    IOU_TYPES,
+    Annotation,
+    ByCategory,
+    Curves,
+    ImageIndex,
+    by_category,
+    category_curves,
+    deal_categories,
+    join_curves,
+    load_backend,
+    predicted_annotations,
+    truth_annotations,
+)
 from solo_d2.ops.rle import encode_masks
 
 
@@ -39,25 +64,144 @@ def instances_to_coco_json(instances: Instances, image_id: int) -> list[dict[str
     return results
 
 
-class _EncodesOnDevice:
-    """Comes before an evaluator of Detectron2 that turns instances into COCO's results."""
+class FastCOCOEvaluator(COCOEvaluator):
+    """`COCOEvaluator` with the same figures, of boxes and masks."""
 
-    _predictions: list[dict[str, Any]]
+    # Where the predictions are kept, below output_dir.
+    results_file = "coco_instances_results.json"
+    # Limits of predictions per image and category: those of AR@1, AR@10 and everything else.
+    max_predictions: tuple[int, ...] = (1, 10, 100)
+
+    def __init__(self, dataset_name: str, output_dir: str | None, *, backend: str = "auto"):
+        """Read the annotations.
+
+        Args:
+            dataset_name: in Detectron2's catalogs. Without `json_file` in its metadata it is
+                written to output_dir in COCO's format.
+            output_dir: for `results_file`; None: the predictions are not kept.
+            backend: see `load_backend`.
+        """
+        # Named tasks: mask AP has its place among the figures also where nothing is found.
+        super().__init__(dataset_name, IOU_TYPES, output_dir=output_dir, allow_cached_coco=False)
+        self._backend, self._evaluator = load_backend(backend)
+        self._images = ImageIndex(self._coco_api.dataset["images"])
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Take the predictions of some images; see the evaluator's own method."""
+        """Take the predictions of some images.
+
+        Args:
+            inputs: with image_id.
+            outputs: with instances, see `instances_to_coco_json`.
+        """
         for image, output in zip(inputs, outputs, strict=True):
-            found = output.get("instances")
-            if found is None or "proposals" in output or found.has("pred_keypoints"):
-                super().process([image], [output])  # type: ignore[misc]
-                continue
-            results = instances_to_coco_json(found, image["image_id"])
+            results = instances_to_coco_json(output["instances"], image["image_id"])
             self._predictions.append({"image_id": image["image_id"], "instances": results})
 
+    def evaluate(self) -> "OrderedDict[str, dict[str, float]]":
+        """Compare the predictions of all processes with the ground truth.
 
-class FastCOCOEvaluator(_EncodesOnDevice, COCOEvaluator):
-    """`COCOEvaluator` with the same results."""
+        All processes must call it together.
+
+        Returns:
+            {"bbox": figures, "segm": figures} in percent in the main process, empty in the others.
+            Figures are NaN where there is no such object, or no prediction at all.
+        """
+        results = [result for image in self._predictions for result in image["instances"]]
+        self._use_category_ids(results)
+        gathered = comm.gather(results)
+        everything = [result for part in gathered for result in part]
+        if comm.is_main_process() and self._output_dir:
+            save_text(Path(self._output_dir) / self.results_file, json.dumps(everything))
+        figures: OrderedDict[str, dict[str, float]] = OrderedDict()
+        if not self._do_evaluation:
+            self._logger.info("There are no annotations to evaluate with")
+            return figures
+        self._logger.info("Evaluating with %s", self._backend)
+        truth = by_category(self._truth())
+        for task in self._tasks:
+            curves = self._curves(truth, self._predicted(results, task), task)
+            if comm.is_main_process():
+                figures[task] = self._figures(task, curves if everything else None)
+        return figures
+
+    def _use_category_ids(self, results: Sequence[Annotation]) -> None:
+        """Turn classes into the category ids of the annotation file, in place."""
+        categories = self._category_ids()
+        for result in results:
+            if result["category_id"] >= len(categories):
+                raise ConfigError(
+                    f"The model predicts class {result['category_id']} (from 0), but the data set "
+                    f"has {len(categories)} classes: MODEL.SOLO.NUM_CLASSES is not its number"
+                )
+            result["category_id"] = categories[result["category_id"]]
+
+    def _category_ids(self) -> list[Any]:
+        """The category id of each class."""
+        known = self._metadata.get("thing_dataset_id_to_contiguous_id")
+        if known is None:
+            return sorted(self._coco_api.cats)
+        return sorted(known, key=known.__getitem__)
+
+    def _truth(self) -> list[Annotation]:
+        """What predictions are compared with."""
+        return truth_annotations(self._coco_api.dataset["annotations"], self._images)
+
+    def _predicted(self, results: Sequence[Annotation], task: str) -> list[Annotation]:
+        """What of this process's results is compared."""
+        return predicted_annotations(results, task, self._images)
+
+    def _curves(
+        self, truth: ByCategory, predicted: Sequence[Annotation], task: str
+    ) -> Curves | None:
+        """Precision and recall of all categories and processes; None but in the main process."""
+        grouped = by_category(predicted)
+        shares = deal_categories(truth, comm.get_world_size())
+        received = [
+            comm.gather({key: grouped[key] for key in share if key in grouped}, dst=rank)
+            for rank, share in enumerate(shares)
+        ][comm.get_rank()]
+        curves = {
+            category: category_curves(
+                self._evaluator,
+                truth[category],
+                [item for part in received for item in part.get(category, ())],
+                self._images,
+                iou_type=task,
+                max_predictions=self.max_predictions,
+            )
+            for category in shares[comm.get_rank()]
+        }
+        parts = comm.gather(curves)
+        if not comm.is_main_process():
+            return None
+        joined = {category: curve for part in parts for category, curve in part.items()}
+        return join_curves(joined, sorted(self._coco_api.cats), len(self.max_predictions))
+
+    def _figures(self, task: str, curves: Curves | None) -> dict[str, float]:
+        """Figures in percent; without curves, as without a prediction, NaN."""
+        summary = None
+        if curves is not None:
+            summary, table = coco_summary(curves, self.max_predictions)
+            self._logger.info("Figures of %s:\n%s", task, table)
+        names = self._metadata.get("thing_classes")
+        return self._derive_coco_results(summary, task, class_names=names)
 
 
-class FastLVISEvaluator(_EncodesOnDevice, LVISEvaluator):
-    """`LVISEvaluator` with the same results."""
+def coco_summary(curves: Curves, max_predictions: Sequence[int]) -> tuple[COCOevalMaxDets, str]:
+    """The twelve figures of COCO.
+
+    Args:
+        curves: of `join_curves`.
+        max_predictions: its three limits.
+
+    Returns:
+        An evaluation as pycocotools leaves it, with `stats` and, in `eval`, precision and recall;
+        and the table that it prints.
+    """
+    summary = COCOevalMaxDets(iouType="segm")  # of masks and boxes alike
+    summary.params.maxDets = list(max_predictions)
+    summary.eval = {"precision": curves[0], "recall": curves[1]}
+    table = io.StringIO()
+    with contextlib.redirect_stdout(table):
+        summary.summarize()
+    return summary, table.getvalue().rstrip()

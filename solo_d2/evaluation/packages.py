@@ -35,11 +35,10 @@ def provide_cityscapes_scripts() -> None:
         "cityscapesscripts.evaluation",
         "cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling",
     )
-    modules: dict[str, Any] = {
-        name: _import_for(name, "Cityscapes", "cityscapesscripts") for name in names
-    }
+    modules: dict[str, Any] = {name: _import_for_cityscapes(name) for name in names}
     evaluation = modules[names[-1]]
-    _give_old_numpy(evaluation)
+    if not isinstance(evaluation.np, _OldNumpy):
+        evaluation.np = _OldNumpy("numpy")
     if not isinstance(evaluation.writeDict2JSON, _WriteButMatches):
         evaluation.writeDict2JSON = _WriteButMatches(evaluation.writeDict2JSON)
     parent: Any = None
@@ -54,22 +53,8 @@ def provide_cityscapes_scripts() -> None:
         sys.modules[f"{_CITYSCAPES_PARENTS[-1]}.{name}"] = module
 
 
-def provide_lvis() -> None:
-    """Make the package `lvis` work with today's NumPy.
-
-    Raises:
-        ConfigError: the package is not installed.
-    """
-    _give_old_numpy(_import_for("lvis.eval", "LVIS", "lvis"))
-
-
-def _give_old_numpy(module: Any) -> None:
-    if not isinstance(module.np, _OldNumpy):
-        module.np = _OldNumpy("numpy")
-
-
 class _OldNumpy(types.ModuleType):
-    """NumPy with names that it dropped in 1.24 and 2.4, for single modules that still use them."""
+    """NumPy with names that it dropped in 1.24 and 2.4, for a module that still uses them."""
 
     float = float
 
@@ -96,13 +81,13 @@ class _WriteButMatches:
             self.write(content, file_name)
 
 
-def _import_for(name: str, dataset: str, package: str) -> types.ModuleType:
+def _import_for_cityscapes(name: str) -> types.ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
         raise ConfigError(
-            f"Evaluating a data set in {dataset} format needs the package {package}: "
-            f"pip install {package} ({error})"
+            "Evaluating a data set in Cityscapes format needs the package cityscapesscripts: "
+            f"pip install cityscapesscripts ({error})"
         ) from error
 
 

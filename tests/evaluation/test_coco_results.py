@@ -38,18 +38,9 @@ class Recorder(FastCOCOEvaluator):
 
 
 def test_evaluator_takes_the_same():
-    inputs = [{"image_id": 3}, {"image_id": 8}, {"image_id": 9}]
-    proposals = Instances((30, 41), proposal_boxes=Boxes(torch.rand(1, 4)))
-    outputs = [
-        {"instances": instances(4)},
-        {"instances": instances(0), "sem_seg": None},
-        {"instances": instances(2), "proposals": proposals},
-    ]
+    inputs = [{"image_id": 3}, {"image_id": 8}]
+    outputs = [{"instances": instances(4)}, {"instances": instances(0), "sem_seg": None}]
     fast, plain = Recorder(), Recorder()
     fast.process(inputs, outputs)
     COCOEvaluator.process(plain, inputs, outputs)
-    assert [p["instances"] for p in fast._predictions] == [
-        p["instances"] for p in plain._predictions
-    ]
-    assert [p["image_id"] for p in fast._predictions] == [3, 8, 9]
-    assert "proposals" in fast._predictions[2]
+    assert fast._predictions == plain._predictions

@@ -1,0 +1,309 @@
+"""AP by any evaluator equals that of pycocotools and Detectron2, and LVIS's that of its rules."""
+
+import copy
+import json
+import math
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_lvis_instances
+from detectron2.evaluation import COCOEvaluator
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from solo_d2 import add_solo_config
+from solo_d2.data import check_datasets
+from solo_d2.data.coco_format import register_coco_format
+from solo_d2.engine import Trainer
+from solo_d2.errors import ConfigError, DatasetError
+from solo_d2.evaluation import build_evaluator
+from solo_d2.evaluation.average_precision import (
+    BACKENDS,
+    ImageIndex,
+    by_category,
+    category_curves,
+    deal_categories,
+    join_curves,
+    load_backend,
+    predicted_annotations,
+    truth_annotations,
+)
+from solo_d2.evaluation.coco_results import FastCOCOEvaluator, coco_summary
+from solo_d2.evaluation.lvis_results import FastLVISEvaluator, best_of_images
+from tests.evaluation.made_up import CATEGORIES, UNSEEN, coco_truth, lvis_truth, predictions
+from tests.modeling.tiny import tiny_config, tiny_model
+from tests.reference.lvis import lvis_figures
+
+pytestmark = pytest.mark.detectron2
+
+LIMITS = (1, 10, 100)
+
+
+@pytest.fixture(scope="module")
+def truth():
+    return coco_truth()
+
+
+@pytest.fixture(scope="module")
+def results(truth):
+    return predictions(truth)
+
+
+def as_coco(content):
+    coco = COCO()
+    coco.dataset = copy.deepcopy(content)
+    coco.createIndex()
+    return coco
+
+
+def by_pycocotools(truth, results, task):
+    """Its own way: all categories at once."""
+    results = copy.deepcopy(results)
+    if task == "segm":
+        for result in results:
+            del result["bbox"]  # its area would be taken for that of the mask
+    coco = as_coco(truth)
+    evaluation = COCOeval(coco, coco.loadRes(results), task)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    return evaluation
+
+
+def ours(truth, results, task, backend):
+    evaluator = load_backend(backend)[1]
+    images = ImageIndex(truth["images"])
+    objects = by_category(truth_annotations(truth["annotations"], images))
+    predicted = by_category(predicted_annotations(results, task, images))
+    curves = {
+        key: category_curves(
+            *(evaluator, objects[key], predicted.get(key, []), images),
+            iou_type=task,
+            max_predictions=LIMITS,
+        )
+        for key in objects
+    }
+    return join_curves(curves, CATEGORIES, len(LIMITS))
+
+
+@pytest.mark.parametrize("task", ["bbox", "segm"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_equals_pycocotools(truth, results, backend, task):
+    expected = by_pycocotools(truth, results, task)
+    precision, recall = ours(truth, results, task, backend)
+    np.testing.assert_allclose(precision, expected.eval["precision"], rtol=0, atol=1e-9)
+    np.testing.assert_allclose(recall, expected.eval["recall"], rtol=0, atol=1e-9)
+    summary, table = coco_summary((precision, recall), LIMITS)
+    np.testing.assert_allclose(summary.stats, expected.stats, rtol=0, atol=1e-9)
+    assert "maxDets=100" in table
+    # The case is not an easy one: areas, limits and classes all matter.
+    assert len(set(np.round(expected.stats, 6))) == 12
+    assert set(precision[..., CATEGORIES.index(UNSEEN), :, :].ravel()) == {-1}
+
+
+@pytest.fixture
+def register(tmp_path):
+    names = []
+
+    def register(name, content, kind="coco"):
+        json_file = tmp_path / f"{name}.json"
+        json_file.write_text(json.dumps(content))
+        for image in content["images"]:
+            (tmp_path / image["file_name"]).touch()
+        if kind == "lvis":
+            DatasetCatalog.register(name, list)
+            MetadataCatalog.get(name).set(
+                evaluator_type="lvis",
+                json_file=str(json_file),
+                thing_dataset_id_to_contiguous_id={key: i for i, key in enumerate(CATEGORIES)},
+            )
+        else:
+            register_coco_format(name, json_file, tmp_path)
+            DatasetCatalog.get(name)
+        names.append(name)
+        return name
+
+    yield register
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def evaluate(evaluator, results):
+    """Figures of results, whose categories are turned into classes as a model gives them."""
+    evaluator.reset()
+    for result in copy.deepcopy(results):
+        result["category_id"] = CATEGORIES.index(result["category_id"])
+        entry = {"image_id": result["image_id"], "instances": [result]}
+        evaluator._predictions.append(entry)
+    return evaluator.evaluate()
+
+
+def assert_figures(found, expected, tolerance=1e-9):
+    assert list(found) == list(expected)
+    for task, figures in expected.items():
+        assert found[task] == pytest.approx(figures, rel=0, abs=tolerance, nan_ok=True)
+
+
+@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
+def test_evaluator_equals_that_of_detectron2(truth, results, register, tmp_path, backend):
+    name = register("ap_same", truth)
+    evaluator = FastCOCOEvaluator(name, str(tmp_path / "out"), backend=backend)
+    plain = COCOEvaluator(name, ("bbox", "segm"), use_fast_impl=False)
+    expected = evaluate(plain, results)
+    assert {f"AP-class {key}" for key in CATEGORIES} <= set(expected["segm"])
+    assert_figures(evaluate(evaluator, results), expected)
+    assert json.loads((tmp_path / "out/coco_instances_results.json").read_text()) == results
+
+
+def test_ids_of_annotations_and_images_do_not_matter(truth, results, register):
+    other, others = copy.deepcopy(truth), copy.deepcopy(results)
+    texts = {image["id"]: f"image {image['id']:03}" for image in truth["images"]}
+    for item in (*other["annotations"], *others):
+        item["image_id"] = texts[item["image_id"]]
+    for image in other["images"]:
+        image["id"] = texts[image["id"]]
+    for number, annotation in enumerate(other["annotations"]):
+        annotation["id"] = number  # from 0, which evaluators take for "not matched"
+    found = evaluate(FastCOCOEvaluator(register("ap_ids", other), None), others)
+    assert_figures(found, evaluate(FastCOCOEvaluator(register("ap_plain", truth), None), results))
+
+
+def test_without_predictions_figures_are_nan(truth, register):
+    figures = evaluate(FastCOCOEvaluator(register("ap_none", truth), None), [])
+    assert all(math.isnan(value) for part in figures.values() for value in part.values())
+
+
+def test_class_or_image_that_the_data_set_lacks(truth, results, register):
+    evaluator = FastCOCOEvaluator(register("ap_wrong", truth), None)
+    evaluator.reset()
+    evaluator._predictions = [{"image_id": 1, "instances": [{**results[0], "category_id": 6}]}]
+    with pytest.raises(ConfigError, match="class 6 .* has 6 classes: MODEL.SOLO.NUM_CLASSES"):
+        evaluator.evaluate()
+    with pytest.raises(DatasetError, match="image 99, which is not in the annotation file"):
+        evaluate(evaluator, [{**results[0], "image_id": 99}])
+
+
+def test_first_installed_backend_is_taken(monkeypatch):
+    order = list(BACKENDS)
+    assert order == ["faster-coco-eval", "detectron2", "pycocotools"]
+    assert load_backend("auto")[0] == order[0]
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)  # as if not installed
+    assert load_backend("auto")[0] == order[1]
+    with pytest.raises(ConfigError, match="TEST.AP_BACKEND is 'faster-coco-eval'.* install it"):
+        load_backend(order[0])
+    with pytest.raises(ConfigError, match="TEST.AP_BACKEND is 'fast'.* pycocotools"):
+        load_backend("fast")
+
+
+def test_categories_are_shared_evenly_and_once():
+    truth = {key: [None] * size for key, size in enumerate((5, 1, 90, 80, 3, 60, 50))}
+    shares = deal_categories(truth, 3)
+    assert sorted(key for share in shares for key in share) == list(truth)
+    assert shares[0][0] == 2
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.fixture(scope="module", params=[0, 1])
+def lvis_case(request):
+    """Truth, results, and the figures by the rules."""
+    truth = lvis_truth(num_images=8, seed=request.param)
+    results = predictions(truth, most=9)
+    expected = {task: lvis_figures(truth, results, task) for task in ("bbox", "segm")}
+    return truth, results, expected
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_lvis_equals_its_rules(lvis_case, register, tmp_path, backend):
+    truth, results, expected = lvis_case
+    name = register("ap_lvis", truth, "lvis")
+    cfg = get_cfg()
+    add_solo_config(cfg)
+    cfg.TEST.AP_BACKEND = backend
+    evaluator = build_evaluator(cfg, name, str(tmp_path / "out"))
+    assert isinstance(evaluator, FastLVISEvaluator)
+    found = evaluate(evaluator, results)
+    for task, figures in expected.items():
+        for key, value in figures.items():
+            assert found[task][key] == pytest.approx(value, rel=0, abs=1e-9), (task, key)
+    assert (tmp_path / "out/lvis_instances_results.json").exists()
+
+
+def test_what_is_not_known_matters_to_lvis():
+    truth = lvis_truth(num_images=6)
+    results = predictions(truth)
+    figures = lvis_figures(truth, results, "bbox")
+    for key in ("neg_category_ids", "not_exhaustive_category_ids"):
+        without = copy.deepcopy(truth)
+        for image in without["images"]:
+            image[key] = []
+        assert lvis_figures(without, results, "bbox") != figures
+
+
+def test_lvis_counts_300_predictions_of_an_image():
+    items = [{"image_id": 4, "score": 0.1 * (n % 7), "n": n} for n in range(400)]
+    few = [{"image_id": 2, "score": 0.5, "n": n} for n in range(3)]
+    best = best_of_images([*items[:200], *few, *items[200:]], 300)
+    kept = [item for item in best if item["image_id"] == 4]
+    assert len(kept) == 300
+    assert min(item["score"] for item in kept) >= max(
+        item["score"] for item in items if item not in kept
+    )
+    assert kept == sorted(items, key=lambda item: -item["score"])[:300]  # of equal ones the first
+    assert [item["n"] for item in best if item["image_id"] == 2] == [0, 1, 2]
+
+
+def test_trainer_evaluates_a_data_set_in_lvis_format(tmp_path):
+    """From files alone, without the package `lvis`."""
+    truth = lvis_truth(num_images=3)
+    for image in truth["images"]:
+        image["coco_url"] = f"http://server/val/{image.pop('file_name')}"
+        (tmp_path / "val").mkdir(exist_ok=True)
+        pixels = np.zeros((image["height"], image["width"], 3), np.uint8)
+        assert cv2.imwrite(str(tmp_path / image["coco_url"].partition("server/")[2]), pixels)
+    for annotation in truth["annotations"]:  # LVIS has polygons alone, and ids from 1
+        x, y, w, h = annotation["bbox"]
+        annotation["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+        annotation["category_id"] = CATEGORIES.index(annotation["category_id"]) + 1
+    for index, category in enumerate(truth["categories"]):
+        category["id"] = index + 1
+    (tmp_path / "lvis.json").write_text(json.dumps(truth))
+    cfg = tiny_config()
+    cfg.MODEL.SOLO.NUM_CLASSES = len(CATEGORIES)
+    cfg.MODEL.SOLO.SCORE_THRESH_TEST = cfg.MODEL.SOLO.KEEP_THRESH_TEST = 0.0001
+    cfg.DATASETS.TEST, cfg.OUTPUT_DIR = ("lvis_made_up",), str(tmp_path)
+    cfg.DATALOADER.NUM_WORKERS = 0
+    names = {"thing_classes": [category["name"] for category in truth["categories"]]}
+    register_lvis_instances("lvis_made_up", names, f"{tmp_path}/lvis.json", f"{tmp_path}/")
+    try:
+        check_datasets(["lvis_made_up"])
+        results = Trainer.test(cfg, tiny_model(cfg))
+    finally:
+        DatasetCatalog.remove("lvis_made_up")
+        MetadataCatalog.remove("lvis_made_up")
+    assert {"AP", "APr", "APc", "APf"} <= set(results["segm"])
+    file = tmp_path / "inference/lvis_made_up/lvis_instances_results.json"
+    saved = json.loads(file.read_text())
+    assert {entry["image_id"] for entry in saved} == {1, 2, 3}
+    assert {entry["category_id"] for entry in saved} <= set(range(1, 7))
+
+
+def test_lvis_without_annotations_or_predictions(register, tmp_path):
+    truth = lvis_truth()
+    figures = evaluate(FastLVISEvaluator(register("ap_lvis_none", truth, "lvis"), None), [])
+    assert set(figures["segm"]) >= {"AP", "APr", "APc", "APf"}
+    assert all(math.isnan(value) for part in figures.values() for value in part.values())
+    results = predictions(truth)
+    for category in truth["categories"]:
+        del category["frequency"]
+    figures = evaluate(FastLVISEvaluator(register("ap_lvis_all", truth, "lvis"), None), results)
+    assert math.isnan(figures["segm"]["APr"])
+    assert figures["segm"]["AP"] > 0
+    truth["annotations"] = []
+    evaluator = FastLVISEvaluator(register("ap_test", truth, "lvis"), str(tmp_path))
+    assert evaluate(evaluator, results) == {}
+    assert json.loads((tmp_path / "lvis_instances_results.json").read_text()) == results

@@ -1,0 +1,149 @@
+"""What the processes of the tests' jobs do; each of them imports this."""
+
+import copy
+import json
+import os
+import signal
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.data.samplers import InferenceSampler
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+
+from solo_d2.engine import Trainer, argument_parser, setup
+from solo_d2.evaluation.coco_results import FastCOCOEvaluator
+from solo_d2.evaluation.lvis_results import FastLVISEvaluator
+from solo_d2.launch import distribute
+from tests.evaluation.made_up import CATEGORIES, coco_truth, lvis_truth, predictions
+from tests.modeling.tiny import image, panoptic_config, tiny_config, tiny_model, with_sem_seg
+
+ITERATIONS, CHECKPOINT, KILLED = 4, 2, 3
+
+
+def parse_args(*arguments):
+    return argument_parser().parse_args([str(argument) for argument in arguments])
+
+
+def main(args):
+    """Keep gradients and figures in OUTPUT_DIR, then train until a process is killed."""
+    folder = Path(args.opts[args.opts.index("OUTPUT_DIR") + 1])
+    everything = {
+        "gradients": {name: gradients(name) for name in BATCHES},
+        "figures": {name: figures(name) for name in PREDICTED},
+    }
+    if comm.is_main_process():
+        torch.save(everything, folder / "processes.pth")
+    trainer = Trainer(setup(args))
+    trainer.resume_or_load(resume=False)
+    trainer.register_hooks([KillOne()])
+    trainer.train()
+
+
+class KillOne(HookBase):
+    def before_step(self):
+        if self.trainer.iter == KILLED and comm.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+# Objects of each of four images; the second process has the last two.
+BATCHES = {"objects": (3, 2, 4, 1), "one without": (3, 2, 0, 0), "none": (0, 0, 0, 0)}
+BATCHES["panoptic"] = BATCHES["objects"]
+
+
+def gradients(name):
+    """Of a batch, of which each process has its share."""
+    batch = [image(num=num, seed=seed) for seed, num in enumerate(BATCHES[name])]
+    if name == "panoptic":
+        batch = [with_sem_seg(sample, seed=seed) for seed, sample in enumerate(batch)]
+        # A process with few labelled pixels counts as much as it has.
+        batch[0]["sem_seg"][:, 20:] = 255
+    size = len(batch) // comm.get_world_size()
+    model = tiny_model(panoptic_config() if name == "panoptic" else tiny_config())
+    trained = distribute(model.train())
+    with EventStorage():
+        losses = trained(batch[comm.get_rank() * size :][:size])
+    sum(losses.values()).backward()
+    return {key: p.grad for key, p in model.named_parameters() if p.requires_grad}
+
+
+# Images with predictions, of 5; what is counted by.
+PREDICTED = {"coco": 5, "lvis": 5, "one process has none": 2}
+
+
+def figures(name):
+    """Of predictions, of which each process has those of its images."""
+    truth = lvis_truth(5) if name == "lvis" else coco_truth(5)
+    results = predictions(truth)
+    ids = sorted(image["id"] for image in truth["images"])
+    mine = {ids[index] for index in InferenceSampler(len(ids))} & set(ids[: PREDICTED[name]])
+    file = Path(os.environ["JOB_FOLDER"]) / f"{name} {comm.get_rank()}.json"
+    file.write_text(json.dumps(truth))
+    MetadataCatalog.get(file.stem).set(
+        json_file=str(file),
+        thing_classes=[str(category) for category in CATEGORIES],
+        thing_dataset_id_to_contiguous_id={key: i for i, key in enumerate(CATEGORIES)},
+    )
+    evaluator = (FastLVISEvaluator if name == "lvis" else FastCOCOEvaluator)(file.stem, None)
+    evaluator.reset()
+    for result in copy.deepcopy(results):
+        if result["image_id"] in mine:
+            result["category_id"] = CATEGORIES.index(result["category_id"])
+            entry = {"image_id": result["image_id"], "instances": [result]}
+            evaluator._predictions.append(entry)
+    return evaluator.evaluate()
+
+
+def make_data(folder):
+    """8 images to train on and 5 to evaluate on, all of one size, in COCO's format."""
+    rng = np.random.default_rng(0)
+    for split, num in (("train", 8), ("val", 5)):
+        (folder / split).mkdir(parents=True)
+        images, annotations = [], []
+        for number in range(1, num + 1):
+            pixels = rng.integers(0, 60, (96, 128, 3), dtype=np.uint8)
+            for category in (1, 2, 3):
+                x, y, w, h = (int(v) for v in rng.integers((0, 0, 16, 16), (70, 50, 50, 40)))
+                pixels[y : y + h, x : x + w, category - 1] = 220
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": number,
+                        "category_id": category,
+                        "bbox": [x, y, w, h],
+                        "area": w * h,
+                        "iscrowd": 0,
+                        "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
+                    }
+                )
+            name = f"{number}.png"
+            images.append({"id": number, "file_name": name, "height": 96, "width": 128})
+            cv2.imwrite(str(folder / split / name), pixels)
+        categories = [{"id": key, "name": f"class {key}"} for key in (1, 2, 3)]
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        (folder / f"{split}.json").write_text(json.dumps(content))
+
+
+def write_config(folder):
+    """A training of that data; few iterations, and predictions that are not sure."""
+    cfg = tiny_config()
+    cfg.MODEL.SOLO.NUM_CLASSES = 0
+    cfg.MODEL.SOLO.SCORE_THRESH_TEST = cfg.MODEL.SOLO.KEEP_THRESH_TEST = 0.001
+    cfg.DATASETS.COCO_FORMAT = [
+        [f"job_{split}", f"{folder}/{split}.json", f"{folder}/{split}"]
+        for split in ("train", "val")
+    ]
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("job_train",), ("job_val",)
+    cfg.SOLVER.IMS_PER_BATCH = cfg.SOLVER.REFERENCE_IMS_PER_BATCH = 4
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.CHECKPOINT_PERIOD = ITERATIONS, CHECKPOINT
+    cfg.SOLVER.WARMUP_ITERS = 0
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST = (96,), 96
+    cfg.TEST.EVAL_PERIOD = ITERATIONS
+    cfg.SEED = 7
+    (folder / "config.yaml").write_text(cfg.dump())
+    return folder / "config.yaml"
