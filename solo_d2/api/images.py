@@ -1,20 +1,20 @@
-"""Image files in and out: finding them, reading any kind as 8-bit RGB, writing only whole files.
+"""Images in and out: finding files, reading any kind as 8-bit RGB, writing only whole files.
 
 Neither torch nor Detectron2 is imported here. Sizes are (H, W), images (H, W, 3) uint8 RGB.
 """
 
-import contextlib
 import glob
 import os
-import secrets
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from solo_d2.files import whole_file
 
 # What is taken from a folder; a file that is named is read whatever its extension.
 EXTENSIONS = frozenset(
@@ -31,7 +31,7 @@ _DEPTHS = (8, 10, 12, 14, 16)
 
 
 class ImageError(ValueError):
-    """An image file cannot be used. The message names the file and the reason."""
+    """An image or a video cannot be used. The message names the file and the reason."""
 
 
 def limit_pixels(max_pixels: int) -> None:
@@ -102,7 +102,7 @@ def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.
                     f"more than the limit of {max_pixels}"
                 )
             image.load()
-            return _to_rgb(image)
+            return to_rgb(image)
     except ImageError:
         raise
     except UnidentifiedImageError:
@@ -120,7 +120,8 @@ def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.
         raise ImageError(f"{path}: cannot be decoded ({type(error).__name__}: {error})") from error
 
 
-def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """Bring an image of any mode upright and to 8-bit RGB, see `read_image`."""
     try:
         image = ImageOps.exif_transpose(image)
     except Exception:  # noqa: S110  (damaged EXIF says nothing about the pixels)
@@ -193,28 +194,6 @@ def _free_name(name: str, taken: set[str]) -> str:
         number += 1
         name = f"{stem}_{number}{extension}"
     return name
-
-
-@contextlib.contextmanager
-def whole_file(path: Path | str) -> Iterator[Path]:
-    """Write a file whole or not at all.
-
-    Args:
-        path: the file to write or replace; its folder is made where it is missing.
-
-    Yields:
-        A temporary name with the same extension, in the same folder. It takes the place of `path`
-        when the block ends, and is removed when the block raises.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{secrets.token_hex(8)}{path.suffix}"
-    try:
-        yield temporary
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def save_image(path: Path | str, image: NDArray[np.uint8]) -> None:

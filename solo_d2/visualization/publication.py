@@ -1,21 +1,22 @@
-"""Overlays of instances, by Detectron2's Visualizer, and a window to show them."""
+"""Overlays for print, by Detectron2's Visualizer: sharp lines at any scale, and slow.
 
-import colorsys
+The functions take and give what those of `solo_d2.visualization.overlay` do.
+"""
+
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
+from detectron2.data.catalog import Metadata
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import GenericMask, Visualizer
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-# Hues that follow each other at this step never repeat and stay apart (golden ratio).
-_HUE_STEP = 0.618034
+from solo_d2.visualization.colors import Color, instance_color, stuff_color
+from solo_d2.visualization.overlay import deepest_point, instance_labels
+
 # Height of a line and width of a letter, in pixels for each point of the font size.
 _LINE_HEIGHT, _LETTER_WIDTH = 2.1, 0.85
 
@@ -27,7 +28,7 @@ def draw_instances(
     *,
     scale: float = 1.0,
     draw_boxes: bool = False,
-    colors: Sequence[tuple[float, float, float]] | None = None,
+    colors: Sequence[Color] | None = None,
     contours: bool = False,
 ) -> NDArray[np.uint8]:
     """Draw masks with their outline, class and score over an image.
@@ -64,6 +65,7 @@ def draw_panoptic(
     *,
     scale: float = 1.0,
     draw_boxes: bool = False,
+    colors: Sequence[Color] | None = None,
 ) -> NDArray[np.uint8]:
     """Draw a panoptic segmentation over an image: stuff in muted colours, things on top of it.
 
@@ -75,6 +77,7 @@ def draw_panoptic(
         stuff_names: of the labels of stuff.
         scale: see `draw_instances`.
         draw_boxes: whether boxes of things are drawn too.
+        colors: of the things, see `draw_instances`.
 
     Returns:
         About (scale * H, scale * W, 3) uint8, RGB.
@@ -84,20 +87,29 @@ def draw_panoptic(
         labels = stuff.pred_classes.tolist()
         stuff_colors = [stuff_color(label) for label in labels]
         _draw_masks(visualizer, _to_generic_masks(stuff), stuff_colors)
-        points = [_deepest_point(mask) for mask in stuff.pred_masks.numpy()]
+        points = [deepest_point(mask) for mask in stuff.pred_masks.numpy()]
         boxes = np.array([(x, y, x, y) for x, y in points], dtype=np.float32)
         names = [stuff_names[label] for label in labels]
         _draw_labels(visualizer, boxes, names, stuff_colors)
-    colors = [instance_color(index) for index in range(len(things))]
+    if colors is None:
+        colors = [instance_color(index) for index in range(len(things))]
     _overlay_instances(visualizer, things, class_names, colors, draw_boxes=draw_boxes)
     return visualizer.get_output().get_image()
+
+
+def draw_as_detectron2(
+    image: NDArray[np.uint8], instances: Instances, class_names: Sequence[str]
+) -> NDArray[np.uint8]:
+    """Draw instances as Detectron2's own demo does, to compare with; see `draw_instances`."""
+    visualizer = Visualizer(image, Metadata(thing_classes=list(class_names)))
+    return visualizer.draw_instance_predictions(instances).get_image()
 
 
 def _overlay_instances(
     visualizer: Visualizer,
     instances: Instances,
     class_names: Sequence[str],
-    colors: Sequence[tuple[float, float, float]],
+    colors: Sequence[Color],
     *,
     draw_boxes: bool,
     contours: bool = False,
@@ -117,7 +129,7 @@ def _overlay_instances(
 def _draw_masks(
     visualizer: Visualizer,
     masks: Sequence[GenericMask],
-    colors: Sequence[tuple[float, float, float]],
+    colors: Sequence[Color],
 ) -> None:
     """Fill masks, the largest first, and draw their outlines; holes stay open."""
     for index in np.argsort([-float(mask.area()) for mask in masks], kind="stable"):
@@ -136,7 +148,7 @@ def _draw_masks(
 def _draw_contours(
     visualizer: Visualizer,
     contours: NDArray[np.bool_],
-    colors: Sequence[tuple[float, float, float]],
+    colors: Sequence[Color],
 ) -> None:
     """Draw contours of one pixel's width as lines, which stay sharp in a larger picture."""
     for contour, color in zip(contours, colors, strict=True):
@@ -154,7 +166,7 @@ def _draw_labels(
     visualizer: Visualizer,
     boxes: NDArray[np.float32],
     labels: Sequence[str],
-    colors: Sequence[tuple[float, float, float]],
+    colors: Sequence[Color],
 ) -> None:
     """Write each label above its instance, or in it, but never across the border of the image."""
     output = visualizer.output
@@ -176,13 +188,6 @@ def _draw_labels(
         )
 
 
-def _deepest_point(mask: NDArray[np.bool_]) -> tuple[int, int]:
-    """Column and row of the pixel of a mask that is farthest from its border."""
-    depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
-    y, x = np.unravel_index(depth.argmax(), mask.shape)
-    return int(x), int(y)
-
-
 def _to_generic_masks(instances: Instances) -> list[GenericMask]:
     return [_to_generic_mask(m, *instances.image_size) for m in instances.pred_masks.numpy()]
 
@@ -191,55 +196,3 @@ def _to_generic_mask(mask: NDArray[np.bool_], height: int, width: int) -> Generi
     if width == 2:  # Detectron2 takes such an array for points and refuses it
         return GenericMask(coco_mask.encode(np.asfortranarray(mask, np.uint8)), height, width)
     return GenericMask(mask, height, width)
-
-
-def instance_labels(instances: Instances, class_names: Sequence[str]) -> list[str]:
-    """Class name and score of each instance, as "cat 87%"."""
-    classes, scores = instances.pred_classes.tolist(), instances.scores.tolist()
-    return [f"{class_names[c]} {score:.0%}" for c, score in zip(classes, scores, strict=True)]
-
-
-def instance_color(index: int) -> tuple[float, float, float]:
-    """A colour for the instance of this index, RGB in [0, 1]; neighbours look different."""
-    lightness = (0.55, 0.42, 0.66)[index % 3]
-    return colorsys.hls_to_rgb((0.58 + index * _HUE_STEP) % 1.0, lightness, 0.85)
-
-
-def stuff_color(label: int) -> tuple[float, float, float]:
-    """A muted colour for a label of stuff, RGB in [0, 1]; the same in every image."""
-    return colorsys.hls_to_rgb((0.1 + label * _HUE_STEP) % 1.0, 0.5, 0.3)
-
-
-def why_no_display() -> str | None:
-    """Say why windows cannot be shown here; None if they can.
-
-    A window is opened in another process: where it fails, the toolkit may end the whole process.
-    """
-    if sys.platform.startswith("linux"):
-        if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-            return "there is no display (DISPLAY is not set)"
-    probe = "import cv2; cv2.namedWindow('probe'); cv2.destroyAllWindows()"
-    try:
-        result = subprocess.run([sys.executable, "-c", probe], capture_output=True, timeout=60)
-    except subprocess.TimeoutExpired:
-        return "opening a window took over a minute"
-    if result.returncode != 0:
-        return "this OpenCV cannot open a window (no such display, or a build without windows)"
-    return None
-
-
-def show_image(title: str, image: NDArray[np.uint8]) -> bool:
-    """Show an image in the demo's window and wait for a key.
-
-    Args:
-        title: of the window.
-        image: (H, W, 3) uint8, RGB.
-
-    Returns:
-        False if the user wants to see no more (q or Escape).
-    """
-    window = "solo_d2 demo"
-    cv2.namedWindow(window, cv2.WINDOW_NORMAL)
-    cv2.setWindowTitle(window, title)
-    cv2.imshow(window, np.ascontiguousarray(image[:, :, ::-1]))
-    return cv2.waitKey(0) & 0xFF not in (ord("q"), 27)

@@ -1,0 +1,287 @@
+"""The demo on a video file or a camera: read, find and draw at the same time, show, save."""
+
+import contextlib
+import math
+import os
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from demo.model import load_predictor
+from demo.pipeline import Pipeline
+from demo.records import Records, check_places
+from demo.video_files import VideoWriter, video_path, writing_video
+from demo.window import View, Window, can_show, status_lines, with_status
+from solo_d2 import ConfigError, Predictor
+from solo_d2.api.images import save_image
+from solo_d2.api.outputs import require_writable
+from solo_d2.api.results import Result
+from solo_d2.api.video import Video
+from solo_d2.visualization.tracker import MaskTracker
+
+# A camera may fail to give a frame now and then; so often in a row, and so many seconds apart.
+_RETRIES, _RETRY_PAUSE = 20, 0.05
+# Weight of the newest interval between frames in the moving average.
+_NEWEST = 0.1
+# Frames that a file may promise without having them.
+_COUNT_ERROR = 2
+
+
+@dataclass
+class Frame:
+    """A frame on its way.
+
+    Attributes:
+        number: of the frame in its source, from 0; frames that are dropped count.
+        seconds: since the first one, at which it was read.
+        image: (H, W, 3) uint8 RGB.
+        found: all that the model found, numbered; once it is there.
+        shown: what is shown of it.
+        picture: the overlay.
+    """
+
+    number: int
+    seconds: float
+    image: NDArray[np.uint8]
+    found: Result | None = None
+    shown: Result | None = None
+    picture: NDArray[np.uint8] | None = None
+
+
+def read_frames(video: Video, *, live: bool, paced: bool, limit: int | None) -> Iterator[Frame]:
+    """Number the frames of a source.
+
+    Args:
+        video: the source.
+        live: it is a camera, which may miss a frame.
+        paced: it is a file that stands for a camera: frames come when they are due.
+        limit: most frames; None for all.
+    """
+    started, number, missed = time.perf_counter(), 0, 0
+    while limit is None or number < limit:
+        image = video.read()
+        if image is None:
+            missed += 1
+            if not live or paced or missed > _RETRIES:
+                return
+            time.sleep(_RETRY_PAUSE)
+            continue
+        missed = 0
+        if paced:
+            time.sleep(max(0.0, started + number / video.rate - time.perf_counter()))
+        yield Frame(number, time.perf_counter() - started, image)
+        number += 1
+
+
+@dataclass
+class Live:
+    """Runs a model over the frames of a source.
+
+    Attributes:
+        args: the command line.
+        predictor: finds instances.
+        records: takes results.
+        video: the source.
+        view: what the keys change.
+        window: where frames are shown; None for none.
+        writer: where they are written; None for none.
+    """
+
+    args: Namespace
+    predictor: Predictor
+    records: Records
+    video: Video
+    view: View
+    window: Window | None
+    writer: VideoWriter | None = None
+
+    def __post_init__(self) -> None:
+        self.tracker = MaskTracker()
+        self.num_frames = 0
+        self._interval, self._last = 0.0, time.perf_counter()
+
+    @property
+    def is_live(self) -> bool:
+        """Whether frames come whether or not there is time for them."""
+        return self.args.webcam is not None
+
+    def run(self) -> None:
+        """Take frames until there are no more, or the user has seen enough."""
+        paced = self.is_live and os.path.isfile(self.video.name)
+        limit = self.args.max_frames
+        source = read_frames(self.video, live=self.is_live, paced=paced, limit=limit)
+        stages = {"find": self.find, "draw": self.draw, "save": self.save}
+        known = None if self.is_live else self.video.num_frames
+        total = limit if known is None else min(known, limit or known)
+        bar = tqdm(total=total, unit="frame", disable=None)
+        with (
+            bar,
+            Pipeline(source, stages, ahead=1 if self.is_live else 3, live=self.is_live) as done,
+        ):
+            self._consume(done, bar)
+
+    def _consume(self, done: Pipeline, bar: "tqdm[None]") -> None:
+        for frame in done:
+            self.num_frames += 1
+            self._note_interval()
+            bar.update()
+            bar.set_postfix_str(
+                "  ".join(f"{name} {1000 * value:.0f} ms" for name, value in done.seconds.items()),
+                refresh=False,
+            )
+            if self.window is not None and not self.present(frame, done):
+                return
+
+    def find(self, frame: Frame) -> Frame:
+        """Run the model, and number what it finds."""
+        result = self.predictor.find(frame.image, f"{self.video.name}#{frame.number}")
+        instances = result.instances
+        frame.found = result.tracked(
+            self.tracker.update(instances.pred_masks, instances.pred_classes)
+        )
+        return frame
+
+    def draw(self, frame: Frame) -> Frame:
+        """Draw what is to be shown."""
+        assert frame.found is not None
+        frame.shown = frame.found.filtered(self.view.threshold, self.view.class_index)
+        if self.window is not None or self.writer is not None:
+            args = self.args
+            frame.picture = frame.shown.draw(
+                publication=args.publication, scale=args.scale, draw_boxes=args.boxes
+            )
+        return frame
+
+    def save(self, frame: Frame) -> Frame:
+        """Write the frame and its results."""
+        assert frame.shown is not None
+        if self.writer is not None and frame.picture is not None:
+            self.writer.write(frame.picture, self._times(frame))
+        self.records.add(frame.number, f"{frame.number:06}.png", frame.shown)
+        return frame
+
+    def _times(self, frame: Frame) -> int:
+        """How often a frame is written: of a live source, until the video is as long as it is."""
+        if not self.is_live or self.writer is None:
+            return 1
+        due = math.floor(frame.seconds * self.writer.rate) + 1
+        return max(1, due - self.writer.num_frames)
+
+    def _note_interval(self) -> None:
+        now = time.perf_counter()
+        passed, self._last = now - self._last, now
+        self._interval += _NEWEST * (passed - self._interval) if self.num_frames > 1 else passed
+
+    def present(self, frame: Frame, done: Pipeline) -> bool:
+        """Show a frame and do what keys say, as long as it is paused.
+
+        Returns:
+            False if the user wants to see no more.
+        """
+        assert self.window is not None
+        # A file is not shown faster than it plays.
+        wait = 1 if self.is_live or self.writer else max(1, int(900 / self.video.rate))
+        while True:
+            assert frame.picture is not None
+            assert frame.found is not None
+            names = self.predictor.classes.names
+            lines = status_lines(self.view, done.seconds, 1 / max(1e-6, self._interval), names)
+            key = self.window.show(
+                with_status(frame.picture, lines), 50 if self.view.paused else wait
+            )
+            if self.view.press(key, frame.found.instances.pred_classes.tolist()):
+                self.predictor.score_thresh = self.view.threshold
+                self.draw(frame)
+            while self.view.saves:
+                self.view.saves -= 1
+                self._save_picture(frame)
+            if self.view.closed or not self.view.paused:
+                return not self.view.closed
+
+    def _save_picture(self, frame: Frame) -> None:
+        assert frame.picture is not None
+        folder = Path(self.args.output or "frame").parent
+        path = folder / f"{source_stem(self.args)}_{frame.number:06}.png"
+        save_image(path, frame.picture)
+        tqdm.write(f"saved {path}")
+
+
+def source_stem(args: Namespace) -> str:
+    """A name for what comes of a source."""
+    if args.video_input:
+        return Path(args.video_input).stem
+    if args.webcam.isdecimal():
+        return f"camera_{args.webcam}"
+    return Path(args.webcam).stem or "camera"
+
+
+def open_source(args: Namespace) -> Video:
+    """Open the video or the camera that the command line names.
+
+    Raises:
+        ImageError: it cannot be opened.
+    """
+    if args.video_input:
+        return Video(args.video_input)
+    return Video(int(args.webcam) if args.webcam.isdecimal() else args.webcam)
+
+
+def run(args: Namespace) -> int:
+    """Do what the command line says of a video.
+
+    Returns:
+        The number of failures: 1 if a file had fewer frames than it promises.
+    """
+    output = args.output and video_path(args.output, source_stem(args), args.video_input or "")
+    if output:
+        require_writable(output)
+    check_places(args)
+    window = Window() if args.show and can_show() else None
+    if window is None and not (output or args.json or args.save_masks or args.panoptic):
+        raise ConfigError("There is no window and nothing is written: add --output or --json")
+    with open_source(args) as video:
+        predictor = load_predictor(args)
+        records = Records(args, predictor.classes, predictor.stuff)
+        view = View(args.confidence_threshold)
+        with contextlib.ExitStack() as stack:
+            writer = stack.enter_context(writing_video(output, video.rate)) if output else None
+            demo = Live(args, predictor, records, video, view, window, writer)
+            if window is not None:
+                stack.callback(window.close)
+            _run_until_stopped(demo)
+        records.close()
+        records.report(f"{demo.num_frames} frames")
+        return _report_missing(demo)
+
+
+def _run_until_stopped(demo: Live) -> None:
+    """Ctrl-C ends a camera, and what was recorded is kept; of a file it is not."""
+    try:
+        demo.run()
+    except KeyboardInterrupt:
+        if not demo.is_live:
+            raise
+        print("demo: stopped", file=sys.stderr)
+
+
+def _report_missing(demo: Live) -> int:
+    """Say so if a file ended early."""
+    promised = demo.video.num_frames
+    if demo.is_live or demo.view.closed or promised is None:
+        return 0
+    expected = min(promised, demo.args.max_frames or promised)
+    if demo.num_frames >= expected - _COUNT_ERROR:
+        return 0
+    print(
+        f"demo: {demo.video.name}: {demo.num_frames} of {promised} frames could be read; "
+        "the file may be damaged",
+        file=sys.stderr,
+    )
+    return 1

@@ -1,0 +1,122 @@
+"""Results of the demo that are files beside the pictures: json, masks, panoptic segments."""
+
+import json
+from argparse import Namespace
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from solo_d2 import ConfigError
+from solo_d2.api.classes import Classes
+from solo_d2.api.outputs import require_writable
+from solo_d2.api.results import Result
+from solo_d2.files import whole_file
+
+# The file with what the PNGs of --panoptic mean, beside their folder.
+JSON_NAME, PNG_FOLDER = "panoptic.json", "panoptic"
+
+
+def check_places(args: Namespace) -> None:
+    """Fail before the work if a result can't be written, see `require_writable`."""
+    for place in (
+        args.json,
+        args.save_masks and Path(args.save_masks) / "a.png",
+        args.panoptic and Path(args.panoptic) / JSON_NAME,
+    ):
+        if place:
+            require_writable(Path(place))
+
+
+@dataclass
+class Records:
+    """Writes what --json, --save-masks and --panoptic ask for.
+
+    Attributes:
+        args: the command line.
+        classes: gives the category ids of things.
+        stuff: gives those of stuff; None if the model is not panoptic.
+        num_instances: in all images so far.
+        results: COCO results so far.
+        images: entries of the panoptic json so far.
+        annotations: likewise.
+    """
+
+    args: Namespace
+    classes: Classes
+    stuff: Classes | None
+    num_instances: int = 0
+    results: list[dict[str, Any]] = field(default_factory=list)
+    images: list[dict[str, Any]] = field(default_factory=list)
+    annotations: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.args.panoptic and self.stuff is None:
+            raise ConfigError("--panoptic needs a panoptic model, and this one is none")
+
+    def add(self, image_id: int, png: str, result: Result) -> None:
+        """Write the PNGs of an image, and remember the rest.
+
+        Args:
+            image_id: the image's number.
+            png: name of its PNGs.
+            result: what was found in it.
+        """
+        if self.args.save_masks:
+            save_masks(Path(self.args.save_masks) / png, result)
+        if self.args.panoptic:
+            path = Path(self.args.panoptic) / PNG_FOLDER / png
+            segments = result.save_panoptic(path)
+            height, width = result.image_size
+            self.images.append(
+                {"id": image_id, "file_name": result.name, "height": height, "width": width}
+            )
+            self.annotations.append(
+                {"image_id": image_id, "file_name": png, "segments_info": segments}
+            )
+        if self.args.json:
+            self.results += result.to_coco(image_id)
+        self.num_instances += len(result)
+
+    def close(self) -> None:
+        """Write the json files."""
+        if self.args.json:
+            _write_json(Path(self.args.json), self.results)
+        if self.args.panoptic:
+            content = {
+                "images": self.images,
+                "annotations": self.annotations,
+                "categories": self._categories(),
+            }
+            _write_json(Path(self.args.panoptic) / JSON_NAME, content)
+
+    def report(self, done: str) -> None:
+        """Print what was done and where it is."""
+        args = self.args
+        places = (args.output, args.json, args.save_masks, args.panoptic)
+        named = ", ".join(str(place) for place in places if place)
+        print(f"{done}, {self.num_instances} instances" + (f" -> {named}" if named else ""))
+
+    def _categories(self) -> list[dict[str, Any]]:
+        assert self.stuff is not None
+        return [
+            {"id": json_id, "name": name, "isthing": int(isthing)}
+            for isthing, classes, first in ((True, self.classes, 0), (False, self.stuff, 1))
+            for json_id, name in zip(classes.json_ids[first:], classes.names[first:], strict=True)
+        ]
+
+
+def save_masks(path: Path, result: Result) -> None:
+    """Write a 16-bit PNG with the number of the instance at each pixel, see `Result.label_map`."""
+    ok, content = cv2.imencode(".png", result.label_map().astype(np.uint16))
+    if not ok:
+        raise OSError(f"{path}: cannot be written as PNG")
+    with whole_file(path) as temporary:
+        temporary.write_bytes(content.tobytes())
+
+
+def _write_json(path: Path, content: Any) -> None:
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")

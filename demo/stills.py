@@ -1,0 +1,179 @@
+"""The demo on image files."""
+
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from demo import window
+from demo.model import load_predictor
+from demo.pipeline import Pipeline
+from demo.records import Records, check_places
+from solo_d2 import ConfigError, ImageError, Predictor
+from solo_d2.api.images import expand_inputs, output_names, read_image, save_image
+from solo_d2.api.loading import first_line
+from solo_d2.api.outputs import plan_overlays
+from solo_d2.api.results import Result
+
+
+@dataclass
+class Still:
+    """An image on its way.
+
+    Attributes:
+        number: of the image.
+        file: where it is from.
+        overlay: where its overlay goes, if anywhere.
+        png: name of its other PNGs.
+        image: (H, W, 3) uint8 RGB, once it is read.
+        result: once there is one.
+        picture: the overlay, once it is drawn.
+        error: what went wrong; later stages then leave it alone.
+    """
+
+    number: int
+    file: Path
+    overlay: Path | None
+    png: str
+    image: NDArray[np.uint8] | None = None
+    result: Result | None = None
+    picture: NDArray[np.uint8] | None = None
+    error: str | None = None
+
+
+@dataclass
+class Stills:
+    """Runs a model over image files; one that fails is reported and skipped.
+
+    Attributes:
+        args: the command line.
+        predictor: finds instances.
+        records: takes results.
+        show: whether overlays are still shown.
+        failures: what failed, a line each.
+    """
+
+    args: Namespace
+    predictor: Predictor
+    records: Records
+    show: bool = False
+    failures: list[str] = field(default_factory=list)
+
+    def run(self, stills: Sequence[Still]) -> None:
+        """Take each file in turn, reading, finding and drawing at the same time."""
+        stages = {"find": self._guarded(self.find), "draw": self._guarded(self.draw)}
+        bar = tqdm(total=len(stills), unit="image", disable=None)  # not into log files
+        with bar, Pipeline(self._read(stills), stages) as done:
+            for still in done:
+                if still.error is None:
+                    self._guarded(self.finish)(still)
+                if still.error is not None:
+                    self.fail(still.error)
+                bar.update()
+
+    def fail(self, line: str) -> None:
+        """Report and remember a failure."""
+        self.failures.append(line)
+        tqdm.write(f"skipped {line}", file=sys.stderr)
+
+    def _guarded(self, work: Callable[[Still], None]) -> Callable[[Still], Still]:
+        """The function with its errors noted in the image: the other files must not suffer."""
+
+        def call(still: Still) -> Still:
+            if still.error is None:
+                try:
+                    work(still)
+                except ImageError as error:
+                    still.error = str(error)
+                except Exception as error:
+                    still.error = f"{still.file}: {first_line(error)}"
+            return still
+
+        return call
+
+    def _read(self, stills: Sequence[Still]) -> Iterator[Still]:
+        for still in stills:
+            # A copy, so that what is done with is forgotten.
+            yield self._guarded(self.read)(replace(still))
+
+    def read(self, still: Still) -> None:
+        """Decode the file."""
+        still.image = read_image(still.file, max_pixels=self.args.max_pixels)
+
+    def find(self, still: Still) -> None:
+        """Run the model."""
+        assert still.image is not None
+        still.result = self.predictor.find(still.image, str(still.file))
+
+    def draw(self, still: Still) -> None:
+        """Draw and save the overlay, if one is wanted."""
+        assert still.result is not None
+        if still.overlay is not None or self.show:
+            args = self.args
+            still.picture = still.result.draw(
+                publication=args.publication, scale=args.scale, draw_boxes=args.boxes
+            )
+        if still.overlay is not None:
+            assert still.picture is not None
+            save_image(still.overlay, still.picture)
+
+    def finish(self, still: Still) -> None:
+        """Note the results and show the overlay, in the main thread."""
+        assert still.result is not None
+        self.records.add(still.number, still.png, still.result)
+        if self.show and still.picture is not None:
+            self.show = window.show_still(str(still.file), still.picture)
+
+
+def find_files(patterns: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """The images that --input names, and what in it names none.
+
+    Raises:
+        ConfigError: there is no image at all.
+    """
+    names: list[str] = []
+    for pattern in patterns:
+        if pattern == "-":
+            names += [line.rstrip("\r\n") for line in sys.stdin if line.strip()]
+        else:
+            names.append(pattern)
+    files, missing = expand_inputs(names)
+    if not files:
+        raise ConfigError(f"No image file matches --input {' '.join(missing or patterns)}")
+    return files, missing
+
+
+def plan(args: Namespace, files: Sequence[Path]) -> list[Still]:
+    """Say where the results of each file go, see `plan_overlays`."""
+    pngs = output_names([file.with_suffix(".png") for file in files])
+    parts = zip(files, plan_overlays(args.output, files), pngs, strict=True)
+    return [Still(number, *part) for number, part in enumerate(parts)]
+
+
+def run(args: Namespace) -> int:
+    """Do what the command line says of images.
+
+    Returns:
+        The number of failures.
+    """
+    files, missing = find_files(args.input)
+    stills = plan(args, files)
+    check_places(args)
+    predictor = load_predictor(args)
+    records = Records(args, predictor.classes, predictor.stuff)
+    demo = Stills(args, predictor, records, show=args.show and window.can_show())
+    for pattern in missing:
+        demo.fail(f"{pattern}: no image file matches")
+    demo.run(stills)
+    records.close()
+    total = len(files) + len(missing)
+    done = total - len(demo.failures)
+    records.report(f"{done} of {total} images")
+    if demo.failures:
+        print(f"{len(demo.failures)} failed:", *demo.failures, sep="\n  ", file=sys.stderr)
+    return len(demo.failures)

@@ -1,0 +1,179 @@
+"""What runs a model: PyTorch or, for exported ones, ONNX Runtime.
+
+B images, H and W rows and columns. Images are (H, W, 3) uint8 RGB.
+"""
+
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+from numpy.typing import NDArray
+
+from solo_d2.api.classes import Classes, find_classes, find_stuff
+from solo_d2.api.loading import load_model
+from solo_d2.errors import ConfigError
+from solo_d2.export.agreement import to_instances
+from solo_d2.export.packages import require_packages
+from solo_d2.export.pixels import input_size, resize_image
+from solo_d2.export.runner import Detector
+from solo_d2.modeling.meta_arch import PanopticSOLO
+from solo_d2.modeling.speed import SpeedOptions, speed_up
+
+Image = NDArray[np.uint8]
+
+
+class Backend(Protocol):
+    """A model that is ready to run.
+
+    Attributes:
+        classes: names and ids of its classes.
+        stuff: those of stuff; None if it is not panoptic.
+        contours: whether its masks are contours.
+    """
+
+    classes: Classes
+    stuff: Classes | None
+    contours: bool
+
+    def prepare(self, image: Image) -> Any:
+        """The network's input of an image."""
+
+    def padded_size(self, prepared: Any) -> tuple[int, int]:
+        """Height and width that the network pads an input to, if it is alone.
+
+        The grid is laid over the padded input. So images give the same results in a batch as alone
+        if these are equal.
+        """
+
+    def run(self, batch: Sequence[Any], score_thresh: float | None) -> list[dict[str, Any]]:
+        """Detectron2's outputs for inputs of one padded size, in one batch.
+
+        Args:
+            batch: of `prepare`.
+            score_thresh: least score, where it is more than the model's own; None for that.
+        """
+
+
+class TorchBackend:
+    """A model of PyTorch, with its weights, and the resizing of its inputs."""
+
+    def __init__(self, cfg: CfgNode):
+        """Build the model and load its weights.
+
+        Args:
+            cfg: complete, see `solo_d2.api.loading.complete_config`.
+        """
+        self.lock = threading.Lock()
+        self.model = load_model(cfg)
+        speed_up(self.model, SpeedOptions.from_config(cfg))
+        self.classes = find_classes(cfg)
+        self.stuff = find_stuff(cfg, self.classes)
+        self.contours = cfg.MODEL.SOLO.MASK_TARGET == "contour"
+        self.input_format = cfg.INPUT.FORMAT
+        self.min_size, self.max_size = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+        self.keep_thresh: float = cfg.MODEL.SOLO.KEEP_THRESH_TEST
+        self.merge_thresh: float = cfg.MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, lock=threading.Lock())
+
+    def prepare(self, image: Image) -> dict[str, Any]:
+        """See `Backend`; the tensor is on the host."""
+        height, width = image.shape[:2]
+        pixels = image[:, :, ::-1] if self.input_format == "BGR" else image
+        size = (height, width)
+        if self.min_size > 0:
+            size = T.ResizeShortestEdge.get_output_shape(
+                height, width, self.min_size, self.max_size
+            )
+        size = tuple(max(1, side) for side in size)  # very long images
+        pixels = T.ResizeTransform(height, width, *size).apply_image(np.ascontiguousarray(pixels))
+        tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        return {"image": tensor, "height": height, "width": width}
+
+    def padded_size(self, prepared: dict[str, Any]) -> tuple[int, int]:
+        """See `Backend`."""
+        backbone = self.model.backbone
+        square = backbone.padding_constraints.get("square_size", 0)
+        if square:
+            return square, square
+        step = max(1, backbone.size_divisibility)
+        height, width = (-(-side // step) * step for side in prepared["image"].shape[-2:])
+        return height, width
+
+    def run(
+        self, batch: Sequence[dict[str, Any]], score_thresh: float | None
+    ) -> list[dict[str, Any]]:
+        """See `Backend`; the results are on the model's device."""
+        with self.lock, torch.no_grad():
+            model = self.model
+            # The model's own last filter, so that masks below the threshold are not made at all.
+            model.decoder_params["keep_thresh"] = max(self.keep_thresh, score_thresh or 0.0)
+            if isinstance(model, PanopticSOLO):
+                thresh = self.merge_thresh if score_thresh is None else score_thresh
+                model.merge_params["score_thresh"] = thresh
+            outputs: list[dict[str, Any]] = model(list(batch))
+        return outputs
+
+
+class OnnxBackend:
+    """The same for an exported model, which knows its classes and how its inputs are resized."""
+
+    stuff: Classes | None = None
+    contours = False
+
+    def __init__(self, path: str | Path):
+        """Load the model.
+
+        Args:
+            path: what tools/export_model.py wrote.
+
+        Raises:
+            ConfigError: it cannot be loaded.
+        """
+        require_packages("onnxruntime")
+        self.path = os.path.abspath(path)
+        try:
+            self.detector = Detector.load(path)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        info = self.detector.info
+        self.classes = Classes(info.class_names, info.class_ids)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Sessions of ONNX Runtime cannot be pickled.
+        return type(self), (self.path,)
+
+    def prepare(self, image: Image) -> tuple[Image, tuple[int, int]]:
+        """See `Backend`: the resized image in the model's channel order, and the image's size."""
+        info = self.detector.info
+        height, width = image.shape[:2]
+        size = input_size((height, width), info.min_size, info.max_size)
+        pixels = image[:, :, ::-1] if info.input_format == "BGR" else image
+        return resize_image(pixels, size), (height, width)
+
+    def padded_size(self, prepared: tuple[Image, tuple[int, int]]) -> tuple[int, int]:
+        """See `Backend`."""
+        height, width = prepared[0].shape[:2]
+        return self.detector.padded_size([(height, width)])
+
+    def run(
+        self, batch: Sequence[tuple[Image, tuple[int, int]]], score_thresh: float | None
+    ) -> list[dict[str, Any]]:
+        """See `Backend`; the results are on the CPU."""
+        sizes = [size for _, size in batch]
+        pixels = [image for image, _ in batch]
+        found = self.detector.detect(pixels, sizes, score_thresh=score_thresh or 0.0)
+        return [
+            {"instances": to_instances(arrays, size)}
+            for arrays, size in zip(found, sizes, strict=True)
+        ]

@@ -1,0 +1,132 @@
+"""What a predictor takes: files, arrays, tensors and Pillow's images, alone or many, as 8-bit RGB.
+
+H and W are rows and columns.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from solo_d2.api.images import ImageError, expand_inputs, read_image, to_rgb
+from solo_d2.api.video import Video, is_video
+
+OneImage = str | Path | NDArray[np.uint8] | Tensor | Image.Image
+Source = OneImage | Iterable[OneImage]
+
+CHANNELS = ("BGR", "RGB")
+
+
+def is_one_image(source: Source) -> TypeGuard[OneImage]:
+    """Whether a source is an image; else it is a folder, a glob, a video or several sources."""
+    if isinstance(source, (str, Path)):
+        name = os.path.expanduser(source)
+        if os.path.isfile(name):
+            return not is_video(name)
+        return not (os.path.isdir(name) or _is_glob(name))
+    return isinstance(source, (np.ndarray, Tensor, Image.Image))
+
+
+def load_image(image: OneImage, channels: str) -> tuple[NDArray[np.uint8], str]:
+    """Make 8-bit RGB of an image.
+
+    Args:
+        image: name of a file; array (H, W, 3), (H, W, 4) with a last channel that is dropped, or
+            (H, W) for grey, uint8; tensor (3, H, W), uint8 or of floats in [0, 255], on any device;
+            or an image of Pillow.
+        channels: order of the array's or tensor's colours, "BGR" or "RGB".
+
+    Returns:
+        (H, W, 3) uint8 RGB, and the name of its file or "".
+
+    Raises:
+        ImageError: it is not one of these, or the file cannot be read.
+        ValueError: `channels` is another word.
+    """
+    if channels not in CHANNELS:
+        raise ValueError(f"channels must be 'BGR' or 'RGB', not {channels!r}")
+    if isinstance(image, (str, Path)):
+        return read_image(os.path.expanduser(image)), str(image)
+    if isinstance(image, Image.Image):
+        return to_rgb(image), str(getattr(image, "filename", ""))
+    if isinstance(image, Tensor):
+        image = _array_of(image)
+    if not isinstance(image, np.ndarray):
+        raise ImageError(f"an image cannot be made of a {type(image).__name__}")
+    return _rgb_of(image, channels), ""
+
+
+def load_images(source: Source, channels: str) -> Iterator[tuple[NDArray[np.uint8], str]]:
+    """Load what a source names, one after another, see `load_image`.
+
+    Args:
+        source: also a folder (its images, sorted), a glob, a video file, or several of all these.
+        channels: see `load_image`.
+
+    Yields:
+        Images and names; of a frame of a video "FILE#INDEX".
+
+    Raises:
+        ImageError: one cannot be read, or a folder or glob holds no image.
+    """
+    if isinstance(source, (str, Path)) and not is_one_image(source):
+        if is_video(source):
+            with Video(os.path.expanduser(source)) as video:
+                for index, frame in enumerate(video):
+                    yield frame, f"{source}#{index}"
+            return
+        files, missing = expand_inputs([str(source)])
+        if missing:
+            raise ImageError(f"{source}: there is no image")
+        for file in files:
+            yield load_image(file, channels)
+    elif is_one_image(source):
+        yield load_image(source, channels)
+    else:
+        for part in _parts(source):
+            yield from load_images(part, channels)
+
+
+def _parts(source: Any) -> Iterator[Any]:
+    try:
+        return iter(source)
+    except TypeError:
+        raise ImageError(f"an image cannot be made of a {type(source).__name__}") from None
+
+
+def _is_glob(name: str) -> bool:
+    return any(sign in name for sign in "*?[")
+
+
+def _array_of(tensor: Tensor) -> NDArray[np.uint8]:
+    """(3, H, W) to (H, W, 3)."""
+    if tensor.ndim != 3 or tensor.shape[0] != 3:
+        raise ImageError(f"a tensor must be (3, H, W), not {tuple(tensor.shape)}")
+    if tensor.is_floating_point():
+        # Nothing tells [0, 1] from a dark image for certain, but no photo is as dark as this.
+        if tensor.numel() and not (0 <= tensor.min() and 1 < tensor.max() <= 255):
+            raise ImageError("a tensor of floats must have values in [0, 255], like uint8")
+        tensor = tensor.round()
+    elif tensor.dtype != torch.uint8:
+        raise ImageError(f"a tensor must be uint8 or of floats, not {tensor.dtype}")
+    array: NDArray[np.uint8] = tensor.detach().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    return array
+
+
+def _rgb_of(array: NDArray[Any], channels: str) -> NDArray[np.uint8]:
+    if array.dtype != np.uint8:
+        raise ImageError(f"an array must be uint8, not {array.dtype}: scale it to 0..255")
+    if array.size == 0:
+        raise ImageError(f"an array has no pixel: {array.shape}")
+    if array.ndim == 2:
+        return np.repeat(array[:, :, None], 3, axis=2)
+    if array.ndim != 3 or array.shape[2] not in (3, 4):
+        raise ImageError(f"an array must be (H, W, 3), not {array.shape}")
+    colors = array[:, :, :3] if channels == "RGB" else array[:, :, 2::-1]
+    return np.ascontiguousarray(colors)

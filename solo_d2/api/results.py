@@ -1,0 +1,308 @@
+"""What a model finds in an image, in the forms that programs want.
+
+Shape letters: N instances, H and W rows and columns of the image.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from detectron2.structures import Boxes, Instances
+from numpy.typing import NDArray
+from torch import Tensor
+
+from solo_d2.api.classes import Classes
+from solo_d2.data.panoptic_json import write_segment_ids
+from solo_d2.errors import ConfigError
+from solo_d2.files import whole_file
+from solo_d2.ops.label_map import stack_masks
+from solo_d2.ops.mask_geometry import mask_boxes
+from solo_d2.ops.rle import encode_masks
+from solo_d2.visualization import overlay
+from solo_d2.visualization.colors import Color, instance_color
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """A panoptic segmentation.
+
+    Attributes:
+        ids: (H, W) int32, 0 where there is no segment.
+        segments: what the model says of each, see `merge_panoptic`.
+    """
+
+    ids: Tensor
+    segments: list[dict[str, Any]]
+
+    def things(self) -> Instances:
+        """The instances, with the pixels that they have in the segmentation."""
+        segments = [segment for segment in self.segments if segment["isthing"]]
+        things = self._instances(segments)
+        things.scores = torch.tensor([segment["score"] for segment in segments]).float()
+        if all("track_id" in segment for segment in segments):
+            things.track_ids = torch.tensor([segment["track_id"] for segment in segments]).long()
+        return things
+
+    def stuff(self) -> Instances:
+        """The segments of stuff, without scores."""
+        return self._instances([segment for segment in self.segments if not segment["isthing"]])
+
+    def _instances(self, segments: Sequence[dict[str, Any]]) -> Instances:
+        numbers = torch.tensor([segment["id"] for segment in segments], dtype=torch.int32)
+        masks = self.ids == numbers.to(self.ids.device)[:, None, None]
+        classes = torch.tensor([segment["category_id"] for segment in segments]).long()
+        return Instances(
+            tuple(self.ids.shape),
+            pred_masks=masks,
+            pred_boxes=Boxes(mask_boxes(masks)),
+            pred_classes=classes,
+        )
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Result:
+    """What a model finds in an image. `len(result)` is the number of instances.
+
+    Attributes:
+        instances: Detectron2's, best first, with pred_masks (N, H, W) bool, pred_boxes (about the
+            masks), scores and pred_classes.
+        image: (H, W, 3) uint8 RGB, what it was found in.
+        name: of the image's file; "" if it is from none.
+        classes: names and category ids of the classes.
+        stuff: those of stuff; None if the model is not panoptic.
+        panoptic: the segmentation; None if the model is not panoptic.
+        contours: whether the masks are contours.
+    """
+
+    instances: Instances
+    image: NDArray[np.uint8]
+    name: str
+    classes: Classes
+    stuff: Classes | None = None
+    panoptic: Segmentation | None = None
+    contours: bool = False
+
+    def __len__(self) -> int:
+        return len(self.instances)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the image."""
+        height, width = self.instances.image_size
+        return height, width
+
+    def __repr__(self) -> str:
+        height, width = self.image_size
+        found = ", ".join(overlay.instance_labels(self.instances, self.classes.names)) or "nothing"
+        return f"<Result {self.name or 'image'} ({height} x {width}): {found}>"
+
+    def filtered(self, least_score: float, class_index: int | None = None) -> "Result":
+        """The same with some of the instances; of a panoptic segmentation stuff stays.
+
+        Args:
+            least_score: of those that stay.
+            class_index: theirs; None for all.
+        """
+        keep = self.instances.scores >= least_score
+        if class_index is not None:
+            keep &= self.instances.pred_classes == class_index
+        panoptic = self.panoptic
+        if panoptic is not None:
+            segments = [
+                segment
+                for segment in panoptic.segments
+                if not segment["isthing"]
+                or segment["score"] >= least_score
+                and class_index in (None, segment["category_id"])
+            ]
+            panoptic = replace(panoptic, segments=segments)
+        return replace(self, instances=self.instances[keep], panoptic=panoptic)
+
+    def tracked(self, numbers: Sequence[int]) -> "Result":
+        """The same with a number for each instance, `track_id`, which gives it its colour.
+
+        Args:
+            numbers: N of them, see `solo_d2.visualization.tracker`.
+        """
+        instances = self.instances[:]
+        instances.track_ids = torch.tensor(numbers, dtype=torch.int64)
+        panoptic = self.panoptic
+        if panoptic is not None:
+            segments = [
+                {**segment, "track_id": numbers[segment["instance_id"]]}
+                if segment["isthing"]
+                else segment
+                for segment in panoptic.segments
+            ]
+            panoptic = replace(panoptic, segments=segments)
+        return replace(self, instances=instances, panoptic=panoptic)
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """Each instance without torch and Detectron2.
+
+        Returns:
+            Dicts with class_name, class_index, category_id, score, box (XYXY in pixels, right and
+            lower edge exclusive), mask, (H, W) bool of NumPy, and track_id if there is one.
+        """
+        return [
+            {
+                "class_name": self.classes.names[index],
+                "class_index": index,
+                "category_id": self.classes.json_ids[index],
+                "score": score,
+                "box": box,
+                "mask": mask,
+                **track,
+            }
+            for index, score, box, mask, track in zip(
+                self.instances.pred_classes.tolist(),
+                self.instances.scores.tolist(),
+                self.instances.pred_boxes.tensor.tolist(),
+                self.instances.pred_masks.cpu().numpy(),
+                self._track_entries(),
+                strict=True,
+            )
+        ]
+
+    def to_coco(self, image_id: int = 0) -> list[dict[str, Any]]:
+        """Each instance as a COCO result, ready for json.
+
+        Args:
+            image_id: the image's number.
+
+        Returns:
+            Dicts with image_id, file_name, category_id, bbox (XYWH), score, segmentation (RLE), and
+            track_id if there is one.
+        """
+        codes = encode_masks(self.instances.pred_masks)
+        boxes = self.instances.pred_boxes.tensor.tolist()
+        return [
+            {
+                "image_id": image_id,
+                "file_name": self.name,
+                "category_id": self.classes.json_ids[index],
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "score": score,
+                "segmentation": {"size": code["size"], "counts": code["counts"].decode("ascii")},
+                **track,
+            }
+            for index, score, (x0, y0, x1, y1), code, track in zip(
+                self.instances.pred_classes.tolist(),
+                self.instances.scores.tolist(),
+                boxes,
+                codes,
+                self._track_entries(),
+                strict=True,
+            )
+        ]
+
+    def _track_entries(self) -> list[dict[str, int]]:
+        """What the dict of each instance says of its track."""
+        if not self.instances.has("track_ids"):
+            return [{} for _ in range(len(self))]
+        return [{"track_id": number} for number in self.instances.track_ids.tolist()]
+
+    def polygons(self) -> list[list[list[float]]]:
+        """The outlines of each mask, as COCO's polygons.
+
+        Polygons cannot have holes: those of a mask are filled. Parts of less than three corners are
+        left out. `to_coco` is exact.
+
+        Returns:
+            For each instance its parts, each [x, y, x, y, ...] in pixels.
+        """
+        masks = self.instances.pred_masks.cpu().numpy()
+        boxes = self.instances.pred_boxes.tensor.int().tolist()
+        return [_polygons(mask, box) for mask, box in zip(masks, boxes, strict=True)]
+
+    def label_map(self, kind: str = "instances") -> NDArray[np.int32]:
+        """Which instance, or which class, each pixel belongs to.
+
+        Args:
+            kind: "instances" numbers them from 1, best first; "classes" gives class index + 1.
+
+        Returns:
+            (H, W) int32, 0 where there is no instance; where masks overlap, the better one has the
+            pixel.
+        """
+        if kind not in ("instances", "classes"):
+            raise ValueError(f"kind must be 'instances' or 'classes', not {kind!r}")
+        order = range(len(self) - 1, -1, -1)  # the best on top
+        boxes = self.instances.pred_boxes.tensor
+        on_top = stack_masks(self.instances.pred_masks, boxes, order).cpu().numpy()
+        labels = np.arange(len(self), -1, -1) + 1  # of 1, 2, ... in `order`
+        if kind == "classes":
+            labels[1:] = self.instances.pred_classes.cpu().numpy()[::-1] + 1
+        labels[0] = 0
+        return labels.astype(np.int32)[on_top]
+
+    def save_panoptic(self, path: str | Path) -> list[dict[str, Any]]:
+        """Write the panoptic segmentation as COCO's PNG of segment ids.
+
+        Args:
+            path: the PNG, written whole or not at all.
+
+        Returns:
+            The segments_info of the PNG: dicts with id, category_id and, of things, score (and
+            track_id if there is one).
+
+        Raises:
+            ConfigError: the model is not panoptic.
+        """
+        if self.panoptic is None or self.stuff is None:
+            raise ConfigError("A panoptic PNG needs a panoptic model, and this one is none")
+        with whole_file(path) as temporary:
+            write_segment_ids(temporary, self.panoptic.ids.cpu().numpy())
+        ids = {True: self.classes.json_ids, False: self.stuff.json_ids}
+        return [
+            {
+                "id": segment["id"],
+                "category_id": ids[segment["isthing"]][segment["category_id"]],
+                **{key: segment[key] for key in ("score", "track_id") if key in segment},
+            }
+            for segment in self.panoptic.segments
+        ]
+
+    def draw(self, *, publication: bool = False, **options: Any) -> NDArray[np.uint8]:
+        """Draw what was found over the image.
+
+        Args:
+            publication: by Detectron2's Visualizer, for print: much slower.
+            **options: scale, draw_boxes and colors, see `solo_d2.visualization.overlay`.
+
+        Returns:
+            (scale * H, scale * W, 3) uint8 RGB.
+        """
+        drawing: Any = overlay
+        if publication:
+            from solo_d2.visualization import publication as drawing
+        names = self.classes.names
+        if self.panoptic is None or self.stuff is None:
+            found = self.instances.to("cpu") if publication else self.instances
+            options = {"colors": _track_colors(found), "contours": self.contours, **options}
+            return drawing.draw_instances(self.image, found, names, **options)
+        shown = Segmentation(self.panoptic.ids.cpu(), self.panoptic.segments)
+        things, stuff = shown.things(), shown.stuff()
+        options = {"colors": _track_colors(things), **options}
+        return drawing.draw_panoptic(self.image, things, stuff, names, self.stuff.names, **options)
+
+
+def _track_colors(instances: Instances) -> list[Color] | None:
+    if not instances.has("track_ids"):
+        return None
+    return [instance_color(number) for number in instances.track_ids.tolist()]
+
+
+def _polygons(mask: NDArray[np.bool_], box: Sequence[int]) -> list[list[float]]:
+    left, top, right, bottom = box
+    if right <= left:
+        return []
+    part = np.ascontiguousarray(mask[top:bottom, left:right]).view(np.uint8)
+    lines, _ = cv2.findContours(part, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    # From indices of pixels to their centres.
+    offset = (left + 0.5, top + 0.5)
+    return [(line[:, 0] + offset).flatten().tolist() for line in lines if len(line) >= 3]

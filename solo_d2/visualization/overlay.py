@@ -1,0 +1,211 @@
+"""Overlays that are fast enough for video: no mask is drawn on its own.
+
+The masks are laid on each other where they are (on the GPU, if the model is there), and only the
+map of what is on top comes to the host; colours, blending and outlines are each one pass over it.
+Where masks overlap, the smaller one is seen. For print see `solo_d2.visualization.publication`.
+
+Shape letters: N instances, H and W rows and columns. Images are (H, W, 3) uint8 RGB.
+"""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import torch
+from detectron2.structures import Boxes, Instances
+from numpy.typing import NDArray
+from torch import Tensor
+
+from solo_d2.ops.label_map import stack_masks
+from solo_d2.ops.mask_geometry import mask_boxes
+from solo_d2.visualization.colors import Color, instance_color, stuff_color
+from solo_d2.visualization.text import text_size, write_labels
+
+# Opacity of masks.
+_OPACITY = 0.5
+# Least side of a picture whose outlines are two pixels wide.
+_LARGE = 700
+
+
+def draw_instances(
+    image: NDArray[np.uint8],
+    instances: Instances,
+    class_names: Sequence[str],
+    *,
+    scale: float = 1.0,
+    draw_boxes: bool = False,
+    colors: Sequence[Color] | None = None,
+    contours: bool = False,
+) -> NDArray[np.uint8]:
+    """Draw masks with their outline, class and score over an image.
+
+    Args:
+        image: (H, W, 3) uint8, RGB; it is left as it is.
+        instances: on any device, with pred_masks (N, H, W), pred_boxes, pred_classes and scores.
+        class_names: of the K classes.
+        scale: size of the result relative to the image; outlines and text stay sharp.
+        draw_boxes: whether boxes are drawn too.
+        colors: of the instances, RGB in [0, 1]. None: they go by the order of the instances.
+        contours: whether the masks are contours, to be drawn as they are.
+
+    Returns:
+        (scale * H, scale * W, 3) uint8, RGB, rounded.
+    """
+    if colors is None:
+        colors = [instance_color(index) for index in range(len(instances))]
+    picture, instances = _enlarge(image, instances, scale, smooth=not contours)
+    boxes = instances.pred_boxes.tensor
+    order = _largest_first(boxes)
+    _paint(picture, instances.pred_masks, boxes, order, colors, filled=not contours)
+    _annotate(picture, instances, class_names, colors, draw_boxes=draw_boxes)
+    return picture
+
+
+def draw_panoptic(
+    image: NDArray[np.uint8],
+    things: Instances,
+    stuff: Instances,
+    class_names: Sequence[str],
+    stuff_names: Sequence[str],
+    *,
+    scale: float = 1.0,
+    draw_boxes: bool = False,
+    colors: Sequence[Color] | None = None,
+) -> NDArray[np.uint8]:
+    """Draw a panoptic segmentation over an image: stuff in muted colours, things on top of it.
+
+    Args:
+        image: see `draw_instances`.
+        things: likewise, with the pixels that each has in the segmentation.
+        stuff: with pred_masks (M, H, W), pred_boxes and pred_classes, labels of stuff.
+        class_names: of the K classes of things.
+        stuff_names: of the labels of stuff.
+        scale: see `draw_instances`.
+        draw_boxes: whether boxes of things are drawn too.
+        colors: of the things, see `draw_instances`.
+
+    Returns:
+        See `draw_instances`.
+    """
+    if colors is None:
+        colors = [instance_color(index) for index in range(len(things))]
+    picture, things = _enlarge(image, things, scale)
+    _, stuff = _enlarge(image, stuff, scale)
+    labels = stuff.pred_classes.tolist()
+    stuff_colors = [stuff_color(label) for label in labels]
+    masks = torch.cat([stuff.pred_masks, things.pred_masks])
+    boxes = torch.cat([stuff.pred_boxes.tensor, things.pred_boxes.tensor])
+    order = [
+        *range(len(stuff)),
+        *(len(stuff) + i for i in _largest_first(things.pred_boxes.tensor)),
+    ]
+    _paint(picture, masks, boxes, order, [*stuff_colors, *colors], filled=True)
+    places = [deepest_point(mask) for mask in stuff.pred_masks.cpu().numpy()]
+    points = np.array([(x, y, x, y) for x, y in places], np.float32).reshape(-1, 4)
+    size = text_size(*picture.shape[:2])
+    write_labels(picture, [stuff_names[label] for label in labels], points, stuff_colors, size)
+    _annotate(picture, things, class_names, colors, draw_boxes=draw_boxes)
+    return picture
+
+
+def instance_labels(instances: Instances, class_names: Sequence[str]) -> list[str]:
+    """Class name and score of each instance, as "cat 87%"."""
+    classes, scores = instances.pred_classes.tolist(), instances.scores.tolist()
+    return [f"{class_names[c]} {score:.0%}" for c, score in zip(classes, scores, strict=True)]
+
+
+def deepest_point(mask: NDArray[np.bool_]) -> tuple[int, int]:
+    """Column and row of the pixel of a mask that is farthest from its border."""
+    depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
+    y, x = np.unravel_index(depth.argmax(), mask.shape)
+    return int(x), int(y)
+
+
+def _enlarge(
+    image: NDArray[np.uint8], instances: Instances, scale: float, *, smooth: bool = True
+) -> tuple[NDArray[np.uint8], Instances]:
+    """Image and instances at another size; copies, at a scale of 1 of the image alone."""
+    if scale == 1:
+        return image.copy(), instances
+    size = tuple(max(1, round(side * scale)) for side in image.shape[:2])
+    kind = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    picture = cv2.resize(image, size[::-1], interpolation=kind)
+    masks = torch.zeros(len(instances), *size, dtype=torch.bool)
+    for large, mask in zip(masks.numpy(), instances.pred_masks.cpu().numpy(), strict=True):
+        # Interpolated, so that borders are smooth; lines would get holes.
+        way = cv2.INTER_LINEAR if smooth else cv2.INTER_NEAREST
+        large[:] = cv2.resize(mask.astype(np.float32), size[::-1], interpolation=way) > 0.5
+    fields = {
+        name: instances.get(name) for name in ("pred_classes", "scores") if instances.has(name)
+    }
+    boxes = Boxes(mask_boxes(masks))
+    return picture.astype(np.uint8), Instances(size, pred_masks=masks, pred_boxes=boxes, **fields)
+
+
+def _largest_first(boxes: Tensor) -> list[int]:
+    sides = boxes[:, 2:] - boxes[:, :2]
+    order: list[int] = sides.prod(dim=1).argsort(descending=True, stable=True).tolist()
+    return order
+
+
+def _paint(
+    picture: NDArray[np.uint8],
+    masks: Tensor,
+    boxes: Tensor,
+    order: Sequence[int],
+    colors: Sequence[Color],
+    *,
+    filled: bool,
+) -> None:
+    """Blend masks into a picture, in place, and draw their outlines.
+
+    Args:
+        picture: (H, W, 3) uint8.
+        masks: (N, H, W) bool.
+        boxes: (N, 4), see `stack_masks`.
+        order: of the masks, the lowest first.
+        colors: of the masks, in [0, 1].
+        filled: blend, then draw outlines; else masks are lines, drawn in their colour.
+    """
+    if not order:
+        return
+    on_top = stack_masks(masks, boxes, order).cpu().numpy()
+    palette = np.zeros((len(order) + 1, 3), np.uint8)
+    palette[1:] = np.rint(np.array([colors[index] for index in order]) * 255)
+    colored = palette.take(on_top, axis=0)
+    lines = inside = (on_top > 0).view(np.uint8)
+    if filled:
+        blended = cv2.addWeighted(picture, 1 - _OPACITY, colored, _OPACITY, 0)
+        cv2.copyTo(blended, inside, picture)
+        lines = _outlines(on_top, 2 if min(on_top.shape) >= _LARGE else 1)
+    cv2.copyTo(colored, lines, picture)
+
+
+def _outlines(on_top: NDArray[np.uint8 | np.int32], width: int) -> NDArray[np.uint8]:
+    """(H, W) uint8, 1 at the pixels of a mask that are near the border of what is seen of it."""
+    # OpenCV's morphology knows no int32; float32 holds these numbers too.
+    values = on_top if on_top.dtype == np.uint8 else on_top.astype(np.float32)
+    around = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
+    return ((cv2.morphologyEx(values, cv2.MORPH_GRADIENT, around) > 0) & (on_top > 0)).view(
+        np.uint8
+    )
+
+
+def _annotate(
+    picture: NDArray[np.uint8],
+    instances: Instances,
+    class_names: Sequence[str],
+    colors: Sequence[Color],
+    *,
+    draw_boxes: bool,
+) -> None:
+    """Write class and score of instances; draw their boxes too if wanted."""
+    boxes = instances.pred_boxes.tensor.cpu().numpy()
+    if draw_boxes:
+        for (left, top, right, bottom), color in zip(boxes.astype(int), colors, strict=True):
+            ink = [255 * value for value in color]
+            cv2.rectangle(
+                picture, (left, top), (max(left, right - 1), max(top, bottom - 1)), ink, 1
+            )
+    labels = instance_labels(instances, class_names)
+    write_labels(picture, labels, boxes, colors, text_size(*picture.shape[:2]))

@@ -1,0 +1,90 @@
+"""Text in pictures, fast enough for video: each word is drawn once and kept."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ImageFont
+
+from solo_d2.visualization.colors import Color
+
+# Brightness of a background from which on black is easier to read on it than white.
+_BRIGHT = 0.55
+
+
+@lru_cache(maxsize=16)
+def text_font(size: int) -> ImageFont.FreeTypeFont:
+    """The font that Detectron2's overlays use, `size` pixels high."""
+    import matplotlib
+
+    file = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
+    return ImageFont.truetype(str(file), size)
+
+
+def text_size(height: int, width: int) -> int:
+    """Pixels of text that fits a picture of this size."""
+    return max(11, round((height * width) ** 0.5 / 65))
+
+
+@lru_cache(maxsize=4096)
+def _glyphs(text: str, size: int) -> NDArray[np.float32]:
+    """How much of each pixel the text covers, (H, W) in [0, 1], with a margin."""
+    font = text_font(size)
+    ascent, descent = font.getmetrics()
+    glyphs, (x, y) = font.getmask2(text, mode="L")
+    margin = max(1, size // 5)
+    canvas = np.zeros((ascent + descent, max(1, glyphs.size[0] + x) + 2 * margin), np.float32)
+    if glyphs.size[0] and glyphs.size[1]:
+        array = np.array(glyphs, np.float32).reshape(glyphs.size[::-1]) / 255
+        rows = min(len(array), len(canvas) - y)
+        canvas[y : y + rows, margin + x : margin + x + array.shape[1]] = array[:rows]
+    return canvas
+
+
+def write(
+    picture: NDArray[np.uint8], text: str, place: tuple[int, int], color: Color, size: int
+) -> None:
+    """Write a line of text on a coloured ground, wholly inside the picture where it fits.
+
+    Args:
+        picture: (H, W, 3) uint8, changed in place.
+        text: a line of it.
+        place: x and y of the upper left corner that is wanted.
+        color: of the ground, in [0, 1], in the picture's channel order.
+        size: height of the letters in pixels.
+    """
+    glyphs = _glyphs(text, size)
+    height, width = picture.shape[:2]
+    x = max(0, min(place[0], width - glyphs.shape[1]))
+    y = max(0, min(place[1], height - glyphs.shape[0]))
+    part = picture[y : y + glyphs.shape[0], x : x + glyphs.shape[1]]
+    cover = glyphs[: part.shape[0], : part.shape[1], None]
+    ink = 0.0 if sum(color) / 3 > _BRIGHT else 255.0
+    ground = np.array(color, np.float32) * 255
+    part[:] = ground + cover * (ink - ground)
+
+
+def write_labels(
+    picture: NDArray[np.uint8],
+    labels: Sequence[str],
+    boxes: NDArray[np.float32],
+    colors: Sequence[Color],
+    size: int,
+) -> None:
+    """Write each label above its box, or in it where there is no room above; small boxes last.
+
+    Args:
+        picture: (H, W, 3) uint8, changed in place.
+        labels: N of them.
+        boxes: (N, 4) XYXY in pixels of the picture.
+        colors: of the grounds, in [0, 1].
+        size: height of the letters in pixels.
+    """
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    for index in np.argsort(-areas, kind="stable"):
+        x, y = int(boxes[index, 0]), int(boxes[index, 1])
+        line = _glyphs(labels[index], size).shape[0]
+        place = x, y - line if y >= line else y
+        write(picture, labels[index], place, colors[index], size)

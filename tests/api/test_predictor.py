@@ -1,0 +1,226 @@
+"""`Predictor`: every way to make one gives the same results, alone, in batches and in threads."""
+
+import doctest
+import inspect
+import pickle
+import re
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+import solo_d2
+from solo_d2 import ConfigError, Predictor
+from solo_d2.api.loading import find_config, make_config
+from tests.api.models import ROOT, picture, save, save_model
+from tests.api.test_inputs import write_video
+
+pytestmark = pytest.mark.detectron2
+
+# Pictures of different sizes, some of which the tiny model pads to one size.
+SIZES = [(48, 64), (64, 48), (40, 60), (48, 64), (30, 90), (64, 48), (48, 63)]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def predictor(checkpoint):
+    return Predictor(checkpoint, device="cpu", score_thresh=0.0)
+
+
+def pictures():
+    return [picture(*size, seed=index) for index, size in enumerate(SIZES)]
+
+
+def same(a, b):
+    """Whether two results are equal."""
+    fields = ("pred_masks", "pred_classes", "scores")
+    return all(torch.equal(a.instances.get(field), b.instances.get(field)) for field in fields)
+
+
+def alike(a, b):
+    """Whether they are equal but for the order of sums."""
+    a, b = a.instances, b.instances
+    return (
+        torch.equal(a.pred_classes, b.pred_classes)
+        and torch.allclose(a.scores, b.scores, atol=1e-5)
+        and bool((a.pred_masks != b.pred_masks).float().mean() < 1e-3)
+    )
+
+
+def test_every_way_to_name_a_model(checkpoint, predictor):
+    image = picture()
+    expected = predictor(image)
+    assert len(expected) > 0
+    config = checkpoint.parent / "config.yaml"
+    options = {"device": "cpu", "score_thresh": 0.0}
+    for other in (
+        Predictor(str(checkpoint), **options),
+        Predictor(config, checkpoint, **options),
+        Predictor(config, overrides=["MODEL.WEIGHTS", str(checkpoint)], **options),
+        Predictor(make_config(config, checkpoint, device="cpu"), **options),
+    ):
+        assert same(other(image), expected)
+        assert other.classes == predictor.classes
+        assert other.classes.names[0] == "disc"
+
+
+def test_a_config_of_the_checkpoints_name_comes_first(tmp_path):
+    weights = tmp_path / "a.pth"
+    with pytest.raises(ConfigError, match=r"a\.pth does not exist"):
+        find_config(weights)
+    weights.touch()
+    with pytest.raises(ConfigError, match=r"neither a\.yaml nor config\.yaml"):
+        Predictor(weights)
+    (tmp_path / "config.yaml").touch()
+    assert find_config(weights).name == "config.yaml"
+    (tmp_path / "a.yaml").touch()
+    assert find_config(weights).name == "a.yaml"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        (["gone.yaml"], {}, r"gone\.yaml does not exist"),
+        (["gone.pth"], {}, r"gone\.pth does not exist"),
+        (["gone.onnx"], {}, r"gone\.onnx does not exist"),
+        (["a.onnx", "b.pth"], {}, "neither weights nor overrides"),
+        (["a.onnx"], {"device": "cuda"}, "runs on the CPU"),
+        (["a.pth", "b.pth"], {}, "are both weights"),
+        (["a.pth"], {"batch_size": 0}, "batch_size is 0"),
+    ],
+)
+def test_what_cannot_be_a_model_says_why(arguments, options, message):
+    with pytest.raises(ConfigError, match=message):
+        Predictor(*arguments, **options)
+
+
+def test_class_names_can_be_given(checkpoint):
+    names = list("abcdefg")
+    named = Predictor(checkpoint, device="cpu", class_names=names)
+    assert named.classes.names == names
+    assert named.classes.json_ids == list(range(1, 8))
+    with pytest.raises(ConfigError, match="2 names, but the model has 7"):
+        Predictor(checkpoint, device="cpu", class_names=["a", "b"])
+
+
+def test_threshold_can_be_changed_and_none_is_the_configs(checkpoint, predictor):
+    image = picture()
+    scores = predictor(image).instances.scores
+    middle = float(scores.sort().values[len(scores) // 2])
+    own = Predictor(checkpoint, device="cpu", score_thresh=None)
+    assert torch.equal(own(image).instances.scores, scores)  # 0 in this config
+    own.score_thresh = middle
+    assert torch.equal(own(image).instances.scores, scores[scores >= middle])
+    own.score_thresh = None
+    assert torch.equal(own(image).instances.scores, scores)
+
+
+def test_batches_of_mixed_sizes_equal_one_by_one(checkpoint, predictor):
+    images = pictures()
+    expected = [predictor(image) for image in images]
+    batched = Predictor(checkpoint, device="cpu", score_thresh=0.0, batch_size=3)
+    sizes = []
+    run = batched.backend.run
+    batched.backend.run = lambda batch, thresh: sizes.append(len(batch)) or run(batch, thresh)
+    found = batched(images)
+    assert max(sizes) > 1
+    assert sum(sizes) == len(images)
+    for result, alone, image in zip(found, expected, images, strict=True):
+        assert result.image_size == image.shape[:2]
+        assert len(result) > 0
+        assert alike(result, alone)
+    assert batched([]) == []
+
+
+def test_streams_read_as_they_go_and_keep_names(predictor, tmp_path):
+    files = [save(tmp_path / f"{index}.png") for index in range(3)]
+    (tmp_path / "2.png").write_bytes(b"broken")
+    stream = predictor.stream(tmp_path)
+    assert [next(stream).name, next(stream).name] == [str(files[0]), str(files[1])]
+    with pytest.raises(solo_d2.ImageError, match=r"2\.png"):
+        next(stream)
+
+
+def test_eight_threads_get_what_one_gets(predictor):
+    images = pictures()
+    expected = [predictor(image) for image in images]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(predictor, images * 4))
+    for index, result in enumerate(found):
+        assert same(result, expected[index % len(images)])
+
+
+def test_predictors_are_pickled_with_their_weights(predictor):
+    copy = pickle.loads(pickle.dumps(predictor))
+    assert same(copy(picture()), predictor(picture()))
+    assert copy.model is not predictor.model
+
+
+def test_speed_options_of_the_config_are_used_and_pickled(checkpoint, predictor):
+    options = ["TEST.SPEED.DTYPE", "bfloat16"]
+    fast = Predictor(checkpoint, device="cpu", score_thresh=0.0, overrides=options)
+    expected = fast(picture())
+    assert not torch.equal(expected.instances.scores, predictor(picture()).instances.scores)
+    assert same(pickle.loads(pickle.dumps(fast))(picture()), expected)
+
+
+def test_a_panoptic_model_has_a_segmentation(tmp_path):
+    checkpoint = save_model(tmp_path, panoptic=True)
+    found = Predictor(checkpoint, device="cpu", score_thresh=0.0)
+    result = found(picture())
+    assert result.stuff.names[0] == "things"
+    assert result.panoptic.ids.shape == (48, 64)
+    assert any(not segment["isthing"] for segment in result.panoptic.segments)
+    things = [segment for segment in result.panoptic.segments if segment["isthing"]]
+    found.score_thresh = 1.0
+    fewer = [segment for segment in found(picture()).panoptic.segments if segment["isthing"]]
+    assert len(fewer) < len(things)
+
+
+# ---------------------------------------------------------------- what the docs say
+
+
+@pytest.fixture
+def place(checkpoint, tmp_path, monkeypatch):
+    """A folder with all that the examples name."""
+    (tmp_path / "output").mkdir()
+    for name in ("model_final.pth", "config.yaml"):
+        source = checkpoint.parent / name.replace("model_final", "model")
+        text = source.read_bytes()
+        (tmp_path / "output" / name).write_bytes(text)
+    save(tmp_path / "photo.jpg", picture(seed=3))
+    save(tmp_path / "photos" / "a.png")
+    save(tmp_path / "photos" / "b.png", picture(80, 40))
+    write_video(tmp_path / "clip.mp4")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_examples_of_the_docstring_hold(place):
+    (found,) = doctest.DocTestFinder(recurse=False).find(Predictor, "Predictor", globs={})
+    results = doctest.DocTestRunner().run(found)
+    assert results.attempted >= 8
+    assert results.failed == 0
+
+
+def test_blocks_of_the_page_run(place, capsys):
+    page = (ROOT / "docs" / "python_api.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert len(blocks) >= 4
+    names = {}
+    for block in blocks:
+        exec(compile(block, "docs/python_api.md", "exec"), names)
+    assert (place / "photo_overlay.png").is_file()
+
+
+def test_public_names_are_loaded_on_first_use():
+    for name in solo_d2.__all__:
+        assert getattr(solo_d2, name) is not None
+    assert "Predictor" in solo_d2.__all__
+    assert inspect.isclass(solo_d2.Result)
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        solo_d2.Nothing  # noqa: B018

@@ -1,0 +1,174 @@
+"""Overlays for video and for print: same arguments, same meaning; what the fast one paints."""
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.detectron2
+pytest.importorskip("detectron2")
+
+import torch  # noqa: E402
+from detectron2.structures import Boxes, Instances  # noqa: E402
+
+from solo_d2.ops.contours import contour_masks  # noqa: E402
+from solo_d2.ops.mask_geometry import mask_boxes  # noqa: E402
+from solo_d2.visualization import overlay, publication  # noqa: E402
+from solo_d2.visualization.colors import instance_color  # noqa: E402
+from solo_d2.visualization.text import text_size, write, write_labels  # noqa: E402
+
+RED, BLUE = (1.0, 0.0, 0.0), (0.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("drawing", [overlay, publication])
+def test_contours_are_lines_not_areas(drawing):
+    masks = torch.zeros(3, 200, 240, dtype=torch.bool)
+    masks[0, 40:160, 30:150] = True
+    masks[0, 70:130, 60:120] = False  # a hole has a line too
+    masks[1, 100:180, 170:220] = True  # the third one has no pixel
+    found = Instances(
+        (200, 240),
+        pred_masks=contour_masks(masks),
+        pred_boxes=Boxes(torch.tensor([[30.0, 40, 150, 160], [170, 100, 220, 180], [0, 0, 0, 0]])),
+        scores=torch.tensor([0.9, 0.8, 0.7]),
+        pred_classes=torch.tensor([1, 0, 0]),
+    )
+    image = np.full((200, 240, 3), 128, dtype=np.uint8)
+    drawn = drawing.draw_instances(
+        image, found, ["a", "b"], scale=2, colors=[RED, BLUE, BLUE], contours=True
+    )
+    assert drawn.shape == (400, 480, 3)
+    for row, column, channel in ((200, 61, 0), (200, 119, 0), (280, 341, 2)):  # left sides
+        assert drawn[row, column, channel] > 200
+        assert drawn[row, column, 2 - channel] < 60
+    for row, column in ((200, 90), (200, 180), (280, 390)):  # object, hole, object
+        assert (drawn[row, column] == 128).all()
+
+
+@pytest.mark.parametrize("drawing", [overlay, publication])
+def test_stuff_has_one_colour_in_every_image_and_things_lie_on_it(drawing):
+    image = np.full((40, 50, 3), 128, dtype=np.uint8)
+
+    def instances(box, label, **more):
+        mask = torch.zeros(1, 40, 50, dtype=torch.bool)
+        mask[0, box[1] : box[3], box[0] : box[2]] = True
+        boxes = Boxes(torch.tensor([box]).float())
+        label = torch.tensor([label])
+        return Instances((40, 50), pred_masks=mask, pred_boxes=boxes, pred_classes=label, **more)
+
+    nothing = instances((0, 0, 1, 1), 0, scores=torch.tensor([1.0]))[:0]
+    thing = instances((25, 20, 45, 38), 0, scores=torch.tensor([0.8]))
+    names = ["a"], ["things", "", ""]  # without text over the pixels
+    pictures = [
+        drawing.draw_panoptic(image, found, instances(box, 2), *names)
+        for found, box in [
+            (nothing, (0, 0, 50, 40)),
+            (nothing, (0, 0, 20, 40)),
+            (thing, (0, 0, 20, 40)),
+        ]
+    ]
+    assert (pictures[0][30, 5] == pictures[1][30, 5]).all()
+    assert (pictures[1][30, 5] != 128).any()
+    assert (pictures[1][30, 35] == 128).all()
+    assert (pictures[2][30, 35] != 128).any()
+
+
+@pytest.mark.parametrize("drawing", [overlay, publication])
+def test_drawing_is_the_same_every_time_and_scales(drawing):
+    masks = torch.zeros(2, 40, 50, dtype=torch.bool)
+    masks[0, 5:30, 5:30] = True  # the second mask has no pixel
+    found = Instances(
+        (40, 50),
+        pred_masks=masks,
+        pred_boxes=Boxes(torch.tensor([[5.0, 5, 30, 30], [0, 0, 0, 0]])),
+        scores=torch.tensor([0.9, 0.2]),
+        pred_classes=torch.tensor([1, 0]),
+    )
+    image = np.full((40, 50, 3), 128, dtype=np.uint8)
+    first = drawing.draw_instances(image, found, ["a", "b"], scale=3)
+    second = drawing.draw_instances(image, found, ["a", "b"], scale=3, draw_boxes=True)
+    assert first.shape == second.shape == (120, 150, 3)
+    assert (first != second).any()
+    np.testing.assert_array_equal(first, drawing.draw_instances(image, found, ["a", "b"], scale=3))
+    assert (first[100:, 120:] == 128).all()
+    assert overlay.instance_labels(found, ["a", "b"]) == ["b 90%", "a 20%"]
+
+
+def test_a_label_of_stuff_stands_inside():
+    mask = np.zeros((30, 40), dtype=bool)
+    mask[:, :2] = mask[20:, :11] = True
+    x, y = overlay.deepest_point(mask)
+    assert 3 <= x <= 7
+    assert 22 <= y <= 27
+
+
+def instances_of(masks):
+    num = len(masks)
+    return Instances(
+        tuple(masks.shape[1:]),
+        pred_masks=masks,
+        pred_boxes=Boxes(mask_boxes(masks)),
+        scores=torch.full((num,), 0.5),
+        pred_classes=torch.zeros(num, dtype=torch.int64),
+    )
+
+
+def test_pixels_are_mixed_edges_are_full_and_the_smaller_mask_is_on_top():
+    masks = torch.zeros(2, 80, 120, dtype=torch.bool)
+    masks[0, 50:56, 60:70] = True
+    masks[1, 20:80, 5:115] = True
+    image = np.full((80, 120, 3), 100, np.uint8)
+    before = image.copy()
+    drawn = overlay.draw_instances(image, instances_of(masks), [""], colors=[RED, BLUE])
+    np.testing.assert_array_equal(image, before)
+    large, small = (0.5 * 100, 0.5 * 100, 0.5 * 355), (0.5 * 355, 50, 50)
+    np.testing.assert_allclose(drawn[75, 100], large, atol=1)
+    np.testing.assert_allclose(drawn[53, 65], small, atol=1)
+    assert drawn[50, 65].tolist() == [255, 0, 0]  # the upper edge of the small one
+    assert drawn[20, 90].tolist() == [0, 0, 255]
+    assert drawn[79, 90].tolist() != [0, 0, 255]  # what goes on outside of the image has no edge
+    assert (drawn[:20, 60:] == 100).all()
+
+
+def test_more_instances_than_bytes_count():
+    masks = torch.zeros(300, 20, 300, dtype=torch.bool)
+    masks[torch.arange(300), :, torch.arange(300)] = True
+    rng = np.random.default_rng(0)
+    colors = [tuple(color) for color in rng.random((300, 3))]
+    image = np.zeros((20, 300, 3), np.uint8)
+    drawn = overlay.draw_instances(image, instances_of(masks), [""], colors=colors)
+    # Masks of one column are all edge; the lower half is free of text.
+    np.testing.assert_allclose(drawn[18:], np.array(colors)[None].repeat(2, 0) * 255, atol=1)
+
+
+def test_no_instance_leaves_the_image():
+    image = np.random.default_rng(0).integers(0, 255, (5, 7, 3), dtype=np.uint8)
+    nothing = instances_of(torch.zeros(0, 5, 7, dtype=torch.bool))
+    np.testing.assert_array_equal(overlay.draw_instances(image, nothing, []), image)
+
+
+def test_text_stays_inside_and_is_clipped_where_it_is_larger():
+    picture = np.zeros((60, 200, 3), np.uint8)
+    write(picture, "cat 87%", (190, 58), (1.0, 1.0, 1.0), 12)
+    rows, columns = np.nonzero(picture.any(axis=2))
+    assert rows.max() == 59
+    assert columns.max() == 199
+    assert columns.min() > 100
+    ink = picture[rows.min() : 60, columns.min() : 200]
+    assert (ink < 60).any()  # dark letters on a bright ground
+    tiny = np.zeros((3, 4, 3), np.uint8)
+    write(tiny, "a long word, \u0436\u00e9", (0, 0), (0.0, 0.0, 1.0), 20)
+    assert tiny[:, :, 2].all()
+
+
+def test_labels_stand_above_their_boxes_or_in_them():
+    size = text_size(100, 100)
+    for top, above in ((60, True), (0, False)):
+        picture = np.zeros((100, 100, 3), np.uint8)
+        write_labels(picture, ["a"], np.array([[10, top, 50, 90]], np.float32), [RED], size)
+        rows = np.nonzero(picture.any(axis=2))[0]
+        assert (rows.max() < top) == above
+        assert rows.min() >= 0
+
+
+def test_colours_of_neighbours_differ():
+    colors = np.array([instance_color(index) for index in range(30)])
+    assert np.abs(colors[1:] - colors[:-1]).max(axis=1).min() > 0.2
