@@ -1,5 +1,5 @@
 # The work is in tools/envsetup; `make help` explains the variables.
-.PHONY: help setup test demo lint format clean
+.PHONY: help setup test demo docs lint format clean
 
 # They reach the worker through the environment, so no value passes through a shell.
 export VENV PYTHON TORCH DETECTRON2 PANOPTICAPI ARGS
@@ -17,6 +17,9 @@ test:
 
 demo:
 	$(worker) demo
+
+docs:
+	$(worker) docs
 
 lint:
 	$(worker) lint

@@ -19,6 +19,7 @@ from envsetup.requirements import DETECTRON2_COMMIT, DETECTRON2_REPOSITORY, KEEP
 HELP = f"""make setup    the virtual environment: torch, Detectron2, panopticapi, this project
 make test     set-up, then pytest
 make demo     set-up, then train, evaluate and show SOLOv2 on generated images (CPU: minutes)
+make docs     set-up, then build the documentation's site into build/site
 make lint     set-up, then ruff format --check, ruff check, mypy
 make format   set-up, then let ruff rewrite the files
 make clean    remove caches (never the environment or anything trained)
@@ -42,11 +43,11 @@ DETECTRON2_HELP = f"""Detectron2 can also come from another place (see `make hel
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
-    """Entry point: `setup_env.py setup|test|demo|lint|format|clean|help`."""
+    """Entry point: `setup_env.py setup|test|demo|docs|lint|format|clean|help`."""
     command = argv[0] if argv else "help"
     if command == "clean":
         return clean()
-    if command not in ("setup", "test", "demo", "lint", "format"):
+    if command not in ("setup", "test", "demo", "docs", "lint", "format"):
         print(HELP)
         return 0 if command == "help" else 2
     try:
@@ -76,6 +77,8 @@ def run(command: str, options: Options) -> int:
     if command == "format":
         fixed = call([python, "-m", "ruff", "check", "--fix-only", "."])
         return fixed or call([python, "-m", "ruff", "format", "."])
+    if command == "docs":
+        return call([python, "-m", "mkdocs", "build", "--strict"])
     if "detectron2" in missing:
         return 1
     return call([python, "tools/quickstart.py", *options.args]) if command == "demo" else 0

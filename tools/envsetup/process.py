@@ -100,6 +100,7 @@ def child_environ() -> dict[str, str]:
     for name in (*make, *VARIABLES):
         environ.pop(name, None)
     environ.update(PIP_DISABLE_PIP_VERSION_CHECK="1", PIP_NO_INPUT="1", GIT_TERMINAL_PROMPT="0")
+    environ.setdefault("NO_MKDOCS_2_WARNING", "1")  # about its successor, not about our pages
     # Give up on a connection that has come to a halt for a minute.
     environ.setdefault("GIT_HTTP_LOW_SPEED_LIMIT", "1000")
     environ.setdefault("GIT_HTTP_LOW_SPEED_TIME", "60")

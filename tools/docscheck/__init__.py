@@ -1,0 +1,1 @@
+"""Checking the documentation: the work behind tools/check_docs.py."""

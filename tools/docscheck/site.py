@@ -1,0 +1,45 @@
+"""Hooks of mkdocs: pages from outside of docs/, and links to the project's files."""
+
+import os
+import re
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).resolve().parents[2]
+# Page of the site -> file of the project that it shows.
+PAGES = {
+    "changelog.md": "CHANGELOG.md",
+    "configs.md": "configs/README.md",
+    "contributing.md": "CONTRIBUTING.md",
+}
+LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?![a-z]+:|#)([^)\s#]+)(#[^)\s]*)?\)")
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages from outside of docs/."""
+    for page, source in PAGES.items():
+        files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Point links to other pages at the site, links to other files at the repository.
+
+    On the pages of a repository the links of the text work as they are.
+    """
+    source = Path(PAGES.get(page.file.src_uri, f"docs/{page.file.src_uri}"))
+    shown = {file: name for name, file in PAGES.items()}
+
+    def rewrite(match: re.Match[str]) -> str:
+        text, target, anchor = match.group(1), match.group(2), match.group(3) or ""
+        file = os.path.normpath(source.parent / target)
+        if file in shown:
+            return f"[{text}]({shown[file]}{anchor})"
+        if Path(file).parts[0] == "docs":
+            return f"[{text}]({os.path.relpath(file, 'docs')}{anchor})"
+        return f"[{text}]({config.repo_url}/blob/main/{file})" if config.repo_url else text
+
+    return LINK.sub(rewrite, markdown)

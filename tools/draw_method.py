@@ -1,0 +1,121 @@
+#!/usr/bin/env python3
+r"""Draw how SOLO works on an image of a data set: targets, scores, kernels and masks, mask NMS.
+
+    python tools/draw_method.py --config-file output/quickstart/config.yaml \
+        --weights output/quickstart/model_final.pth --dataset shapes_val --index 3 --output method
+    python tools/draw_method.py --config-file configs/coco/solov2_R50_3x.yaml \
+        --dataset coco_2017_val --output method --pictures targets center
+
+Targets and centre need no weights. Each picture is a JPG of its name in the folder. The exit code
+is 2 if something is missing or can't be used.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch  # noqa: E402
+from detectron2.config import CfgNode  # noqa: E402
+from detectron2.data import DatasetCatalog, MetadataCatalog  # noqa: E402
+from detectron2.data.detection_utils import build_augmentation  # noqa: E402
+from detectron2.modeling import build_model  # noqa: E402
+
+from solo_d2 import ConfigError, DatasetError  # noqa: E402
+from solo_d2.api.images import save_image  # noqa: E402
+from solo_d2.config import load_config  # noqa: E402
+from solo_d2.data import (  # noqa: E402
+    SOLODatasetMapper,
+    check_datasets,
+    register_datasets_of_config,
+    resolve_num_classes,
+)
+from solo_d2.modeling.checkpointer import SOLOCheckpointer  # noqa: E402
+from solo_d2.visualization.method import PICTURES, make_scene  # noqa: E402
+
+# Pictures of the ground truth alone.
+WITHOUT_WEIGHTS = {"targets", "center"}
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--config-file", required=True, metavar="FILE", help="YAML; also a training's config.yaml")
+    add("--weights", metavar="FILE", help="checkpoint; without it the model is not trained")
+    add("--dataset", required=True, metavar="NAME", help="registered data set, or of the config")
+    add("--index", type=int, default=0, metavar="N", help="of the image in it; default: 0")
+    add("--output", type=Path, required=True, metavar="DIR", help="folder of the pictures")
+    add("--pictures", nargs="+", choices=sorted(PICTURES), metavar="NAME",
+        help=f"some of {', '.join(PICTURES)}; default: all that can be drawn")  # fmt: skip
+    add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="of the config")
+    args = parser.parse_args(argv)
+    if args.pictures is None:
+        args.pictures = [name for name in PICTURES if args.weights or name in WITHOUT_WEIGHTS]
+    needing = sorted(set(args.pictures) - WITHOUT_WEIGHTS)
+    if needing and not args.weights:
+        parser.error(f"{', '.join(needing)} show what a trained model does: give --weights")
+    return args
+
+
+def setup_cfg(args: argparse.Namespace) -> CfgNode:
+    """The config, with its data sets registered."""
+    cfg = load_config(args.config_file, args.opts)
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.DATASETS.TEST = (args.dataset,)
+    register_datasets_of_config(cfg)
+    check_datasets([args.dataset])
+    resolve_num_classes(cfg, [args.dataset])
+    return cfg
+
+
+def load_model(cfg: CfgNode, weights: str | None) -> Any:
+    """The model in evaluation mode, on the CPU."""
+    torch.manual_seed(0)
+    model = build_model(cfg).eval()
+    if weights:
+        SOLOCheckpointer(model, whole=True).load(weights)
+    return model
+
+
+def read_sample(cfg: CfgNode, dataset: str, index: int) -> dict[str, Any]:
+    """A training sample at the size of testing, neither flipped nor cut."""
+    samples = DatasetCatalog.get(dataset)
+    if not 0 <= index < len(samples):
+        raise ConfigError(f"--index {index}: {dataset} has the images 0 to {len(samples) - 1}")
+    augmentations = build_augmentation(cfg, is_train=False)
+    mapper = SOLODatasetMapper(cfg, is_train=True, augmentations=augmentations)
+    return mapper(samples[index])
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do what the command line says."""
+    cfg = setup_cfg(args)
+    model = load_model(cfg, args.weights)
+    scene = make_scene(model, read_sample(cfg, args.dataset, args.index))
+    names = MetadataCatalog.get(args.dataset).thing_classes
+    for name in args.pictures:
+        file = args.output / f"{name}.jpg"
+        save_image(file, PICTURES[name](model, scene, names))
+        print(file)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    args = parse_args(argv)
+    try:
+        run(args)
+    except (ConfigError, DatasetError, OSError) as error:
+        print(f"draw_method: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
