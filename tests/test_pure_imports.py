@@ -12,7 +12,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "solo_d2"
 PURE = ("structures.py", "targets.py", "losses.py", "inference.py", "ops/**/*.py")
 ALLOWED = {
-    "detectron2": ("config.py", "engine.py", "modeling", "data", "evaluation", "export"),
+    "detectron2": (
+        *("config.py", "launch.py", "api", "modeling", "data", "engine", "evaluation", "export"),
+        "visualization",
+    ),
     "triton": ("kernels",),
 }
 

@@ -25,10 +25,8 @@ from detectron2.config import CfgNode  # noqa: E402
 from detectron2.evaluation import inference_on_dataset  # noqa: E402
 from detectron2.utils.logger import setup_logger  # noqa: E402
 
-from demo.demo import setup_cfg  # noqa: E402
-from demo.images import whole_file  # noqa: E402
-from demo.predictor import Predictor  # noqa: E402
 from solo_d2 import ConfigError, DatasetError  # noqa: E402
+from solo_d2.api.loading import load_model, make_config  # noqa: E402
 from solo_d2.config import load_config  # noqa: E402
 from solo_d2.data.catalog import (  # noqa: E402
     check_datasets,
@@ -44,6 +42,7 @@ from solo_d2.evaluation.error_analysis import (  # noqa: E402
     read_predictions,
     to_json,
 )
+from solo_d2.files import whole_file  # noqa: E402
 
 RESULTS = "coco_instances_results.json"
 
@@ -98,7 +97,7 @@ def predict(cfg: CfgNode, dataset: str, folder: Path) -> Path:
         The predictions in COCO's format, in that folder.
     """
     resolve_num_classes(cfg, [dataset])
-    model = Predictor(cfg).model
+    model = load_model(cfg)
     evaluator = build_evaluator(cfg, dataset, str(folder))
     inference_on_dataset(model, Trainer.build_test_loader(cfg, dataset), evaluator)
     return folder / RESULTS
@@ -109,8 +108,7 @@ def run(args: argparse.Namespace) -> None:
     if args.predictions:
         cfg = load_config(args.config_file, args.opts)
     else:
-        args.confidence_threshold = 0.0  # AP counts every prediction
-        cfg = setup_cfg(args)
+        cfg = make_config(args.config_file, args.weights, device=args.device, overrides=args.opts)
     dataset = choose_dataset(cfg, args.dataset)
     ground_truth = load_ground_truth(cfg, dataset)
     with tempfile.TemporaryDirectory() as folder:

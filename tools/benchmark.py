@@ -5,16 +5,22 @@ import argparse
 import importlib
 import sys
 
+from solo_d2.errors import ConfigError, DatasetError
+
 # What each command measures; its module is solo_d2/benchmarks/COMMAND.py.
 COMMANDS = {
+    "drawing": "overlays of instances",
+    "evaluation": "COCO's figures from predictions",
+    "inference": "a model in several ways: eager, half precision, compiled, ONNX, 8 bits",
     "nms": "mask NMS",
     "panoptic": "from instances and labels of stuff to one segmentation",
     "postprocess": "from head outputs to final masks",
+    "train": "a training step, target assignment and the mask loss",
 }
 
 
-def main(argv: list[str]) -> None:
-    """Run the command that the first argument names."""
+def parse_args(argv: list[str]) -> argparse.Namespace:
+    """Read the command line; `run` of the result is what the first argument names."""
     listed = "\n".join(f"  {name:12} {what}" for name, what in COMMANDS.items())
     parser = argparse.ArgumentParser(
         description=__doc__,
@@ -30,7 +36,17 @@ def main(argv: list[str]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add_arguments(parser)
-    module.run(parser.parse_args(argv[1:]))
+    parser.set_defaults(run=module.run)
+    return parser.parse_args(argv[1:])
+
+
+def main(argv: list[str]) -> None:
+    """Run the command that the first argument names."""
+    args = parse_args(argv)
+    try:
+        args.run(args)
+    except (ConfigError, DatasetError) as error:
+        sys.exit(f"benchmark: {error}")
 
 
 if __name__ == "__main__":

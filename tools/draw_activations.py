@@ -22,11 +22,10 @@ from detectron2.config import CfgNode  # noqa: E402
 from detectron2.data import DatasetCatalog  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 
-from demo.demo import plan_overlays, setup_cfg  # noqa: E402
-from demo.drawing import draw_instances  # noqa: E402
-from demo.images import ImageError, expand_inputs, read_image, save_image  # noqa: E402
-from demo.predictor import Classes, Predictor, find_classes  # noqa: E402
-from solo_d2 import ConfigError, DatasetError  # noqa: E402
+from solo_d2 import ConfigError, DatasetError, ImageError, Predictor  # noqa: E402
+from solo_d2.api.images import expand_inputs, read_image, save_image  # noqa: E402
+from solo_d2.api.loading import make_config  # noqa: E402
+from solo_d2.api.outputs import plan_overlays  # noqa: E402
 from solo_d2.data.catalog import check_datasets, register_datasets_of_config  # noqa: E402
 from solo_d2.evaluation.activations import (  # noqa: E402
     choose_level,
@@ -97,13 +96,13 @@ def find_files(args: argparse.Namespace, cfg: CfgNode) -> list[Path]:
 
 
 def draw(
-    args: argparse.Namespace, predictor: Predictor, classes: Classes, image: NDArray[np.uint8]
+    args: argparse.Namespace, predictor: Predictor, image: NDArray[np.uint8]
 ) -> NDArray[np.uint8]:
     """The picture of one image."""
     model = predictor.model
     with record(model) as recording:
-        instances = predictor(image)
-    instances = instances[instances.scores >= args.confidence_threshold]
+        result = predictor.find(image)
+    instances, names = result.instances, predictor.classes.names
     if args.level is not None:
         level = find_level(model.head, args.level)
     else:
@@ -112,33 +111,27 @@ def draw(
         boxes.scale(width / image.shape[1], height / image.shape[0])
         level = choose_level(recording.outputs, boxes.tensor, model.scale_ranges)
     activations = level_activations(model.head, recording, level, tile=args.tile)
-    colors = class_colors(len(classes.names))
-    result = draw_instances(
-        image,
-        instances,
-        classes.names,
+    colors = class_colors(len(names))
+    picture = result.draw(
+        publication=True,
         scale=panel_size(activations)[1] / image.shape[1],
         colors=[tuple(color) for color in (colors / 255)[instances.pred_classes.numpy()]],
-        contours=predictor.contours,
     )
-    return compose(
-        image, result, activations, classes.names, colors, score_thresh=args.score_threshold
-    )
+    return compose(image, picture, activations, names, colors, score_thresh=args.score_threshold)
 
 
 def run(args: argparse.Namespace) -> None:
     """Do what the command line says."""
-    cfg = setup_cfg(args)
+    cfg = make_config(args.config_file, args.weights, device=args.device, overrides=args.opts)
     files = find_files(args, cfg)
     outputs = plan_overlays(args.output, files)
-    predictor = Predictor(cfg)
+    predictor = Predictor(cfg, device=args.device, score_thresh=args.confidence_threshold)
     if args.level is not None:
         find_level(predictor.model.head, args.level)  # before an image is read
     if args.score_threshold is None:
         args.score_threshold = cfg.MODEL.SOLO.SCORE_THRESH_TEST
-    classes = find_classes(cfg)
     for file, output in zip(files, outputs, strict=True):
-        save_image(str(output), draw(args, predictor, classes, read_image(file)))
+        save_image(str(output), draw(args, predictor, read_image(file)))
         print(f"{file} -> {output}")
 
 

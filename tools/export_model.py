@@ -28,10 +28,10 @@ from tqdm import tqdm
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from demo.demo import setup_cfg  # noqa: E402
-from demo.images import ImageError, expand_inputs, read_image, whole_file  # noqa: E402
-from demo.predictor import Predictor, find_classes  # noqa: E402
-from solo_d2 import ConfigError, DatasetError  # noqa: E402
+from solo_d2 import ConfigError, DatasetError, ImageError  # noqa: E402
+from solo_d2.api.classes import find_classes  # noqa: E402
+from solo_d2.api.images import expand_inputs, read_image  # noqa: E402
+from solo_d2.api.loading import load_model, make_config  # noqa: E402
 from solo_d2.data.catalog import check_datasets, register_datasets_of_config  # noqa: E402
 from solo_d2.engine import Trainer  # noqa: E402
 from solo_d2.evaluation.build import build_evaluator  # noqa: E402
@@ -39,6 +39,7 @@ from solo_d2.export.agreement import TOLERANCES, Comparison  # noqa: E402
 from solo_d2.export.pipeline import ExportPipeline  # noqa: E402
 from solo_d2.export.programs import EXTENSIONS, FORMATS, describe, trace  # noqa: E402
 from solo_d2.export.runner import Detector  # noqa: E402
+from solo_d2.files import whole_file  # noqa: E402
 
 # Images of DATASETS.TEST that are compared where none are named.
 DEFAULT_IMAGES = 20
@@ -72,21 +73,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def load_model(args: argparse.Namespace) -> tuple[CfgNode, Any]:
-    """The config and the model with its weights, on the CPU."""
-    args.confidence_threshold = 0.0  # all that the model finds
-    args.device = "cpu"
-    cfg = setup_cfg(args)
-    return cfg, Predictor(cfg).model
-
-
 def run(args: argparse.Namespace) -> list[str]:
     """Do what the command line says.
 
     Returns:
         Why the export disagrees with the model; nothing if it agrees and was written.
     """
-    cfg, model = load_model(args)
+    cfg = make_config(args.config_file, args.weights, device="cpu", overrides=args.opts)
+    model = load_model(cfg)
     batches = choose_inputs(args, cfg)
     pipeline = ExportPipeline(model, topk=args.topk, half=args.half, soft_masks=args.soft_masks)
     classes = find_classes(cfg)

@@ -30,8 +30,10 @@ ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
-from demo.images import ImageError, output_names, read_image, save_image, whole_file  # noqa: E402
+from solo_d2.api.images import ImageError, output_names, read_image, save_image  # noqa: E402
 from solo_d2.errors import DatasetError  # noqa: E402
+from solo_d2.files import whole_file  # noqa: E402
+from solo_d2.visualization.text import text_font  # noqa: E402
 
 STAMP = "quickstart.json"
 # Rows and pairs (input, prediction) per row of the montage.
@@ -249,11 +251,8 @@ def _into_square(image: NDArray[np.uint8], side: int) -> Image.Image:
 
 def _fitting_font(text: str, width: int, largest: int) -> ImageFont.FreeTypeFont:
     """The largest size of the font that Detectron2's overlays use at which a text fits."""
-    import matplotlib
-
-    file = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
-    fonts = (ImageFont.truetype(str(file), size) for size in range(largest, 6, -1))
-    return next((f for f in fonts if f.getlength(text) <= width), ImageFont.truetype(str(file), 6))
+    fonts = (text_font(size) for size in range(largest, 6, -1))
+    return next((font for font in fonts if font.getlength(text) <= width), text_font(6))
 
 
 def show(args: argparse.Namespace, metrics: Mapping[str, float]) -> Path:

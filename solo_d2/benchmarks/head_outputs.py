@@ -4,6 +4,7 @@ Shape letters: M candidates, T cells of all levels, E channels of the mask featu
 and columns, K classes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 
 from solo_d2.benchmarks.scenes import make_scene
 from solo_d2.ops.dynamic_conv import dynamic_conv
-from solo_d2.structures import Cells, HeadOutputs
+from solo_d2.structures import Cells, HeadOutputs, flatten_levels
 
 # Published.
 NUM_GRIDS = (40, 36, 24, 16, 12)
@@ -96,3 +97,43 @@ def cell_masks(outputs: Any, cells: Cells) -> Tensor:
 def mask_product(outputs: Any, cells: Cells) -> tuple[Tensor, Tensor]:
     """Like `SOLOv2Head.mask_product`."""
     return outputs.kernels[cells.index], outputs.mask_feature
+
+
+@dataclass(frozen=True)
+class KernelOutputs(HeadOutputs):
+    """What SOLOv2's head predicts for a batch, without the head.
+
+    Attributes:
+        kernel_params: L tensors (B, D, S, S).
+        mask_feature: (B, E, H, W).
+    """
+
+    kernel_params: list[Tensor]
+    mask_feature: Tensor
+
+
+class KernelHead:
+    """Makes the masks of `KernelOutputs`, as `SOLOv2Head` does; all levels are one mask group."""
+
+    def __init__(self, mask_strides: Sequence[int], mask_halo: int = 0):
+        """Make the head.
+
+        Args:
+            mask_strides: stride of the masks of each level.
+            mask_halo: half the side of the kernels, rounded down.
+        """
+        self.mask_strides = tuple(mask_strides)
+        self.mask_groups = (0,) * len(self.mask_strides)
+        self.mask_halo = mask_halo
+
+    def mask_maps(self, outputs: KernelOutputs, group: int) -> Sequence[Tensor]:
+        """The mask feature."""
+        return (outputs.mask_feature,)
+
+    def mask_params(self, outputs: KernelOutputs, cells: Cells) -> Sequence[Tensor]:
+        """The kernels of the cells."""
+        return (flatten_levels(outputs.kernel_params)[cells.image, cells.index],)
+
+    def make_masks(self, maps: Sequence[Tensor], params: Sequence[Tensor]) -> Tensor:
+        """Probabilities."""
+        return dynamic_conv(params[0], maps[0]).sigmoid_()

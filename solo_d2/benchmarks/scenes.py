@@ -22,21 +22,22 @@ HARMONICS = 4  # of the outline's radius over the angle
 
 
 def make_scene(
-    num: int, size: tuple[int, int], num_classes: int, seed: int = 0
+    num: int, size: tuple[int, int], num_classes: int, seed: int = 0, *, distinct: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw what an image gives to NMS.
+    """Draw what an image gives to NMS, or what it is annotated with.
 
     Args:
         num: N, at least 0.
         size: H and W.
         num_classes: K; 1 is a crowd.
         seed: of the random numbers; the same seed draws the same scene.
+        distinct: draw each object once, as annotations have it.
 
     Returns:
         Masks (N, H, W) bool, labels (N,) int64 in [0, K), scores (N,) float32, not increasing.
     """
     with one_thread():  # thousands of small operations
-        return _draw_scene(num, size, num_classes, seed)
+        return _draw_scene(num, size, num_classes, seed, distinct)
 
 
 def class_frequencies(num_classes: int) -> Tensor:
@@ -46,7 +47,7 @@ def class_frequencies(num_classes: int) -> Tensor:
 
 
 def _draw_scene(
-    num: int, size: tuple[int, int], num_classes: int, seed: int
+    num: int, size: tuple[int, int], num_classes: int, seed: int, distinct: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     masks = torch.zeros(num, *size, dtype=torch.bool)
@@ -57,7 +58,7 @@ def _draw_scene(
         area = math.exp(float(torch.randn(1, generator=generator)) * AREA_LOG_STD)
         area = min(area * AREA_MEDIAN, AREA_MAX)
         # Large objects are claimed by more cells: up to 3x3 on each of two levels.
-        most = 3 + round(15 * min(1.0, math.sqrt(area)))
+        most = 1 if distinct else 3 + round(15 * min(1.0, math.sqrt(area)))
         copies = min(int(torch.randint(1, most + 1, (1,), generator=generator)), num - start)
         _draw_object(masks[start : start + copies], area, generator)
         drawn = torch.multinomial(probs, 1 + copies, replacement=True, generator=generator)

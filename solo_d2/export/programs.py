@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from solo_d2.errors import ConfigError
@@ -80,6 +80,18 @@ def describe(
     )
 
 
+class _PlainTuple(nn.Module):
+    """A pipeline whose outputs are of no type of ours, so that its file needs none of our code."""
+
+    def __init__(self, pipeline: ExportPipeline):
+        super().__init__()
+        self.pipeline = pipeline
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """As the pipeline."""
+        return tuple(self.pipeline(*inputs))
+
+
 @torch.no_grad()
 def trace(pipeline: ExportPipeline, info: ModelInfo) -> Export:
     """Trace a pipeline with free batch, input and output sizes.
@@ -106,7 +118,10 @@ def trace(pipeline: ExportPipeline, info: ModelInfo) -> Export:
     count = 2 if pipeline.soft_masks else 4
     try:
         program = torch.export.export(
-            pipeline, tuple(arguments[:count]), dynamic_shapes=tuple(free[:count]), strict=False
+            _PlainTuple(pipeline),
+            tuple(arguments[:count]),
+            dynamic_shapes=(tuple(free[:count]),),
+            strict=False,
         )
     except Exception as error:  # torch has many kinds for what it cannot trace
         lines = str(error).strip().splitlines() or [type(error).__name__]

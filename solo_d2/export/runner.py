@@ -1,13 +1,11 @@
 """Run an exported model with NumPy, OpenCV and ONNX Runtime: neither torch nor Detectron2.
 
-This file uses nothing else of the project; it can be copied to where the model runs.
-
     detector = Detector.load("model.onnx")
     for found in detector(["photo.jpg"]):
         print(found["scores"], [detector.info.class_names[k] for k in found["classes"]])
 
 All the model's settings are in the file's metadata. Images become the same pixels as in Detectron2,
-whose resizing is Pillow's (`resize_image`); only the decoding of files is OpenCV's.
+whose resizing is Pillow's (`solo_d2.export.pixels`); only the decoding of files is OpenCV's.
 
 B images, D detections of the graph, N those of an image, H W rows and columns.
 """
@@ -22,9 +20,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from solo_d2.export.pixels import (
+    input_size,
+    mask_boxes,
+    paste_masks,
+    resize_image,
+    sample_positions,
+    stack_positions,
+)
+
 Arrays = dict[str, NDArray[Any]]
-# Bits behind the point in Pillow's weights of 8-bit images.
-WEIGHT_BITS = 22
 
 
 @dataclass(frozen=True)
@@ -197,6 +202,16 @@ class Detector:
         """
         if not images:
             return []
+        outputs = self.run(self.graph_inputs(images, output_sizes))
+        return [
+            self._finish(outputs, index, image.shape[:2], output_sizes[index], score_thresh)
+            for index, image in enumerate(images)
+        ]
+
+    def graph_inputs(
+        self, images: Sequence[NDArray[np.uint8]], output_sizes: Sequence[tuple[int, int]]
+    ) -> Arrays:
+        """The inputs of the graph, by name, for a batch; see `detect`."""
         image_sizes = [(image.shape[0], image.shape[1]) for image in images]
         height, width = self.padded_size(image_sizes)
         batch = np.zeros((len(images), 3, height, width), np.uint8)
@@ -206,12 +221,8 @@ class Detector:
         if not self.info.soft_masks:
             for axis, name in enumerate(("rows", "columns")):
                 sides = [(a[axis], b[axis]) for a, b in zip(image_sizes, output_sizes, strict=True)]
-                inputs[name] = _stack([sample_positions(*pair) for pair in sides])
-        outputs = self.run(inputs)
-        return [
-            self._finish(outputs, index, image_sizes[index], output_sizes[index], score_thresh)
-            for index in range(len(images))
-        ]
+                inputs[name] = stack_positions([sample_positions(*pair) for pair in sides])
+        return inputs
 
     def padded_size(self, image_sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
         """Height and width that hold all images, as the model needs them."""
@@ -272,153 +283,3 @@ def _require_image(image: NDArray[Any]) -> NDArray[np.uint8]:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
         raise ValueError(f"an image must be (H, W, 3) uint8, not {image.shape} {image.dtype}")
     return image
-
-
-def input_size(size: tuple[int, int], min_size: int, max_size: int) -> tuple[int, int]:
-    """Height and width that Detectron2's ResizeShortestEdge gives an image.
-
-    Args:
-        size: height and width of the image.
-        min_size: of the short side; 0 leaves the image alone.
-        max_size: limit of the long side.
-    """
-    if min_size == 0:
-        return size
-    scale = min_size / min(size)
-    # In its order of rounding.
-    height, width = (min_size if side == min(size) else scale * side for side in size)
-    if max(height, width) > max_size:
-        scale = max_size / max(height, width)
-        height, width = height * scale, width * scale
-    return max(1, int(height + 0.5)), max(1, int(width + 0.5))
-
-
-def resize_image(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Resize as Pillow does with its bilinear filter.
-
-    Unlike OpenCV's, the filter gets wider where the image shrinks. One axis is resized after the
-    other, rounded in between; Pillow 13 sometimes takes the rows first, and then differs by 1.
-
-    Args:
-        image: (H, W, C) uint8.
-        size: height and width of the result.
-    """
-    for axis in (1, 0):  # columns first, rounded to 8 bits in between
-        if image.shape[axis] != size[axis]:
-            image = _resize_axis(image, axis, size[axis])
-    return image
-
-
-def _resize_axis(image: NDArray[np.uint8], axis: int, size: int) -> NDArray[np.uint8]:
-    scale = image.shape[axis] / size
-    reach = max(scale, 1.0)  # half the width of the triangle
-    centers = (np.arange(size) + 0.5) * scale
-    first = np.maximum(np.trunc(centers - reach + 0.5), 0).astype(np.int64)
-    stop = np.minimum(np.trunc(centers + reach + 0.5), image.shape[axis]).astype(np.int64)
-    pixels = first[:, None] + np.arange((stop - first).max())
-    weights = np.maximum(1 - np.abs(pixels - centers[:, None] + 0.5) / reach, 0)
-    weights[pixels >= stop[:, None]] = 0
-    weights /= weights.sum(axis=1, keepdims=True)
-    weights = np.floor(weights * (1 << WEIGHT_BITS) + 0.5).astype(np.int32)
-    pixels = np.minimum(pixels, image.shape[axis] - 1)
-    shape = [-1 if i == axis else 1 for i in range(3)]
-    total = np.int32(1 << (WEIGHT_BITS - 1))  # rounds half up
-    for pixel, weight in zip(pixels.T, weights.T, strict=True):
-        total = total + image.take(pixel, axis=axis).astype(np.int32) * weight.reshape(shape)
-    return (total >> WEIGHT_BITS).clip(0, 255).astype(np.uint8)
-
-
-def sample_positions(side: int, output_side: int) -> NDArray[np.float32]:
-    """Where each output pixel lies in the image along one axis, in the image's pixels.
-
-    Args:
-        side: pixels of the image in the model's input.
-        output_side: pixels of the output.
-
-    Returns:
-        (output_side,) float32 in [0, side - 1].
-    """
-    pixels = np.arange(output_side, dtype=np.float32)
-    if side != output_side:
-        pixels = (pixels + np.float32(0.5)) * np.float32(side / output_side) - np.float32(0.5)
-    return pixels.clip(0, side - 1)
-
-
-def _stack(positions: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """(B, longest) float32; -1, outside of the image, behind shorter ones."""
-    result = np.full((len(positions), max(map(len, positions))), -1, np.float32)
-    for row, values in zip(result, positions, strict=True):
-        row[: len(values)] = values
-    return result
-
-
-def paste_masks(
-    probs: NDArray[np.float32],
-    stride: int,
-    image_size: tuple[int, int],
-    output_size: tuple[int, int],
-    thresh: float,
-) -> NDArray[np.bool_]:
-    """Bring soft masks to the output size: enlarge, cut off the padding, resize, threshold.
-
-    Args:
-        probs: (N, h, w) over the padded input.
-        stride: input pixels of one mask pixel.
-        image_size: height and width of the image in the padded input.
-        output_size: height and width of the result.
-        thresh: a pixel is set above this probability.
-
-    Returns:
-        (N, *output_size) bool.
-    """
-    masks = np.zeros((len(probs), *output_size), np.bool_)
-    sides = zip(probs.shape[1:], image_size, output_size, strict=True)
-    to_rows, to_columns = (
-        axis_weights(sample_positions(side, output_side), side, size, stride)
-        for size, side, output_side in sides
-    )
-    for mask, prob in zip(masks, probs, strict=True):
-        # Only output pixels near a mask pixel above the threshold can be set.
-        inside = prob > thresh
-        y = np.flatnonzero(to_rows @ inside.any(axis=1))
-        x = np.flatnonzero(to_columns @ inside.any(axis=0))
-        if len(y) and len(x):
-            part = slice(y[0], y[-1] + 1), slice(x[0], x[-1] + 1)
-            mask[part] = to_rows[part[0]] @ (prob @ to_columns[part[1]].T) > thresh
-    return masks
-
-
-def axis_weights(
-    positions: NDArray[np.float32], side: int, size: int, stride: int
-) -> NDArray[np.float32]:
-    """How much each of `size` mask pixels counts for each output pixel along one axis.
-
-    Args:
-        positions: (N,) in the image, see `sample_positions`.
-        side: pixels of the image.
-        size: mask pixels.
-        stride: input pixels of one mask pixel.
-
-    Returns:
-        (N, size) float32.
-    """
-    first = np.floor(positions)
-    fraction = (positions - first)[:, None]
-
-    def enlarged(pixel: NDArray[np.float32]) -> NDArray[np.float32]:
-        source = ((pixel + 0.5) / stride - 0.5).clip(0, size - 1)
-        return np.maximum(1 - np.abs(source[:, None] - np.arange(size, dtype=np.float32)), 0)
-
-    second = np.minimum(first + 1, side - 1)
-    weights = (1 - fraction) * enlarged(first) + fraction * enlarged(second)
-    return weights.astype(np.float32)
-
-
-def mask_boxes(masks: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Tight boxes (N, 4), XYXY, right and lower edge exclusive; zeros for a mask without pixels."""
-    boxes = np.zeros((len(masks), 4), np.float32)
-    for box, mask in zip(boxes, masks, strict=True):
-        y, x = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        if len(y):
-            box[:] = x[0], y[0], x[-1] + 1, y[-1] + 1
-    return boxes

@@ -1,6 +1,7 @@
 """The command line: export, check, refuse; and the demo and the runner on what it wrote."""
 
 import json
+import pickle
 import sys
 from pathlib import Path
 
@@ -15,9 +16,7 @@ pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
 from demo import demo  # noqa: E402
-from demo.images import read_image  # noqa: E402
-from demo.predictor import OnnxPredictor  # noqa: E402
-from solo_d2 import ConfigError  # noqa: E402
+from solo_d2 import ConfigError, Predictor  # noqa: E402
 from solo_d2.export.pipeline import ExportPipeline  # noqa: E402
 from solo_d2.export.runner import Detector  # noqa: E402
 from tests.export.test_runner import run_without_torch  # noqa: E402
@@ -101,14 +100,19 @@ def test_demo_gives_the_same_with_and_without_onnx(place, onnx_file, tmp_path):
         assert one["score"] == pytest.approx(other["score"], abs=0.02)
 
 
-def test_onnx_predictor_is_the_detector_on_rgb(place, onnx_file):
-    image = read_image(place / "images" / "a.png")
-    instances = OnnxPredictor(str(onnx_file), 0.0).predict(image)["instances"]
-    found = Detector.load(onnx_file)([place / "images" / "a.png"])[0]
-    assert instances.image_size == image.shape[:2]
-    assert np.array_equal(instances.pred_masks.numpy(), found["masks"])
-    with pytest.raises(ConfigError, match="--onnx: .*missing.onnx does not exist"):
-        OnnxPredictor("missing.onnx", 0.0)
+def test_predictor_is_the_detector(place, onnx_file):
+    files = sorted((place / "images").iterdir())
+    predictor = pickle.loads(pickle.dumps(Predictor(onnx_file, score_thresh=0.0, batch_size=2)))
+    detector = Detector.load(onnx_file)
+    for file, result in zip(files, predictor(files), strict=True):
+        (found,) = detector([file])
+        assert result.image_size == found["masks"].shape[1:]
+        assert np.array_equal(result.instances.pred_masks.numpy(), found["masks"])
+        assert result.classes.names == detector.info.class_names
+    with pytest.raises(ConfigError, match="missing.onnx does not exist"):
+        Predictor("missing.onnx")
+    with pytest.raises(AttributeError, match="no torch module"):
+        predictor.model  # noqa: B018
 
 
 def test_runs_without_torch(place, onnx_file):

@@ -1,0 +1,162 @@
+"""Pixels before and after the graph of an exported model: resizing as in Detectron2, masks, boxes.
+
+NumPy alone. N instances of an image, H W its rows and columns, h w those of soft masks.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Bits behind the point in Pillow's weights of 8-bit images.
+WEIGHT_BITS = 22
+
+
+def input_size(size: tuple[int, int], min_size: int, max_size: int) -> tuple[int, int]:
+    """Height and width that Detectron2's ResizeShortestEdge gives an image.
+
+    Args:
+        size: height and width of the image.
+        min_size: of the short side; 0 leaves the image alone.
+        max_size: limit of the long side.
+    """
+    if min_size == 0:
+        return size
+    scale = min_size / min(size)
+    # In its order of rounding.
+    height, width = (min_size if side == min(size) else scale * side for side in size)
+    if max(height, width) > max_size:
+        scale = max_size / max(height, width)
+        height, width = height * scale, width * scale
+    return max(1, int(height + 0.5)), max(1, int(width + 0.5))
+
+
+def resize_image(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Resize as Pillow does with its bilinear filter.
+
+    Unlike OpenCV's, the filter gets wider where the image shrinks. One axis is resized after the
+    other, rounded in between; Pillow 13 sometimes takes the rows first, and then differs by 1.
+
+    Args:
+        image: (H, W, C) uint8.
+        size: height and width of the result.
+    """
+    for axis in (1, 0):  # columns first, rounded to 8 bits in between
+        if image.shape[axis] != size[axis]:
+            image = _resize_axis(image, axis, size[axis])
+    return image
+
+
+def _resize_axis(image: NDArray[np.uint8], axis: int, size: int) -> NDArray[np.uint8]:
+    scale = image.shape[axis] / size
+    reach = max(scale, 1.0)  # half the width of the triangle
+    centers = (np.arange(size) + 0.5) * scale
+    first = np.maximum(np.trunc(centers - reach + 0.5), 0).astype(np.int64)
+    stop = np.minimum(np.trunc(centers + reach + 0.5), image.shape[axis]).astype(np.int64)
+    pixels = first[:, None] + np.arange((stop - first).max())
+    weights = np.maximum(1 - np.abs(pixels - centers[:, None] + 0.5) / reach, 0)
+    weights[pixels >= stop[:, None]] = 0
+    weights /= weights.sum(axis=1, keepdims=True)
+    weights = np.floor(weights * (1 << WEIGHT_BITS) + 0.5).astype(np.int32)
+    pixels = np.minimum(pixels, image.shape[axis] - 1)
+    shape = [-1 if i == axis else 1 for i in range(3)]
+    total = np.int32(1 << (WEIGHT_BITS - 1))  # rounds half up
+    for pixel, weight in zip(pixels.T, weights.T, strict=True):
+        total = total + image.take(pixel, axis=axis).astype(np.int32) * weight.reshape(shape)
+    return (total >> WEIGHT_BITS).clip(0, 255).astype(np.uint8)
+
+
+def sample_positions(side: int, output_side: int) -> NDArray[np.float32]:
+    """Where each output pixel lies in the image along one axis, in the image's pixels.
+
+    Args:
+        side: pixels of the image in the model's input.
+        output_side: pixels of the output.
+
+    Returns:
+        (output_side,) float32 in [0, side - 1].
+    """
+    pixels = np.arange(output_side, dtype=np.float32)
+    if side != output_side:
+        pixels = (pixels + np.float32(0.5)) * np.float32(side / output_side) - np.float32(0.5)
+    return pixels.clip(0, side - 1)
+
+
+def stack_positions(positions: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """(B, longest) float32; -1, outside of the image, behind shorter ones."""
+    result = np.full((len(positions), max(map(len, positions))), -1, np.float32)
+    for row, values in zip(result, positions, strict=True):
+        row[: len(values)] = values
+    return result
+
+
+def paste_masks(
+    probs: NDArray[np.float32],
+    stride: int,
+    image_size: tuple[int, int],
+    output_size: tuple[int, int],
+    thresh: float,
+) -> NDArray[np.bool_]:
+    """Bring soft masks to the output size: enlarge, cut off the padding, resize, threshold.
+
+    Args:
+        probs: (N, h, w) over the padded input.
+        stride: input pixels of one mask pixel.
+        image_size: height and width of the image in the padded input.
+        output_size: height and width of the result.
+        thresh: a pixel is set above this probability.
+
+    Returns:
+        (N, *output_size) bool.
+    """
+    masks = np.zeros((len(probs), *output_size), np.bool_)
+    sides = zip(probs.shape[1:], image_size, output_size, strict=True)
+    to_rows, to_columns = (
+        axis_weights(sample_positions(side, output_side), side, size, stride)
+        for size, side, output_side in sides
+    )
+    for mask, prob in zip(masks, probs, strict=True):
+        # Only output pixels near a mask pixel above the threshold can be set.
+        inside = prob > thresh
+        y = np.flatnonzero(to_rows @ inside.any(axis=1))
+        x = np.flatnonzero(to_columns @ inside.any(axis=0))
+        if len(y) and len(x):
+            part = slice(y[0], y[-1] + 1), slice(x[0], x[-1] + 1)
+            mask[part] = to_rows[part[0]] @ (prob @ to_columns[part[1]].T) > thresh
+    return masks
+
+
+def axis_weights(
+    positions: NDArray[np.float32], side: int, size: int, stride: int
+) -> NDArray[np.float32]:
+    """How much each of `size` mask pixels counts for each output pixel along one axis.
+
+    Args:
+        positions: (N,) in the image, see `sample_positions`.
+        side: pixels of the image.
+        size: mask pixels.
+        stride: input pixels of one mask pixel.
+
+    Returns:
+        (N, size) float32.
+    """
+    first = np.floor(positions)
+    fraction = (positions - first)[:, None]
+
+    def enlarged(pixel: NDArray[np.float32]) -> NDArray[np.float32]:
+        source = ((pixel + 0.5) / stride - 0.5).clip(0, size - 1)
+        return np.maximum(1 - np.abs(source[:, None] - np.arange(size, dtype=np.float32)), 0)
+
+    second = np.minimum(first + 1, side - 1)
+    weights = (1 - fraction) * enlarged(first) + fraction * enlarged(second)
+    return weights.astype(np.float32)
+
+
+def mask_boxes(masks: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Tight boxes (N, 4), XYXY, right and lower edge exclusive; zeros for a mask without pixels."""
+    boxes = np.zeros((len(masks), 4), np.float32)
+    for box, mask in zip(boxes, masks, strict=True):
+        y, x = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        if len(y):
+            box[:] = x[0], y[0], x[-1] + 1, y[-1] + 1
+    return boxes

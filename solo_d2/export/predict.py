@@ -1,0 +1,131 @@
+r"""Find the instances in image files with an exported model; save overlays and COCO results.
+
+    python -m solo_d2.export.predict --onnx model.onnx --input photos/ --output overlays \
+        --json results.json
+
+Needs NumPy, OpenCV and ONNX Runtime alone. The exit code is 0 if all went well, 1 if some file
+failed (the others are done), 2 if nothing could be started.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+
+from solo_d2.export.overlay import coco_results, draw_instances
+from solo_d2.export.runner import Detector, read_image
+from solo_d2.files import whole_file
+
+# What is taken from a folder; a file that is named is read whatever its extension.
+EXTENSIONS = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--onnx", required=True, metavar="FILE", help="what tools/export_model.py wrote")
+    add("--input", nargs="+", required=True, metavar="PATH", help="image files and folders")
+    add("--output", type=Path, metavar="DIR", help="folder for overlays, as PNG")
+    add("--json", type=Path, metavar="FILE", help="write all results in COCO format")
+    add("--confidence-threshold", type=float, default=0.3, metavar="P", help="least score")
+    add("--providers", nargs="+", metavar="NAME", help="of ONNX Runtime, best first, such as "
+        "CUDAExecutionProvider; default: the CPU's")  # fmt: skip
+    add("--threads", type=int, default=0, metavar="N", help="of the CPU; default: as it has cores")
+    args = parser.parse_args(argv)
+    if not (args.output or args.json):
+        parser.error("say what to do with the results: --output or --json")
+    return args
+
+
+def find_files(paths: Sequence[str]) -> list[Path]:
+    """The images that names of files and folders mean, each once.
+
+    Raises:
+        ValueError: there is none behind a name.
+    """
+    files: dict[Path, None] = {}
+    for name in paths:
+        path = Path(name)
+        inside = [path]
+        if path.is_dir():
+            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in EXTENSIONS)
+        if not inside or not inside[0].is_file():
+            raise ValueError(f"--input {name}: no image file")
+        files.update(dict.fromkeys(inside))
+    return list(files)
+
+
+def overlay_names(files: Sequence[Path], folder: Path) -> list[Path]:
+    """Where the overlay of each file goes.
+
+    Raises:
+        ValueError: two images would have the same, or one would be replaced by its overlay.
+    """
+    overlays = [folder / f"{file.stem}.png" for file in files]
+    if len(set(overlays)) < len(files):
+        raise ValueError("--output: images of the same name need folders, and runs, of their own")
+    inputs = {file.resolve() for file in files}
+    for overlay in overlays:
+        if overlay.resolve() in inputs:
+            raise ValueError(f"--output {folder} would replace the image {overlay}")
+    return overlays
+
+
+def run(args: argparse.Namespace) -> list[str]:
+    """Do what the command line says.
+
+    Returns:
+        What failed, a line each.
+
+    Raises:
+        ValueError: the model or the inputs cannot be used.
+    """
+    files = find_files(args.input)
+    overlays: Sequence[Path | None] = [None] * len(files)
+    if args.output:
+        overlays = overlay_names(files, args.output)
+    detector = Detector.load(args.onnx, providers=args.providers, threads=args.threads)
+    results: list[dict[str, Any]] = []
+    failures = []
+    for image_id, (file, overlay) in enumerate(zip(files, overlays, strict=True)):
+        try:
+            image = read_image(file)
+        except ValueError as error:
+            failures.append(str(error))
+            continue
+        found = detector([image], channel_order="BGR", score_thresh=args.confidence_threshold)[0]
+        if overlay is not None:
+            with whole_file(overlay) as path:
+                drawn = draw_instances(image, found, detector.info.class_names)
+                path.write_bytes(cv2.imencode(".png", drawn)[1].tobytes())
+        results += coco_results(found, image_id, str(file), detector.info.class_ids)
+    if args.json:
+        with whole_file(args.json) as path:
+            path.write_text(json.dumps(results, allow_nan=False), encoding="utf-8")
+    done = len(files) - len(failures)
+    print(f"{done} of {len(files)} images, {len(results)} instances")
+    return failures
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    args = parse_args(argv)
+    try:
+        failures = run(args)
+    except (ValueError, OSError) as error:
+        print(f"predict: {error}", file=sys.stderr)
+        return 2
+    for line in failures:
+        print(f"predict: skipped {line}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

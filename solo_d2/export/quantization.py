@@ -1,0 +1,124 @@
+"""Exported ONNX files with 8-bit convolutions, for the CPU.
+
+Every convolution of backbone and head computes in integers (uint8 inputs, int8 weights with a scale
+for each output channel). Norms, resizes and all that comes after the head (scores, areas, mask NMS,
+masks) stay in float32: these hold no convolution with weights of their own.
+"""
+
+import json
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from solo_d2.errors import ConfigError
+from solo_d2.export.packages import require_packages
+from solo_d2.export.runner import Arrays, Detector
+
+# Images whose activations set the scales, where their number is not given.
+CALIBRATION_IMAGES = 64
+
+
+def quantize_onnx(
+    source: Path, target: Path, calibration: Iterable[Arrays] | None, *, reduce_range: bool = False
+) -> None:
+    """Write the 8-bit version of a float32 file.
+
+    Args:
+        source: what tools/export_model.py wrote, in float32.
+        target: the file to write.
+        calibration: inputs of the graph (`Detector.graph_inputs`), from which the scale of each
+            convolution's input and output is taken once and for all; None: the scale of its input
+            is found anew in each run ("dynamic"), which takes time, and its output is float32.
+        reduce_range: 7-bit weights, for processors without VNNI instructions, whose sums of 8-bit
+            products can overflow.
+
+    Raises:
+        ConfigError: a package is missing, the file cannot be read, is not float32 or has no
+            convolution, or there is nothing to calibrate on.
+    """
+    require_packages("onnx", "onnxruntime")
+    from onnxruntime import quantization
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    _require_float32(source)
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = Path(folder) / "prepared.onnx"
+        quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        settings: dict[str, Any] = {
+            "op_types_to_quantize": ["Conv"],
+            "nodes_to_quantize": _convolutions(prepared, source),
+            "per_channel": True,
+            "reduce_range": reduce_range,
+        }
+        if calibration is None:
+            unsigned = quantization.QuantType.QUInt8  # all that ONNX Runtime's operator takes
+            quantization.quantize_dynamic(prepared, target, weight_type=unsigned, **settings)
+        else:
+            quantization.quantize_static(
+                prepared,
+                target,
+                _Reader(calibration),
+                activation_type=quantization.QuantType.QUInt8,
+                weight_type=quantization.QuantType.QInt8,
+                # The mean of the images' extremes: an outlier would make all steps coarser.
+                extra_options={"CalibMovingAverage": True},
+                **settings,
+            )
+    _set_precision(target, "int8")
+
+
+def load_detector(path: Path, *, threads: int = 0) -> Detector:
+    """`Detector.load`, whose complaints become a ConfigError."""
+    require_packages("onnxruntime")
+    try:
+        return Detector.load(path, threads=threads)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _require_float32(source: Path) -> None:
+    precision = load_detector(source).info.precision
+    if precision != "float32":
+        raise ConfigError(f"{source} is of {precision}, but only float32 files can be quantised")
+
+
+def _convolutions(path: Path, source: Path) -> list[str]:
+    """Names of the convolutions whose weights are constants."""
+    import onnx
+
+    graph = onnx.load(str(path)).graph
+    constants = {tensor.name for tensor in graph.initializer}
+    names = [x.name for x in graph.node if x.op_type == "Conv" and x.input[1] in constants]
+    if not names:
+        raise ConfigError(f"{source} has no convolution to quantise")
+    return names
+
+
+def _set_precision(path: Path, precision: str) -> None:
+    """Change what a file says of itself."""
+    import onnx
+
+    model = onnx.load(str(path))
+    metadata = {prop.key: prop.value for prop in model.metadata_props}
+    onnx.helper.set_model_props(model, metadata | {"precision": json.dumps(precision)})
+    onnx.save(model, str(path))
+
+
+class _Reader:
+    """Inputs one by one, as ONNX Runtime wants them."""
+
+    def __init__(self, inputs: Iterable[Arrays]):
+        self.inputs, self.count = iter(inputs), 0
+
+    def get_next(self) -> Arrays | None:
+        """The next inputs; None behind the last.
+
+        Raises:
+            ConfigError: there are none at all.
+        """
+        found = next(self.inputs, None)
+        if found is None and self.count == 0:
+            raise ConfigError("There is no image to calibrate on")
+        self.count += 1
+        return found

@@ -1,0 +1,183 @@
+"""Running a trained model faster, without an export: `TEST.SPEED`.
+
+Backbone, head and semantic branch are sped up. What follows them (scores, areas, mask NMS and
+resizing) gets float32 whatever they compute in.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+
+from solo_d2.errors import ConfigError
+from solo_d2.modeling.fusion import fuse_batch_norms
+from solo_d2.modeling.meta_arch.solo import SOLO
+from solo_d2.structures import NetworkOutputs
+
+logger = logging.getLogger("solo_d2")
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# By the value of TEST.SPEED.COMPILE, arguments of torch.compile.
+COMPILE: dict[str, dict[str, Any]] = {
+    "": {},
+    "dynamic": {"dynamic": True},
+    "static": {"dynamic": False},
+    "cuda-graphs": {"dynamic": False, "mode": "reduce-overhead"},
+}
+
+
+@dataclass(frozen=True)
+class SpeedOptions:
+    """What is done to a model; see the keys of TEST.SPEED.
+
+    Attributes:
+        fuse_bn: fold BatchNorms into convolutions.
+        channels_last: lay channels next to each other in memory.
+        dtype: a key of `DTYPES`, what convolutions and products compute in.
+        compile: a key of `COMPILE`.
+    """
+
+    fuse_bn: bool = False
+    channels_last: bool = False
+    dtype: str = "float32"
+    compile: str = ""
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> "SpeedOptions":
+        """Read TEST.SPEED.
+
+        Raises:
+            ConfigError: a key has a value that is not known.
+        """
+        speed = cfg.TEST.SPEED
+        for key, choices in (("DTYPE", DTYPES), ("COMPILE", COMPILE)):
+            if speed[key] not in choices:
+                raise ConfigError(
+                    f"TEST.SPEED.{key} is {speed[key]!r}, but must be one of {tuple(choices)}"
+                )
+        return cls(
+            fuse_bn=speed.FUSE_BN,
+            channels_last=speed.CHANNELS_LAST,
+            dtype=speed.DTYPE,
+            compile=speed.COMPILE,
+        )
+
+
+def speed_up(model: SOLO, options: SpeedOptions) -> SOLO:
+    """Make a model run faster in inference, in place.
+
+    Args:
+        model: with its weights; it is for inference alone from then on, if there is an option. It
+            can be copied and pickled.
+        options: what to do.
+
+    Returns:
+        The model.
+
+    Raises:
+        ConfigError: an option is not to be had on the model's device.
+    """
+    _check_device(model.device, options)
+    if options == SpeedOptions():
+        return model
+    model.eval().requires_grad_(False)
+    if options.fuse_bn:
+        count = fuse_batch_norms(model)
+        logger.log(
+            logging.INFO if count else logging.WARNING,
+            f"TEST.SPEED.FUSE_BN: {count} BatchNorms are folded into convolutions",
+        )
+    if options.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if replace(options, fuse_bn=False) != SpeedOptions():
+        model.network = FastNetwork(model, options)  # type: ignore[method-assign]
+    return model
+
+
+def _check_device(device: torch.device, options: SpeedOptions) -> None:
+    if options.compile == "cuda-graphs" and device.type != "cuda":
+        raise ConfigError(
+            f"TEST.SPEED.COMPILE is 'cuda-graphs', but the model is on {device.type}, which has no "
+            "CUDA graphs: set MODEL.DEVICE to cuda, or TEST.SPEED.COMPILE to 'dynamic'"
+        )
+    if options.dtype == "bfloat16" and device.type == "cuda":
+        if not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise ConfigError(
+                "TEST.SPEED.DTYPE is 'bfloat16', which this GPU cannot do: set it to 'float16'"
+            )
+
+
+class FastNetwork:
+    """Takes the place of a model's `network`."""
+
+    def __init__(self, model: SOLO, options: SpeedOptions):
+        """Wrap the network of a model.
+
+        Args:
+            model: in eval mode, with what `speed_up` changes in it.
+            options: of which dtype, channels_last and compile are looked at.
+        """
+        self.model, self.options = model, options
+        self._compiled: Callable[[Tensor], NetworkOutputs] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_compiled": None}  # which cannot be pickled
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> NetworkOutputs:
+        """Run; see `SOLO.network`.
+
+        Returns:
+            Float32 tensors of their own memory, in the usual layout.
+
+        Raises:
+            ConfigError: the network cannot be compiled.
+        """
+        mode = self.options.compile
+        if not mode:
+            return _to_float32(self._run(images), copy=False)
+        if self._compiled is None:
+            self._compiled = torch.compile(self._run, fullgraph=True, **COMPILE[mode])
+        if mode == "cuda-graphs":
+            torch.compiler.cudagraph_mark_step_begin()
+        try:
+            outputs = self._compiled(images)
+        except (TorchDynamoException, FailOnRecompileLimitHit) as error:
+            raise ConfigError(_cannot_compile(mode, error)) from error
+        # The next run of a CUDA graph writes to the same memory.
+        return _to_float32(outputs, copy=mode == "cuda-graphs")
+
+    def _run(self, images: Tensor) -> NetworkOutputs:
+        if self.options.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        dtype = DTYPES[self.options.dtype]
+        with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
+            return type(self.model).network(self.model, images)
+
+
+def _cannot_compile(mode: str, error: Exception) -> str:
+    if isinstance(error, FailOnRecompileLimitHit):
+        return (
+            f"TEST.SPEED.COMPILE is {mode!r}, but there are more sizes of padded batches than torch"
+            " compiles a function for (torch._dynamo.config.recompile_limit): set it to 'dynamic'"
+        )
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return f"TEST.SPEED.COMPILE is {mode!r}, but the network can't be compiled: {lines[0]}"
+
+
+def _to_float32(outputs: Any, *, copy: bool) -> Any:
+    """All tensors in lists and dataclasses as float32 in the usual layout; the rest as it is."""
+    if isinstance(outputs, Tensor):
+        return outputs.to(torch.float32, memory_format=torch.contiguous_format, copy=copy)
+    if isinstance(outputs, list):
+        return [_to_float32(part, copy=copy) for part in outputs]
+    if is_dataclass(outputs) and not isinstance(outputs, type):
+        parts = {part.name: getattr(outputs, part.name) for part in fields(outputs)}
+        parts = {name: _to_float32(part, copy=copy) for name, part in parts.items()}
+        return replace(outputs, **parts)
+    return outputs

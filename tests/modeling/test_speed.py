@@ -1,0 +1,249 @@
+"""Faster inference finds the same, and what cannot be had is named."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+pytestmark = pytest.mark.detectron2
+pytest.importorskip("detectron2")
+
+from detectron2.layers import FrozenBatchNorm2d  # noqa: E402
+from torch._dynamo.testing import CompileCounter  # noqa: E402
+
+from solo_d2.engine import Trainer, evaluate  # noqa: E402
+from solo_d2.engine import trainer as trainer_module  # noqa: E402
+from solo_d2.errors import ConfigError  # noqa: E402
+from solo_d2.modeling.fusion import fuse_batch_norms  # noqa: E402
+from solo_d2.modeling.layers import DeformConv2d  # noqa: E402
+from solo_d2.modeling.speed import FastNetwork, SpeedOptions, speed_up  # noqa: E402
+from tests.export.models import small_model  # noqa: E402
+from tests.modeling.test_backbones import resnet_config, small  # noqa: E402
+from tests.modeling.tiny import image, panoptic_config, tiny_config, tiny_model  # noqa: E402
+from tests.test_configs import Recorder  # noqa: E402
+
+BATCH_NORMS = (FrozenBatchNorm2d, nn.BatchNorm2d)
+
+
+def norms_of(model):
+    return [module for module in model.modules() if isinstance(module, BATCH_NORMS)]
+
+
+def trained(model):
+    """Norms as a training leaves them."""
+    generator = torch.Generator().manual_seed(0)
+    for norm in norms_of(model):
+        for name, low, high in (("running_var", 0.5, 2), ("running_mean", -1, 1)):
+            getattr(norm, name).uniform_(low, high, generator=generator)
+        norm.weight.data.uniform_(0.5, 1.5, generator=generator)
+        norm.bias.data.uniform_(-0.5, 0.5, generator=generator)
+    return model.eval()
+
+
+def with_batch_norms_everywhere():
+    cfg = resnet_config(deform=("res5",), modulated=True)
+    cfg.MODEL.SOLO.HEAD.NORM = cfg.MODEL.FPN.NORM = "BN"
+    return cfg
+
+
+@pytest.mark.parametrize(
+    "make_config", [with_batch_norms_everywhere, lambda: small("regnet")], ids=["resnet", "regnet"]
+)
+def test_folded_norms_change_nothing(make_config):
+    model = trained(tiny_model(make_config()))
+    images = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0)) * 4 - 2
+    number = len(norms_of(model))
+    with torch.no_grad():
+        expected = model.network(images).head
+        assert fuse_batch_norms(model) == number > 10
+        assert norms_of(model) == []
+        found = model.network(images).head
+    for name in ("class_logits", "kernel_params", "mask_features"):
+        for one, other in zip(getattr(found, name), getattr(expected, name), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * float(other.abs().max()))
+
+
+def test_the_norm_behind_a_deformable_convolution_is_folded():
+    norm = nn.BatchNorm2d(4)
+    conv = trained(DeformConv2d(3, 4, 3, padding=1, modulated=True, norm=norm))
+    nn.init.normal_(conv.offset.weight)
+    x = torch.rand(2, 3, 9, 7)
+    with torch.no_grad():
+        expected = conv(x)
+        assert fuse_batch_norms(conv) == 1
+        torch.testing.assert_close(conv(x), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_norms_of_batch_statistics_stay():
+    conv = DeformConv2d(3, 4, 3, modulated=False, norm=nn.BatchNorm2d(4, track_running_stats=False))
+    assert fuse_batch_norms(conv) == 0
+    assert conv.norm is not None
+
+
+def assert_same(found, expected, *, score, pixels):
+    """The same instances, but for the worst, and nearly the same scores and masks."""
+    found, expected = (x[0]["instances"] for x in (found, expected))
+    assert len(expected) > 20
+    assert found.scores.dtype == torch.float32
+    best = slice(0, 10)
+    torch.testing.assert_close(found.scores[best], expected.scores[best], rtol=0, atol=score)
+    same_class = found.pred_classes[:, None] == expected.pred_classes
+    masks, others = (x.pred_masks.flatten(1).float() for x in (found, expected))
+    differ = torch.cdist(masks, others, p=1) / masks.shape[1]
+    assert float(torch.where(same_class, differ, 1).amin(dim=1).quantile(0.8)) <= pixels
+
+
+@pytest.mark.parametrize(
+    ("options", "score", "pixels"),
+    [
+        ({"channels_last": True}, 1e-5, 1e-3),
+        ({"dtype": "bfloat16"}, 0.05, 0.05),
+        ({"fuse_bn": True, "channels_last": True, "dtype": "bfloat16"}, 0.05, 0.05),
+    ],
+)
+@pytest.mark.parametrize("make_config", [tiny_config, panoptic_config])
+def test_finds_the_same(make_config, options, score, pixels):
+    model = tiny_model(make_config(), sure=True).eval()
+    expected = model([image()])
+    assert speed_up(model, SpeedOptions(**options)) is model
+    outputs = model.network(torch.rand(1, 3, 96, 128))
+    assert not outputs.head.class_logits[0].requires_grad
+    tensors = [*outputs.head.class_logits, *outputs.head.mask_features]
+    tensors += [] if outputs.semantic_logits is None else [outputs.semantic_logits]
+    assert all(x.dtype == torch.float32 and x.is_contiguous() for x in tensors)
+    found = model([image()])
+    assert_same(found, expected, score=score, pixels=pixels)
+    assert found[0].keys() == expected[0].keys()
+
+
+def test_half_precision_is_used(monkeypatch):
+    model = small_model()
+    seen = []
+    model.backbone.register_forward_hook(lambda *args: seen.append(args[-1]["p2"].dtype))
+    speed_up(model, SpeedOptions(dtype="bfloat16"))
+    model([image()])
+    assert seen == [torch.bfloat16]
+
+
+@pytest.fixture
+def counter(monkeypatch):
+    """Compiles to what runs eagerly, and counts graphs."""
+    counter, real = CompileCounter(), torch.compile
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", lambda *a, **k: real(*a, backend=counter, **k))
+    yield counter
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("head", ["DecoupledSOLOLightHead", "SOLOv2Head"])
+def test_one_compiled_graph_serves_all_sizes(head, counter):
+    model = small_model("MODEL.SOLO.HEAD.NAME", head)
+    batches = [[image(96, 160)], [image(160, 128)], [image(128, 224)]]
+    expected = [model(batch) for batch in batches]
+    speed_up(model, SpeedOptions(compile="dynamic"))
+    for batch, one in zip(batches, expected, strict=True):
+        assert_same(model(batch), one, score=1e-4, pixels=1e-3)
+    assert counter.frame_count == 1
+
+
+def test_a_graph_for_each_size_and_not_for_many(counter):
+    model = speed_up(small_model(), SpeedOptions(compile="static"))
+    for size in ((96, 128), (128, 96), (96, 128)):
+        model([image(*size)])
+    assert counter.frame_count == 2
+    with torch._dynamo.config.patch(recompile_limit=2):
+        with pytest.raises(ConfigError, match="more sizes of padded batches.*'dynamic'"):
+            model([image(160, 160)])
+
+
+def test_what_cannot_be_compiled_is_named(counter):
+    model = small_model()
+    head = model.head.forward
+
+    def forward(features):
+        assert float(features["p2"].sum()) == float(features["p2"].sum())
+        print("a break")
+        torch._dynamo.graph_break()
+        return head(features)
+
+    model.head.forward = forward
+    speed_up(model, SpeedOptions(compile="dynamic"))
+    with pytest.raises(ConfigError, match="TEST.SPEED.COMPILE is 'dynamic', but the network can't"):
+        model([image()])
+
+
+def test_a_fast_model_is_copied_and_pickled():
+    model = speed_up(small_model(), SpeedOptions(channels_last=True, dtype="bfloat16"))
+    expected = model([image()])
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert twin.network.model is twin
+        assert_same(twin([image()]), expected, score=0, pixels=0)
+        nn.init.zeros_(next(twin.backbone.parameters()))
+    assert_same(model([image()]), expected, score=0, pixels=0)
+    assert model.state_dict().keys() == small_model().state_dict().keys()
+
+
+def test_without_options_nothing_changes():
+    model = small_model()
+    assert speed_up(model, SpeedOptions()) is model
+    assert "network" not in vars(model)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("DTYPE", "float64"), ("DTYPE", "bf16"), ("COMPILE", "on")]
+)
+def test_unknown_values_are_refused(key, value):
+    cfg = tiny_config()
+    cfg.TEST.SPEED[key] = value
+    with pytest.raises(ConfigError, match=f"TEST.SPEED.{key} is '{value}', but must be one of"):
+        SpeedOptions.from_config(cfg)
+
+
+def test_cuda_graphs_need_cuda():
+    with pytest.raises(ConfigError, match="'cuda-graphs', but the model is on cpu"):
+        speed_up(small_model(), SpeedOptions(compile="cuda-graphs"))
+
+
+def test_norms_that_are_not_there_are_warned_of(caplog):
+    speed_up(small_model(), SpeedOptions(fuse_bn=True))
+    assert "FUSE_BN: 0 BatchNorms" in caplog.text
+
+
+def test_an_evaluation_alone_uses_them(monkeypatch, tmp_path):
+    cfg = tiny_config()
+    cfg.OUTPUT_DIR = str(tmp_path)
+    cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
+    torch.save({"model": tiny_model(cfg).state_dict()}, cfg.MODEL.WEIGHTS)
+    cfg.TEST.SPEED.FUSE_BN = cfg.TEST.SPEED.CHANNELS_LAST = True
+    seen = set()
+    dict.__setitem__(cfg.TEST, "SPEED", Recorder(cfg.TEST.SPEED, seen, "SPEED"))
+    models = []
+
+    def test(cls, cfg, model):
+        models.append(model)
+        return {}
+
+    monkeypatch.setattr(trainer_module.Trainer, "test", classmethod(test))
+    evaluate(cfg)
+    assert isinstance(models[0].network, FastNetwork)
+    assert norms_of(models[0]) == []
+    assert seen == {f"SPEED.{key}" for key in ("FUSE_BN", "CHANNELS_LAST", "DTYPE", "COMPILE")}
+    assert "network" not in vars(Trainer.build_model(cfg))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_cuda_graphs_find_the_same_again_and_again(dtype):
+    cfg = tiny_config()
+    cfg.MODEL.DEVICE = "cuda"
+    model = tiny_model(cfg, sure=True).eval()
+    batches = [[image(seed=seed)] for seed in range(4)]
+    expected = [model(batch) for batch in batches]
+    speed_up(model, SpeedOptions(compile="cuda-graphs", dtype=dtype))
+    found = [model(batch) for batch in batches]  # kept over later runs
+    score = 1e-4 if dtype == "float32" else 0.05
+    for one, other in zip(found, expected, strict=True):
+        assert_same(one, other, score=score, pixels=0.05)

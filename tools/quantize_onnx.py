@@ -1,0 +1,141 @@
+r"""Make 8-bit convolutions of an exported model, for the CPU, and say what that costs.
+
+    python tools/quantize_onnx.py --config-file output/quickstart/config.yaml \
+        --model model.onnx --output model-int8.onnx
+
+Scales are taken from images of --calibration-dataset (the first of DATASETS.TRAIN), or in each run
+anew with --dynamic. Both files are then evaluated on --check-dataset (the first of DATASETS.TEST).
+If the figure drops by more than --most-drop nothing is written and the exit code is 1; it is 2 if
+nothing could be started.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from detectron2.utils.logger import setup_logger
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from solo_d2 import ConfigError, DatasetError  # noqa: E402
+from solo_d2.config import load_config  # noqa: E402
+from solo_d2.data.catalog import check_datasets, register_datasets_of_config  # noqa: E402
+from solo_d2.engine import Trainer, best_metric  # noqa: E402
+from solo_d2.evaluation.main_figure import main_figure  # noqa: E402
+from solo_d2.export.onnx_model import OnnxModel, detector_inputs  # noqa: E402
+from solo_d2.export.quantization import (  # noqa: E402
+    CALIBRATION_IMAGES,
+    load_detector,
+    quantize_onnx,
+)
+from solo_d2.export.runner import Arrays, Detector  # noqa: E402
+from solo_d2.files import whole_file  # noqa: E402
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--config-file", required=True, metavar="FILE", help="of the exported model")
+    add("--model", type=Path, required=True, metavar="FILE", help="float32, by export_model.py")
+    add("--output", type=Path, required=True, metavar="FILE", help=".onnx")
+    add("--dynamic", action="store_true", help="find the scales of inputs in each run")
+    add("--reduce-range", action="store_true", help="7-bit weights, for processors without VNNI")
+    add("--calibration-dataset", metavar="NAME")
+    add("--calibration-images", type=int, default=CALIBRATION_IMAGES, metavar="N",
+        help="how many of them (%(default)s)")  # fmt: skip
+    add("--check-dataset", metavar="NAME")
+    add("--most-drop", type=float, default=1.0, metavar="PERCENT", help="(%(default)s)")
+    add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="of the config")
+    args = parser.parse_args(argv)
+    if args.output.suffix != ".onnx":
+        parser.error("--output must end in .onnx")
+    if args.calibration_images < 1:
+        parser.error("--calibration-images must be at least 1")
+    return args
+
+
+def choose_dataset(given: str | None, listed: Sequence[str], option: str, key: str) -> str:
+    """The data set that an option or else a key names; it is there.
+
+    Raises:
+        ConfigError: there is none.
+        DatasetError: it is unknown or incomplete.
+    """
+    if not given and not listed:
+        raise ConfigError(f"{key} is empty: name a data set by {option}")
+    name = given or listed[0]
+    check_datasets([name])
+    return name
+
+
+def calibration_inputs(cfg: Any, detector: Detector, dataset: str, count: int) -> Iterator[Arrays]:
+    """Inputs of the graph for the first images of a data set."""
+    for batch in islice(Trainer.build_test_loader(cfg, dataset), count):
+        yield detector.graph_inputs(*detector_inputs(batch))
+
+
+def run(args: argparse.Namespace) -> bool:
+    """Do what the command line says; whether the file was written."""
+    cfg = load_config(args.config_file, args.opts)
+    register_datasets_of_config(cfg)
+    datasets = cfg.DATASETS
+    checked = choose_dataset(args.check_dataset, datasets.TEST, "--check-dataset", "DATASETS.TEST")
+    detector = load_detector(args.model)
+    calibration = None
+    if not args.dynamic:
+        source = choose_dataset(
+            args.calibration_dataset, datasets.TRAIN, "--calibration-dataset", "DATASETS.TRAIN"
+        )
+        calibration = calibration_inputs(cfg, detector, source, args.calibration_images)
+    metric = best_metric(cfg)
+    try:
+        with whole_file(args.output) as path:
+            quantize_onnx(args.model, path, calibration, reduce_range=args.reduce_range)
+            size = path.stat().st_size / 2**20
+            quantised = main_figure(cfg, checked, OnnxModel(load_detector(path)), metric)
+            full = main_figure(cfg, checked, OnnxModel(detector), metric)
+            print(f"{checked}: {metric} {full:.3f} in float32, {quantised:.3f} in 8 bits")
+            if not full - quantised <= args.most_drop:
+                raise _TooInexact
+    except _TooInexact:
+        return False
+    print(f"{args.output}: {size:.1f} MiB, {args.model}: {args.model.stat().st_size / 2**20:.1f}")
+    return True
+
+
+class _TooInexact(Exception):
+    """Ends the writing of a file that must not be there."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    args = parse_args(argv)
+    setup_logger()
+    logging.getLogger("detectron2.evaluation.fast_eval_api").setLevel(logging.WARNING)
+    try:
+        is_written = run(args)
+    except (ConfigError, DatasetError, OSError) as error:
+        print(f"quantize_onnx: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("quantize_onnx: interrupted", file=sys.stderr)
+        return 130
+    if not is_written:
+        print(
+            f"quantize_onnx: more than --most-drop {args.most_drop} is lost, {args.output} is not "
+            "written",
+            file=sys.stderr,
+        )
+    return 0 if is_written else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
