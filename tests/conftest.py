@@ -6,6 +6,7 @@ an error instead.
 """
 
 import importlib.util
+import logging
 import os
 import sys
 
@@ -54,6 +55,12 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         if item.get_closest_marker("detectron2") and not HAS_DETECTRON2:
             item.add_marker(pytest.mark.skip(reason=NEEDS_DETECTRON2))
+
+
+@pytest.fixture(autouse=True)
+def _our_messages_reach_caplog(monkeypatch):
+    """A run that a test has set up keeps our messages to its own handlers."""
+    monkeypatch.setattr(logging.getLogger("solo_d2"), "propagate", True)
 
 
 _not_run = set()

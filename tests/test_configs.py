@@ -32,6 +32,7 @@ def load(file):
     cfg.MODEL.DEVICE = "cpu"
     for part in (cfg.MODEL.SOLO, cfg.MODEL.SEM_SEG_HEAD):
         part.NUM_CLASSES = part.NUM_CLASSES or 5
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 5
     # All else is as it is in the file: with 40x40 cells a step of 512 channels takes half a minute.
     cfg.MODEL.SOLO.NUM_GRIDS = [max(2, side // 4) for side in cfg.MODEL.SOLO.NUM_GRIDS]
     return cfg

@@ -442,7 +442,8 @@ def run(monkeypatch, command, missing, **variables):
 def test_make_test_returns_what_pytest_returns(monkeypatch, calls, code):
     calls.code = code
     assert run(monkeypatch, "test", {}, ARGS="-x") == code
-    assert calls == [["/envs/solo/bin/python", "-m", "pytest", "-x"]]
+    workers = ["-n", str(min(os.cpu_count(), 8)), "--dist", "loadfile"]
+    assert calls == [["/envs/solo/bin/python", "-m", "pytest", *workers, "-x"]]
 
 
 def test_make_test_without_detectron2_runs_the_rest_and_fails(monkeypatch, calls, capsys):

@@ -4,8 +4,12 @@
 import argparse
 import importlib
 import sys
+from pathlib import Path
 
-from solo_d2.errors import ConfigError, DatasetError
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from solo_d2.errors import ConfigError, DatasetError  # noqa: E402
 
 # What each command measures; its module is solo_d2/benchmarks/COMMAND.py.
 COMMANDS = {

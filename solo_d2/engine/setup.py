@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 
 from solo_d2.config import load_config, override
 from solo_d2.data import check_datasets, register_datasets_of_config, resolve_num_classes
@@ -44,6 +45,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = load_config(args.config_file)
     apply_dataset_arguments(cfg, args)
     override(cfg, args.opts)
+    # Detectron2's own logger is set up by default_setup, too late for what is logged until then.
+    setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="solo_d2", abbrev_name="solo_d2")
     if not torch.cuda.is_available() and cfg.MODEL.DEVICE == "cuda":
         logger.warning("no GPU is available: MODEL.DEVICE is changed from cuda to cpu")
         cfg.MODEL.DEVICE = "cpu"

@@ -86,13 +86,15 @@ def run(command: str, options: Options) -> int:
 
 def run_tests(options: Options, missing: Mapping[str, str]) -> int:
     """Run pytest; without Detectron2 only what needs torch alone, and then fail."""
-    command = [str(Venv(options.venv).python), "-m", "pytest", *options.args]
+    command = [str(Venv(options.venv).python), "-m", "pytest"]
     if "detectron2" not in missing:
-        code = call(command)
+        # A worker for each core; the tests of a file share what is made once for them.
+        workers = ["-n", str(min(os.cpu_count() or 1, 8)), "--dist", "loadfile"]
+        code = call([*command, *workers, *options.args])
         if missing:
             print(explain(missing, "test"), file=sys.stderr)
         return code or int(bool(missing and os.environ.get("CI")))
-    code = call([*command, "-m", "not detectron2"])
+    code = call([*command, *options.args, "-m", "not detectron2"])
     print(
         "\nFAILED: only the tests that need torch alone ran. Models, data, training and evaluation "
         f"(the marker `detectron2`, listed above) did not.\n{explain(missing, 'test')}",

@@ -25,7 +25,7 @@ dataloader.train = L(make_train_loader)(
     ),
     total_batch_size=16,
     num_workers=4,
-    seed=7,
+    seed="${train.seed}",
 )
 
 dataloader.test = L(build_detection_test_loader)(
