@@ -1,0 +1,109 @@
+#!/usr/bin/env python3
+"""Draw learning curves of trainings side by side, from the metrics.json in their output folders.
+
+    python tools/plot_metrics.py output/solov2 output/mask_rcnn --keys total_loss segm/AP \
+        --output curves.png
+
+A key gets a panel of its own, a training a line of its own.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from solo_d2.errors import ConfigError
+from solo_d2.files import whole_file
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folders", nargs="+", type=Path, help="output folders of trainings")
+    parser.add_argument("--keys", nargs="+", default=["total_loss", "segm/AP"], metavar="KEY")
+    parser.add_argument("--names", nargs="+", metavar="NAME", help="default: the folders' names")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=".png or .jpg")
+    args = parser.parse_args(argv)
+    if args.names and len(args.names) != len(args.folders):
+        parser.error(f"{len(args.names)} --names were given for {len(args.folders)} folders")
+    return args
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """The lines of a training's metrics.json.
+
+    Raises:
+        ConfigError: there is no such file, or a line of it is broken.
+    """
+    file = folder / "metrics.json"
+    try:
+        lines = file.read_text().splitlines()
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror}") from None
+    metrics = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            metrics.append(json.loads(line))
+        except ValueError:
+            # A training that is going on, or was killed, may have written part of its last line.
+            if number < len(lines):
+                raise ConfigError(f"{file}, line {number} is not JSON") from None
+    return metrics
+
+
+def curve(metrics: Sequence[dict[str, float]], key: str) -> tuple[list[int], list[float]]:
+    """Iterations and values of a key; of an iteration that was repeated after a resume the last."""
+    values = {int(line["iteration"]): line[key] for line in metrics if key in line}
+    iterations = sorted(values)
+    return iterations, [values[i] for i in iterations]
+
+
+def plot(runs: dict[str, list[dict[str, float]]], keys: Sequence[str]) -> Figure:
+    """Draw a panel for each key and a line for each training.
+
+    Raises:
+        ConfigError: no training has a key.
+    """
+    figure = Figure(figsize=(5 * len(keys), 3.5), layout="constrained")
+    for axes, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
+        curves = {name: curve(metrics, key) for name, metrics in runs.items()}
+        if not any(values for _, values in curves.values()):
+            known = sorted({name for metrics in runs.values() for line in metrics for name in line})
+            raise ConfigError(f"no training has {key!r}; there are {', '.join(known)}")
+        for name, (iterations, values) in curves.items():
+            axes.plot(iterations, values, label=name, marker="." if len(values) < 20 else None)
+        axes.set(title=key, xlabel="iteration")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return figure
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    args = parse_args(argv)
+    names = args.names or [folder.name for folder in args.folders]
+    try:
+        runs = {
+            name: read_metrics(folder) for name, folder in zip(names, args.folders, strict=True)
+        }
+        figure = plot(runs, args.keys)
+        FigureCanvasAgg(figure)
+        with whole_file(args.output) as file:
+            figure.savefig(file, dpi=110, format=args.output.suffix.lstrip(".") or "png")
+    except (ConfigError, OSError) as error:
+        print(f"plot_metrics: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
