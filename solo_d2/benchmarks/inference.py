@@ -12,6 +12,7 @@ is found then, and what follows the network costs next to nothing.
 """
 
 import argparse
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -122,7 +123,7 @@ class Row:
         name: of the variant.
         failure: why it cannot run here; "" if it can.
         batches: for each batch size its timing ("milliseconds" of a batch) and "peak_bytes".
-        figure: of the data set, in percent; None without one.
+        figure: of the data set, in percent; None without one, or if it is not defined.
     """
 
     name: str
@@ -257,7 +258,7 @@ class InferenceBenchmark:
         self.metric = best_metric(self.cfg)
         for name, model in models.items():
             figure = main_figure(self.cfg, self.args.dataset, model, self.metric)
-            self.rows[name].figure = figure
+            self.rows[name].figure = figure if math.isfinite(figure) else None
 
 
 def load(args: argparse.Namespace) -> tuple[Any, Any]:
@@ -309,7 +310,7 @@ def table(rows: Sequence[Row], batches: Sequence[int], metric: str) -> list[dict
                 lines.append(_line(row, eager, batch, metric))
     for row in rows:
         if row.failure:
-            lines.append(dict.fromkeys(lines[0], "-") | {"variant": row.name})
+            lines.append(dict.fromkeys(lines[0], "-") | {"variant": row.name, "ms": "see below"})
     return lines
 
 
@@ -328,6 +329,8 @@ def _line(row: Row, eager: Row, batch: int, metric: str) -> dict[str, str]:
         "of least": f"{eager_timing.least / timing.least:.2f}",
         "MiB": "-" if peak is None else f"{peak / MIB:.0f}",
     }
-    if metric and row.figure is not None and eager.figure is not None:
+    if metric:
+        line |= {metric: "-", "change": "-"}
+    if row.figure is not None and eager.figure is not None:
         line |= {metric: f"{row.figure:.2f}", "change": f"{row.figure - eager.figure:+.2f}"}
     return line

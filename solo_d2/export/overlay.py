@@ -40,9 +40,7 @@ def draw_instances(
     for index in np.argsort([-int(mask.sum()) for mask in found["masks"]], kind="stable"):
         mask = found["masks"][index]
         picture[mask] = (picture[mask] + np.float32(colors[index])) / 2
-        outlines, _ = cv2.findContours(
-            mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE
-        )
+        outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(picture, outlines, -1, colors[index], thickness)
     labels = zip(found["classes"].tolist(), found["scores"].tolist(), strict=True)
     for box, color, (label, score) in zip(found["boxes"], colors, labels, strict=True):

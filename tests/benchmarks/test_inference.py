@@ -79,7 +79,7 @@ def test_times_are_of_an_image():
     assert eager["images/s"] == "50"
     assert (fast["speed"], fast["of least"], fast["MiB"]) == ("4.00", "2.00", "3")
     assert (fast["segm/AP"], fast["change"]) == ("49.50", "-0.50")
-    assert set(other.values()) == {"other", "-"}
+    assert set(other.values()) == {"other", "see below", "-"}
     assert other.keys() == eager.keys()
 
 
@@ -159,6 +159,7 @@ def test_exports_are_made_and_calibrated(config, tmp_path, monkeypatch):
     with fixed_sizes():
         rows = run(config, tmp_path / "a.json", *arguments, *inference.ONNX)
     assert [row["failure"] for row in rows.values()] == [""] * 5
+    assert [row["figure"] for row in rows.values()] == [50.0, None, None, None, None]
     assert asked == ["second", "first"]
     assert len(evaluated) == 5
 

@@ -1,109 +1,58 @@
-"""The command line: export, check, refuse; and the demo and the runner on what it wrote."""
+"""The command line: agreement printed, refusals; and the demo and the runner on what it wrote."""
 
 import json
 import pickle
-import sys
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 pytestmark = [pytest.mark.detectron2, pytest.mark.export]
-pytest.importorskip("detectron2")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
 from demo import demo  # noqa: E402
 from solo_d2 import ConfigError, Predictor  # noqa: E402
+from solo_d2.export.agreement import TOLERANCES  # noqa: E402
 from solo_d2.export.pipeline import ExportPipeline  # noqa: E402
 from solo_d2.export.runner import Detector  # noqa: E402
+from tests.export.conftest import model_arguments  # noqa: E402
+from tests.export.models import pipeline_detector  # noqa: E402
 from tests.export.test_runner import run_without_torch  # noqa: E402
-from tests.modeling.tiny import tiny_config, tiny_model  # noqa: E402
-
-# Detectron2 installs a package `tools`, so the file is imported from its folder.
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
-import export_model  # noqa: E402
 
 RUN = """
 from solo_d2.export.runner import Detector
 found = Detector.load(sys.argv[1])([sys.argv[2]])[0]
-print(len(found["scores"]), found["masks"].shape, found["masks"].sum())
+print(len(found["scores"]), found["masks"].sum())
 """
 
 
-def save_pictures(folder):
-    """Smooth ones, so that decoders and resizes of different libraries give the same pixels."""
-    folder.mkdir()
-    for name, (height, width) in {"a.png": (70, 100), "b.png": (120, 90)}.items():
-        y, x = np.mgrid[:height, :width]
-        image = np.stack([x * 2, y * 2, (x + y)], axis=2).clip(0, 255).astype(np.uint8)
-        Image.fromarray(image).save(folder / name)
-    return folder
+def run_demo(output, images, *model):
+    """COCO results of the demo, which also draws."""
+    arguments = [*model, "--input", images, "--output", output, "--json", output / "found.json"]
+    assert demo.main([*map(str, arguments), "--confidence-threshold", "0.2"]) == 0
+    return json.loads((output / "found.json").read_text())
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A config and weights of a model with a real backbone, and images."""
-    folder = tmp_path_factory.mktemp("model")
-    cfg = tiny_config("DecoupledSOLOLightHead")
-    cfg.merge_from_list(
-        [
-            *("DATASETS.TRAIN", (), "DATASETS.TEST", (), "INPUT.MIN_SIZE_TEST", 96),
-            *("INPUT.MAX_SIZE_TEST", 160, "TEST.DETECTIONS_PER_IMAGE", 20),
-        ]
-    )
-    torch.save({"model": tiny_model(cfg, sure=True).state_dict()}, folder / "model.pth")
-    (folder / "config.yaml").write_text(cfg.dump())
-    save_pictures(folder / "images")
-    return folder
-
-
-def model_arguments(place):
-    return ["--config-file", place / "config.yaml", "--weights", place / "model.pth"]
-
-
-def export(place, output, *args):
-    images = () if "--check-dataset" in args else ("--check-images", place / "images")
-    arguments = [*model_arguments(place), "--output", output, *images, *args]
-    return export_model.main([str(argument) for argument in arguments])
-
-
-@pytest.fixture(scope="module")
-def onnx_file(place):
-    assert export(place, place / "out" / "model.onnx") == 0
-    assert [file.name for file in (place / "out").iterdir()] == ["model.onnx"]
-    return place / "out" / "model.onnx"
-
-
-def test_metadata_is_in_the_file(onnx_file):
-    info = Detector.load(onnx_file).info
-    assert info.class_names == [f"class {index}" for index in range(5)]
-    assert (info.min_size, info.max_size, info.size_divisor) == (96, 160, 32)
-    assert (info.topk, info.max_detections, info.precision) == (500, 20, "float32")
-
-
-def test_demo_gives_the_same_with_and_without_onnx(place, onnx_file, tmp_path):
-    results = []
-    for name, model in (("onnx", ["--onnx", onnx_file]), ("torch", model_arguments(place))):
-        device = [] if name == "onnx" else ["--device", "cpu"]
-        arguments = [*model, *device, "--input", place / "images", "--output", tmp_path / name]
-        arguments += ["--json", tmp_path / f"{name}.json", "--confidence-threshold", "0.2"]
-        assert demo.main([str(argument) for argument in arguments]) == 0
-        results.append(json.loads((tmp_path / f"{name}.json").read_text()))
-        assert sorted(file.name for file in (tmp_path / name).iterdir()) == ["a.png", "b.png"]
-    found, expected = results
+def test_demo_gives_the_same_with_and_without_onnx(exported):
+    folder = exported.folder
+    found = run_demo(folder / "by_onnx", folder / "images", "--onnx", exported.onnx)
+    by_torch = *model_arguments(folder), "--device", "cpu"
+    expected = run_demo(folder / "by_torch", folder / "images", *by_torch)
     assert len(found) == len(expected) > 10
     for one, other in zip(found, expected, strict=True):
         assert one["file_name"] == other["file_name"]
         assert one["score"] == pytest.approx(other["score"], abs=0.02)
+    assert (folder / "by_onnx" / "a.png").exists()
 
 
-def test_predictor_is_the_detector(place, onnx_file):
-    files = sorted((place / "images").iterdir())
-    predictor = pickle.loads(pickle.dumps(Predictor(onnx_file, score_thresh=0.0, batch_size=2)))
-    detector = Detector.load(onnx_file)
+def test_predictor_is_the_detector(exported):
+    files = sorted((exported.folder / "images").iterdir())
+    predictor = pickle.loads(pickle.dumps(Predictor(exported.onnx, score_thresh=0.0, batch_size=2)))
+    detector = Detector.load(exported.onnx)
     for file, result in zip(files, predictor(files), strict=True):
         (found,) = detector([file])
         assert result.image_size == found["masks"].shape[1:]
@@ -115,31 +64,99 @@ def test_predictor_is_the_detector(place, onnx_file):
         predictor.model  # noqa: B018
 
 
-def test_runs_without_torch(place, onnx_file):
-    line = run_without_torch(RUN, onnx_file, place / "images" / "a.png")
-    found = Detector.load(onnx_file)([place / "images" / "a.png"])[0]
-    assert line.split() == f"{len(found['scores'])} (20, 70, 100) {found['masks'].sum()}".split()
+def test_runs_without_torch(exported):
+    image = exported.folder / "images" / "a.png"
+    found = Detector.load(exported.onnx)([image])[0]
+    number, pixels = run_without_torch(RUN, exported.onnx, image).split()
+    assert (int(number), int(pixels)) == (len(found["scores"]), found["masks"].sum())
 
 
-@pytest.mark.xfail(strict=False, reason="torch cannot save a program that returns a named tuple")
-def test_an_export_that_disagrees_is_not_written(place, tmp_path, monkeypatch, capsys):
-    def shifted(self, images, image_sizes):
-        return original(self, images, image_sizes) + 0.5
+@pytest.fixture
+def export(tool, folder, monkeypatch, tmp_path):
+    """Runs the command line without tracing: whether to write is decided alike for all formats."""
+    made = []
+    monkeypatch.setattr(tool, "trace", lambda pipeline, info: made.append((pipeline, info)))
 
+    def save(export, path):
+        path.touch()
+
+    def load(path):
+        return pipeline_detector(*made[-1])
+
+    monkeypatch.setitem(tool.FORMATS, "torch-export", (save, load))
+
+    def run(*args):
+        output = tmp_path / "out" / "model.pt2"
+        arguments = [*model_arguments(folder), "--format", "torch-export", "--output", output]
+        return tool.main([str(argument) for argument in (*arguments, *args)])
+
+    return run
+
+
+@pytest.fixture
+def images(folder):
+    return "--check-images", folder / "images"
+
+
+def shift_pixels(monkeypatch, number):
+    """Make what is exported another model."""
     original = ExportPipeline.normalise
-    monkeypatch.setattr(ExportPipeline, "normalise", shifted)
-    output = tmp_path / "model.pt2"
-    assert export(place, output, "--format", "torch-export") == 1
+    monkeypatch.setattr(ExportPipeline, "normalise", lambda *args: original(*args) + number)
+
+
+def test_agreement_is_printed(export, images, tmp_path, capsys):
+    assert export(*images) == 0
+    printed = capsys.readouterr().out
+    assert "2 images: 100 instances of both, 100 of the model, 100 of the export" in printed
+    assert (tmp_path / "out" / "model.pt2").exists()
+
+
+def test_an_export_that_disagrees_is_not_written(export, images, tmp_path, monkeypatch, capsys):
+    shift_pixels(monkeypatch, 0.5)
+    assert export(*images) == 1
     assert "disagrees" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
+    assert list((tmp_path / "out").iterdir()) == []
 
 
-@pytest.mark.xfail(strict=False, reason="torch cannot save a program that returns a named tuple")
-def test_too_few_candidates_are_explained(place, tmp_path, capsys):
-    output = tmp_path / "model.pt2"
-    assert export(place, output, "--format", "torch-export", "--topk", "9") == 1
+def test_too_few_candidates_are_explained(export, images, tmp_path, capsys):
+    assert export(*images, "--topk", "9") == 1
     assert "masks of 9 are made: --topk " in capsys.readouterr().err
-    assert not output.exists()
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.fixture
+def truth(folder, tmp_path):
+    """Arguments that name a data set whose truth is what the model finds."""
+    images, annotations = [], []
+    for image_id, name in enumerate(("a.png", "b.png")):
+        place = tmp_path / f"found {image_id}"
+        found = run_demo(place, folder / "images" / name, *model_arguments(folder))
+        height, width = found[0]["segmentation"]["size"]
+        images.append({"id": image_id, "file_name": name, "height": height, "width": width})
+        annotations += [{**one, "image_id": image_id, "iscrowd": 0} for one in found]
+    for number, annotation in enumerate(annotations, start=1):
+        _, _, width, height = annotation["bbox"]
+        annotation.update(id=number, area=width * height)
+    categories = [{"id": number, "name": f"class {number}"} for number in range(5)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (tmp_path / "truth.json").write_text(json.dumps(content))
+    entry = ["test_truth", str(tmp_path / "truth.json"), str(folder / "images")]
+    yield "--check-dataset", "test_truth", "--opts", "DATASETS.COCO_FORMAT", [entry]
+    for catalog in (DatasetCatalog, MetadataCatalog):
+        catalog.pop("test_truth", None)
+
+
+def test_ap_of_a_data_set_is_compared(export, truth, tmp_path, monkeypatch, capsys):
+    assert export(*truth) == 0
+    line = "test_truth: mask AP ([0-9.]+) of the model, ([0-9.]+) exported"
+    ap, exported_ap = re.search(line, capsys.readouterr().out).groups()
+    assert float(ap) == float(exported_ap) > 90
+    # Instances alone agree well enough to be let through.
+    tolerance = replace(TOLERANCES["float32"], score=1, iou=0, unmatched=1)
+    monkeypatch.setitem(TOLERANCES, "float32", tolerance)
+    shift_pixels(monkeypatch, 5)
+    assert export(*truth) == 1
+    assert "mask AP is" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -147,23 +164,19 @@ def test_too_few_candidates_are_explained(place, tmp_path, capsys):
     [
         (["--check-images", "nowhere/*.png"], "No image file matches --check-images"),
         (["--check-dataset", "unknown"], "unknown"),
-        (["--opts", "MODEL.SOLO.NMS.TYPE", "hard"], "MODEL.SOLO.NMS.TYPE is 'hard'"),
+        ([], "--check-images"),
     ],
 )
-def test_what_cannot_start_is_named(place, tmp_path, args, message, capsys):
-    output = tmp_path / "model.onnx"
-    given = [*model_arguments(place), "--output", output]
-    if args[0] == "--opts":
-        given += ["--check-images", place / "images"]
-    assert export_model.main([*map(str, given), *args]) == 2
+def test_what_cannot_start_is_named(export, tmp_path, args, message, capsys):
+    assert export(*args) == 2
     assert message in capsys.readouterr().err
-    assert not output.exists()
+    assert not (tmp_path / "out").exists()
 
 
-def test_nothing_to_compare_on(place, tmp_path, capsys):
-    arguments = [*model_arguments(place), "--output", tmp_path / "model.onnx"]
-    assert export_model.main([str(argument) for argument in arguments]) == 2
-    assert "--check-images" in capsys.readouterr().err
+def test_what_cannot_be_exported_is_named(export, images, tmp_path, capsys):
+    assert export(*images, "--opts", "MODEL.SOLO.NMS.TYPE", "hard") == 2
+    assert "MODEL.SOLO.NMS.TYPE is 'hard'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -174,9 +187,9 @@ def test_nothing_to_compare_on(place, tmp_path, capsys):
         ["--output", "model.onnx", "--topk", "0"],
     ],
 )
-def test_arguments_that_do_not_fit(args):
+def test_arguments_that_do_not_fit(tool, args):
     with pytest.raises(SystemExit):
-        export_model.parse_args(["--config-file", "c", *args])
+        tool.parse_args(["--config-file", "c", *args])
 
 
 @pytest.mark.parametrize(
@@ -191,5 +204,5 @@ def test_arguments_that_do_not_fit(args):
 def test_demo_arguments_that_do_not_fit(args, capsys):
     with pytest.raises(SystemExit):
         demo.parse_args([*args, "--input", "x", "--output", "y"])
-    assert "--config-file" in capsys.readouterr().err
+    assert "--onnx" in capsys.readouterr().err
     assert not Path("y").exists()

@@ -39,11 +39,20 @@ from tests.export.models import (  # noqa: E402
     small_model,
 )
 
-# The backbone that most models have.
-RESNET = [
-    *("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone"),
-    *("MODEL.SOLO.IN_FEATURES", ["p2", "p6"]),
-]
+# On top of `VARIANTS`: once the backbone that most models have, and few deformable convolutions,
+# which become many nodes.
+GALLERY = {
+    "solo": [
+        *("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone"),
+        *("MODEL.SOLO.IN_FEATURES", ["p2", "p6"]),
+    ],
+    "decoupled": [],
+    "decoupled light, deformable": ["MODEL.SOLO.HEAD.DEFORM", ""],
+    "solov2, linear": [],
+    "solov2 separate, 3x3 kernels, deformable": [
+        *("MODEL.SOLO.HEAD.DEFORM", "", "MODEL.SOLO.MASK_FEATURE.DEFORM", "v2"),
+    ],
+}
 # For the compiler: quick rather than good code.
 QUICK = {
     "aot_inductor.debug_compile": True,
@@ -74,8 +83,8 @@ class Gallery(nn.Module):
 
 def test_every_head_in_onnx(tmp_path):
     """The steps after the heads are the same for all: `exported` has them."""
-    models = {name: small_model(*VARIANTS[name]) for name in VARIANTS}
-    models["solo"] = small_model(*VARIANTS["solo"], *RESNET)
+    assert GALLERY.keys() == VARIANTS.keys()
+    models = {name: small_model(*VARIANTS[name], *GALLERY[name]) for name in VARIANTS}
     pipelines = [
         ExportPipeline(model, half=name == "solov2, linear") for name, model in models.items()
     ]

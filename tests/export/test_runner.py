@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from solo_d2.export import runner
+from solo_d2.export import pixels, runner
 from solo_d2.ops.mask_geometry import mask_boxes
 from solo_d2.ops.paste_masks import paste_masks
 
@@ -37,9 +37,9 @@ def test_resizes_as_pillow(seed):
         return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
 
     for one_side in ((size[0], width), (height, size[1]), (height, width)):
-        assert np.array_equal(runner.resize_image(image, one_side), pillow(*one_side))
+        assert np.array_equal(pixels.resize_image(image, one_side), pillow(*one_side))
     # Which axis comes first, and what is rounded in between, depends on Pillow's version.
-    difference = runner.resize_image(image, tuple(size)).astype(int) - pillow(*size)
+    difference = pixels.resize_image(image, tuple(size)).astype(int) - pillow(*size)
     assert np.abs(difference).max() <= 1
 
 
@@ -52,9 +52,9 @@ def test_sizes_are_those_of_detectron2():
         height, width, short = (int(x) for x in rng.integers(1, 2000, 3))
         long = int(rng.integers(short, 2 * short + 1))
         expected = ResizeShortestEdge.get_output_shape(height, width, short, long)
-        found = runner.input_size((height, width), short, long)
+        found = pixels.input_size((height, width), short, long)
         assert found == tuple(max(1, side) for side in expected)
-    assert runner.input_size((7, 9), 0, 100) == (7, 9)
+    assert pixels.input_size((7, 9), 0, 100) == (7, 9)
 
 
 @pytest.mark.parametrize(
@@ -66,10 +66,10 @@ def test_soft_masks_are_pasted_as_in_the_model(image_size, output_size):
     probs[1] = 0
     expected = torch.zeros(6, *output_size, dtype=torch.bool)
     paste_masks(probs, stride=4, image_size=image_size, thresh=0.5, out=expected, backend="torch")
-    found = runner.paste_masks(probs.numpy(), 4, image_size, output_size, 0.5)
+    found = pixels.paste_masks(probs.numpy(), 4, image_size, output_size, 0.5)
     assert expected.any()
     assert np.array_equal(found, expected.numpy())
-    assert np.array_equal(runner.mask_boxes(found), mask_boxes(expected).numpy())
+    assert np.array_equal(pixels.mask_boxes(found), mask_boxes(expected).numpy())
 
 
 def test_metadata_round_trip():
