@@ -19,6 +19,7 @@ COMMANDS = {
     "nms": "mask NMS",
     "panoptic": "from instances and labels of stuff to one segmentation",
     "postprocess": "from head outputs to final masks",
+    "report": "a page about inference with a model: stages, size, memory, speed, accuracy",
     "train": "a training step, target assignment and the mask loss",
 }
 

@@ -60,6 +60,21 @@ class Backend(Protocol):
         """
 
 
+def model_input(image: Image, size: tuple[int, int], input_format: str) -> dict[str, Any]:
+    """Detectron2's input of an image whose results are wanted at its own size.
+
+    Args:
+        image: as of this module.
+        size: height and width of the network's input.
+        input_format: "BGR" or "RGB".
+    """
+    height, width = image.shape[:2]
+    pixels = image[:, :, ::-1] if input_format == "BGR" else image
+    pixels = T.ResizeTransform(height, width, *size).apply_image(np.ascontiguousarray(pixels))
+    tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    return {"image": tensor, "height": height, "width": width}
+
+
 class TorchBackend:
     """A model of PyTorch, with its weights, and the resizing of its inputs."""
 
@@ -89,16 +104,12 @@ class TorchBackend:
     def prepare(self, image: Image) -> dict[str, Any]:
         """See `Backend`; the tensor is on the host."""
         height, width = image.shape[:2]
-        pixels = image[:, :, ::-1] if self.input_format == "BGR" else image
         size = (height, width)
         if self.min_size > 0:
             size = T.ResizeShortestEdge.get_output_shape(
                 height, width, self.min_size, self.max_size
             )
-        size = tuple(max(1, side) for side in size)  # very long images
-        pixels = T.ResizeTransform(height, width, *size).apply_image(np.ascontiguousarray(pixels))
-        tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-        return {"image": tensor, "height": height, "width": width}
+        return model_input(image, (max(1, size[0]), max(1, size[1])), self.input_format)
 
     def padded_size(self, prepared: dict[str, Any]) -> tuple[int, int]:
         """See `Backend`."""

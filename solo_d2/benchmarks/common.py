@@ -62,8 +62,10 @@ class Timing:
         return f"{self.median:.3g} ({self.low:.3g}-{self.high:.3g})"
 
 
-def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what every benchmark takes."""
+def add_common_arguments(
+    parser: argparse.ArgumentParser, *, output: str = "json file for the results"
+) -> None:
+    """Add what every benchmark takes; `output` says what its --output is."""
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", type=torch.device, default=torch.device(default))
     parser.add_argument("--threads", type=int, help="of the CPU; default: what torch takes")
@@ -77,7 +79,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         help="seconds after which a case stops early, with at least 3 calls (%(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, help="json file for the results")
+    parser.add_argument("--output", type=Path, help=output)
     parser.add_argument("--peak-bandwidth", type=float, help="GB/s of a GPU that names none itself")
     parser.add_argument("--peak-int8", type=float, help="dense TOPS of a GPU, likewise")
 

@@ -37,10 +37,11 @@ class Tolerance:
     ap: float
 
 
-# Of float32 only the order of sums differs. In float16 probabilities are off by up to some
+# Of float32 only the order of sums differs; a pixel just at the threshold may change sides, which
+# the score of a small mask shows in its third digit. In float16 probabilities are off by up to some
 # thousandths, so pixels at a mask's border and instances at a threshold come and go.
 TOLERANCES = {
-    "float32": Tolerance(score=1e-3, iou=0.95, unmatched=0.002, ap=0.1),
+    "float32": Tolerance(score=5e-3, iou=0.95, unmatched=0.002, ap=0.1),
     "float16": Tolerance(score=0.05, iou=0.75, unmatched=0.03, ap=0.3),
 }
 
