@@ -125,6 +125,8 @@ class SOLOCheckpointer(DetectionCheckpointer):
         if queries:
             raise ValueError(f"its address has unknown options: {', '.join(queries)}")
         source = recognise(loaded["model"])
+        if source is not None and not source.whole and loaded["model"].keys() >= self._names():
+            source = None  # the model is such a detector itself
         if source is not None:
             self.logger.info(f"{filename} holds {source.title}")
             loaded["model"] = source.convert(loaded["model"]).state
@@ -132,6 +134,9 @@ class SOLOCheckpointer(DetectionCheckpointer):
             source = BY_ENDS
             loaded["model"] = self._match_by_ends(loaded["model"])
         return {**loaded, "source": source}
+
+    def _names(self) -> set[str]:
+        return set(self.model.state_dict())
 
     def _match_by_ends(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Detectron2's heuristics, for the backbone; what finds no place is left out and logged."""

@@ -290,3 +290,18 @@ def test_shapes_matched_by_ends(tmp_path):
     torch.save({"res5.0.conv1.weight": torch.ones(1)}, tmp_path / "other.pth")
     with pytest.raises(ConfigError, match=r"res5\.0\.conv1\.weight \(1,\) instead of \(512, "):
         SOLOCheckpointer(tiny_model()).load(f"{tmp_path}/other.pth?matching_heuristics=True")
+
+
+def test_a_detector_goes_whole_into_its_own_kind(tmp_path):
+    """A Mask R-CNN that is trained beside SOLO is more than a backbone to itself."""
+
+    class Detector(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = torch.nn.ModuleDict({"bottom_up": torch.nn.Linear(2, 2)})
+            self.roi_heads = torch.nn.Linear(2, 2)
+
+    trained, model = Detector(), Detector()
+    torch.save({"model": trained.state_dict()}, tmp_path / "weights.pth")
+    SOLOCheckpointer(model, whole=True).load(str(tmp_path / "weights.pth"))
+    assert all(torch.equal(v, trained.state_dict()[k]) for k, v in model.state_dict().items())
