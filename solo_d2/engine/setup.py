@@ -45,12 +45,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = load_config(args.config_file)
     apply_dataset_arguments(cfg, args)
     override(cfg, args.opts)
-    # Detectron2's own logger is set up by default_setup, too late for what is logged until then.
-    setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="solo_d2", abbrev_name="solo_d2")
-    if not torch.cuda.is_available() and cfg.MODEL.DEVICE == "cuda":
-        logger.warning("no GPU is available: MODEL.DEVICE is changed from cuda to cpu")
-        cfg.MODEL.DEVICE = "cpu"
-    scale_schedule(cfg)
+    rank = comm.get_rank()
+    setup_logger(distributed_rank=rank, name="solo_d2")
     check_solver_config(cfg)
     register_datasets_of_config(cfg)
     used = tuple(cfg.DATASETS.TEST) if args.eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
@@ -61,6 +57,12 @@ def setup(args: argparse.Namespace) -> CfgNode:
     ):
         provide_cityscapes_scripts()
     resolve_num_classes(cfg, used)
+    # From here on OUTPUT_DIR exists: nothing is left behind by a run that could not start.
+    setup_logger(cfg.OUTPUT_DIR, rank, name="solo_d2", configure_stdout=False)
+    if not torch.cuda.is_available() and cfg.MODEL.DEVICE == "cuda":
+        logger.warning("no GPU is available: MODEL.DEVICE is changed from cuda to cpu")
+        cfg.MODEL.DEVICE = "cpu"
+    scale_schedule(cfg)
     resolve_seed(cfg, resume=args.resume)
     cfg.freeze()
     default_setup(cfg, args)
