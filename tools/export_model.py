@@ -6,8 +6,9 @@ r"""Export a trained model, if the export finds what the model finds.
 The file holds everything from the bytes of an image to masks at the size of the output, and all
 settings as metadata; solo_d2/export/runner.py runs it. Before it is written, model and export are
 compared on real images: those of --check-images; or all of --check-dataset, then mask AP too; or
-the first ones of DATASETS.TEST. If the two disagree nothing is written and the exit code is 1; it
-is 2 if nothing could be started.
+the first ones of DATASETS.TEST. Two of them are run once more as a batch of different sizes,
+together with an empty image. If the two disagree nothing is written and the exit code is 1; it is 2
+if nothing could be started.
 """
 
 import argparse
@@ -35,11 +36,12 @@ from solo_d2.api.loading import load_model, make_config  # noqa: E402
 from solo_d2.data.catalog import check_datasets, register_datasets_of_config  # noqa: E402
 from solo_d2.engine import Trainer  # noqa: E402
 from solo_d2.evaluation.build import build_evaluator  # noqa: E402
-from solo_d2.export.agreement import TOLERANCES, Comparison  # noqa: E402
+from solo_d2.export.agreement import Comparison, mixed_batch  # noqa: E402
 from solo_d2.export.pipeline import ExportPipeline  # noqa: E402
 from solo_d2.export.programs import EXTENSIONS, FORMATS, describe, trace  # noqa: E402
 from solo_d2.export.runner import Detector  # noqa: E402
 from solo_d2.files import whole_file  # noqa: E402
+from solo_d2.modeling.meta_arch import SOLO  # noqa: E402
 
 # Images of DATASETS.TEST that are compared where none are named.
 DEFAULT_IMAGES = 20
@@ -160,12 +162,14 @@ class _FileInputs:
 def compare(
     args: argparse.Namespace,
     cfg: CfgNode,
-    model: torch.nn.Module,
+    model: SOLO,
     detector: Detector,
     batches: Iterable[list[dict[str, Any]]],
 ) -> list[str]:
     """Run both, print how well they agree and return why they do not."""
     comparison = Comparison(model, detector)
+    some = itertools.chain.from_iterable(itertools.islice(batches, 2))
+    comparison.run(mixed_batch(list(some), model.pixel_mean.flatten()))
     with tempfile.TemporaryDirectory() as folder:
         evaluators = []
         if args.check_dataset:
@@ -177,9 +181,9 @@ def compare(
             for evaluator, outputs in zip(evaluators, results, strict=False):
                 evaluator.process(inputs, outputs)
         aps = [evaluator.evaluate()["segm"]["AP"] for evaluator in evaluators]
-    agreement, tolerance = comparison.agreement, TOLERANCES[detector.info.precision]
+    agreement = comparison.agreement
     print(agreement)
-    faults = agreement.faults(tolerance)
+    faults = agreement.faults()
     if faults and agreement.most_candidates > detector.info.topk:
         faults.append(
             f"an image has {agreement.most_candidates} candidates, but masks of "
@@ -188,7 +192,7 @@ def compare(
     if aps:
         ap, exported_ap = aps
         print(f"{args.check_dataset}: mask AP {ap:.3f} of the model, {exported_ap:.3f} exported")
-        if not abs(ap - exported_ap) <= tolerance.ap:
+        if not abs(ap - exported_ap) <= agreement.tolerance.ap:
             faults.append(f"mask AP is {exported_ap:.3f} instead of {ap:.3f}")
     return faults
 

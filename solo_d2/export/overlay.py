@@ -3,7 +3,6 @@
 N instances of an image, H W its rows and columns.
 """
 
-import colorsys
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,62 +10,52 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-# Hues that follow each other at this step never repeat and stay apart (golden ratio).
-HUE_STEP = 0.618034
-
-
-def instance_color(index: int) -> tuple[float, float, float]:
-    """A colour for the instance of this index, RGB in [0, 1]; neighbours look different."""
-    lightness = (0.55, 0.42, 0.66)[index % 3]
-    return colorsys.hls_to_rgb((0.58 + index * HUE_STEP) % 1.0, lightness, 0.85)
+from solo_d2.visualization.colors import Color, instance_color
+from solo_d2.visualization.painting import paint
 
 
 def draw_instances(
     image: NDArray[np.uint8], found: dict[str, NDArray[Any]], class_names: Sequence[str]
 ) -> NDArray[np.uint8]:
-    """Draw masks with their outline, class and score over an image, as the demo does.
+    """Draw masks with their outline, class and score over an image.
+
+    As `solo_d2.visualization.overlay` does, but in OpenCV's font, which has ASCII alone.
 
     Args:
         image: (H, W, 3) uint8 BGR.
         found: what `Detector` found in it.
-        class_names: of the K classes. OpenCV's font has ASCII alone.
+        class_names: of the K classes.
 
     Returns:
         (H, W, 3) uint8 BGR.
     """
     picture = image.copy()
-    colors = [_bgr(instance_color(index)) for index in range(len(found["scores"]))]
-    thickness = max(1, round(min(image.shape[:2]) / 400))
-    for index in np.argsort([-int(mask.sum()) for mask in found["masks"]], kind="stable"):
-        mask = found["masks"][index]
-        picture[mask] = (picture[mask] + np.float32(colors[index])) / 2
-        outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(picture, outlines, -1, colors[index], thickness)
-    labels = zip(found["classes"].tolist(), found["scores"].tolist(), strict=True)
-    for box, color, (label, score) in zip(found["boxes"], colors, labels, strict=True):
-        _draw_label(picture, f"{class_names[label]} {score:.0%}", box, color)
+    boxes = found["boxes"]
+    colors = [instance_color(index)[::-1] for index in range(len(boxes))]
+    sides = boxes[:, 2:] - boxes[:, :2]
+    largest_first = np.argsort(-sides.prod(axis=1), kind="stable")
+    on_top = np.zeros(image.shape[:2], np.uint8 if len(boxes) <= 255 else np.int32)
+    for number, index in enumerate(largest_first, start=1):
+        on_top[found["masks"][index]] = number
+    paint(picture, on_top, [colors[index] for index in largest_first], filled=True)
+    for index in largest_first:
+        name, score = class_names[found["classes"][index]], found["scores"][index]
+        _write(picture, f"{name} {score:.0%}", boxes[index], colors[index])
     return picture
 
 
-def _bgr(color: tuple[float, float, float]) -> tuple[int, int, int]:
-    red, green, blue = (round(255 * value) for value in color)
-    return blue, green, red
-
-
-def _draw_label(
-    picture: NDArray[np.uint8], text: str, box: NDArray[np.float32], color: tuple[int, int, int]
-) -> None:
-    """Above its instance, or in it, but never across the border of the image."""
+def _write(picture: NDArray[np.uint8], text: str, box: NDArray[np.float32], color: Color) -> None:
+    """Write a label above its instance, or in it, but never across the border of the image."""
     height, width = picture.shape[:2]
-    scale = max(0.4, (height * width) ** 0.5 / 1500)
+    scale = max(0.4, (height * width) ** 0.5 / 1800)
     font, thickness = cv2.FONT_HERSHEY_SIMPLEX, max(1, round(1.5 * scale))
     (length, ascent), descent = cv2.getTextSize(text, font, scale, thickness)
-    x = int(max(0, min(box[0], width - length)))
-    top = int(box[1]) - ascent - descent
+    x, top = int(max(0, min(box[0], width - length))), int(box[1]) - ascent - descent
     top = top if top >= 0 else int(box[1])
-    cv2.rectangle(picture, (x, top), (x + length, top + ascent + descent), (0, 0, 0), cv2.FILLED)
-    light = [int(255 - (255 - value) * 0.6) for value in color]
-    cv2.putText(picture, text, (x, top + ascent), font, scale, light, thickness, cv2.LINE_AA)
+    ground = [255 * value for value in color]
+    cv2.rectangle(picture, (x, top), (x + length, top + ascent + descent), ground, cv2.FILLED)
+    ink = (0, 0, 0) if sum(color) / 3 > 0.55 else (255, 255, 255)
+    cv2.putText(picture, text, (x, top + ascent), font, scale, ink, thickness, cv2.LINE_AA)
 
 
 def coco_results(

@@ -19,12 +19,8 @@ from torch import Tensor
 from solo_d2.ops.label_map import stack_masks
 from solo_d2.ops.mask_geometry import mask_boxes
 from solo_d2.visualization.colors import Color, instance_color, stuff_color
+from solo_d2.visualization.painting import paint
 from solo_d2.visualization.text import text_size, write_labels
-
-# Opacity of masks.
-_OPACITY = 0.5
-# Least side of a picture whose outlines are two pixels wide.
-_LARGE = 700
 
 
 def draw_instances(
@@ -170,25 +166,7 @@ def _paint(
     if not order:
         return
     on_top = stack_masks(masks, boxes, order).cpu().numpy()
-    palette = np.zeros((len(order) + 1, 3), np.uint8)
-    palette[1:] = np.rint(np.array([colors[index] for index in order]) * 255)
-    colored = palette.take(on_top, axis=0)
-    lines = inside = (on_top > 0).view(np.uint8)
-    if filled:
-        blended = cv2.addWeighted(picture, 1 - _OPACITY, colored, _OPACITY, 0)
-        cv2.copyTo(blended, inside, picture)
-        lines = _outlines(on_top, 2 if min(on_top.shape) >= _LARGE else 1)
-    cv2.copyTo(colored, lines, picture)
-
-
-def _outlines(on_top: NDArray[np.uint8 | np.int32], width: int) -> NDArray[np.uint8]:
-    """(H, W) uint8, 1 at the pixels of a mask that are near the border of what is seen of it."""
-    # OpenCV's morphology knows no int32; float32 holds these numbers too.
-    values = on_top if on_top.dtype == np.uint8 else on_top.astype(np.float32)
-    around = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
-    return ((cv2.morphologyEx(values, cv2.MORPH_GRADIENT, around) > 0) & (on_top > 0)).view(
-        np.uint8
-    )
+    paint(picture, on_top, [colors[index] for index in order], filled=filled)
 
 
 def _annotate(

@@ -9,7 +9,7 @@ pytest.importorskip("detectron2")
 
 from detectron2.structures import Boxes, Instances  # noqa: E402
 
-from solo_d2.export.agreement import TOLERANCES, Agreement, match  # noqa: E402
+from solo_d2.export.agreement import TOLERANCES, Agreement, match, mixed_batch  # noqa: E402
 
 FLOAT32 = TOLERANCES["float32"]
 
@@ -37,9 +37,9 @@ def scene(num=4):
 
 
 def faults_of(expected, found, **options):
-    agreement = Agreement()
+    agreement = Agreement(FLOAT32)
     agreement.add(expected, found, **options)
-    return agreement, agreement.faults(FLOAT32)
+    return agreement, agreement.faults()
 
 
 def test_the_same_in_another_order():
@@ -54,15 +54,29 @@ def test_the_same_in_another_order():
 def test_a_score_a_mask_and_a_class_that_differ():
     expected, found = scene()
     found["scores"][1] += 0.01
-    assert "scores differ by up to 0.01" in faults_of(expected, found)[1][0]
+    line = "1 of 4 pairs differ by more than 0.001 in their score (at most by 0.01)"
+    assert line in faults_of(expected, found)[1][0]
     expected, found = scene()
     found["masks"][2, 20:22] = False
-    assert "overlap by only 0.800" in faults_of(expected, found)[1][0]
+    line = "overlap by less than 0.95 (at least by 0.800)"
+    assert line in faults_of(expected, found)[1][0]
     expected, found = scene()
     found["classes"][0] = 3
     agreement, faults = faults_of(expected, found)
     assert agreement.matched == 3
     assert "1 instances are found by one" in faults[0]
+
+
+def test_one_of_many_may_be_off():
+    expected, found = scene()
+    agreement = Agreement(FLOAT32)
+    for _ in range(149):
+        agreement.add(expected, found)
+    found["scores"][1] += 0.01
+    agreement.add(expected, found)
+    assert (agreement.off, agreement.matched, agreement.faults()) == (1, 600, [])
+    agreement.add(expected, found)
+    assert "2 of 604 pairs" in agreement.faults()[0]
 
 
 def test_missing_ones_count_unless_near_the_limit():
@@ -82,3 +96,16 @@ def test_nothing_found_proves_nothing():
 def test_each_is_matched_once():
     ious = torch.tensor([[0.9, 0.8], [0.95, 0.7], [0.2, 0.4]])
     assert match(ious) == [(1, 0), (0, 1)]
+
+
+def test_mixed_batch():
+    pixels = torch.arange(3 * 16 * 24, dtype=torch.uint8).view(3, 16, 24)
+    inputs = [{"image": pixels, "height": 5, "width": 6}, {"image": pixels[:, :8]}]
+    first, cropped, flat = (
+        x["image"] for x in mixed_batch(inputs, torch.tensor([1.2, 103.5, 255.0]))
+    )
+    assert torch.equal(first, pixels)
+    assert torch.equal(cropped, pixels[:, :7, :21])
+    assert flat.shape == pixels.shape
+    assert flat[:, 3, 4].tolist() == [1, 104, 255]
+    assert mixed_batch(inputs[:1], torch.zeros(3))[1]["image"].shape == (3, 14, 21)

@@ -61,7 +61,6 @@ def test_panels_are_arranged():
     titled = Panel(np.full((30, 20, 3), 8, np.uint8), "title", "one\ntwo lines")
     picture = arrange([[small, titled], [small]], gap=4)
 
-
     rows = np.flatnonzero((picture == 8).all(axis=2).any(axis=1))
     assert (picture[rows[0] - 20 : rows[0]] < 200).any()  # the title
     with pytest.raises(ValueError, match="no panel"):
