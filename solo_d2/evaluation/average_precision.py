@@ -33,10 +33,10 @@ Curves = tuple[NDArray[np.float64], NDArray[np.float64]]
 # What a prediction is compared by.
 _SHAPE = {"bbox": "bbox", "segm": "segmentation"}
 IOU_TYPES = tuple(_SHAPE)
-# Evaluators with the interface of pycocotools, in the order of choice: module and class.
+# Evaluators with the interface of pycocotools, the fastest first: module and class.
 BACKENDS = {
-    "faster-coco-eval": ("faster_coco_eval", "COCOeval_faster"),
     "detectron2": ("detectron2.evaluation.fast_eval_api", "COCOeval_opt"),
+    "faster-coco-eval": ("faster_coco_eval", "COCOeval_faster"),
     "pycocotools": ("pycocotools.cocoeval", "COCOeval"),
 }
 
