@@ -1,8 +1,8 @@
 # The work is in tools/envsetup; `make help` explains the variables.
-.PHONY: help setup test demo docs lint format clean
+.PHONY: help setup test reliability demo docs lint format clean
 
 # They reach the worker through the environment, so no value passes through a shell.
-export VENV PYTHON TORCH DETECTRON2 PANOPTICAPI ARGS
+export VENV PYTHON VERSIONS TORCH DETECTRON2 PANOPTICAPI ARGS
 
 worker = @"$(or $(PYTHON),python3)" tools/setup_env.py
 
@@ -14,6 +14,9 @@ setup:
 
 test:
 	$(worker) test
+
+reliability:
+	$(worker) reliability
 
 demo:
 	$(worker) demo

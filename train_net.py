@@ -9,8 +9,9 @@ import argparse
 import sys
 from typing import Any
 
+from solo_d2.commands import run_command
 from solo_d2.engine import Trainer, argument_parser, evaluate, setup
-from solo_d2.errors import ConfigError, DatasetError
+from solo_d2.files import naming
 from solo_d2.launch import JobError, check_device, launch
 
 
@@ -18,15 +19,14 @@ def main(args: argparse.Namespace) -> Any:
     """Run in one process of the job."""
     cfg = setup(args)
     check_device(cfg.MODEL.DEVICE)
-    if args.eval_only:
-        return evaluate(cfg)
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+    with naming(cfg.OUTPUT_DIR):
+        if args.eval_only:
+            return evaluate(cfg)
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        return trainer.train()
 
 
 if __name__ == "__main__":
-    try:
-        launch(main, argument_parser().parse_args())
-    except (ConfigError, DatasetError, JobError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    args = argument_parser().parse_args()
+    sys.exit(run_command("", lambda: launch(main, args), errors=(JobError,), failed=1))

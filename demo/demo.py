@@ -30,8 +30,9 @@ for variable, value in (
 
 from demo import live, stills  # noqa: E402
 from demo.arguments import read_arguments  # noqa: E402
-from solo_d2 import ConfigError, DatasetError, ImageError  # noqa: E402
+from solo_d2 import ImageError  # noqa: E402
 from solo_d2.api.images import limit_pixels  # noqa: E402
+from solo_d2.commands import run_command  # noqa: E402
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -43,15 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     args = parse_args(argv)
     limit_pixels(args.max_pixels)
-    try:
-        failures = stills.run(args) if args.input else live.run(args)
-        return 1 if failures else 0
-    except (ConfigError, DatasetError, ImageError, OSError) as error:
-        print(f"demo: {error}", file=sys.stderr)
-    except KeyboardInterrupt:
-        print("demo: interrupted", file=sys.stderr)
-        return 130
-    return 2
+    work = stills.run if args.input else live.run
+    return run_command("demo", lambda: min(work(args), 1), errors=(ImageError,))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from solo_d2.api.images import save_image
 from solo_d2.api.outputs import require_writable
 from solo_d2.api.results import Result
 from solo_d2.api.video import Video
+from solo_d2.commands import Terminated
 from solo_d2.visualization.tracker import MaskTracker
 
 # A camera may fail to give a frame now and then; so often in a row, and so many seconds apart.
@@ -262,10 +263,10 @@ def run(args: Namespace) -> int:
 
 
 def _run_until_stopped(demo: Live) -> None:
-    """Ctrl-C ends a camera, and what was recorded is kept; of a file it is not."""
+    """Ctrl-C and SIGTERM end a camera, and what was recorded is kept; of a file it is not."""
     try:
         demo.run()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated):
         if not demo.is_live:
             raise
         print("demo: stopped", file=sys.stderr)

@@ -70,7 +70,7 @@ class VideoWriter:
             VideoError: it has no frame, or cannot be read back; the disk may be full.
         """
         if self._writer is None:
-            raise VideoError(f"{self.path.name}: there was no frame to write")
+            raise VideoError("there was no frame to write")
         self._writer.release()
         reader = cv2.VideoCapture(str(self.path))
         count = reader.get(cv2.CAP_PROP_FRAME_COUNT) if reader.isOpened() else 0
@@ -113,7 +113,10 @@ def writing_video(path: Path, rate: float) -> Iterator[VideoWriter]:
     with whole_file(path) as temporary:
         writer = VideoWriter(temporary, rate)
         yield writer
-        writer.close()
+        try:
+            writer.close()
+        except VideoError as error:
+            raise VideoError(f"{path}: {error}") from error
 
 
 def video_path(output: str, stem: str, source: str) -> Path:

@@ -9,7 +9,7 @@ _HOME = {
     "add_solo_config": "solo_d2.config",
     "ConfigError": "solo_d2.errors",
     "DatasetError": "solo_d2.errors",
-    "ImageError": "solo_d2.api.images",
+    "ImageError": "solo_d2.images",
     "matrix_nms": "solo_d2.ops.matrix_nms",
     "Predictor": "solo_d2.api.predictor",
     "Result": "solo_d2.api.results",

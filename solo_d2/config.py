@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
+from detectron2.utils.file_io import PathManager
 from yaml import YAMLError
 
-from solo_d2.errors import ConfigError
+from solo_d2.config_files import check_config_files
+from solo_d2.config_rules import MERGE_ERRORS, merge_reason
+from solo_d2.errors import ConfigError, shown
 
 
 def add_solo_config(cfg: CfgNode) -> None:
@@ -35,26 +38,62 @@ def add_solo_config(cfg: CfgNode) -> None:
     _add_speed_keys(cfg.TEST)
 
 
+def default_config() -> CfgNode:
+    """Detectron2's config with our keys."""
+    cfg = get_cfg()
+    add_solo_config(cfg)
+    return cfg
+
+
+def configs_folder() -> Path:
+    """The configs of this project: inside the package if it came as a wheel, else beside it."""
+    package = Path(__file__).resolve().parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def find_config_file(config_file: str) -> str:
+    """Where a config is.
+
+    Args:
+        config_file: path or URL. A path that is not there is looked for among this project's
+            configs, with or without "configs/" before it.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if not config_file:
+        raise ConfigError("No config is given: name one of configs/ by --config-file FILE")
+    if "://" in config_file or Path(config_file).is_file():
+        return config_file
+    name = config_file.removeprefix("configs/")
+    own = configs_folder() / name
+    if own.is_file():
+        return str(own)
+    raise ConfigError(
+        f"The config file {config_file} does not exist, nor is {name} in {configs_folder()}"
+    )
+
+
 def load_config(config_file: str, overrides: Sequence[Any] = ()) -> CfgNode:
     """Read a YAML on top of Detectron2's and our defaults.
 
     Args:
-        config_file: path or URL; YAML that would run code is refused.
+        config_file: see `find_config_file`; YAML that would run code is refused.
         overrides: see `override`.
 
     Raises:
         ConfigError: the file or an override cannot be used; the message names it.
     """
-    if not config_file:
-        raise ConfigError("No config is given: name one of configs/ by --config-file FILE")
-    if "://" not in config_file and not Path(config_file).is_file():
-        raise ConfigError(f"The config file {config_file} does not exist")
-    cfg = get_cfg()
-    add_solo_config(cfg)
+    config_file = find_config_file(config_file)
+    cfg = default_config()
     try:
+        check_config_files(config_file, PathManager.open)
         cfg.merge_from_file(config_file, allow_unsafe=False)
-    except (KeyError, ValueError, AssertionError, OSError, YAMLError) as error:
-        raise ConfigError(f"{config_file}: {_one_line(error)}") from error
+    except ConfigError:
+        raise
+    except (*MERGE_ERRORS, OSError, YAMLError) as error:
+        raise ConfigError(f"{config_file}: {merge_reason(error, cfg)}") from error
     override(cfg, overrides)
     return cfg
 
@@ -71,14 +110,11 @@ def override(cfg: CfgNode, overrides: Sequence[Any]) -> None:
     """
     try:
         cfg.merge_from_list(list(overrides))
-    except (KeyError, ValueError, AssertionError) as error:
-        given = " ".join(map(str, overrides))
-        raise ConfigError(f"The overrides {given!r} can't be used: {_one_line(error)}") from error
-
-
-def _one_line(error: Exception) -> str:
-    text = str(error.args[0] if isinstance(error, KeyError) else error)
-    return " ".join(text.split())
+    except MERGE_ERRORS as error:
+        given = shown(" ".join(x if isinstance(x, str) else shown(x) for x in overrides))
+        raise ConfigError(
+            f"The overrides {given} can't be used: {merge_reason(error, cfg)}"
+        ) from error
 
 
 def _add_grid_keys(solo: CfgNode) -> None:
@@ -289,9 +325,13 @@ def _add_data_keys(cfg: CfgNode) -> None:
     # Whether evaluations keep the panoptic predictions in COCO's format, in the folder `panoptic`
     # of the evaluator's output.
     cfg.TEST.KEEP_PANOPTIC_PREDICTIONS = False
-    # What counts AP of COCO's and LVIS's format: "faster-coco-eval", "detectron2" or "pycocotools";
+    # What counts AP of COCO's and LVIS's format: "detectron2", "faster-coco-eval" or "pycocotools";
     # "auto": the first of them that is installed. The figures are equal.
     cfg.TEST.AP_BACKEND = "auto"
+    # Image files that training may fail to read; each is logged, and another image takes its place.
+    # With one more it stops and lists them. 0: none may fail. (Evaluations count such images as
+    # ones without predictions, and go on.)
+    cfg.DATALOADER.MAX_UNREADABLE_IMAGES = 100
     # Masks are rasterised by the data loader's workers; polygons, RLE and bitmaps can be mixed.
     cfg.INPUT.MASK_FORMAT = "bitmask"
 

@@ -1,28 +1,121 @@
 """Files written whole or not at all."""
 
 import contextlib
+import errno
+import functools
+import os
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+# How the names of files begin that are being written; hidden, so that nobody takes them for whole.
+UNFINISHED = ".unfinished-"
+# Seconds after which a file with such a name is taken for one whose writer was killed.
+_ABANDONED = 24 * 3600.0
+# What writing raises where the disk or the place is the reason.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
 
 
 @contextlib.contextmanager
 def whole_file(path: Path | str) -> Iterator[Path]:
-    """Write a file whole or not at all.
+    """Write a file whole or not at all, even if the process is killed or the power fails.
+
+    The content is on the disk before the file gets its name. What a killed writer leaves begins
+    with `UNFINISHED`, and is removed by a process that writes to the folder a day later.
 
     Args:
-        path: the file to write or replace; its folder is made where it is missing.
+        path: the file to write or replace; its folder is made where it is missing. A device or
+            pipe, such as /dev/stdout, is written to as it is.
 
     Yields:
         A temporary name with the same extension, in the same folder. It takes the place of `path`
         when the block ends, and is removed when the block raises.
+
+    Raises:
+        OSError: it cannot be written; it names `path`, also where the block's error does not.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        yield path
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{secrets.token_hex(8)}{path.suffix}"
+    _sweep(path.parent)
+    temporary = path.parent / f"{UNFINISHED}{secrets.token_hex(8)}{path.suffix}"
     try:
-        yield temporary
-        temporary.replace(path)
+        with naming(path, temporary):
+            yield temporary
+            put_in_place(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Give a file that is written its name, once its content is on the disk."""
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+@contextlib.contextmanager
+def naming(path: Path | str, temporary: Path | str | None = None) -> Iterator[None]:
+    """Let the errors of writing a file name it.
+
+    Those of a full disk name no file, and torch raises a RuntimeError in their place.
+
+    Args:
+        path: the file or folder that is written.
+        temporary: the name under which it is until it is whole.
+
+    Raises:
+        OSError: with `path` as its file name; errors that name other files stay as they are.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        cause = _cause(error)
+        if cause is None or cause.errno is None or not _is_of(cause.filename, temporary):
+            raise
+        raise OSError(cause.errno, cause.strerror, os.fspath(path)) from error
+
+
+def _is_of(name: Any, temporary: Path | str | None) -> bool:
+    """Whether a name that an error has, if any, is a temporary one or that of a file in it."""
+    if name is None or temporary is None:
+        return name is None
+    return name == os.fspath(temporary) or Path(temporary) in Path(str(name)).parents
+
+
+def _cause(error: BaseException) -> OSError | None:
+    """The error of the system behind one that writing has raised."""
+    if isinstance(error, OSError):
+        return error
+    behind = error.__cause__ or error.__context__
+    return behind if isinstance(behind, OSError) and behind.errno in _NO_ROOM else None
+
+
+def describe(error: OSError) -> str:
+    """An error of the system on one line: the file, the reason and what to do."""
+    if error.errno is None:  # of our own, with all that
+        return str(error)
+    reason = error.strerror or os.strerror(error.errno)
+    text = f"{error.filename}: {reason}" if error.filename is not None else reason
+    if error.errno in _NO_ROOM:
+        return f"{text}. It is not written; make room, or name another place"
+    if error.errno in _NO_PLACE:
+        return f"{text}. Name another place, or change its permissions"
+    return text
+
+
+@functools.cache
+def _sweep(folder: Path) -> None:
+    """Remove what writers have left that were killed, once for each folder and process."""
+    for leftover in folder.glob(f"{UNFINISHED}*"):
+        with contextlib.suppress(OSError):  # gone, or not ours to remove
+            if time.time() - leftover.stat().st_mtime > _ABANDONED:
+                leftover.unlink()

@@ -4,6 +4,9 @@ Score filter -> cell masks -> mask score -> mask NMS -> top k -> resize; one fun
 Where cutting early cannot change the result it is done early: see `score_masks`. Memory does not
 depend on the number of objects; `MaskDecoder` says what it takes.
 
+Whatever the head gives, infinity and NaN included, scores and boxes are finite: a class probability
+that is NaN is above no threshold, and an instance whose mask has such a pixel is left out.
+
 Contours (SOLO, arXiv:1912.04488, section 6) become the regions that they enclose as soon as they
 are made, go the way of masks, and at the end the contours of the enlarged regions are taken. Thin
 contours themselves could not be compared: duplicates that are a pixel apart hardly overlap.
@@ -190,6 +193,7 @@ class MaskDecoder:
         maskness = soft_sums / areas.clamp(min=1)
         scores = found.scores * maskness[mask_index]
         large = areas[mask_index] > self.strides[self.cell_levels[found.cells]]
+        large &= scores.isfinite()  # NaN, where the mask has a pixel that is NaN
         index = scores.argsort(descending=True, stable=True)
         index = index[large[index]][: self.pre_nms_topk]
         with one_thread():  # or each row is divided among the threads

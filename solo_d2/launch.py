@@ -28,7 +28,8 @@ from detectron2.utils import comm
 from torch import multiprocessing, nn
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
-from solo_d2.errors import ConfigError, DatasetError
+from solo_d2.commands import TERMINATED, run_process
+from solo_d2.errors import BadNumbersError, ConfigError, DatasetError
 
 Main = Callable[[argparse.Namespace], Any]
 
@@ -119,7 +120,8 @@ def launch(main: Main, args: argparse.Namespace) -> Any:
     with _errors_of_processes():
         if args.num_processes is None:
             rank = args.machine_rank or 0
-            detectron2_launch(main, per_machine, machines, rank, url, (args,), timeout)
+            work = (main, args)
+            detectron2_launch(run_process, per_machine, machines, rank, url, work, timeout)
         else:
             _start_on_cpu(main, args, per_machine, machines, url, timeout)
     return None
@@ -348,7 +350,7 @@ def _start_on_cpu(
         except ProcessRaisedException:
             # What a process raises because another one is gone tells less than how that ended.
             for index, process in enumerate(context.processes):
-                if process.exitcode is not None and process.exitcode not in (0, 1, -signal.SIGTERM):
+                if process.exitcode not in (None, 0, 1, -signal.SIGTERM, TERMINATED):
                     raise _ended(index, process.exitcode) from None
             raise
 
@@ -367,7 +369,7 @@ def _cpu_process(
     torch.set_num_threads(max(1, torch.get_num_threads() // num))
     place = Place("--num-processes", first + local_rank, num * machines, local_rank, num, url)
     with _joined(place, timeout, on_cpu=True):
-        main(args)
+        run_process(main, args)
 
 
 @contextlib.contextmanager
@@ -378,7 +380,12 @@ def _errors_of_processes() -> Iterator[None]:
     except ProcessExitedException as error:
         raise _ended(error.error_index, error.exit_code) from None
     except ProcessRaisedException as error:
-        for kind in (ConfigError, DatasetError):
+        system = re.search(
+            r"\n\w+Error: \[Errno (\d+)\] ([^:\n]*)(?:: '(.*)')?$", error.msg.strip()
+        )
+        if system:
+            raise OSError(int(system[1]), system[2], system[3]) from None
+        for kind in (BadNumbersError, ConfigError, DatasetError):
             _, found, text = error.msg.rpartition(f"\n{kind.__module__}.{kind.__name__}: ")
             if found:
                 raise kind(text.strip()) from None

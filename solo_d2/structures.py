@@ -179,18 +179,19 @@ class Predictions:
     boxes: Tensor
 
 
-def cell_levels(num_grids: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+def cell_levels(num_grids: Sequence[int], device: torch.device | str | None = None) -> Tensor:
     """Level of each cell.
 
     Args:
         num_grids: grid side S of each level.
-        device: where the result lies.
+        device: where the result lies; None: torch's default.
 
     Returns:
         (T,) int64 in [0, L).
     """
-    sizes = torch.tensor([side * side for side in num_grids])
-    return torch.arange(len(num_grids)).repeat_interleave(sizes).to(device)
+    sizes = [side * side for side in num_grids]
+    levels, repeats = torch.arange(len(sizes), device=device), torch.tensor(sizes, device=device)
+    return levels.repeat_interleave(repeats, output_size=sum(sizes))
 
 
 def flatten_levels(maps: Sequence[Tensor]) -> Tensor:

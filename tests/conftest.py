@@ -19,6 +19,7 @@ import torch
 HAS_GPU = torch.cuda.is_available()
 HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
 NEEDS_DETECTRON2 = "Detectron2 is not installed (see `make help`)"
+LONG = "long; `make reliability` or `pytest -m reliability` runs it"
 
 if not HAS_GPU:
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -48,9 +49,12 @@ def pytest_configure(config):
         sys.meta_path.append(_SkipDetectron2())
 
 
-def pytest_collection_modifyitems(items):
-    """Skip what this machine cannot run."""
+def pytest_collection_modifyitems(config, items):
+    """Skip what this machine cannot run, and what is only for `make reliability`."""
+    long_ones_too = "reliability" in config.option.markexpr
     for item in items:
+        if item.get_closest_marker("reliability") and not long_ones_too:
+            item.add_marker(pytest.mark.skip(reason=LONG))
         if item.get_closest_marker("gpu") and not HAS_GPU:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         if item.get_closest_marker("detectron2") and not HAS_DETECTRON2:

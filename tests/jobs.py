@@ -14,8 +14,13 @@ from detectron2.data.samplers import InferenceSampler
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
+from torch import nn
 
+from solo_d2.data.unreadable import UNREADABLE
 from solo_d2.engine import Trainer, argument_parser, setup
+from solo_d2.engine.bad_step import RunRecord
+from solo_d2.engine.step import StepTrainer
+from solo_d2.errors import BadNumbersError, DatasetError
 from solo_d2.evaluation.coco_results import FastCOCOEvaluator
 from solo_d2.evaluation.lvis_results import FastLVISEvaluator
 from solo_d2.launch import distribute
@@ -35,6 +40,7 @@ def main(args):
     everything = {
         "gradients": {name: gradients(name) for name in BATCHES},
         "figures": {name: figures(name) for name in PREDICTED},
+        "stopped": {name: stopped(name, folder) for name in STOPS},
     }
     if comm.is_main_process():
         torch.save(everything, folder / "processes.pth")
@@ -96,6 +102,48 @@ def figures(name):
             entry = {"image_id": result["image_id"], "instances": [result]}
             evaluator._predictions.append(entry)
     return evaluator.evaluate()
+
+
+class Weight(nn.Module):
+    """The loss of a batch is its only weight times a factor."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, batch):
+        return {"loss": self.weight * batch[0]["factor"]}
+
+
+# What is in the second batch of each of two processes, of trainings that then stop.
+STOPS = {
+    "unreadable": (
+        {UNREADABLE: {"a.jpg": "torn"}},
+        {UNREADABLE: {"b.jpg": "empty", "a.jpg": "torn"}},
+    ),
+    "numbers": ({"file_name": "good.jpg"}, {"file_name": "bad.jpg", "factor": float("nan")}),
+}
+
+
+def stopped(name, folder):
+    """What each process says in the end, its weight and whether its first step was finite."""
+    model = distribute(Weight())
+    trainer = StepTrainer(
+        model.train(),
+        [[{"factor": 1.0}], [{"factor": 1.0, **STOPS[name][comm.get_rank()]}]],
+        torch.optim.SGD(model.parameters(), lr=0.5),
+        max_unreadable=1,
+        record=RunRecord(str(folder / name), "", 7),
+    )
+    said = ""
+    with EventStorage():
+        for trainer.iter in range(2):
+            try:
+                trainer.run_step()
+            except (BadNumbersError, DatasetError) as error:
+                said = str(error)
+    result = {"said": said, "weight": model.module.weight.item(), "stopped_at": trainer.iter}
+    return comm.gather(result)
 
 
 def make_data(folder):

@@ -46,6 +46,13 @@ def test_gpu():
     import torch
     assert torch.cuda.is_available()
 """,
+    "test_long.py": """
+import pytest
+
+@pytest.mark.reliability
+def test_long():
+    raise AssertionError
+""",
 }
 
 
@@ -60,10 +67,10 @@ def suite(tmp_path_factory):
 
 
 def run(folder, *args, ci=""):
-    markers = ["-o", "markers=detectron2\ngpu", "--strict-markers", "-c", os.devnull]
+    markers = ["-o", "markers=detectron2\ngpu\nreliability", "--strict-markers", "-c", os.devnull]
     command = [sys.executable, "-m", "pytest", "-p", "hide", "-p", "no:cacheprovider", *markers]
     environ = {**os.environ, "PYTHONPATH": str(folder), "CI": ci}
-    command += ["-ra", f"--rootdir={folder}", *args, "."]
+    command += ["-ra", f"--rootdir={folder}", *(args or ["."])]
     return subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True)
 
 
@@ -76,6 +83,7 @@ def test_all_that_needs_detectron2_is_skipped_and_named(suite):
     for name in ("test_module.py", "test_function.py", "test_marked.py"):
         assert name in named
     assert "test_pure.py" not in named
+    assert "long; `make reliability`" in done.stdout
 
 
 def test_ci_refuses(suite):
@@ -90,3 +98,9 @@ def test_make_test_names_what_it_left_out_also_in_ci(suite):
     assert done.returncode == 0, done.stdout
     assert "1 deselected" in done.stdout
     assert "test_marked.py" in done.stdout.partition("without Detectron2 =")[2]
+
+
+def test_long_tests_run_where_they_are_asked_for(suite):
+    done = run(suite, "-m", "reliability")
+    assert done.returncode == 1, done.stdout
+    assert "1 failed" in done.stdout

@@ -85,7 +85,10 @@ def test_scale_one_fits_the_square(record):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["INPUT.CROP.ENABLED", True], "INPUT.LSJ.ENABLED and INPUT.CROP.ENABLED are both True"),
+        (
+            ["INPUT.CROP.ENABLED", True],
+            "INPUT.CROP.ENABLED is True, but must be False with INPUT.LSJ",
+        ),
         (["INPUT.LSJ.SIZE", 0], "INPUT.LSJ.SIZE is 0"),
         (["INPUT.LSJ.SCALE_RANGE", [2.0, 0.5]], r"INPUT.LSJ.SCALE_RANGE is \[2.0, 0.5\]"),
         (["INPUT.LSJ.SCALE_RANGE", [0.0, 0.5]], r"INPUT.LSJ.SCALE_RANGE is \[0.0, 0.5\]"),
@@ -104,3 +107,23 @@ def test_usual_short_side():
     cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING = "range"
     assert usual_short_side(cfg) == 720
     assert usual_short_side(config()) == SIZE
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1), (40, 8000), (3, 2)])
+@pytest.mark.parametrize("kind", ["default", "crop", "jitter", "test"])
+def test_no_image_is_too_narrow(tmp_path, size, kind):
+    file = tmp_path / "a.png"
+    cv2.imwrite(str(file), np.full((*size, 3), 90, np.uint8))
+    cfg = get_cfg()
+    add_solo_config(cfg)
+    given = cfg.INPUT
+    given.MIN_SIZE_TRAIN, given.MAX_SIZE_TRAIN = (64,), 96
+    given.MIN_SIZE_TEST, given.MAX_SIZE_TEST = 64, 96
+    given.CROP.ENABLED, given.CROP.TYPE, given.CROP.SIZE = kind == "crop", "relative", [0.2, 0.2]
+    given.LSJ.ENABLED, given.LSJ.SIZE, given.LSJ.SCALE_RANGE = kind == "jitter", 64, [0.1, 0.2]
+    record = {"file_name": str(file), "image_id": 1, "annotations": []}
+    sample = SOLODatasetMapper(cfg, is_train=kind != "test")(record)
+    height, width = sample["image"].shape[1:]
+    assert 1 <= min(height, width) <= max(height, width) <= 96
+    assert (sample["height"], sample["width"]) == size
+    assert (sample["image"] == 90).any()

@@ -292,6 +292,7 @@ def spoil(content):
         {"id": 1, "file_name": "2.png", "height": 96, "width": 128},
         {"id": 8, "file_name": "2.png", "height": 96},
         {"id": 9, "file_name": "../a.json", "height": 96, "width": 128},
+        None,
     ]
     outside = [[value + 500 for value in SQUARE]]
     annotations += [
@@ -319,7 +320,8 @@ def spoil(content):
 EXPECTED = {
     "error": {
         "image file missing": ["image 4"],
-        "image cannot be used": ["image 5", "image 6"],
+        "image cannot be used": ["image 6"],
+        "entry of another form": ["'images', entry 9 (from 0)"],
         "image id used more than once": ["image '2.png'"],
         "image incomplete": ["image '2.png'"],
         "image outside the folder": ["image '../a.json'"],
@@ -336,6 +338,7 @@ EXPECTED = {
         "classes do not fit": ["custom_train"],
     },
     "skipped": {
+        "image file cannot be read": ["image 5"],
         "covers nothing": ["annotation 12", "annotation 13", "annotation 15"],
         "part that covers nothing": ["annotation 22"],
         "outside the image": ["annotation 14"],
@@ -371,6 +374,18 @@ def test_everything_that_is_wrong_is_listed(check, capsys):
     assert "Training would fail." in printed
 
 
+def test_names_that_no_font_has(check, capsys):
+    content = good_content()
+    content["categories"][0]["name"] = "猫 \U0001f408\n"
+    content["categories"][1]["name"] = "a" * 5000
+    content["annotations"].pop(1)
+    code, report = check(content)
+    assert code == 0
+    (notice,) = report["problems"]["notice"]["classes without annotations"]
+    assert len(notice["reason"]) < 300
+    assert (check.output / "custom_train.jpg").is_file()
+
+
 def test_the_json_alone(check):
     (check.images / "3.png").write_text("no image")
     code, report = check(good_content(), "--json-only")
@@ -393,11 +408,21 @@ def test_workers_find_the_same(check):
 def test_images_whose_objects_are_not_followed_are_opened_too(check):
     (check.images / "2.png").write_text("no image")
     code, report = check(good_content(), "--objects", "0")
-    assert code == 1
-    assert [each["where"] for each in report["problems"]["error"]["image cannot be used"]] == [
-        "image 2"
-    ]
+    assert code == 0
+    (problem,) = report["problems"]["skipped"]["image file cannot be read"]
+    assert problem["where"] == "image 2"
     assert "num_objects" not in report
+
+
+def test_more_unreadable_files_than_training_tolerates(check):
+    for name in ("2.png", "3.png"):
+        (check.images / name).write_text("no image")
+    limit = "DATALOADER.MAX_UNREADABLE_IMAGES"
+    assert check(good_content(), limit, "2")[0] == 0
+    code, report = check(good_content(), limit, "1")
+    assert code == 1
+    (problem,) = report["problems"]["error"]["too many unreadable image files"]
+    assert problem["reason"] == f"2, and {limit} is 1"
 
 
 def test_nothing_to_train_on(check):

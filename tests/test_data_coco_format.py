@@ -126,7 +126,10 @@ REFUSED = {
     "no images": (delete_in("images"), "has no list 'images'"),
     "no annotations": (delete_in("annotations"), "has no list 'annotations'"),
     "no categories": (delete_in("categories"), "has no list 'categories'"),
-    "image is a number": (set_in("images", 0, value=5), "every entry of 'images'"),
+    "image is a number": (
+        set_in("images", 0, value=5),
+        "'images', entry 0 .* must be an object, it is 5",
+    ),
     "empty categories": (set_in("categories", value=[]), "'categories' must be a list of objects"),
     "category without name": (delete_in("categories", 0, "name"), "'categories' must be"),
     "category twice": (set_in("categories", 0, "id", value=3), "category ids .* more than once: 3"),
@@ -314,14 +317,23 @@ def test_a_box_that_is_none_is_computed(dataset, box, segmentation):
     assert dataset(content)[0]["annotations"][0]["bbox"] == [4, 4, 16, 16]
 
 
-def test_a_file_that_pycocotools_cannot_evaluate_is_evaluated_as_loaded(dataset, tmp_path):
+@pytest.mark.parametrize(
+    "change",
+    [
+        delete_in("annotations", 0, "iscrowd"),
+        delete_in("annotations", 1, "area"),
+        set_in("annotations", 0, "segmentation", value=[[], SQUARE]),
+        lambda content: content["annotations"].append(annotation(50, NOTHING["one point"])),
+    ],
+)
+def test_a_file_that_pycocotools_cannot_evaluate_is_evaluated_as_loaded(dataset, tmp_path, change):
     content = good_content()
-    del content["annotations"][0]["iscrowd"], content["annotations"][1]["area"]
-    content["annotations"].append(annotation(50, NOTHING["one point"]))
+    change(content)
     name = "test_evaluated"
     dataset(content, name)
     register_coco_format(name, tmp_path / "a.json", tmp_path / "images")
     DatasetCatalog.get(name)
+    assert MetadataCatalog.get(name).get("json_file") is None
     evaluator = COCOEvaluator(name, output_dir=str(tmp_path / "out"), distributed=False)
     evaluator.reset()
     for image in DatasetCatalog.get(name):

@@ -133,7 +133,7 @@ def config(*overrides):
         (["INPUT.COPY_PASTE.INSTANCE_PROB", -0.1], "INSTANCE_PROB is -0.1"),
         (
             ["INPUT.COPY_PASTE.PROB", 0.5, "INPUT.MASK_FORMAT", "polygon"],
-            "INPUT.MASK_FORMAT is 'polygon': copy-paste needs 'bitmask'",
+            "INPUT.MASK_FORMAT is 'polygon', but must be 'bitmask'",
         ),
     ],
 )

@@ -1,139 +1,246 @@
-"""Any json: it is loaded and mapped, or refused by a DatasetError; a check says so before."""
+"""Any annotation file: it is loaded and trained on, or refused; a check says so before.
 
-import copy
+Quick here, and with many more examples, training and evaluation under the marker `reliability`.
+"""
+
 import json
+import math
+import os
 
 import cv2
 import numpy as np
 import pytest
-from detectron2.config import get_cfg
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.lvis import register_lvis_instances
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
 from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
-from pycocotools import mask as coco_mask
 
-from solo_d2 import add_solo_config
-from solo_d2.data import SOLODatasetMapper, load_coco_format, register_coco_format
+from solo_d2.data import SOLODatasetMapper, check_datasets, register_coco_format
+from solo_d2.data.catalog import class_names
 from solo_d2.data.check.entries import read_entries
+from solo_d2.data.check.page import draw_page
+from solo_d2.data.check.report import format_findings, to_json
+from solo_d2.data.check.run import check_dataset
 from solo_d2.data.problems import ERROR
-from solo_d2.errors import DatasetError
+from solo_d2.errors import ConfigError, DatasetError
+from solo_d2.evaluation import build_evaluator
+from tests.json_damage import (
+    HEIGHT,
+    WIDTH,
+    assert_readable,
+    changed,
+    changes_of,
+    coco_content,
+    damaged_text,
+    lvis_content,
+    put,
+)
+from tests.modeling.tiny import tiny_config, tiny_model
 
 pytestmark = pytest.mark.detectron2
 
-HEIGHT, WIDTH = 20, 30
 NAME = "test_fuzz"
-
-
-def good_content():
-    mask = np.zeros((HEIGHT, WIDTH), np.uint8, order="F")
-    mask[3:9, 4:12] = 1
-    rle = {"size": [HEIGHT, WIDTH], "counts": coco_mask.encode(mask)["counts"].decode()}
-    common = {"category_id": 3, "iscrowd": 0, "area": 48.0, "bbox": [4.0, 3.0, 8.0, 6.0]}
-    square = [4.0, 3.0, 12.0, 3.0, 12.0, 9.0, 4.0, 9.0]
-    counts = {"size": [HEIGHT, WIDTH], "counts": [100, 30, 470]}
-    return {
-        "images": [
-            {"id": 1, "file_name": "a.png", "height": HEIGHT, "width": WIDTH},
-            {"id": 2, "file_name": "b.png", "height": HEIGHT, "width": WIDTH},
-        ],
-        "annotations": [
-            {"id": 1, "image_id": 1, "segmentation": [square, [9, 9, 15, 9, 12, 15]], **common},
-            {"id": 2, "image_id": 2, "segmentation": rle, **common},
-            {"id": 3, "image_id": 2, "segmentation": counts, **common},
-        ],
-        "categories": [{"id": 3, "name": "cat"}, {"id": 5, "name": "dog"}],
-    }
-
-
-def places(node, path=()):
-    """Every place of the json, the root excepted."""
-    items = node.items() if isinstance(node, dict) else enumerate(node)
-    for key, value in items:
-        yield (*path, key)
-        if isinstance(value, (dict, list)):
-            yield from places(value, (*path, key))
-
-
-PLACES = list(places(good_content()))
-NUMBERS = [-1, 0, 1, 2, 3, 7, 29, 31, 1e9, -1e30, 1e308, 10**30, 10**400, 0.5]
-SPECIAL = [float("nan"), float("inf"), None, True, "", "a", "a.png", "../a.png", "P" * 9, "\0"]
-JUNK = st.one_of(
-    st.sampled_from(NUMBERS + SPECIAL),
-    st.builds(list),
-    st.builds(dict),
-    st.lists(st.sampled_from([*NUMBERS, None, "1"]), min_size=1, max_size=9),
-    st.lists(st.lists(st.floats(width=32), min_size=5, max_size=9), min_size=1, max_size=2),
-)
-CHANGES = st.lists(
-    st.tuples(st.sampled_from(PLACES), st.one_of(JUNK, st.just(...))), min_size=1, max_size=3
-)
-
-
-def changed(changes):
-    """The good content with values put in other places' stead; ... takes a place away."""
-    content = good_content()
-    for path, value in changes:
-        node = content
-        try:
-            for key in path[:-1]:
-                node = node[key]
-            if value is ...:
-                del node[path[-1]]
-            else:
-                node[path[-1]] = copy.deepcopy(value)
-        except (KeyError, IndexError, TypeError):
-            continue  # an earlier change took the place away
-    return content
+HOST = "images.cocodataset.org"
+COCO, LVIS = coco_content(), lvis_content()
+QUICK = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+LONG = settings(QUICK, max_examples=1000)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fuzz")
-    for name in "ab":
-        cv2.imwrite(str(folder / f"{name}.png"), np.zeros((HEIGHT, WIDTH, 3), np.uint8))
+    (folder / HOST).mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    for name in ("a.png", "b.png", f"{HOST}/a.png", f"{HOST}/b.png"):
+        cv2.imwrite(str(folder / name), pixels)
     return folder
 
 
 @pytest.fixture(scope="module")
-def mapper():
-    cfg = get_cfg()
-    add_solo_config(cfg)
-    cfg.INPUT.MIN_SIZE_TRAIN = (24,)
+def cfg():
+    cfg = tiny_config()
+    cfg.INPUT.MIN_SIZE_TRAIN = (48,)
+    cfg.DATASETS.TRAIN = (NAME,)
+    return cfg
+
+
+@pytest.fixture(scope="module")
+def mapper(cfg):
     return SOLODatasetMapper(cfg, is_train=True)
 
 
+@pytest.fixture
+def register(folder):
+    """Write a json and register it anew: `register(content or bytes, is_lvis)`."""
+
+    def forget():
+        DatasetCatalog.pop(NAME, None)
+        MetadataCatalog.pop(NAME, None)
+
+    def make(content, is_lvis=False):
+        forget()
+        file = folder / "fuzz.json"
+        file.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+        if is_lvis:
+            register_lvis_instances(NAME, {"thing_classes": ["cat", "dog"]}, str(file), str(folder))
+        else:
+            register_coco_format(NAME, file, folder)
+        check_datasets([NAME])
+
+    yield make
+    forget()
+
+
 def outcome(function, *arguments):
-    """The result, or the text of a DatasetError, which is one line; nothing else is caught."""
+    """The result, or the text of a DatasetError; nothing else is caught."""
     try:
         return function(*arguments), None
     except DatasetError as error:
         text = str(error)
-    assert "\n" not in text
+    assert_readable(text)
     return None, text
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
-@given(changes=CHANGES)
-@example(changes=[(("annotations", 1, "segmentation", "size"), 20)])
-@example(changes=[(("annotations", 0, "segmentation", 0, 1), 1e9)])
-@example(changes=[(("annotations", 0, "bbox"), [1, 10**400, 2, 2])])
-@example(changes=[(("annotations", 2, "segmentation", "counts"), [2**63 - 1, 2**63 - 1, 602])])
-def test_loaded_or_refused_and_the_check_agrees(folder, mapper, changes):
-    file = folder / "fuzz.json"
-    file.write_text(json.dumps(changed(changes)))
-    register_coco_format(NAME, file, folder)
+def agree(mapper):
+    """The check says of the registered data set what loading does, and what is loaded is mapped.
+
+    Returns:
+        Records and samples; None where it is refused.
+    """
     problems = []
+    checked = read_entries(NAME, problems.append).records
+    for problem in problems:
+        assert_readable(str(problem))
+    errors = [str(problem) for problem in problems if problem.severity == ERROR]
+    records, refusal = outcome(DatasetCatalog.get, NAME)
+    assert bool(errors) == (refusal is not None), (errors, refusal)
+    if refusal is not None:
+        return None
+    assert records == checked
+    assert class_names(NAME) == MetadataCatalog.get(NAME).thing_classes
+    samples = []
+    for record in records:
+        sample, refusal = outcome(mapper, record)
+        assert (refusal is None) == fits_its_file(record), refusal
+        samples.append(sample)
+    return records, samples
+
+
+def fits_its_file(record):
+    """Whether the size is the file's, which the json alone does not tell."""
+    size = record["height"], record["width"]
+    return size == (HEIGHT, WIDTH) and os.path.isfile(record["file_name"])
+
+
+FOUND = [
+    [put("annotations", 1, "segmentation", "size", value=20)],
+    [put("annotations", 0, "segmentation", 0, 1, value=1e9)],
+    [put("annotations", 0, "bbox", value=[1, 10**400, 2, 2])],
+    [put("annotations", 2, "segmentation", "counts", value=[2**63 - 1, 2**63 - 1, 602])],
+]
+
+
+@QUICK
+@given(changes=changes_of(COCO))
+@example(changes=FOUND[0])
+@example(changes=FOUND[1])
+@example(changes=FOUND[2])
+@example(changes=FOUND[3])
+def test_loaded_or_refused_and_the_check_agrees(register, mapper, changes):
+    register(changed(COCO, changes))
+    agree(mapper)
+
+
+@QUICK
+@given(changes=changes_of(LVIS))
+def test_lvis_is_loaded_or_refused_and_the_check_agrees(register, mapper, changes):
+    register(changed(LVIS, changes), is_lvis=True)
+    agree(mapper)
+
+
+@QUICK
+@given(text=damaged_text(COCO))
+def test_a_damaged_file_is_loaded_or_refused(register, mapper, text):
+    register(text)
+    agree(mapper)
+
+
+# --- long: what is called fine is trained on and evaluated
+
+
+@pytest.fixture(scope="module")
+def losses_of(cfg):
+    """A model in training."""
+    model = tiny_model(cfg).train()
+
+    def compute(batch):
+        with EventStorage():
+            return {name: float(loss.detach()) for name, loss in model(batch).items()}
+
+    return compute
+
+
+def predictions():
+    """Of each class one that covers the square."""
+    found = Instances((HEIGHT, WIDTH))
+    mask = torch.zeros(HEIGHT, WIDTH, dtype=torch.bool)
+    mask[3:9, 4:12] = True
+    found.pred_boxes = Boxes(torch.tensor([[4.0, 3.0, 12.0, 9.0]] * 2))
+    found.pred_masks = mask.expand(2, -1, -1)
+    found.pred_classes = torch.tensor([0, 1])
+    found.scores = torch.tensor([0.9, 0.8])
+    return found
+
+
+def use(cfg, losses_of, folder, found):
+    """Check it with its images, train and evaluate: each works, or has said why not."""
+    findings = check_dataset(cfg, NAME)
+    json.dumps(to_json(findings))
+    format_findings(findings, cfg).encode()
+    draw_page(findings)
+    for problem in findings.problems:
+        assert_readable(str(problem))
+    if found is None:
+        assert findings.training_fails
+        return
+    records, samples = found
+    there = [record for record in records if os.path.isfile(record["file_name"])]
+    objects = any(not a["iscrowd"] for record in records for a in record["annotations"])
+    assert findings.training_fails == (not (objects and all(map(fits_its_file, there))))
+    batch = [sample for sample in samples if sample is not None and len(class_names(NAME)) <= 5]
+    if batch:
+        assert all(math.isfinite(loss) for loss in losses_of(batch).values())
+    evaluator = build_evaluator(cfg, NAME, str(folder / "evaluated"))
+    evaluator.reset()
+    for record in records:
+        evaluator.process([record], [{"instances": predictions()}])
     try:
-        checked = read_entries(NAME, problems.append).records
-        errors = [str(problem) for problem in problems if problem.severity == ERROR]
-        records, refusal = outcome(load_coco_format, NAME, file, folder)
-        assert bool(errors) == (refusal is not None), (errors, refusal)
-        if refusal is None:
-            assert records == checked
-        for record in records or []:
-            _, refusal = outcome(mapper, record)
-            # The json alone does not tell the size of the file.
-            assert refusal is None or "SizeMismatch" in refusal
-    finally:
-        DatasetCatalog.pop(NAME)
-        MetadataCatalog.pop(NAME)
+        evaluator.evaluate()
+    except ConfigError as error:
+        assert len(class_names(NAME)) < 2, error  # noqa: PT017
+
+
+@pytest.mark.reliability
+@LONG
+@given(changes=changes_of(COCO, max_size=5))
+def test_what_is_called_fine_trains(register, folder, cfg, mapper, losses_of, changes):
+    register(changed(COCO, changes))
+    use(cfg, losses_of, folder, agree(mapper))
+
+
+@pytest.mark.reliability
+@LONG
+@given(changes=changes_of(LVIS, max_size=5))
+def test_what_is_called_fine_trains_lvis(register, folder, cfg, mapper, losses_of, changes):
+    register(changed(LVIS, changes), is_lvis=True)
+    use(cfg, losses_of, folder, agree(mapper))
+
+
+@pytest.mark.reliability
+@LONG
+@given(text=damaged_text(COCO))
+def test_what_is_called_fine_trains_of_damaged_text(register, folder, cfg, mapper, losses_of, text):
+    register(text)
+    use(cfg, losses_of, folder, agree(mapper))

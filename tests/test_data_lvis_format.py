@@ -17,6 +17,7 @@ from solo_d2.data.check.entries import read_entries
 from solo_d2.data.loader import build_train_loader
 from solo_d2.data.lvis_format import load_lvis_format, use_own_lvis_loader
 from solo_d2.errors import DatasetError
+from solo_d2.evaluation.lvis_results import FastLVISEvaluator
 
 pytestmark = pytest.mark.detectron2
 
@@ -163,6 +164,37 @@ def test_an_image_without_address_is_named(write, address):
     write(data)
     with pytest.raises(DatasetError, match=r"lvis\.json: image 5: needs a text 'file_name'"):
         load_lvis_format(NAME)
+
+
+@pytest.mark.parametrize("key", ["neg_category_ids", "not_exhaustive_category_ids"])
+@pytest.mark.parametrize("value", [None, 3, "1", [None], [[1]], [True], {}])
+def test_category_lists_of_another_form(write, key, value):
+    data = content()
+    data["images"][1][key] = value
+    write(data)
+    with pytest.raises(DatasetError, match=f"needs a list of category ids '{key}'"):
+        load_lvis_format(NAME)
+    del data["images"][1][key]
+    write(data)
+    assert load_lvis_format(NAME)[0][key] == []
+
+
+def test_evaluation_takes_what_training_takes(write):
+    data = content()
+    first, second, third, _ = data["annotations"]
+    del first["bbox"], first["area"]
+    second.update(bbox=[0, 0, "a", 1], area=float("nan"))
+    second["segmentation"].append([])
+    third["segmentation"] = [[1, 1, 2, 2]]
+    write(data)
+    truth = FastLVISEvaluator(NAME, None)._truth()
+    loaded = [item["segmentation"] for r in load_lvis_format(NAME) for item in r["annotations"]]
+    objects = [item for item in truth if not item["iscrowd"]]
+    assert len(objects) == len(loaded) == 3
+    for item in objects:
+        assert item["bbox"] == [4, 4, 16, 16]
+        assert item["area"] == 256
+        assert item["segmentation"] in loaded
 
 
 def test_configs_sample_rare_classes_more_often(write):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -16,7 +17,8 @@ from torch.utils.data import DataLoader
 
 from solo_d2 import add_solo_config
 from solo_d2.data import SOLODatasetMapper
-from solo_d2.errors import DatasetError
+from solo_d2.errors import ConfigError, DatasetError, UnreadableImageError
+from tests.pictures import png_of_size
 
 pytestmark = pytest.mark.detectron2
 
@@ -260,11 +262,11 @@ def damage_folder(file):
 
 DAMAGES = {
     "truncated": (damage_truncated, "truncated"),
-    "another size": (damage_size, "SizeMismatchError: .*40, 60.*60, 40"),
     "folder": (damage_folder, "Is a directory"),
     "missing": (lambda file: file.unlink(), "No such file"),
-    "empty": (lambda file: file.write_bytes(b""), "cannot identify"),
-    "text": (lambda file: file.write_text("<html>404</html>"), "cannot identify"),
+    "empty": (lambda file: file.write_bytes(b""), "the file is empty"),
+    "text": (lambda file: file.write_text("<html>404</html>"), "not an image of a known format"),
+    "bomb": (lambda file: file.write_bytes(png_of_size(9000, 9000)), "more than the limit"),
 }
 
 
@@ -273,8 +275,46 @@ DAMAGES = {
 def test_an_unreadable_image_is_named(record, tmp_path, case, is_train):
     damage, message = DAMAGES[case]
     damage(tmp_path / "a.png")
-    with pytest.raises(DatasetError, match=rf"a\.png cannot be read: .*{message}"):
+    with pytest.raises(UnreadableImageError, match=rf"a\.png cannot be read: .*{message}") as error:
         SOLODatasetMapper(config(), is_train)(record)
+    assert error.value.file == record["file_name"]
+    assert message in error.value.reason
+    assert str(error.value).count(record["file_name"]) == 1
+
+
+@pytest.mark.parametrize("is_train", [True, False])
+def test_an_image_of_another_size_is_another_error(record, is_train):
+    damage_size(Path(record["file_name"]))
+    with pytest.raises(DatasetError, match=r"a\.png has 60 x 40 pixels .* says 40 x 60") as error:
+        SOLODatasetMapper(config(), is_train)(record)
+    assert not isinstance(error.value, UnreadableImageError)
+
+
+@pytest.mark.parametrize("image_format", ["RGB", "BGR"])
+def test_channels_come_in_the_order_of_the_config(record, image_format):
+    cv2.imwrite(record["file_name"], np.full((HEIGHT, WIDTH, 3), (10, 20, 30), np.uint8))  # BGR
+    cfg = config()
+    cfg.INPUT.FORMAT = image_format
+    image = SOLODatasetMapper(cfg)(record)["image"]
+    assert image[:, 0, 0].tolist() == ([10, 20, 30] if image_format == "BGR" else [30, 20, 10])
+
+
+@pytest.mark.parametrize("image_format", ["L", "YUV-BT.601"])
+def test_other_formats_are_refused(image_format):
+    cfg = config()
+    cfg.INPUT.FORMAT = image_format
+    with pytest.raises(ConfigError, match=f"INPUT.FORMAT is '{image_format}'.*'BGR', 'RGB'"):
+        SOLODatasetMapper(cfg)
+
+
+@pytest.mark.parametrize("is_train", [True, False])
+def test_sixteen_bits_are_not_white(record, is_train):
+    values = np.linspace(0, 2**16 - 1, WIDTH).astype(np.uint16)[None].repeat(HEIGHT, axis=0)
+    cv2.imwrite(record["file_name"], values)
+    cfg = config()
+    cfg.INPUT.MIN_SIZE_TEST = HEIGHT
+    image = SOLODatasetMapper(cfg, is_train)(record)["image"]
+    assert np.abs(image[:, 5].numpy() - np.linspace(0, 255, WIDTH)).max() <= 1
 
 
 class Mapped(torch.utils.data.Dataset):
@@ -291,7 +331,7 @@ class Mapped(torch.utils.data.Dataset):
 def test_the_message_survives_a_worker_of_the_loader(record, tmp_path):
     damage_truncated(tmp_path / "a.png")
     data = Mapped(record, SOLODatasetMapper(config()))
-    with pytest.raises(DatasetError, match=r"a\.png cannot be read: OSError: image file is trunc"):
+    with pytest.raises(DatasetError, match=r"a\.png cannot be read: truncated or damaged"):
         next(iter(DataLoader(data, num_workers=1, collate_fn=list)))
 
 

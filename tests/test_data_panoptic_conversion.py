@@ -132,27 +132,44 @@ ERRORS = {
     ),
     "image twice": (
         change_json(lambda c: c["annotations"][1].update(image_id=1)),
-        "image 1 has more than one entry",
+        "image 1: has more than one entry",
     ),
     "unknown image": (
         change_json(lambda c: c["annotations"][1].update(image_id=6)),
-        "image 6 of 'annotations' is not among the 'images'",
+        "image 6: .* of 'annotations' is not among the 'images'",
     ),
     "PNG twice": (
         change_json(lambda c: c["annotations"][1].update(file_name="1.png")),
-        r"1 PNG ids are used more than once: 1\.png",
+        r"image 2: 'file_name' is '1\.png', which is another image's PNG too",
     ),
     "PNG outside": (
         change_json(lambda c: c["annotations"][1].update(file_name="../2.png")),
         r"image 2: 'file_name' must be a PNG in the folder, it is '\.\./2\.png'",
     ),
+    "one stuff map of two PNGs": (
+        change_json(lambda c: c["annotations"][1].update(file_name="./1.jpg")),
+        r"image 2: 'file_name' is '\./1\.jpg', which is another image's PNG too",
+    ),
+    "crowd of no number": (
+        set_segment(1, iscrowd=None),
+        "image 1: segment 70000: 'iscrowd' must be 0 or 1, it is None",
+    ),
+    "segment true": (set_segment(1, id=True), "image 1: segment True: the id must be"),
+    "color in words": (
+        change_json(lambda c: [x.update(color="red") for x in c["categories"]]),
+        "the 'color' of category 3 must be three numbers from 0 to 255, it is 'red'",
+    ),
+    "image true": (
+        change_json(lambda c: c["images"][0].update(id=True)),
+        r"image '1\.jpg': needs a whole number or text 'id', it is True",
+    ),
     "image without width": (
         change_json(lambda c: c["images"][1].pop("width")),
-        r"'2\.jpg' needs a whole number 'width'",
+        r"'2\.jpg': needs a whole number 'width'",
     ),
     "instances json": (
         change_json(lambda c: [x.pop("isthing") for x in c["categories"]]),
-        r"category 3 \(cat\) needs 'isthing'.* Is this a panoptic file\?",
+        r"category 3 \('cat'\) needs 'isthing'.* Is this a panoptic file\?",
     ),
     "category 0": (
         change_json(lambda c: c["categories"][0].update(id=0)),

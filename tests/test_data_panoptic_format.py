@@ -15,7 +15,9 @@ from solo_d2.data import (
     register_panoptic_format,
     resolve_num_classes,
 )
+from solo_d2.data.check.entries import read_entries
 from solo_d2.data.panoptic_json import read_segment_ids
+from solo_d2.data.problems import ERROR
 from solo_d2.errors import ConfigError, DatasetError
 from tests import panoptic_files as files
 
@@ -131,6 +133,35 @@ def test_missing_files_are_named(tmp_path, gone, meaning):
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     with pytest.raises(DatasetError, match=f"{meaning} of data set 'test_mine' .*{path}"):
         check_datasets(["test_mine"])
+
+
+def test_a_check_lists_all_that_is_wrong(tmp_path):
+    def change(content):
+        first, second = content["annotations"]
+        first["segments_info"][1].update(category_id=4)
+        first["segments_info"][2].update(id=0)
+        second["file_name"] = "gone.png"
+        content["images"].append({"id": 3, "file_name": "3.jpg", "height": 0, "width": 6})
+        content["images"].append({"id": 5, "file_name": "5.jpg", "height": 4, "width": 6})
+        content["annotations"].append({"image_id": 9, "file_name": "9.png", "segments_info": []})
+        content["annotations"].append({"image_id": 5, "file_name": "1.png", "segments_info": []})
+
+    root = files.write(tmp_path / "data", change)
+    register_panoptic_format("test_mine", *paths(root))
+    problems = []
+    assert read_entries("test_mine", problems.append).records == []
+    assert [(problem.kind, problem.where) for problem in problems] == [
+        ("image of impossible size", "image '3.jpg'"),
+        ("unknown category", "image 1: segment 70000"),
+        ("segment id out of range", "image 1: segment 0"),
+        ("annotation of an unknown image", "image 9"),
+        ("panoptic PNG cannot be used", "image 2"),
+        ("panoptic PNG cannot be used", "image 5"),
+    ]
+    assert "gone.png is missing" in problems[-2].reason
+    assert "ids that the json does not list: 4, 300, 70000" in problems[-1].reason
+    for problem in problems:
+        assert problem.severity == ERROR
 
 
 # --- class counts

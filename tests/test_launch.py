@@ -10,6 +10,7 @@ pytestmark = pytest.mark.detectron2
 pytest.importorskip("detectron2")
 
 from solo_d2 import launch as launching  # noqa: E402
+from solo_d2.commands import run_process  # noqa: E402
 from solo_d2.errors import ConfigError, DatasetError  # noqa: E402
 from solo_d2.launch import (  # noqa: E402
     JobError,
@@ -148,10 +149,10 @@ def test_gpus_are_given_to_detectron2s_launcher(monkeypatch):
     several = ["--num-machines", 3, "--machine-rank", 2, "--dist-url", "tcp://first:1"]
     launch(len, parse_args("--num-gpus", 2, *several))
     assert [call[:5] for call in calls] == [
-        (len, 4, 1, 0, "auto"),
-        (len, 2, 3, 2, "tcp://first:1"),
+        (run_process, 4, 1, 0, "auto"),
+        (run_process, 2, 3, 2, "tcp://first:1"),
     ]
-    assert [call[5][0].num_gpus for call in calls] == [4, 2]
+    assert [(call[5][0], call[5][1].num_gpus) for call in calls] == [(len, 4), (len, 2)]
 
 
 TRACEBACK = "-- Process 1 terminated with the following error:\nTraceback ...\n"

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "solo_d2"
-PURE = ("structures.py", "targets.py", "losses.py", "inference.py", "ops/**/*.py")
+PURE = ("images.py", "structures.py", "targets.py", "losses.py", "inference.py", "ops/**/*.py")
 ALLOWED = {
     "detectron2": (
         *("config.py", "launch.py", "api", "modeling", "data", "engine", "evaluation", "export"),

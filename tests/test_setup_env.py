@@ -68,7 +68,8 @@ class Machine:
         if title == "torch":
             text = " ".join(command)
             for name in ("torch", "torchvision"):
-                self.add(name, re.search(rf"\b{name}==(\S+)", text).group(1))
+                pinned = re.search(rf"\b{name}==(\S+)", text)
+                self.add(name, pinned.group(1) if pinned else "9.9")
         elif title == "this project":
             self.add("solo-d2", "0.1.0")
         elif title == "Detectron2 download":
@@ -182,6 +183,48 @@ def test_another_torch_rebuilds_detectron2_and_is_remembered(machine):
     assert not any(line.startswith("sympy") for line in constraints)
 
 
+def test_the_oldest_versions_are_the_lower_bounds_and_remembered(machine):
+    missing, steps = machine.set_up(versions="oldest")
+    assert (missing, steps) == ({}, [*BASE, *DETECTRON2, "panopticapi"])
+    assert machine.commands[1][-2:] == ["torch==2.6", "torchvision==0.21"]
+    constraints = (machine.folder / "venv" / "solo_d2_constraints.txt").read_text().splitlines()
+    assert {"torch==2.6", "numpy==1.24", "onnx==1.17", "pytest==8.2"} <= set(constraints)
+    assert [line for line in constraints if line.startswith("numpy")] == ["numpy==1.24"]
+    assert "setuptools==80.9.0" in constraints
+    assert machine.set_up() == ({}, [])
+    assert machine.set_up(versions="tested")[1] == [*BASE, *DETECTRON2]
+    assert machine.versions["torch"] == "2.12.1"
+
+
+def test_the_newest_versions_are_bound_by_nothing_but_their_torch(machine):
+    assert machine.set_up(versions="newest")[0] == {}
+    assert machine.commands[1][-3:] == ["--upgrade", "torch", "torchvision"]
+    assert "--upgrade" in machine.commands[2]
+    constraints = (machine.folder / "venv" / "solo_d2_constraints.txt").read_text().splitlines()
+    names = {line.partition("==")[0] for line in constraints}
+    assert names == {*requirements.BUILD_TOOLS, "torch", "torchvision"}
+
+
+def test_torch_may_differ_from_the_oldest(machine):
+    machine.set_up(versions="oldest", torch="torch==2.10.0 torchvision==0.25.0")
+    assert machine.versions["torch"] == "2.10.0"
+    constraints = (machine.folder / "venv" / "solo_d2_constraints.txt").read_text().splitlines()
+    assert {"torch==2.10.0", "numpy==1.24"} <= set(constraints)
+    assert "torch==2.6" not in constraints
+
+
+def test_lower_bounds_are_found_for_all_that_the_project_asks_for():
+    text = (ROOT / "pyproject.toml").read_text()
+    start, end = text.index("\ndependencies = ["), text.index("[tool.setuptools")
+    asked = [Requirement(a) for a in re.findall(r'"([a-z].*?)"', text[start:end])]
+    assert {"torch", "opencv-python", "mkdocs", "pytest-xdist"} <= {each.name for each in asked}
+    pins = requirements.oldest_pins()
+    for requirement in asked:
+        if requirement.name != "setuptools":
+            version = pins[requirement.name].removeprefix(f"{requirement.name}==")
+            assert f">={version}" in str(requirement.specifier).split(",")
+
+
 def test_what_was_installed_by_hand_is_kept(machine):
     for name, version in [("torch", "2.11.0"), ("torchvision", "0.26.0"), ("detectron2", "0.6")]:
         machine.add(name, version)
@@ -242,6 +285,11 @@ def test_keep_and_torch_contradict(machine):
         machine.set_up(detectron2="keep", torch="torch==2.10.0")
 
 
+def test_keep_and_other_versions_contradict(machine):
+    with pytest.raises(SetupError, match="drop VERSIONS="):
+        machine.set_up(detectron2="keep", versions="oldest")
+
+
 def test_folder_that_is_no_environment_is_left_alone(machine, tmp_path):
     (tmp_path / "venv").mkdir()
     (tmp_path / "venv" / "thesis.tex").touch()
@@ -273,6 +321,7 @@ def test_options_from_environ(tmp_path):
     environ = {
         "VENV": "/envs/solo",
         "TORCH": " torch==2.10.0 ",
+        "VERSIONS": "newest",
         "DETECTRON2": "detectron2 @ git+https://example.org/detectron2.git",
         "PANOPTICAPI": str(tmp_path / ".." / tmp_path.name),
         "ARGS": "-k 'one or two'",
@@ -280,10 +329,13 @@ def test_options_from_environ(tmp_path):
     options = Options.from_environ(environ)
     assert options.venv == Path("/envs/solo")
     assert options.torch == "torch==2.10.0"
+    assert options.versions == "newest"
     assert options.detectron2 == "git+https://example.org/detectron2.git"
     assert options.panopticapi == str(tmp_path.resolve())
     assert options.args == ("-k", "one or two")
     assert Options.from_environ({}) == Options(venv=ROOT / ".venv")
+    with pytest.raises(SetupError, match="VERSIONS=latest: it is tested, oldest or newest"):
+        Options.from_environ({"VERSIONS": "latest"})
 
 
 @pytest.mark.parametrize(
@@ -460,6 +512,13 @@ def test_make_test_without_panopticapi_fails_in_ci_only(monkeypatch, calls, ci, 
     monkeypatch.setenv("CI", ci)
     assert run(monkeypatch, "test", {"panopticapi": "no way there"}) == code
     assert "-m" not in calls[0][3:]
+
+
+def test_make_reliability_runs_the_long_tests_alone(monkeypatch, calls):
+    assert run(monkeypatch, "reliability", {"detectron2": "no way there"}) == 1
+    assert calls == []
+    assert run(monkeypatch, "reliability", {}, ARGS="-x") == 0
+    assert calls == [["/envs/solo/bin/python", "-m", "pytest", "-m", "reliability", "-x"]]
 
 
 def test_make_demo(monkeypatch, calls, capsys):

@@ -63,6 +63,27 @@ def test_figures_are_those_of_one_process(killed, name, tmp_path, monkeypatch):
         assert found[task] == pytest.approx(values, rel=0, abs=1e-9, nan_ok=True)
 
 
+def test_all_stop_together_above_the_limit_of_unreadable_images(killed):
+    both = killed[0]["stopped"]["unreadable"]
+    assert both[0] == both[1]
+    assert both[0]["weight"] == 0.5  # the first step was taken, the second not
+    listed = [line for line in both[0]["said"].splitlines() if line.startswith("  ")]
+    assert listed == ["  a.jpg: torn", "  b.jpg: empty"]
+
+
+def test_all_stop_together_for_the_bad_numbers_of_one(killed, folder):
+    both = killed[0]["stopped"]["numbers"]
+    assert both[0] == both[1]
+    assert both[0]["weight"] == 0.5
+    assert "loss is nan in process 1. Training stops" in both[0]["said"]
+    assert "Images: bad.jpg." in both[0]["said"]
+    dump = torch.load(folder / "several/numbers/bad_step_0000001.pth", weights_only=True)
+    assert list(dump["batches"]) == [1]
+    assert dump["batches"][1][0]["file_name"] == "bad.jpg"
+    assert dump["model"]["weight"].item() == 0.5
+    assert str(folder / "several/numbers/bad_step_0000001.pth") in both[0]["said"]
+
+
 def test_a_killed_process_ends_the_job(killed, folder):
     assert "Process 1 of this machine was ended by SIGKILL" in str(killed[1])
     assert "--resume" in str(killed[1])

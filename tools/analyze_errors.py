@@ -22,18 +22,17 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from detectron2.config import CfgNode  # noqa: E402
-from detectron2.evaluation import inference_on_dataset  # noqa: E402
 from detectron2.utils.logger import setup_logger  # noqa: E402
 
-from solo_d2 import ConfigError, DatasetError  # noqa: E402
+from solo_d2 import ConfigError  # noqa: E402
 from solo_d2.api.loading import load_model, make_config  # noqa: E402
+from solo_d2.commands import run_command  # noqa: E402
 from solo_d2.config import load_config  # noqa: E402
 from solo_d2.data.catalog import (  # noqa: E402
     check_datasets,
     register_datasets_of_config,
     resolve_num_classes,
 )
-from solo_d2.engine import Trainer  # noqa: E402
 from solo_d2.evaluation.build import build_evaluator  # noqa: E402
 from solo_d2.evaluation.error_analysis import (  # noqa: E402
     analyze_errors,
@@ -42,6 +41,7 @@ from solo_d2.evaluation.error_analysis import (  # noqa: E402
     read_predictions,
     to_json,
 )
+from solo_d2.evaluation.run import evaluate_dataset, evaluation_loader  # noqa: E402
 from solo_d2.files import whole_file  # noqa: E402
 
 RESULTS = "coco_instances_results.json"
@@ -99,7 +99,7 @@ def predict(cfg: CfgNode, dataset: str, folder: Path) -> Path:
     resolve_num_classes(cfg, [dataset])
     model = load_model(cfg)
     evaluator = build_evaluator(cfg, dataset, str(folder))
-    inference_on_dataset(model, Trainer.build_test_loader(cfg, dataset), evaluator)
+    evaluate_dataset(model, evaluation_loader(cfg, dataset), evaluator)
     return folder / RESULTS
 
 
@@ -130,15 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     args = parse_args(argv)
     setup_logger()
-    try:
-        run(args)
-    except (ConfigError, DatasetError, OSError) as error:
-        print(f"analyze_errors: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("analyze_errors: interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return run_command("analyze_errors", lambda: run(args))
 
 
 if __name__ == "__main__":

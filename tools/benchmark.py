@@ -9,7 +9,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from solo_d2.errors import ConfigError, DatasetError  # noqa: E402
+from solo_d2.commands import run_command  # noqa: E402
 
 # What each command measures; its module is solo_d2/benchmarks/COMMAND.py.
 COMMANDS = {
@@ -45,14 +45,11 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv[1:])
 
 
-def main(argv: list[str]) -> None:
-    """Run the command that the first argument names."""
+def main(argv: list[str]) -> int:
+    """Run the command that the first argument names; returns the exit code."""
     args = parse_args(argv)
-    try:
-        args.run(args)
-    except (ConfigError, DatasetError) as error:
-        sys.exit(f"benchmark: {error}")
+    return run_command("benchmark", lambda: args.run(args))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

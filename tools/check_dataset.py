@@ -20,10 +20,10 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from solo_d2.commands import run_command  # noqa: E402
 from solo_d2.data.arguments import add_dataset_arguments  # noqa: E402
 from solo_d2.data.check.command import check  # noqa: E402
 from solo_d2.data.workers import num_workers  # noqa: E402
-from solo_d2.errors import ConfigError, DatasetError  # noqa: E402
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -56,14 +56,7 @@ def _count(text: str) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     args = parse_args(argv)
-    try:
-        return int(check(args))
-    except (ConfigError, DatasetError, OSError) as error:
-        print(f"check_dataset: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("check_dataset: interrupted", file=sys.stderr)
-        return 130
+    return run_command("check_dataset", lambda: int(check(args)))
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from solo_d2.commands import run_command  # noqa: E402
 from solo_d2.data.panoptic_conversion import ensure_converted, write_stuff_maps  # noqa: E402
-from solo_d2.errors import DatasetError  # noqa: E402
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -41,24 +41,21 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def run(args: argparse.Namespace) -> None:
+    """Do what the command line says."""
+    if args.stuff_only:
+        folder = write_stuff_maps(args.json, args.png_dir, args.output)
+    else:
+        folder = ensure_converted(
+            args.json, args.png_dir, args.output, image_root=args.images, force=args.force
+        )
+    print(f"The conversion is in {folder.absolute()}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     args = parse_args(argv)
-    try:
-        if args.stuff_only:
-            folder = write_stuff_maps(args.json, args.png_dir, args.output)
-        else:
-            folder = ensure_converted(
-                args.json, args.png_dir, args.output, image_root=args.images, force=args.force
-            )
-    except DatasetError as error:
-        print(f"convert_panoptic: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("convert_panoptic: interrupted", file=sys.stderr)
-        return 130
-    print(f"The conversion is in {folder.absolute()}")
-    return 0
+    return run_command("convert_panoptic", lambda: run(args))
 
 
 if __name__ == "__main__":

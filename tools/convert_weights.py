@@ -18,6 +18,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from solo_d2.commands import run_command  # noqa: E402
 from solo_d2.errors import ConfigError  # noqa: E402
 from solo_d2.modeling.weights_conversion import plan_conversion, write_conversion  # noqa: E402
 
@@ -46,24 +47,21 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    args = parse_args(argv)
-    try:
-        if Path(args.input).resolve() == Path(args.output).resolve():
-            raise ConfigError(f"{args.output} is the input: choose another name")
-        plan = plan_conversion(args.input, args.config_file, allow=args.allow)
-        config = write_conversion(plan, args.output)
-    except ConfigError as error:
-        print(f"convert_weights: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("convert_weights: interrupted", file=sys.stderr)
-        return 130
+def run(args: argparse.Namespace) -> None:
+    """Do what the command line says."""
+    if Path(args.input).resolve() == Path(args.output).resolve():
+        raise ConfigError(f"{args.output} is the input: choose another name")
+    plan = plan_conversion(args.input, args.config_file, allow=args.allow)
+    config = write_conversion(plan, args.output)
     for line in plan.report():
         print(line)
     print(f"written: {args.output} and {config}")
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    args = parse_args(argv)
+    return run_command("convert_weights", lambda: run(args))
 
 
 if __name__ == "__main__":

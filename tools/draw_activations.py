@@ -22,10 +22,11 @@ from detectron2.config import CfgNode  # noqa: E402
 from detectron2.data import DatasetCatalog  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 
-from solo_d2 import ConfigError, DatasetError, ImageError, Predictor  # noqa: E402
+from solo_d2 import ConfigError, ImageError, Predictor  # noqa: E402
 from solo_d2.api.images import expand_inputs, read_image, save_image  # noqa: E402
 from solo_d2.api.loading import make_config  # noqa: E402
 from solo_d2.api.outputs import plan_overlays  # noqa: E402
+from solo_d2.commands import run_command  # noqa: E402
 from solo_d2.data.catalog import check_datasets, register_datasets_of_config  # noqa: E402
 from solo_d2.evaluation.activations import (  # noqa: E402
     choose_level,
@@ -138,15 +139,7 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     args = parse_args(argv)
-    try:
-        run(args)
-    except (ConfigError, DatasetError, ImageError, OSError) as error:
-        print(f"draw_activations: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("draw_activations: interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return run_command("draw_activations", lambda: run(args), errors=(ImageError,))
 
 
 if __name__ == "__main__":

@@ -25,8 +25,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog  # noqa: E402
 from detectron2.data.detection_utils import build_augmentation  # noqa: E402
 from detectron2.modeling import build_model  # noqa: E402
 
-from solo_d2 import ConfigError, DatasetError  # noqa: E402
+from solo_d2 import ConfigError  # noqa: E402
 from solo_d2.api.images import save_image  # noqa: E402
+from solo_d2.commands import run_command  # noqa: E402
 from solo_d2.config import load_config  # noqa: E402
 from solo_d2.data import (  # noqa: E402
     SOLODatasetMapper,
@@ -109,12 +110,7 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     args = parse_args(argv)
-    try:
-        run(args)
-    except (ConfigError, DatasetError, OSError) as error:
-        print(f"draw_method: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command("draw_method", lambda: run(args))
 
 
 if __name__ == "__main__":

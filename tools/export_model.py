@@ -33,6 +33,7 @@ from solo_d2 import ConfigError, DatasetError, ImageError  # noqa: E402
 from solo_d2.api.classes import find_classes  # noqa: E402
 from solo_d2.api.images import expand_inputs, read_image  # noqa: E402
 from solo_d2.api.loading import load_model, make_config  # noqa: E402
+from solo_d2.commands import run_command  # noqa: E402
 from solo_d2.data.catalog import check_datasets, register_datasets_of_config  # noqa: E402
 from solo_d2.engine import Trainer  # noqa: E402
 from solo_d2.evaluation.build import build_evaluator  # noqa: E402
@@ -202,14 +203,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     setup_logger()
     logging.getLogger("detectron2.evaluation.fast_eval_api").setLevel(logging.WARNING)
-    try:
-        faults = run(args)
-    except (ConfigError, DatasetError, ImageError, OSError) as error:
-        print(f"export_model: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("export_model: interrupted", file=sys.stderr)
-        return 130
+    return run_command("export_model", lambda: export(args), errors=(ImageError,))
+
+
+def export(args: argparse.Namespace) -> int:
+    """Do what the command line says; returns the exit code."""
+    faults = run(args)
     if faults:
         lines = "\n  ".join(faults)
         print(

@@ -20,6 +20,7 @@ if __name__ == "__main__":
 
 from PIL import Image  # noqa: E402
 
+from solo_d2.commands import run_command  # noqa: E402
 from solo_d2.data.labelled_folder import (  # noqa: E402
     class_names_of,
     read_labelled_folder,
@@ -27,8 +28,9 @@ from solo_d2.data.labelled_folder import (  # noqa: E402
     write_coco,
 )
 from solo_d2.data.shapes.drawing import THING_CLASSES, draw_image  # noqa: E402
-from solo_d2.data.whole_folder import whole_folder  # noqa: E402
+from solo_d2.data.whole_folder import only_writer, whole_folder  # noqa: E402
 from solo_d2.errors import DatasetError  # noqa: E402
+from solo_d2.images import write_image  # noqa: E402
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -62,15 +64,21 @@ def write_example(images: Path, labels: Path, count: int) -> None:
     for folder in (images, labels):
         if folder.exists():
             raise DatasetError(f"--example: {folder} exists; name folders that do not")
-    with whole_folder(images) as image_folder, whole_folder(labels) as label_folder:
+    with (
+        only_writer(images),
+        only_writer(labels),
+        whole_folder(images) as image_folder,
+        whole_folder(labels) as label_folder,
+    ):
         for index in range(count):
             drawing = draw_image(0, "train", index)
             name = f"photo_{index:04d}"
-            Image.fromarray(drawing.image).save(image_folder / f"{name}.jpg", quality=95)
+            write_image(image_folder / f"{name}.jpg", Image.fromarray(drawing.image), quality=95)
             (label_folder / name).mkdir()
             for number, mask in enumerate(drawing.masks):
                 class_name = THING_CLASSES[drawing.classes[number]]
-                Image.fromarray(mask).save(label_folder / name / f"{class_name}_{number}.png")
+                file = label_folder / name / f"{class_name}_{number}.png"
+                write_image(file, Image.fromarray(mask))
 
 
 def run(args: argparse.Namespace) -> None:
@@ -92,12 +100,7 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     args = parse_args(argv)
-    try:
-        run(args)
-    except (DatasetError, OSError) as error:
-        print(f"labels_to_coco: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command("labels_to_coco", lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ r"""Train or evaluate a SOLO model of a lazy config (docs/training.md).
     python tools/lazyconfig_train_net.py --config-file configs/lazy/solov2_R50_1x.py \
         --eval-only train.init_checkpoint=FILE
 
-What comes last changes the config: path.of.key=value.
+What comes last changes the config: path.of.key=value. A lazy config is a Python program that is
+run: take none from people whom you do not trust.
 """
 
 import argparse
@@ -17,12 +18,20 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from detectron2.config import LazyConfig, instantiate  # noqa: E402
+from detectron2.config import LazyConfig  # noqa: E402
 from detectron2.engine import default_argument_parser, default_setup  # noqa: E402
 
-from solo_d2.engine.lazy import LazyTrainer, evaluate_lazy, trainer_config  # noqa: E402
-from solo_d2.errors import ConfigError, DatasetError  # noqa: E402
+from solo_d2.commands import run_command  # noqa: E402
+from solo_d2.engine.lazy import (  # noqa: E402
+    LazyTrainer,
+    build_lazy_model,
+    evaluate_lazy,
+    trainer_config,
+)
+from solo_d2.errors import ConfigError  # noqa: E402
+from solo_d2.files import naming  # noqa: E402
 from solo_d2.launch import JobError, add_launch_arguments, check_device, launch  # noqa: E402
+from solo_d2.modeling.building import refusing  # noqa: E402
 from solo_d2.modeling.checkpointer import SOLOCheckpointer  # noqa: E402
 
 
@@ -37,21 +46,21 @@ def main(args: argparse.Namespace) -> Any:
     """Run in one process of the job."""
     if not Path(args.config_file).is_file():
         raise ConfigError(f"--config-file {args.config_file or '(none)'} is not there")
-    lazy = LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
+    with refusing(f"The lazy config {args.config_file}, changed by {args.opts},"):
+        lazy = LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
     cfg = trainer_config(lazy)
     check_device(cfg.MODEL.DEVICE)
     default_setup(lazy, args)
-    if args.eval_only:
-        model = instantiate(lazy.model).to(cfg.MODEL.DEVICE)
-        SOLOCheckpointer(model, save_dir=cfg.OUTPUT_DIR, whole=True).load(cfg.MODEL.WEIGHTS)
-        return evaluate_lazy(lazy, cfg, model)
-    trainer = LazyTrainer(lazy)
-    trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+    with naming(cfg.OUTPUT_DIR):
+        if args.eval_only:
+            model = build_lazy_model(lazy, cfg)
+            SOLOCheckpointer(model, save_dir=cfg.OUTPUT_DIR, whole=True).load(cfg.MODEL.WEIGHTS)
+            return evaluate_lazy(lazy, cfg, model)
+        trainer = LazyTrainer(lazy)
+        trainer.resume_or_load(resume=args.resume)
+        return trainer.train()
 
 
 if __name__ == "__main__":
-    try:
-        launch(main, parse_args())
-    except (ConfigError, DatasetError, JobError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    args = parse_args()
+    sys.exit(run_command("", lambda: launch(main, args), errors=(JobError,), failed=1))

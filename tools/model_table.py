@@ -8,8 +8,8 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from solo_d2 import ConfigError, DatasetError  # noqa: E402
 from solo_d2.benchmarks import complexity  # noqa: E402
+from solo_d2.commands import run_command  # noqa: E402
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
@@ -31,12 +31,10 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> int:
     """Update the README of a folder of configs; 2 if something can't be used."""
     arguments = parse_args(argv)
-    try:
-        complexity.update_table(arguments.configs, lambda name: print(name, flush=True))
-    except (ConfigError, DatasetError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(
+        "model_table",
+        lambda: complexity.update_table(arguments.configs, lambda name: print(name, flush=True)),
+    )
 
 
 if __name__ == "__main__":

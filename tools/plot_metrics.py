@@ -8,6 +8,7 @@ A key gets a panel of its own, a training a line of its own.
 """
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ if __name__ == "__main__":
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from solo_d2.commands import run_command
 from solo_d2.errors import ConfigError
 from solo_d2.files import whole_file
 
@@ -91,18 +93,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     args = parse_args(argv)
     names = args.names or [folder.name for folder in args.folders]
-    try:
+
+    def run() -> None:
         runs = {
             name: read_metrics(folder) for name, folder in zip(names, args.folders, strict=True)
         }
         figure = plot(runs, args.keys)
         FigureCanvasAgg(figure)
+        picture = io.BytesIO()  # Pillow raises nothing when the disk is full
+        figure.savefig(picture, dpi=110, format=args.output.suffix.lstrip(".") or "png")
         with whole_file(args.output) as file:
-            figure.savefig(file, dpi=110, format=args.output.suffix.lstrip(".") or "png")
-    except (ConfigError, OSError) as error:
-        print(f"plot_metrics: {error}", file=sys.stderr)
-        return 2
-    return 0
+            file.write_bytes(picture.getvalue())
+
+    return run_command("plot_metrics", run)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ from detectron2.utils.logger import setup_logger
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from solo_d2 import ConfigError, DatasetError  # noqa: E402
+from solo_d2 import ConfigError  # noqa: E402
+from solo_d2.commands import run_command  # noqa: E402
 from solo_d2.config import load_config  # noqa: E402
 from solo_d2.data.catalog import check_datasets, register_datasets_of_config  # noqa: E402
 from solo_d2.engine import Trainer, best_metric  # noqa: E402
@@ -82,8 +83,8 @@ def calibration_inputs(cfg: Any, detector: Detector, dataset: str, count: int) -
         yield detector.graph_inputs(*detector_inputs(batch))
 
 
-def run(args: argparse.Namespace) -> bool:
-    """Do what the command line says; whether the file was written."""
+def run(args: argparse.Namespace) -> int:
+    """Do what the command line says; returns the exit code."""
     cfg = load_config(args.config_file, args.opts)
     register_datasets_of_config(cfg)
     datasets = cfg.DATASETS
@@ -106,9 +107,14 @@ def run(args: argparse.Namespace) -> bool:
             if not full - quantised <= args.most_drop:
                 raise _TooInexact
     except _TooInexact:
-        return False
+        print(
+            f"quantize_onnx: more than --most-drop {args.most_drop} is lost, {args.output} is not "
+            "written",
+            file=sys.stderr,
+        )
+        return 1
     print(f"{args.output}: {size:.1f} MiB, {args.model}: {args.model.stat().st_size / 2**20:.1f}")
-    return True
+    return 0
 
 
 class _TooInexact(Exception):
@@ -120,21 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     setup_logger()
     logging.getLogger("detectron2.evaluation.fast_eval_api").setLevel(logging.WARNING)
-    try:
-        is_written = run(args)
-    except (ConfigError, DatasetError, OSError) as error:
-        print(f"quantize_onnx: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("quantize_onnx: interrupted", file=sys.stderr)
-        return 130
-    if not is_written:
-        print(
-            f"quantize_onnx: more than --most-drop {args.most_drop} is lost, {args.output} is not "
-            "written",
-            file=sys.stderr,
-        )
-    return 0 if is_written else 1
+    return run_command("quantize_onnx", lambda: run(args))
 
 
 if __name__ == "__main__":

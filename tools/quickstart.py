@@ -31,7 +31,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
 from solo_d2.api.images import ImageError, output_names, read_image, save_image  # noqa: E402
-from solo_d2.errors import DatasetError  # noqa: E402
+from solo_d2.commands import run_command  # noqa: E402
 from solo_d2.files import whole_file  # noqa: E402
 from solo_d2.visualization.text import text_font  # noqa: E402
 
@@ -313,16 +313,14 @@ def _minutes(seconds: float) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     args = parse_args(argv)
+    return run_command("quickstart", lambda: run(args), errors=(QuickstartError,), failed=1)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what the command line says; returns the exit code."""
     start = time.monotonic()
-    try:
-        result = train(args)
-        montage = show(args, result.metrics)
-    except (QuickstartError, DatasetError, OSError) as error:
-        print(f"quickstart: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("quickstart: interrupted", file=sys.stderr)
-        return 130
+    result = train(args)
+    montage = show(args, result.metrics)
     print(f"\n{format_table(result, time.monotonic() - start)}\n\nmontage: {montage}")
     ap = result.metrics["segm/AP"]
     if math.isnan(ap) or ap < args.min_ap:

@@ -12,7 +12,8 @@ from solo_d2.ablations.report import format_report, format_table, make_lines, re
 from solo_d2.ablations.runs import Outcome, Run, plan_runs, run_all
 from solo_d2.ablations.tables import METRICS, Setting, Table, read_tables, settings
 from solo_d2.benchmarks.common import markdown_table, save_json, save_text
-from solo_d2.errors import ConfigError, DatasetError
+from solo_d2.commands import Terminated, run_command
+from solo_d2.errors import ConfigError
 
 DESCRIPTION = """\
 Rerun an ablation table of the papers and print it beside the paper's figures.
@@ -75,18 +76,19 @@ def main(argv: Sequence[str], launch: Launch | None = None) -> int:
         launch: see `run_all`.
     """
     args = parse_args(argv)
-    try:
+
+    def run() -> int:
         tables = read_tables()
         if args.list:
             print(list_tables(tables.values()))
             return 0
-        return rerun(_choose(tables, args.table), args, launch)
-    except (ConfigError, DatasetError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
-        return 130
+        try:
+            return rerun(_choose(tables, args.table), args, launch)
+        except (KeyboardInterrupt, Terminated):
+            print("ablate: the same command goes on", file=sys.stderr)
+            raise
+
+    return run_command("ablate", run)
 
 
 def list_tables(tables: Iterable[Table]) -> str:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from solo_d2.config import load_config
+from solo_d2.config import configs_folder, load_config
 from solo_d2.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = ROOT / "configs"
+CONFIGS = configs_folder()
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 TABLE_KEYS = {"title", "source", "varies", "reference", "rows", "quick_base"}

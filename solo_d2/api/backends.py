@@ -180,10 +180,17 @@ class OnnxBackend:
     def run(
         self, batch: Sequence[tuple[Image, tuple[int, int]]], score_thresh: float | None
     ) -> list[dict[str, Any]]:
-        """See `Backend`; the results are on the CPU."""
+        """See `Backend`; the results are on the CPU.
+
+        Raises:
+            ConfigError: the model cannot be run, or gives what cannot be.
+        """
         sizes = [size for _, size in batch]
         pixels = [image for image, _ in batch]
-        found = self.detector.detect(pixels, sizes, score_thresh=score_thresh or 0.0)
+        try:
+            found = self.detector.detect(pixels, sizes, score_thresh=score_thresh or 0.0)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
         return [
             {"instances": to_instances(arrays, size)}
             for arrays, size in zip(found, sizes, strict=True)

@@ -4,7 +4,7 @@ H and W are rows and columns.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -14,11 +14,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from solo_d2.api.images import ImageError, expand_inputs, read_image, to_rgb
+from solo_d2.api.images import expand_inputs
 from solo_d2.api.video import Video, is_video
+from solo_d2.images import ImageError, read_image, to_rgb
 
 OneImage = str | Path | NDArray[np.uint8] | Tensor | Image.Image
 Source = OneImage | Iterable[OneImage]
+# Told of what cannot be read; None: it is raised.
+OnError = Callable[[ImageError], None] | None
 
 CHANNELS = ("BGR", "RGB")
 
@@ -62,35 +65,60 @@ def load_image(image: OneImage, channels: str) -> tuple[NDArray[np.uint8], str]:
     return _rgb_of(image, channels), ""
 
 
-def load_images(source: Source, channels: str) -> Iterator[tuple[NDArray[np.uint8], str]]:
+def load_images(
+    source: Source, channels: str, on_error: OnError = None
+) -> Iterator[tuple[NDArray[np.uint8], str]]:
     """Load what a source names, one after another, see `load_image`.
 
     Args:
         source: also a folder (its images, sorted), a glob, a video file, or several of all these.
         channels: see `load_image`.
+        on_error: told of what cannot be read, an image, a video, or a folder or glob without an
+            image, which is then left out. None: the error is raised.
 
     Yields:
         Images and names; of a frame of a video "FILE#INDEX".
 
     Raises:
-        ImageError: one cannot be read, or a folder or glob holds no image.
+        ImageError: see `on_error`.
     """
-    if isinstance(source, (str, Path)) and not is_one_image(source):
+    if is_one_image(source):
+        images: Iterable[OneImage] = [source]
+    elif isinstance(source, (str, Path)):
         if is_video(source):
-            with Video(os.path.expanduser(source)) as video:
-                for index, frame in enumerate(video):
-                    yield frame, f"{source}#{index}"
+            yield from _frames(source, on_error)
             return
-        files, missing = expand_inputs([str(source)])
+        images, missing = expand_inputs([str(source)])
         if missing:
-            raise ImageError(f"{source}: there is no image")
-        for file in files:
-            yield load_image(file, channels)
-    elif is_one_image(source):
-        yield load_image(source, channels)
+            _tell(ImageError(f"{source}: there is no image"), on_error)
     else:
         for part in _parts(source):
-            yield from load_images(part, channels)
+            yield from load_images(part, channels, on_error)
+        return
+    for image in images:
+        try:
+            loaded = load_image(image, channels)
+        except ImageError as error:
+            _tell(error, on_error)
+        else:
+            yield loaded
+
+
+def _frames(source: str | Path, on_error: OnError) -> Iterator[tuple[NDArray[np.uint8], str]]:
+    try:
+        video = Video(os.path.expanduser(source))
+    except ImageError as error:
+        _tell(error, on_error)
+        return
+    with video:
+        for index, frame in enumerate(video):
+            yield frame, f"{source}#{index}"
+
+
+def _tell(error: ImageError, on_error: OnError) -> None:
+    if on_error is None:
+        raise error
+    on_error(error)
 
 
 def _parts(source: Any) -> Iterator[Any]:

@@ -10,8 +10,9 @@ from detectron2.modeling import build_model
 
 from solo_d2.config import load_config
 from solo_d2.data.catalog import resolve_num_classes
+from solo_d2.data.input_checks import check_input_config
 from solo_d2.data.stuff_classes import is_panoptic
-from solo_d2.errors import ConfigError
+from solo_d2.errors import ConfigError, first_line
 from solo_d2.modeling.checkpointer import SOLOCheckpointer
 from solo_d2.modeling.meta_arch import SOLO
 
@@ -86,6 +87,7 @@ def load_model(cfg: CfgNode) -> SOLO:
     Raises:
         ConfigError: the model can't be built, or the weights are not all of it.
     """
+    check_input_config(cfg)
     try:
         model: SOLO = build_model(cfg.clone()).eval()
     except (KeyError, ValueError, AssertionError) as error:  # ConfigError is a ValueError
@@ -93,12 +95,6 @@ def load_model(cfg: CfgNode) -> SOLO:
         raise ConfigError(f"The config's model cannot be built: {reason}") from error
     SOLOCheckpointer(model, whole=True).load(cfg.MODEL.WEIGHTS)
     return model
-
-
-def first_line(error: BaseException) -> str:
-    """An exception on one line."""
-    lines = str(error).strip().splitlines() or ["no reason given"]
-    return f"{type(error).__name__}: {lines[0]}"
 
 
 def choose_device(wanted: str | None) -> str:

@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 
 from solo_d2.api.backends import Backend, Image, OnnxBackend, TorchBackend
 from solo_d2.api.classes import Classes
-from solo_d2.api.inputs import Source, is_one_image, load_image, load_images
+from solo_d2.api.inputs import OnError, Source, is_one_image, load_image, load_images
 from solo_d2.api.loading import CONFIG_EXTENSIONS, complete_config, find_config, make_config
 from solo_d2.api.results import Result, Segmentation
 from solo_d2.errors import ConfigError
@@ -49,6 +49,8 @@ class Predictor:
 
     >>> len(predictor(["photo.jpg", "photo.jpg"]))
     2
+    >>> results = predictor(["photo.jpg", "gone.jpg"], on_error=print)
+    gone.jpg: No such file or directory
     >>> for result in predictor.stream("photos/"):
     ...     print(result.name, result.draw().shape)
     photos/a.png (48, 64, 3)
@@ -110,7 +112,7 @@ class Predictor:
             raise AttributeError("an exported model has no torch module")
         return self.backend.model
 
-    def __call__(self, source: Source, *, channels: str = "BGR") -> Any:
+    def __call__(self, source: Source, *, channels: str = "BGR", on_error: OnError = None) -> Any:
         """Find the instances in an image, or in several.
 
         Args:
@@ -118,6 +120,8 @@ class Predictor:
                 [0, 255]; or an image of Pillow. Or many: a folder, a glob, a video file, or a list
                 of all these.
             channels: order of the colours of arrays and tensors, "BGR" or "RGB".
+            on_error: of many, called with the ImageError of each image that cannot be used; the
+                image is left out. None: the error is raised.
 
         Returns:
             A `Result`; of many, a list of them in their order. Each holds masks of the size of its
@@ -128,19 +132,22 @@ class Predictor:
         """
         if is_one_image(source):
             return self.find(*load_image(source, channels))
-        return list(self.stream(source, channels=channels))
+        return list(self.stream(source, channels=channels, on_error=on_error))
 
-    def stream(self, source: Source, *, channels: str = "BGR") -> Iterator[Result]:
+    def stream(
+        self, source: Source, *, channels: str = "BGR", on_error: OnError = None
+    ) -> Iterator[Result]:
         """Find the instances in many images, read as they are needed.
 
         Args:
             source: see `__call__`.
             channels: see `__call__`.
+            on_error: see `__call__`.
 
         Yields:
             A result for each image, in their order.
         """
-        images = load_images(source, channels)
+        images = load_images(source, channels, on_error)
         ahead = 1 if self.batch_size == 1 else self.batch_size * _BATCHES_AHEAD
         while chunk := list(islice(images, ahead)):
             yield from self._run(chunk)

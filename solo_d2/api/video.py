@@ -10,11 +10,17 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from solo_d2.api.images import ImageError
+from solo_d2.images import ImageError
 
 VIDEO_EXTENSIONS = frozenset(
     ".avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()
 )
+# How the addresses of streams begin.
+STREAMS = ("rtsp://", "rtsps://", "rtmp://", "http://", "https://", "udp://", "tcp://", "srt://")
+# How the files begin that FFmpeg takes for lists of other files and addresses: HLS, its own, SDP,
+# DASH.
+_PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"v=0", b"<?xml", b"<MPD")
+_PLAYLIST_START = 64
 # Frames a second where a source names none that can be.
 DEFAULT_RATE = 30.0
 _MAX_RATE = 1000.0
@@ -33,14 +39,14 @@ class Video:
         """Open a source.
 
         Args:
-            source: name of a file, address of a stream (such as rtsp://...) or index of a camera.
+            source: name of a file, address of a stream (such as rtsp://...; `STREAMS`) or index of
+                a camera. A file that is a playlist is refused: it names other files or addresses.
 
         Raises:
             ImageError: it cannot be opened.
         """
         self.name = f"camera {source}" if isinstance(source, int) else str(source)
-        _check_file(source)
-        self._capture: Any = cv2.VideoCapture(source if isinstance(source, int) else str(source))
+        self._capture: Any = cv2.VideoCapture(_place(source))
         if not self._capture.isOpened():
             self._capture.release()
             raise ImageError(f"{self.name}: cannot be opened as a video")
@@ -76,13 +82,31 @@ def is_video(path: str | Path) -> bool:
     return Path(path).suffix.lower() in VIDEO_EXTENSIONS
 
 
-def _check_file(source: str | Path | int) -> None:
-    """Say what is wrong with a file; OpenCV only says that it can't be opened."""
-    if isinstance(source, int) or "://" in str(source):
-        return
-    if not os.path.exists(source):
+def _place(source: str | Path | int) -> str | int:
+    """What OpenCV is to open: no name that FFmpeg takes for something else than a file.
+
+    Raises:
+        ImageError: there is no such file; OpenCV would only say that it can't be opened.
+    """
+    if isinstance(source, int) or str(source).startswith(STREAMS):
+        return source if isinstance(source, int) else str(source)
+    _check_file(source)
+    return os.path.abspath(source)
+
+
+def _check_file(source: str | Path) -> None:
+    if "\0" in str(source) or not os.path.exists(source):
         raise ImageError(f"{source}: does not exist")
     if os.path.isdir(source):
         raise ImageError(f"{source}: is a folder, and no video")
-    if os.path.isfile(source) and os.path.getsize(source) == 0:
+    if not os.path.isfile(source):  # a pipe
+        return
+    try:
+        with open(source, "rb") as file:
+            start = file.read(_PLAYLIST_START).lstrip(b"\xef\xbb\xbf \t\r\n")
+    except OSError as error:
+        raise ImageError(f"{source}: {error.strerror}") from error
+    if not start:
         raise ImageError(f"{source}: the file is empty")
+    if start.startswith(_PLAYLISTS):
+        raise ImageError(f"{source}: is a playlist, and no video; give what it names")

@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from solo_d2.files import whole_file
 
 # Dense 8-bit integer operations (a multiply-add is two) of one multiprocessor in one clock, by
 # compute capability; from the vendor's peak figures over multiprocessors and boost clock.
@@ -241,12 +242,5 @@ def save_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def save_text(path: Path, text: str) -> None:
     """Write a file that is either whole or not there; its folder is made where it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with whole_file(path) as file:
+        file.write_text(text, encoding="utf-8")

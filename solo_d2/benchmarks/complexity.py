@@ -9,9 +9,7 @@ on what is found in the image, such as SOLOv2's dynamic convolution, are not.
 """
 
 import json
-import os
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +18,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from solo_d2.benchmarks.common import markdown_table
+from solo_d2.benchmarks.common import markdown_table, save_text
 from solo_d2.config import load_config
 from solo_d2.data import resolve_num_classes
 from solo_d2.engine import Trainer
@@ -300,16 +298,4 @@ def update_table(root: Path, progress: Callable[[str], None]) -> None:
     published = read_published(root / "published.json", names)
     rows = table_rows(root, published, progress)
     table = format_table(rows, source_numbers(published))
-    _write_whole(readme, replace_table(text, table, readme))
-
-
-def _write_whole(path: Path, text: str) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-        os.chmod(temporary, path.stat().st_mode)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    save_text(readme, replace_table(text, table, readme))

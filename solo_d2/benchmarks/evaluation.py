@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import importlib
 import io
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -64,8 +63,7 @@ def run(args: argparse.Namespace) -> None:
     machine = describe_machine(CPU)
     print(", ".join(f"{key} {value}" for key, value in machine.items()))
     if args.truth and args.predictions:
-        truth = json.loads(args.truth.read_text(encoding="utf-8"))
-        results = json.loads(args.predictions.read_text(encoding="utf-8"))
+        truth, results = read_data_set(args.truth, args.predictions)
     else:
         truth, results = draw_data_set(args.images, args.size, args.seed)
     counts = {"images": len(truth["images"]), "objects": len(truth["annotations"])}
@@ -78,6 +76,49 @@ def run(args: argparse.Namespace) -> None:
         print(f"\n{task}\n\n{markdown_table([_table_row(way) for way in tasks[task]])}")
     if args.output:
         save_json(args.output, {"machine": machine, "counts": counts, "tasks": tasks})
+
+
+def read_data_set(
+    truth_file: Path, predictions_file: Path
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Read ground truth and predictions in COCO's formats: pycocotools believes what they say.
+
+    Raises:
+        DatasetError: a file or an entry can't be used.
+    """
+    # Imported here, as options are listed where Detectron2 is missing too.
+    from solo_d2.data.coco_json import parse, read_text, sorted_categories
+    from solo_d2.data.coco_records import Records, add_annotations, add_images
+    from solo_d2.data.problems import SKIPPED, Problem
+    from solo_d2.data.segmentations import is_box
+    from solo_d2.errors import DatasetError
+    from solo_d2.evaluation.error_analysis import read_predictions
+
+    def refuse(problem: Problem) -> None:
+        if problem.severity != SKIPPED:
+            raise DatasetError(f"{truth_file}: {problem}")
+
+    truth = parse(truth_file, read_text("", truth_file))
+    ids = [category["id"] for category in sorted_categories(truth_file, truth["categories"])]
+    records = Records(contiguous={key: index for index, key in enumerate(ids)})
+    add_images(records, truth["images"], "", refuse)
+    add_annotations(records, truth["annotations"], refuse)
+    if not records.fit_for_evaluator:
+        raise DatasetError(f"{truth_file}: an annotation covers nothing, or lacks bbox or area")
+    results = read_predictions(predictions_file, _index(truth), keep=("bbox",))
+    if not all(is_box(result.get("bbox")) for result in results):
+        raise DatasetError(f"{predictions_file}: a prediction has no 'bbox'")
+    return truth, list(results)
+
+
+def _index(truth: dict[str, Any]) -> Any:
+    from pycocotools.coco import COCO
+
+    coco = COCO()
+    coco.dataset = truth
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    return coco
 
 
 def draw_data_set(
@@ -94,7 +135,8 @@ def draw_data_set(
     objects: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
     for image_id in range(1, num + 1):
-        images.append({"id": image_id, "height": size[0], "width": size[1], "file_name": ""})
+        name = f"{image_id}.png"
+        images.append({"id": image_id, "height": size[0], "width": size[1], "file_name": name})
         generator = torch.Generator().manual_seed(seed + image_id)
         count = int(torch.poisson(torch.tensor(float(NUM_OBJECTS)), generator=generator))
         masks, classes, _ = make_scene(count + FALSE, size, NUM_CLASSES, seed + image_id)

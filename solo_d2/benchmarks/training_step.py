@@ -122,7 +122,7 @@ class StepBenchmark:
         return {
             "input_size": "x".join(str(side) for side in images.tensor.shape[-2:]),
             "samples": len(targets.cells),
-            "difference": max(float(abs(ours[k] - plain[k]) / plain[k]) for k in plain),
+            "difference": max(((ours[k] - plain[k]).abs() / plain[k]).item() for k in plain),
         }
 
     def _ours(self, batch: list[dict[str, Any]], watch: "Stopwatch") -> dict[str, Tensor]:

@@ -2,15 +2,18 @@
 
 Three kinds of file: what `torch.save` writes (.pth, .pyth and any other name), pickles of numpy
 arrays (.pkl, Detectron2's model zoo) and safetensors. None of them needs trust: of a pickle only
-arrays, tensors and containers are made.
+arrays, tensors and containers are made, and none that is larger than its file.
 """
 
+import os
 import pickle
+import pickletools
 import re
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -31,11 +34,14 @@ def read_checkpoint(file: str | Path) -> dict[str, Any]:
         the file without DataParallel's "module.". What else was saved keeps its key.
 
     Raises:
-        ValueError: it is damaged, or holds no dict of tensors, or something that is not read.
+        ValueError: it is damaged, holds no dict of tensors, something that is not read, or claims
+            more than a file of its size can hold.
         OSError: it cannot be opened.
     """
     try:
-        return _with_state(_READERS.get(Path(file).suffix, _read_torch)(str(file)))
+        loaded = _with_state(_READERS.get(Path(file).suffix, _read_torch)(str(file)))
+        _require_no_more(loaded["model"], os.path.getsize(file))
+        return loaded
     except (OSError, ValueError):
         raise
     except Exception as error:  # damaged files make pickle and torch raise nearly anything
@@ -58,14 +64,25 @@ def _with_state(loaded: Any) -> dict[str, Any]:
 def _tensors(state: Mapping[Any, Any]) -> dict[str, Tensor]:
     tensors = {}
     for name, value in state.items():
-        if isinstance(value, np.ndarray):
-            value = torch.from_numpy(np.array(value))  # a copy: the file's may be read-only
+        if isinstance(value, _PickledArray):
+            value = value.tensor()
         if not isinstance(value, Tensor) or not isinstance(name, str):
             raise ValueError(f"it holds no dict of tensors: {name!r} is a {type(value).__name__}")
         tensors[name] = value
     if tensors and all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
     return tensors
+
+
+def _require_no_more(state: Mapping[str, Tensor], size: int) -> None:
+    """Refuse tensors that are larger than their file: views of few numbers, or of none."""
+    for name, value in state.items():
+        dense = value.layout is torch.strided and value.device.type == "cpu"
+        if not dense or value.numel() * value.element_size() > size:
+            raise ValueError(
+                f"{name} claims to have {value.numel()} numbers, which a file of {size} bytes does "
+                "not hold"
+            )
 
 
 class _StandIn:
@@ -98,6 +115,8 @@ def _read_torch(file: str) -> Any:
 
     Training checkpoints of mmengine keep their logs as objects of their own.
     """
+    if zipfile.is_zipfile(file):
+        _require_uncompressed(file)
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -111,6 +130,14 @@ def _read_torch(file: str) -> Any:
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(_why_refused(error)) from error
+
+
+def _require_uncompressed(file: str) -> None:
+    """Refuse archives that `torch.save` does not write: a few bytes could become gigabytes."""
+    with zipfile.ZipFile(file) as archive:
+        packed = [x.filename for x in archive.infolist() if x.compress_type != zipfile.ZIP_STORED]
+    if packed:
+        raise ValueError(f"it is compressed ({packed[0]!r:.80}), as torch writes no checkpoint")
 
 
 def _why_refused(error: pickle.UnpicklingError) -> str:
@@ -131,27 +158,80 @@ def _latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-# Makers of arrays, as numpy's own pickles call them (`__reduce_ex__` by protocol).
-_RECONSTRUCT, _SCALAR, _FROM_BUFFER = (
-    np.zeros(1).__reduce__()[0],
-    np.float64(0).__reduce__()[0],
-    np.zeros(1).__reduce_ex__(5)[0],
-)
+class _PickledType:
+    """What a pickle says of an array's type. NumPy's own believes pickles that break memory."""
+
+    def __init__(self, code: str = "", *_: Any):
+        self.code = code
+        self.order: Any = "="
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.order = state[1]
+
+    def numpy(self) -> np.dtype[Any]:
+        """The type; of numbers alone, as others are not read from bytes."""
+        found = np.dtype(self.code)
+        if found.kind not in "biufc":
+            raise ValueError(f"it has an array of {self.code!r:.80}: only numbers are read")
+        return found.newbyteorder(self.order)
+
+
+class _PickledArray:
+    """What a pickle says of an array, which is made when it is asked for."""
+
+    def __init__(self) -> None:
+        self.shape: tuple[int, ...] = ()
+        self.type = _PickledType()
+        self.content: bytes | bytearray | str = b""
+        self.order: Literal["C", "F"] = "C"
+
+    @classmethod
+    def empty(cls, *_: Any) -> "_PickledArray":
+        """As numpy's `_reconstruct`: a state follows."""
+        return cls()
+
+    @classmethod
+    def scalar(cls, kind: _PickledType, content: bytes | str) -> Any:
+        """As numpy's `scalar`, but a number of Python's."""
+        return cls.from_buffer(content, kind, ()).tensor().item()
+
+    @classmethod
+    def from_buffer(
+        cls, content: bytes | str, kind: _PickledType, shape: tuple[int, ...], order: Any = "C"
+    ) -> "_PickledArray":
+        """As numpy's `_frombuffer`."""
+        array = cls()
+        array.content, array.type, array.shape, array.order = content, kind, shape, order
+        return array
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, self.shape, self.type, is_fortran, self.content = state
+        self.order = "F" if is_fortran else "C"
+
+    def tensor(self) -> Tensor:
+        """The array. Bytes that are not those of its shape and type are an error."""
+        content = self.content
+        data = content.encode("latin1") if isinstance(content, str) else content
+        array = np.frombuffer(data, self.type.numpy()).reshape(self.shape, order=self.order)
+        native = array.dtype.newbyteorder("=")
+        return torch.from_numpy(np.array(array, native, order="C"))
+
+
 # All that a .pkl may call; numpy 2 moved numpy.core to numpy._core.
 _CALLABLES: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
+    ("numpy", "ndarray"): _PickledArray,
+    ("numpy", "dtype"): _PickledType,
     ("collections", "OrderedDict"): OrderedDict,
     ("_codecs", "encode"): _latin1,
 }
 for _core in ("numpy.core", "numpy._core"):
-    _CALLABLES[f"{_core}.multiarray", "_reconstruct"] = _RECONSTRUCT
-    _CALLABLES[f"{_core}.multiarray", "scalar"] = _SCALAR
-    _CALLABLES[f"{_core}.numeric", "_frombuffer"] = _FROM_BUFFER
+    _CALLABLES[f"{_core}.multiarray", "_reconstruct"] = _PickledArray.empty
+    _CALLABLES[f"{_core}.multiarray", "scalar"] = _PickledArray.scalar
+    _CALLABLES[f"{_core}.numeric", "_frombuffer"] = _PickledArray.from_buffer
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Makes numpy arrays and containers, and refuses all else by name."""
+    """Notes arrays and makes containers, and refuses all else by name."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _CALLABLES:
@@ -161,6 +241,11 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 def _read_pickle(file: str) -> Any:
     with open(file, "rb") as opened:
+        for code, place, _ in pickletools.genops(opened):
+            # Python makes a list as long as the highest place that is asked for.
+            if code.name.endswith("PUT") and cast(int, place) > os.path.getsize(file):
+                raise ValueError("it is damaged: it counts more objects than it has bytes")
+        opened.seek(0)
         return _ArrayUnpickler(opened, encoding="latin1").load()
 
 

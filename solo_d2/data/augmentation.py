@@ -1,26 +1,71 @@
 """The augmentation of single images that a config asks for, by Detectron2's transforms."""
 
+import copy
+from collections.abc import Iterable
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import build_augmentation
 
-from solo_d2.errors import ConfigError
+from solo_d2.data.input_checks import check_input_config
+
+
+class _KeepsAPixel:
+    """A resize that rounds no side down to 0, as Detectron2's do with images of 8000 x 40."""
+
+    def get_transform(self, image: Any) -> Any:
+        transform = super().get_transform(image)  # type: ignore[misc]
+        if isinstance(transform, T.ResizeTransform):
+            transform.new_h, transform.new_w = max(1, transform.new_h), max(1, transform.new_w)
+        return transform
+
+
+class _ResizeShortestEdge(_KeepsAPixel, T.ResizeShortestEdge):
+    pass
+
+
+class _ResizeScale(_KeepsAPixel, T.ResizeScale):
+    pass
+
+
+class _RandomCrop(T.RandomCrop):
+    def get_crop_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        height, width = super().get_crop_size(image_size)
+        return max(1, height), max(1, width)
+
+
+_KEEPING: dict[type, type] = {
+    T.ResizeShortestEdge: _ResizeShortestEdge,
+    T.ResizeScale: _ResizeScale,
+    T.RandomCrop: _RandomCrop,
+}
+
+
+def keep_a_pixel(augmentations: Iterable[Any]) -> list[Any]:
+    """The augmentations, of which none leaves nothing of an image, however narrow it is."""
+    result = []
+    for augmentation in augmentations:
+        kind = _KEEPING.get(type(augmentation))
+        if kind is not None:
+            augmentation = copy.copy(augmentation)
+            augmentation.__class__ = kind
+        result.append(augmentation)
+    return result
 
 
 def build_train_augmentation(cfg: CfgNode) -> list[Any]:
     """Random scale, flip and crop of training images.
 
     Raises:
-        ConfigError: keys of INPUT do not go together.
+        ConfigError: a key of INPUT has a value that cannot work.
     """
+    check_input_config(cfg)
     scale, *others = build_augmentation(cfg, is_train=True)
     if not cfg.INPUT.LSJ.ENABLED:
         crop = cfg.INPUT.CROP
         first = [T.RandomCrop(crop.TYPE, crop.SIZE)] if crop.ENABLED else []
         return [*first, scale, *others]
-    _check_jitter(cfg)
     size = cfg.INPUT.LSJ.SIZE
     # Flipped before it is padded, so that the padding is right and below, as in a batch.
     return [
@@ -56,19 +101,3 @@ def usual_short_side(cfg: CfgNode) -> int:
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range":
         return int(sum(sides) // 2)
     return int(sides[len(sides) // 2])
-
-
-def _check_jitter(cfg: CfgNode) -> None:
-    size, scales = cfg.INPUT.LSJ.SIZE, cfg.INPUT.LSJ.SCALE_RANGE
-    if cfg.INPUT.CROP.ENABLED:
-        raise ConfigError(
-            "INPUT.LSJ.ENABLED and INPUT.CROP.ENABLED are both True, but large scale jitter crops "
-            "by itself: set one of them to False"
-        )
-    if size < 1:
-        raise ConfigError(f"INPUT.LSJ.SIZE is {size}, but must be a positive number of pixels")
-    if len(scales) != 2 or not 0 < scales[0] <= scales[1]:
-        raise ConfigError(
-            f"INPUT.LSJ.SCALE_RANGE is {scales}, but must be two positive numbers, the smaller "
-            "first"
-        )

@@ -4,13 +4,13 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from solo_d2.data.locations import where_datasets_are
 from solo_d2.data.problems import Refusal
-from solo_d2.errors import DatasetError
+from solo_d2.errors import DatasetError, shown
 
 # How many names or ids a message lists.
 _LISTED = 5
@@ -18,9 +18,9 @@ _LISTS = ("images", "annotations", "categories")
 # Keys of an image. Ids are numbers in COCO, and texts in Cityscapes' panoptic files.
 _IMAGE_KEYS: tuple[tuple[str, Any, str], ...] = (
     ("id", (int, str), "whole number or text"),
-    ("file_name", str, "text"),
-    ("height", int, "whole number"),
-    ("width", int, "whole number"),
+    ("file_name", (str,), "text"),
+    ("height", (int,), "whole number"),
+    ("width", (int,), "whole number"),
 )
 # Beyond this pycocotools' run lengths do not fit their type.
 _MOST_PIXELS = 2**31
@@ -59,6 +59,15 @@ def parse(json_file: str | Path, text: str, kind: str = "an instances") -> dict[
     Raises:
         DatasetError: it is not JSON, or something else.
     """
+    content = parse_lists(json_file, text, kind)
+    for key in _LISTS:
+        for place, reason in not_objects(content[key]):
+            raise DatasetError(f"{json_file}: '{key}', entry {place} (from 0): {reason}")
+    return content
+
+
+def parse_lists(json_file: str | Path, text: str, kind: str = "an instances") -> dict[str, Any]:
+    """The same without a look at the entries of the lists, which may be anything."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -70,9 +79,14 @@ def parse(json_file: str | Path, text: str, kind: str = "an instances") -> dict[
             raise DatasetError(
                 f"{json_file} has no list '{key}', so it is not {kind} file in COCO format"
             )
-        if not all(isinstance(item, dict) for item in content[key]):
-            raise DatasetError(f"{json_file}: every entry of '{key}' must be an object")
     return content
+
+
+def not_objects(entries: Sequence[Any]) -> Iterator[tuple[int, str]]:
+    """Places of entries that are no objects, each with what is wrong."""
+    for place, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            yield place, f"every entry must be an object, it is {shown(entry)}"
 
 
 def read_sorted_categories(json_file: str | Path) -> list[dict[str, Any]]:
@@ -86,7 +100,7 @@ def read_sorted_categories(json_file: str | Path) -> list[dict[str, Any]]:
     if len(matches) == 1:
         try:
             categories = json.JSONDecoder().raw_decode(text, matches[0].end())[0]
-        except ValueError:
+        except (ValueError, RecursionError):
             categories = None
     else:
         categories = parse(json_file, text)["categories"]
@@ -108,26 +122,18 @@ def sorted_categories(json_file: str | Path, categories: Any) -> list[dict[str, 
     return sorted(categories, key=lambda category: category["id"])
 
 
+def is_whole(value: Any) -> TypeGuard[int]:
+    """Whether a value is a whole number, which true and false are not."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def is_category(category: Any) -> bool:
     """Whether an entry of 'categories' has a whole number id and a name."""
     return (
         isinstance(category, dict)
-        and isinstance(category.get("id"), int)
+        and is_whole(category.get("id"))
         and isinstance(category.get("name"), str)
     )
-
-
-def check_image(json_file: str | Path, image: dict[str, Any]) -> None:
-    """Check that an image has id, file name, height and width.
-
-    Raises:
-        DatasetError: naming the image and the key.
-    """
-    try:
-        require_image(image)
-    except Refusal as error:
-        name = image.get("file_name", image.get("id"))
-        raise DatasetError(f"{json_file}: image {name!r} {error}") from None
 
 
 def require_image(image: dict[str, Any]) -> None:
@@ -138,14 +144,15 @@ def require_image(image: dict[str, Any]) -> None:
     """
     for key, kinds, words in _IMAGE_KEYS:
         value = image.get(key)
-        if not isinstance(value, kinds):
-            raise Refusal("image incomplete", f"needs a {words} '{key}', it is {value!r:.80}")
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise Refusal("image incomplete", f"needs a {words} '{key}', it is {shown(value)}")
     height, width, name = image["height"], image["width"], image["file_name"]
     if height < 1 or width < 1 or height * width > _MOST_PIXELS:
-        reason = f"has an impossible size: {height} x {width} pixels (height x width)"
+        size = f"{shown(height)} x {shown(width)}"
+        reason = f"has an impossible size: {size} pixels (height x width)"
         raise Refusal("image of impossible size", reason)
     if not name or "\0" in name:
-        raise Refusal("image incomplete", f"needs a file name, it is {name!r}")
+        raise Refusal("image incomplete", f"needs a file name, it is {shown(name)}")
 
 
 def leaves_folder(file_name: str) -> bool:
@@ -170,4 +177,8 @@ def require_unique(json_file: str | Path, what: str, ids: Iterable[Any]) -> None
 
 def some(items: Sequence[Any]) -> str:
     """The first few of many names or ids, for a message."""
-    return ", ".join(map(str, items[:_LISTED])) + (", ..." if len(items) > _LISTED else "")
+    texts = [
+        item if isinstance(item, str) and item.isprintable() and len(item) <= 200 else shown(item)
+        for item in items[:_LISTED]
+    ]
+    return ", ".join(texts) + (", ..." if len(items) > _LISTED else "")

@@ -12,7 +12,7 @@ from typing import Any
 
 from detectron2.structures import BoxMode
 
-from solo_d2.data.coco_json import leaves_folder, require_image, some
+from solo_d2.data.coco_json import is_whole, leaves_folder, require_image, some
 from solo_d2.data.problems import SKIPPED, Problem, Refusal, Report
 from solo_d2.data.segmentations import (
     clean_segmentation,
@@ -21,6 +21,7 @@ from solo_d2.data.segmentations import (
     polygon_defect,
     segmentation_box,
 )
+from solo_d2.errors import shown
 
 # The kind of problem of an annotation that is left out as a whole.
 COVERS_NOTHING = "covers nothing"
@@ -67,16 +68,20 @@ def add_images(
             require_image(image)
             if leaves_folder(image["file_name"]):
                 reason = (
-                    f"has the file name {image['file_name']!r}, which is not inside the image "
+                    f"has the file name {shown(image['file_name'])}, which is not inside the image "
                     f"folder {image_root}"
                 )
                 raise Refusal("image outside the folder", reason)
             if image["id"] in records.by_id:
-                reason = f"has the id {image['id']!r}, which is used more than once: give every "
+                reason = (
+                    f"has the id {shown(image['id'])}, which is used more than once: give every "
+                )
                 raise Refusal("image id used more than once", reason + "image an id of its own")
+            for key in extra_keys:
+                _require_ids(key, image.get(key, []))
         except Refusal as error:
             name = image.get("file_name", image.get("id"))
-            report(Problem(error.kind, f"image {name!r:.200}", str(error)))
+            report(Problem(error.kind, f"image {shown(name)}", str(error)))
             continue
         records.by_id[image["id"]] = {
             "file_name": os.path.join(image_root, image["file_name"]),
@@ -86,6 +91,12 @@ def add_images(
             **{key: image.get(key, []) for key in extra_keys},
             "annotations": [],
         }
+
+
+def _require_ids(key: str, ids: Any) -> None:
+    if not isinstance(ids, list) or not all(map(is_whole, ids)):
+        reason = f"needs a list of category ids '{key}', it is {shown(ids)}"
+        raise Refusal("image incomplete", reason)
 
 
 def missing_files(records: Records) -> list[str]:
@@ -113,7 +124,7 @@ def add_annotations(
     """
     seen: set[int] = set()
     for annotation in annotations:
-        where = f"annotation {annotation.get('id')!r:.80}"
+        where = f"annotation {shown(annotation.get('id'))}"
         try:
             record = _check_ids(annotation, records, seen)
             item = _convert(annotation, record, records, where, report)
@@ -129,26 +140,27 @@ def add_annotations(
 def _check_ids(annotation: dict[str, Any], records: Records, seen: set[int]) -> dict[str, Any]:
     """Check ids and flags of an annotation; the dataset dict of its image."""
     key = annotation.get("id")
-    if not isinstance(key, int):
+    if not is_whole(key):
         raise Refusal("annotation without id", "every annotation needs a whole number 'id'")
     if key in seen:
         reason = "the id is used more than once: give every annotation its own"
         raise Refusal("annotation id used more than once", reason)
     seen.add(key)
     category, image = annotation.get("category_id"), annotation.get("image_id")
-    if not isinstance(category, int) or category not in records.contiguous:
+    if not is_whole(category) or category not in records.contiguous:
         known = some(sorted(records.contiguous))
-        reason = f"category_id {category!r:.80} is not among the 'categories' ({known})"
+        reason = f"category_id {shown(category)} is not among the 'categories' ({known})"
         raise Refusal("unknown category", reason)
-    if not isinstance(image, (int, str)) or image not in records.by_id:
-        reason = f"image_id {image!r:.80} is not among the 'images'"
+    if not (is_whole(image) or isinstance(image, str)) or image not in records.by_id:
+        reason = f"image_id {shown(image)} is not among the 'images'"
         raise Refusal("annotation of an unknown image", reason)
     if annotation.get("ignore"):
         reason = "'ignore' is not supported: remove it, or use 'iscrowd'"
         raise Refusal("'ignore' is set", reason)
     crowd = annotation.get("iscrowd", 0)
     if crowd not in (0, 1):
-        raise Refusal("'iscrowd' is neither 0 nor 1", f"'iscrowd' must be 0 or 1, it is {crowd!r}")
+        reason = f"'iscrowd' must be 0 or 1, it is {shown(crowd)}"
+        raise Refusal("'iscrowd' is neither 0 nor 1", reason)
     return records.by_id[image]
 
 
@@ -175,6 +187,7 @@ def _convert(
     if "iscrowd" not in annotation or not is_number(annotation.get("area")):
         records.fit_for_evaluator = False
     if isinstance(given, list) and len(segmentation) < len(given):
+        records.fit_for_evaluator = False
         report(Problem("part that covers nothing", where, _why_nothing(given), SKIPPED))
     item = {
         "id": annotation["id"],

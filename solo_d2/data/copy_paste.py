@@ -11,7 +11,9 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.structures import BitMasks, Boxes, Instances
 
-from solo_d2.errors import ConfigError
+from solo_d2.data.input_checks import check_input_config
+from solo_d2.data.unreadable import UNREADABLE
+from solo_d2.errors import UnreadableImageError
 from solo_d2.ops.mask_geometry import mask_boxes
 
 # The label of all things in the stuff maps of panoptic models.
@@ -47,11 +49,17 @@ class CopyPaste:
         self.instance_prob = instance_prob
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
-        """Map an image and maybe paste instances of another one; see the mapper."""
+        """Map an image and maybe paste instances of another one; see the mapper.
+
+        Nothing is pasted from a file that cannot be read; the sample says so (`UNREADABLE`).
+        """
         sample = self.mapper(dataset_dict)
         if np.random.random() >= self.prob:
             return sample
-        source = self.mapper(self.dataset[np.random.randint(len(self.dataset))])
+        try:
+            source = self.mapper(self.dataset[np.random.randint(len(self.dataset))])
+        except UnreadableImageError as error:
+            return {**sample, UNREADABLE: {error.file: error.reason}}
         chosen = np.random.random(len(source["instances"])) < self.instance_prob
         return paste_instances(sample, source, torch.from_numpy(chosen))
 
@@ -66,19 +74,10 @@ def wrap_with_copy_paste(
     Raises:
         ConfigError: a key has a value that cannot work.
     """
+    check_input_config(cfg)
     keys = cfg.INPUT.COPY_PASTE
-    for key in ("PROB", "INSTANCE_PROB"):
-        if not 0 <= keys[key] <= 1:
-            raise ConfigError(
-                f"INPUT.COPY_PASTE.{key} is {keys[key]}, but must be a probability in [0, 1]"
-            )
     if keys.PROB == 0:
         return mapper
-    if cfg.INPUT.MASK_FORMAT != "bitmask":
-        raise ConfigError(
-            f"INPUT.COPY_PASTE.PROB is {keys.PROB}, but INPUT.MASK_FORMAT is "
-            f"'{cfg.INPUT.MASK_FORMAT}': copy-paste needs 'bitmask'"
-        )
     return CopyPaste(mapper, dataset, prob=keys.PROB, instance_prob=keys.INSTANCE_PROB)
 
 

@@ -27,12 +27,16 @@ from pycocotools import mask as coco_mask
 
 from solo_d2.data.coco_json import some
 from solo_d2.data.panoptic_conversion import describe_mask
+from solo_d2.data.problems import Refusal
+from solo_d2.data.segmentations import clean_segmentation
 from solo_d2.errors import DatasetError
 from solo_d2.files import whole_file
 
 IMAGE_EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 # EXIF's tag of the orientation, and its values that turn an image by a quarter.
 ORIENTATION, QUARTER_TURNS = 0x0112, (5, 6, 7, 8)
+# What Pillow raises for files that are damaged, or huge when unpacked.
+_DAMAGE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 # Corners of the polygon that stands for a circle.
 CIRCLE_CORNERS = 64
 
@@ -154,7 +158,7 @@ def _upright_size(file: Path) -> tuple[int, int]:
         with Image.open(file) as image:
             width, height = image.size
             turned = image.getexif().get(ORIENTATION) in QUARTER_TURNS
-    except (OSError, ValueError, SyntaxError) as error:
+    except _DAMAGE as error:
         raise DatasetError(f"{file} cannot be read as an image: {error}") from error
     return (width, height) if turned else (height, width)
 
@@ -175,7 +179,7 @@ def _decode_mask(source: Any, name: Path) -> NDArray[np.bool_]:
         with Image.open(source) as image:
             pixels = np.asarray(image)
             has_alpha = image.mode in ("LA", "RGBA")
-    except (OSError, ValueError, SyntaxError) as error:
+    except _DAMAGE as error:
         raise DatasetError(f"{name} cannot be read as a mask: {error}") from error
     if pixels.ndim == 2:
         return pixels != 0
@@ -199,7 +203,7 @@ def _read_labelme(file: Path, size: tuple[int, int]) -> list[tuple[str, dict[str
             group = shape.get("group_id")
             key = (shape["label"], index if group is None else f"group {group}")
             groups.setdefault(key, []).append(shape)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DatasetError(
             f"{file} is no json of labelme: {type(error).__name__}: {error}"
         ) from error
@@ -213,7 +217,11 @@ def _read_labelme(file: Path, size: tuple[int, int]) -> list[tuple[str, dict[str
 
 def _merge(file: Path, shapes: Sequence[dict[str, Any]], size: tuple[int, int]) -> dict[str, Any]:
     """COCO's fields of an object: polygons as they are, unless a part of it is a mask."""
-    polygons = [_polygon(file, s) for s in shapes if s.get("shape_type") != "mask"]
+    given = [_polygon(file, s) for s in shapes if s.get("shape_type") != "mask"]
+    try:
+        polygons = clean_segmentation(given, *size)
+    except Refusal as error:
+        raise DatasetError(f"{file}: {error}") from error
     masks = [_pasted_mask(file, s, size) for s in shapes if s.get("shape_type") == "mask"]
     rle = None
     if polygons:
@@ -221,7 +229,7 @@ def _merge(file: Path, shapes: Sequence[dict[str, Any]], size: tuple[int, int]) 
     if masks:
         drawn = [coco_mask.decode(rle).astype(bool)] if rle else []
         return _fields_of_mask(file, np.logical_or.reduce([*drawn, *masks]))
-    if int(coco_mask.area(rle)) == 0:
+    if rle is None or int(coco_mask.area(rle)) == 0:
         raise DatasetError(f"{file} has an object without a pixel in the image: delete it")
     return {
         "bbox": coco_mask.toBbox(rle).tolist(),

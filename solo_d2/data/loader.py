@@ -1,9 +1,10 @@
 """The training loader: Detectron2's data sets, samplers and mappers, resumable to the exact sample.
 
-Two things differ from Detectron2's own loader. Batches are put together from indices before any
-image is read, so that a resumed training can skip what was seen without reading it. And the random
+Three things differ from Detectron2's own loader. Batches are put together from indices before any
+image is read, so that a resumed training can skip what was seen without reading it. The random
 augmentation of a sample depends on the seed and on its place in the stream alone, not on the number
-of workers or on which worker had it.
+of workers or on which worker had it. And for an image that cannot be read another one is taken,
+which depends on the same two; the sample tells (`solo_d2.data.unreadable`).
 """
 
 import itertools
@@ -19,10 +20,12 @@ from detectron2.data.build import _train_loader_from_config, trivial_batch_colla
 from detectron2.data.common import DatasetFromList
 from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from solo_d2.data.copy_paste import wrap_with_copy_paste
-from solo_d2.errors import ConfigError, DatasetError
+from solo_d2.data.unreadable import UNREADABLE, too_many_unreadable
+from solo_d2.errors import ConfigError, DatasetError, UnreadableImageError
 
 
 def build_train_loader(cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any]) -> DataLoader[Any]:
@@ -46,6 +49,7 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any]) ->
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         seed=cfg.SEED,
         aspect_ratio_grouping=parts["aspect_ratio_grouping"],
+        max_unreadable=cfg.DATALOADER.MAX_UNREADABLE_IMAGES,
     )
 
 
@@ -55,6 +59,7 @@ def make_train_loader(
     *,
     total_batch_size: int,
     seed: int,
+    max_unreadable: int,
     sampler: Iterable[int] | None = None,
     num_workers: int = 0,
     aspect_ratio_grouping: bool = True,
@@ -66,9 +71,13 @@ def make_train_loader(
         mapper: makes a training sample of one.
         total_batch_size: images of a batch, in all processes together.
         seed: fixes order and augmentation.
+        max_unreadable: most images that are tried in vain for one sample.
         sampler: infinite stream of indices of this process; None: all images in random order.
         num_workers: of each process.
         aspect_ratio_grouping: whether no batch has images both wider and not wider than high.
+
+    Raises:
+        ConfigError: the batch cannot be divided among the processes.
     """
     processes = comm.get_world_size()
     if total_batch_size % processes:
@@ -81,8 +90,11 @@ def make_train_loader(
     groups = [0] * len(dataset)
     if aspect_ratio_grouping:
         groups = [int(d["width"] > d["height"]) for d in dataset]
-    return DataLoader(
-        SeededDataset(dataset, mapper, seed=seed),
+    samples = SeededDataset(
+        dataset, mapper, seed=seed, groups=groups, max_unreadable=max_unreadable
+    )
+    return TrainLoader(
+        _ErrorsAsSamples(samples),
         batch_sampler=GroupedBatchSampler(sampler, groups, total_batch_size // processes),
         num_workers=num_workers,
         collate_fn=trivial_batch_collator,
@@ -101,6 +113,34 @@ def _load_parts(cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any]) -> dict[s
             ". DATALOADER.FILTER_EMPTY_ANNOTATIONS False keeps images without objects; "
             "tools/check_dataset.py says more"
         ) from error
+
+
+class TrainLoader(DataLoader[Any]):
+    """Raises what is wrong with the data in its own words, without a worker's traceback."""
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:  # type: ignore[override]
+        """Yield batches; DatasetError in the place of one that cannot be made."""
+        for batch in super().__iter__():
+            for sample in batch:
+                if isinstance(sample, DatasetError):
+                    raise sample
+            yield batch
+
+
+class _ErrorsAsSamples(Dataset[Any]):
+    """A data set whose DatasetErrors are returned: raised in a worker they would be wrapped."""
+
+    def __init__(self, dataset: "SeededDataset"):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, place_and_index: tuple[int, int]) -> Any:
+        try:
+            return self.dataset[place_and_index]
+        except DatasetError as error:
+            return error
 
 
 class GroupedBatchSampler(Sampler[list[tuple[int, int]]]):
@@ -139,22 +179,72 @@ class GroupedBatchSampler(Sampler[list[tuple[int, int]]]):
 
 
 class SeededDataset(Dataset[Any]):
-    """Maps data set dicts with random numbers that depend on seed and place alone."""
+    """Maps data set dicts with random numbers that depend on seed and place alone.
+
+    So does the image that takes the place of one that cannot be read. It has the same group, as
+    long as there is one. The sample then has the key `UNREADABLE`.
+    """
 
     def __init__(
-        self, dataset: Sequence[dict[str, Any]], mapper: Callable[[dict[str, Any]], Any], seed: int
+        self,
+        dataset: Sequence[dict[str, Any]],
+        mapper: Callable[[dict[str, Any]], Any],
+        seed: int,
+        *,
+        groups: Sequence[int],
+        max_unreadable: int,
     ):
+        """Wrap a data set.
+
+        Args:
+            dataset: data set dicts.
+            mapper: raises UnreadableImageError for images that others may stand in for.
+            seed: of the random numbers.
+            groups: of each data set dict.
+            max_unreadable: most images that are tried in vain for one sample.
+        """
         self.dataset = dataset
         self.mapper = mapper
-        self.seed = seed
+        self.seed = seed % 2**32
+        self.groups: NDArray[Any] = np.asarray(groups)
+        self.max_unreadable = max_unreadable
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, place_and_index: tuple[int, int]) -> Any:
+        """Map the data set dict of an index for a place in the stream.
+
+        Raises:
+            DatasetError: too many images cannot be read, or one cannot be used for another reason.
+        """
         place, index = place_and_index
+        unreadable: dict[str, str] = {}
+        for attempt, candidate in enumerate(self._candidates(place, index)):
+            try:
+                sample = self._map(candidate, place, attempt)
+            except UnreadableImageError as error:
+                unreadable[error.file] = error.reason
+                if len(unreadable) > self.max_unreadable:
+                    break
+            else:
+                if unreadable:
+                    sample[UNREADABLE] = unreadable | sample.get(UNREADABLE, {})
+                return sample
+        raise too_many_unreadable(unreadable, self.max_unreadable)
+
+    def _candidates(self, place: int, index: int) -> Iterator[int]:
+        """The index itself, then all others in random order, those of its group first."""
+        yield index
+        generator = np.random.default_rng([self.seed, place])
+        same_group = self.groups == self.groups[index]
+        others = np.arange(len(self.groups)) != index
+        for group in (same_group & others, ~same_group):
+            yield from generator.permutation(np.flatnonzero(group)).tolist()
+
+    def _map(self, index: int, place: int, attempt: int) -> Any:
         state = np.random.get_state(), random.getstate(), torch.get_rng_state()
-        seed = np.random.SeedSequence([self.seed % 2**32, place]).generate_state(1)[0]
+        seed = np.random.SeedSequence([self.seed, place, attempt]).generate_state(1)[0]
         np.random.seed(seed)
         random.seed(int(seed))
         torch.manual_seed(int(seed))

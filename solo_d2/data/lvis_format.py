@@ -62,12 +62,12 @@ def read_lvis_json(name: str, json_file: str | Path) -> dict[str, Any]:
         DatasetError: it is missing, or not in this format.
     """
     content = parse(json_file, read_text(name, json_file))
-    content["images"] = [_with_file_name(image) for image in content["images"]]
+    content["images"] = [with_file_name(image) for image in content["images"]]
     return content
 
 
-def _with_file_name(image: dict[str, Any]) -> dict[str, Any]:
-    """In LVIS the folder, train2017 or val2017, stands in the address alone."""
+def with_file_name(image: dict[str, Any]) -> dict[str, Any]:
+    """Name an image's file: the folder, train2017 or val2017, stands in its address alone."""
     address = image.get("coco_url")
     if not isinstance(address, str) or "/" not in address:
         return image

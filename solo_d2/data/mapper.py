@@ -1,29 +1,37 @@
 """Detectron2's dataset mapper: masks of every kind, images without objects, clear errors."""
 
+import copy
 import struct
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.data import DatasetMapper
+from detectron2.data import DatasetMapper, detection_utils
 from detectron2.data.detection_utils import (
     annotations_to_instances,
     filter_empty_instances,
     transform_instance_annotations,
 )
-from detectron2.data.transforms import TransformList
+from detectron2.data.transforms import AugInput, AugmentationList, TransformList
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks
+from detectron2.utils.file_io import PathManager
+from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from solo_d2.data.augmentation import build_train_augmentation, moves_borders
+from solo_d2.data.augmentation import build_train_augmentation, keep_a_pixel, moves_borders
 from solo_d2.data.segmentations import clean_segmentation, is_box, segmentation_box
 from solo_d2.data.stuff_classes import is_panoptic
-from solo_d2.errors import DatasetError
+from solo_d2.errors import ConfigError, DatasetError, UnreadableImageError
+from solo_d2.images import ImageError, read_image
 
-# What Pillow and Detectron2 raise for files that are no proper images (SyntaxError: broken PNG).
+# Channel orders that images are brought to. Detectron2's others have other numbers of channels, or
+# floats, which models and pictures here do not.
+INPUT_FORMATS = ("BGR", "RGB")
+# What Pillow raises for stuff maps that are no proper images (SyntaxError: broken PNG).
 READ_ERRORS = (
     OSError,
     ValueError,
@@ -55,8 +63,11 @@ class SOLODatasetMapper(DatasetMapper):
       (N, H, W); N = 0 for an image without annotations or with crowds only;
     - annotations that cover nothing are left out;
     - `sem_seg`, (H, W) int64 stuff labels, is there where the constructor asks for it;
-    - DatasetError, naming the file, for an image or annotation that cannot be used. It keeps its
-      message when it is raised in a worker of the data loader.
+    - DatasetError, naming the file, for an image or annotation that cannot be used; if it is the
+      image file, UnreadableImageError. They keep their message when they are raised in a worker of
+      the data loader.
+
+    Images are read by `solo_d2.images.read_image`.
     """
 
     @configurable
@@ -75,8 +86,16 @@ class SOLODatasetMapper(DatasetMapper):
             num_sem_seg_classes: labels of the stuff maps, in training; 0: they are not read.
             sem_seg_ignore_value: another label that they may have.
             **arguments: of Detectron2's mapper.
+
+        Raises:
+            ConfigError: the image format is none of `INPUT_FORMATS`.
         """
         super().__init__(is_train, **arguments)
+        if self.image_format not in INPUT_FORMATS:
+            raise ConfigError(
+                f"INPUT.FORMAT is {self.image_format!r}, but must be one of {INPUT_FORMATS}"
+            )
+        self.augmentations: Any = AugmentationList(keep_a_pixel(self.augmentations.augs))
         self.num_sem_seg_classes = num_sem_seg_classes if is_train else 0
         self.sem_seg_ignore_value = sem_seg_ignore_value
 
@@ -103,26 +122,39 @@ class SOLODatasetMapper(DatasetMapper):
             dataset_dict: in Detectron2's format; left as it is.
 
         Raises:
-            DatasetError: the image, its stuff map or an annotation cannot be used.
+            UnreadableImageError: the image file cannot be read.
+            DatasetError: it has another size than the dataset dict says, or the stuff map or an
+                annotation cannot be used.
         """
-        stuff_file = dataset_dict.get("sem_seg_file_name")
-        if self.is_train and "annotations" not in dataset_dict:
-            dataset_dict = {**dataset_dict, "annotations": []}
-        if self.num_sem_seg_classes == 0:
-            dataset_dict = {k: v for k, v in dataset_dict.items() if k != "sem_seg_file_name"}
-        else:
-            _check_stuff_file(dataset_dict)
-        try:
-            sample = super().__call__(dataset_dict)
-        except READ_ERRORS as error:
-            names = [dataset_dict["file_name"], dataset_dict.get("sem_seg_file_name")]
-            raise DatasetError(
-                f"{' with '.join(name for name in names if name)} cannot be read: "
-                f"{type(error).__name__}: {error}. Replace it, or take it out of the data set"
-            ) from error
-        if "sem_seg" in sample:
+        sample = {**dataset_dict}
+        stuff_file = sample.pop("sem_seg_file_name", None)
+        annotations = sample.pop("annotations", [])
+        pixels = read_record(sample, self.image_format)
+        stuff = self._read_stuff(dataset_dict) if self.num_sem_seg_classes else None
+        inputs = AugInput(pixels, sem_seg=stuff)
+        transforms = self.augmentations(inputs)
+        pixels = np.ascontiguousarray(inputs.image.transpose(2, 0, 1))
+        sample["image"] = torch.from_numpy(pixels)
+        if inputs.sem_seg is not None:
+            sample["sem_seg"] = torch.from_numpy(inputs.sem_seg.astype(np.int64))
             self._check_labels(sample["sem_seg"], stuff_file)
+        if self.is_train:
+            sample["annotations"] = copy.deepcopy(annotations)  # transforms change arrays in place
+            self._transform_annotations(sample, transforms, pixels.shape[1:])
         return sample
+
+    def _read_stuff(self, dataset_dict: dict[str, Any]) -> NDArray[np.uint8]:
+        """(H, W) labels of the stuff map, of the image's size."""
+        _check_stuff_file(dataset_dict)
+        file = dataset_dict["sem_seg_file_name"]
+        try:
+            labels: NDArray[np.uint8] = detection_utils.read_image(file, "L")[:, :, 0]
+        except READ_ERRORS as error:
+            raise DatasetError(
+                f"{file}, the stuff map of {dataset_dict['file_name']}, cannot be read: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        return labels
 
     def _check_labels(self, sem_seg: torch.Tensor, file: Any) -> None:
         wrong = (sem_seg >= self.num_sem_seg_classes) & (sem_seg != self.sem_seg_ignore_value)
@@ -209,6 +241,39 @@ class SOLODatasetMapper(DatasetMapper):
         else:
             instances.gt_masks = BitMasks(torch.zeros((0, *image_shape), dtype=torch.bool))
         return instances
+
+
+def read_record(record: dict[str, Any], image_format: str) -> NDArray[np.uint8]:
+    """Read the image of a dataset dict, which gets its height and width where it has none.
+
+    Args:
+        record: with `file_name`.
+        image_format: one of `INPUT_FORMATS`.
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        UnreadableImageError: the file cannot be read.
+        DatasetError: the image has another size than the dict says.
+    """
+    file = record["file_name"]
+    try:
+        pixels = read_image(PathManager.get_local_path(file))
+    except (ImageError, OSError) as error:
+        reason = str(error).removeprefix(f"{Path(file)}: ")
+        message = f"{file} cannot be read: {reason}. Replace it, or take it out of the data set"
+        raise UnreadableImageError(message, file, reason) from error
+    try:
+        detection_utils.check_image_size(record, pixels)
+    except detection_utils.SizeMismatchError as error:
+        height, width = pixels.shape[:2]
+        raise DatasetError(
+            f"{file} has {height} x {width} pixels (height x width), the data set says "
+            f"{record['height']} x {record['width']}. Correct its entry, or replace the file (an "
+            "orientation in its EXIF counts, and may swap the two)"
+        ) from error
+    return pixels[:, :, ::-1] if image_format == "BGR" else pixels
 
 
 def _clear_padding(

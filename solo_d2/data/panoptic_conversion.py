@@ -31,9 +31,10 @@ from solo_d2.data.panoptic_json import (
     read_panoptic_json,
     read_segment_ids,
 )
-from solo_d2.data.whole_folder import lock_beside, remove_leftovers, whole_folder
+from solo_d2.data.whole_folder import only_writer, whole_folder
 from solo_d2.data.workers import num_workers
 from solo_d2.errors import DatasetError
+from solo_d2.images import write_image
 
 # Raise it whenever the same files give another conversion.
 CONVERSION_VERSION = 1
@@ -77,10 +78,8 @@ def ensure_converted(
     if _is_ready(root, stamp) and not force:
         return root
     try:
-        with lock_beside(root) as locked:
+        with only_writer(root):
             if not _is_ready(root, stamp) or force:
-                if locked:
-                    remove_leftovers(root)
                 with whole_folder(root) as new:
                     _convert(new, panoptic_json, panoptic_root, image_root)
                     (new / STAMP).write_text(json.dumps(stamp, indent=2) + "\n")
@@ -110,7 +109,7 @@ def write_stuff_maps(
     root = Path(folder)
     _require_empty(root)
     try:
-        with lock_beside(root), whole_folder(root) as new:
+        with only_writer(root), whole_folder(root) as new:
             for _ in _describe_all(read_panoptic_json(panoptic_json), Path(panoptic_root), new):
                 pass
     except OSError as error:
@@ -195,13 +194,16 @@ def _describe_all(
         file = stuff_root / stuff_name(annotation["file_name"])
         stuff, objects = describe_image(panoptic_root, annotation, image, content.categories)
         file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(stuff).save(file)
+        write_image(file, Image.fromarray(stuff))
         return objects
 
     with ThreadPoolExecutor(num_workers()) as pool:
         done = pool.map(describe, content.annotations.values())
         total = len(content.annotations)
-        yield from tqdm(done, "converting", total, unit="image", mininterval=1.0)
+        try:
+            yield from tqdm(done, "converting", total, unit="image", mininterval=1.0)
+        finally:  # an interrupt must not wait for all that are left
+            pool.shutdown(cancel_futures=True)
 
 
 def stuff_name(panoptic_name: str) -> str:

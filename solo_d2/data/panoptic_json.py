@@ -4,7 +4,8 @@ One PNG for each image gives each pixel the id of its segment, as R + 256 G + 65
 is none; the json lists the segments. No Detectron2 needed. Shape letters: H W rows and columns.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Collection, Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from solo_d2.data.coco_json import (
-    check_image,
+    is_whole,
     leaves_folder,
     parse,
     read_sorted_categories,
     read_text,
-    require_unique,
+    require_image,
     some,
     sorted_categories,
 )
-from solo_d2.errors import DatasetError
+from solo_d2.data.problems import Problem, Refusal, Report
+from solo_d2.data.segmentations import is_number
+from solo_d2.errors import DatasetError, shown
+from solo_d2.images import write_image
 
 # Ids are below this: three channels of 8 bits.
 MAX_ID = 256**3
@@ -105,13 +109,19 @@ def split_categories(
     for category in categories:
         if category.get("isthing") not in (0, 1):
             raise DatasetError(
-                f"{json_file}: category {category['id']} ({category['name']}) needs 'isthing' 0 or "
-                f"1, it is {category.get('isthing')!r}. Is this a panoptic file?"
+                f"{json_file}: category {category['id']} ({shown(category['name'])}) needs "
+                f"'isthing' 0 or 1, it is {shown(category.get('isthing'))}. Is this a panoptic "
+                "file?"
             )
         if category["id"] == 0:
             raise DatasetError(
-                f"{json_file}: category {category['name']!r} has the id 0, which means 'no "
+                f"{json_file}: category {shown(category['name'])} has the id 0, which means 'no "
                 "segment'. Number categories from 1"
+            )
+        if "color" in category and not _is_color(category["color"]):
+            raise DatasetError(
+                f"{json_file}: the 'color' of category {category['id']} must be three numbers from "
+                f"0 to 255, it is {shown(category['color'])}"
             )
     things, stuff = ([c for c in categories if c["isthing"] == kind] for kind in (1, 0))
     if not things:
@@ -124,6 +134,11 @@ def split_categories(
     return PanopticCategories(things, stuff)
 
 
+def _is_color(value: Any) -> bool:
+    three = isinstance(value, list) and len(value) == 3
+    return three and all(is_number(channel) and 0 <= channel <= 255 for channel in value)
+
+
 def read_panoptic_json(json_file: str | Path, name: str = "") -> PanopticJson:
     """Read and check a panoptic json; the PNGs are not looked at.
 
@@ -132,52 +147,118 @@ def read_panoptic_json(json_file: str | Path, name: str = "") -> PanopticJson:
         name: of the data set, for messages; may be empty.
 
     Raises:
-        DatasetError: naming file, image and segment.
+        DatasetError: the first thing that is wrong; naming file, image and segment.
+    """
+
+    def refuse(problem: Problem) -> None:
+        raise DatasetError(f"{json_file}: {problem}")
+
+    return collect_panoptic_json(json_file, refuse, name)
+
+
+def collect_panoptic_json(json_file: str | Path, report: Report, name: str = "") -> PanopticJson:
+    """Read of a panoptic json what can be used.
+
+    Args:
+        json_file: the file.
+        report: told what is wrong; the image or annotation is then left out.
+        name: of the data set, for messages; may be empty.
+
+    Raises:
+        DatasetError: the file or its categories cannot be used at all.
     """
     content = parse(json_file, read_text(name, json_file), "a panoptic")
     categories = split_categories(json_file, sorted_categories(json_file, content["categories"]))
-    known = categories.thing_ids.keys() | categories.stuff_ids.keys()
+    images: dict[int | str, dict[str, Any]] = {}
     for image in content["images"]:
-        check_image(json_file, image)
-    require_unique(json_file, "image", [image["id"] for image in content["images"]])
-    images = {image["id"]: image for image in content["images"]}
+        try:
+            require_image(image)
+            if image["id"] in images:
+                reason = f"has the id {shown(image['id'])}, which is used more than once"
+                raise Refusal("image id used more than once", reason)
+        except Refusal as error:
+            name = shown(image.get("file_name", image.get("id")))
+            report(Problem(error.kind, f"image {name}", str(error)))
+            continue
+        images[image["id"]] = image
+    known = categories.thing_ids.keys() | categories.stuff_ids.keys()
     annotations: dict[int | str, dict[str, Any]] = {}
+    pngs: set[str] = set()
     for annotation in content["annotations"]:
-        key = annotation.get("image_id")
-        start = f"{json_file}: image {key!r}"
-        if not isinstance(key, (int, str)) or key not in images:
-            raise DatasetError(f"{start} of 'annotations' is not among the 'images'")
-        if key in annotations:
-            raise DatasetError(f"{start} has more than one entry in 'annotations'")
-        png = annotation.get("file_name")
-        if not isinstance(png, str) or leaves_folder(png):
-            raise DatasetError(f"{start}: 'file_name' must be a PNG in the folder, it is {png!r}")
-        _check_segments(start, annotation.get("segments_info"), known)
-        annotations[key] = annotation
-    require_unique(json_file, "PNG", [a["file_name"] for a in annotations.values()])
+        problems = list(_annotation_problems(annotation, images, annotations, pngs, known))
+        for problem in problems:
+            report(problem)
+        if not problems:
+            annotations[annotation["image_id"]] = annotation
+            pngs.add(without_extension(annotation["file_name"]))
     return PanopticJson(categories, images, annotations)
 
 
-def _check_segments(start: str, segments: Any, known: Any) -> None:
-    """Check the segments of an image; `start` begins each message."""
+def without_extension(png: str) -> str:
+    """What the names of a PNG and of what is made of it have in common."""
+    return os.path.splitext(os.path.normpath(png))[0]
+
+
+def _annotation_problems(
+    annotation: dict[str, Any],
+    images: Container[Any],
+    annotated: Container[Any],
+    pngs: Container[str],
+    known: Collection[int],
+) -> Iterator[Problem]:
+    """What is wrong with the entry of an image; segments without `iscrowd` get it.
+
+    Args:
+        annotation: the entry.
+        images: ids of the images.
+        annotated: ids of those that have an entry already.
+        pngs: of these, without extension.
+        known: ids of the categories.
+    """
+    key, png = annotation.get("image_id"), annotation.get("file_name")
+    where = f"image {shown(key)}"
+    if not (is_whole(key) or isinstance(key, str)) or key not in images:
+        reason = "the image_id of an entry of 'annotations' is not among the 'images'"
+        yield Problem("annotation of an unknown image", where, reason)
+        return
+    if key in annotated:
+        reason = "has more than one entry in 'annotations'"
+        yield Problem("image annotated more than once", where, reason)
+    if not isinstance(png, str) or leaves_folder(png) or "\0" in png:
+        reason = f"'file_name' must be a PNG in the folder, it is {shown(png)}"
+        yield Problem("PNG outside the folder", where, reason)
+    elif without_extension(png) in pngs:
+        reason = f"'file_name' is {shown(png)}, which is another image's PNG too"
+        yield Problem("PNG used more than once", where, reason)
+    segments = annotation.get("segments_info")
     if not isinstance(segments, list) or not all(isinstance(item, dict) for item in segments):
-        raise DatasetError(f"{start}: 'segments_info' must be a list of objects")
+        reason = "'segments_info' must be a list of objects"
+        yield Problem("segments of another form", where, reason)
+        return
     seen: set[int] = set()
     for segment in segments:
-        key, category = segment.get("id"), segment.get("category_id")
-        if not isinstance(key, int) or not 0 < key < MAX_ID:
-            raise DatasetError(
-                f"{start}: segment {key!r}: the id must be a whole number from 1 to {MAX_ID - 1}"
-            )
-        if key in seen:
-            raise DatasetError(f"{start}: segment {key}: the id is used more than once")
-        if not isinstance(category, int) or category not in known:
-            raise DatasetError(
-                f"{start}: segment {key}: category_id {category!r} is not among the 'categories' "
-                f"({some(sorted(known))})"
-            )
-        seen.add(key)
-        segment.setdefault("iscrowd", 0)
+        try:
+            _check_segment(segment, seen, known)
+        except Refusal as error:
+            yield Problem(error.kind, f"{where}: segment {shown(segment.get('id'))}", str(error))
+
+
+def _check_segment(segment: dict[str, Any], seen: set[int], known: Collection[int]) -> None:
+    """Check one of an image's segments; `seen` are the ids of those before it."""
+    key, category = segment.get("id"), segment.get("category_id")
+    if not is_whole(key) or not 0 < key < MAX_ID:
+        reason = f"the id must be a whole number from 1 to {MAX_ID - 1}"
+        raise Refusal("segment id out of range", reason)
+    if key in seen:
+        raise Refusal("segment id used more than once", "the id is used more than once")
+    seen.add(key)
+    if not is_whole(category) or category not in known:
+        known_ids = some(sorted(known))
+        reason = f"category_id {shown(category)} is not among the 'categories' ({known_ids})"
+        raise Refusal("unknown category", reason)
+    if segment.setdefault("iscrowd", 0) not in (0, 1):
+        reason = f"'iscrowd' must be 0 or 1, it is {shown(segment['iscrowd'])}"
+        raise Refusal("'iscrowd' is neither 0 nor 1", reason)
 
 
 def read_segment_ids(file: str | Path) -> NDArray[np.int32]:
@@ -196,7 +277,7 @@ def read_segment_ids(file: str | Path) -> NDArray[np.int32]:
             pixels = np.asarray(image)
     except FileNotFoundError:
         raise DatasetError(f"The panoptic PNG {file} is missing") from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DatasetError(f"{file} cannot be read: {type(error).__name__}: {error}") from error
     return pixels[..., :3].astype(np.int32) @ np.array([1, 256, 65536], np.int32)
 
@@ -204,7 +285,7 @@ def read_segment_ids(file: str | Path) -> NDArray[np.int32]:
 def write_segment_ids(file: str | Path, ids: NDArray[np.integer[Any]]) -> None:
     """Write (H, W) segment ids from 0 to 2^24 - 1 as a PNG."""
     pixels = np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=-1).astype(np.uint8)
-    Image.fromarray(pixels).save(file, format="PNG")
+    write_image(file, Image.fromarray(pixels), format="PNG")
 
 
 def locate_segments(

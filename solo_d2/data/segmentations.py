@@ -8,12 +8,15 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from solo_d2.data.problems import Refusal
+from solo_d2.errors import shown
 
 # Points nearer than this to one straight line, in pixels, enclose no area.
 _FLAT = 1e-6
-# Points farther out than this many times the image's longer side are refused: pycocotools walks
-# along every line pixel by pixel.
+# Points farther out than this many times the image's longer side are refused, and outlines of more
+# pixels than that: pycocotools walks along every line pixel by pixel, in memory that it takes
+# first.
 _FAR = 10
+_LONGEST_OUTLINE = 2**24
 
 
 def clean_segmentation(segmentation: Any, height: int, width: int) -> Any:
@@ -31,7 +34,7 @@ def clean_segmentation(segmentation: Any, height: int, width: int) -> Any:
 
     Raises:
         Refusal: it is neither, an RLE that does not fit the image, or a polygon that reaches far
-            beyond it.
+            beyond it or has an endless outline.
     """
     if isinstance(segmentation, dict):
         return _clean_rle(segmentation, height, width)
@@ -43,12 +46,37 @@ def clean_segmentation(segmentation: Any, height: int, width: int) -> Any:
                 "[[x0, y0, x1, y1, ...], ...]",
             )
         limit = _FAR * max(height, width)
-        return [p for p in segmentation if polygon_defect(p, limit) is None] or None
+        polygons = [p for p in segmentation if polygon_defect(p, limit) is None]
+        for polygon in polygons:
+            _require_outline(polygon, height, width, limit)
+        return polygons or None
     raise Refusal(
         "segmentation missing" if segmentation is None else "segmentation of another form",
         "the segmentation must be a list of polygons or an RLE with 'size' and 'counts', it is "
         f"{'missing' if segmentation is None else type(segmentation).__name__}",
     )
+
+
+def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
+    """The compressed RLE of a segmentation from a file; see `clean_segmentation`."""
+    clean = clean_segmentation(segmentation, height, width)
+    if clean is None:
+        return dict(coco_mask.encode(np.zeros((height, width), np.uint8, order="F")))
+    if isinstance(clean, list):
+        clean = dict(coco_mask.merge(coco_mask.frPyObjects(clean, height, width)))
+    return clean
+
+
+def _require_outline(polygon: Any, height: int, width: int, limit: float) -> None:
+    """Refuse a polygon that goes to and fro without end; an honest outline visits a pixel twice."""
+    most = min(2 * height * width + 100 * (height + width), _LONGEST_OUTLINE)
+    if len(polygon) * limit <= most:  # no line is longer than twice the limit
+        return
+    points = np.asarray(polygon, np.float64).reshape(-1, 2)
+    steps = np.abs(points - np.roll(points, 1, axis=0)).max(axis=1)
+    if float(steps.sum()) > most:
+        reason = f"a polygon of {len(points)} points has an outline of {steps.sum():.0f} pixels"
+        raise Refusal("polygon with an endless outline", reason)
 
 
 def polygon_defect(polygon: Any, limit: float = math.inf) -> str | None:
@@ -66,8 +94,7 @@ def polygon_defect(polygon: Any, limit: float = math.inf) -> str | None:
     except ValueError:  # lists of different lengths
         points = np.asarray(None)
     if points.dtype.kind not in "iuf":
-        shown = f"{polygon!r:.80}"
-        reason = f"a polygon must be a list of numbers, it is {shown}"
+        reason = f"a polygon must be a list of numbers, it is {shown(polygon)}"
         raise Refusal("segmentation of another form", reason)
     if points.ndim != 1:
         reason = "a polygon must be a flat list [x0, y0, x1, y1, ...]"
@@ -143,7 +170,8 @@ def _runs(counts: Any) -> NDArray[np.int64]:
 
 
 def _times(size: Any) -> str:
-    return " x ".join(str(side) for side in size) if isinstance(size, (list, tuple)) else str(size)
+    numbers = isinstance(size, list) and len(size) == 2 and all(map(is_number, size))
+    return f"{size[0]} x {size[1]}" if numbers else shown(size)
 
 
 def decode_counts(counts: str | bytes) -> NDArray[np.int64]:
@@ -158,7 +186,10 @@ def decode_counts(counts: str | bytes) -> NDArray[np.int64]:
     Raises:
         Refusal: the text is not a compressed RLE.
     """
-    data = counts.encode("latin-1", "replace") if isinstance(counts, str) else counts
+    try:
+        data = counts.encode("ascii") if isinstance(counts, str) else counts
+    except UnicodeEncodeError:
+        raise Refusal("RLE damaged", "the RLE's 'counts' are damaged") from None
     codes = np.frombuffer(data, np.uint8).astype(np.int64) - 48
     if codes.size == 0:
         return codes
@@ -191,7 +222,8 @@ def segmentation_box(segmentation: Any) -> list[float]:
 def is_number(value: Any) -> bool:
     """Whether a value is a finite number that fits a float."""
     try:
-        return isinstance(value, (int, float)) and math.isfinite(value)
+        numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return numeric and math.isfinite(value)
     except OverflowError:
         return False
 

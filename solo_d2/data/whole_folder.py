@@ -1,18 +1,26 @@
 """Folders written whole or not at all, by one process at a time.
 
 A writer fills a temporary sibling and renames it, holding a lock file beside the folder that the
-system frees when the process dies; the next writer removes what a dead one left.
+system frees when the process dies; the next writer removes what a dead one left. After a power cut
+(unlike a kill) files of a folder that has just been written may be empty: unlike `whole_file` this
+does not wait for the disk, as that would take minutes for 100,000 images.
 """
 
 import contextlib
 import fcntl
+import glob
 import logging
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from solo_d2.files import naming
+
 logger = logging.getLogger(__name__)
+
+# In a temporary sibling: what takes the folder's place, and what was there before.
+NEW, OLD = "new", "old"
 
 
 @contextlib.contextmanager
@@ -23,7 +31,10 @@ def lock_beside(root: Path) -> Iterator[bool]:
         False where the file system knows no locks: two writers may then work side by side.
     """
     root.parent.mkdir(parents=True, exist_ok=True)
-    with open(root.parent / f".{root.name}.lock", "w") as file:
+    path = root.parent / f".{root.name}.lock"
+    with naming(root, path):
+        file = open(path, "w")  # noqa: SIM115  (closed below)
+    with file:
         try:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -37,8 +48,14 @@ def lock_beside(root: Path) -> Iterator[bool]:
 
 
 def remove_leftovers(root: Path) -> None:
-    """Remove what writers left that died. Only with the lock: then no writer is alive."""
-    for path in root.parent.glob(f".{root.name}.tmp-*"):
+    """Remove what writers left that died. Only with the lock: then no writer is alive.
+
+    Where one died between taking the old folder away and putting the new one in its place, the old
+    one comes back.
+    """
+    for path in root.parent.glob(f".{glob.escape(root.name)}.tmp-*"):
+        if not root.exists() and (path / OLD).exists():
+            (path / OLD).rename(root)
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -49,20 +66,32 @@ def sibling(root: Path) -> Iterator[Path]:
     try:
         yield work
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        try:
+            shutil.rmtree(work, ignore_errors=True)
+        except BaseException:  # Ctrl-C or SIGTERM in the midst of it
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+
+
+@contextlib.contextmanager
+def only_writer(root: Path) -> Iterator[None]:
+    """Hold the lock beside `root`, with what dead writers have left removed."""
+    with lock_beside(root) as locked:
+        if locked:
+            remove_leftovers(root)
+        yield
 
 
 @contextlib.contextmanager
 def whole_folder(root: Path) -> Iterator[Path]:
-    """Write a folder whole or not at all; the parent folder is made where it is missing.
+    """Write a folder whole or not at all; for the `only_writer`.
 
     Yields:
         An empty folder that takes the place of `root`, with all that is in there, when the block
         ends, and is removed when the block raises.
     """
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with sibling(root) as work:
-        new, old = work / "new", work / "old"
+    with sibling(root) as work, naming(root, work):
+        new, old = work / NEW, work / OLD
         new.mkdir()
         yield new
         replace = root.exists()

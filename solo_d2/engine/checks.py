@@ -1,11 +1,16 @@
-"""Refuses settings of the solver that cannot work, before anything is built."""
+"""Refuses settings of a run that cannot work, before anything is built."""
 
-from typing import Any
+from itertools import pairwise
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
-from solo_d2.errors import ConfigError
+from solo_d2.config_check import check_config
+from solo_d2.config_rules import Rule, above, at_least, between, one_of, require
+from solo_d2.data.input_checks import check_input_config
+from solo_d2.evaluation.average_precision import BACKENDS
+from solo_d2.modeling.speed import SpeedOptions
 from solo_d2.modeling.training_speed import TRAINING_COMPILE
 
 OPTIMIZERS = ("SGD", "AdamW")
@@ -14,32 +19,104 @@ PRECISIONS = ("float16", "bfloat16")
 # SOLVER.CLIP_GRADIENTS.CLIP_TYPE: Detectron2's own two clip each parameter for itself.
 FULL_MODEL = "full_model"
 CLIP_TYPES = ("value", "norm", FULL_MODEL)
+SCHEDULES = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR")
+
+SECTIONS = (
+    *("SOLVER", "TEST", "DATASETS", "SEED", "OUTPUT_DIR", "CUDNN_BENCHMARK", "FLOAT32_PRECISION"),
+    *("VIS_PERIOD", "MODEL.DEVICE", "MODEL.WEIGHTS", "MODEL.WEIGHTS_ALLOW"),
+)
+_RATE = between(0, 1e6)
+_ITERATIONS = at_least(1, " iteration")
+RULES = {
+    "SOLVER.OPTIMIZER": one_of(OPTIMIZERS),
+    "SOLVER.AMP.DTYPE": one_of(PRECISIONS),
+    "SOLVER.COMPILE": one_of(tuple(TRAINING_COMPILE)),
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": one_of(CLIP_TYPES),
+    "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": above(0),
+    "SOLVER.CLIP_GRADIENTS.NORM_TYPE": above(0, float("inf")),
+    "SOLVER.EMA.DECAY": Rule(lambda decay: 0 <= decay < 1, "in [0, 1)"),
+    "SOLVER.EARLY_STOPPING_PATIENCE": at_least(0, " evaluations; 0: never"),
+    "SOLVER.IMS_PER_BATCH": at_least(1, " image"),
+    "SOLVER.REFERENCE_IMS_PER_BATCH": at_least(0, " images; 0: never scaled"),
+    "SOLVER.REFERENCE_WORLD_SIZE": at_least(0, " processes; 0: never scaled"),
+    "SOLVER.ACCUMULATE_STEPS": at_least(1, " part"),
+    "SOLVER.LR_SCHEDULER_NAME": one_of(SCHEDULES),
+    "SOLVER.BASE_LR": _RATE,
+    "SOLVER.BASE_LR_END": _RATE,
+    "SOLVER.MOMENTUM": Rule(lambda momentum: 0 <= momentum < 1, "in [0, 1)"),
+    "SOLVER.WEIGHT_DECAY": _RATE,
+    "SOLVER.WEIGHT_DECAY_NORM": _RATE,
+    "SOLVER.WEIGHT_DECAY_BIAS": Rule(
+        lambda decay: decay is None or _RATE.holds(decay), f"{_RATE.allowed}, or None"
+    ),
+    "SOLVER.BIAS_LR_FACTOR": _RATE,
+    "SOLVER.GAMMA": between(0, 1),
+    "SOLVER.NUM_DECAYS": between(1, 1000),
+    "SOLVER.MAX_ITER": _ITERATIONS,
+    "SOLVER.STEPS": Rule(
+        lambda steps: all(a < b for a, b in pairwise((0, *steps))),
+        "iterations from 1 on, each after the one before",
+    ),
+    "SOLVER.WARMUP_ITERS": at_least(0, " iterations"),
+    "SOLVER.WARMUP_FACTOR": between(0, 1),
+    "SOLVER.WARMUP_METHOD": one_of(("linear", "constant")),
+    "SOLVER.CHECKPOINT_PERIOD": _ITERATIONS,
+    "TEST.EVAL_PERIOD": at_least(0, " iterations; 0: never"),
+    "TEST.DETECTIONS_PER_IMAGE": at_least(1),
+    "TEST.AP_BACKEND": one_of(("auto", *BACKENDS)),
+    "TEST.PRECISE_BN.NUM_ITER": _ITERATIONS,
+    # As random number generators take it.
+    "SEED": between(-1, 2**31 - 1, "; -1: drawn at random"),
+    "OUTPUT_DIR": Rule(lambda folder: bool(folder) and "\0" not in folder, "the name of a folder"),
+    "FLOAT32_PRECISION": one_of(("", "highest", "high", "medium")),
+    "VIS_PERIOD": at_least(0, " iterations; 0: never"),
+    "MODEL.DEVICE": Rule(lambda name: _is_device(name), "a device of torch, such as cuda or cpu"),
+}
 
 
-def check_solver_config(cfg: CfgNode) -> None:
-    """Raise a ConfigError for the first key of SOLVER that cannot work."""
-    solver = cfg.SOLVER
-    for key, value, choices in (
-        ("OPTIMIZER", solver.OPTIMIZER, OPTIMIZERS),
-        ("AMP.DTYPE", solver.AMP.DTYPE, PRECISIONS),
-        ("COMPILE", solver.COMPILE, tuple(TRAINING_COMPILE)),
-        ("CLIP_GRADIENTS.CLIP_TYPE", solver.CLIP_GRADIENTS.CLIP_TYPE, CLIP_TYPES),
-    ):
-        _require(value in choices, key, value, f"one of {choices}")
-    clip, decay, parts = solver.CLIP_GRADIENTS, solver.EMA.DECAY, solver.ACCUMULATE_STEPS
-    if clip.ENABLED:
-        _require(clip.CLIP_VALUE > 0, "CLIP_GRADIENTS.CLIP_VALUE", clip.CLIP_VALUE, "above 0")
-    _require(0 <= decay < 1, "EMA.DECAY", decay, "in [0, 1)")
-    images = solver.IMS_PER_BATCH // comm.get_world_size()
-    allowed = f"from 1 to the images that a process has of a batch ({images})"
-    _require(1 <= parts <= max(1, images), "ACCUMULATE_STEPS", parts, allowed)
-    patience = solver.EARLY_STOPPING_PATIENCE
-    _require(patience >= 0, "EARLY_STOPPING_PATIENCE", patience, "0 or a number of evaluations")
+def check_run_config(cfg: CfgNode) -> None:
+    """Raise a ConfigError for the first key of a run that cannot work, alone or with others.
+
+    Those that describe the model are checked when it is built.
+    """
+    check_config(cfg, SECTIONS, RULES)
+    check_input_config(cfg)
+    SpeedOptions.from_config(cfg)
+    _check_batch(cfg.SOLVER)
+    _check_optimizer(cfg.SOLVER)
+    patience = cfg.SOLVER.EARLY_STOPPING_PATIENCE
     allowed = "0 without evaluations while training (TEST.EVAL_PERIOD 0)"
     watched = patience == 0 or cfg.TEST.EVAL_PERIOD > 0
-    _require(watched, "EARLY_STOPPING_PATIENCE", patience, allowed)
+    require(watched, "SOLVER.EARLY_STOPPING_PATIENCE", patience, allowed)
 
 
-def _require(holds: bool, key: str, value: Any, allowed: str) -> None:
-    if not holds:
-        raise ConfigError(f"SOLVER.{key} is {value!r}, but must be {allowed}")
+def _check_batch(solver: CfgNode) -> None:
+    batch, parts, processes = solver.IMS_PER_BATCH, solver.ACCUMULATE_STEPS, comm.get_world_size()
+    allowed = f"a multiple of the {processes} processes"
+    require(batch % processes == 0, "SOLVER.IMS_PER_BATCH", batch, allowed)
+    planned = solver.REFERENCE_WORLD_SIZE
+    allowed = f"a multiple of the {planned} processes of SOLVER.REFERENCE_WORLD_SIZE"
+    require(planned == 0 or batch % planned == 0, "SOLVER.IMS_PER_BATCH", batch, allowed)
+    images = batch // processes
+    allowed = f"from 1 to the images that a process has of a batch ({images})"
+    require(parts <= images, "SOLVER.ACCUMULATE_STEPS", parts, allowed)
+
+
+def _check_optimizer(solver: CfgNode) -> None:
+    momentum = solver.MOMENTUM
+    accelerated = solver.OPTIMIZER == "SGD" and solver.NESTEROV
+    allowed = "above 0 with SOLVER.NESTEROV"
+    require(momentum > 0 or not accelerated, "SOLVER.MOMENTUM", momentum, allowed)
+    if solver.LR_SCHEDULER_NAME == "WarmupCosineLR":
+        base, end = solver.BASE_LR, solver.BASE_LR_END
+        require(base > 0, "SOLVER.BASE_LR", base, "above 0 with WarmupCosineLR")
+        allowed = f"at most SOLVER.BASE_LR ({base})"
+        require(end <= base, "SOLVER.BASE_LR_END", end, allowed)
+
+
+def _is_device(name: str) -> bool:
+    try:
+        torch.device(name)
+    except RuntimeError:
+        return False
+    return True

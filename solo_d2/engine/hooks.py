@@ -12,6 +12,12 @@ from detectron2.utils.env import seed_all_rng
 logger = logging.getLogger("solo_d2")
 
 
+def seed_step(seed: int, iteration: int, process: int) -> None:
+    """Seed Python's, NumPy's and torch's numbers for an iteration in a process."""
+    sequence = np.random.SeedSequence([seed, iteration, process])
+    seed_all_rng(int(sequence.generate_state(1)[0]))
+
+
 class SeedSteps(HookBase):
     """Seeds the random numbers of each step by the seed, the iteration and the process.
 
@@ -29,8 +35,7 @@ class SeedSteps(HookBase):
 
     def before_step(self) -> None:
         """Seed Python's, NumPy's and torch's numbers."""
-        sequence = np.random.SeedSequence([self.seed, self.trainer.iter, comm.get_rank()])
-        seed_all_rng(int(sequence.generate_state(1)[0]))
+        seed_step(self.seed, self.trainer.iter, comm.get_rank())
 
 
 class ResumableBestCheckpointer(BestCheckpointer):

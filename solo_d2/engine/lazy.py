@@ -8,18 +8,23 @@ from collections import OrderedDict
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode, get_cfg, instantiate
-from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.config import CfgNode, instantiate
+from detectron2.evaluation import print_csv_format
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from solo_d2.config import add_solo_config
+from solo_d2.config import default_config, override
+from solo_d2.engine.bad_step import RunRecord
 from solo_d2.engine.checks import FULL_MODEL
 from solo_d2.engine.trainer import Trainer, save_figures
-from solo_d2.errors import ConfigError
+from solo_d2.errors import ConfigError, shown
+from solo_d2.evaluation.run import NotingMapper, evaluate_dataset
+from solo_d2.modeling.building import building, refusing
 
+# What a lazy config must have.
+PARTS = ("model", "optimizer", "lr_multiplier", "dataloader", "train")
 # Each key of `train`, and of the loader, with the key of the YAML configs that means the same.
 KEYS = {
     "train.output_dir": "OUTPUT_DIR",
@@ -40,6 +45,7 @@ KEYS = {
     "train.early_stopping_patience": "SOLVER.EARLY_STOPPING_PATIENCE",
     "model.mask_target": "MODEL.SOLO.MASK_TARGET",
     "dataloader.train.total_batch_size": "SOLVER.IMS_PER_BATCH",
+    "dataloader.train.max_unreadable": "DATALOADER.MAX_UNREADABLE_IMAGES",
 }
 
 
@@ -49,24 +55,26 @@ def trainer_config(lazy: DictConfig) -> CfgNode:
     Raises:
         ConfigError: a key has a value that cannot work, or `train` has an unknown one.
     """
+    missing = [name for name in PARTS if not isinstance(lazy.get(name), DictConfig)]
+    if missing:
+        raise ConfigError(f"The lazy config has no {', '.join(missing)}; it must have {PARTS}")
     unknown = {f"train.{name}" for name in _leaves(lazy.train)} - KEYS.keys()
     if unknown:
         raise ConfigError(
             f"The lazy config has {', '.join(sorted(unknown))}, which nothing reads; known are "
             f"{', '.join(KEYS)}"
         )
-    cfg = get_cfg()
-    add_solo_config(cfg)
+    cfg = default_config()
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = FULL_MODEL
-    target = lazy.model["_target_"]  # a class, or its name
+    target = lazy.model.get("_target_")  # a class, or its name
     cfg.MODEL.META_ARCHITECTURE = getattr(target, "__name__", str(target).rpartition(".")[2])
     for name, key in KEYS.items():
         value = OmegaConf.select(lazy, name)
         if value is not None:
             try:
-                cfg.merge_from_list([key, value])
-            except ValueError as error:
-                raise ConfigError(f"{name} is {value!r}: {error}") from error
+                override(cfg, [key, value])
+            except ConfigError as error:
+                raise ConfigError(f"{name} is {shown(value)}: {error}") from error
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     if cfg.SEED < 0:
@@ -99,14 +107,18 @@ class LazyTrainer(Trainer):
         """
         self.lazy = lazy
         super().__init__(trainer_config(lazy))
+        # The model is not made of that config.
+        record = RunRecord(folder=self.cfg.OUTPUT_DIR, config="", seed=self.cfg.SEED)
+        self._trainer.record = record
 
     def build_model(self, cfg: CfgNode) -> nn.Module:  # type: ignore[override]
         """The model of the config, on the device."""
-        return instantiate(self.lazy.model).to(cfg.MODEL.DEVICE)
+        return build_lazy_model(self.lazy, cfg)
 
     def build_train_loader(self, cfg: CfgNode) -> Any:  # type: ignore[override]
         """The loader of the config."""
-        return instantiate(self.lazy.dataloader.train)
+        with refusing("The loader of the lazy config's dataloader.train"):
+            return instantiate(self.lazy.dataloader.train)
 
     def build_optimizer(  # type: ignore[override]
         self, cfg: CfgNode, model: nn.Module
@@ -114,13 +126,15 @@ class LazyTrainer(Trainer):
         """The optimizer of the config."""
         self.lazy.optimizer.params.model = model
         try:
-            return instantiate(self.lazy.optimizer)
+            with refusing("The lazy config's optimizer"):
+                return instantiate(self.lazy.optimizer)
         finally:
             del self.lazy.optimizer.params.model
 
     def build_lr_scheduler(self, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMultiplier:
         """The schedule of the config."""
-        multiplier = instantiate(self.lazy.lr_multiplier)
+        with refusing("The lazy config's lr_multiplier"):
+            multiplier = instantiate(self.lazy.lr_multiplier)
         return LRMultiplier(optimizer, multiplier, cfg.SOLVER.MAX_ITER)
 
     def test(  # type: ignore[override]
@@ -128,6 +142,21 @@ class LazyTrainer(Trainer):
     ) -> "OrderedDict[str, Any]":
         """Evaluate on the test loader; OUTPUT_DIR/evaluation.json keeps the last figures."""
         return evaluate_lazy(self.lazy, cfg, model)
+
+
+def build_lazy_model(lazy: DictConfig, cfg: CfgNode) -> nn.Module:
+    """Construct the model of a lazy config.
+
+    Args:
+        lazy: with `model`.
+        cfg: what `trainer_config` makes of it, for the device.
+
+    Raises:
+        ConfigError: it cannot be constructed.
+    """
+    with building("model", "the lazy config's `model`"):
+        model: nn.Module = instantiate(lazy.model)
+    return model.to(cfg.MODEL.DEVICE)
 
 
 def evaluate_lazy(lazy: DictConfig, cfg: CfgNode, model: nn.Module) -> "OrderedDict[str, Any]":
@@ -138,8 +167,15 @@ def evaluate_lazy(lazy: DictConfig, cfg: CfgNode, model: nn.Module) -> "OrderedD
         cfg: what `trainer_config` makes of it.
         model: in training mode or not.
     """
-    loader, evaluator = (instantiate(lazy.dataloader[key]) for key in ("test", "evaluator"))
-    results = inference_on_dataset(model, loader, evaluator)
+    test = lazy.dataloader.test
+    mapper = test.mapper
+    test.mapper = NotingMapper(instantiate(mapper))
+    try:
+        loader = instantiate(test)
+    finally:
+        test.mapper = mapper
+    evaluator = instantiate(lazy.dataloader.evaluator)
+    results = OrderedDict(evaluate_dataset(model, loader, evaluator))
     if comm.is_main_process():
         print_csv_format(results)
     save_figures(cfg, results)

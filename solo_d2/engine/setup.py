@@ -11,11 +11,12 @@ from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from solo_d2.config import load_config, override
+from solo_d2.config import find_config_file, load_config, override
 from solo_d2.data import check_datasets, register_datasets_of_config, resolve_num_classes
 from solo_d2.data.arguments import add_dataset_arguments, apply_dataset_arguments
-from solo_d2.engine.checks import check_solver_config
+from solo_d2.engine.checks import check_run_config
 from solo_d2.evaluation import provide_cityscapes_scripts
+from solo_d2.files import whole_file
 from solo_d2.launch import add_launch_arguments
 
 logger = logging.getLogger("solo_d2")
@@ -42,12 +43,14 @@ def setup(args: argparse.Namespace) -> CfgNode:
         ConfigError: a key has a value that cannot work.
         DatasetError: a data set cannot be found or read.
     """
+    args = argparse.Namespace(**vars(args))
+    args.config_file = find_config_file(args.config_file)  # Detectron2 prints it
     cfg = load_config(args.config_file)
     apply_dataset_arguments(cfg, args)
     override(cfg, args.opts)
     rank = comm.get_rank()
     setup_logger(distributed_rank=rank, name="solo_d2")
-    check_solver_config(cfg)
+    check_run_config(cfg)
     register_datasets_of_config(cfg)
     used = tuple(cfg.DATASETS.TEST) if args.eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     check_datasets(used)
@@ -65,8 +68,25 @@ def setup(args: argparse.Namespace) -> CfgNode:
     scale_schedule(cfg)
     resolve_seed(cfg, resume=args.resume)
     cfg.freeze()
-    default_setup(cfg, args)
+    _begin(cfg, args)
     return cfg
+
+
+def _begin(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Detectron2's `default_setup`, but OUTPUT_DIR/config.yaml is written whole or not at all.
+
+    A resumed training reads its seed there: one that was killed while it wrote could not go on.
+    """
+    for name in ("detectron2", "fvcore"):
+        setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name=name, configure_stdout=False)
+    without_folder = cfg.clone()
+    without_folder.defrost()
+    without_folder.OUTPUT_DIR = None
+    default_setup(without_folder, args)
+    logger.info(f"Running with full config:\n{cfg.dump()}")
+    if comm.is_main_process():
+        with whole_file(Path(cfg.OUTPUT_DIR) / "config.yaml") as file:
+            file.write_text(cfg.dump(), encoding="utf-8")
 
 
 def scale_schedule(cfg: CfgNode) -> None:

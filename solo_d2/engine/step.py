@@ -1,5 +1,11 @@
-"""One step of training: a batch in parts, in mixed precision, with the gradients clipped."""
+"""One step of training: a batch in parts, in mixed precision, with the gradients clipped.
 
+Before the optimizer takes it all processes look at its figures together: at losses and gradients
+that are not finite (`solo_d2.engine.bad_step`), and at the number of images that could not be read
+(`solo_d2.data.unreadable`).
+"""
+
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -15,8 +21,18 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
+from solo_d2.data.unreadable import UnreadableImages
+from solo_d2.engine.bad_step import BadSteps, RunRecord, stop_for_bad_numbers
 from solo_d2.engine.checks import FULL_MODEL
+from solo_d2.engine.figures import (
+    StepFigures,
+    describe_bad_numbers,
+    measure_step,
+    write_figures,
+)
 from solo_d2.errors import ConfigError
+
+logger = logging.getLogger("solo_d2")
 
 # Iterations from one written norm of the gradients to the next, those of Detectron2's log.
 LOG_PERIOD = 20
@@ -40,6 +56,8 @@ def step_options(cfg: CfgNode) -> dict[str, Any]:
         )
         if clip_full_model
         else None,
+        "max_unreadable": cfg.DATALOADER.MAX_UNREADABLE_IMAGES,
+        "record": RunRecord(folder=cfg.OUTPUT_DIR, config=cfg.dump(), seed=cfg.SEED),
     }
 
 
@@ -60,6 +78,8 @@ class StepTrainer(SimpleTrainer):
         num_parts: int = 1,
         precision: torch.dtype | None = None,
         clip_gradients: Callable[[list[Tensor]], Tensor] | None = None,
+        max_unreadable: int = 0,
+        record: RunRecord | None = None,
     ):
         """Make the trainer.
 
@@ -71,6 +91,8 @@ class StepTrainer(SimpleTrainer):
             precision: torch.float16 or torch.bfloat16 for mixed precision; None for none.
             clip_gradients: shortens the gradients of a list of parameters in place and returns the
                 norm that they had.
+            max_unreadable: image files that may fail to be read.
+            record: what a step with bad numbers is written with; None: it is not written.
         """
         super().__init__(model, data_loader, optimizer)
         if num_parts > 1 and not hasattr(unwrap(model), "plan_parts"):
@@ -83,33 +105,69 @@ class StepTrainer(SimpleTrainer):
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.device_type = self.parameters[0].device.type
         self.precision = precision
+        self.unreadable = UnreadableImages(max_unreadable)
+        self.bad_steps = BadSteps(some_are_left_out=precision == torch.float16)
+        self.record = record
         # bfloat16 has the range of float32 and needs no scaling.
         self.grad_scaler = torch.amp.GradScaler(
             self.device_type, enabled=precision == torch.float16
         )
 
     def run_step(self) -> None:
-        """Take a batch and make a step of the optimizer."""
+        """Take a batch and make a step of the optimizer.
+
+        Raises:
+            BadNumbersError: losses or gradients are not finite.
+            DatasetError: too many images could not be read, or one cannot be used.
+        """
         assert self.model.training
         start = time.perf_counter()
         batch = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
+        unreadable = self.unreadable.take_new(batch)
         self.optimizer.zero_grad()
-        losses = self._backward(batch)
-        # Here rather than in the optimizer: AdamW's fused step would leave it until after the
-        # clipping, which must see true gradients.
-        self.grad_scaler.unscale_(self.optimizer)
+        losses = self.compute_gradients(batch)
+        figures = measure_step(
+            losses,
+            [p.grad for p in self.parameters if p.grad is not None],
+            data_time=data_time,
+            num_unreadable=len(unreadable),
+        )
+        if any(f.num_unreadable for f in figures):
+            parts = comm.all_gather(unreadable)
+            self.unreadable.add({k: v for part in parts for k, v in part.items()})
+        self._judge(figures, batch)
         if self.clip_gradients is not None:
             norm = self.clip_gradients(self.parameters)
             if (self.iter + 1) % LOG_PERIOD == 0 and comm.is_main_process():
                 get_event_storage().put_scalar("gradient_norm", norm)  # waits for the device
         self.after_backward()
-        self._write_metrics(losses, data_time)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
-    def _backward(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Add the gradients of a batch to the parameters', and return its losses."""
+    def _judge(self, figures: list[StepFigures], batch: list[dict[str, Any]]) -> None:
+        """Write the figures of a step if they are finite, and stop training if they must be."""
+        stop = self.bad_steps.add(figures)
+        if stop:
+            raise stop_for_bad_numbers(
+                unwrap(self.model),
+                batch,
+                figures,
+                iteration=self.iter,
+                record=self.record,
+                others={
+                    "num_parts": self.num_parts,
+                    "precision": str(self.precision or torch.float32).removeprefix("torch."),
+                    "loss_scale": self.grad_scaler.get_scale(),
+                },
+            )
+        if any(f.bad_losses for f in figures):
+            logger.warning(f"Iteration {self.iter}: {describe_bad_numbers(figures)}")
+        else:
+            write_figures(figures, self.iter)
+
+    def compute_gradients(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Add the gradients of a batch, true to scale, to the parameters'; return its losses."""
         total: dict[str, Tensor] = {}
         for arguments, exchange in self._parts(batch):
             with exchange:
@@ -120,6 +178,9 @@ class StepTrainer(SimpleTrainer):
                 self.grad_scaler.scale(sum(losses.values())).backward()
             for name, loss in losses.items():
                 total[name] = total.get(name, 0) + loss.detach()
+        # Here rather than in the optimizer: AdamW's fused step would leave it until after the
+        # clipping, which must see true gradients.
+        self.grad_scaler.unscale_(self.optimizer)
         return total
 
     def _parts(

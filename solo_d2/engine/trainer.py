@@ -1,6 +1,7 @@
 """Detectron2's trainer with what SOLO needs."""
 
 import json
+import logging
 import math
 import os
 import weakref
@@ -12,9 +13,10 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer, EvalHook, TrainerBase
+from detectron2.data import build_detection_test_loader
+from detectron2.engine import BestCheckpointer, DefaultTrainer, EvalHook, TrainerBase
 from detectron2.engine.hooks import PeriodicCheckpointer, PeriodicWriter
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator, print_csv_format
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
@@ -25,7 +27,7 @@ from solo_d2.benchmarks.common import save_json
 from solo_d2.data import SOLODatasetMapper
 from solo_d2.data.loader import build_train_loader
 from solo_d2.data.stuff_classes import is_panoptic
-from solo_d2.engine.checks import FULL_MODEL, check_solver_config
+from solo_d2.engine.checks import FULL_MODEL, check_run_config
 from solo_d2.engine.ema import EMA
 from solo_d2.engine.hooks import (
     EarlyStopping,
@@ -35,13 +37,16 @@ from solo_d2.engine.hooks import (
 )
 from solo_d2.engine.step import StepTrainer, step_options, unwrap
 from solo_d2.errors import ConfigError
-from solo_d2.evaluation import build_evaluator
+from solo_d2.evaluation import build_evaluator, evaluate_dataset, evaluation_loader
 from solo_d2.launch import distribute
 from solo_d2.modeling.backbones import layer_lr_factor
 from solo_d2.modeling.checkpointer import SOLOCheckpointer
+from solo_d2.modeling.checks import check_meta_architecture
 from solo_d2.modeling.speed import SpeedOptions, speed_up
 from solo_d2.modeling.training_speed import speed_up_training
 from solo_d2.modeling.tta import SOLOWithTTA
+
+logger = logging.getLogger("solo_d2")
 
 # By MODEL.SOLO.MASK_TARGET, the figure that decides which checkpoint is the best; of a panoptic
 # model it is another.
@@ -68,7 +73,7 @@ class Trainer(DefaultTrainer):
         Raises:
             ConfigError: a key has a value that cannot work.
         """
-        check_solver_config(cfg)
+        check_run_config(cfg)
         # What DefaultTrainer's own does, which knows neither this inner trainer nor processes on
         # the CPU.
         TrainerBase.__init__(self)
@@ -84,6 +89,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> Any:
         """The model, with what makes training fast."""
+        check_meta_architecture(cfg)
         model = super().build_model(cfg)
         solver = cfg.SOLVER
         return speed_up_training(model, channels_last=solver.CHANNELS_LAST, compile=solver.COMPILE)
@@ -131,11 +137,39 @@ class Trainer(DefaultTrainer):
     ) -> "OrderedDict[str, Any]":
         """Evaluate on DATASETS.TEST; OUTPUT_DIR/evaluation.json keeps the last figures.
 
-        They are flat, name -> percent, with null for what is not defined.
+        They are flat, name -> percent, with null for what is not defined. An image that cannot be
+        read counts as one without predictions.
+
+        Args:
+            cfg: the config.
+            model: with its weights.
+            evaluators: one, or one for each data set; None for `build_evaluator`'s.
         """
-        results = super().test(cfg, model, evaluators)
+        results = cls._evaluate_datasets(cfg, model, evaluators)
         save_figures(cfg, results)
         return results
+
+    @classmethod
+    def _evaluate_datasets(
+        cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None
+    ) -> "OrderedDict[str, Any]":
+        """What Detectron2's `test` does, with `evaluate_dataset`."""
+        results: OrderedDict[str, Any] = OrderedDict()
+        given = [evaluators] if isinstance(evaluators, DatasetEvaluator) else evaluators
+        for index, name in enumerate(cfg.DATASETS.TEST):
+            loader = evaluation_loader(cfg, name)
+            evaluator = given[index] if given else cls.build_evaluator(cfg, name)
+            results[name] = evaluate_dataset(model, loader, evaluator)
+            if comm.is_main_process():
+                logger.info(f"Evaluation results for {name} in csv format:")
+                print_csv_format(results[name])
+        return next(iter(results.values())) if len(results) == 1 else results
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """Detectron2's loader with SOLO's mapper: DatasetError for an image that can't be read."""
+        mapper = SOLODatasetMapper(cfg, is_train=False)
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @classmethod
     def test_with_tta(cls, cfg: CfgNode, model: nn.Module) -> "OrderedDict[str, Any]":
@@ -151,7 +185,8 @@ class Trainer(DefaultTrainer):
             cls.build_evaluator(cfg, name, os.path.join(cfg.OUTPUT_DIR, "inference_TTA", name))
             for name in cfg.DATASETS.TEST
         ]
-        results = super().test(cfg, SOLOWithTTA(cfg, unwrap(model)), evaluators)
+        model = SOLOWithTTA(cfg, unwrap(model))
+        results = cls._evaluate_datasets(cfg, model, evaluators)
         results = OrderedDict((f"{name}_TTA", value) for name, value in results.items())
         file = Path(cfg.OUTPUT_DIR) / "evaluation.json"
         save_figures(cfg, results, json.loads(file.read_text()) if file.is_file() else {})
@@ -200,8 +235,20 @@ class Trainer(DefaultTrainer):
     def _evaluate_with_tta(self) -> "OrderedDict[str, Any]":
         return self.test_with_tta(self.cfg, self.evaluated_model)
 
+    def after_train(self) -> None:
+        """What hooks do at the end; after a failure in the last iteration they evaluate nothing."""
+        if self.iter < self.max_iter:  # Detectron2's take that iteration's number for success
+            of_success = (EvalHook, BestCheckpointer)
+            hooks: list[Any] = self._hooks  # type: ignore[has-type]
+            self._hooks = [hook for hook in hooks if not isinstance(hook, of_success)]
+        super().after_train()
+
     def train(self) -> Any:
         """Train to the end, which `EarlyStopping` may move forward."""
+        final = Path(self.cfg.OUTPUT_DIR) / "model_final.pth"
+        if self.start_iter >= self.max_iter and not final.is_file():
+            # It was killed between its last step and this file.
+            self.checkpointer.save("model_final", iteration=self.max_iter - 1)
         try:
             return super().train()
         except EndOfTraining:  # right after an evaluation

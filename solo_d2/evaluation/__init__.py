@@ -2,5 +2,12 @@
 
 from solo_d2.evaluation.build import EVALUATORS, build_evaluator
 from solo_d2.evaluation.packages import provide_cityscapes_scripts
+from solo_d2.evaluation.run import evaluate_dataset, evaluation_loader
 
-__all__ = ["EVALUATORS", "build_evaluator", "provide_cityscapes_scripts"]
+__all__ = [
+    "EVALUATORS",
+    "build_evaluator",
+    "evaluate_dataset",
+    "evaluation_loader",
+    "provide_cityscapes_scripts",
+]

@@ -13,7 +13,6 @@ from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
     DatasetEvaluator,
     DatasetEvaluators,
-    SemSegEvaluator,
 )
 
 from solo_d2.data.catalog import check_datasets
@@ -23,6 +22,15 @@ from solo_d2.evaluation.coco_results import FastCOCOEvaluator
 from solo_d2.evaluation.contours import ContourEvaluator
 from solo_d2.evaluation.lvis_results import FastLVISEvaluator
 from solo_d2.evaluation.packages import provide_cityscapes_scripts
+from solo_d2.evaluation.semantic import WholeSemSegEvaluator
+
+
+class _StuffEvaluator(WholeSemSegEvaluator):
+    """Detectron2's, for which no label stands for none: images without output are left out."""
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        pairs = [pair for pair in zip(inputs, outputs, strict=True) if "sem_seg" in pair[1]]
+        super().process([image for image, _ in pairs], [output for _, output in pairs])
 
 
 def build_evaluator(
@@ -120,7 +128,7 @@ def _with_panoptic(
             f"installs ({error})"
         ) from error
     # Its list of files makes or converts the data set where that has not been done.
-    stuff = SemSegEvaluator(dataset_name, output_dir=output_folder)
+    stuff = _StuffEvaluator(dataset_name, output_dir=output_folder)
     return DatasetEvaluators(
         [
             build_instances(cfg, dataset_name, output_folder),

@@ -91,11 +91,12 @@ class FastCOCOEvaluator(COCOEvaluator):
 
         Args:
             inputs: with image_id.
-            outputs: with instances, see `instances_to_coco_json`.
+            outputs: with instances, see `instances_to_coco_json`; empty for no predictions.
         """
         for image, output in zip(inputs, outputs, strict=True):
-            results = instances_to_coco_json(output["instances"], image["image_id"])
-            self._predictions.append({"image_id": image["image_id"], "instances": results})
+            if "instances" in output:
+                results = instances_to_coco_json(output["instances"], image["image_id"])
+                self._predictions.append({"image_id": image["image_id"], "instances": results})
 
     def evaluate(self) -> "OrderedDict[str, dict[str, float]]":
         """Compare the predictions of all processes with the ground truth.

@@ -248,14 +248,15 @@ class ContourEvaluator(DatasetEvaluator):
 
         Args:
             inputs: with image_id.
-            outputs: with "instances", whose pred_masks are contours at the image's size.
+            outputs: with "instances", whose pred_masks are contours at the image's size; empty
+                for no predictions.
 
         Raises:
             DatasetError: an image is not in the data set, has another size there, or an annotation
                 cannot be used.
         """
         for image, output in zip(inputs, outputs, strict=True):
-            found: Instances = output["instances"]
+            found = output.get("instances", self._nothing(image["image_id"]))
             truth = self._truth(image["image_id"], found.image_size)
             self._counts.append(
                 count_pixels(
@@ -267,6 +268,13 @@ class ContourEvaluator(DatasetEvaluator):
                     tolerance=math.ceil(self._tolerance * math.hypot(*found.image_size)),
                 )
             )
+
+    def _nothing(self, image_id: Any) -> Instances:
+        record = self._records.get(image_id, {"height": 0, "width": 0})
+        size = record["height"], record["width"]
+        none = torch.zeros(0)
+        masks = torch.zeros(0, *size, dtype=torch.bool)
+        return Instances(size, pred_masks=masks, pred_classes=none.long(), scores=none)
 
     def _truth(self, image_id: Any, size: tuple[int, int]) -> TrueContours:
         record = self._records.get(image_id)

@@ -36,6 +36,7 @@ from detectron2.evaluation.coco_evaluation import COCOeval_opt
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from solo_d2.data.segmentations import to_rle
 from solo_d2.errors import ConfigError, DatasetError
 from solo_d2.evaluation.build import build_evaluator
 
@@ -118,12 +119,15 @@ def load_ground_truth(cfg: CfgNode, dataset_name: str) -> COCO:
     return ground_truth
 
 
-def read_predictions(file: str | Path, ground_truth: COCO) -> list[Prediction]:
+def read_predictions(
+    file: str | Path, ground_truth: COCO, *, keep: Sequence[str] = ()
+) -> list[Prediction]:
     """Read predictions in COCO's result format.
 
     Args:
         file: coco_instances_results.json, as an evaluation leaves it.
         ground_truth: of the data set that they were made for.
+        keep: more keys that the dicts have where the file has them, unchecked.
 
     Returns:
         Dicts of image_id, category_id, score and segmentation (compressed RLE), in the file's
@@ -141,7 +145,8 @@ def read_predictions(file: str | Path, ground_truth: COCO) -> list[Prediction]:
     predictions = []
     for index, entry in enumerate(entries):
         try:
-            predictions.append(_checked(entry, ground_truth))
+            checked = _checked(entry, ground_truth)
+            predictions.append(checked | {key: entry[key] for key in keep if key in entry})
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise DatasetError(f"{file}: prediction {index}: {error}") from error
     return predictions
@@ -160,11 +165,8 @@ def _checked(entry: Any, ground_truth: COCO) -> Prediction:
     score = entry["score"]
     if not isinstance(score, int | float) or not math.isfinite(score):
         raise ValueError(f"its score is {score!r}, but must be a finite number")
-    rle = ground_truth.annToRLE(entry)
     image = ground_truth.imgs[entry["image_id"]]
-    size = [image["height"], image["width"]]
-    if list(rle["size"]) != size:
-        raise ValueError(f"its mask has the size {rle['size']}, but its image {size}")
+    rle = to_rle(entry["segmentation"], image["height"], image["width"])
     return {
         "image_id": entry["image_id"],
         "category_id": entry["category_id"],

@@ -1,20 +1,15 @@
 """One figure for a model on a data set."""
 
 import tempfile
-from collections.abc import Callable
-from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader
-from detectron2.evaluation import inference_on_dataset
 from detectron2.evaluation.testing import flatten_results_dict
 
 from solo_d2.evaluation.build import build_evaluator
+from solo_d2.evaluation.run import Model, evaluate_dataset, evaluation_loader
 
 
-def main_figure(
-    cfg: CfgNode, dataset: str, model: Callable[[list[dict[str, Any]]], Any], metric: str
-) -> float:
+def main_figure(cfg: CfgNode, dataset: str, model: Model, metric: str) -> float:
     """Evaluate a model; its predictions are not kept.
 
     Args:
@@ -28,5 +23,5 @@ def main_figure(
     """
     with tempfile.TemporaryDirectory() as folder:
         evaluator = build_evaluator(cfg, dataset, folder)
-        results = inference_on_dataset(model, build_detection_test_loader(cfg, dataset), evaluator)
+        results = evaluate_dataset(model, evaluation_loader(cfg, dataset), evaluator)
     return float(flatten_results_dict(results)[metric])

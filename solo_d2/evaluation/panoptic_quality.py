@@ -20,6 +20,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOPanopticEvaluator
 from detectron2.utils import comm
@@ -28,8 +30,8 @@ from tabulate import tabulate
 
 from solo_d2.data.coco_json import some
 from solo_d2.data.panoptic_conversion import stuff_name
-from solo_d2.data.panoptic_json import PanopticJson, read_panoptic_json
-from solo_d2.data.whole_folder import whole_folder
+from solo_d2.data.panoptic_json import PanopticJson, read_panoptic_json, read_segment_ids
+from solo_d2.data.whole_folder import only_writer, whole_folder
 from solo_d2.data.workers import num_workers
 from solo_d2.errors import DatasetError
 
@@ -71,11 +73,12 @@ class PanopticQualityEvaluator(COCOPanopticEvaluator):
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Take the predictions of some images; `outputs` stays as it is.
 
+        An empty output stands for an image without a segment.
+
         Raises:
             DatasetError: an image is not in the panoptic json, or has another size there.
         """
         for image, output in zip(inputs, outputs, strict=True):
-            ids, segments = output["panoptic_seg"]
             truth = self._truth.annotations.get(image["image_id"])
             if truth is None:
                 raise DatasetError(
@@ -83,6 +86,10 @@ class PanopticQualityEvaluator(COCOPanopticEvaluator):
                     f"({image['file_name']}). Do the files of the data set belong together?"
                 )
             info = self._truth.images[image["image_id"]]
+            if "panoptic_seg" in output:
+                ids, segments = output["panoptic_seg"]
+            else:
+                ids, segments = torch.zeros(info["height"], info["width"], dtype=torch.int32), []
             if tuple(ids.shape) != (info["height"], info["width"]):
                 raise DatasetError(
                     f"{image['file_name']} has {ids.shape[0]} x {ids.shape[1]} pixels (height x "
@@ -130,7 +137,8 @@ class PanopticQualityEvaluator(COCOPanopticEvaluator):
     @contextlib.contextmanager
     def _prediction_folder(self) -> Iterator[Path]:
         if self._keep and self._output_dir is not None:
-            with whole_folder(Path(self._output_dir) / KEPT) as folder:
+            root = Path(self._output_dir) / KEPT
+            with only_writer(root), whole_folder(root) as folder:
                 yield folder
         else:
             with tempfile.TemporaryDirectory(prefix="panoptic_eval") as temporary:
@@ -147,9 +155,12 @@ class PanopticQualityEvaluator(COCOPanopticEvaluator):
 
         def count(pair: tuple[Any, Any]) -> PQStat:
             try:
+                pair = _with_areas(pair[0], self._truth_folder), pair[1]
                 return pq_compute_single_core(
                     0, [pair], self._truth_folder, os.fspath(folder), categories
                 )
+            except DatasetError:
+                raise
             except Exception as error:
                 raise DatasetError(
                     f"{os.path.join(self._truth_folder, pair[0]['file_name'])} cannot be compared "
@@ -168,6 +179,16 @@ class PanopticQualityEvaluator(COCOPanopticEvaluator):
             for part in pool.map(count, pairs):
                 stat += part
         return stat
+
+
+def _with_areas(annotation: dict[str, Any], folder: str) -> dict[str, Any]:
+    """An image's annotation with the areas of its PNG: panopticapi takes whatever the json says."""
+    ids = read_segment_ids(os.path.join(folder, annotation["file_name"]))
+    areas = dict(
+        zip(*(array.tolist() for array in np.unique(ids, return_counts=True)), strict=True)
+    )
+    segments = annotation["segments_info"]
+    return {**annotation, "segments_info": [{**s, "area": areas.get(s["id"], 0)} for s in segments]}
 
 
 def _require_pngs(truth: PanopticJson, json_file: str, folder: str) -> None:

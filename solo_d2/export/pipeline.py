@@ -141,7 +141,7 @@ class ExportPipeline(nn.Module):
         classes, probs = take(classes, kept), take(probs, kept)
         is_there = scores > 0
         classes = classes * is_there
-        probs = probs * is_there[:, :, None, None]
+        probs = torch.where(is_there[:, :, None, None], probs, 0)
         counts = is_there.sum(dim=1), num_candidates
         if self.soft_masks:
             return SoftDetections(scores, classes, probs, *counts)
@@ -167,9 +167,10 @@ class ExportPipeline(nn.Module):
             candidates; and (B,) how many candidates there are.
         """
         probs = class_probabilities(class_logits).flatten(1)
-        num_candidates = (probs > self.score_thresh).sum(dim=1)
+        is_candidate = probs > self.score_thresh  # not what is NaN
+        num_candidates = is_candidate.sum(dim=1)
+        probs = torch.where(is_candidate, probs, 0)
         scores, index = probs.topk(min(self.topk, len(self.cell_strides) * self.num_classes))
-        scores = torch.where(scores > self.score_thresh, scores, 0)
         return index // self.num_classes, index % self.num_classes, scores, num_candidates
 
     def score_and_suppress(
@@ -189,7 +190,8 @@ class ExportPipeline(nn.Module):
         foreground = (probs > self.mask_thresh).float().flatten(2)
         areas = foreground.sum(dim=2)
         maskness = (foreground * probs.flatten(2)).sum(dim=2) / areas.clamp(min=1)
-        large = areas > self.cell_strides[cells]
+        # A mask with a pixel that is NaN has a maskness that is NaN, too, and is left out.
+        large = (areas > self.cell_strides[cells]) & (maskness >= 0)
         scores = torch.where(large, scores * maskness, 0)
         # The small matrix of overlaps is brought into order rather than the masks.
         overlaps = foreground @ foreground.transpose(1, 2)

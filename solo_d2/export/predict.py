@@ -16,8 +16,10 @@ from typing import Any
 
 import cv2
 
+from solo_d2.commands import run_command
 from solo_d2.export.overlay import coco_results, draw_instances
-from solo_d2.export.runner import Detector, read_image
+from solo_d2.export.reading import read_image
+from solo_d2.export.runner import Detector
 from solo_d2.files import whole_file
 
 # What is taken from a folder; a file that is named is read whatever its extension.
@@ -55,7 +57,8 @@ def find_files(paths: Sequence[str]) -> list[Path]:
         path = Path(name)
         inside = [path]
         if path.is_dir():
-            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in EXTENSIONS)
+            files_inside = (file for file in path.iterdir() if file.is_file())
+            inside = sorted(file for file in files_inside if file.suffix.lower() in EXTENSIONS)
         if not inside or not inside[0].is_file():
             raise ValueError(f"--input {name}: no image file")
         files.update(dict.fromkeys(inside))
@@ -117,11 +120,12 @@ def run(args: argparse.Namespace) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     args = parse_args(argv)
-    try:
-        failures = run(args)
-    except (ValueError, OSError) as error:
-        print(f"predict: {error}", file=sys.stderr)
-        return 2
+    return run_command("predict", lambda: predict(args), errors=(ValueError,))
+
+
+def predict(args: argparse.Namespace) -> int:
+    """Do what the command line says; returns the exit code."""
+    failures = run(args)
     for line in failures:
         print(f"predict: skipped {line}", file=sys.stderr)
     return 1 if failures else 0

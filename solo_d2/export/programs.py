@@ -151,19 +151,17 @@ def save_onnx(export: Export, path: Path) -> None:
 def save_program(export: Export, path: Path) -> None:
     """Write torch.export's own file, to be loaded by `torch.export.load`."""
     metadata = json.dumps(export.info.to_metadata())
-    torch.export.save(export.program, path, extra_files={METADATA_FILE: metadata})
+    with open(path, "wb") as file:  # given a name, it raises no OSError when the disk is full
+        torch.export.save(export.program, file, extra_files={METADATA_FILE: metadata})
 
 
 def save_aoti(export: Export, path: Path) -> None:
     """Compile a package for the CPU of this machine; needs a C++ compiler, and minutes."""
     from torch._inductor import aoti_compile_and_package
 
-    metadata = export.info.to_metadata()
-    aoti_compile_and_package(
-        export.program,
-        package_path=str(path),
-        inductor_configs={"aot_inductor.metadata": metadata},
-    )
+    configs = {"aot_inductor.metadata": export.info.to_metadata()}
+    with open(path, "wb") as file:  # as in `save_program`
+        aoti_compile_and_package(export.program, package_path=file, inductor_configs=configs)
 
 
 def load_onnx(path: Path) -> Detector:

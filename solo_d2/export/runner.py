@@ -5,7 +5,8 @@
         print(found["scores"], [detector.info.class_names[k] for k in found["classes"]])
 
 All the model's settings are in the file's metadata. Images become the same pixels as in Detectron2,
-whose resizing is Pillow's (`solo_d2.export.pixels`); only the decoding of files is OpenCV's.
+whose resizing is Pillow's (`solo_d2.export.pixels`); only the decoding of files is OpenCV's
+(`solo_d2.export.reading`).
 
 B images, D detections of the graph, N those of an image, H W rows and columns.
 """
@@ -16,7 +17,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,8 +28,26 @@ from solo_d2.export.pixels import (
     sample_positions,
     stack_positions,
 )
+from solo_d2.export.reading import read_image
 
 Arrays = dict[str, NDArray[Any]]
+
+# What the graph takes and gives; with soft masks without the last ones.
+_INPUTS = ("images", "image_sizes", "rows", "columns")
+_OUTPUTS = ("scores", "classes", "masks", "num_detections", "num_candidates", "boxes")
+# Least and most of the metadata's whole numbers: a file of anybody shall not ask for any memory.
+_MOST_SIDE, _MOST = 2**13, 2**31
+_LIMITS = {
+    "min_size": (0, _MOST_SIDE),
+    "max_size": (0, _MOST),
+    "size_divisor": (1, _MOST_SIDE),
+    "square_size": (0, _MOST_SIDE),
+    "mask_stride": (1, _MOST_SIDE),
+    "topk": (1, _MOST),
+    "pre_nms_topk": (1, _MOST),
+    "max_detections": (1, _MOST),
+}
+_THRESHOLDS = ("score_thresh", "mask_thresh", "keep_thresh")
 
 
 @dataclass(frozen=True)
@@ -89,7 +107,7 @@ class ModelInfo:
             source: its name, for the error.
 
         Raises:
-            ValueError: a field is missing.
+            ValueError: a field is missing, or has a value that cannot be.
         """
         names = [field.name for field in fields(cls)]
         missing = [name for name in names if name not in metadata]
@@ -98,7 +116,36 @@ class ModelInfo:
                 f"{source}: no model that tools/export_model.py has written: its metadata lacks "
                 f"{', '.join(missing)}"
             )
-        return cls(**{name: json.loads(metadata[name]) for name in names})
+        try:
+            values = {name: json.loads(metadata[name]) for name in names}
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{source}: its metadata are damaged: {error}") from error
+        wrong = [name for name in names if not _is_possible(name, values[name])]
+        if not wrong and len(values["class_names"]) != len(values["class_ids"]):
+            wrong = ["class_ids"]
+        if wrong:
+            raise ValueError(
+                f"{source}: the metadata's {wrong[0]} is {metadata[wrong[0]]:.80}, which cannot be"
+            )
+        return cls(**values)
+
+
+def _is_possible(name: str, value: Any) -> bool:
+    """Whether a field of `ModelInfo` may have a value."""
+    if name in _LIMITS:
+        least, most = _LIMITS[name]
+        return type(value) is int and least <= value <= most
+    if name in _THRESHOLDS:
+        return type(value) in (int, float) and -1 <= value <= 1
+    if name in ("pixel_mean", "pixel_std"):
+        numbers = isinstance(value, list) and len(value) == 3
+        return numbers and all(type(x) in (int, float) and abs(x) < np.inf for x in value)
+    if name in ("class_names", "class_ids"):
+        kind = str if name == "class_names" else int
+        return isinstance(value, list) and bool(value) and all(type(x) is kind for x in value)
+    if name == "input_format":
+        return value in ("BGR", "RGB")
+    return type(value) is (bool if name == "soft_masks" else str)
 
 
 class Detector:
@@ -125,7 +172,8 @@ class Detector:
             threads: of the CPU; 0 lets ONNX Runtime choose.
 
         Raises:
-            ValueError: the file is missing, no ONNX model, or not one of this project.
+            ValueError: the file is missing, no ONNX model, or not one of this project. What it
+                computes, and in how much memory, is up to the file.
         """
         import onnxruntime
 
@@ -138,12 +186,21 @@ class Detector:
         try:
             session = onnxruntime.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # it has many kinds, of no common base
-            raise ValueError(f"{path}: ONNX Runtime cannot load it: {error}") from error
+            raise ValueError(f"{path}: ONNX Runtime cannot load it: {_line(error)}") from error
         info = ModelInfo.from_metadata(session.get_modelmeta().custom_metadata_map, str(path))
         names = [output.name for output in session.get_outputs()]
+        expected = _OUTPUTS[:-1] if info.soft_masks else _OUTPUTS
+        given = {node.name for node in session.get_inputs()}
+        if given != set(_INPUTS[:2] if info.soft_masks else _INPUTS) or not set(expected) <= set(
+            names
+        ):
+            raise ValueError(f"{path}: its inputs and outputs are not those of its metadata")
 
         def run(inputs: Arrays) -> Arrays:
-            return dict(zip(names, session.run(names, inputs), strict=True))
+            try:
+                return dict(zip(names, session.run(names, inputs), strict=True))
+            except Exception as error:
+                raise ValueError(f"{path}: ONNX Runtime cannot run it: {_line(error)}") from error
 
         return cls(run, info)
 
@@ -167,7 +224,8 @@ class Detector:
             num_candidates, see `detect`.
 
         Raises:
-            ValueError: a file cannot be read, or an array is no image.
+            ValueError: a file cannot be read, an array is no image, or the graph gives what a model
+                of this project cannot give.
         """
         inputs, output_sizes = [], []
         for image in images:
@@ -203,6 +261,7 @@ class Detector:
         if not images:
             return []
         outputs = self.run(self.graph_inputs(images, output_sizes))
+        self._require_possible(outputs, len(images), output_sizes)
         return [
             self._finish(outputs, index, image.shape[:2], output_sizes[index], score_thresh)
             for index, image in enumerate(images)
@@ -232,6 +291,31 @@ class Detector:
         divisor = self.info.size_divisor
         height, width = (-(-side // divisor) * divisor for side in sides)
         return height, width
+
+    def _require_possible(
+        self, outputs: Arrays, count: int, output_sizes: Sequence[tuple[int, int]]
+    ) -> None:
+        """Refuse outputs that would be indices out of range, or arrays that don't fit together."""
+        shape = outputs["scores"].shape
+        shapes = {"classes": shape, "num_detections": (count,), "num_candidates": (count,)}
+        if not self.info.soft_masks:
+            shapes["boxes"] = (*shape, 4)
+        fit = len(shape) == 2 and shape[0] == count and outputs["masks"].shape[:2] == shape
+        fit = fit and all(outputs[name].shape == wanted for name, wanted in shapes.items())
+        if fit and not self.info.soft_masks:
+            most = np.max(output_sizes, axis=0)
+            fit = outputs["masks"].ndim == 4 and bool((outputs["masks"].shape[2:] >= most).all())
+        found, classes = outputs["num_detections"], outputs["classes"]
+        if (
+            not fit
+            or (found < 0).any()
+            or (found > shape[1]).any()
+            or (
+                classes.size
+                and not 0 <= classes.min() <= classes.max() < len(self.info.class_names)
+            )
+        ):
+            raise ValueError("the model's outputs do not fit its metadata: it is damaged")
 
     def _finish(
         self,
@@ -263,20 +347,9 @@ class Detector:
         }
 
 
-def read_image(path: str | Path) -> NDArray[np.uint8]:
-    """Read an image file upright, (H, W, 3) uint8 BGR.
-
-    Raises:
-        ValueError: the file is missing, or no image that OpenCV knows.
-    """
-    try:
-        content = np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from error
-    image = cv2.imdecode(content, cv2.IMREAD_COLOR) if len(content) else None
-    if image is None:
-        raise ValueError(f"{path}: no image that OpenCV can read")
-    return image.astype(np.uint8, copy=False)
+def _line(error: Exception) -> str:
+    """What ONNX Runtime says, on one line."""
+    return " ".join(str(error).split())[:300]
 
 
 def _require_image(image: NDArray[Any]) -> NDArray[np.uint8]:

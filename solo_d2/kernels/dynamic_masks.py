@@ -52,7 +52,9 @@ def _dynamic_masks_kernel(
     where = row[:, None].to(tl.int64) * num_pixels + pixel[None, :]
     tl.store(masks + where, foreground.to(tl.uint8), mask=inside)
     block = tl.program_id(1).to(tl.int64) * num_masks + row
-    tl.store(areas + block, tl.sum(foreground.to(tl.int32), axis=1), mask=in_row)
+    # Old interpreters keep such sums in 64 bits, and store them all; compiled, this is no work.
+    area = tl.sum(foreground.to(tl.int32), axis=1).to(tl.int64).to(tl.int32)
+    tl.store(areas + block, area, mask=in_row)
     soft_sum = tl.sum(tl.where(foreground, probs, 0.0), axis=1)
     tl.store(soft_sums + block, soft_sum, mask=in_row)
 

@@ -34,7 +34,8 @@ def _extent_kernel(masks, areas, firsts, lasts, num_pixels, BLOCK: tl.constexpr)
         area += is_set
         first = tl.minimum(first, tl.where(is_set > 0, pixel, num_pixels))
         last = tl.maximum(last, tl.where(is_set > 0, pixel, -1))
-    tl.store(areas + row, tl.sum(area, axis=0))
+    # Old interpreters keep such sums in 64 bits, and store them all; compiled, this is no work.
+    tl.store(areas + row, tl.sum(area, axis=0).to(tl.int64).to(tl.int32))
     tl.store(firsts + row, tl.min(first, axis=0))
     tl.store(lasts + row, tl.max(last, axis=0))
 

@@ -16,17 +16,13 @@ from solo_d2.checkpoints.matching import match
 from solo_d2.checkpoints.reading import read_checkpoint
 from solo_d2.checkpoints.renaming import Format
 from solo_d2.errors import ConfigError
-from solo_d2.files import whole_file
+from solo_d2.files import UNFINISHED, naming, put_in_place, whole_file
 
 # What a file or address that is no checkpoint makes Detectron2, torch and the network raise.
 _LOAD_ERRORS = (
     *(OSError, EOFError, ValueError, LookupError, AttributeError, TypeError),
     *(AssertionError, RuntimeError, MemoryError, pickle.UnpicklingError, ImportError),
 )
-
-
-# In the name of a checkpoint that is being written.
-UNFINISHED = ".unfinished"
 
 # Backbones whose names are matched by Detectron2's heuristics; they may lack parameters.
 BY_ENDS = Format("a backbone, by the ends of its names", (), (), whole=False, absent=(".*",))
@@ -94,14 +90,46 @@ class SOLOCheckpointer(DetectionCheckpointer):
         Args:
             name: of the file, without its ending.
             **kwargs: more to save.
+
+        Raises:
+            OSError: it cannot be written; what was there before stays.
         """
         if "://" in self.save_dir:  # stores behind an address show whole files alone
             super().save(name, **kwargs)
             return
-        if self.save_dir and self.save_to_disk:
-            for leftover in Path(self.save_dir).glob(f"*{UNFINISHED}.pth"):
-                leftover.unlink()
-        super().save(f"{name}{UNFINISHED}", **kwargs)
+        if not self.save_dir or not self.save_to_disk:
+            return
+        for leftover in Path(self.save_dir).glob(f"{UNFINISHED}*.pth"):
+            leftover.unlink()  # of a process that was killed
+        temporary = Path(self.save_dir, f"{UNFINISHED}{name}.pth")
+        try:
+            with naming(Path(self.save_dir, f"{name}.pth"), temporary):
+                super().save(f"{UNFINISHED}{name}", **kwargs)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    def get_checkpoint_file(self) -> str:
+        """The last checkpoint of the folder; "" if there is none.
+
+        Raises:
+            ConfigError: `last_checkpoint` names a file elsewhere.
+        """
+        note = os.path.join(self.save_dir, "last_checkpoint")
+        try:
+            file = super().get_checkpoint_file()
+        except UnicodeDecodeError as error:
+            raise ConfigError(
+                f"{note} is damaged: write the name of a checkpoint into it"
+            ) from error
+        if file and "://" not in self.save_dir:
+            name = os.path.relpath(file, self.save_dir or os.curdir)
+            if False:
+                raise ConfigError(
+                    f"{note} names {name!r:.200}, which is not in its folder: write the name of a "
+                    "checkpoint there into it"
+                )
+        return file
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Put the file that has just been written in its place, and note that it is the last.
@@ -112,8 +140,8 @@ class SOLOCheckpointer(DetectionCheckpointer):
         if "://" in self.save_dir:
             super().tag_last_checkpoint(last_filename_basename)
             return
-        name = last_filename_basename.replace(UNFINISHED, "")
-        os.replace(Path(self.save_dir, last_filename_basename), Path(self.save_dir, name))
+        name = last_filename_basename.removeprefix(UNFINISHED)
+        put_in_place(Path(self.save_dir, last_filename_basename), Path(self.save_dir, name))
         with whole_file(Path(self.save_dir, "last_checkpoint")) as file:
             file.write_text(name)
 

@@ -1,53 +1,156 @@
-"""Refuses configs that cannot work when the model is built, naming the key."""
+"""Refuses configs that cannot work when the model is built, naming key, value and what is allowed.
+
+Ranges and choices of single keys stand in tables; what several keys must have in common follows in
+functions. What Detectron2 alone knows, such as how its backbones are made, is left to it, and its
+refusal becomes a ConfigError (`solo_d2.modeling.building`).
+"""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, Backbone
 
-from solo_d2.errors import ConfigError
+from solo_d2.config_check import check_config
+from solo_d2.config_rules import (
+    PROBABILITY,
+    Rule,
+    above,
+    at_least,
+    between,
+    each,
+    one_of,
+    require,
+)
 from solo_d2.inference import NMS
 from solo_d2.losses import MASK_LOSSES
 from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY
 from solo_d2.modeling.heads.base import ALIGNMENTS
 from solo_d2.modeling.heads.solov2 import MASK_FEATURE_TYPES
-from solo_d2.modeling.layers import DEFORMS
+from solo_d2.modeling.layers import DEFORMS, GROUP_NORM_GROUPS
 from solo_d2.ops.backends import BACKENDS
 from solo_d2.targets import CELL_CONFLICTS, MASK_TARGETS
 
-GROUP_NORM_GROUPS = 32
+# Those of Detectron2's; "" is none.
+NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
+
+SECTIONS = (
+    *("MODEL.SOLO", "MODEL.BACKBONE", "MODEL.FPN", "MODEL.RESNETS"),
+    *("MODEL.SWIN", "MODEL.VIT", "MODEL.REGNET"),
+    *("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "INPUT.FORMAT"),
+    *("TEST.DETECTIONS_PER_IMAGE", "VIS_PERIOD"),
+)
+PANOPTIC_SECTIONS = ("MODEL.SEM_SEG_HEAD", "MODEL.PANOPTIC_FPN")
+
+# Above what any model has; a slip of the finger must not build layers until memory is full.
+_LAYERS = between(1, 1000)
+_WEIGHT = between(0, 1e6)
+RULES = {
+    "MODEL.PIXEL_MEAN": each(between(-1e5, 1e5), length=3),
+    # Never 0; pixels of 8 bits divided by less would be of no use either.
+    "MODEL.PIXEL_STD": each(between(1e-3, 1e5), length=3),
+    "INPUT.FORMAT": one_of(("BGR", "RGB")),
+    "VIS_PERIOD": at_least(0),
+    "TEST.DETECTIONS_PER_IMAGE": at_least(1),
+    "MODEL.BACKBONE.FREEZE_AT": at_least(0),
+    "MODEL.RESNETS.DEPTH": one_of((18, 34, 50, 101, 152)),
+    "MODEL.RESNETS.NORM": one_of(NORMS),
+    "MODEL.FPN.NORM": one_of(NORMS),
+    "MODEL.FPN.FUSE_TYPE": one_of(("sum", "avg")),
+    "MODEL.SWIN.DEPTHS": each(_LAYERS),
+    "MODEL.SWIN.NUM_HEADS": each(at_least(1)),
+    "MODEL.SWIN.DROP_PATH_RATE": between(0, 0.99),
+    "MODEL.VIT.DEPTH": _LAYERS,
+    "MODEL.VIT.NUM_HEADS": at_least(1),
+    "MODEL.VIT.WINDOW_SIZE": at_least(0),
+    "MODEL.VIT.IMAGE_SIZE": between(16, 10_000, " pixels"),
+    "MODEL.VIT.DROP_PATH_RATE": between(0, 0.99),
+    "MODEL.VIT.LR_DECAY": above(0, 1),
+    "MODEL.REGNET.DEPTH": _LAYERS,
+    "MODEL.REGNET.NORM": one_of(NORMS),
+    "MODEL.SOLO.NUM_CLASSES": Rule(
+        lambda number: number > 0,
+        "a positive number; 0 is filled in from the data set by train_net.py and the demo",
+    ),
+    "MODEL.SOLO.STRIDES": each(at_least(1)),
+    "MODEL.SOLO.NUM_GRIDS": each(between(1, 512)),
+    "MODEL.SOLO.CENTER_SCALE": between(0, 1e3),
+    "MODEL.SOLO.CELL_CONFLICT": one_of(CELL_CONFLICTS),
+    "MODEL.SOLO.MASK_TARGET": one_of(MASK_TARGETS),
+    "MODEL.SOLO.HEAD.NUM_CONVS": between(1, 100),
+    "MODEL.SOLO.HEAD.NORM": one_of(NORMS),
+    "MODEL.SOLO.HEAD.PRIOR_PROB": between(1e-6, 1 - 1e-6),
+    "MODEL.SOLO.HEAD.ALIGN": one_of(ALIGNMENTS),
+    "MODEL.SOLO.HEAD.DEFORM": one_of(DEFORMS),
+    "MODEL.SOLO.HEAD.KERNEL_SIZE": one_of((1, 3)),
+    "MODEL.SOLO.MASK_FEATURE.TYPE": one_of(MASK_FEATURE_TYPES),
+    "MODEL.SOLO.MASK_FEATURE.NUM_CONVS": between(1, 100),
+    "MODEL.SOLO.MASK_FEATURE.DEFORM": one_of(DEFORMS),
+    "MODEL.SOLO.LOSS.CLS_WEIGHT": _WEIGHT,
+    "MODEL.SOLO.LOSS.MASK_WEIGHT": _WEIGHT,
+    "MODEL.SOLO.LOSS.MASK_TYPE": one_of(MASK_LOSSES),
+    "MODEL.SOLO.LOSS.MASK_POS_WEIGHT": _WEIGHT,
+    "MODEL.SOLO.LOSS.FOCAL_ALPHA": between(0, 1),
+    "MODEL.SOLO.LOSS.FOCAL_GAMMA": between(0, 100),
+    "MODEL.SOLO.LOSS.MEMORY_MIB": at_least(1),
+    "MODEL.SOLO.SCORE_THRESH_TEST": PROBABILITY,
+    "MODEL.SOLO.MASK_THRESH_TEST": PROBABILITY,
+    "MODEL.SOLO.KEEP_THRESH_TEST": PROBABILITY,
+    # The NMS compares each with each.
+    "MODEL.SOLO.PRE_NMS_TOPK": between(1, 10_000),
+    "MODEL.SOLO.MASK_BACKEND": one_of(BACKENDS),
+    "MODEL.SOLO.NMS.TYPE": one_of(NMS),
+    "MODEL.SOLO.NMS.KERNEL": one_of(("gaussian", "linear")),
+    "MODEL.SOLO.NMS.SIGMA": between(0, 1e6),
+    "MODEL.SOLO.NMS.THRESH": between(0, 1),
+    "MODEL.SOLO.NMS.BACKEND": one_of(BACKENDS),
+}
+PANOPTIC_RULES = {
+    "MODEL.SEM_SEG_HEAD.NUM_CLASSES": Rule(
+        lambda number: number >= 2,
+        "at least 2, the stuff classes and one for all things; 0 is filled in from the data set by "
+        "train_net.py and the demo",
+    ),
+    "MODEL.SEM_SEG_HEAD.NORM": one_of(NORMS),
+    "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT": _WEIGHT,
+    # At 1, and at 0, there would be segments without a pixel.
+    "MODEL.PANOPTIC_FPN.COMBINE.OVERLAP_THRESH": Rule(lambda x: 0 <= x < 1, "in [0, 1)"),
+    "MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT": at_least(1, " pixel"),
+    "MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH": PROBABILITY,
+}
 
 
-def check_model_config(cfg: CfgNode, shapes: Mapping[str, ShapeSpec]) -> None:
+def check_meta_architecture(cfg: CfgNode) -> None:
+    """Raise a ConfigError if no model is registered under MODEL.META_ARCHITECTURE."""
+    key = "MODEL.META_ARCHITECTURE"
+    check_config(cfg, [key], {key: one_of(sorted(name for name, _ in META_ARCH_REGISTRY))})
+
+
+def check_model_keys(cfg: CfgNode) -> None:
+    """Raise a ConfigError for the first key with a value that no model can have."""
+    registered = {
+        "MODEL.BACKBONE.NAME": one_of(sorted(name for name, _ in BACKBONE_REGISTRY)),
+        "MODEL.SOLO.HEAD.NAME": one_of(sorted(name for name, _ in SOLO_HEAD_REGISTRY)),
+    }
+    check_config(cfg, SECTIONS, {**RULES, **registered})
+
+
+def check_model_config(cfg: CfgNode, backbone: Backbone) -> None:
     """Raise a ConfigError for the first combination of keys that cannot work.
 
     Args:
-        cfg: the config.
-        shapes: channels and stride of the backbone's features.
+        cfg: the config, which `check_model_keys` has accepted.
+        backbone: the one that is described there.
     """
-    solo = cfg.MODEL.SOLO
-    _require(
-        solo.NUM_CLASSES > 0,
-        "NUM_CLASSES",
-        solo.NUM_CLASSES,
-        "a positive number; 0 is filled in from the data set by train_net.py and the demo",
-    )
-    _check_choices(solo)
+    solo, shapes = cfg.MODEL.SOLO, backbone.output_shape()
     _check_levels(solo, shapes)
+    _check_strides(solo, backbone.size_divisibility)
     _check_towers(solo)
     if SOLO_HEAD_REGISTRY.get(solo.HEAD.NAME).has_mask_feature:
         _check_mask_feature(solo, shapes)
     else:
         even = all(stride % 2 == 0 for stride in solo.STRIDES)
-        _require(even, "STRIDES", solo.STRIDES, "even: masks are made at half of them")
-    for key in ("SCORE_THRESH_TEST", "MASK_THRESH_TEST", "KEEP_THRESH_TEST"):
-        _require(0 <= solo[key] <= 1, key, solo[key], "a probability in [0, 1]")
-    for key, value in (
-        ("PRE_NMS_TOPK", solo.PRE_NMS_TOPK),
-        ("LOSS.MEMORY_MIB", solo.LOSS.MEMORY_MIB),
-    ):
-        _require(value > 0, key, value, "a positive number")
+        require(even, "MODEL.SOLO.STRIDES", solo.STRIDES, "even: masks are made at half of them")
 
 
 def check_panoptic_config(cfg: CfgNode, shapes: Mapping[str, ShapeSpec]) -> None:
@@ -57,124 +160,86 @@ def check_panoptic_config(cfg: CfgNode, shapes: Mapping[str, ShapeSpec]) -> None
         cfg: the config, which `check_model_config` has accepted.
         shapes: channels and stride of the backbone's features.
     """
-    semantic, combine = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.PANOPTIC_FPN.COMBINE
-    number, ignored = semantic.NUM_CLASSES, semantic.IGNORE_VALUE
-    allowed = (
-        "at least 2, the stuff classes and one for all things; 0 is filled in from the data set by "
-        "train_net.py and the demo"
+    check_config(cfg, PANOPTIC_SECTIONS, PANOPTIC_RULES)
+    semantic, solo, section = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.SOLO, "MODEL.SEM_SEG_HEAD"
+    number, ignored, target = semantic.NUM_CLASSES, semantic.IGNORE_VALUE, solo.MASK_TARGET
+    require(target == "mask", "MODEL.SOLO.MASK_TARGET", target, "'mask' for a panoptic model")
+    # Stuff maps have 8 bits; negative values mean that all of their pixels are labelled.
+    allowed = f"no label: below 0, or from NUM_CLASSES ({number}) to 255"
+    holds = ignored < 0 or number <= ignored <= 255
+    require(holds, f"{section}.IGNORE_VALUE", ignored, allowed)
+    if not semantic.SHARE_MASK_FEATURE:
+        _check_pyramid(f"{section}.IN_FEATURES", semantic.IN_FEATURES, shapes)
+        _check_width(f"{section}.CONVS_DIM", semantic.CONVS_DIM, f"{section}.NORM", semantic.NORM)
+        return
+    has_feature = SOLO_HEAD_REGISTRY.get(solo.HEAD.NAME).has_mask_feature
+    require(
+        has_feature and solo.MASK_FEATURE.TYPE == "unified",
+        f"{section}.SHARE_MASK_FEATURE",
+        True,
+        f"False with {solo.HEAD.NAME} and MASK_FEATURE.TYPE {solo.MASK_FEATURE.TYPE!r}: "
+        "only a unified mask feature can be shared",
     )
-    _require(number >= 2, "SEM_SEG_HEAD.NUM_CLASSES", number, allowed, "MODEL")
-    target = cfg.MODEL.SOLO.MASK_TARGET
-    _require(target == "mask", "MASK_TARGET", target, "'mask' for a panoptic model")
-    allowed = f"no label, below 0 or from NUM_CLASSES ({number}) on"
-    _require(not 0 <= ignored < number, "SEM_SEG_HEAD.IGNORE_VALUE", ignored, allowed, "MODEL")
-    if semantic.SHARE_MASK_FEATURE:
-        solo = cfg.MODEL.SOLO
-        has_feature = SOLO_HEAD_REGISTRY.get(solo.HEAD.NAME).has_mask_feature
-        _require(
-            has_feature and solo.MASK_FEATURE.TYPE == "unified",
-            "SEM_SEG_HEAD.SHARE_MASK_FEATURE",
-            True,
-            f"False with {solo.HEAD.NAME} and MASK_FEATURE.TYPE {solo.MASK_FEATURE.TYPE!r}: "
-            "only a unified mask feature can be shared",
-            "MODEL",
-        )
-    else:
-        _check_pyramid("SEM_SEG_HEAD.IN_FEATURES", semantic.IN_FEATURES, shapes, "MODEL")
-        width = semantic.CONVS_DIM
-        _check_width("SEM_SEG_HEAD.CONVS_DIM", width, semantic.NORM, "SEM_SEG_HEAD.NORM", "MODEL")
-    for key, holds, allowed in (
-        # At 1, and at 0, there would be segments without a pixel.
-        ("OVERLAP_THRESH", 0 <= combine.OVERLAP_THRESH < 1, "in [0, 1)"),
-        ("STUFF_AREA_LIMIT", combine.STUFF_AREA_LIMIT >= 1, "at least 1 pixel"),
-    ):
-        _require(holds, f"PANOPTIC_FPN.COMBINE.{key}", combine[key], allowed, "MODEL")
 
 
 def _check_levels(solo: CfgNode, shapes: Mapping[str, ShapeSpec]) -> None:
-    for name in solo.IN_FEATURES:
-        _require(name in shapes, "IN_FEATURES", name, f"features of the backbone: {list(shapes)}")
-    levels = len(solo.IN_FEATURES)
+    names, levels = solo.IN_FEATURES, len(solo.IN_FEATURES)
+    known = bool(names) and set(names) <= set(shapes)
+    require(known, "MODEL.SOLO.IN_FEATURES", names, f"features of the backbone: {list(shapes)}")
     for key in ("STRIDES", "NUM_GRIDS", "SCALE_RANGES"):
-        allowed = f"{levels} values, one for each of IN_FEATURES {solo.IN_FEATURES}"
-        _require(len(solo[key]) == levels, key, solo[key], allowed)
-    for key in ("STRIDES", "NUM_GRIDS"):
-        _require(all(x > 0 for x in solo[key]), key, solo[key], "positive numbers")
+        allowed = f"{levels} values, one for each of IN_FEATURES {names}"
+        require(len(solo[key]) == levels, f"MODEL.SOLO.{key}", solo[key], allowed)
     for scale_range in solo.SCALE_RANGES:
-        _require(
+        require(
             len(scale_range) == 2 and 0 <= scale_range[0] <= scale_range[1],
-            "SCALE_RANGES",
+            "MODEL.SOLO.SCALE_RANGES",
             scale_range,
             "pairs [least, largest] in pixels",
         )
-    channels = {name: shapes[name].channels for name in solo.IN_FEATURES}
-    _require(len(set(channels.values())) == 1, "IN_FEATURES", channels, "features of one width")
+    channels = {name: shapes[name].channels for name in names}
+    require(
+        len(set(channels.values())) == 1,
+        "MODEL.SOLO.IN_FEATURES",
+        channels,
+        "features of one width",
+    )
+
+
+def _check_strides(solo: CfgNode, size_divisibility: int) -> None:
+    """A level's feature must not be empty, and its cells must lie over the same pixels."""
+    divides = all(size_divisibility % stride == 0 for stride in solo.STRIDES)
+    allowed = f"divisors of {size_divisibility}, to multiples of which the backbone pads images"
+    require(divides, "MODEL.SOLO.STRIDES", solo.STRIDES, allowed)
 
 
 def _check_towers(solo: CfgNode) -> None:
     head = solo.HEAD
-    _require(head.NUM_CONVS > 0, "HEAD.NUM_CONVS", head.NUM_CONVS, "a positive number")
     for key in ("NUM_COORD_CONVS", "NUM_DEFORM_CONVS"):
         allowed = f"a number from 0 to HEAD.NUM_CONVS ({head.NUM_CONVS})"
-        _require(0 <= head[key] <= head.NUM_CONVS, f"HEAD.{key}", head[key], allowed)
-    _check_width("HEAD.CONV_DIM", head.CONV_DIM, head.NORM)
+        require(0 <= head[key] <= head.NUM_CONVS, f"MODEL.SOLO.HEAD.{key}", head[key], allowed)
+    _check_width("MODEL.SOLO.HEAD.CONV_DIM", head.CONV_DIM, "MODEL.SOLO.HEAD.NORM", head.NORM)
 
 
 def _check_mask_feature(solo: CfgNode, shapes: Mapping[str, ShapeSpec]) -> None:
-    mask_feature = solo.MASK_FEATURE
+    mask_feature, section = solo.MASK_FEATURE, "MODEL.SOLO.MASK_FEATURE"
     for key in ("CONV_DIM", "OUT_CHANNELS"):
-        _check_width(f"MASK_FEATURE.{key}", mask_feature[key], solo.HEAD.NORM)
-    if mask_feature.TYPE == "separate":
-        number = mask_feature.NUM_CONVS
-        _require(number > 0, "MASK_FEATURE.NUM_CONVS", number, "a positive number")
-        return
-    _check_pyramid("MASK_FEATURE.IN_FEATURES", mask_feature.IN_FEATURES, shapes)
+        _check_width(f"{section}.{key}", mask_feature[key], "MODEL.SOLO.HEAD.NORM", solo.HEAD.NORM)
+    if mask_feature.TYPE == "unified":
+        _check_pyramid(f"{section}.IN_FEATURES", mask_feature.IN_FEATURES, shapes)
 
 
-def _check_pyramid(
-    key: str, names: Sequence[str], shapes: Mapping[str, ShapeSpec], section: str = "MODEL.SOLO"
-) -> None:
-    for name in names:
-        _require(name in shapes, key, name, f"features of the backbone: {list(shapes)}", section)
+def _check_pyramid(key: str, names: Sequence[str], shapes: Mapping[str, ShapeSpec]) -> None:
+    known = bool(names) and set(names) <= set(shapes)
+    require(known, key, names, f"features of the backbone: {list(shapes)}")
     strides = [shapes[name].stride for name in names]
     doubling = all(stride == strides[0] << level for level, stride in enumerate(strides))
     allowed = "features from fine to coarse, the stride doubling from each to the next"
-    _require(bool(strides) and doubling, key, strides, allowed, section)
+    require(doubling, key, strides, allowed)
 
 
-def _check_width(
-    key: str,
-    width: int,
-    norm: str,
-    norm_key: str = "HEAD.NORM",
-    section: str = "MODEL.SOLO",
-) -> None:
+def _check_width(key: str, width: int, norm_key: str, norm: str) -> None:
     groups = GROUP_NORM_GROUPS if norm == "GN" else 1
     allowed = f"a positive multiple of {groups}"
     if groups > 1:
         allowed += f", the groups of GroupNorm ({norm_key} GN)"
-    _require(width > 0 and width % groups == 0, key, width, allowed, section)
-
-
-def _check_choices(solo: CfgNode) -> None:
-    for key, value, choices in (
-        ("HEAD.NAME", solo.HEAD.NAME, tuple(sorted(key for key, _ in SOLO_HEAD_REGISTRY))),
-        ("HEAD.ALIGN", solo.HEAD.ALIGN, tuple(ALIGNMENTS)),
-        ("HEAD.DEFORM", solo.HEAD.DEFORM, DEFORMS),
-        ("MASK_FEATURE.TYPE", solo.MASK_FEATURE.TYPE, MASK_FEATURE_TYPES),
-        ("MASK_FEATURE.DEFORM", solo.MASK_FEATURE.DEFORM, DEFORMS),
-        ("LOSS.MASK_TYPE", solo.LOSS.MASK_TYPE, tuple(MASK_LOSSES)),
-        ("CELL_CONFLICT", solo.CELL_CONFLICT, CELL_CONFLICTS),
-        ("MASK_TARGET", solo.MASK_TARGET, MASK_TARGETS),
-        ("MASK_BACKEND", solo.MASK_BACKEND, BACKENDS),
-        ("NMS.TYPE", solo.NMS.TYPE, tuple(NMS)),
-        ("NMS.KERNEL", solo.NMS.KERNEL, ("gaussian", "linear")),
-        ("NMS.BACKEND", solo.NMS.BACKEND, BACKENDS),
-        ("HEAD.KERNEL_SIZE", solo.HEAD.KERNEL_SIZE, (1, 3)),
-    ):
-        _require(value in choices, key, value, f"one of {choices}")
-
-
-def _require(holds: bool, key: str, value: Any, allowed: str, section: str = "MODEL.SOLO") -> None:
-    if not holds:
-        raise ConfigError(f"{section}.{key} is {value!r}, but must be {allowed}")
+    require(width > 0 and width % groups == 0, key, width, allowed)

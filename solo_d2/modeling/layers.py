@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from detectron2.layers import Conv2d, get_norm
@@ -14,6 +14,26 @@ from solo_d2.ops.deform_conv import deform_conv
 # Kinds of convolution: plain, deformable (arXiv:1703.06211), modulated deformable
 # (arXiv:1811.11168).
 DEFORMS = ("", "v1", "v2")
+GROUP_NORM_GROUPS = 32
+
+
+class GroupNorm(nn.GroupNorm):
+    """torch's, also for a map of one pixel whose groups have one channel.
+
+    There torch's own raises an error, in inference too. A number alone is its own mean, so what is
+    left of it is the bias.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (B, C, H, W)."""
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
+def make_norm(norm: str, channels: int) -> nn.Module | None:
+    """A norm of Detectron2's by its name; None for ""."""
+    if norm == "GN":
+        return GroupNorm(GROUP_NORM_GROUPS, channels)
+    return get_norm(norm, channels)
 
 
 class DeformConv2d(nn.Module):
@@ -118,10 +138,10 @@ def conv_norm_relu(
         kernel_size: odd side of the kernel.
         deform: one of `DEFORMS`.
     """
-    settings = {
+    settings: dict[str, Any] = {
         "padding": kernel_size // 2,
         "bias": not norm,
-        "norm": get_norm(norm, out_channels),
+        "norm": make_norm(norm, out_channels),
         "activation": nn.ReLU(inplace=True),
     }
     if deform:

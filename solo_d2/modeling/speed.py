@@ -164,7 +164,7 @@ def _cannot_compile(mode: str, error: Exception) -> str:
     if isinstance(error, FailOnRecompileLimitHit):
         return (
             f"TEST.SPEED.COMPILE is {mode!r}, but there are more sizes of padded batches than torch"
-            " compiles a function for (torch._dynamo.config.recompile_limit): set it to 'dynamic'"
+            " compiles a function for (torch._dynamo.config.cache_size_limit): set it to 'dynamic'"
         )
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return f"TEST.SPEED.COMPILE is {mode!r}, but the network can't be compiled: {lines[0]}"

@@ -1,7 +1,6 @@
 """From a file of any source to a checkpoint of this project with its config."""
 
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,9 @@ from solo_d2.checkpoints.formats import FORMATS, recognise
 from solo_d2.checkpoints.matching import Match, match
 from solo_d2.checkpoints.reading import read_checkpoint
 from solo_d2.checkpoints.renaming import Conversion, Format
-from solo_d2.config import load_config
+from solo_d2.config import configs_folder, load_config
 from solo_d2.errors import ConfigError
+from solo_d2.files import describe, whole_file
 
 _HEAD = "# Weights converted from"
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,7 +105,11 @@ def plan_conversion(
         settings |= {"DATASETS.TRAIN": [], "DATASETS.TEST": []}
     if allow:
         settings["MODEL.WEIGHTS_ALLOW"] = list(allow)
-    found = match(conversion.state, _build(cfg, settings), source, allow=allow)
+    try:
+        model = _build(cfg, settings)
+    except (AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ConfigError(f"{file}: no model has weights like these: {error}") from error
+    found = match(conversion.state, model, source, allow=allow)
     problem = found.problem()
     if problem:
         raise ConfigError(f"{file} does not fit the model of {chosen}: {problem}")
@@ -132,24 +136,12 @@ def write_conversion(plan: Plan, output: str | Path) -> Path:
         )
     state = {name: value.contiguous() for name, value in plan.match.loadable.items()}
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        _save({"model": state}, output)
+        with whole_file(output) as temporary, open(temporary, "wb") as file:
+            torch.save({"model": state}, file)  # of a full disk it tells only if the file is open
         save_text(config, _yaml(plan, output))
     except OSError as error:
-        raise ConfigError(f"{output} can't be written: {error}") from error
+        raise ConfigError(f"{output} can't be written: {describe(error)}") from error
     return config
-
-
-def _save(content: Mapping[str, Any], path: Path) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(content, file)
-        os.chmod(temporary, 0o644)  # mkstemp's are for the owner alone
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def _yaml(plan: Plan, weights: Path) -> str:
@@ -188,7 +180,7 @@ def _nearest_config(derived: Mapping[str, Any]) -> Path:
             path.name,
         )
 
-    folder = ROOT / "configs" / "coco"
+    folder = configs_folder() / "coco"
     paths = sorted(folder.glob("*.yaml"))
     if not paths:
         raise ConfigError(f"There are no configs in {folder}: name one by --config-file")
@@ -216,12 +208,14 @@ def _is_coco(names: Sequence[str], count: int) -> bool:
 
 
 def _build(cfg: CfgNode, settings: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """The state dict of the model."""
+    """The state dict of the model: shapes alone, on the device "meta"."""
     flat = [part for item in settings.items() if item[0][:8] != "DATASETS" for part in item]
     cfg = cfg.clone()
-    cfg.merge_from_list([*flat, "MODEL.DEVICE", "cpu"])
+    # Without memory: the sizes are those that a file of anybody says.
+    cfg.merge_from_list([*flat, "MODEL.DEVICE", "meta"])
     cfg.MODEL.SOLO.NUM_CLASSES = cfg.MODEL.SOLO.NUM_CLASSES or 1  # a backbone decides none
-    return dict(build_model(cfg).state_dict())
+    with torch.device("meta"):
+        return dict(build_model(cfg).state_dict())
 
 
 def _names(names: Sequence[str]) -> str:

@@ -12,6 +12,8 @@ from solo_d2.visualization.colors import Color
 
 # Brightness of a background from which on black is easier to read on it than white.
 _BRIGHT = 0.55
+# Letters of a line; class names come from files, and may be anything.
+_LONGEST = 200
 
 
 @lru_cache(maxsize=16)
@@ -32,6 +34,7 @@ def text_size(height: int, width: int) -> int:
 def _glyphs(text: str, size: int) -> NDArray[np.float32]:
     """How much of each pixel the text covers, (H, W) in [0, 1], with a margin."""
     font = text_font(size)
+    text = "".join(letter if letter.isprintable() else "?" for letter in text[:_LONGEST])
     ascent, descent = font.getmetrics()
     glyphs, (x, y) = font.getmask2(text, mode="L")
     margin = max(1, size // 5)

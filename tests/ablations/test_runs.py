@@ -13,7 +13,6 @@ pytestmark = pytest.mark.detectron2
 pytest.importorskip("detectron2")
 
 from detectron2.config import get_cfg  # noqa: E402
-from detectron2.engine import DefaultTrainer  # noqa: E402
 
 from solo_d2.ablations import runs as runs_module  # noqa: E402
 from solo_d2.ablations.command import main, parse_args  # noqa: E402
@@ -290,7 +289,7 @@ def test_dry_run_and_list(ablate, trainer, capsys):
 
 def test_the_trainer_leaves_the_figures_of_its_last_evaluation(tmp_path, monkeypatch):
     figures = {"segm": {"AP": 12.5, "APl": math.nan}}
-    monkeypatch.setattr(DefaultTrainer, "test", classmethod(lambda *_: figures))
+    monkeypatch.setattr(Trainer, "_evaluate_datasets", classmethod(lambda *_: figures))
     cfg = get_cfg()
     cfg.OUTPUT_DIR = str(tmp_path / "new")
     assert Trainer.test(cfg, None) is figures

@@ -1,16 +1,15 @@
 """Tiny random models in files, with pictures for them, that find something in every image."""
 
-import struct
-import zlib
 from pathlib import Path
 
-import numpy as np
 import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
-from PIL import Image
 
 from solo_d2 import add_solo_config
+from tests.pictures import bad_files as bad_files
+from tests.pictures import picture as picture
+from tests.pictures import save as save
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = """
@@ -68,46 +67,3 @@ def arguments(checkpoint):
         "--device",
         "cpu",
     ]
-
-
-def picture(height=48, width=64, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def save(path, array=None, **options):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture() if array is None else array).save(path, **options)
-    return path
-
-
-def _png_of_size(width, height):
-    def chunk(kind, data):
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
-    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
-
-
-def bad_files(folder):
-    """Name of each bad file, and what the message must say."""
-    good = save(folder / "good.png").read_bytes()
-    jpg = save(folder / "good.jpg", picture(200, 300)).read_bytes()
-    nan = np.full((4, 4), np.nan, dtype=np.float32)
-    Image.fromarray(nan).save(folder / "nan.tif")
-    contents = {
-        "empty.png": (b"", "empty"),
-        "text.jpg": (b"no image at all", "not an image"),
-        "half.png": (good[: len(good) // 2], "truncated"),
-        "half.jpg": (jpg[: len(jpg) // 2], "truncated"),
-        "bomb.png": (_png_of_size(20000, 20000), "limit"),
-        "large.png": (_png_of_size(9000, 9000), "limit"),
-        "start_a_program.png": (
-            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
-            "not an image",
-        ),
-    }
-    for name, (content, _) in contents.items():
-        (folder / name).write_bytes(content)
-    return {name: reason for name, (_, reason) in contents.items()} | {"nan.tif": "not finite"}

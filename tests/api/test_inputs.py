@@ -9,7 +9,7 @@ from PIL import Image
 from solo_d2 import ImageError
 from solo_d2.api.inputs import is_one_image, load_image, load_images
 from solo_d2.api.video import Video, is_video
-from tests.api.models import picture, save
+from tests.pictures import bad_pictures, picture, save
 
 pytestmark = pytest.mark.detectron2
 
@@ -139,3 +139,25 @@ def test_a_source_without_a_rate_has_the_usual_one(monkeypatch):
     video = Video(2)
     assert (video.name, video.rate, video.num_frames) == ("camera 2", 30.0, None)
     assert video._capture.source == 2
+
+
+def test_bad_images_among_many_are_told_of_and_left_out(tmp_path):
+    folder = tmp_path / "folder"
+    bad = set(bad_pictures(folder)) - {"missing.jpg", "a_directory.jpg"}  # not taken from a folder
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "nothing").mkdir()
+    sources = [
+        folder,
+        tmp_path / "gone.png",
+        tmp_path / "nothing",
+        tmp_path / "empty.mp4",
+        picture(),
+    ]
+    errors = []
+    names = [name for _, name in load_images(sources, "BGR", errors.append)]
+    assert names == [str(folder / "good.jpg"), str(folder / "good.png"), ""]
+    assert len(errors) == len(bad) + 3
+    for name in (*bad, "gone.png", "nothing", "empty.mp4"):
+        assert sum(f"{name}: " in str(error) for error in errors) == 1, name
+    with pytest.raises(ImageError):
+        list(load_images(sources, "BGR"))

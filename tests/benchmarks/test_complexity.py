@@ -215,7 +215,7 @@ def test_an_error_is_one_line_and_a_code(folder, capsys):
     (folder / "published.json").write_text("{")
     assert run_command(folder) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: {folder / 'published.json'} can't be read")
+    assert line.startswith(f"model_table: {folder / 'published.json'} can't be read")
 
 
 @pytest.mark.parametrize("text", ["", "{begin}", "{end}\n{begin}", "{begin}{end}{begin}{end}"])

@@ -171,5 +171,7 @@ def test_what_is_wrong_is_one_line(config, capsys):
         (["--batch-sizes", "0"], "--batch-sizes must be at least 1"),
         (["--weights", "missing.pth"], "missing.pth does not exist"),
     ):
-        with pytest.raises(SystemExit, match=f"benchmark: .*{message}"):
-            benchmark.main([*given, *arguments])
+        assert benchmark.main([*given, *arguments]) != 0
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("benchmark: ")
+        assert message in line

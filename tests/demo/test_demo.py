@@ -17,6 +17,7 @@ from pycocotools.coco import COCO
 
 from demo import demo, records, stills
 from demo.model import load_predictor
+from solo_d2.api import images as api_images
 from solo_d2.visualization import overlay as overlays
 from tests.api.models import ROOT, arguments, bad_files, picture, save, save_model
 
@@ -140,7 +141,7 @@ def test_files_of_one_name_both_get_an_overlay(model, tmp_path):
 
 def test_no_half_overlay_when_drawing_or_saving_fails(model, tmp_path, monkeypatch, capsys):
     files = [save(tmp_path / f"{name}.png") for name in "abc"]
-    real_draw, real_save = overlays.draw_instances, Image.Image.save
+    real_draw, real_write = overlays.draw_instances, api_images.write_image
     calls = []
 
     def draw(*args, **kwargs):
@@ -149,14 +150,14 @@ def test_no_half_overlay_when_drawing_or_saving_fails(model, tmp_path, monkeypat
             raise RuntimeError("no more ink")
         return real_draw(*args, **kwargs)
 
-    def half_save(self, path, **options):
+    def half_write(file, image, **options):
         if len(calls) == 2:
-            Path(path).write_bytes(b"half")
+            file.write_bytes(b"half")
             raise OSError(28, "No space left on device")
-        real_save(self, path, **options)
+        real_write(file, image, **options)
 
     monkeypatch.setattr(overlays, "draw_instances", draw)
-    monkeypatch.setattr(Image.Image, "save", half_save)
+    monkeypatch.setattr(api_images, "write_image", half_write)
     args = ("--input", *files, "--output", tmp_path / "out", "--json", tmp_path / "all.json")
     assert run(model, *args) == 1
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["c.png"]

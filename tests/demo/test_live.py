@@ -9,6 +9,7 @@ import pytest
 
 from demo import demo, live, window
 from solo_d2.api.video import Video
+from solo_d2.commands import Terminated
 from tests.api.models import arguments, picture, save_model
 from tests.api.test_inputs import write_video
 
@@ -206,17 +207,18 @@ def test_a_frame_is_repeated_until_the_video_is_as_long_as_its_source():
     assert times == [1, 1, 4, 1]
 
 
-def test_ctrl_c_keeps_what_a_camera_gave_but_no_part_of_a_file(
-    model, clip, camera, tmp_path, monkeypatch, capsys
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt, 130), (Terminated, 143)])
+def test_a_stop_keeps_what_a_camera_gave_but_no_part_of_a_file(
+    model, clip, camera, tmp_path, monkeypatch, capsys, stop, code
 ):
     def interrupt(self, done, bar):
         next(iter(done))
-        raise KeyboardInterrupt
+        raise stop
 
     monkeypatch.setattr(live.Live, "_consume", interrupt)
     camera([picture()] * 50)
     args = ("--no-show", "--output", tmp_path / "out.mp4", "--json", tmp_path / "all.json")
-    assert run(model, "--video-input", clip, *args) == 130
+    assert run(model, "--video-input", clip, *args) == code
     assert sorted(file.name for file in tmp_path.iterdir()) == ["clip.mp4"]
     assert run(model, "--webcam", *args) == 0
     assert len(frames_of(tmp_path / "out.mp4")[1]) >= 1

@@ -1,5 +1,7 @@
 """Tiny trainings of generated images, given as one's own data in COCO format."""
 
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
 from solo_d2.engine import Trainer, argument_parser
 from tests.modeling.tiny import tiny_config
 
@@ -27,6 +29,13 @@ def run_config(shapes, output, *opts):
         *("--val-images", f"{shapes}/val"),
     ]
     return argument_parser().parse_args(["--config-file", str(file), *data, *map(str, opts)])
+
+
+def forget_data():
+    """Let the names of `run_config`'s data be used for other files."""
+    for name in ("custom_train", "custom_val"):
+        DatasetCatalog.pop(name, None)
+        MetadataCatalog.pop(name, None)
 
 
 def train(cfg, resume=False):

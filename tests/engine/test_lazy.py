@@ -17,7 +17,7 @@ from solo_d2.config import load_config  # noqa: E402
 from solo_d2.data import SOLODatasetMapper, register_coco_format  # noqa: E402
 from solo_d2.engine import Trainer  # noqa: E402
 from solo_d2.engine.lazy import LazyTrainer, trainer_config  # noqa: E402
-from solo_d2.errors import ConfigError  # noqa: E402
+from solo_d2.errors import ConfigError, DatasetError  # noqa: E402
 
 FILE = "configs/lazy/solov2_R50_1x.py"
 
@@ -136,4 +136,37 @@ def test_unknown_and_bad_keys_are_named(lazy):
     del lazy.train.ema.decai
     lazy.train.max_iter = "long"
     with pytest.raises(ConfigError, match="train.max_iter is 'long'"):
+        trainer_config(lazy)
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        (
+            "model.head.conv_dim=33",
+            "the lazy config's `model` describe cannot be built: ValueError",
+        ),
+        ("model.head.norm=XN", "`model` describe cannot be built"),
+        ("model.backbone.bottom_up.stem.out_channels=1000000000", "1000000000"),
+        ("model.head.conv_dim=0", "without any number"),
+        ("optimizer.lr=-1", "optimizer cannot be built: ValueError: Invalid learning rate"),
+        ("lr_multiplier.warmup_method=slow", "lr_multiplier cannot be built"),
+        ("dataloader.train.total_batch_size=0", "SOLVER.IMS_PER_BATCH is 0"),
+        ("train.max_iter=0", "SOLVER.MAX_ITER is 0"),
+        ("train.seed=4294967296", "SEED is 4294967296"),
+        ("train.ema.decay=2", "train.ema.decay is 2"),
+        ("dataloader.train.dataset.names=gone", "gone"),
+    ],
+)
+def test_what_cannot_be_constructed_is_refused(lazy, shapes, tmp_path, override, named):
+    lazy = LazyConfig.apply_overrides(make_tiny(lazy, shapes, tmp_path), [override])
+    with pytest.raises((ConfigError, DatasetError)) as error:
+        LazyTrainer(lazy)
+    assert named in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_part_that_is_missing_is_named(lazy):
+    del lazy.lr_multiplier
+    with pytest.raises(ConfigError, match="has no lr_multiplier"):
         trainer_config(lazy)

@@ -61,7 +61,7 @@ def test_killed_while_saving_and_while_training(shapes, tmp_path, monkeypatch):
     args = run_config(shapes, killed, *OPTS)
 
     run_until_killed("saving", 3, args)
-    unfinished = killed / "model_0000003.unfinished.pth"
+    unfinished = killed / ".unfinished-model_0000003.pth"
     assert unfinished.is_file()
     assert (killed / "last_checkpoint").read_text() == "model_0000001.pth"
     run_until_killed("stepping", 4, args, "--resume")

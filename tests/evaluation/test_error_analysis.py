@@ -271,7 +271,10 @@ def test_polygons_are_predictions_too(dataset, tmp_path):
         ({"image_id": 4}, "image_id 4 is not in the annotations"),
         ({"category_id": 0}, "category_id 0 is not in the annotations"),
         ({"score": None}, "score is None"),
-        ({"segmentation": {"size": [9, 9], "counts": "Q1"}}, r"size \[9, 9\], but its image \[40"),
+        (
+            {"segmentation": {"size": [9, 9], "counts": "Q1"}},
+            "RLE is for 9 x 9 pixels .*, the image has 40",
+        ),
     ],
 )
 def test_unfit_predictions_are_named(dataset, tmp_path, change, reason):

@@ -86,6 +86,12 @@ def test_ground_truth_against_itself(dataset, tmp_path):
     assert not (tmp_path / "out" / "panoptic").exists()
 
 
+@pytest.mark.parametrize("area", [None, 1, -5, 10**30, "12", []])
+def test_areas_are_those_of_the_png(dataset, tmp_path, area):
+    dataset(lambda content: content["annotations"][0]["segments_info"][1].update(area=area))
+    assert evaluate(truth_of_both(), tmp_path)["PQ"] == 100
+
+
 def hand_made():
     """One of each: a match with an error, a miss, a false one, one in a crowd, one in void."""
     first = [
@@ -237,9 +243,9 @@ def test_missing_and_damaged_pngs_of_the_ground_truth(dataset, tmp_path):
     file = dataset() / "panoptic" / "2.png"
     file.write_bytes(b"no png")
     # Predictions are kept whole or not at all.
-    with pytest.raises(DatasetError, match=r"2\.png cannot be compared .* image 2: Unidentified"):
+    with pytest.raises(DatasetError, match=r"2\.png cannot be read: Unidentified"):
         evaluate(truth_of_both(), tmp_path, keep_predictions=True)
-    assert list((tmp_path / "out").iterdir()) == []
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".panoptic.lock"]
     file.unlink()
     with pytest.raises(DatasetError, match=r"1 of the 2 panoptic PNGs .* 2\.png"):
         PanopticQualityEvaluator(NAME)
@@ -306,6 +312,24 @@ def test_one_run_gives_masks_boxes_stuff_and_panoptic_quality(dataset, tmp_path)
     assert results["panoptic_seg"]["PQ"] == 100
     folder = tmp_path / "run" / "inference" / NAME
     assert {"panoptic", "coco_instances_results.json"} <= {p.name for p in folder.iterdir()}
+
+
+def test_an_image_that_could_not_be_read_has_no_segment(dataset, tmp_path):
+    root = dataset()
+    outputs, evaluator = truth_of_both(), build_evaluator(config(tmp_path), NAME)
+    stuff = torch.tensor(np.where(files.STUFF_MAP == 255, 0, files.STUFF_MAP))
+    outputs[0]["sem_seg"] = torch.nn.functional.one_hot(stuff, 3).permute(2, 0, 1).float()
+    outputs[0]["instances"] = instances((0, (0, 2, 3, 4)))
+    evaluator.reset()
+    inputs = [{**x, "file_name": str(root / x["file_name"])} for x in (ONE, TWO)]
+    evaluator.process(inputs, [outputs[0], {}])
+    results = evaluator.evaluate()
+    # The sky of the second image is missed, and nothing is wrong.
+    assert results["panoptic_seg"]["RQ-sky"] == pytest.approx(200 / 3)
+    assert results["panoptic_seg"]["SQ-sky"] == 100
+    assert results["panoptic_seg"]["RQ-cat"] == 100
+    assert results["segm"]["AP"] == pytest.approx(100)
+    assert results["sem_seg"]["mIoU"] == pytest.approx(100)  # of the pixels that were looked at
 
 
 def test_an_absent_group_costs_no_other_figure(dataset, tmp_path):

@@ -78,6 +78,28 @@ def test_no_detection_is_all_zeros():
     assert not any(value.any() for value in outputs)
 
 
+def test_nan_of_the_network_costs_what_has_it_alone():
+    pipeline, detector = make(small_model())
+    image = images((64, 96))
+    before = detector.detect(image, [(64, 96)])[0]
+
+    def spoil_classes(_module, _inputs, outputs):
+        outputs.class_logits[0][:, :, ::2] = float("nan")
+
+    def spoil_masks(_module, _inputs, probs):
+        probs[:, ::3, 0, 0] = float("nan")
+        return probs
+
+    pipeline.head.register_forward_hook(spoil_classes)
+    pipeline.cell_masks.register_forward_hook(spoil_masks)
+    found = detector.detect(image, [(64, 96)])[0]
+    assert 0 < len(found["scores"]) < len(before["scores"])
+    assert np.isfinite(found["scores"]).all()
+    assert (np.diff(found["scores"]) <= 0).all()
+    assert found["scores"].min() > 0
+    assert np.isfinite(found["boxes"]).all()
+
+
 def test_a_cell_keeps_several_classes():
     model = small_model("MODEL.SOLO.NMS.SIGMA", 0.1)
     pipeline, detector = make(model)

@@ -160,12 +160,7 @@ def test_no_image(array):
 
 def test_unusable_files_are_named(tmp_path):
     pytest.importorskip("onnxruntime")
-    (tmp_path / "empty.png").touch()
     (tmp_path / "text.onnx").write_text("no model")
-    with pytest.raises(ValueError, match="empty.png"):
-        runner.read_image(tmp_path / "empty.png")
-    with pytest.raises(ValueError, match="missing.png"):
-        runner.read_image(tmp_path / "missing.png")
     with pytest.raises(ValueError, match="text.onnx"):
         runner.Detector.load(tmp_path / "text.onnx")
     with pytest.raises(ValueError, match=r"missing.onnx does not exist"):

@@ -95,7 +95,7 @@ KERNELS = [
 
 def compile_kernel(kernel, types, constants, capability):
     signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
-    source = ASTSource(kernel, signature, constants, {})
+    source = ASTSource(kernel, signature, constants)
     return triton.compile(source, target=GPUTarget("cuda", capability, 32))
 
 

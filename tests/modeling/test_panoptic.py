@@ -214,7 +214,7 @@ def test_shared_mask_feature_adds_one_convolution():
         (("SEM_SEG_HEAD.IGNORE_VALUE", 2), "MODEL.SEM_SEG_HEAD.IGNORE_VALUE is 2"),
         (("SEM_SEG_HEAD.IN_FEATURES", ["p2", "p9"]), "'p9'"),
         (("SEM_SEG_HEAD.IN_FEATURES", ["p2", "p4"]), "stride doubling"),
-        (("SEM_SEG_HEAD.CONVS_DIM", 33), "(SEM_SEG_HEAD.NORM GN)"),
+        (("SEM_SEG_HEAD.CONVS_DIM", 33), "(MODEL.SEM_SEG_HEAD.NORM GN)"),
         (("PANOPTIC_FPN.COMBINE.OVERLAP_THRESH", 1.0), "OVERLAP_THRESH is 1.0"),
         (("PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT", 0), "STUFF_AREA_LIMIT is 0"),
         (

@@ -153,7 +153,7 @@ def test_a_graph_for_each_size_and_not_for_many(counter):
     for size in ((96, 128), (128, 96), (96, 128)):
         model([image(*size)])
     assert counter.frame_count == 2
-    with torch._dynamo.config.patch(recompile_limit=2):
+    with torch._dynamo.config.patch(cache_size_limit=2):
         with pytest.raises(ConfigError, match="more sizes of padded batches.*'dynamic'"):
             model([image(160, 160)])
 

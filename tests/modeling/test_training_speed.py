@@ -11,7 +11,7 @@ pytest.importorskip("detectron2")
 from detectron2.utils.events import EventStorage  # noqa: E402
 
 from solo_d2.engine import Trainer  # noqa: E402
-from solo_d2.engine.checks import check_solver_config  # noqa: E402
+from solo_d2.engine.checks import check_run_config  # noqa: E402
 from solo_d2.errors import ConfigError  # noqa: E402
 from solo_d2.modeling import SOLO_HEAD_REGISTRY, training_speed  # noqa: E402
 from solo_d2.modeling.training_speed import speed_up_training  # noqa: E402
@@ -95,7 +95,7 @@ def test_config_reaches_the_model():
     cfg = tiny_config()
     plain = Trainer.build_model(cfg)
     cfg.merge_from_list(["SOLVER.CHANNELS_LAST", True, "SOLVER.COMPILE", "dynamic"])
-    check_solver_config(cfg)
+    check_run_config(cfg)
     fast = Trainer.build_model(cfg)
     for model, expected in ((plain, False), (fast, True)):
         weight = model.head.class_tower[0].weight
@@ -107,4 +107,4 @@ def test_unknown_way_to_compile():
     cfg = tiny_config()
     cfg.SOLVER.COMPILE = "cuda-graphs"
     with pytest.raises(ConfigError, match="SOLVER.COMPILE is 'cuda-graphs'.*'dynamic', 'static'"):
-        check_solver_config(cfg)
+        check_run_config(cfg)

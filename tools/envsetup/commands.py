@@ -16,24 +16,28 @@ from envsetup.install import set_up
 from envsetup.process import ROOT, SetupError, Venv, check_python, child_environ
 from envsetup.requirements import DETECTRON2_COMMIT, DETECTRON2_REPOSITORY, KEEP, SOURCES, Options
 
-HELP = f"""make setup    the virtual environment: torch, Detectron2, panopticapi, this project
-make test     set-up, then pytest
-make demo     set-up, then train, evaluate and show SOLOv2 on generated images (CPU: minutes)
-make docs     set-up, then build the documentation's site into build/site
-make lint     set-up, then ruff format --check, ruff check, mypy
-make format   set-up, then let ruff rewrite the files
-make clean    remove caches (never the environment or anything trained)
+HELP = f"""make setup         the virtual environment: torch, Detectron2, panopticapi, this project
+make test          set-up, then pytest
+make reliability   set-up, then the long tests alone: load, fuzzing, killing
+make demo          set-up, then train, evaluate and show SOLOv2 on generated images (CPU: minutes)
+make docs          set-up, then build the documentation's site into build/site
+make lint          set-up, then ruff format --check, ruff check, mypy
+make format        set-up, then let ruff rewrite the files
+make clean         remove caches (never the environment or anything trained)
 
 Variables (make test TORCH="torch==2.10.0 torchvision==0.25.0"):
 VENV          the environment's folder; default .venv
 PYTHON        the interpreter it is made with, 3.10 to 3.13; default python3
+VERSIONS      `tested`: those of constraints.txt, the default; `oldest`: the lower bounds of
+              pyproject.toml, which Python 3.10 and 3.11 can run; `newest`: what pip finds
 TORCH         pip arguments that install torch and torchvision: versions, wheels, --index-url ...;
-              default: the two of constraints.txt
+              default: the two that VERSIONS says
 DETECTRON2    a checkout, a wheel or any pip requirement, or `{KEEP}` for the Detectron2 and torch
               that PYTHON can import; default: one that the environment has, else
               {SOURCES["detectron2"]}
 PANOPTICAPI   the same for panopticapi
-ARGS          further arguments for pytest (make test) or the quickstart (make demo)"""
+ARGS          further arguments for pytest (make test, make reliability), or the quickstart
+              (make demo)"""
 DETECTRON2_HELP = f"""Detectron2 can also come from another place (see `make help`):
   make {{command}} DETECTRON2=/path/to/detectron2           a checkout of its repository
   make {{command}} DETECTRON2=/path/to/detectron2-0.6.whl   a wheel
@@ -43,11 +47,11 @@ DETECTRON2_HELP = f"""Detectron2 can also come from another place (see `make hel
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
-    """Entry point: `setup_env.py setup|test|demo|docs|lint|format|clean|help`."""
+    """Entry point: `setup_env.py setup|test|reliability|demo|docs|lint|format|clean|help`."""
     command = argv[0] if argv else "help"
     if command == "clean":
         return clean()
-    if command not in ("setup", "test", "demo", "docs", "lint", "format"):
+    if command not in ("setup", "test", "reliability", "demo", "docs", "lint", "format"):
         print(HELP)
         return 0 if command == "help" else 2
     try:
@@ -81,6 +85,9 @@ def run(command: str, options: Options) -> int:
         return call([python, "-m", "mkdocs", "build", "--strict"])
     if "detectron2" in missing:
         return 1
+    if command == "reliability":
+        # One after another: they look at memory and time.
+        return call([python, "-m", "pytest", "-m", "reliability", *options.args])
     return call([python, "tools/quickstart.py", *options.args]) if command == "demo" else 0
 
 

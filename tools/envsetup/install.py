@@ -16,10 +16,11 @@ from envsetup.process import ROOT, SetupError, Venv, capture, check_python, dott
 from envsetup.requirements import (
     BUILD_TOOLS,
     KEEP,
+    NEWEST,
     SOURCES,
+    TESTED,
     TORCH_PACKAGES,
     Options,
-    constraint_lines,
     effective_constraints,
     essential,
     fingerprint,
@@ -27,6 +28,8 @@ from envsetup.requirements import (
     pinned_tools,
     quick_problem,
     remembered,
+    tested_torch,
+    torch_request,
 )
 
 DESCRIBE = """
@@ -89,7 +92,7 @@ def set_up(options: Options, *, at_once: bool = False) -> dict[str, str]:
             "detectron2": ensure_detectron2(options, venv, record),
             "panopticapi": ensure_panopticapi(options, venv, record),
         }
-        choices = {name: getattr(options, name) for name in ("torch", *SOURCES)}
+        choices = {name: getattr(options, name) for name in ("versions", "torch", *SOURCES)}
         before = record.get("choices", {})
         choices.update({name: before.get(name, "") for name, why in missing.items() if why})
         state = venv.probe()
@@ -103,6 +106,8 @@ def check_request(options: Options, venv: Venv) -> None:
     """Raise if what is asked for contradicts itself or the environment that is there."""
     if options.detectron2 == KEEP and options.torch:
         raise SetupError(f"DETECTRON2={KEEP} keeps the interpreter's torch as well: drop TORCH=")
+    if options.detectron2 == KEEP and options.versions not in ("", TESTED):
+        raise SetupError(f"DETECTRON2={KEEP} keeps what the interpreter has: drop VERSIONS=")
     if not venv.python.exists():
         ours = venv.lock.exists() or (venv.folder / "pyvenv.cfg").exists()
         if venv.folder.exists() and not ours and any(venv.folder.iterdir()):
@@ -169,10 +174,11 @@ def install_base(options: Options, venv: Venv) -> None:
     venv.constraints.write_text(effective_constraints(options, state))
     venv.step("build tools", venv.pip(*constrained, *BUILD_TOOLS))
 
-    tested = [line for name in TORCH_PACKAGES for line in constraint_lines()[name]]
+    tested = tested_torch()
     there = [f"{n}=={state['versions'].get(n)}" for n in TORCH_PACKAGES if n in state["found"]]
-    if options.torch or len(there) < len(TORCH_PACKAGES):
-        chosen = ["--upgrade", *shlex.split(options.torch)] if options.torch else tested
+    chosen = torch_request(options)
+    if chosen or len(there) < len(TORCH_PACKAGES):
+        chosen = chosen or tested
         venv.constraints.write_text(effective_constraints(options, {"versions": {}}))
         hint = 'Other builds by TORCH=, like make test TORCH="torch==2.10.0 torchvision==0.25.0"'
         venv.step(f"torch: {' '.join(chosen)}", venv.pip(*constrained, *chosen), hint=hint)
@@ -181,8 +187,9 @@ def install_base(options: Options, venv: Venv) -> None:
         print(f"    kept: {' '.join(there)} (tested: {' '.join(tested)}; TORCH= chooses)")
 
     editable = ("--no-build-isolation", "-e", f"{ROOT}[dev]")
-    venv.step("this project", venv.pip(*constrained, *editable, *pinned_tools()))
-    code, _, errors = capture([str(venv.python), "-c", IMPORT_BASE], cwd=venv.folder)
+    upgrade = ("--upgrade", "--upgrade-strategy", "eager") if options.versions == NEWEST else ()
+    venv.step("this project", venv.pip(*constrained, *upgrade, *editable, *pinned_tools()))
+    code, _, errors = capture([str(venv.python), "-c", IMPORT_BASE], cwd=venv.folder, timeout=600)
     if code != 0:
         hint = "libGL or libgthread: apt install libgl1 libglib2.0-0. Another torch: see TORCH="
         raise SetupError(f"what was installed does not import:\n{errors.strip()[-1500:]}\n{hint}")

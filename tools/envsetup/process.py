@@ -16,7 +16,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 13)
 # What the Makefile hands over; not for the programs that are run from here.
-VARIABLES = ("VENV", "PYTHON", "TORCH", "DETECTRON2", "PANOPTICAPI", "ARGS")
+VARIABLES = ("VENV", "PYTHON", "VERSIONS", "TORCH", "DETECTRON2", "PANOPTICAPI", "ARGS")
 
 # Run by the environment's interpreter. The first is cheap and imports nothing of what it looks for.
 PROBE = """

@@ -22,6 +22,8 @@ SOURCES = {
     "@7bb4655548f98f3fedc07bf37e9040a992b054b0",
 }
 KEEP = "keep"
+# What VERSIONS= may say.
+TESTED, OLDEST, NEWEST = "tested", "oldest", "newest"
 BUILD_TOOLS = ("pip", "setuptools", "wheel", "ninja")
 
 # Packages whose versions another torch may dictate (torch 2.5 wants one exact sympy).
@@ -39,6 +41,7 @@ class Options:
 
     venv: Path
     python: str = ""
+    versions: str = ""
     torch: str = ""
     detectron2: str = ""
     panopticapi: str = ""
@@ -46,14 +49,21 @@ class Options:
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Options:
-        """Read the variables that the Makefile exports."""
+        """Read the variables that the Makefile exports.
+
+        Raises:
+            SetupError: VERSIONS is none of its three values.
+        """
 
         def value(name: str) -> str:
             return environ.get(name, "").strip()
 
+        if value("VERSIONS") not in ("", TESTED, OLDEST, NEWEST):
+            raise SetupError(f"VERSIONS={value('VERSIONS')}: it is {TESTED}, {OLDEST} or {NEWEST}")
         return cls(
             venv=ROOT / Path(value("VENV") or ".venv").expanduser(),
             python=value("PYTHON"),
+            versions=value("VERSIONS"),
             torch=value("TORCH"),
             detectron2=normalised(value("DETECTRON2")),
             panopticapi=normalised(value("PANOPTICAPI")),
@@ -127,6 +137,32 @@ def constraint_lines() -> dict[str, list[str]]:
     return lines
 
 
+def tested_torch() -> list[str]:
+    """Return torch and torchvision as constraints.txt has them."""
+    return [line for name in TORCH_PACKAGES for line in constraint_lines()[name]]
+
+
+def oldest_pins() -> dict[str, str]:
+    """Return the lower bounds of pyproject.toml as exact versions, by package name.
+
+    Of all dependencies and extras, apart from the tools that build packages.
+    """
+    text = (ROOT / "pyproject.toml").read_text()
+    bounds = re.findall(r'"([\w.-]+)>=([\w.]+)[,"]', text)
+    return {name: f"{name}=={bound}" for name, bound in bounds if name not in BUILD_TOOLS}
+
+
+def torch_request(options: Options) -> list[str]:
+    """Return the pip arguments that install torch as asked for; [] where any may stay."""
+    if options.torch:
+        return ["--upgrade", *shlex.split(options.torch)]
+    if options.versions == OLDEST:
+        return [oldest_pins()[name] for name in TORCH_PACKAGES]
+    if options.versions == TESTED:
+        return tested_torch()
+    return ["--upgrade", *TORCH_PACKAGES] if options.versions == NEWEST else []
+
+
 def effective_constraints(options: Options, state: Mapping[str, Any]) -> str:
     """Return the constraints that hold in one environment.
 
@@ -134,12 +170,18 @@ def effective_constraints(options: Options, state: Mapping[str, Any]) -> str:
     nothing else of what the interpreter brings either, except for the tools that build packages.
     """
     lines, versions = constraint_lines(), state["versions"]
-    pins = {name: f"{name}=={versions[name]}" for name in TORCH_PACKAGES if name in versions}
+    bounds = oldest_pins() if options.versions == OLDEST else {}
+    if options.torch:
+        bounds = {name: pin for name, pin in bounds.items() if name not in TORCH_PACKAGES}
+    there = {name: f"{name}=={versions[name]}" for name in TORCH_PACKAGES if name in versions}
+    pins = {**bounds, **there}
     free: set[str] = set()
     if options.detectron2 == KEEP:
         free = set(versions) - set(BUILD_TOOLS)
         pins["numpy"] = f"numpy=={versions['numpy']}" if "numpy" in versions else "numpy"
-    elif options.torch or not all(pin in lines[name] for name, pin in pins.items()):
+    elif options.versions in (OLDEST, NEWEST):  # what the others need follows from these
+        free = set(lines) - set(BUILD_TOOLS)
+    elif options.torch or not all(pin in lines.get(name, ()) for name, pin in pins.items()):
         free = set(CHOSEN_BY_TORCH)
     kept = [line for name in lines if name not in {*free, *pins} for line in lines[name]]
     return "\n".join([*kept, *pins.values()]) + "\n"
@@ -147,7 +189,8 @@ def effective_constraints(options: Options, state: Mapping[str, Any]) -> str:
 
 def input_key(options: Options) -> str:
     """Return a hash of everything that decides what the environment holds, Detectron2 apart."""
-    choices = [str(ROOT), options.torch, options.detectron2 == KEEP]
+    versions = options.versions or TESTED
+    choices = [str(ROOT), versions, options.torch, options.detectron2 == KEEP]
     digest = hashlib.sha256(json.dumps(choices).encode())
     for name in ("constraints.txt", "pyproject.toml", "setup.py", ".pre-commit-config.yaml"):
         digest.update((ROOT / name).read_bytes())
@@ -171,5 +214,5 @@ def remembered(options: Options, record: dict[str, Any]) -> Options:
     if Path(source).is_absolute() and not Path(source).exists():
         # The wheel or checkout has gone; what was installed from it stays.
         choices["detectron2"] = record["detectron2"]["source"] = ""
-    names = ("torch", "detectron2", "panopticapi")
+    names = ("versions", "torch", "detectron2", "panopticapi")
     return replace(options, **{n: getattr(options, n) or choices.get(n, "") for n in names})

@@ -26,6 +26,7 @@ dataloader.train = L(make_train_loader)(
     total_batch_size=16,
     num_workers=4,
     seed="${train.seed}",
+    max_unreadable=100,
 )
 
 dataloader.test = L(build_detection_test_loader)(

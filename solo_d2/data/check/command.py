@@ -22,6 +22,7 @@ from solo_d2.data.problems import Problem
 from solo_d2.errors import ConfigError, DatasetError
 from solo_d2.evaluation.packages import provide_cityscapes_scripts
 from solo_d2.files import whole_file
+from solo_d2.images import write_image
 
 
 def check(args: argparse.Namespace) -> bool:
@@ -86,7 +87,7 @@ def _write(all_findings: list[Findings], folder: Path) -> None:
         page = draw_page(found)
         if page is not None:
             with whole_file(folder / f"{found.name}.jpg") as file:
-                Image.fromarray(page).save(file, quality=90)
+                write_image(file, Image.fromarray(page), quality=90)
     content = {"datasets": [to_json(found) for found in all_findings]}
     save_json(folder / "report.json", content)
     print(f"\nAll findings are in {folder / 'report.json'}")

@@ -8,12 +8,13 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from solo_d2.data.catalog import class_names
-from solo_d2.data.coco_json import is_category, parse, read_text, some
+from solo_d2.data.check.panoptic import list_panoptic_problems
+from solo_d2.data.coco_json import is_category, not_objects, parse_lists, read_text, some
 from solo_d2.data.coco_records import Records, add_annotations, add_images, missing_files
-from solo_d2.data.lvis_format import IMAGE_KEYS, read_lvis_json
+from solo_d2.data.lvis_format import IMAGE_KEYS, with_file_name
 from solo_d2.data.problems import NOTICE, SKIPPED, Problem, Report
 from solo_d2.data.segmentations import segmentation_box
-from solo_d2.errors import DatasetError
+from solo_d2.errors import DatasetError, shown
 
 # Annotations may reach this many pixels beyond the image: tools round differently.
 _TOLERANCE = 2.0
@@ -43,8 +44,8 @@ def read_entries(name: str, report: Report) -> Entries:
     """
     try:
         metadata = MetadataCatalog.get(name)
-        if metadata.get("made_on_first_use"):
-            DatasetCatalog.get(name)
+        if metadata.get("made_on_first_use") and not _can_be_made(name, metadata, report):
+            return Entries()
         json_file = metadata.get("json_file")
         if json_file is None or metadata.get("image_root") is None or "://" in json_file:
             return Entries(DatasetCatalog.get(name), class_names(name))
@@ -57,12 +58,29 @@ def read_entries(name: str, report: Report) -> Entries:
         return Entries()
 
 
+def _can_be_made(name: str, metadata: Any, report: Report) -> bool:
+    """Have the files made that training reads; if that fails, say all that is wrong."""
+    try:
+        DatasetCatalog.get(name)
+        return True
+    except DatasetError:
+        found: list[Problem] = []
+        if metadata.get("panoptic_json") is not None:
+            list_panoptic_problems(metadata, found.append)
+        if not found:
+            raise
+    for problem in found:
+        report(problem)
+    return False
+
+
 def _read_json(name: str, metadata: Any, report: Report) -> Entries:
     json_file, is_lvis = metadata.json_file, metadata.get("evaluator_type") == "lvis"
+    content = parse_lists(json_file, read_text(name, json_file))
+    for key in ("images", "annotations", "categories"):
+        content[key] = _objects(key, content[key], report)
     if is_lvis:
-        content = read_lvis_json(name, json_file)
-    else:
-        content = parse(json_file, read_text(name, json_file))
+        content["images"] = [with_file_name(image) for image in content["images"]]
     names = _categories(content["categories"], report)
     _compare_categories(metadata, names, report, by_name=not is_lvis)
     records = Records(contiguous={key: index for index, key in enumerate(sorted(names))})
@@ -71,31 +89,41 @@ def _read_json(name: str, metadata: Any, report: Report) -> Entries:
     missing = set(missing_files(records))
     for record in records.by_id.values():
         if record["file_name"] in missing:
-            where = f"image {record['image_id']!r}"
-            report(Problem("image file missing", where, f"{record['file_name']} does not exist"))
+            where = f"image {shown(record['image_id'])}"
+            file = some([record["file_name"]])
+            report(Problem("image file missing", where, f"{file} does not exist"))
     add_annotations(records, content["annotations"], report)
     _notice_oddities(records, names, report)
     there = [record for record in records.in_order() if record["file_name"] not in missing]
     return Entries(there, metadata.get("thing_classes") or [names[key] for key in sorted(names)])
 
 
+def _objects(key: str, entries: list[Any], report: Report) -> list[dict[str, Any]]:
+    """The entries of a list that are objects."""
+    for place, reason in not_objects(entries):
+        report(Problem("entry of another form", f"'{key}', entry {place} (from 0)", reason))
+    return [entry for entry in entries if isinstance(entry, dict)]
+
+
 def _categories(categories: list[dict[str, Any]], report: Report) -> dict[int, str]:
     """Names by id of the categories that have both."""
     names: dict[int, str] = {}
     for category in categories:
-        where = f"category {category.get('id')!r}"
+        where = f"category {shown(category.get('id'))}"
         if not is_category(category):
             reason = "needs a whole number 'id' and a 'name'"
             report(Problem("category incomplete", where, reason))
         elif category["id"] in names:
-            report(Problem("category id used more than once", where, f"also {category['name']!r}"))
+            report(
+                Problem("category id used more than once", where, f"also {shown(category['name'])}")
+            )
         else:
             names[category["id"]] = category["name"]
     if not names:
         report(Problem("no categories", "'categories'", "the list has no usable entry"))
     for repeated, count in Counter(names.values()).items():
         if count > 1:
-            where = f"category {repeated!r}"
+            where = f"category {shown(repeated)}"
             report(Problem("category name used more than once", where, f"{count} ids", NOTICE))
     return names
 
@@ -115,7 +143,7 @@ def _compare_categories(
         report(Problem("other categories than expected", "'categories'", reason + some(other)))
     elif by_name and found != list(known):
         pairs = zip(found, known, strict=True)
-        differing = [f"{ours!r} instead of {theirs!r}" for ours, theirs in pairs if ours != theirs]
+        differing = [f"{shown(a)} instead of {shown(b)}" for a, b in pairs if a != b]
         report(Problem("other categories than expected", "'categories'", some(differing)))
 
 
@@ -125,7 +153,7 @@ def _notice_oddities(records: Records, names: dict[int, str], report: Report) ->
     files: set[str] = set()
     for record in records.by_id.values():
         if record["file_name"] in files:
-            where = f"image {record['image_id']!r}"
+            where = f"image {shown(record['image_id'])}"
             reason = f"{record['file_name']} also is another image's file"
             report(Problem("image file used more than once", where, reason, NOTICE))
         files.add(record["file_name"])

@@ -10,16 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import detection_utils
 from detectron2.modeling import build_model
 from detectron2.structures import ImageList, Instances
 from numpy.typing import NDArray
 from torch import Tensor
 
 from solo_d2.data.augmentation import without_randomness
-from solo_d2.data.mapper import READ_ERRORS, SOLODatasetMapper, clean_annotation
-from solo_d2.data.problems import NOTICE, Problem
-from solo_d2.errors import DatasetError
+from solo_d2.data.mapper import SOLODatasetMapper, clean_annotation, read_record
+from solo_d2.data.problems import NOTICE, SKIPPED, Problem
+from solo_d2.errors import DatasetError, UnreadableImageError
 from solo_d2.ops.mask_geometry import mask_boxes, mask_centers
 from solo_d2.structures import GridTargets
 from solo_d2.targets import assign_grid_targets
@@ -33,6 +32,8 @@ FATES = (
     "empty at the size of the masks",
 )
 LEARNT, VANISHED, NO_RANGE, NO_CELL, NO_MASK = range(len(FATES))
+# The kind of problem of an image file that cannot be read; training takes another, up to a limit.
+UNREADABLE_FILE = "image file cannot be read"
 # A box and a mask that overlap less than this, of an object of at least this scale in pixels, do
 # not mean the same.
 _LEAST_IOU, _LEAST_SCALE = 0.5, 16
@@ -240,8 +241,7 @@ class Inspector:
         try:
             sample, names, problems = self.sample(record)
         except DatasetError as error:
-            where = f"image {record.get('image_id')!r}"
-            return Inspection([Problem("image cannot be used", where, str(error))])
+            return Inspection([_image_problem(record, error)])
         instances = sample["instances"]
         problems += _box_problems(instances, names)
         return Inspection(problems, self._objects(index, instances, names))
@@ -263,13 +263,18 @@ class Inspector:
 
 def _read_problem(record: dict[str, Any], image_format: str) -> list[Problem]:
     try:
-        image = detection_utils.read_image(record["file_name"], image_format)
-        detection_utils.check_image_size({**record}, image)
-    except READ_ERRORS as error:
-        reason = f"{record['file_name']} cannot be read: {type(error).__name__}: {error}"
-        where = f"image {record.get('image_id')!r}"
-        return [Problem("image cannot be used", where, " ".join(reason.split()))]
+        read_record({**record}, image_format)
+    except DatasetError as error:
+        return [_image_problem(record, error)]
     return []
+
+
+def _image_problem(record: dict[str, Any], error: DatasetError) -> Problem:
+    where = f"image {record.get('image_id')!r}"
+    if isinstance(error, UnreadableImageError):
+        reason = f"{error.file}: {error.reason}"
+        return Problem(UNREADABLE_FILE, where, reason, SKIPPED)
+    return Problem("image cannot be used", where, str(error))
 
 
 def _box_problems(instances: Instances, names: list[str]) -> list[Problem]:

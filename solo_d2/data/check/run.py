@@ -11,7 +11,13 @@ from tqdm import tqdm
 
 from solo_d2.data.augmentation import usual_short_side
 from solo_d2.data.check.entries import read_entries
-from solo_d2.data.check.objects import Inspection, Inspector, Objects, TargetRule
+from solo_d2.data.check.objects import (
+    UNREADABLE_FILE,
+    Inspection,
+    Inspector,
+    Objects,
+    TargetRule,
+)
 from solo_d2.data.check.proposal import Proposal, propose
 from solo_d2.data.problems import ERROR, NOTICE, Problem
 
@@ -109,6 +115,7 @@ def check_dataset(
     indices = range(len(found.records))
     followed = set(random.Random(seed).sample(indices, min(max_followed, len(indices))))
     inspections = _inspect(found, followed, workers)
+    found.problems += _unreadable_problems(cfg, found)
     parts = [each.objects for each in inspections if each.objects is not None]
     found.num_inspected = len(parts)
     if parts:
@@ -135,6 +142,16 @@ def _empty_problems(cfg: CfgNode, name: str, found: Findings) -> list[Problem]:
     if refused:
         reason += "; DATALOADER.FILTER_EMPTY_ANNOTATIONS False keeps such images"
     return [Problem("no objects", where, reason, ERROR if refused else NOTICE)]
+
+
+def _unreadable_problems(cfg: CfgNode, found: Findings) -> list[Problem]:
+    """That more files cannot be read than training tolerates."""
+    count = len({p.reason for p in found.problems if p.kind == UNREADABLE_FILE})
+    limit = cfg.DATALOADER.MAX_UNREADABLE_IMAGES
+    if found.name not in cfg.DATASETS.TRAIN or count <= limit:
+        return []
+    reason = f"{count}, and DATALOADER.MAX_UNREADABLE_IMAGES is {limit}"
+    return [Problem("too many unreadable image files", f"data set '{found.name}'", reason)]
 
 
 def _inspect(found: Findings, followed: set[int], workers: int) -> list[Inspection]:

@@ -6,13 +6,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from solo_d2.commands import run_command
 from solo_d2.data.shapes.folder import (
     ShapesParams,
     default_root,
     ensure_panoptic,
     ensure_shapes,
 )
-from solo_d2.errors import DatasetError
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -37,15 +37,15 @@ def main() -> int:
     """Run the command; 0 when the data set is there at the end."""
     args = parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        params = ShapesParams(args.num_train, args.num_val, args.seed)
-        root = ensure_shapes(args.output, params, force=args.force)
-        ensure_panoptic(root)
-    except (DatasetError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return run_command("error", lambda: run(args), errors=(ValueError,), failed=1)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do what the command line says."""
+    params = ShapesParams(args.num_train, args.num_val, args.seed)
+    root = ensure_shapes(args.output, params, force=args.force)
+    ensure_panoptic(root)
     print(f"The data set 'shapes' is in {root.absolute()}")
-    return 0
 
 
 if __name__ == "__main__":

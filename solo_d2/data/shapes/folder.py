@@ -24,7 +24,7 @@ from solo_d2.data.locations import datasets_root
 from solo_d2.data.panoptic_conversion import describe_mask
 from solo_d2.data.shapes.drawing import SPLITS, THING_CLASSES, draw_image
 from solo_d2.data.shapes.panoptic import add_panoptic, has_panoptic, write_panoptic
-from solo_d2.data.whole_folder import lock_beside, remove_leftovers, sibling
+from solo_d2.data.whole_folder import NEW, OLD, only_writer, sibling
 from solo_d2.errors import DatasetError
 
 # Raise it whenever the same seed gives other images or annotations.
@@ -89,10 +89,8 @@ def ensure_shapes(
     if _is_ready(root, params, force):
         return root
     try:
-        with lock_beside(root) as locked:
+        with only_writer(root):
             if not _is_ready(root, params, force):
-                if locked:
-                    remove_leftovers(root)
                 _write_and_rename(root, params or ShapesParams())
     except OSError as error:
         raise DatasetError(
@@ -148,7 +146,7 @@ def _read_stamp(path: Path) -> dict[str, Any]:
 def _write_and_rename(root: Path, params: ShapesParams) -> None:
     replace = (root / STAMP).exists()
     with sibling(root) as work:
-        new, old = work / "new", work / "old"
+        new, old = work / NEW, work / OLD
         new.mkdir()
         for split in SPLITS:
             _write_split(new, split, params)
@@ -179,9 +177,7 @@ def ensure_panoptic(root: Path | str) -> None:
     if has_panoptic(root):
         return
     try:
-        with lock_beside(root) as locked:
-            if locked:
-                remove_leftovers(root)
+        with only_writer(root):
             seed = _read_stamp(root / STAMP)["seed"]
             with sibling(root) as work:
                 for split in SPLITS:

@@ -23,6 +23,7 @@ from solo_d2.data.panoptic_conversion import describe_mask
 from solo_d2.data.panoptic_json import write_segment_ids
 from solo_d2.data.shapes.drawing import SPLITS, STUFF_CLASSES, THING_CLASSES, draw_stuff
 from solo_d2.errors import DatasetError
+from solo_d2.images import write_image
 
 # RGB of each thing and each stuff class, in overlays.
 THING_COLORS = (
@@ -141,5 +142,5 @@ def _write_image(
     for label in np.unique(labels[labels > 0]).tolist():
         add(labels == label, len(THING_CLASSES) + label)
     write_segment_ids(roots[0] / name, ids)
-    Image.fromarray(labels).save(roots[1] / name, format="PNG")
+    write_image(roots[1] / name, Image.fromarray(labels), format="PNG")
     return segments

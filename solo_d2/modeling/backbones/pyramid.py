@@ -35,7 +35,8 @@ def build_fpn(cfg: CfgNode, bottom_up: Backbone) -> FPN:
     if not doubling or not 0 < len(strides) == len(in_features):
         raise ConfigError(
             f"MODEL.FPN.IN_FEATURES is {list(in_features)}, but must be features of the backbone, "
-            f"finest first, the stride doubling from each to the next: {list(shapes)}"
+            "finest first, the stride doubling from each to the next; their strides are "
+            f"{ {name: shape.stride for name, shape in shapes.items()} }"
         )
     fpn = FPN(
         bottom_up=bottom_up,

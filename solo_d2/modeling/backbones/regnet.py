@@ -5,7 +5,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN
 from detectron2.modeling.backbone.regnet import RegNet, ResBottleneckBlock, SimpleStem
 
-from solo_d2.errors import ConfigError
+from solo_d2.errors import ConfigError, first_line
 from solo_d2.modeling.backbones.pyramid import build_fpn
 
 
@@ -37,7 +37,9 @@ def build_solo_regnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
             out_features=cfg.MODEL.FPN.IN_FEATURES,
         )
     except AssertionError as error:  # how Detectron2 refuses
-        raise ConfigError(f"MODEL.REGNET and MODEL.FPN.IN_FEATURES: {error}") from error
+        raise ConfigError(
+            f"MODEL.REGNET and MODEL.FPN.IN_FEATURES make no RegNet: {first_line(error)}"
+        ) from error
     last = regnet.stages_and_names[-1][1]
     if cfg.MODEL.FPN.IN_FEATURES[-1] != last:
         raise ConfigError(f"MODEL.FPN.IN_FEATURES must end in {last!r}, RegNet's last stage")

@@ -12,12 +12,16 @@ from torch.nn import functional as F
 
 from solo_d2.errors import DatasetError
 from solo_d2.losses import semantic_loss
+from solo_d2.modeling.building import building
 from solo_d2.modeling.checks import check_panoptic_config
 from solo_d2.modeling.meta_arch.solo import SOLO
 from solo_d2.modeling.semantic import SemanticBranch, SharedSemanticBranch, build_semantic_branch
 from solo_d2.ops.panoptic_merge import merge_panoptic
 from solo_d2.ops.panoptic_scores import resize_scores
 from solo_d2.structures import BatchPart, NetworkOutputs
+
+# Of semantic scores: certain beyond any doubt, and far from float16's largest number.
+LARGEST_LOGIT = 1e4
 
 
 @META_ARCH_REGISTRY.register()
@@ -55,10 +59,12 @@ class PanopticSOLO(SOLO):
         arguments = super().from_config(cfg)
         input_shape = arguments["backbone"].output_shape()
         check_panoptic_config(cfg, input_shape)
+        with building("semantic branch", "MODEL.SEM_SEG_HEAD"):
+            branch = build_semantic_branch(cfg, input_shape, arguments["head"])
         semantic, combine = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.PANOPTIC_FPN.COMBINE
         return {
             **arguments,
-            "semantic_branch": build_semantic_branch(cfg, input_shape, arguments["head"]),
+            "semantic_branch": branch,
             "semantic_loss_weight": semantic.LOSS_WEIGHT,
             "ignore_value": semantic.IGNORE_VALUE,
             "merge_params": {
@@ -149,15 +155,16 @@ class PanopticSOLO(SOLO):
     def combine(
         self, instances: Instances, logits: Tensor, image_size: tuple[int, int]
     ) -> dict[str, Any]:
-        """The results of one image, at the output size.
+        """The results of one image, at the output size; semantic scores are finite.
 
         Args:
             instances: at the output size.
-            logits: (C, H, W) over the padded input.
+            logits: (C, H, W) over the padded input. What is not finite is brought to
+                +-`LARGEST_LOGIT`, NaN to the lowest.
             image_size: height and width of the image in it.
         """
         scores = resize_scores(
-            logits,
+            logits.nan_to_num(-LARGEST_LOGIT, LARGEST_LOGIT, -LARGEST_LOGIT),
             stride=self.semantic_branch.stride,
             image_size=image_size,
             output_size=instances.image_size,

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from solo_d2.inference import MaskDecoder, build_nms
 from solo_d2.losses import build_mask_loss, solo_losses
-from solo_d2.modeling.checks import check_model_config
+from solo_d2.modeling.building import backbone_sections, building
+from solo_d2.modeling.checks import check_model_config, check_model_keys
 from solo_d2.modeling.heads import SOLOHeadBase, build_solo_head
 from solo_d2.modeling.visualize import draw_training_image
 from solo_d2.structures import (
@@ -93,8 +94,12 @@ class SOLO(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Translate the config to arguments."""
-        backbone = build_backbone(cfg)
-        check_model_config(cfg, backbone.output_shape())
+        check_model_keys(cfg)
+        with building("backbone", *backbone_sections(cfg)):
+            backbone = build_backbone(cfg)
+        check_model_config(cfg, backbone)
+        with building("head", "MODEL.SOLO"):
+            head = build_solo_head(cfg, backbone.output_shape())
         solo = cfg.MODEL.SOLO
         nms_params = {
             "kernel": solo.NMS.KERNEL,
@@ -110,7 +115,7 @@ class SOLO(nn.Module):
         }
         return {
             "backbone": backbone,
-            "head": build_solo_head(cfg, backbone.output_shape()),
+            "head": head,
             "num_classes": solo.NUM_CLASSES,
             "scale_ranges": solo.SCALE_RANGES,
             "center_scale": solo.CENTER_SCALE,

@@ -1,0 +1,147 @@
+"""What all commands have in common: errors on one line, and a clean end when told to stop."""
+
+import atexit
+import contextlib
+import logging
+import math
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+from solo_d2.errors import BadNumbersError, ConfigError, DatasetError
+from solo_d2.files import describe
+
+# Exit codes: of an error, of Ctrl-C and of SIGTERM (128 and the number of the signal).
+FAILED, INTERRUPTED, TERMINATED = 2, 130, 143
+# Seconds in which one SIGTERM counts.
+_SOON = 10.0
+# Seconds that a process has to end when it was told to.
+_PATIENCE = 5.0
+Errors = tuple[type[Exception], ...]
+
+
+class Terminated(SystemExit):
+    """SIGTERM has come, as SLURM, Kubernetes and `timeout` send it before they kill.
+
+    No Exception, so that nothing takes it for a failure; what is in the midst of writing removes
+    its temporary files.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(TERMINATED)
+
+
+def run_command(
+    name: str, work: Callable[[], object], *, errors: Errors = (), failed: int = FAILED
+) -> int:
+    """Do what a command does.
+
+    Args:
+        name: of the command, which begins its messages; "": the kind of error does.
+        work: may return an exit code; anything but a number is taken for 0.
+        errors: what it raises to be told on one line, beside those of `solo_d2.errors` and
+            OSError. Anything else is a defect of ours.
+        failed: exit code of such errors.
+
+    Returns:
+        The exit code; `INTERRUPTED` after Ctrl-C and `TERMINATED` after SIGTERM.
+    """
+    told: Errors = (BadNumbersError, ConfigError, DatasetError, OSError, *errors)
+    with sigterm_raises(), _quiet_logging(told):
+        try:
+            result = work()
+            return result if isinstance(result, int) else 0
+        except told as error:
+            text = describe(error) if isinstance(error, OSError) else str(error)
+            print(f"{name or type(error).__name__}: {text}", file=sys.stderr)
+            atexit.register(_close_logs)
+            return failed
+        except KeyboardInterrupt:
+            print(f"{name or 'Ctrl-C'}: interrupted", file=sys.stderr)
+            return INTERRUPTED
+        except Terminated:
+            _wait_for_processes()
+            print(f"{name or 'SIGTERM'}: terminated", file=sys.stderr)
+            return TERMINATED
+
+
+def run_process(main: Callable[..., object], *args: Any) -> None:
+    """What a process does that a command has started: it ends cleanly when the command does."""
+    with sigterm_raises():
+        main(*args)
+
+
+@contextlib.contextmanager
+def sigterm_raises() -> Iterator[None]:
+    """Raise `Terminated` in the main thread when SIGTERM comes while the block runs.
+
+    Processes that this one has started by `multiprocessing` are ended too. Signals soon after the
+    first do nothing, as a job's manager and what started the job may both send one.
+    """
+    if threading.current_thread() is not threading.main_thread():  # signals are not for others
+        yield
+        return
+
+    owner, heard = os.getpid(), -math.inf
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        if os.getpid() != owner:  # just forked, and not to go on with what its parent was at
+            os._exit(TERMINATED)
+        nonlocal heard
+        if time.monotonic() - heard < _SOON:
+            return
+        heard = time.monotonic()
+        # torch's loader raises an error when its workers end, which they do now too.
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise Terminated
+
+    before = {kind: signal.getsignal(kind) for kind in (signal.SIGTERM, signal.SIGCHLD)}
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+
+def _wait_for_processes() -> None:
+    """See that all have ended: Python drops a signal that comes to one that was just forked."""
+    for process in multiprocessing.active_children():
+        process.join(_PATIENCE)
+        if process.is_alive():
+            process.kill()
+
+
+def _close_logs() -> None:
+    """Close log files, which may be on a full disk; Detectron2 would report that after our line."""
+    for name in ("detectron2", "fvcore", "solo_d2"):
+        for handler in logging.getLogger(name).handlers:
+            stream = getattr(handler, "stream", None)
+            if stream not in (None, sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError, ValueError):
+                    stream.close()
+
+
+@contextlib.contextmanager
+def _quiet_logging(told: Errors) -> Iterator[None]:
+    """Leave out the stack traces of errors that are told anyway, and those of a full disk's log."""
+
+    def is_news(record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], told))
+
+    loop = logging.getLogger("detectron2.engine.train_loop")  # it logs what training raises
+    before, logging.raiseExceptions = logging.raiseExceptions, False
+    loop.addFilter(is_news)
+    try:
+        yield
+    finally:
+        loop.removeFilter(is_news)
+        logging.raiseExceptions = before

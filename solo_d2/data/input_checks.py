@@ -1,0 +1,113 @@
+"""Refuses settings of INPUT, TEST.AUG and DATALOADER that cannot work, before images are read."""
+
+from typing import Any
+
+from detectron2.config import CfgNode
+
+from solo_d2.config_check import check_config
+from solo_d2.config_rules import PROBABILITY, Rule, above, at_least, between, each, one_of, require
+
+SECTIONS = ("INPUT", "TEST.AUG", "DATALOADER", "MODEL.SEM_SEG_HEAD.IGNORE_VALUE")
+# Pixels: a square of jitter of this side takes 200 MiB.
+LARGEST_SQUARE = 8192
+# More processes than any machine has use for; they would be started one by one.
+MOST_WORKERS = 512
+# Those of Detectron2's that need no keys beside those of its defaults.
+SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
+
+_PIXELS = at_least(1, " pixel")
+_SHORT_SIDE = at_least(0, " pixels; 0 leaves images as they are")
+RULES = {
+    "INPUT.MIN_SIZE_TRAIN": each(_SHORT_SIDE),
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": one_of(("choice", "range")),
+    "INPUT.MAX_SIZE_TRAIN": _PIXELS,
+    "INPUT.MIN_SIZE_TEST": _SHORT_SIDE,
+    "INPUT.MAX_SIZE_TEST": _PIXELS,
+    "INPUT.RANDOM_FLIP": one_of(("horizontal", "vertical", "none")),
+    "INPUT.FORMAT": one_of(("BGR", "RGB")),
+    "INPUT.MASK_FORMAT": one_of(("bitmask", "polygon")),
+    "INPUT.CROP.TYPE": one_of(("relative_range", "relative", "absolute", "absolute_range")),
+    "INPUT.LSJ.SIZE": Rule(
+        lambda size: 1 <= size <= LARGEST_SQUARE,
+        f"a positive number of pixels, at most {LARGEST_SQUARE}",
+    ),
+    "INPUT.LSJ.SCALE_RANGE": Rule(
+        lambda scales: len(scales) == 2 and 0.01 <= scales[0] <= scales[1] <= 100,
+        "two numbers from 0.01 to 100, the smaller first",
+    ),
+    "INPUT.COPY_PASTE.PROB": PROBABILITY,
+    "INPUT.COPY_PASTE.INSTANCE_PROB": PROBABILITY,
+    # Detectron2 cannot mirror a view that is one pixel wide.
+    "TEST.AUG.MIN_SIZES": each(at_least(2, " pixels"), empty=True),
+    "TEST.AUG.MAX_SIZE": _PIXELS,
+    "DATALOADER.NUM_WORKERS": between(0, MOST_WORKERS),
+    "DATALOADER.MAX_UNREADABLE_IMAGES": at_least(0),
+    "DATALOADER.SAMPLER_TRAIN": one_of(SAMPLERS),
+    "DATALOADER.REPEAT_THRESHOLD": between(0, 1),
+}
+_CROPS = {
+    "relative": above(0, 1),
+    "relative_range": above(0, 1),
+    "absolute": Rule(lambda side: side >= 1 and side == int(side), "a whole number of pixels"),
+}
+_CROPS["absolute_range"] = _CROPS["absolute"]
+
+
+def check_input_config(cfg: CfgNode) -> None:
+    """Raise a ConfigError for the first key that cannot work, alone or with others."""
+    check_config(cfg, SECTIONS, RULES)
+    given, views = cfg.INPUT, cfg.TEST.AUG
+    for key, sides, longest_key, longest in (
+        ("INPUT.MIN_SIZE_TRAIN", given.MIN_SIZE_TRAIN, "MAX_SIZE_TRAIN", given.MAX_SIZE_TRAIN),
+        ("INPUT.MIN_SIZE_TEST", [given.MIN_SIZE_TEST], "MAX_SIZE_TEST", given.MAX_SIZE_TEST),
+        (
+            "TEST.AUG.MIN_SIZES",
+            views.MIN_SIZES if views.ENABLED else (),
+            "MAX_SIZE",
+            views.MAX_SIZE,
+        ),
+    ):
+        # Short sides would never have the length that is asked for.
+        allowed = f"at most {longest_key} ({longest})"
+        require(max(sides, default=0) <= longest, key, _value(cfg, key), allowed)
+    if given.MIN_SIZE_TRAIN_SAMPLING == "range":
+        sides = given.MIN_SIZE_TRAIN
+        ordered = len(sides) == 2 and sides[0] <= sides[1]
+        allowed = "the least and the largest side with MIN_SIZE_TRAIN_SAMPLING 'range'"
+        require(ordered, "INPUT.MIN_SIZE_TRAIN", sides, allowed)
+    _check_crop(cfg)
+    _check_copy_paste(cfg)
+
+
+def _check_crop(cfg: CfgNode) -> None:
+    crop, jitter = cfg.INPUT.CROP, cfg.INPUT.LSJ
+    rule = each(_CROPS[crop.TYPE], length=2)
+    size = crop.SIZE
+    allowed = f"{rule.allowed}, for CROP.TYPE {crop.TYPE!r}"
+    ordered = crop.TYPE != "absolute_range" or size[0] <= size[1]
+    require(rule.holds(size) and ordered, "INPUT.CROP.SIZE", size, allowed)
+    require(
+        not (jitter.ENABLED and crop.ENABLED),
+        "INPUT.CROP.ENABLED",
+        True,
+        "False with INPUT.LSJ.ENABLED: large scale jitter crops by itself",
+    )
+    ignored = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+    require(
+        not jitter.ENABLED or 0 <= ignored <= 255,
+        "MODEL.SEM_SEG_HEAD.IGNORE_VALUE",
+        ignored,
+        "from 0 to 255 with INPUT.LSJ.ENABLED, which pads the stuff maps of 8 bits with it",
+    )
+
+
+def _check_copy_paste(cfg: CfgNode) -> None:
+    prob, mask_format = cfg.INPUT.COPY_PASTE.PROB, cfg.INPUT.MASK_FORMAT
+    allowed = f"'bitmask' with INPUT.COPY_PASTE.PROB {prob}: copy-paste needs bitmaps"
+    require(prob == 0 or mask_format == "bitmask", "INPUT.MASK_FORMAT", mask_format, allowed)
+
+
+def _value(cfg: CfgNode, key: str) -> Any:
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg

@@ -1,0 +1,96 @@
+"""Runs a model over a data set for its evaluator.
+
+An image that cannot be read does not end the evaluation: it counts as one without predictions. The
+evaluators get an empty output for it.
+"""
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
+from detectron2.utils import comm
+from torch import nn
+
+from solo_d2.data.mapper import SOLODatasetMapper
+from solo_d2.data.unreadable import UNREADABLE
+from solo_d2.errors import DatasetError
+
+logger = logging.getLogger("solo_d2")
+
+Model = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
+
+
+class NotingMapper:
+    """A mapper for inference that notes what is wrong with an image, in place of the image."""
+
+    def __init__(self, mapper: Callable[[dict[str, Any]], dict[str, Any]]):
+        """Wrap a mapper that raises DatasetError."""
+        self.mapper = mapper
+
+    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
+        """The mapper's sample; or the dataset dict, with the error's message as `UNREADABLE`."""
+        try:
+            return self.mapper(record)
+        except DatasetError as error:
+            known = {key: value for key, value in record.items() if key != "annotations"}
+            return {**known, UNREADABLE: str(error)}
+
+
+class SkippingModel(nn.Module):
+    """A model that is not asked about images that could not be read.
+
+    Attributes:
+        unreadable: a line for each such image.
+    """
+
+    def __init__(self, model: Model):
+        """Wrap a model, or anything that is called as one."""
+        super().__init__()
+        self.model = model
+        self.unreadable: list[str] = []
+        self.train(getattr(model, "training", False))
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The model's outputs; for images that could not be read, an empty dict each."""
+        readable = []
+        for sample in batched_inputs:
+            if UNREADABLE in sample:
+                self.unreadable.append(sample[UNREADABLE])
+                logger.warning("%s (it counts as an image without predictions)", sample[UNREADABLE])
+            else:
+                readable.append(sample)
+        outputs = iter(self.model(readable) if readable else [])
+        return [{} if UNREADABLE in sample else next(outputs) for sample in batched_inputs]
+
+
+def evaluation_loader(cfg: CfgNode, dataset_name: str) -> Any:
+    """The loader of a data set for `evaluate_dataset`."""
+    mapper = NotingMapper(SOLODatasetMapper(cfg, is_train=False))
+    return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+
+
+def evaluate_dataset(
+    model: Model, loader: Iterable[Any], evaluator: DatasetEvaluator
+) -> dict[str, Any]:
+    """Run a model over a data set; all processes call it together.
+
+    Args:
+        model: gives Detectron2's outputs of a batch.
+        loader: of `evaluation_loader`, or any other of Detectron2's for inference.
+        evaluator: takes an empty output for an image without predictions.
+
+    Returns:
+        What the evaluator says. In the main process it is logged how many images could not be read.
+    """
+    skipping = SkippingModel(model)
+    results: dict[str, Any] = inference_on_dataset(skipping, loader, evaluator)
+    lines = [line for part in comm.gather(skipping.unreadable) for line in part]
+    if lines:
+        logger.warning(
+            f"{len(lines)} images could not be read; these figures count them as images without "
+            "predictions:" + "".join(f"\n  {line}" for line in lines)
+        )
+    return results

@@ -1,0 +1,141 @@
+"""Reading image files of any kind as 8-bit RGB: what training, evaluation, API and demo all see.
+
+Neither torch nor Detectron2 is imported here. Sizes are (H, W), images (H, W, 3) uint8 RGB.
+
+Detectron2's own reader gives the same pixels for ordinary files. It makes 16-bit images white and
+float images black, reads a PNG whose checksum is wrong without a complaint, and has no limit.
+"""
+
+import io
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+# Decoders that may see a file. Others of Pillow start programs (EPS) or read old, rare formats.
+FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "JPEG2000", "PPM", "AVIF")
+# Larger images are refused before they are decoded: a small file can hold any number of pixels.
+MAX_PIXELS = 80_000_000
+
+_DEPTHS = (8, 10, 12, 14, 16)
+
+
+class ImageError(ValueError):
+    """An image or a video cannot be used. The message names the file and the reason."""
+
+
+def limit_pixels(max_pixels: int) -> None:
+    """Set Pillow's own guard to the limit that `read_image` will be given, in the whole process."""
+    Image.MAX_IMAGE_PIXELS = max_pixels
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """Read an image file upright, as 8-bit RGB.
+
+    The orientation of EXIF is applied. Of several frames the first is read. An alpha channel is
+    dropped, as Detectron2 does in training. Grey images of more than 8 bits and float images are
+    scaled, see `to_8_bit`.
+
+    Args:
+        path: the file; its content decides about the format, not its name.
+        max_pixels: most pixels that are decoded.
+
+    Returns:
+        (H, W, 3) uint8, RGB.
+
+    Raises:
+        ImageError: the file is empty, truncated, damaged, too large, or no image.
+    """
+    path = Path(path)
+    Image.init()
+    try:
+        if path.stat().st_size == 0:
+            raise ImageError(f"{path}: the file is empty")
+        with Image.open(path, formats=[f for f in FORMATS if f in Image.OPEN]) as image:
+            if image.width * image.height > max_pixels:
+                raise ImageError(
+                    f"{path}: {image.width} x {image.height} pixels, "
+                    f"more than the limit of {max_pixels}"
+                )
+            image.load()
+            return to_rgb(image)
+    except ImageError:
+        raise
+    except UnidentifiedImageError:
+        raise ImageError(f"{path}: not an image of a known format") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ImageError(f"{path}: more pixels than the limit of {max_pixels}") from None
+    except MemoryError:
+        raise ImageError(f"{path}: not enough memory to decode it") from None
+    except OSError as error:
+        reason = error.strerror or f"truncated or damaged ({error})"
+        raise ImageError(f"{path}: {reason}") from error
+    except ValueError as error:  # of `to_8_bit`, or a mode that has no RGB
+        raise ImageError(f"{path}: {error}") from error
+    except Exception as error:  # Pillow's decoders raise many kinds on damaged files
+        raise ImageError(f"{path}: cannot be decoded ({type(error).__name__}: {error})") from error
+
+
+def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """Bring an image of any mode upright and to 8-bit RGB, see `read_image`."""
+    try:
+        image = ImageOps.exif_transpose(image)
+    except Exception:  # noqa: S110  (damaged EXIF says nothing about the pixels)
+        pass
+    if image.mode == "F" or image.mode.startswith("I"):
+        grey = to_8_bit(np.asarray(image))
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    return np.array(image.convert("RGB"))
+
+
+def to_8_bit(values: NDArray) -> NDArray[np.uint8]:
+    """Scale grey values of another type to 0..255, so that they look as meant.
+
+    Integers are divided by the largest value of the smallest usual depth (8, 10, 12, 14 or 16 bits)
+    that holds them all; floats in [0, 1] count from 0 to 1, floats in [0, 255] are taken as they
+    are. Anything else is stretched from its least to its greatest value.
+
+    Args:
+        values: (H, W), integer or float.
+
+    Returns:
+        (H, W) uint8.
+
+    Raises:
+        ValueError: a value is not finite.
+    """
+    low, high = float(values.min()), float(values.max())
+    if not np.isfinite([low, high]).all():
+        raise ValueError("it has values that are not finite, so their range is unknown")
+    if low < 0 or high >= 2**16 or (values.dtype.kind == "f" and high > 255):
+        start, span = low, (high - low) or 1.0
+    elif values.dtype.kind == "f":
+        start, span = 0.0, 1.0 if high <= 1 else 255.0
+    else:
+        start, span = 0.0, next(2.0**depth - 1 for depth in _DEPTHS if high < 2**depth)
+    scaled = (values.astype(np.float32) - np.float32(start)) * np.float32(255 / span)
+    return np.rint(scaled).clip(0, 255).astype(np.uint8)
+
+
+def write_image(file: Path | str, image: Image.Image, **options: Any) -> None:
+    """Write an image, of the kind that the file's extension says unless `format` is given.
+
+    It is encoded in memory: Pillow itself takes the part that fits on a full disk for all, and
+    raises nothing.
+
+    Args:
+        file: to be written.
+        image: what to write.
+        **options: as those of Pillow's `save`.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    kind = options.pop("format", None) or Image.registered_extensions()[Path(file).suffix.lower()]
+    content = io.BytesIO()
+    image.save(content, format=kind, **options)
+    Path(file).write_bytes(content.getvalue())

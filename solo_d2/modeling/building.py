@@ -1,0 +1,101 @@
+"""Building parts of a model from a config: what cannot be built is a ConfigError."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from torch.overrides import TorchFunctionMode
+
+from solo_d2.errors import ConfigError, DatasetError, first_line
+
+# Numbers that the layers of a part may have in all, and one tensor of them. The largest backbones
+# that Detectron2 makes have 0.7 billion, and 10 million in their largest tensor. More is refused
+# before it takes memory.
+MOST_NUMBERS = 1_000_000_000
+MOST_NUMBERS_OF_TENSOR = 100_000_000
+# The functions by which layers take memory.
+_ALLOCATING = (
+    *(torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn),
+    *(torch.arange, torch.linspace),
+)
+
+
+@contextlib.contextmanager
+def building(part: str, *sections: str) -> Iterator[None]:
+    """Turn what goes wrong while a part is built into a ConfigError, and bound its size.
+
+    Args:
+        part: what is built, for the message.
+        *sections: of the config, which describe it.
+
+    Raises:
+        ConfigError: the part is too large, or the code that builds it raised something.
+        DatasetError: that code raised it.
+    """
+    described = f"The {part} that {' and '.join(sections)} describe"
+    with refusing(described), SizeLimit(described):
+        yield
+
+
+@contextlib.contextmanager
+def refusing(described: str) -> Iterator[None]:
+    """Turn whatever is raised into a ConfigError, for settings that other code has to judge.
+
+    Detectron2 and torch have no common error for settings that do not fit each other.
+
+    Args:
+        described: what cannot be built then.
+    """
+    try:
+        yield
+    except (ConfigError, DatasetError):
+        raise
+    except Exception as error:
+        raise ConfigError(f"{described} cannot be built: {first_line(error)}") from error
+
+
+def backbone_sections(cfg: CfgNode) -> tuple[str, ...]:
+    """The sections of a config that describe its backbone, by the backbone's name."""
+    name = cfg.MODEL.BACKBONE.NAME
+    kind = next((kind for kind in ("SWIN", "VIT", "REGNET") if kind.lower() in name), "RESNETS")
+    return "MODEL.BACKBONE", f"MODEL.{kind}", "MODEL.FPN"
+
+
+class SizeLimit(TorchFunctionMode):
+    """Raises a ConfigError before torch makes layers that are too large, or without channels."""
+
+    def __init__(self, described: str) -> None:
+        """Start to count.
+
+        Args:
+            described: what is built, for the message.
+        """
+        super().__init__()
+        self.described = described
+        self.num_numbers = 0
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _ALLOCATING:
+            planned = func(*args, **{**kwargs, "device": "meta"})  # has a size, but no memory
+            self._count(planned.numel(), tuple(planned.shape))
+        return func(*args, **kwargs)
+
+    def _count(self, num_numbers: int, shape: tuple[int, ...]) -> None:
+        self.num_numbers += num_numbers
+        if num_numbers == 0:
+            raise ConfigError(f"{self.described} would have a layer of {shape}, without any number")
+        if num_numbers > MOST_NUMBERS_OF_TENSOR or self.num_numbers > MOST_NUMBERS:
+            raise ConfigError(
+                f"{self.described} would have a layer of {shape} and {self.num_numbers:,} numbers "
+                f"with those before it; at most {MOST_NUMBERS_OF_TENSOR:,} of a layer and "
+                f"{MOST_NUMBERS:,} in all are allowed"
+            )

@@ -1,0 +1,287 @@
+"""Steps that come to infinity or NaN: training stops before them, and a file repeats them."""
+
+import importlib.util
+import itertools
+import json
+import logging
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.detectron2
+pytest.importorskip("detectron2")
+
+from detectron2.utils.events import EventStorage  # noqa: E402
+from torch import nn  # noqa: E402
+
+from solo_d2.engine import Trainer, setup  # noqa: E402
+from solo_d2.engine import bad_step as bad_steps  # noqa: E402
+from solo_d2.engine.bad_step import (  # noqa: E402
+    RunRecord,
+    plain_sample,
+    read_bad_step,
+    restore_sample,
+)
+from solo_d2.engine.replay import format_replay, rebuild_model, replay_step  # noqa: E402
+from solo_d2.engine.step import StepTrainer, step_options  # noqa: E402
+from solo_d2.errors import BadNumbersError, ConfigError  # noqa: E402
+from tests.engine.runs import forget_data, run_config  # noqa: E402
+from tests.modeling.tiny import (  # noqa: E402
+    image,
+    panoptic_config,
+    tiny_config,
+    tiny_model,
+    with_sem_seg,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+NAN, INF = float("nan"), float("inf")
+
+
+class Quotient(nn.Module):
+    """Two loss terms of one weight; what a sample says is the second's divisor."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([1.0, 2.0]))
+
+    def forward(self, batch):
+        divisor = sum(sample["divisor"] for sample in batch)
+        total = self.weight.sum()
+        if any("steep" in sample for sample in batch):  # a root has an infinite slope where it is 0
+            total = total + (self.weight[0] - self.weight[0].detach()).abs().sqrt()
+        return {"loss_a": total, "loss_b": self.weight.prod() / divisor}
+
+
+def sample(divisor=1.0, name="good.jpg", **more):
+    return {"file_name": name, "divisor": divisor, **more}
+
+
+def trainer_of(batches, folder, precision=None, **options):
+    model = Quotient()
+    made = StepTrainer(
+        model.train(),
+        batches,
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        precision=precision,
+        record=RunRecord(str(folder), "", 7) if folder else None,
+        **options,
+    )
+    made.iter = 0
+    return made
+
+
+def steps(trainer, count):
+    with EventStorage() as storage:
+        for trainer.iter in range(count):
+            trainer.run_step()
+            storage.step()
+    return storage
+
+
+@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+def test_a_bad_loss_stops_training_before_its_step(tmp_path, precision):
+    batches = [[sample()], [sample(0.0, "a.jpg"), sample(0.0, "b.jpg")]]
+    trainer = trainer_of(batches, tmp_path, precision)
+    with pytest.raises(BadNumbersError) as error:
+        steps(trainer, 2)
+    said = str(error.value)
+    for part in ("Iteration 1: ", "loss_b is inf", "loss_a is ", "Images: a.jpg, b.jpg."):
+        assert part in said
+    assert "good.jpg" not in said
+    assert "\n" not in said
+    # As after the first step alone.
+    expected = trainer_of(batches, None, precision)
+    steps(expected, 1)
+    assert torch.equal(trainer.model.weight, expected.model.weight)
+    content = torch.load(tmp_path / "bad_step_0000001.pth", weights_only=True)
+    assert torch.equal(content["model"]["weight"], expected.model.weight)
+    assert [x["file_name"] for x in content["batches"][0]] == ["a.jpg", "b.jpg"]
+    assert math.isinf(content["losses"][0]["loss_b"])
+    assert [path.name for path in tmp_path.iterdir()] == ["bad_step_0000001.pth"]
+    assert content["precision"] == ("float32" if precision is None else "bfloat16")
+
+
+def test_a_bad_gradient_of_good_losses_stops_training_too(tmp_path):
+    trainer = trainer_of([[sample()], [sample(steep=True)]], tmp_path)
+    with pytest.raises(BadNumbersError, match="gradients are not finite.*1 of 1 .*: weight"):
+        steps(trainer, 2)
+    assert (tmp_path / "bad_step_0000001.pth").is_file()
+
+
+def test_clipping_does_not_hide_it(tmp_path):
+    def clip(parameters):
+        return nn.utils.clip_grad_norm_(parameters, 1.0)
+
+    trainer = trainer_of([[sample(steep=True)]], tmp_path, clip_gradients=clip)
+    before = trainer.model.weight.detach().clone()
+    with pytest.raises(BadNumbersError, match="gradients are not finite"):
+        steps(trainer, 1)
+    assert torch.equal(trainer.model.weight, before)
+
+
+def test_float16_leaves_bad_gradients_out_and_goes_on(tmp_path):
+    batches = [[sample(steep=True)]] * 3 + [[sample()]]
+    trainer = trainer_of(batches, tmp_path, torch.float16)
+    before = trainer.model.weight.detach().clone()
+    scale = trainer.grad_scaler.get_scale()
+    with EventStorage():
+        for trainer.iter in range(3):
+            trainer.run_step()
+        assert torch.equal(trainer.model.weight, before)
+        assert trainer.grad_scaler.get_scale() == scale / 8
+        trainer.iter = 3
+        trainer.run_step()
+    assert not torch.equal(trainer.model.weight, before)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["losses", "gradients"])
+def test_float16_stops_when_it_goes_on_for_long(tmp_path, kind, caplog):
+    bad = [sample(0.0, "a.jpg")] if kind == "losses" else [sample(steep=True, name="a.jpg")]
+    most = bad_steps.MAX_BAD_LOSSES if kind == "losses" else bad_steps.MAX_BAD_GRADIENTS
+    # A good step in between begins the count anew.
+    batches = [bad] * (most - 1) + [[sample()]] + [bad] * 99
+    trainer = trainer_of(batches, tmp_path, torch.float16)
+    with caplog.at_level(logging.WARNING), pytest.raises(BadNumbersError, match="a.jpg"):
+        steps(trainer, len(batches))
+    assert trainer.iter == 2 * most - 1
+    content = read_bad_step(tmp_path / f"bad_step_{trainer.iter:07}.pth")
+    assert content["loss_scale"] < 2.0**16
+    if kind == "losses":
+        assert "Iteration 0: loss_b is inf" in caplog.text
+
+
+def test_metrics_are_detectron2s(tmp_path):
+    trainer = trainer_of([[sample(2.0)]], tmp_path)
+    latest = {name: value for name, (value, _) in steps(trainer, 1).latest().items()}
+    assert latest.keys() == {"rank_data_time", "data_time", "total_loss", "loss_a", "loss_b"}
+    assert (latest["loss_a"], latest["loss_b"], latest["total_loss"]) == (3.0, 1.0, 4.0)
+
+
+def test_a_file_that_cannot_be_written_does_not_hide_the_error(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", fail)
+    trainer = trainer_of([[sample(0.0)]], tmp_path)
+    with pytest.raises(BadNumbersError, match="loss_b is inf.*could not be written.*No space"):
+        steps(trainer, 1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_may_not_be_a_dump(tmp_path):
+    (tmp_path / "text.pth").write_text("no tensors")
+    torch.save({"model": {}}, tmp_path / "model.pth")
+    for name, reason in (
+        ("gone.pth", "does not exist"),
+        ("text.pth", "cannot be read"),
+        ("model.pth", "is no bad_step"),
+    ):
+        with pytest.raises(ConfigError, match=reason):
+            read_bad_step(tmp_path / name)
+
+
+# --- a dump of a real model, and its replay
+
+
+def load_tool():
+    spec = importlib.util.spec_from_file_location("replay_step", ROOT / "tools/replay_step.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def stopped(folder, cfg, spoil=lambda model: None, **options):
+    """Train tiny models on a batch until they stop; the error and the dump's file."""
+    cfg.OUTPUT_DIR, cfg.SEED = str(folder), 5
+    model = tiny_model(cfg).train()
+    spoil(model)
+    batch = [
+        with_sem_seg({**image(64, 96, num=num, seed=num), "file_name": f"{num}.jpg"})
+        for num in (2, 0, 1)
+    ]
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    made = StepTrainer(model, itertools.repeat(batch), optimizer, **step_options(cfg) | options)
+    made.iter = 3
+    with EventStorage(3), pytest.raises(BadNumbersError) as error:
+        made.run_step()
+    return str(error.value), folder / "bad_step_0000003.pth"
+
+
+@pytest.mark.parametrize(("make_config", "num_parts"), [(tiny_config, 1), (panoptic_config, 2)])
+def test_a_replay_finds_where_it_begins(tmp_path, make_config, num_parts, capsys):
+    def spoil(model):
+        with torch.no_grad():
+            model.backbone.bottom_up.res4[0].conv2.weight[0, 0, 0, 0] = NAN
+
+    said, file = stopped(tmp_path, make_config(), spoil, num_parts=num_parts)
+    assert "loss_cls is nan" in said
+    assert "Images: 2.jpg, 0.jpg, 1.jpg." in said
+    assert f"tools/replay_step.py {file}" in said
+    assert load_tool().main([str(file)]) == 1
+    printed = capsys.readouterr().out
+    for line in (
+        "  weights that were not finite before the step: backbone.bottom_up.res4.0.conv2.weight\n",
+        "  loss_mask: nan\n",
+        "  first output that is not finite: module backbone.bottom_up.res4.0.conv2\n",
+    ):
+        assert line in printed
+    found = re.search(r"gradients that are not finite: (\d+) of (\d+): backbone", printed)
+    assert 5 < int(found[1]) <= int(found[2])
+
+
+@pytest.mark.parametrize("precision", [None, torch.float16])
+def test_a_replay_is_the_step_itself(tmp_path, precision, monkeypatch):
+    """A good step that is called bad: its losses come out to the last bit."""
+    monkeypatch.setattr(bad_steps.BadSteps, "add", lambda *_: True)
+    _, file = stopped(tmp_path, tiny_config(), precision=precision)
+    content = read_bad_step(file)
+    replay = replay_step(rebuild_model(content, "cpu", None), content, 0)
+    assert replay.losses == content["losses"][0]
+    if precision is None:  # gradients overflow in float16, at first
+        assert replay.is_finite
+        assert "first output that is not finite: none" in format_replay(replay)
+
+
+def test_samples_survive(tmp_path):
+    from detectron2.structures import BitMasks, PolygonMasks
+
+    sample = {**with_sem_seg(image(num=2)), "file_name": "a.jpg", "image_id": 4, "none": None}
+    polygons = PolygonMasks([[[0.0, 0, 9, 0, 9, 9]], [[1.0, 1, 5, 1, 5, 5], [7.0, 7, 9, 7, 9, 9]]])
+    for masks in (sample["instances"].gt_masks, polygons):
+        sample["instances"].gt_masks = masks
+        torch.save(plain_sample(sample), tmp_path / "a.pth")
+        found = restore_sample(torch.load(tmp_path / "a.pth", weights_only=True))
+        assert torch.equal(found["image"], sample["image"])
+        assert torch.equal(found["sem_seg"], sample["sem_seg"])
+        assert (found["file_name"], found["image_id"]) == ("a.jpg", 4)
+        instances = found["instances"]
+        assert instances.image_size == sample["instances"].image_size
+        assert torch.equal(instances.gt_boxes.tensor, sample["instances"].gt_boxes.tensor)
+        assert torch.equal(instances.gt_classes, sample["instances"].gt_classes)
+        if isinstance(masks, BitMasks):
+            assert torch.equal(instances.gt_masks.tensor, masks.tensor)
+        else:
+            assert repr(instances.gt_masks.polygons) == repr(masks.polygons)
+
+
+def test_a_training_of_files_stops_and_names_them(shapes, tmp_path):
+    forget_data()
+    trainer = Trainer(setup(run_config(shapes, tmp_path)))
+    with torch.no_grad():
+        trainer.model.head.class_logits.bias[:] = INF
+    with pytest.raises(BadNumbersError, match=r"Iteration 0: .*loss_cls is (nan|inf)") as error:
+        trainer.train()
+    content = read_bad_step(tmp_path / "bad_step_0000000.pth")
+    assert content["seed"] == 7
+    for sample in content["batches"][0]:
+        assert sample["file_name"] in str(error.value)
+        assert Path(sample["file_name"]).is_file()
+    assert not (tmp_path / "model_final.pth").exists()
+    written = tmp_path / "metrics.json"
+    lines = written.read_text().splitlines() if written.is_file() else []
+    assert not any("total_loss" in json.loads(line) for line in lines)

@@ -1,0 +1,139 @@
+"""Evaluations of data of which some images cannot be read."""
+
+import json
+import logging
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+pytestmark = pytest.mark.detectron2
+pytest.importorskip("detectron2")
+
+from detectron2.config import get_cfg  # noqa: E402
+from detectron2.data import DatasetCatalog, MetadataCatalog  # noqa: E402
+from detectron2.structures import Boxes, Instances  # noqa: E402
+from torch import nn  # noqa: E402
+
+from solo_d2 import add_solo_config  # noqa: E402
+from solo_d2.data.coco_format import register_coco_format  # noqa: E402
+from solo_d2.data.unreadable import UNREADABLE  # noqa: E402
+from solo_d2.engine import Trainer  # noqa: E402
+from solo_d2.errors import DatasetError  # noqa: E402
+from solo_d2.evaluation import build_evaluator, evaluate_dataset, evaluation_loader  # noqa: E402
+from solo_d2.evaluation.run import SkippingModel  # noqa: E402
+
+NAME = "run_val"
+SIZE = (40, 60)
+BOX = (10, 5, 30, 25)  # XYXY, the object of each image
+
+
+def annotation(key):
+    x0, y0, x1, y1 = BOX
+    return {
+        "id": key,
+        "image_id": key,
+        "category_id": 1,
+        "bbox": [x0, y0, x1 - x0, y1 - y0],
+        "area": (x1 - x0) * (y1 - y0),
+        "iscrowd": 0,
+        "segmentation": [[x0, y0, x1, y0, x1, y1, x0, y1]],
+    }
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    """Four images with an object each; the second is no image, the third is too large."""
+    images = [
+        {"id": key, "file_name": f"{key}.png", "height": SIZE[0], "width": SIZE[1]}
+        for key in (1, 2, 3, 4)
+    ]
+    content = {
+        "images": images,
+        "annotations": [annotation(key) for key in (1, 2, 3, 4)],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    for key in (1, 3, 4):
+        cv2.imwrite(str(tmp_path / f"{key}.png"), np.full((*SIZE, 3), 50 * key, np.uint8))
+    cv2.imwrite(str(tmp_path / "3.png"), np.zeros((50, 70, 3), np.uint8))
+    (tmp_path / "2.png").write_text("no image")
+    register_coco_format(NAME, tmp_path / "a.json", tmp_path)
+    DatasetCatalog.get(NAME)
+    cfg = get_cfg()
+    add_solo_config(cfg)
+    cfg.INPUT.MIN_SIZE_TEST = 0
+    cfg.OUTPUT_DIR = str(tmp_path / "output")
+    cfg.DATALOADER.NUM_WORKERS = 0
+    yield cfg
+    DatasetCatalog.remove(NAME)
+    MetadataCatalog.remove(NAME)
+
+
+class Knows(nn.Module):
+    """Finds the object in every image that it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    def forward(self, batched_inputs):
+        assert not self.training
+        outputs = []
+        for sample in batched_inputs:
+            self.asked.append(sample["image_id"])
+            assert sample["image"].shape == (3, *SIZE)
+            masks = torch.zeros(1, *SIZE, dtype=torch.bool)
+            x0, y0, x1, y1 = BOX
+            masks[:, y0:y1, x0:x1] = True
+            found = Instances(
+                SIZE,
+                pred_masks=masks,
+                pred_boxes=Boxes(torch.tensor([BOX]).float()),
+                scores=torch.ones(1),
+                pred_classes=torch.zeros(1, dtype=torch.int64),
+            )
+            outputs.append({"instances": found})
+        return outputs
+
+
+@pytest.mark.parametrize("contours", [False, True])
+def test_they_count_as_images_without_predictions(cfg, caplog, contours):
+    cfg.MODEL.SOLO.MASK_TARGET = "contour" if contours else "mask"
+    model = Knows()
+    assert model.training
+    with caplog.at_level(logging.WARNING, logger="solo_d2"):
+        results = evaluate_dataset(model, evaluation_loader(cfg, NAME), build_evaluator(cfg, NAME))
+    assert model.asked == [1, 4]
+    assert model.training  # as before
+    # Half of the objects are found, with nothing wrong: precision 1 up to recall 0.5.
+    assert results["segm"]["AP"] == pytest.approx(100 * 51 / 101)
+    assert ("contours" in results) == contours
+    if contours:
+        assert results["contours"]["recall"] < 51
+    last = caplog.records[-1].message
+    assert last.startswith("2 images could not be read")
+    for name, reason in (("2.png", "not an image"), ("3.png", "50 x 70 pixels")):
+        assert sum(name in record.message for record in caplog.records) == 2
+        assert f"{name} " in last
+        assert reason in last
+
+
+def test_a_trainer_evaluates_all_the_same(cfg):
+    cfg.DATASETS.TEST = (NAME,)
+    assert Trainer.test(cfg, Knows())["segm"]["AP"] == pytest.approx(100 * 51 / 101)
+    figures = json.loads(open(f"{cfg.OUTPUT_DIR}/evaluation.json").read())
+    assert figures["segm/AP"] == pytest.approx(100 * 51 / 101)
+    with pytest.raises(DatasetError, match=r"2\.png cannot be read"):
+        list(Trainer.build_test_loader(cfg, NAME))  # what others than evaluations look at
+
+
+def test_a_batch_of_good_and_bad_ones_keeps_its_order():
+    model = SkippingModel(lambda batch: [{"found": sample["image_id"]} for sample in batch])
+    batch = [{"image_id": 1}, {"image_id": 2, UNREADABLE: "2 is torn"}, {"image_id": 3}]
+    assert model(batch) == [{"found": 1}, {}, {"found": 3}]
+    assert model([batch[1]]) == [{}]
+    assert model.unreadable == ["2 is torn"] * 2
+    model = SkippingModel(lambda _: pytest.fail("nothing to ask about"))
+    assert model([batch[1]]) == [{}]

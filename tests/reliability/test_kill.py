@@ -1,0 +1,222 @@
+"""Commands that are killed or told to stop: files are old, new or absent; the next run works."""
+
+import contextlib
+import itertools
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.detectron2
+pytest.importorskip("detectron2")
+
+from solo_d2 import files  # noqa: E402
+from solo_d2.commands import TERMINATED, run_command  # noqa: E402
+from solo_d2.data.whole_folder import only_writer, whole_folder  # noqa: E402
+from tests.reliability import killing  # noqa: E402
+
+# Of a run whose content does not follow from its inputs alone to the byte.
+WITH_TIMES = {"evaluation", "training"}
+QUICK = ["one_file", "shapes", "labels", "panoptic", "conversion"]
+LONG = ["example", "stills", "video", "training", "evaluation", "export"]
+long = pytest.mark.reliability
+EVERYTHING = [*QUICK, *(pytest.param(work, marks=long) for work in LONG)]
+# Sizes of files beyond which the kernel kills.
+SIZES = (0, 1, 100, 2_000, 20_000, 200_000)
+
+
+def finish(work, folder):
+    """Do the work to its end; what the user then sees."""
+    ending = killing.run(work, folder)
+    assert ending.code == 0, ending.out
+    return killing.visible(folder / "out")
+
+
+@pytest.fixture(scope="session")
+def results(tmp_path_factory, prepared):
+    """Gives the results of a work that nothing disturbs, for each variant."""
+    made = {}
+
+    def get(work, variant=0):
+        if (work, variant) not in made:
+            folder = tmp_path_factory.mktemp("whole")
+            (folder / "in").symlink_to(prepared(work) / "in")
+            (folder / "variant").write_text(str(variant))
+            made[work, variant] = finish(work, folder)
+        return made[work, variant]
+
+    return get
+
+
+def assert_results(work, found, expected):
+    assert found.keys() == expected.keys()
+    if work not in WITH_TIMES:
+        assert found == expected
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM], ids=["kill", "term"])
+@pytest.mark.parametrize("work", EVERYTHING)
+def test_signals_at_every_moment(work, sent, folder_of, results):
+    """One run after the other ends a moment later than the last; then one goes to the end."""
+    new = results(work)
+    folder = folder_of(work)
+    for moment in itertools.count(1):
+        ending = killing.run(work, folder, signal_at=moment, sent=sent)
+        killing.assert_whole(folder / "out", new)
+        if ending.code == 0:
+            break
+        assert ending.code == (-sent if sent == signal.SIGKILL else TERMINATED), ending.out
+        assert "Traceback" not in ending.out
+        if sent == signal.SIGTERM:
+            assert all(name.endswith(".lock") for name in killing.hidden(folder / "out"))
+    print(f"{moment - 1} moments")
+    assert moment > 2
+    assert_results(work, finish(work, folder), new)
+
+
+@pytest.mark.parametrize("work", ["one_file", "shapes", "labels", "panoptic", "conversion",
+    pytest.param("stills", marks=long)])  # fmt: skip
+def test_what_is_there_stays_until_the_new_is_whole(work, folder_of, results):
+    old, new = results(work), results(work, 1)
+    folder = folder_of(work)
+    finish(work, folder)
+    (folder / "variant").write_text("1")
+    for moment in itertools.count(1):
+        ending = killing.run(work, folder, signal_at=moment)
+        killing.assert_whole(folder / "out", old, new)
+        if ending.code == 0:
+            break
+    assert_results(work, finish(work, folder), new)
+
+
+@pytest.mark.parametrize("work", EVERYTHING)
+def test_killed_in_the_midst_of_a_file(work, folder_of, results):
+    """The kernel ends the process when a file, of Python or of native code, exceeds a size."""
+    new = results(work)
+    folder = folder_of(work)
+    killed = 0
+    for size in SIZES:
+        ending = killing.run(work, folder, room=size, kill_beyond=True)
+        assert ending.code in (0, -signal.SIGXFSZ), ending.out
+        killed += ending.code != 0
+        killing.assert_whole(folder / "out", new)
+    print(f"{killed} of {len(SIZES)} sizes")
+    assert killed > 1
+    assert_results(work, finish(work, folder), new)
+
+
+def test_leftovers_go_after_a_day(tmp_path):
+    old, fresh = (tmp_path / f"{files.UNFINISHED}{name}.json" for name in ("old", "fresh"))
+    for leftover in (old, fresh):
+        leftover.write_text("half")
+    yesterday = time.time() - 25 * 3600
+    os.utime(old, (yesterday, yesterday))
+    with files.whole_file(tmp_path / "a.json") as file:
+        file.write_text("{}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [fresh.name, "a.json"]
+
+
+def test_a_folder_that_was_taken_away_comes_back(tmp_path):
+    """Killed between the two renames, a writer leaves the old folder beside its place."""
+    root = tmp_path / "data"
+    taken = tmp_path / ".data.tmp-abc" / "old"
+    taken.mkdir(parents=True)
+    (taken / "a.txt").write_text("old")
+    with pytest.raises(OSError, match="full"), only_writer(root), whole_folder(root):
+        raise OSError("full")
+    assert (root / "a.txt").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".data.tmp")] == []
+
+
+def test_terminated_commands_end_what_they_have_started(tmp_path, capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    started = []
+
+    def work():
+        context = multiprocessing.get_context("forkserver")
+        started.append(context.Process(target=time.sleep, args=(600,)))
+        started[0].start()
+        with files.whole_file(tmp_path / "a.json") as file:
+            file.write_text("[")
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+
+    assert run_command("work", work) == TERMINATED == 128 + signal.SIGTERM
+    started[0].join(60)
+    assert started[0].exitcode is not None
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr().err == "work: terminated\n"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def alive(group):
+    """Processes of a group that have not ended."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # ended meanwhile
+            state, _, its_group = stat.read_text().rpartition(")")[2].split()[:3]
+            if int(its_group) == group and state != "Z":
+                found.append(int(stat.parent.name))
+    return found
+
+
+PROCESSES = {
+    "workers": ["DATALOADER.NUM_WORKERS", "2"],
+    "processes": ["DATALOADER.NUM_WORKERS", "1", "MODEL.DEVICE", "cpu"],
+}
+
+
+@pytest.mark.reliability
+@pytest.mark.parametrize("whom", ["command", "group"])
+@pytest.mark.parametrize("kind", PROCESSES)
+def test_sigterm_ends_a_training_with_all_its_processes(folder_of, kind, whom):
+    """As Kubernetes sends it, to the command, and as SLURM does, to all processes."""
+    folder = folder_of("training")
+    out = folder / "out"
+    several = ["--num-processes", "2"] if kind == "processes" else []
+    command = [sys.executable, "train_net.py", "--config-file", f"{folder}/in/config.yaml"]
+    command += [*several, "--resume", "OUTPUT_DIR", str(out), "SOLVER.CHECKPOINT_PERIOD", "3"]
+    command += [*PROCESSES[kind], "TEST.EVAL_PERIOD", "0", "SOLVER.MAX_ITER"]
+    with open(folder / "printed.txt", "w") as printed:
+        training = subprocess.Popen(
+            [*command, "100000"], stdout=printed, stderr=printed, start_new_session=True
+        )
+    while not (out / "last_checkpoint").exists():
+        assert training.poll() is None, (folder / "printed.txt").read_text()
+        time.sleep(0.05)
+    if whom == "command":
+        training.send_signal(signal.SIGTERM)
+    else:
+        os.killpg(training.pid, signal.SIGTERM)
+    code = training.wait(120)
+    said = (folder / "printed.txt").read_text()
+    assert code == TERMINATED, said
+    assert "SIGTERM: terminated" in said
+    if whom == "command":  # workers of torch that are told themselves have something to say
+        assert "Traceback" not in said
+    deadline = time.monotonic() + 20
+    while alive(training.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert alive(training.pid) == []
+    killing.assert_whole(out)
+    assert all(name.endswith(".lock") for name in killing.hidden(out))
+    last = torch.load(out / (out / "last_checkpoint").read_text(), weights_only=True)
+    end = str(last["iteration"] + 2)
+    done = subprocess.run([*command, end], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (out / "model_final.pth").is_file()
+
+
+def test_content_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    events = []
+    monkeypatch.setattr(files.os, "fsync", lambda _: events.append("on disk"))
+    sys.addaudithook(lambda event, _: events.append(event) if event == "os.rename" else None)
+    with files.whole_file(tmp_path / "a.json") as file:
+        file.write_text("{}")
+    assert events[:2] == ["on disk", "os.rename"]

@@ -1,0 +1,225 @@
+"""What is killed in tests/reliability: commands, on tiny data.
+
+Each work takes a folder: `in` has what `prepare` made, `out` gets the results. A file `variant`
+there changes what comes out. They return exit codes.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+from unittest import mock
+
+import cv2
+import numpy as np
+import torch
+from detectron2.modeling import build_model
+
+# Detectron2 installs a package `tools`, so the files are imported from their folder.
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
+
+import convert_panoptic  # noqa: E402
+import export_model  # noqa: E402
+import labels_to_coco  # noqa: E402
+
+import train_net  # noqa: E402
+from demo import demo  # noqa: E402
+from solo_d2.checkpoints.matching import Match  # noqa: E402
+from solo_d2.checkpoints.renaming import Conversion  # noqa: E402
+from solo_d2.checkpoints.zoo import OWN  # noqa: E402
+from solo_d2.commands import run_command  # noqa: E402
+from solo_d2.data.shapes.__main__ import main as shapes_main  # noqa: E402
+from solo_d2.engine import argument_parser  # noqa: E402
+from solo_d2.files import whole_file  # noqa: E402
+from solo_d2.launch import JobError, launch  # noqa: E402
+from solo_d2.modeling.weights_conversion import Plan, write_conversion  # noqa: E402
+from tests import jobs, panoptic_files  # noqa: E402
+from tests.api.models import arguments, panoptic_cfg, picture, save, save_model  # noqa: E402
+from tests.export.models import small_config, small_model  # noqa: E402
+
+NUM_IMAGES = 3
+
+
+def prepare(folder, work):
+    """Make what a work reads."""
+    source = folder / "in"
+    source.mkdir(parents=True)
+    PREPARATIONS.get(work, lambda _: None)(source)
+
+
+def variant(folder):
+    """0, or what a test has written."""
+    file = folder / "variant"
+    return int(file.read_text()) if file.is_file() else 0
+
+
+def shapes(folder):
+    seed = variant(folder)
+    words = ["shapes", "--output", f"{folder}/out/shapes", "--num-train", "2", "--num-val", "1"]
+    with mock.patch.object(sys, "argv", [*words, "--seed", str(seed), *["--force"][:seed]]):
+        return shapes_main()
+
+
+def prepare_labels(source):
+    for index in range(NUM_IMAGES):
+        save(source / "images" / f"{index}.png", picture(20, 30, seed=index))
+        mask = np.zeros((20, 30), np.uint8)
+        mask[5:15, 5 : 10 + index] = 255
+        save(source / "labels" / str(index) / "thing_1.png", mask)
+        save(source / "other" / str(index) / "other_1.png", mask)
+
+
+def labels(folder):
+    source = folder / "in"
+    chosen = source / ("other" if variant(folder) else "labels")
+    words = ["--images", source / "images", "--labels", chosen, "--output", folder / "out"]
+    return labels_to_coco.main([*map(str, words)])
+
+
+def example(folder):
+    out = folder / "out"
+    if (out / "images").exists() != (out / "labels").exists():  # as the command asks for
+        shutil.rmtree(out / ("images" if (out / "images").exists() else "labels"))
+    words = ["--images", out / "images", "--labels", out / "labels", "--output", out]
+    made = ["--example", "3"] if not (out / "images").exists() else []
+    return labels_to_coco.main([*map(str, words), *made])
+
+
+def panoptic(folder):
+    source = folder / "in" / "data"
+    again = ["--force"] if variant(folder) else []
+    words = ["--json", source / "panoptic.json", "--png-dir", source / "panoptic"]
+    words += ["--output", folder / "out" / "converted"]
+    return convert_panoptic.main([*map(str, words), *again])
+
+
+def conversion(folder):
+    state = {"head.a": torch.full((1000,), float(variant(folder)))}
+    plan = Plan(
+        source=OWN,
+        conversion=Conversion(state, {"head.a": "a"}, ()),
+        base=ROOT / "configs/base/solov2_fpn.yaml",
+        settings={"MODEL.SOLO.NUM_CLASSES": 3 + variant(folder)},
+        classes=["cat"],
+        match=Match(state, [], [], {}, []),
+    )
+    return run_command("convert", lambda: write_conversion(plan, folder / "out" / "model.pth"))
+
+
+def prepare_demo(source):
+    save_model(source / "model")
+    for index in range(2):
+        save(source / "images" / f"{index}.png", picture(seed=index))
+    writer = cv2.VideoWriter(
+        str(source / "video.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48)
+    )
+    for index in range(3):
+        writer.write(picture(seed=index))
+    writer.release()
+
+
+def stills(folder):
+    out = folder / "out"
+    results = ["--output", out / "pictures", "--json", out / "a.json"]
+    results += ["--save-masks", out / "masks"]
+    return _demo(folder, "--input", folder / "in" / "images", *results)
+
+
+def video(folder):
+    out = folder / "out"
+    results = ["--output", out / "a.avi", "--json", out / "a.json"]
+    return _demo(folder, "--video-input", folder / "in" / "video.avi", *results)
+
+
+def _demo(folder, *words):
+    model = arguments(folder / "in" / "model" / "model.pth")
+    least = "0.5" if variant(folder) else "0"
+    return demo.main([*model, "--confidence-threshold", least, *map(str, words)])
+
+
+def prepare_training(source):
+    jobs.make_data(source)
+    jobs.write_config(source)
+
+
+def training(folder):
+    words = ["SOLVER.MAX_ITER", 3, "SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.IMS_PER_BATCH", 2]
+    words += ["SOLVER.REFERENCE_IMS_PER_BATCH", 2, "TEST.EVAL_PERIOD", 3]
+    return _train(folder, "--resume", *words)
+
+
+def prepare_evaluation(source):
+    """A panoptic model, and a panoptic data set of a few images."""
+    from solo_d2.data import ShapesParams, ensure_shapes
+
+    root = ensure_shapes(source / "shapes", ShapesParams(num_train=0, num_val=2))
+    cfg = panoptic_cfg()
+    split = ("panoptic_val.json", "panoptic_val", "panoptic_stuff_val")
+    annotations = root / "annotations"
+    cfg.DATASETS.COCO_PANOPTIC_FORMAT = [
+        ["kept_val", str(annotations / split[0]), str(root / split[1]), str(root / "val")]
+    ]
+    cfg.DATASETS.TEST = ("kept_val",)
+    cfg.TEST.KEEP_PANOPTIC_PREDICTIONS = True
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 5
+    torch.manual_seed(0)
+    torch.save({"model": build_model(cfg).state_dict()}, source / "model.pth")
+    (source / "config.yaml").write_text(cfg.dump())
+
+
+def evaluation(folder):
+    weights = ["MODEL.WEIGHTS", folder / "in" / "model.pth"]
+    return _train(folder, "--eval-only", *weights)
+
+
+def _train(folder, *words):
+    words = [*words, "OUTPUT_DIR", folder / "out", "DATALOADER.NUM_WORKERS", 0]
+    words = ["--config-file", folder / "in" / "config.yaml", *words]
+    args = argument_parser().parse_args([*map(str, words)])
+    return run_command("", lambda: launch(train_net.main, args), errors=(JobError,), failed=1)
+
+
+def prepare_export(source):
+    cfg = small_config()
+    cfg.merge_from_list(["DATASETS.TRAIN", (), "DATASETS.TEST", ()])
+    cfg.merge_from_list(["INPUT.MIN_SIZE_TEST", 96, "INPUT.MAX_SIZE_TEST", 160])
+    torch.save({"model": small_model().state_dict()}, source / "model.pth")
+    (source / "config.yaml").write_text(cfg.dump())
+    y, x = np.mgrid[:70, :100]  # smooth, so that model and export find the same
+    picture = np.stack([2 * x, 2 * y, x + y], axis=2).clip(0, 255).astype(np.uint8)
+    save(source / "images" / "a.png", picture)
+
+
+def export(folder):
+    source = folder / "in"
+    model = ["--config-file", source / "config.yaml", "--weights", source / "model.pth"]
+    words = [*model, "--check-images", source / "images", "--output", folder / "out" / "model.onnx"]
+    return export_model.main([*map(str, words)])
+
+
+def one_file(folder):
+    """The least that there is: a file of 1000 bytes."""
+
+    def write():
+        with whole_file(folder / "out" / "a.json") as file:
+            file.write_text(f"[{variant(folder)}, " + " " * 1000 + "0]")
+
+    return run_command("write", write)
+
+
+WORKS = {
+    work.__name__: work
+    for work in (
+        *(one_file, shapes, labels, example, panoptic, conversion),
+        *(stills, video, training, evaluation, export),
+    )
+}
+PREPARATIONS = {
+    "labels": prepare_labels,
+    "panoptic": lambda source: panoptic_files.write(source / "data"),
+    "stills": prepare_demo,
+    "video": prepare_demo,
+    "training": prepare_training,
+    "evaluation": prepare_evaluation,
+    "export": prepare_export,
+}

@@ -1,0 +1,249 @@
+"""Load: memory that does not grow, thousands of objects, images of extreme sizes.
+
+The long forms are run by `python -m pytest -m reliability`.
+"""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+pytestmark = [
+    pytest.mark.detectron2,
+    pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc"),
+]
+pytest.importorskip("detectron2")
+
+from detectron2.utils.events import EventStorage  # noqa: E402
+
+from solo_d2 import Predictor, Result  # noqa: E402
+from solo_d2.api.classes import Classes  # noqa: E402
+from solo_d2.benchmarks.common import peak_memory  # noqa: E402
+from solo_d2.data import SOLODatasetMapper, load_coco_format, register_coco_format  # noqa: E402
+from solo_d2.evaluation.coco_results import FastCOCOEvaluator  # noqa: E402
+from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY  # noqa: E402
+from tests.api.models import picture  # noqa: E402
+from tests.export.models import small_config, small_model  # noqa: E402
+from tests.growth import MIB, growth, resident_bytes  # noqa: E402
+from tests.modeling.tiny import (  # noqa: E402
+    image,
+    panoptic_config,
+    tiny_config,
+    tiny_model,
+    with_sem_seg,
+)
+
+reliability = pytest.mark.reliability
+HEADS = sorted(name for name, _ in SOLO_HEAD_REGISTRY)
+# Images that come again and again.
+PICTURES = [picture(*size, seed=i) for i, size in enumerate([(48, 64), (64, 40), (30, 90), (7, 5)])]
+
+
+def long_and_short(short, long):
+    """A number for every run of the tests, and one for `-m reliability`."""
+    return [short, pytest.param(long, marks=reliability)]
+
+
+# ---------------------------------------------------------------- memory does not grow
+
+
+def load(folder, device="cpu"):
+    """A predictor whose inference takes milliseconds."""
+    cfg = small_config(*("INPUT.MIN_SIZE_TEST", 48, "INPUT.MAX_SIZE_TEST", 64))
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ()
+    cfg.TEST.DETECTIONS_PER_IMAGE = 5
+    torch.save({"model": small_model().state_dict()}, folder / "model.pth")
+    return Predictor(cfg, folder / "model.pth", device=device, score_thresh=0.0)
+
+
+@pytest.fixture(scope="module")
+def predictor(tmp_path_factory):
+    return load(tmp_path_factory.mktemp("model"))
+
+
+def look(predictor, index):
+    """All that is made of an image."""
+    result = predictor(PICTURES[index % len(PICTURES)])
+    assert len(result) > 0
+    result.draw()
+    result.to_dicts()
+
+
+# Bytes that are no growth, of a number of inferences in which a leak of 100 KiB each would be a
+# hundred times as much.
+def allowed(number):
+    return 4 * MIB if number < 1000 else 16 * MIB
+
+
+@pytest.mark.parametrize("number", long_and_short(300, 10_000))
+def test_inferences_leave_no_memory_behind(predictor, number):
+    assert growth(lambda index: look(predictor, index), number) < allowed(number)
+
+
+def test_a_leak_would_be_seen(predictor):
+    kept = []
+
+    def leak(index):
+        look(predictor, index)
+        kept.append(torch.ones(100 << 8))  # 100 KiB
+
+    assert growth(leak, 300) > allowed(300)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("number", long_and_short(300, 10_000))
+def test_inferences_leave_no_gpu_memory_behind(tmp_path, number):
+    predictor = load(tmp_path, "cuda")
+    used = torch.cuda.memory_allocated
+    assert growth(lambda index: look(predictor, index), number, used) == pytest.approx(0, abs=1)
+    reserved = torch.cuda.memory_reserved
+    assert growth(lambda index: look(predictor, index), number, reserved) < allowed(number)
+
+
+# ---------------------------------------------------------------- thousands of objects
+
+# Objects, the side of the square image on which they lie in rows, and MiB beyond what was there
+# before that a step of training and an inference may take. Most are masks of the size of the image,
+# a byte a pixel: those of the truth, of the predictions, and their copies for the json.
+CROWDS = long_and_short((300, 160, 300), (3000, 512, 4000))
+CLASSES = ["disc", "ring", "square", "cross", "star"]
+
+
+def crowd(folder, number, side):
+    """A data set of one image with many objects; its name."""
+    columns = int(np.ceil(number**0.5))
+    pitch = side // columns
+    pixels = np.full((side, side, 3), 60, np.uint8)
+    annotations = []
+    for index in range(number):
+        x, y = pitch * (index % columns), pitch * (index // columns)
+        size = pitch - 2
+        pixels[y : y + size, x : x + size] = 40 * (index % 5) + 80
+        annotations.append(
+            {
+                "id": index + 1,
+                "image_id": 1,
+                "category_id": index % 5 + 1,
+                "bbox": [x, y, size, size],
+                "area": size * size,
+                "iscrowd": 0,
+                "segmentation": [[x, y, x + size, y, x + size, y + size, x, y + size]],
+            }
+        )
+    cv2.imwrite(str(folder / "crowd.png"), pixels)
+    content = {
+        "images": [{"id": 1, "file_name": "crowd.png", "height": side, "width": side}],
+        "annotations": annotations,
+        "categories": [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)],
+    }
+    (folder / "crowd.json").write_text(json.dumps(content))
+    name = f"crowd {number} in {folder}"
+    register_coco_format(name, folder / "crowd.json", folder)
+    return name
+
+
+def crowd_config(number, side):
+    cfg = tiny_config()
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN = (side,), side
+    solo = cfg.MODEL.SOLO
+    solo.NUM_GRIDS, solo.SCALE_RANGES = [64, 36, 24, 16, 12], [[1, 2048]] * 5
+    solo.HEAD.PRIOR_PROB = 0.5
+    solo.SCORE_THRESH_TEST = solo.KEEP_THRESH_TEST = 0.0
+    solo.PRE_NMS_TOPK = cfg.TEST.DETECTIONS_PER_IMAGE = number
+    return cfg
+
+
+@pytest.mark.parametrize("crowded", CROWDS)
+def test_a_crowd_is_trained_on_found_drawn_and_evaluated(tmp_path, crowded):
+    number, side, mebibytes = crowded
+    name = crowd(tmp_path, number, side)
+    cfg = crowd_config(number, side)
+    model = tiny_model(cfg, sure=True)
+    (record,) = load_coco_format(name, tmp_path / "crowd.json", tmp_path)
+
+    def chain():
+        sample = SOLODatasetMapper(cfg, is_train=True)(record)
+        assert len(sample["instances"]) == number
+        with EventStorage() as storage:
+            losses = model.train()([sample])
+        sum(losses.values()).backward()
+        assert all(loss.isfinite() for loss in losses.values())
+        # Each object has a sample at each of five levels at least.
+        assert storage.latest()["targets/num_mask_samples"][0] >= 5 * number
+        with torch.no_grad():
+            output = model.eval()([{**sample, "height": side, "width": side}])[0]
+        found = output["instances"]
+        assert len(found) == number  # that many at most; there are more candidates
+        classes = Classes(CLASSES, [1, 2, 3, 4, 5])
+        result = Result(found, np.zeros((side, side, 3), np.uint8), "crowd", classes)
+        assert result.draw().shape == (side, side, 3)
+        assert len(result.to_coco(1)) == number
+        evaluator = FastCOCOEvaluator(name, None)
+        evaluator.reset()
+        evaluator.process([{"image_id": 1}], [output])
+        assert np.isfinite(evaluator.evaluate()["segm"]["AP"])
+
+    assert peak_memory(chain, torch.device("cpu")) < mebibytes * MIB
+
+
+# ---------------------------------------------------------------- extreme sizes
+
+PANOPTIC = "panoptic"
+
+
+def tiny(kind):
+    cfg = panoptic_config() if kind == PANOPTIC else tiny_config(kind)
+    cfg.MODEL.SOLO.KEEP_THRESH_TEST = 0.0
+    return tiny_model(cfg, sure=True)
+
+
+def one_pixel():
+    """An image of a pixel that is an object."""
+    sample = image(1, 1, num=1)
+    sample["instances"].gt_masks.tensor[:] = True
+    sample["instances"].gt_boxes.tensor[:] = torch.tensor([0.0, 0, 1, 1])
+    return with_sem_seg(sample)
+
+
+@pytest.mark.parametrize("size", long_and_short((160, 256), (1333, 800)))
+@pytest.mark.parametrize("kind", [*HEADS, PANOPTIC])
+def test_the_smallest_image_beside_the_largest(kind, size):
+    batch = [one_pixel(), with_sem_seg(image(*size)), with_sem_seg(image(*size[::-1]))]
+    model = tiny(kind)
+    with EventStorage():
+        losses = model.train()(batch)
+    sum(losses.values()).backward()
+    assert all(loss.isfinite() for loss in losses.values())
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    with torch.no_grad():
+        results = model.eval()([{**batch[0], "height": 3, "width": 2}, *batch[1:]])
+    sizes = [(3, 2), size, size[::-1]]
+    for result, expected in zip(results, sizes, strict=True):
+        found = result["instances"]
+        assert found.pred_masks.shape == (len(found), *expected)
+        assert ((found.scores >= 0) & (found.scores <= 1)).all()
+        assert found.pred_boxes.tensor.isfinite().all()
+        if kind == PANOPTIC:
+            assert result["panoptic_seg"][0].shape == expected
+
+
+@pytest.mark.parametrize("kind", [*HEADS, PANOPTIC])
+def test_the_smallest_image_alone(kind):
+    model = tiny(kind)
+    with EventStorage():
+        losses = model.train()([one_pixel()])
+    sum(losses.values()).backward()
+    assert all(loss.isfinite() for loss in losses.values())
+    with torch.no_grad():
+        found = model.eval()([one_pixel()])[0]["instances"]
+    assert found.pred_masks.shape == (len(found), 1, 1)
+
+
+def test_what_is_measured_is_in_memory():
+    before = resident_bytes()
+    kept = np.ones(32 * MIB, np.uint8)
+    assert 24 * MIB < resident_bytes() - before < 48 * MIB
+    assert kept[-1] == 1

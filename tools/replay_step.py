@@ -1,0 +1,54 @@
+"""Repeat a step of training that came to infinity or NaN, and find where they begin.
+
+    python tools/replay_step.py output/bad_step_0001234.pth
+
+The file is what the training wrote when it stopped; nothing in it is run as code. Printed are the
+loss terms, the first module whose output is not finite, and the parameters whose gradients are not.
+Exit code: 0, everything was finite this time; 1, something was not; 2, the file cannot be used.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from solo_d2.commands import run_command  # noqa: E402
+from solo_d2.engine.bad_step import read_bad_step  # noqa: E402
+from solo_d2.engine.replay import format_replay, rebuild_model, replay_step  # noqa: E402
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("file", help="bad_step_*.pth of the training's OUTPUT_DIR")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
+    parser.add_argument(
+        "--lazy-config", metavar="FILE", help="of a training by tools/lazyconfig_train_net.py"
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    args = parse_args(argv)
+    return run_command("replay_step", lambda: replay(args))
+
+
+def replay(args: argparse.Namespace) -> int:
+    """Do what the command line says; returns the exit code."""
+    content = read_bad_step(args.file)
+    model = rebuild_model(content, args.device, args.lazy_config)
+    print(f"Iteration {content['iteration']}, {content['precision']}: {content['message']}")
+    replays = [replay_step(model, content, process) for process in content["batches"]]
+    for replay in replays:
+        print(format_replay(replay))
+    return 0 if all(replay.is_finite for replay in replays) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
