@@ -112,9 +112,8 @@ def override(cfg: CfgNode, overrides: Sequence[Any]) -> None:
         cfg.merge_from_list(list(overrides))
     except MERGE_ERRORS as error:
         given = shown(" ".join(x if isinstance(x, str) else shown(x) for x in overrides))
-        raise ConfigError(
-            f"The overrides {given} can't be used: {merge_reason(error, cfg)}"
-        ) from error
+        reason = merge_reason(error, cfg)
+        raise ConfigError(f"The overrides {given} can't be used: {reason}") from error
 
 
 def _add_grid_keys(solo: CfgNode) -> None:

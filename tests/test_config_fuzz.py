@@ -339,12 +339,7 @@ def run(folder, base, changed, route):
 
 
 def profile(number, *, same):
-    """Hypothesis's settings.
-
-    Args:
-        number: of examples.
-        same: whether every run tries the same ones.
-    """
+    """Hypothesis's settings for so many examples; whether every run tries the same ones."""
     return settings(
         max_examples=number,
         derandomize=same,
@@ -396,8 +391,6 @@ FOUND = [
     ),
     # Detectron2's refusal, an assertion without a word.
     ("regnet", {"MODEL.REGNET.W_A": 1e30}, "MODEL.REGNET"),
-    # A schedule without steps.
-    ("SOLOv2Head", {"SOLVER.STEPS": ()}, None),
 ]
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from solo_d2.errors import ConfigError
-from solo_d2.export.packages import require_packages
+from solo_d2.export.packages import require_packages, require_torch
 from solo_d2.export.pipeline import INPUTS, Detections, ExportPipeline, SoftDetections
 from solo_d2.export.runner import Arrays, Detector, ModelInfo
 from solo_d2.modeling.meta_arch.solo import SOLO
@@ -97,8 +97,9 @@ def trace(pipeline: ExportPipeline, info: ModelInfo) -> Export:
     """Trace a pipeline with free batch, input and output sizes.
 
     Raises:
-        ConfigError: a part of the model cannot be traced.
+        ConfigError: a part of the model cannot be traced, or torch is too old for it.
     """
+    require_torch()
     divisor = info.size_divisor
     # Sides that are not alike in anything, so that nothing is taken for equal by chance.
     height, width = (info.square_size or divisor * number for number in (4, 7))

@@ -124,7 +124,7 @@ class SOLOCheckpointer(DetectionCheckpointer):
             ) from error
         if file and "://" not in self.save_dir:
             name = os.path.relpath(file, self.save_dir or os.curdir)
-            if False:
+            if name != os.path.basename(file):
                 raise ConfigError(
                     f"{note} names {name!r:.200}, which is not in its folder: write the name of a "
                     "checkpoint there into it"

@@ -66,7 +66,7 @@ def _deform_conv_sampled(
     step = torch.arange(side, device=x.device) * dilation
     rows = torch.arange(out_height, device=x.device) * stride - padding
     columns = torch.arange(out_width, device=x.device) * stride - padding
-    y = displacement[:, :, 0] + (rows[:, None] + step.repeat_interleave(side)[:, None, None])
+    y = displacement[:, :, 0] + (rows[:, None] + step.repeat_interleave(side, dim=0)[:, None, None])
     x_ = displacement[:, :, 1] + (columns + step.repeat(side)[:, None, None])
     # Pixel centres lie at (2 i + 1) / size - 1 in the frame of grid_sample.
     grid = torch.stack([(2 * x_ + 1) / width - 1, (2 * y + 1) / height - 1], dim=-1)
