@@ -57,7 +57,7 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason=LONG))
         if item.get_closest_marker("gpu") and not HAS_GPU:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-        if item.get_closest_marker("export") and torch.__version__ < (2, 7):
+        if item.get_closest_marker("export") and torch.__version__ < "2.7":
             item.add_marker(pytest.mark.skip(reason="export needs torch 2.7"))
         if item.get_closest_marker("detectron2") and not HAS_DETECTRON2:
             item.add_marker(pytest.mark.skip(reason=NEEDS_DETECTRON2))

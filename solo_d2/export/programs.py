@@ -18,13 +18,15 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from solo_d2.errors import ConfigError
-from solo_d2.export.packages import require_packages, require_torch
+from solo_d2.export.packages import require_packages
 from solo_d2.export.pipeline import INPUTS, Detections, ExportPipeline, SoftDetections
 from solo_d2.export.runner import Arrays, Detector, ModelInfo
 from solo_d2.modeling.meta_arch.solo import SOLO
 
 # The one in which ONNX has GridSample for deformable convolutions under its present name.
 OPSET = 20
+# Earlier ones fail at divisions by a free size.
+OLDEST_TORCH = "2.7"
 METADATA_FILE = "metadata.json"
 
 
@@ -90,6 +92,12 @@ class _PlainTuple(nn.Module):
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """As the pipeline."""
         return tuple(self.pipeline(*inputs))
+
+
+def require_torch() -> None:
+    """Raise a ConfigError if this version of torch cannot export the models."""
+    if torch.__version__ < OLDEST_TORCH:  # compared as versions
+        raise ConfigError(f"Export needs torch {OLDEST_TORCH}, and this is {torch.__version__}")
 
 
 @torch.no_grad()

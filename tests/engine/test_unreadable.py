@@ -83,12 +83,11 @@ def test_training_stops_above_the_limit_and_lists_all(damaged, tmp_path):
             assert torch.equal(value, before[key])
 
 
-@pytest.mark.parametrize("workers", [0, 2])
 def test_an_evaluation_counts_them_as_images_without_predictions(
-    damaged, shapes, tmp_path, monkeypatch, warnings, workers
+    damaged, shapes, tmp_path, monkeypatch, warnings
 ):
     opts = ("MODEL.SOLO.SCORE_THRESH_TEST", 0.001, "MODEL.SOLO.KEEP_THRESH_TEST", 0.0)
-    opts += ("DATALOADER.NUM_WORKERS", workers)
+    opts += ("DATALOADER.NUM_WORKERS", 1)
     weights = tmp_path / "weights.pth"
     torch.manual_seed(0)
     made = Trainer.build_model(setup(run_config(shapes, tmp_path / "made", *opts)))

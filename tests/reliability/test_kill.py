@@ -23,8 +23,8 @@ from tests.reliability import killing  # noqa: E402
 
 # Of a run whose content does not follow from its inputs alone to the byte.
 WITH_TIMES = {"evaluation", "training"}
-QUICK = ["one_file", "shapes", "labels", "panoptic", "conversion"]
-LONG = ["example", "stills", "video", "training", "evaluation", "export"]
+QUICK = ["one_file", "labels", "panoptic", "conversion"]
+LONG = ["shapes", "example", "stills", "video", "training", "evaluation", "export"]
 long = pytest.mark.reliability
 EVERYTHING = [*QUICK, *(pytest.param(work, marks=long) for work in LONG)]
 # Sizes of files beyond which the kernel kills.
@@ -80,8 +80,8 @@ def test_signals_at_every_moment(work, sent, folder_of, results):
     assert_results(work, finish(work, folder), new)
 
 
-@pytest.mark.parametrize("work", ["one_file", "shapes", "labels", "panoptic", "conversion",
-    pytest.param("stills", marks=long)])  # fmt: skip
+@pytest.mark.parametrize("work", [*QUICK, *(pytest.param(work, marks=long)
+    for work in ("shapes", "stills"))])  # fmt: skip
 def test_what_is_there_stays_until_the_new_is_whole(work, folder_of, results):
     old, new = results(work), results(work, 1)
     folder = folder_of(work)

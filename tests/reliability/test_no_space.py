@@ -88,7 +88,7 @@ def mount(tmp_path):
 
 
 @pytest.mark.parametrize("work", ["one_file", *(pytest.param(work, marks=pytest.mark.reliability)
-    for work in ["shapes", "labels", "panoptic", "conversion", *LONG])])  # fmt: skip
+    for work in ["labels", "panoptic", "conversion", *LONG])])  # fmt: skip
 def test_disks_that_are_full_or_read_only(work, folder_of, mount):
     folder = folder_of(work)
     mount(folder / "out", "ro")
