@@ -100,7 +100,8 @@ def sigterm_raises() -> Iterator[None]:
         # torch's loader raises an error when its workers end, which they do now too.
         signal.signal(signal.SIGCHLD, lambda *_: None)
         for process in multiprocessing.active_children():
-            process.terminate()
+            if not process.daemon:  # those end with this one, as workers of loaders
+                process.terminate()
         raise Terminated
 
     before = {kind: signal.getsignal(kind) for kind in (signal.SIGTERM, signal.SIGCHLD)}
@@ -115,6 +116,7 @@ def sigterm_raises() -> Iterator[None]:
 def _wait_for_processes() -> None:
     """See that all have ended: Python drops a signal that comes to one that was just forked."""
     for process in multiprocessing.active_children():
+        process.terminate()
         process.join(_PATIENCE)
         if process.is_alive():
             process.kill()
