@@ -12,6 +12,7 @@ import torch
 import solo_d2
 from solo_d2 import ConfigError, Predictor
 from solo_d2.api.loading import find_config, make_config
+from solo_d2.ops.threads import one_thread
 from tests.api.models import ROOT, picture, save, save_model
 from tests.api.test_inputs import write_video
 
@@ -152,6 +153,22 @@ def test_eight_threads_get_what_one_gets(predictor):
         found = list(pool.map(predictor, images * 4))
     for index, result in enumerate(found):
         assert same(result, expected[index % len(images)])
+
+
+def test_a_thread_that_begins_while_others_take_one_is_not_slowed_down(predictor):
+    """As many of a server do: parts of the post-processing take one thread for a while."""
+    before, image = torch.get_num_threads(), picture()
+
+    def work():
+        predictor(image)
+        return torch.get_num_threads()
+
+    torch.set_num_threads(4)
+    try:
+        with one_thread(), ThreadPoolExecutor(1) as pool:
+            assert pool.submit(work).result() == 4
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_predictors_are_pickled_with_their_weights(predictor):
