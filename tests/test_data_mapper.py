@@ -451,3 +451,29 @@ def test_an_unusable_stuff_map_is_named(panoptic_record, tmp_path, case):
 def test_a_data_set_without_stuff_is_named(record):
     with pytest.raises(DatasetError, match=r"a\.png has no stuff map \(sem_seg_file_name\)"):
         SOLODatasetMapper(panoptic_config())(record)
+
+
+@pytest.mark.parametrize("mask_format", ["bitmask", "polygon"])
+@pytest.mark.parametrize("size", [(1, 1), (5, 1), (1, 5)])
+def test_images_one_pixel_wide_are_flipped(record, tmp_path, size, mask_format):
+    """NumPy takes such a mirrored array for contiguous, torch does not."""
+    height, width = size
+    files = {name: str(tmp_path / name) for name in ("thin.png", "thin_stuff.png")}
+    cv2.imwrite(files["thin.png"], np.full((height, width, 3), 90, np.uint8))
+    cv2.imwrite(files["thin_stuff.png"], np.full(size, 3, np.uint8))
+    mask = np.ones(size, np.uint8)
+    square = [0.0, 0.0, width, 0.0, width, height, 0.0, height]
+    of_kinds = [square] if mask_format == "polygon" else coco_mask.encode(np.asfortranarray(mask))
+    thin = {
+        **record,
+        **dict(zip(("file_name", "sem_seg_file_name"), files.values(), strict=True)),
+        "height": height,
+        "width": width,
+        "annotations": [annotation(of_kinds, bbox=[0.0, 0.0, width, height])],
+    }
+    mapper = SOLODatasetMapper(panoptic_config(mask_format=mask_format))
+    mapper.augmentations = T.AugmentationList([T.RandomFlip(prob=1.0)])
+    sample = mapper(thin)
+    assert sample["image"].shape == (3, *size)
+    assert (sample["sem_seg"] == 3).all()
+    assert len(sample["instances"]) == 1

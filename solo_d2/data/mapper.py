@@ -133,7 +133,7 @@ class SOLODatasetMapper(DatasetMapper):
         stuff = self._read_stuff(dataset_dict) if self.num_sem_seg_classes else None
         inputs = AugInput(pixels, sem_seg=stuff)
         transforms = self.augmentations(inputs)
-        pixels = np.ascontiguousarray(inputs.image.transpose(2, 0, 1))
+        pixels = _contiguous(inputs.image.transpose(2, 0, 1))
         sample["image"] = torch.from_numpy(pixels)
         if inputs.sem_seg is not None:
             sample["sem_seg"] = torch.from_numpy(inputs.sem_seg.astype(np.int64))
@@ -224,7 +224,7 @@ class SOLODatasetMapper(DatasetMapper):
         would need the package shapely for it.
         """
         if isinstance(segmentation, dict):
-            return transforms.apply_segmentation(coco_mask.decode(segmentation))
+            return _contiguous(transforms.apply_segmentation(coco_mask.decode(segmentation)))
         polygons = [np.asarray(polygon, np.float64).reshape(-1, 2) for polygon in segmentation]
         if self.instance_mask_format == "polygon":
             polygons = transforms.apply_polygons(polygons)
@@ -274,6 +274,11 @@ def read_record(record: dict[str, Any], image_format: str) -> NDArray[np.uint8]:
             "orientation in its EXIF counts, and may swap the two)"
         ) from error
     return pixels[:, :, ::-1] if image_format == "BGR" else pixels
+
+
+def _contiguous(array: NDArray[Any]) -> NDArray[Any]:
+    """A copy without the negative stride that `np.ascontiguousarray` leaves to a width of 1."""
+    return np.array(array, order="C")
 
 
 def _clear_padding(
