@@ -100,9 +100,14 @@ def load_ground_truth(cfg: CfgNode, dataset_name: str) -> COCO:
         dataset_name: registered.
 
     Raises:
-        ConfigError: it is not evaluated by COCO's rules.
+        ConfigError: it is not evaluated by COCO's rules, or the model's masks are contours.
         DatasetError: it has no annotations, or they can't be read.
     """
+    if cfg.MODEL.SOLO.MASK_TARGET == "contour":
+        raise ConfigError(
+            "MODEL.SOLO.MASK_TARGET is 'contour', but the analysis compares whole masks: it takes "
+            "models of 'mask'. Contours have the evaluation's precision and recall"
+        )
     with tempfile.TemporaryDirectory() as folder:  # annotations may have to be converted
         evaluator = build_evaluator(cfg, dataset_name, folder)
     if not isinstance(evaluator, COCOEvaluator):

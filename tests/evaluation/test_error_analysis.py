@@ -309,6 +309,12 @@ def test_data_sets_of_other_rules_are_refused(dataset, monkeypatch):
         load_ground_truth(dataset, "errors_val")
 
 
+def test_models_of_contours_are_refused(dataset):
+    dataset.MODEL.SOLO.MASK_TARGET = "contour"
+    with pytest.raises(ConfigError, match="MASK_TARGET is 'contour', but the analysis compares"):
+        load_ground_truth(dataset, "errors_val")
+
+
 def run(tmp_path, *args):
     return command.main(["--config-file", str(tmp_path / "config.yaml"), *map(str, args)])
 
