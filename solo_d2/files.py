@@ -3,10 +3,11 @@
 import contextlib
 import errno
 import functools
+import json
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,17 @@ def whole_file(path: Path | str) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def save_text(path: Path | str, text: str) -> None:
+    """Write a text file, UTF-8, whole or not at all (see `whole_file`)."""
+    with whole_file(path) as file:
+        file.write_text(text, encoding="utf-8")
+
+
+def save_json(path: Path | str, content: Mapping[str, Any]) -> None:
+    """Write a json file to be read by people too, whole or not at all (see `whole_file`)."""
+    save_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def put_in_place(temporary: Path, path: Path) -> None:

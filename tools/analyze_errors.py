@@ -42,7 +42,7 @@ from solo_d2.evaluation.error_analysis import (  # noqa: E402
     to_json,
 )
 from solo_d2.evaluation.run import evaluate_dataset, evaluation_loader  # noqa: E402
-from solo_d2.files import whole_file  # noqa: E402
+from solo_d2.files import save_text, whole_file  # noqa: E402
 
 RESULTS = "coco_instances_results.json"
 
@@ -122,8 +122,7 @@ def run(args: argparse.Namespace) -> None:
     print(f"\n{dataset}: {format_table(analysis)}")
     if args.output:
         content = {"dataset": dataset, "min_iou": args.min_iou, **to_json(analysis)}
-        with whole_file(args.output / "errors.json") as whole:
-            whole.write_text(json.dumps(content, indent=2, allow_nan=False), encoding="utf-8")
+        save_text(args.output / "errors.json", json.dumps(content, indent=2, allow_nan=False))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

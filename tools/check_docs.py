@@ -37,7 +37,7 @@ from docscheck.pages import (  # noqa: E402
 )
 from docscheck.running import copy_project, run_page  # noqa: E402
 
-from solo_d2.files import whole_file  # noqa: E402
+from solo_d2.files import save_text  # noqa: E402
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -77,8 +77,7 @@ def update_tables(files: Sequence[Path]) -> None:
     for file in files:
         text = file.read_text(encoding="utf-8")
         if BEGIN in text:
-            with whole_file(file) as path:
-                path.write_text(with_table(text, ROOT), encoding="utf-8")
+            save_text(file, with_table(text, ROOT))
 
 
 def run_pages(pages: Sequence[Page], args: argparse.Namespace) -> int:

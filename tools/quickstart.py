@@ -32,7 +32,7 @@ if __name__ == "__main__":
 
 from solo_d2.api.images import ImageError, output_names, read_image, save_image  # noqa: E402
 from solo_d2.commands import run_command  # noqa: E402
-from solo_d2.files import whole_file  # noqa: E402
+from solo_d2.files import save_text  # noqa: E402
 from solo_d2.visualization.text import text_font  # noqa: E402
 
 STAMP = "quickstart.json"
@@ -165,8 +165,7 @@ def train(args: argparse.Namespace) -> Result:
             f"Training ended without an evaluation in {metrics_file} or without {model}; "
             f"see {args.output / 'log.txt'}"
         )
-    with whole_file(stamp) as file:
-        file.write_text(json.dumps({"fingerprint": digest, **vars(result)}), encoding="utf-8")
+    save_text(stamp, json.dumps({"fingerprint": digest, **vars(result)}))
     return result
 
 

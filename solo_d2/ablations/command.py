@@ -11,9 +11,10 @@ from solo_d2.ablations.processes import Launch
 from solo_d2.ablations.report import format_report, format_table, make_lines, report_content
 from solo_d2.ablations.runs import Outcome, Run, plan_runs, run_all
 from solo_d2.ablations.tables import METRICS, Setting, Table, read_tables, settings
-from solo_d2.benchmarks.common import markdown_table, save_json, save_text
+from solo_d2.benchmarks.common import markdown_table
 from solo_d2.commands import Terminated, run_command
 from solo_d2.errors import ConfigError
+from solo_d2.files import save_json, save_text
 
 DESCRIPTION = """\
 Rerun an ablation table of the papers and print it beside the paper's figures.

@@ -19,9 +19,9 @@ from typing import Any
 
 from solo_d2.ablations.processes import Launch, Processes, gpu_slots
 from solo_d2.ablations.tables import ROOT, Setting
-from solo_d2.benchmarks.common import save_json
 from solo_d2.config import load_config
 from solo_d2.data.whole_folder import lock_beside
+from solo_d2.files import save_json
 
 RESULT = "result.json"
 LOG = "console.log"

@@ -2,7 +2,6 @@
 
 import argparse
 import ctypes
-import json
 import os
 import platform
 import statistics
@@ -13,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-from solo_d2.files import whole_file
 
 # Dense 8-bit integer operations (a multiply-add is two) of one multiprocessor in one clock, by
 # compute capability; from the vendor's peak figures over multiprocessors and boost clock.
@@ -233,14 +230,3 @@ def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines)
-
-
-def save_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a json file that is either whole or not there."""
-    save_text(path, json.dumps(content, indent=1) + "\n")
-
-
-def save_text(path: Path, text: str) -> None:
-    """Write a file that is either whole or not there; its folder is made where it is missing."""
-    with whole_file(path) as file:
-        file.write_text(text, encoding="utf-8")

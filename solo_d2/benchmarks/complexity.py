@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from solo_d2.benchmarks.common import markdown_table, save_text
+from solo_d2.benchmarks.common import markdown_table
 from solo_d2.config import load_config
 from solo_d2.data import resolve_num_classes
 from solo_d2.engine import Trainer
 from solo_d2.errors import ConfigError
+from solo_d2.files import save_text
 
 IMAGE_SIZE = (480, 640)
 # Folders of configs/ that the table lists, in this order.

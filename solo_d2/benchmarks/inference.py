@@ -31,10 +31,10 @@ from solo_d2.benchmarks.common import (
     markdown_table,
     measure,
     peak_memory,
-    save_json,
 )
 from solo_d2.benchmarks.nms import parse_size
 from solo_d2.errors import ConfigError
+from solo_d2.files import save_json
 
 MIB = 1 << 20
 CPU = torch.device("cpu")

@@ -25,9 +25,9 @@ from solo_d2.benchmarks.common import (
     markdown_table,
     measure,
     peak_memory,
-    save_json,
 )
 from solo_d2.benchmarks.scenes import make_scene
+from solo_d2.files import save_json
 from solo_d2.inference import NMS
 from solo_d2.ops.backends import BACKENDS, choose_backend
 from solo_d2.ops.mask_geometry import mask_boxes

@@ -20,10 +20,10 @@ from solo_d2.benchmarks.common import (
     markdown_table,
     measure,
     peak_memory,
-    save_json,
 )
 from solo_d2.benchmarks.nms import parse_size
 from solo_d2.benchmarks.scenes import make_scene
+from solo_d2.files import save_json
 from solo_d2.ops.mask_geometry import mask_boxes
 from solo_d2.ops.panoptic_merge import merge_panoptic
 

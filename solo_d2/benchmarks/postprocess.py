@@ -27,7 +27,6 @@ from solo_d2.benchmarks.common import (
     markdown_table,
     measure,
     peak_memory,
-    save_json,
 )
 from solo_d2.benchmarks.head_outputs import (
     NUM_GRIDS,
@@ -38,6 +37,7 @@ from solo_d2.benchmarks.head_outputs import (
     to_device,
 )
 from solo_d2.benchmarks.nms import parse_size, plain_matrix_nms
+from solo_d2.files import save_json
 from solo_d2.inference import MaskDecoder, class_probabilities, filter_scores
 from solo_d2.ops.backends import BACKENDS, choose_backend
 from solo_d2.ops.mask_geometry import mask_boxes

@@ -30,13 +30,12 @@ from solo_d2.benchmarks.common import (
     describe_machine,
     measure,
     peak_memory,
-    save_json,
-    save_text,
 )
 from solo_d2.benchmarks.inference import load, resized
 from solo_d2.benchmarks.nms import parse_size
 from solo_d2.benchmarks.report_text import format_report
 from solo_d2.errors import ConfigError
+from solo_d2.files import save_json, save_text
 
 OURS, REFERENCE = "this model", "Mask R-CNN"
 # As many files take turns, or as the largest batch has.

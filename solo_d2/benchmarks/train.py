@@ -19,14 +19,9 @@ from typing import Any
 
 import torch
 
-from solo_d2.benchmarks.common import (
-    Timing,
-    add_common_arguments,
-    describe_machine,
-    markdown_table,
-    save_json,
-)
+from solo_d2.benchmarks.common import Timing, add_common_arguments, describe_machine, markdown_table
 from solo_d2.benchmarks.nms import parse_size
+from solo_d2.files import save_json
 
 MIB = 1 << 20
 PARTS = ("step", "targets", "loss", "dense")

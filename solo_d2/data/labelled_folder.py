@@ -30,7 +30,7 @@ from solo_d2.data.panoptic_conversion import describe_mask
 from solo_d2.data.problems import Refusal
 from solo_d2.data.segmentations import clean_segmentation
 from solo_d2.errors import DatasetError
-from solo_d2.files import whole_file
+from solo_d2.files import save_text
 
 IMAGE_EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 # EXIF's tag of the orientation, and its values that turn an image by a quarter.
@@ -129,8 +129,7 @@ def write_coco(file: Path, images: Sequence[LabelledImage], class_names: Sequenc
             annotations.append({**annotation, **fields})
     categories = [{"id": key, "name": name} for name, key in ids.items()]
     content = {"images": entries, "annotations": annotations, "categories": categories}
-    with whole_file(file) as path:
-        path.write_text(json.dumps(content), encoding="utf-8")
+    save_text(file, json.dumps(content))
 
 
 def class_names_of(images: Iterable[LabelledImage]) -> list[str]:

@@ -16,7 +16,7 @@ from solo_d2.data import check_datasets, register_datasets_of_config, resolve_nu
 from solo_d2.data.arguments import add_dataset_arguments, apply_dataset_arguments
 from solo_d2.engine.checks import check_run_config
 from solo_d2.evaluation import provide_cityscapes_scripts
-from solo_d2.files import whole_file
+from solo_d2.files import save_text
 from solo_d2.launch import add_launch_arguments
 
 logger = logging.getLogger("solo_d2")
@@ -85,8 +85,7 @@ def _begin(cfg: CfgNode, args: argparse.Namespace) -> None:
     default_setup(without_folder, args)
     logger.info(f"Running with full config:\n{cfg.dump()}")
     if comm.is_main_process():
-        with whole_file(Path(cfg.OUTPUT_DIR) / "config.yaml") as file:
-            file.write_text(cfg.dump(), encoding="utf-8")
+        save_text(Path(cfg.OUTPUT_DIR) / "config.yaml", cfg.dump())
 
 
 def scale_schedule(cfg: CfgNode) -> None:

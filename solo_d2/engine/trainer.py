@@ -23,7 +23,6 @@ from detectron2.utils import comm
 from torch import nn
 from torch.utils.data import DataLoader
 
-from solo_d2.benchmarks.common import save_json
 from solo_d2.data import SOLODatasetMapper
 from solo_d2.data.loader import build_train_loader
 from solo_d2.data.stuff_classes import is_panoptic
@@ -38,6 +37,7 @@ from solo_d2.engine.hooks import (
 from solo_d2.engine.step import StepTrainer, step_options, unwrap
 from solo_d2.errors import ConfigError
 from solo_d2.evaluation import build_evaluator, evaluate_dataset, evaluation_loader
+from solo_d2.files import save_json
 from solo_d2.launch import distribute
 from solo_d2.modeling.backbones import layer_lr_factor
 from solo_d2.modeling.checkpointer import SOLOCheckpointer

@@ -18,7 +18,6 @@ from detectron2.evaluation.coco_evaluation import COCOevalMaxDets
 from detectron2.structures import BoxMode, Instances
 from detectron2.utils import comm
 
-from solo_d2.benchmarks.common import save_text
 from solo_d2.errors import ConfigError
 from solo_d2.evaluation.average_precision import (
     IOU_TYPES,
@@ -34,6 +33,7 @@ from solo_d2.evaluation.average_precision import (
     predicted_annotations,
     truth_annotations,
 )
+from solo_d2.files import save_text
 from solo_d2.ops.rle import encode_masks
 
 

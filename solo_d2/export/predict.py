@@ -20,7 +20,7 @@ from solo_d2.commands import run_command
 from solo_d2.export.overlay import coco_results, draw_instances
 from solo_d2.export.reading import read_image
 from solo_d2.export.runner import Detector
-from solo_d2.files import whole_file
+from solo_d2.files import save_text, whole_file
 
 # What is taken from a folder; a file that is named is read whatever its extension.
 EXTENSIONS = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
@@ -110,8 +110,7 @@ def run(args: argparse.Namespace) -> list[str]:
                 path.write_bytes(cv2.imencode(".png", drawn)[1].tobytes())
         results += coco_results(found, image_id, str(file), detector.info.class_ids)
     if args.json:
-        with whole_file(args.json) as path:
-            path.write_text(json.dumps(results, allow_nan=False), encoding="utf-8")
+        save_text(args.json, json.dumps(results, allow_nan=False))
     done = len(files) - len(failures)
     print(f"{done} of {len(files)} images, {len(results)} instances")
     return failures

@@ -16,7 +16,7 @@ from solo_d2.checkpoints.matching import match
 from solo_d2.checkpoints.reading import read_checkpoint
 from solo_d2.checkpoints.renaming import Format
 from solo_d2.errors import ConfigError
-from solo_d2.files import UNFINISHED, naming, put_in_place, whole_file
+from solo_d2.files import UNFINISHED, naming, put_in_place, save_text
 
 # What a file or address that is no checkpoint makes Detectron2, torch and the network raise.
 _LOAD_ERRORS = (
@@ -142,8 +142,7 @@ class SOLOCheckpointer(DetectionCheckpointer):
             return
         name = last_filename_basename.removeprefix(UNFINISHED)
         put_in_place(Path(self.save_dir, last_filename_basename), Path(self.save_dir, name))
-        with whole_file(Path(self.save_dir, "last_checkpoint")) as file:
-            file.write_text(name)
+        save_text(Path(self.save_dir, "last_checkpoint"), name)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         """Read a file; "source" is its format, and "model" has our names if that is known."""

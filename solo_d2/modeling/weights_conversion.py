@@ -13,7 +13,6 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 
-from solo_d2.benchmarks.common import save_text
 from solo_d2.checkpoints.derive import class_names, derive_config, settings_in_text
 from solo_d2.checkpoints.formats import FORMATS, recognise
 from solo_d2.checkpoints.matching import Match, match
@@ -21,7 +20,7 @@ from solo_d2.checkpoints.reading import read_checkpoint
 from solo_d2.checkpoints.renaming import Conversion, Format
 from solo_d2.config import configs_folder, load_config
 from solo_d2.errors import ConfigError
-from solo_d2.files import describe, whole_file
+from solo_d2.files import describe, save_text, whole_file
 
 _HEAD = "# Weights converted from"
 ROOT = Path(__file__).resolve().parents[2]

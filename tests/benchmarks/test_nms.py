@@ -10,16 +10,9 @@ import pytest
 import torch
 
 from solo_d2.benchmarks import nms
-from solo_d2.benchmarks.common import (
-    Peak,
-    Timing,
-    gpu_peak,
-    markdown_table,
-    measure,
-    peak_memory,
-    save_json,
-)
+from solo_d2.benchmarks.common import Peak, Timing, gpu_peak, markdown_table, measure, peak_memory
 from solo_d2.benchmarks.scenes import class_frequencies, make_scene
+from solo_d2.files import save_json
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")

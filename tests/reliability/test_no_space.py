@@ -14,8 +14,8 @@ pytestmark = pytest.mark.detectron2
 pytest.importorskip("detectron2")
 
 from solo_d2 import files  # noqa: E402
-from solo_d2.benchmarks.common import save_json  # noqa: E402
 from solo_d2.commands import FAILED, run_command  # noqa: E402
+from solo_d2.files import save_json  # noqa: E402
 from tests.reliability import killing  # noqa: E402
 from tests.reliability.test_kill import EVERYTHING, LONG, SIZES, finish  # noqa: E402
 

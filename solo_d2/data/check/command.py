@@ -7,7 +7,6 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from PIL import Image
 
-from solo_d2.benchmarks.common import save_json
 from solo_d2.config import load_config, override
 from solo_d2.data.arguments import apply_dataset_arguments
 from solo_d2.data.catalog import (
@@ -21,7 +20,7 @@ from solo_d2.data.check.run import Findings, check_dataset
 from solo_d2.data.problems import Problem
 from solo_d2.errors import ConfigError, DatasetError
 from solo_d2.evaluation.packages import provide_cityscapes_scripts
-from solo_d2.files import whole_file
+from solo_d2.files import save_json, whole_file
 from solo_d2.images import write_image
 
 
