@@ -15,6 +15,7 @@ from yaml import YAMLError
 from solo_d2.config_files import check_config_files
 from solo_d2.config_rules import MERGE_ERRORS, merge_reason
 from solo_d2.errors import ConfigError, shown
+from solo_d2.images import MAX_PIXELS
 
 
 def add_solo_config(cfg: CfgNode) -> None:
@@ -331,6 +332,8 @@ def _add_data_keys(cfg: CfgNode) -> None:
     # With one more it stops and lists them. 0: none may fail. (Evaluations count such images as
     # ones without predictions, and go on.)
     cfg.DATALOADER.MAX_UNREADABLE_IMAGES = 100
+    # Pixels of the largest image that training and evaluation read; others count as unreadable.
+    cfg.INPUT.MAX_PIXELS = MAX_PIXELS
     # Masks are rasterised by the data loader's workers; polygons, RLE and bitmaps can be mixed.
     cfg.INPUT.MASK_FORMAT = "bitmask"
 

@@ -27,6 +27,10 @@ class ImageError(ValueError):
     """An image or a video cannot be used. The message names the file and the reason."""
 
 
+class TooManyPixelsError(ImageError):
+    """An image has more pixels than the limit."""
+
+
 def limit_pixels(max_pixels: int) -> None:
     """Set Pillow's own guard to the limit that `read_image` will be given, in the whole process."""
     Image.MAX_IMAGE_PIXELS = max_pixels
@@ -42,7 +46,8 @@ def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.
 
     Args:
         path: the file; its content decides about the format, not its name.
-        max_pixels: most pixels that are decoded.
+        max_pixels: most pixels that are decoded. Pillow's own guard is set to it, for the whole
+            process, if it allows fewer.
 
     Returns:
         (H, W, 3) uint8, RGB.
@@ -52,12 +57,13 @@ def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.
     """
     path = Path(path)
     Image.init()
+    _allow(max_pixels)
     try:
         if path.stat().st_size == 0:
             raise ImageError(f"{path}: the file is empty")
         with Image.open(path, formats=[f for f in FORMATS if f in Image.OPEN]) as image:
             if image.width * image.height > max_pixels:
-                raise ImageError(
+                raise TooManyPixelsError(
                     f"{path}: {image.width} x {image.height} pixels, "
                     f"more than the limit of {max_pixels}"
                 )
@@ -68,7 +74,7 @@ def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.
     except UnidentifiedImageError:
         raise ImageError(f"{path}: not an image of a known format") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ImageError(f"{path}: more pixels than the limit of {max_pixels}") from None
+        raise TooManyPixelsError(f"{path}: more pixels than the limit of {max_pixels}") from None
     except MemoryError:
         raise ImageError(f"{path}: not enough memory to decode it") from None
     except OSError as error:
@@ -78,6 +84,12 @@ def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.
         raise ImageError(f"{path}: {error}") from error
     except Exception as error:  # Pillow's decoders raise many kinds on damaged files
         raise ImageError(f"{path}: cannot be decoded ({type(error).__name__}: {error})") from error
+
+
+def _allow(max_pixels: int) -> None:
+    """Raise Pillow's own guard, if there is one and it is lower."""
+    if Image.MAX_IMAGE_PIXELS is not None:
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
 
 
 def to_rgb(image: Image.Image) -> NDArray[np.uint8]:

@@ -283,6 +283,16 @@ def test_an_unreadable_image_is_named(record, tmp_path, case, is_train):
 
 
 @pytest.mark.parametrize("is_train", [True, False])
+def test_the_config_says_how_many_pixels_are_read(record, is_train):
+    cfg = config()
+    cfg.INPUT.MAX_PIXELS = HEIGHT * WIDTH
+    SOLODatasetMapper(cfg, is_train)(record)
+    cfg.INPUT.MAX_PIXELS -= 1
+    with pytest.raises(UnreadableImageError, match=r"limit of 2399.* allow more by INPUT\.MAX_PIX"):
+        SOLODatasetMapper(cfg, is_train)(record)
+
+
+@pytest.mark.parametrize("is_train", [True, False])
 def test_an_image_of_another_size_is_another_error(record, is_train):
     damage_size(Path(record["file_name"]))
     with pytest.raises(DatasetError, match=r"a\.png has 60 x 40 pixels .* says 40 x 60") as error:

@@ -92,6 +92,16 @@ def test_the_limit_is_the_reason_also_where_warnings_are_errors(tmp_path):
         images.read_image(tmp_path / "a.png")
 
 
+def test_a_higher_limit_is_pillows_too(tmp_path, monkeypatch):
+    save(tmp_path / "a.png")  # of 64 x 48 pixels
+    monkeypatch.setattr(images.Image, "MAX_IMAGE_PIXELS", 1000)  # twice as many are an error
+    with pytest.raises(images.TooManyPixelsError, match="64 x 48 pixels, more than the limit of 3"):
+        images.read_image(tmp_path / "a.png", max_pixels=3000)
+    assert images.read_image(tmp_path / "a.png", max_pixels=48 * 64).shape == (48, 64, 3)
+    images.Image.MAX_IMAGE_PIXELS = 1000
+    assert images.read_image(tmp_path / "a.png").shape == (48, 64, 3)
+
+
 @pytest.mark.detectron2
 def test_ordinary_files_have_detectron2s_pixels(tmp_path):
     detectron2_reader = pytest.importorskip("detectron2.data.detection_utils").read_image

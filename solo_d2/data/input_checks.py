@@ -24,6 +24,7 @@ RULES = {
     "INPUT.MIN_SIZE_TEST": _SHORT_SIDE,
     "INPUT.MAX_SIZE_TEST": _PIXELS,
     "INPUT.RANDOM_FLIP": one_of(("horizontal", "vertical", "none")),
+    "INPUT.MAX_PIXELS": _PIXELS,
     "INPUT.FORMAT": one_of(("BGR", "RGB")),
     "INPUT.MASK_FORMAT": one_of(("bitmask", "polygon")),
     "INPUT.CROP.TYPE": one_of(("relative_range", "relative", "absolute", "absolute_range")),

@@ -26,7 +26,7 @@ from solo_d2.data.augmentation import build_train_augmentation, keep_a_pixel, mo
 from solo_d2.data.segmentations import clean_segmentation, is_box, segmentation_box
 from solo_d2.data.stuff_classes import is_panoptic
 from solo_d2.errors import ConfigError, DatasetError, UnreadableImageError
-from solo_d2.images import ImageError, read_image
+from solo_d2.images import MAX_PIXELS, ImageError, TooManyPixelsError, read_image
 
 # Channel orders that images are brought to. Detectron2's others have other numbers of channels, or
 # floats, which models and pictures here do not.
@@ -77,6 +77,7 @@ class SOLODatasetMapper(DatasetMapper):
         *,
         num_sem_seg_classes: int = 0,
         sem_seg_ignore_value: int = 255,
+        max_pixels: int = MAX_PIXELS,
         **arguments: Any,
     ):
         """Make the mapper.
@@ -85,6 +86,7 @@ class SOLODatasetMapper(DatasetMapper):
             is_train: whether for training.
             num_sem_seg_classes: labels of the stuff maps, in training; 0: they are not read.
             sem_seg_ignore_value: another label that they may have.
+            max_pixels: of the largest image that is read.
             **arguments: of Detectron2's mapper.
 
         Raises:
@@ -98,6 +100,7 @@ class SOLODatasetMapper(DatasetMapper):
         self.augmentations: Any = AugmentationList(keep_a_pixel(self.augmentations.augs))
         self.num_sem_seg_classes = num_sem_seg_classes if is_train else 0
         self.sem_seg_ignore_value = sem_seg_ignore_value
+        self.max_pixels = max_pixels
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
@@ -107,6 +110,7 @@ class SOLODatasetMapper(DatasetMapper):
         """
         arguments = super().from_config(cfg, is_train)
         arguments["use_instance_mask"] = True
+        arguments["max_pixels"] = cfg.INPUT.MAX_PIXELS
         if is_train:
             arguments["augmentations"] = build_train_augmentation(cfg)
         arguments["recompute_boxes"] = is_train and moves_borders(cfg)
@@ -129,7 +133,7 @@ class SOLODatasetMapper(DatasetMapper):
         sample = {**dataset_dict}
         stuff_file = sample.pop("sem_seg_file_name", None)
         annotations = sample.pop("annotations", [])
-        pixels = read_record(sample, self.image_format)
+        pixels = read_record(sample, self.image_format, self.max_pixels)
         stuff = self._read_stuff(dataset_dict) if self.num_sem_seg_classes else None
         inputs = AugInput(pixels, sem_seg=stuff)
         transforms = self.augmentations(inputs)
@@ -243,12 +247,15 @@ class SOLODatasetMapper(DatasetMapper):
         return instances
 
 
-def read_record(record: dict[str, Any], image_format: str) -> NDArray[np.uint8]:
+def read_record(
+    record: dict[str, Any], image_format: str, max_pixels: int = MAX_PIXELS
+) -> NDArray[np.uint8]:
     """Read the image of a dataset dict, which gets its height and width where it has none.
 
     Args:
         record: with `file_name`.
         image_format: one of `INPUT_FORMATS`.
+        max_pixels: of the largest image that is read.
 
     Returns:
         (H, W, 3) uint8.
@@ -259,10 +266,12 @@ def read_record(record: dict[str, Any], image_format: str) -> NDArray[np.uint8]:
     """
     file = record["file_name"]
     try:
-        pixels = read_image(PathManager.get_local_path(file))
+        pixels = read_image(PathManager.get_local_path(file), max_pixels=max_pixels)
     except (ImageError, OSError) as error:
         reason = str(error).removeprefix(f"{Path(file)}: ")
         message = f"{file} cannot be read: {reason}. Replace it, or take it out of the data set"
+        if isinstance(error, TooManyPixelsError):
+            message += ", or allow more by INPUT.MAX_PIXELS"
         raise UnreadableImageError(message, file, reason) from error
     try:
         detection_utils.check_image_size(record, pixels)

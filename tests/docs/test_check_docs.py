@@ -189,6 +189,7 @@ def test_a_copy_has_what_git_does_not_ignore(tmp_path):
     for name in (".gitignore", "folder/new.py", "output.txt"):
         (source / name).write_text("output*\n")
     running.copy_project(source, target)
+    running.copy_project(source, source)  # to run in the project itself
     copied = sorted(str(f.relative_to(target)) for f in target.rglob("*") if f.is_file())
     assert copied == [".gitignore", "folder/new.py"]
 

@@ -51,7 +51,9 @@ class Outcome:
 
 
 def copy_project(root: Path, target: Path) -> None:
-    """Copy what git knows of a checkout, and what it does not ignore."""
+    """Copy what git knows of a checkout, and what it does not ignore; nothing onto itself."""
+    if target.exists() and target.samefile(root):
+        return
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=root, check=True, capture_output=True).stdout
     for name in filter(None, listed.decode().split("\0")):

@@ -237,7 +237,7 @@ class Inspector:
             with_objects: else the file alone is read.
         """
         if not with_objects:
-            return Inspection(_read_problem(record, self.mapper.image_format))
+            return Inspection(self._read_problem(record))
         try:
             sample, names, problems = self.sample(record)
         except DatasetError as error:
@@ -245,6 +245,13 @@ class Inspector:
         instances = sample["instances"]
         problems += _box_problems(instances, names)
         return Inspection(problems, self._objects(index, instances, names))
+
+    def _read_problem(self, record: dict[str, Any]) -> list[Problem]:
+        try:
+            read_record({**record}, self.mapper.image_format, self.mapper.max_pixels)
+        except DatasetError as error:
+            return [_image_problem(record, error)]
+        return []
 
     def _objects(self, index: int, instances: Instances, names: list[str]) -> Objects:
         count = len(names)
@@ -259,14 +266,6 @@ class Inspector:
             centers[found] = (middle / torch.tensor([width, height])).numpy()
             fates[found] = self.rule.fates(instances).numpy()
         return Objects(np.full(count, index), scales, centers, fates, names)
-
-
-def _read_problem(record: dict[str, Any], image_format: str) -> list[Problem]:
-    try:
-        read_record({**record}, image_format)
-    except DatasetError as error:
-        return [_image_problem(record, error)]
-    return []
 
 
 def _image_problem(record: dict[str, Any], error: DatasetError) -> Problem:
