@@ -1,6 +1,7 @@
 """The benchmark of evaluation: its data, its comparison, its file."""
 
 import argparse
+import importlib.util
 import json
 
 import pytest
@@ -27,9 +28,12 @@ def test_measures_all_evaluators_on_given_files(tmp_path, capsys):
     assert saved["counts"] == {"images": 3, "objects": len(truth["annotations"])} | {
         "predictions": len(results)
     }
+    names = set(BACKENDS)
+    if importlib.util.find_spec("detectron2._C") is None:
+        names.remove("detectron2")
     for task in ("bbox", "segm"):
         ways = {way["way"]: way for way in saved["tasks"][task]}
-        assert set(ways) == {f"{kind}, {name}" for kind in ("plain", "ours") for name in BACKENDS}
+        assert set(ways) == {f"{kind}, {name}" for kind in ("plain", "ours") for name in names}
         assert ways["plain, pycocotools"]["speedup"] == 1
         assert all(way["difference"] < 1e-9 for way in ways.values())
         assert len({round(way["ap"], 9) for way in ways.values()}) == 1
