@@ -1,12 +1,23 @@
 """Ground truth and predictions that meet every rule of COCO's and LVIS's evaluation."""
 
+import importlib.util
+
 import cv2
 import numpy as np
+import pytest
 from pycocotools import mask as coco_mask
+
+from solo_d2.evaluation.average_precision import BACKENDS
 
 CATEGORIES = (2, 3, 5, 7, 11, 13)
 # The category that is never annotated, and the one that is never predicted.
 UNSEEN, UNPREDICTED = 11, 13
+# `TEST.AP_BACKEND`; Detectron2 can be built without its own.
+_NOT_BUILT = importlib.util.find_spec("detectron2._C") is None
+_NEEDS_C = pytest.mark.skipif(_NOT_BUILT, reason="needs Detectron2's compiled extension")
+AP_BACKENDS = [
+    pytest.param(name, marks=[_NEEDS_C] if name == "detectron2" else []) for name in BACKENDS
+]
 # The image with many objects and predictions of one category.
 FULL = 4
 
