@@ -124,8 +124,13 @@ class Agreement:
 
 
 def _pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
-    """(N, N') float32 IoU of masks (N, H, W) with masks (N', H, W), both bool."""
-    return mask_iou(torch.cat([a, b]))[: len(a), len(a) :]
+    """(N, N') float32 IoU of masks (N, H, W) with masks (N', H, W), both bool.
+
+    Masks without a pixel, as those of objects in the padding are, are the same.
+    """
+    ious: Tensor = mask_iou(torch.cat([a, b]))[: len(a), len(a) :]
+    a_empty, b_empty = (~masks.flatten(1).any(dim=1) for masks in (a, b))
+    return ious.masked_fill(a_empty[:, None] & b_empty, 1.0)
 
 
 def match(ious: Tensor) -> list[tuple[int, int]]:

@@ -67,6 +67,18 @@ def test_a_score_a_mask_and_a_class_that_differ():
     assert "1 instances are found by one" in faults[0]
 
 
+def test_masks_without_pixels_are_the_same_within_a_class():
+    expected, found = scene()
+    expected.pred_masks[1:3], found["masks"][1:3] = False, False
+    agreement, faults = faults_of(expected, found)
+    assert (agreement.matched, faults) == (4, [])
+    found["classes"][1] = 3
+    assert "1 instances are found by one" in faults_of(expected, found)[1][0]
+    expected, found = scene()
+    found["masks"][1] = False  # of one of the two alone
+    assert "1 instances are found by one" in faults_of(expected, found)[1][0]
+
+
 def test_one_of_many_may_be_off():
     expected, found = scene()
     agreement = Agreement(FLOAT32)
