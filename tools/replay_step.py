@@ -28,7 +28,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("file", help="bad_step_*.pth of the training's OUTPUT_DIR")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
     parser.add_argument(
-        "--lazy-config", metavar="FILE", help="of a training by tools/lazyconfig_train_net.py"
+        "--lazy-config",
+        metavar="FILE",
+        help="of a training by tools/lazyconfig_train_net.py: its "
+        "config.yaml, or the .py file; run as code",  # fmt: skip
     )
     return parser.parse_args(argv)
 

@@ -55,7 +55,8 @@ def rebuild_model(content: Mapping[str, Any], device: str, lazy_config: str | No
     Args:
         content: of `read_bad_step`.
         device: where the model goes.
-        lazy_config: the lazy config (.py) of a training that was made of one; it is run as code.
+        lazy_config: the lazy config (.py, or .yaml as it was saved) of a training that was made of
+            one; it is run as code.
 
     Raises:
         ConfigError: the config cannot be used, or is missing.
@@ -67,7 +68,7 @@ def rebuild_model(content: Mapping[str, Any], device: str, lazy_config: str | No
     else:
         raise ConfigError(
             "The training was made of a lazy config, which the file does not hold: name it by "
-            "--lazy-config FILE"
+            "--lazy-config FILE (config.yaml of its output_dir)"
         )
     try:
         model.load_state_dict(content["model"])

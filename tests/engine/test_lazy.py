@@ -17,7 +17,8 @@ from solo_d2.config import load_config  # noqa: E402
 from solo_d2.data import SOLODatasetMapper, register_coco_format  # noqa: E402
 from solo_d2.engine import Trainer  # noqa: E402
 from solo_d2.engine.lazy import LazyTrainer, trainer_config  # noqa: E402
-from solo_d2.errors import ConfigError, DatasetError  # noqa: E402
+from solo_d2.errors import BadNumbersError, ConfigError, DatasetError  # noqa: E402
+from tests.engine.test_bad_numbers import load_tool  # noqa: E402
 
 FILE = "configs/lazy/solov2_R50_1x.py"
 
@@ -127,6 +128,24 @@ def test_trains_and_evaluates_with_what_the_trainer_can(lazy, shapes, tmp_path):
     assert trainer._trainer.num_parts == 2
     assert trainer._trainer.precision == torch.bfloat16
     assert trainer._trainer.clip_gradients is not None
+
+
+def test_a_bad_step_is_replayed_with_the_config_that_was_saved(lazy, shapes, tmp_path, capsys):
+    options = ["optimizer.lr=1e30", "lr_multiplier.warmup_factor=1", "train.max_iter=3"]
+    options += ["train.clip_full_model.enabled=False", "train.amp.enabled=False"]
+    lazy = LazyConfig.apply_overrides(make_tiny(lazy, shapes, tmp_path), options)
+    trainer = LazyTrainer(lazy)
+    trainer.resume_or_load(resume=False)
+    with pytest.raises(BadNumbersError, match="bad_step_0000001.pth"):
+        trainer.train()
+    LazyConfig.save(lazy, str(tmp_path / "config.yaml"))  # as Detectron2's default_setup does
+    file = str(tmp_path / "bad_step_0000001.pth")
+    assert load_tool().main([file]) == 2
+    assert "name it by --lazy-config FILE" in capsys.readouterr().err
+    assert load_tool().main([file, "--lazy-config", str(tmp_path / "config.yaml")]) == 1
+    assert "Iteration 1, float32" in capsys.readouterr().out
+    assert load_tool().main([file, "--lazy-config", FILE]) == 2  # another number of classes
+    assert "The weights do not fit" in capsys.readouterr().err
 
 
 def test_unknown_and_bad_keys_are_named(lazy):
