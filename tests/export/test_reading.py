@@ -15,8 +15,8 @@ UNSEEN = {"flipped_bytes.jpg"}
 
 def test_it_reads_what_the_other_reads(tmp_path):
     for name in good_pictures(tmp_path):
-        if name == "float.tif":
-            with pytest.raises(ValueError, match="float.tif: no image that OpenCV can read"):
+        if name == "float.tif" or not cv2.haveImageReader(str(tmp_path / name)):  # GIF before 4.12
+            with pytest.raises(ValueError, match=f"{name}: no image that OpenCV can read"):
                 reading.read_image(tmp_path / name)
             continue
         expected = images.read_image(tmp_path / name)[:, :, ::-1]

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import re
 import struct
 import tarfile
 import zipfile
@@ -122,8 +123,8 @@ def test_tensors_that_claim_more_than_the_file_has(tmp_path):
             read_checkpoint(file)
     torch.save({"model": {"a": torch.zeros(4)}}, file)
     # The storage's length, as the pickle has it.
-    longer = b"cpuq\x08J" + (10**9).to_bytes(4, "little") + b"tq"
-    rewrite(file, lambda name, data: data.replace(b"cpuq\x08K\x04tq", longer))
+    longer = b"J" + (10**9).to_bytes(4, "little")
+    rewrite(file, lambda name, data: re.sub(rb"(cpuq.)K\x04", lambda m: m[1] + longer, data))
     with pytest.raises(ValueError, match="damaged|claims"):
         read_checkpoint(file)
 

@@ -1,5 +1,6 @@
 """ONNX files of strangers: what cannot be is refused in one line."""
 
+import importlib.metadata
 import os
 import pickle
 
@@ -118,6 +119,9 @@ def test_outputs_that_cannot_be(onnx_model, tmp_path, outputs):
 @pytest.mark.parametrize("location", ["../secret", "../../../../../../etc/passwd", "/etc/passwd"])
 def test_weights_in_other_files_do_not_leave_the_folder(onnx_model, tmp_path, location):
     onnx, build = onnx_model
+    version = importlib.metadata.version("onnxruntime").split(".")
+    if [int(part) for part in version[:2]] < [1, 24]:
+        pytest.skip("ONNX Runtime refuses them from 1.24 on")
     (tmp_path / "secret").write_bytes(b"top secret!!")
     tensor = onnx.helper.make_tensor("w", onnx.TensorProto.UINT8, [12], bytes(12), raw=True)
     tensor.ClearField("raw_data")
