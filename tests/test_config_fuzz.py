@@ -376,6 +376,7 @@ FOUND = [
     ("panoptic SOLOHead", {"MODEL.FPN.OUT_CHANNELS": 0}, "without any number"),
     # Gigabytes were taken before anybody said no.
     ("SOLOHead", {"MODEL.RESNETS.STEM_OUT_CHANNELS": 10**9}, "MODEL.RESNETS"),
+    ("vit", {"SOLVER.IMS_PER_BATCH": 10**9}, "SOLVER.IMS_PER_BATCH is 1000000000"),
     ("vit", {"MODEL.VIT.IMAGE_SIZE": 10**7}, "MODEL.VIT.IMAGE_SIZE"),
     # Groups of one channel on a map of one pixel.
     ("panoptic SOLOHead", VIEWS, None),
