@@ -24,6 +24,7 @@ from hypothesis import HealthCheck, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 import solo_d2.config  # noqa: E402
+from solo_d2.benchmarks.common import peak_memory  # noqa: E402
 from solo_d2.config import load_config, override  # noqa: E402
 from solo_d2.config_rules import leaves  # noqa: E402
 from solo_d2.data import SOLODatasetMapper  # noqa: E402
@@ -45,6 +46,7 @@ from tests.modeling.tiny import (  # noqa: E402
     with_sem_seg,
 )
 
+GIB = 2**30
 SIZE = 64
 DATASET = "config_fuzz"
 HEADS = sorted(name for name, _ in SOLO_HEAD_REGISTRY)
@@ -361,11 +363,23 @@ def test_runs_or_is_refused(folder, base, changed, route):
     run(folder, base, changed, route)
 
 
+@pytest.fixture
+def _no_more_memory():
+    """What takes all memory shall fail here, and not the machine."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (16 * GIB, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
 @pytest.mark.reliability
+@pytest.mark.usefixtures("_no_more_memory")
 @profile(4000, same=False)
 @given(**CASES)
 def test_thousands_run_or_are_refused(folder, base, changed, route):
-    run(folder, base, changed, route)
+    taken = peak_memory(lambda: run(folder, base, changed, route), torch.device("cpu"))
+    assert taken is None or taken < 4 * GIB
 
 
 VIEWS = {"TEST.AUG.ENABLED": True}
