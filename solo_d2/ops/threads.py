@@ -8,6 +8,7 @@ How many threads an operation is divided among belongs to the thread that calls 
 the process's number at its first operation, then keeps its own. `torch.set_num_threads` sets both.
 """
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,16 @@ _lock = threading.Lock()
 _this_thread = threading.local()
 # How many threads are in `one_thread`, and the process's number before the first of them.
 _num_inside, _number_outside = 0, 1
+
+
+def _begin_anew() -> None:
+    """Forget the other threads, which a fork does not have; one of them may have held the lock."""
+    global _lock, _num_inside
+    _lock, _num_inside = threading.Lock(), 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
 
 
 @contextmanager

@@ -1,10 +1,13 @@
 """One thread for a while, and what other threads have meanwhile."""
 
+import os
+import signal
 import threading
 
 import pytest
 import torch
 
+from solo_d2.ops import threads
 from solo_d2.ops.threads import in_threads, one_thread, take_number_of_threads
 
 
@@ -70,14 +73,38 @@ def test_many_threads_at_once():
             with one_thread():
                 numbers.append((before, torch.get_num_threads()))
 
-    threads = [threading.Thread(target=work) for _ in range(20)]
-    for thread in threads:
+    all_at_once = [threading.Thread(target=work) for _ in range(20)]
+    for thread in all_at_once:
         thread.start()
-    for thread in threads:
+    for thread in all_at_once:
         thread.join()
     assert set(numbers) == {(4, 1)}
     assert len(numbers) == 1000
     assert torch.get_num_threads() == 4
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_fork_does_not_wait_for_threads_that_it_has_not():
+    begun, ended = threading.Event(), threading.Event()
+
+    def hold():
+        with threads._lock:
+            begun.set()
+            ended.wait(30)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    begun.wait(10)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)  # ends it, should it wait
+        with one_thread():
+            os._exit(7)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    ended.set()
+    thread.join()
+    assert code == 7
 
 
 def test_jobs_are_shared_among_as_many_threads_as_torch_has():
