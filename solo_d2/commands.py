@@ -97,6 +97,8 @@ def sigterm_raises() -> Iterator[None]:
         if time.monotonic() - heard < _SOON:
             return
         heard = time.monotonic()
+        # What was just being made may complain when it is removed, as tqdm's bars do.
+        sys.unraisablehook = lambda _: None
         # torch's loader raises an error when its workers end, which they do now too.
         signal.signal(signal.SIGCHLD, lambda *_: None)
         for process in multiprocessing.active_children():
@@ -105,10 +107,12 @@ def sigterm_raises() -> Iterator[None]:
         raise Terminated
 
     before = {kind: signal.getsignal(kind) for kind in (signal.SIGTERM, signal.SIGCHLD)}
+    complaints = sys.unraisablehook
     signal.signal(signal.SIGTERM, stop)
     try:
         yield
     finally:
+        sys.unraisablehook = complaints
         for kind, handler in before.items():
             signal.signal(kind, handler)
 

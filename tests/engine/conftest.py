@@ -3,9 +3,13 @@
 import pytest
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def shapes(tmp_path_factory):
-    """A folder of generated images in COCO format."""
+    """A folder of generated images in COCO format.
+
+    Of the session: its data set is registered under one name, which a second folder could not get,
+    and a worker of pytest-xdist may come back to this package.
+    """
     from solo_d2.data import ShapesParams, ensure_shapes
 
     root = tmp_path_factory.mktemp("data") / "shapes"

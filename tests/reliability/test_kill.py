@@ -155,6 +155,27 @@ def test_terminated_commands_end_what_they_have_started(tmp_path, capsys):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_what_was_half_made_does_not_complain(monkeypatch, capsys):
+    """As tqdm's bars would, if the signal comes in their constructor."""
+    complaints = []
+    monkeypatch.setattr(sys, "unraisablehook", complaints.append)
+    before = sys.unraisablehook
+
+    class Bar:
+        def __init__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+            self.whole = True
+
+        def __del__(self):
+            assert self.whole
+
+    assert run_command("work", Bar) == TERMINATED
+    assert complaints == []
+    assert capsys.readouterr().err == "work: terminated\n"
+    assert sys.unraisablehook is before
+
+
 def alive(group):
     """Processes of a group that have not ended."""
     found = []
