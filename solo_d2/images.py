@@ -17,6 +17,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 # Decoders that may see a file. Others of Pillow start programs (EPS) or read old, rare formats.
 FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "JPEG2000", "PPM", "AVIF")
+# Pillow's plugins are imported here and not when they are first needed: of two threads that import
+# them at once each may wait for the other for ever (python/cpython#106176).
+Image.init()
 # Larger images are refused before they are decoded: a small file can hold any number of pixels.
 MAX_PIXELS = 80_000_000
 
@@ -56,7 +59,6 @@ def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.
         ImageError: the file is empty, truncated, damaged, too large, or no image.
     """
     path = Path(path)
-    Image.init()
     _allow(max_pixels)
     try:
         if path.stat().st_size == 0:
