@@ -1,5 +1,8 @@
 """The reader of all images: every kind is read as meant, and what is damaged is refused."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -112,3 +115,15 @@ def test_ordinary_files_have_detectron2s_pixels(tmp_path):
             np.testing.assert_array_equal(images.read_image(tmp_path / name), expected, name)
             same += 1
     assert same > 25
+
+
+def test_threads_need_not_import_plugins():
+    """Two that did so at once could wait for each other for ever (python/cpython#106176)."""
+    code = (
+        "import sys, solo_d2.images\n"
+        "known = set(sys.modules)\n"
+        "from PIL import Image\n"
+        "Image.init()\n"
+        "assert 'PIL.TiffImagePlugin' in known and set(sys.modules) == known"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
