@@ -20,6 +20,10 @@ FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "JPEG2000"
 # Pillow's plugins are imported here and not when they are first needed: of two threads that import
 # them at once each may wait for the other for ever (python/cpython#106176).
 Image.init()
+# What is taken from a folder of images; a file that is named is read whatever its extension.
+EXTENSIONS = frozenset(
+    ".avif .bmp .dib .gif .jfif .jp2 .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()
+)
 # Larger images are refused before they are decoded: a small file can hold any number of pixels.
 MAX_PIXELS = 80_000_000
 

@@ -107,11 +107,19 @@ def test_labelme_shapes(folders):
     [
         ("{", "no json of labelme"),
         ("[]", "no json of labelme"),
-        (labelme({"points": SQUARE}), "no json of labelme"),
+        ('{"objects": []}', "no list 'shapes'"),
+        (labelme({"points": SQUARE}), "shape 0: it has no 'label'"),
+        (labelme(shape(" ", SQUARE)), "shape 0: it has no 'label'"),
+        (labelme(5), "shape 0: it must be an object"),
+        (labelme(shape("a", SQUARE), height=SIZE[1], width=SIZE[0]), "EXIF"),
         (labelme(shape("a", SQUARE), height=10), "10 x 30 pixels"),
         (labelme(shape("a", SQUARE[:2])), "a polygon of 2 points, labelled 'a', has no area"),
         (labelme(shape("a", SQUARE[:2], "line")), "a line of 2 points"),
-        (labelme(shape("a", [[0, "x"]])), "points of a shape cannot be read"),
+        (labelme(shape("a", SQUARE, "linestrip")), "a linestrip of 4 points, .* has no area"),
+        (labelme(shape("a", SQUARE[:2], "ellipse")), "a ellipse of 2 points, .* cannot be read"),
+        (labelme(shape("a", [[2, 3], [9, 9], [2, 3], [2, 3]])), "labelled 'a', it has no area"),
+        (labelme(shape("a", SQUARE, group=1), shape("a", SQUARE[:2], group=1)), "shape 1: .* 2 p"),
+        (labelme(shape("a", [[0, "x"]])), "points cannot be read"),
         (labelme(shape("a", [[0, float("nan")]] * 3)), "infinite"),
         (labelme(shape("a", [[x + 100, y] for x, y in SQUARE])), "without a pixel"),
         (labelme(shape("a", SQUARE, "mask", mask="?")), "cannot be decoded"),
@@ -123,6 +131,65 @@ def test_refuses_labelme(folders, content, expected):
     with pytest.raises(DatasetError, match=expected) as error:
         read_labelled_folder(images, labels)
     assert "a.json" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "drawn",
+    [
+        shape("a", SQUARE, "rectangle"),
+        shape("a", SQUARE, "rotation", direction=0.4),
+        shape("a", [*SQUARE, SQUARE[0]]),
+        shape("a", [[10, 9], [2, 3]], "rectangle"),
+        shape("a", [[2, 9], [10, 3]], "rectangle"),
+        shape("a", [[str(x), str(y)] for x, y in SQUARE]),
+        shape(" a ", SQUARE, None, flags=None, description=None),
+        {"label": "a", "points": SQUARE},
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_reads_what_forks_and_editors_write(folders, drawn, encoding):
+    images, labels = folders
+    content = {"shapes": [drawn], "imageHeight": "20", "imageWidth": 30.0, "imagePath": "..\\a.jpg"}
+    (labels / "a.json").write_text(json.dumps(content), encoding=encoding)
+    (labels / "._a.json").write_bytes(b"\0")  # of macOS
+    (images / "._a.jpg").write_bytes(b"\0")
+    [(label, fields)] = read_labelled_folder(images, labels)[0].objects
+    assert (label, fields["bbox"], fields["area"]) == ("a", [2, 3, 8, 6], 48)
+
+
+def test_other_files_among_the_labels_are_no_labels(folders):
+    images, labels = folders
+    for folder in folders:
+        (folder / "train.json").write_text('{"images": []}')
+    (images / "more").mkdir()
+    Image.new("L", (3, 3)).save(images / "more" / "z.png")
+    assert len(read_labelled_folder(images, labels)) == 2
+    assert len(read_labelled_folder(images, images)) == 2
+
+
+def test_all_that_cannot_be_used_is_named_at_once(folders, tmp_path, capsys):
+    images, labels = folders
+    line, point = shape("a", SQUARE[:2], "line"), shape("b", SQUARE[:1], "point")
+    (labels / "a.json").write_text(labelme(shape("a", SQUARE), line, shape("a", SQUARE), point))
+    (labels / "b.json").write_text("{")
+    (labels / "b").mkdir()
+    mask_image((0, 0, 0, 0)).save(labels / "b" / "x_1.PNG")
+    mask_image((0, 0, 4, 4)).save(labels / "b" / "x_2.bmp")
+    (labels / "c.json").write_text(labelme())
+    words = ["--images", str(images), "--labels", str(labels), "--output", str(tmp_path / "out")]
+    assert labels_to_coco.main(words) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert "6 labels" in lines[0]
+    for part, text in zip(
+        ["c.json", "a.json: shape 1", "a.json: shape 3", "b.json", "x_1.PNG", "x_2.bmp"],
+        lines[1:],
+        strict=True,
+    ):
+        assert part in text
+    assert not (tmp_path / "out").exists()
+    (labels / "a.json").write_text(labelme(*[line] * 200))
+    assert labels_to_coco.main(words) == 2
+    assert len(capsys.readouterr().err.splitlines()) < 60
 
 
 def test_refuses_masks(folders):
@@ -147,7 +214,7 @@ def test_refuses_folders(folders, tmp_path):
     with pytest.raises(DatasetError, match="has no images"):
         read_labelled_folder(labels, labels)
     (labels / "c.json").write_text(labelme())
-    with pytest.raises(DatasetError, match="no image, for c"):
+    with pytest.raises(DatasetError, match=r"c\.json: there is no image of that name"):
         read_labelled_folder(images, labels)
     (labels / "c.json").unlink()
     Image.new("RGB", (3, 3)).save(images / "a.png")

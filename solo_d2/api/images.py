@@ -16,16 +16,13 @@ from PIL import Image
 from solo_d2.files import whole_file
 
 # The reader, for those who know it by this module.
+from solo_d2.images import EXTENSIONS as EXTENSIONS
 from solo_d2.images import MAX_PIXELS as MAX_PIXELS
 from solo_d2.images import ImageError as ImageError
 from solo_d2.images import limit_pixels as limit_pixels
 from solo_d2.images import read_image as read_image
 from solo_d2.images import write_image
 
-# What is taken from a folder; a file that is named is read whatever its extension.
-EXTENSIONS = frozenset(
-    ".avif .bmp .dib .gif .jfif .jp2 .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()
-)
 # What overlays are written as.
 OUTPUT_EXTENSIONS = (".jpg", ".jpeg", ".png")
 

@@ -10,12 +10,13 @@ An image without labels has no objects. The result is two json files in COCO for
 """
 
 import base64
-import binascii
+import contextlib
 import hashlib
 import io
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,19 +27,28 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from solo_d2.data.coco_json import some
+from solo_d2.data.json_text import load_json
 from solo_d2.data.panoptic_conversion import describe_mask
 from solo_d2.data.problems import Refusal
-from solo_d2.data.segmentations import clean_segmentation
-from solo_d2.errors import DatasetError
+from solo_d2.data.segmentations import clean_segmentation, polygon_defect
+from solo_d2.errors import DatasetError, first_line, shown
 from solo_d2.files import save_text
+from solo_d2.images import EXTENSIONS
 
-IMAGE_EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 # EXIF's tag of the orientation, and its values that turn an image by a quarter.
 ORIENTATION, QUARTER_TURNS = 0x0112, (5, 6, 7, 8)
 # What Pillow raises for files that are damaged, or huge when unpacked.
 _DAMAGE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 # Corners of the polygon that stands for a circle.
 CIRCLE_CORNERS = 64
+# Shapes whose points, if there are three or more, are the corners of a polygon. labelme has the
+# first two, rectangles with two corners; its forks write four, turned or not.
+POLYGON_KINDS = ("polygon", "rectangle", "rotation", "oriented_rectangle", "quadrilateral")
+LINE_KINDS = ("point", "points", "line", "linestrip")
+# Lines of a message that name a label each.
+_LISTED = 50
+# What one shape covers: a polygon x, y, x, y, ... or a mask (H, W).
+_Part = list[float] | NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -67,24 +77,52 @@ def read_labelled_folder(images: Path, labels: Path) -> list[LabelledImage]:
         One entry per image, by file name.
 
     Raises:
-        DatasetError: there is no image, labels belong to none, or a label cannot be used; the
-            message names the file.
+        DatasetError: there is no image, or labels or images cannot be used; the message lists all
+            of them, up to `_LISTED` lines.
     """
     for folder in (images, labels):
         if not folder.is_dir():
             raise DatasetError(f"The folder {folder.absolute()} does not exist")
-    files = sorted(file for file in images.iterdir() if file.suffix.lower() in IMAGE_EXTENSIONS)
+    files = [f for f in _visible(images) if f.suffix.lower() in EXTENSIONS and f.is_file()]
     if not files:
-        raise DatasetError(f"{images.absolute()} has no images ({' '.join(IMAGE_EXTENSIONS)})")
-    stems = [file.stem for file in files]
-    twice = sorted({stem for stem in stems if stems.count(stem) > 1})
+        raise DatasetError(f"{images.absolute()} has no images ({' '.join(sorted(EXTENSIONS))})")
+    counts = Counter(file.stem for file in files)
+    twice = sorted(stem for stem, count in counts.items() if count > 1)
     if twice:
-        raise DatasetError(f"{images}: several images are called {some(twice)}: rename them")
-    labelled = {p.stem for p in labels.glob("*.json")} | {p.parent.name for p in labels.glob("*/*")}
-    strays = sorted(labelled - set(stems)) if labels != images else []
-    if strays:
-        raise DatasetError(f"{labels}: there are labels, but no image, for {some(strays)}")
-    return [_read_image(file, labels) for file in files]
+        raise DatasetError(
+            f"{images}: several images are called {some(twice)}, so it is unknown whose labels are "
+            "whose: rename them, and their labels"
+        )
+    strays = (p for p in _strays(labels, counts) if labels != images or not p.is_dir())
+    problems = [f"{stray}: there is no image of that name" for stray in strays]
+    found = [_read_image(file, labels, problems) for file in files]
+    if problems:
+        more = len(problems) - _LISTED
+        lines = problems[:_LISTED] + ([f"... and {more} more"] if more > 0 else [])
+        raise DatasetError(
+            f"{len(problems)} labels or images cannot be used, so nothing is written. Correct or "
+            "delete them (shapes are counted from 0, as in the file):"
+            + "".join(f"\n  {line}" for line in lines)
+        )
+    return found
+
+
+def _visible(folder: Path) -> list[Path]:
+    """What is in a folder, by name, less the hidden files that systems and editors leave."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _strays(labels: Path, stems: Container[str]) -> Iterator[Path]:
+    """Labels that belong to no image; other json files, as this command's own, are no labels."""
+    for path in _visible(labels):
+        if path.is_dir():
+            if path.name not in stems and any(file.suffix in EXTENSIONS for file in _visible(path)):
+                yield path
+        elif path.suffix == ".json" and path.stem not in stems:
+            with contextlib.suppress(OSError, ValueError, RecursionError):
+                content = load_json(path, quiet=True)
+                if isinstance(content, dict) and "shapes" in content:
+                    yield path
 
 
 def split_images(
@@ -140,14 +178,25 @@ def class_names_of(images: Iterable[LabelledImage]) -> list[str]:
     return names
 
 
-def _read_image(file: Path, labels: Path) -> LabelledImage:
-    size = _upright_size(file)
+def _read_image(file: Path, labels: Path, problems: list[str]) -> LabelledImage:
+    """An image with its objects; what cannot be used is added to the problems."""
     json_file, folder = labels / f"{file.stem}.json", labels / file.stem
     objects: list[tuple[str, dict[str, Any]]] = []
-    if json_file.is_file():
-        objects += _read_labelme(json_file, size)
-    if folder.is_dir():
-        objects += [_read_mask(mask, size) for mask in sorted(folder.glob("*.png"))]
+    size = 0, 0
+    try:
+        size = _upright_size(file)
+        if json_file.is_file():
+            objects += _read_labelme(json_file, size, problems)
+    except DatasetError as error:
+        problems.append(str(error))
+    for mask in _visible(folder) if size[0] and folder.is_dir() else ():
+        try:
+            if mask.suffix.lower() == ".png":
+                objects.append(_read_mask(mask, size))
+            elif mask.suffix.lower() in EXTENSIONS:
+                raise DatasetError(f"{mask} is no PNG, as masks must be")
+        except DatasetError as error:
+            problems.append(str(error))
     return LabelledImage(file.name, size, objects)
 
 
@@ -169,10 +218,12 @@ def _read_mask(file: Path, size: tuple[int, int]) -> tuple[str, dict[str, Any]]:
         raise DatasetError(
             f"{file} has {_words(mask.shape)} pixels (height x width), its image has {_words(size)}"
         )
-    return file.stem.rpartition("_")[0] or file.stem, _fields_of_mask(file, mask)
+    if not mask.any():
+        raise DatasetError(f"{file} has an object without a pixel: delete it")
+    return file.stem.rpartition("_")[0] or file.stem, describe_mask(mask)
 
 
-def _decode_mask(source: Any, name: Path) -> NDArray[np.bool_]:
+def _decode_mask(source: Any, name: Path | str) -> NDArray[np.bool_]:
     """(H, W): pixels other than 0, or than transparent where that is all they tell."""
     try:
         with Image.open(source) as image:
@@ -185,51 +236,147 @@ def _decode_mask(source: Any, name: Path) -> NDArray[np.bool_]:
     return np.asarray((pixels[..., :-1] if has_alpha else pixels).any(axis=2))
 
 
-def _fields_of_mask(file: Path, mask: NDArray[np.bool_]) -> dict[str, Any]:
-    if not mask.any():
-        raise DatasetError(f"{file} has an object without a pixel: delete it")
-    return describe_mask(mask)
+def _read_labelme(
+    file: Path, size: tuple[int, int], problems: list[str]
+) -> list[tuple[str, dict[str, Any]]]:
+    """Classes and fields of the objects in a json of labelme; a group_id joins parts of one.
 
+    Args:
+        file: the json.
+        size: height and width of the image.
+        problems: where shapes are named that cannot be used.
 
-def _read_labelme(file: Path, size: tuple[int, int]) -> list[tuple[str, dict[str, Any]]]:
-    """Classes and fields of the objects in a json of labelme; a group_id joins parts of one."""
+    Raises:
+        DatasetError: the whole file cannot be used.
+    """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        shapes = content["shapes"]
-        told = content.get("imageHeight"), content.get("imageWidth")
-        groups: dict[Any, list[dict[str, Any]]] = {}
-        for index, shape in enumerate(shapes):
-            group = shape.get("group_id")
-            key = (shape["label"], index if group is None else f"group {group}")
-            groups.setdefault(key, []).append(shape)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DatasetError(
-            f"{file} is no json of labelme: {type(error).__name__}: {error}"
-        ) from error
-    if None not in told and told != size:
+        content = load_json(file, quiet=True)
+    except (OSError, ValueError, RecursionError) as error:
+        raise DatasetError(f"{file} is no json of labelme: {first_line(error)}") from error
+    shapes = content.get("shapes") if isinstance(content, dict) else None
+    if not isinstance(shapes, list):
+        raise DatasetError(f"{file} is no json of labelme: it has no list 'shapes'")
+    _require_size(file, content, size)
+    groups: dict[tuple[str, str], dict[int, _Part]] = {}
+    for index, shape in enumerate(shapes):
+        try:
+            label, part = _read_shape(shape, size)
+        except (DatasetError, Refusal) as error:
+            problems.append(f"{file}: shape {index}: {error}")
+            continue
+        group = shape.get("group_id")
+        key = label, f"shape {index}" if group is None else f"group {group}"
+        groups.setdefault(key, {})[index] = part
+    objects = []
+    for (label, _), parts in groups.items():
+        fields = _merge(list(parts.values()), size)
+        if fields["area"]:
+            objects.append((label, fields))
+        else:
+            where = ", ".join(map(str, parts))
+            problems.append(f"{file}: shape {where}: {label!r} is without a pixel in the image")
+    return objects
+
+
+def _require_size(file: Path, content: dict[str, Any], size: tuple[int, int]) -> None:
+    """Check that the json is of an image of this size, where it tells."""
+    told: list[Any] = [content.get("imageHeight"), content.get("imageWidth")]
+    if None in told:
+        return
+    try:
+        same = [float(length) for length in told] == list(size)
+    except (TypeError, ValueError):
+        same = False
+    if not same:
+        turned = told[::-1] == list(size)
         raise DatasetError(
             f"{file} is of an image of {_words(told)} pixels (height x width), its image has "
             f"{_words(size)}"
+            + (", upright as its EXIF says: label the upright image" if turned else "")
         )
-    return [(str(label), _merge(file, parts, size)) for (label, _), parts in groups.items()]
 
 
-def _merge(file: Path, shapes: Sequence[dict[str, Any]], size: tuple[int, int]) -> dict[str, Any]:
-    """COCO's fields of an object: polygons as they are, unless a part of it is a mask."""
-    given = [_polygon(file, s) for s in shapes if s.get("shape_type") != "mask"]
+def _read_shape(shape: Any, size: tuple[int, int]) -> tuple[str, _Part]:
+    """Class of a shape, and the polygon or mask that it covers.
+
+    Raises:
+        DatasetError, Refusal: it cannot be used; the message names neither file nor shape.
+    """
+    if not isinstance(shape, dict):
+        raise DatasetError(f"it must be an object, it is {shown(shape)}")
+    label = shape.get("label")
+    if label is None or not str(label).strip():
+        raise DatasetError("it has no 'label'")
+    label = str(label).strip()
+    points = _points(shape)
+    if shape.get("shape_type") == "mask" or (shape.get("mask") and len(points) < 3):
+        return label, _pasted_mask(shape, points, size)
+    polygon = _polygon(str(shape.get("shape_type") or "polygon"), label, points)
+    if not clean_segmentation([polygon], *size):
+        raise DatasetError(f"labelled {label!r}, it has {polygon_defect(polygon)}")
+    return label, polygon
+
+
+def _polygon(kind: str, label: str, points: Sequence[tuple[float, float]]) -> list[float]:
+    """The corners x, y, x, y, ... of a shape."""
+    corners = points
+    if kind == "rectangle" and len(points) == 2:
+        (x0, y0), (x1, y1) = points
+        corners = [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
+    elif kind == "circle" and len(points) == 2:
+        (x, y), edge = points
+        radius = math.dist((x, y), edge)
+        angles = [2 * math.pi * index / CIRCLE_CORNERS for index in range(CIRCLE_CORNERS)]
+        corners = [(x + radius * math.cos(a), y + radius * math.sin(a)) for a in angles]
+    elif kind not in POLYGON_KINDS or len(points) < 3:
+        what = f"a {kind} of {len(points)} points, labelled {label!r},"
+        if kind in POLYGON_KINDS or kind in LINE_KINDS:
+            raise DatasetError(f"{what} has no area")
+        raise DatasetError(
+            f"{what} cannot be read; {', '.join(POLYGON_KINDS)} of three points or more, "
+            "rectangle and circle of two, and mask can"
+        )
+    return [round(value, 3) for corner in corners for value in corner]
+
+
+def _pasted_mask(
+    shape: dict[str, Any], points: Sequence[tuple[float, float]], size: tuple[int, int]
+) -> NDArray[np.bool_]:
+    """A mask that labelme keeps as a PNG of its box."""
     try:
-        polygons = clean_segmentation(given, *size)
-    except Refusal as error:
-        raise DatasetError(f"{file}: {error}") from error
-    masks = [_pasted_mask(file, s, size) for s in shapes if s.get("shape_type") == "mask"]
-    rle = None
-    if polygons:
-        rle = coco_mask.merge(coco_mask.frPyObjects(polygons, *size))
+        data = io.BytesIO(base64.b64decode(shape["mask"], validate=True))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DatasetError(f"its mask cannot be decoded: {first_line(error)}") from error
+    mask = _decode_mask(data, "its PNG")
+    left, top = (round(value) for value in points[0])
+    result = np.zeros(size, dtype=bool)
+    part = result[max(0, top) : top + mask.shape[0], max(0, left) : left + mask.shape[1]]
+    if part.shape != mask.shape:
+        raise DatasetError("its mask reaches beyond the image")
+    if not mask.any():
+        raise DatasetError("its mask is without a pixel")
+    part[:] = mask
+    return result
+
+
+def _points(shape: dict[str, Any]) -> list[tuple[float, float]]:
+    try:
+        points = [(float(x), float(y)) for x, y in shape["points"]]
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise DatasetError(f"its points cannot be read: {first_line(error)}") from error
+    if not points or not all(math.isfinite(value) for point in points for value in point):
+        raise DatasetError("it has no points, or infinite ones")
+    return points
+
+
+def _merge(parts: Sequence[_Part], size: tuple[int, int]) -> dict[str, Any]:
+    """COCO's fields of an object: polygons as they are, unless a part of it is a mask."""
+    polygons = [part for part in parts if isinstance(part, list)]
+    masks = [part for part in parts if not isinstance(part, list)]
+    rle = coco_mask.merge(coco_mask.frPyObjects(polygons, *size)) if polygons else None
     if masks:
         drawn = [coco_mask.decode(rle).astype(bool)] if rle else []
-        return _fields_of_mask(file, np.logical_or.reduce([*drawn, *masks]))
-    if rle is None or int(coco_mask.area(rle)) == 0:
-        raise DatasetError(f"{file} has an object without a pixel in the image: delete it")
+        return describe_mask(np.logical_or.reduce([*drawn, *masks]))
     return {
         "bbox": coco_mask.toBbox(rle).tolist(),
         "area": int(coco_mask.area(rle)),
@@ -238,54 +385,5 @@ def _merge(file: Path, shapes: Sequence[dict[str, Any]], size: tuple[int, int]) 
     }
 
 
-def _polygon(file: Path, shape: dict[str, Any]) -> list[float]:
-    """The corners x, y, x, y, ... of a shape."""
-    kind = shape.get("shape_type", "polygon")
-    points = _points(file, shape)
-    if kind == "polygon" and len(points) >= 3:
-        corners = points
-    elif kind == "rectangle" and len(points) == 2:
-        (x0, y0), (x1, y1) = points
-        corners = [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
-    elif kind == "circle" and len(points) == 2:
-        (x, y), edge = points
-        radius = math.dist((x, y), edge)
-        angles = [2 * math.pi * index / CIRCLE_CORNERS for index in range(CIRCLE_CORNERS)]
-        corners = [(x + radius * math.cos(a), y + radius * math.sin(a)) for a in angles]
-    else:
-        raise DatasetError(
-            f"{file}: a {kind} of {len(points)} points, labelled {shape['label']!r}, has no area; "
-            "polygons, rectangles, circles and masks do"
-        )
-    return [round(float(value), 3) for corner in corners for value in corner]
-
-
-def _pasted_mask(file: Path, shape: dict[str, Any], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """A mask that labelme keeps as a PNG of its box."""
-    points = _points(file, shape)
-    try:
-        data = io.BytesIO(base64.b64decode(shape["mask"], validate=True))
-    except (KeyError, TypeError, binascii.Error) as error:
-        raise DatasetError(f"{file}: the mask of a shape cannot be decoded: {error}") from error
-    mask = _decode_mask(data, file)
-    left, top = (round(value) for value in points[0])
-    result = np.zeros(size, dtype=bool)
-    part = result[max(0, top) : top + mask.shape[0], max(0, left) : left + mask.shape[1]]
-    if part.shape != mask.shape:
-        raise DatasetError(f"{file}: the mask of a shape reaches beyond the image")
-    part[:] = mask
-    return result
-
-
-def _points(file: Path, shape: dict[str, Any]) -> list[tuple[float, float]]:
-    try:
-        points = [(float(x), float(y)) for x, y in shape["points"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise DatasetError(f"{file}: the points of a shape cannot be read: {error}") from error
-    if not points or not all(math.isfinite(value) for point in points for value in point):
-        raise DatasetError(f"{file}: a shape has no points, or infinite ones")
-    return points
-
-
-def _words(size: Sequence[int]) -> str:
+def _words(size: Sequence[Any]) -> str:
     return " x ".join(map(str, size))
