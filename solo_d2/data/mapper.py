@@ -23,6 +23,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from solo_d2.data.augmentation import build_train_augmentation, keep_a_pixel, moves_borders
+from solo_d2.data.mask_sampling import transform_masks
 from solo_d2.data.segmentations import clean_segmentation, is_box, segmentation_box
 from solo_d2.data.stuff_classes import is_panoptic
 from solo_d2.errors import ConfigError, DatasetError, UnreadableImageError
@@ -190,7 +191,7 @@ class SOLODatasetMapper(DatasetMapper):
                 f"{dataset_dict['file_name']}: the annotations cannot be used: "
                 f"{type(error).__name__}: {error}"
             ) from error
-        dataset_dict["instances"] = filter_empty_instances(instances)
+        dataset_dict["instances"] = _without_empty(instances)
 
     def _make_instances(
         self,
@@ -199,9 +200,9 @@ class SOLODatasetMapper(DatasetMapper):
         image_shape: tuple[int, int],
         original_shape: tuple[int, int],
     ) -> Instances:
+        segmentations = [annotation.pop("segmentation") for annotation in annotations]
         transformed = []
         for annotation in annotations:
-            segmentation = annotation.pop("segmentation")
             if not self.use_keypoint:
                 annotation.pop("keypoints", None)
             annotation = transform_instance_annotations(
@@ -210,31 +211,18 @@ class SOLODatasetMapper(DatasetMapper):
                 image_shape,
                 keypoint_hflip_indices=self.keypoint_hflip_indices,
             )
-            annotation["segmentation"] = self._transform_segmentation(segmentation, transforms)
             transformed.append(annotation)
-        instances = annotations_to_instances(
-            transformed, image_shape, mask_format=self.instance_mask_format
-        )
+        instances = annotations_to_instances(transformed, image_shape)
+        if self.instance_mask_format == "polygon":
+            instances.gt_masks = _polygon_masks(segmentations, transforms)
+        else:
+            masks = transform_masks(segmentations, transforms, image_shape, original_shape)
+            instances.gt_masks = BitMasks(torch.from_numpy(masks))
         if self.recompute_boxes:
             if isinstance(instances.gt_masks, BitMasks):
                 _clear_padding(instances.gt_masks.tensor, transforms, original_shape)
             instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
         return instances
-
-    def _transform_segmentation(self, segmentation: Any, transforms: TransformList) -> Any:
-        """Transform polygons or an RLE.
-
-        Polygons that become bitmaps are moved, not clipped: drawing them clips them, and Detectron2
-        would need the package shapely for it.
-        """
-        if isinstance(segmentation, dict):
-            return _contiguous(transforms.apply_segmentation(coco_mask.decode(segmentation)))
-        polygons = [np.asarray(polygon, np.float64).reshape(-1, 2) for polygon in segmentation]
-        if self.instance_mask_format == "polygon":
-            polygons = transforms.apply_polygons(polygons)
-        else:
-            polygons = [transforms.apply_coords(polygon) for polygon in polygons]
-        return [polygon.reshape(-1) for polygon in polygons]
 
     def _no_instances(self, image_shape: tuple[int, int]) -> Instances:
         instances = Instances(image_shape)
@@ -283,6 +271,27 @@ def read_record(
             "orientation in its EXIF counts, and may swap the two)"
         ) from error
     return pixels[:, :, ::-1] if image_format == "BGR" else pixels
+
+
+def _without_empty(instances: Instances) -> Instances:
+    """Detectron2's `filter_empty_instances`, with one fast pass over bitmaps, and often no copy."""
+    if not isinstance(instances.gt_masks, BitMasks):
+        return filter_empty_instances(instances)
+    pixels = instances.gt_masks.tensor.flatten(1).numpy().any(axis=1)
+    kept = instances.gt_boxes.nonempty(threshold=1e-5) & torch.from_numpy(pixels)
+    return instances if kept.all() else instances[kept]
+
+
+def _polygon_masks(segmentations: list[Any], transforms: TransformList) -> PolygonMasks:
+    if not all(isinstance(segmentation, list) for segmentation in segmentations):
+        raise ValueError("INPUT.MASK_FORMAT 'polygon' takes polygons only, not RLE")
+    parts = [
+        [np.asarray(polygon, np.float64).reshape(-1, 2) for polygon in polygons]
+        for polygons in segmentations
+    ]
+    return PolygonMasks(
+        [[p.reshape(-1) for p in transforms.apply_polygons(polygons)] for polygons in parts]
+    )
 
 
 def _contiguous(array: NDArray[Any]) -> NDArray[Any]:

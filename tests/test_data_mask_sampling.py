@@ -1,0 +1,175 @@
+"""Masks drawn from run lengths are those of Detectron2's way: decode, transform, stack."""
+
+import numpy as np
+import pytest
+from detectron2.data import transforms as T
+from detectron2.data.transforms import TransformList
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+from solo_d2.data.mask_sampling import mask_sampler, transform_masks
+from solo_d2.data.segmentations import clean_segmentation
+
+pytestmark = pytest.mark.detectron2
+
+HEIGHT, WIDTH = 37, 53
+
+
+def shapes(height: int = HEIGHT, width: int = WIDTH) -> dict[str, NDArray[np.bool_]]:
+    """Masks of every kind."""
+    rng = np.random.default_rng(0)
+    masks = {
+        name: np.zeros((height, width), bool)
+        for name in ("box", "corners", "last pixel", "first pixel", "far parts", "row", "column")
+    }
+    masks["box"][5:20, 7:30] = True
+    masks["corners"][[0, 0, -1, -1], [0, -1, 0, -1]] = True
+    masks["last pixel"][-1, -1] = True
+    masks["first pixel"][0, 0] = True
+    masks["far parts"][:3, :3] = masks["far parts"][-3:, -2:] = True
+    masks["row"][11] = True
+    masks["column"][:, 13] = True
+    masks["whole image"] = np.ones((height, width), bool)
+    masks["noise"] = rng.random((height, width)) < 0.5
+    masks["sparse noise"] = rng.random((height, width)) < 0.02
+    masks["right half"] = np.arange(width)[None].repeat(height, 0) > width // 2
+    masks["lower half"] = np.arange(height)[:, None].repeat(width, 1) > height // 2
+    return masks
+
+
+def resize(height: int, width: int, before: tuple[int, int] = (HEIGHT, WIDTH)) -> T.Transform:
+    return T.ResizeTransform(*before, height, width)
+
+
+FLIP = T.HFlipTransform(WIDTH)
+TRANSFORMS = {
+    "nothing": [],
+    "colours": [T.NoOpTransform(), T.BlendTransform(np.zeros(3), 0.5, 0.5)],
+    "down": [resize(11, 16)],
+    "up": [resize(90, 201)],
+    "down and up": [resize(9, 160)],
+    "to a pixel": [resize(1, 1)],
+    "flip": [FLIP],
+    "flips, up": [FLIP, T.VFlipTransform(HEIGHT), resize(50, 70)],
+    "down, flip": [resize(20, 30), T.HFlipTransform(30), T.VFlipTransform(20)],
+    "crop": [T.CropTransform(9, 4, 30, 20)],
+    "crop, up": [T.CropTransform(9, 4, 30, 20), resize(61, 45, before=(20, 30))],
+    "jitter": [
+        resize(20, 30),
+        FLIP,
+        TransformList([T.CropTransform(0, 3, 30, 17)]),
+        TransformList([T.PadTransform(0, 0, 10, 23, seg_pad_value=255)]),
+    ],  # fmt: skip
+    "pad, down": [T.PadTransform(3, 4, 5, 6), resize(19, 23, before=(47, 61))],
+    "pads": [T.PadTransform(3, 4, 5, 6, seg_pad_value=1), T.PadTransform(1, 1, 1, 1)],
+    "rotation": [T.RotationTransform(HEIGHT, WIDTH, 30)],
+    "extent": [T.ExtentTransform((3.5, 2.5, 40, 30), (30, 20))],
+    "rotation, down": [T.RotationTransform(HEIGHT, WIDTH, 90), resize(20, 20, (WIDTH, HEIGHT))],
+}
+
+
+def rles(masks: list[NDArray[np.bool_]]) -> list[dict]:
+    found = []
+    for mask in masks:
+        rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+        found.append({"size": list(mask.shape), "counts": rle["counts"].decode()})
+    return found
+
+
+def by_decoding(segmentations, transforms, original_shape, image_shape):
+    masks = []
+    for segmentation in segmentations:
+        if isinstance(segmentation, dict):
+            mask = transforms.apply_segmentation(coco_mask.decode(segmentation))
+        else:
+            polygons = [
+                transforms.apply_coords(np.array(part, np.float64).reshape(-1, 2)).reshape(-1)
+                for part in segmentation
+            ]
+            rle = coco_mask.merge(coco_mask.frPyObjects(polygons, *image_shape))
+            mask = coco_mask.decode(rle)
+        masks.append(mask != 0)
+    return np.stack(masks)
+
+
+def shape_after(transforms, shape=(HEIGHT, WIDTH)):
+    return transforms.apply_segmentation(np.zeros(shape, np.uint8)).shape
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_every_mask_is_that_of_decoding(name):
+    transforms = TransformList(TRANSFORMS[name])
+    segmentations = rles(list(shapes().values()))
+    shape = shape_after(transforms)
+    expected = by_decoding(segmentations, transforms, (HEIGHT, WIDTH), shape)
+    found = transform_masks(segmentations, transforms, shape, (HEIGHT, WIDTH))
+    assert found.dtype == bool
+    for mask, other, title in zip(found, expected, shapes(), strict=True):
+        assert np.array_equal(mask, other), title
+
+
+def test_known_transforms_are_not_decoded():
+    decoded = {
+        name
+        for name, transforms in TRANSFORMS.items()
+        if mask_sampler(TransformList(transforms), HEIGHT, WIDTH) is None
+    }
+    assert decoded == {"pads", "rotation", "extent", "rotation, down"}
+
+
+def test_all_ratios_of_sizes():
+    rng = np.random.default_rng(1)
+    for _ in range(200):
+        height, width, new_height, new_width = (int(n) for n in rng.integers(1, 60, 4))
+        transforms = TransformList([resize(new_height, new_width, before=(height, width))])
+        masks = rng.random((3, height, width)) < np.array([0.1, 0.5, 0.9])[:, None, None]
+        segmentations = rles([mask for mask in masks if mask.any()])
+        if not segmentations:
+            continue
+        shape = new_height, new_width
+        expected = by_decoding(segmentations, transforms, (height, width), shape)
+        found = transform_masks(segmentations, transforms, shape, (height, width))
+        assert np.array_equal(found, expected), (height, width, shape)
+
+
+def test_every_size_of_a_resize_samples_the_same_lines_as_pillow():
+    rng = np.random.default_rng(2)
+    for _ in range(30):
+        size, new = int(rng.integers(1, 9000)), int(rng.integers(1, 2000))
+        line = rng.random((1, size)) < 0.5
+        line[0, 0] = True
+        transforms = TransformList([resize(1, new, before=(1, size))])
+        expected = by_decoding(rles([line]), transforms, (1, size), (1, new))
+        found = transform_masks(rles([line]), transforms, (1, new), (1, size))
+        assert np.array_equal(found, expected), (size, new)
+
+
+def test_runs_without_pixels_are_drawn():
+    total = HEIGHT * WIDTH
+    for counts in (
+        [0, 0, 5, 3, total - 8],
+        [5, 0, 0, 7, 0, 0, total - 12],
+        [HEIGHT, 0, 3, 0, total - HEIGHT - 4, 1],
+        [0, total],
+        [total - 1, 1, 0, 0, 0],
+        [4, 3, total - 7, 0],
+    ):
+        rle = clean_segmentation({"size": [HEIGHT, WIDTH], "counts": counts}, HEIGHT, WIDTH)
+        transforms = TransformList([FLIP, resize(20, 70)])
+        expected = by_decoding([rle], transforms, (HEIGHT, WIDTH), (20, 70))
+        assert np.array_equal(
+            transform_masks([rle], transforms, (20, 70), (HEIGHT, WIDTH)), expected
+        )
+
+
+def test_polygons_and_rles_may_be_mixed_and_leave_the_image():
+    segmentations = [
+        [[-10.0, -10, 30, -10, 30, 60, -10, 60], [40.5, 20.2, 70, 20, 45, 33.3]],
+        rles([shapes()["noise"]])[0],
+        [[100.0, 100, 120, 100, 120, 120]],
+    ]
+    transforms = TransformList([resize(50, 80)])
+    expected = by_decoding(segmentations, transforms, (HEIGHT, WIDTH), (50, 80))
+    found = transform_masks(segmentations, transforms, (50, 80), (HEIGHT, WIDTH))
+    assert np.array_equal(found, expected)
+    assert found.any(axis=(1, 2)).tolist() == [True, True, False]
