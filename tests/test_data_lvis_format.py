@@ -12,10 +12,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.lvis import load_lvis_json, register_lvis_instances
 
 from solo_d2.config import load_config
-from solo_d2.data import check_datasets
+from solo_d2.data import check_datasets, register_datasets_of_config
 from solo_d2.data.check.entries import read_entries
 from solo_d2.data.loader import build_train_loader
-from solo_d2.data.lvis_format import load_lvis_format, use_own_lvis_loader
+from solo_d2.data.lvis_format import load_lvis_format, use_own_lvis_loaders
 from solo_d2.errors import DatasetError
 from solo_d2.evaluation.lvis_results import FastLVISEvaluator
 
@@ -103,8 +103,19 @@ def test_equals_detectron2_with_the_package(write, tmp_path, monkeypatch):
     assert found[0]["file_name"] == str(tmp_path / "coco/train2017/000000000005.jpg")
 
 
+def config_of(name):
+    cfg = load_config("configs/lvis/solov2_R50_v1_3x.yaml")
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (name,), ()
+    return cfg
+
+
 @pytest.mark.parametrize(
-    "through", [lambda: use_own_lvis_loader(NAME), lambda: check_datasets([NAME])]
+    "through",
+    [
+        lambda: use_own_lvis_loaders([NAME]),
+        lambda: check_datasets([NAME]),
+        lambda: register_datasets_of_config(config_of(NAME)),
+    ],
 )
 def test_the_catalog_loads_without_the_package(write, monkeypatch, through):
     write(content())
@@ -116,16 +127,11 @@ def test_the_catalog_loads_without_the_package(write, monkeypatch, through):
     assert len(DatasetCatalog.get(NAME)) == 3
 
 
-def test_detectron2s_own_data_sets_are_loaded_so():
-    for name in ("lvis_v0.5_train", "lvis_v1_val"):
-        assert getattr(DatasetCatalog[name], "func", None) is load_lvis_format
-
-
 def test_a_loader_of_ones_own_is_left_alone():
     DatasetCatalog.register("test_lvis_mine", list)
     MetadataCatalog.get("test_lvis_mine").evaluator_type = "lvis"
     try:
-        use_own_lvis_loader("test_lvis_mine")
+        use_own_lvis_loaders(["test_lvis_mine", "test_unknown"])
         assert DatasetCatalog["test_lvis_mine"] is list
     finally:
         DatasetCatalog.pop("test_lvis_mine")

@@ -1,9 +1,9 @@
 """Data: the generated data set, COCO-format folders, class counts, the mapper.
 
-Importing this package registers in Detectron2's catalogs `shapes_train` and `shapes_val`, both also
-with `_panoptic` behind the name, and `cityscapes_fine_panoptic_{train,val}_separated`; data sets
-that Detectron2 registered in LVIS's format are loaded by `lvis_format` from then on. Without
-Detectron2 only `shapes` (to draw and to write) and `panoptic_conversion` work.
+Importing this package adds data sets to Detectron2's catalogs: `shapes_train`, `shapes_val`, both
+also with `_panoptic` appended, and `cityscapes_fine_panoptic_{train,val}_separated`. It changes
+nothing that is registered already. Without Detectron2 only `shapes` (to draw and to write) and
+`panoptic_conversion` work.
 """
 
 import importlib
@@ -33,7 +33,6 @@ def __getattr__(name: str) -> Any:
 
 
 try:
-    from solo_d2.data.lvis_format import use_own_lvis_loaders as _use_own_lvis_loaders
     from solo_d2.data.panoptic_format import register_cityscapes_separated as _register_cityscapes
     from solo_d2.data.shapes.registration import register_shapes as _register_shapes
 except ImportError as _error:
@@ -42,4 +41,3 @@ except ImportError as _error:
 else:
     _register_shapes()
     _register_cityscapes()
-    _use_own_lvis_loaders()

@@ -13,7 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from solo_d2.data.coco_format import read_class_names, register_coco_format
 from solo_d2.data.locations import where_datasets_are
-from solo_d2.data.lvis_format import use_own_lvis_loader
+from solo_d2.data.lvis_format import use_own_lvis_loaders
 from solo_d2.data.panoptic_format import fill_metadata, register_panoptic_format
 from solo_d2.data.stuff_classes import resolve_num_stuff_classes
 from solo_d2.errors import ConfigError, DatasetError
@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 def register_datasets_of_config(cfg: CfgNode) -> None:
     """Register what DATASETS.COCO_FORMAT and COCO_PANOPTIC_FORMAT name; again is harmless.
+
+    Detectron2's LVIS data sets in DATASETS.TRAIN and TEST get a loader that needs no other package.
 
     Raises:
         ConfigError: an entry has another form, or its name already means other files.
@@ -44,6 +46,7 @@ def register_datasets_of_config(cfg: CfgNode) -> None:
                 f"{entry!r}"
             )
         register_panoptic_format(*entry)
+    use_own_lvis_loaders((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
 
 
 def resolve_num_classes(cfg: CfgNode, names: Iterable[str] | None = None) -> int:
@@ -175,7 +178,7 @@ def check_datasets(names: Iterable[str]) -> None:
         _require_known(name)
         _refuse_unseparated(name)
         _require_paths(name, MetadataCatalog.get(name))
-        use_own_lvis_loader(name)
+        use_own_lvis_loaders([name])
         _report_load_errors(name)
 
 

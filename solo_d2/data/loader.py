@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from solo_d2.data.copy_paste import wrap_with_copy_paste
+from solo_d2.data.lvis_format import use_own_lvis_loaders
 from solo_d2.data.unreadable import UNREADABLE, too_many_unreadable
 from solo_d2.errors import ConfigError, DatasetError, UnreadableImageError
 
@@ -104,6 +105,7 @@ def make_train_loader(
 
 def _load_parts(cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
     """Data set and sampler by Detectron2."""
+    use_own_lvis_loaders(cfg.DATASETS.TRAIN)
     try:
         return _train_loader_from_config(cfg, mapper=mapper)
     except AssertionError as error:  # how Detectron2 says that there is nothing

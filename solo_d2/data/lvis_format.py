@@ -5,6 +5,7 @@ not needed to read a file. The result is the same.
 """
 
 import functools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,15 @@ IMAGE_KEYS = ("not_exhaustive_category_ids", "neg_category_ids")
 _DETECTRON2_MODULE = "detectron2.data.datasets.lvis"
 
 
-def use_own_lvis_loader(name: str) -> None:
-    """Make the catalog's entry load by this module, if Detectron2's loader stands there."""
-    if getattr(DatasetCatalog[name], "__module__", None) == _DETECTRON2_MODULE:
-        DatasetCatalog[name] = functools.partial(load_lvis_format, name)
+def use_own_lvis_loaders(names: Iterable[str]) -> None:
+    """Load by this module those of the data sets that Detectron2's loader would load.
 
-
-def use_own_lvis_loaders() -> None:
-    """The same for all data sets that are registered now."""
-    for name in DatasetCatalog.list():
-        use_own_lvis_loader(name)
+    Only for data sets that a config or a caller names: the catalog is the whole process's.
+    """
+    for name in names:
+        loader = DatasetCatalog[name] if name in DatasetCatalog else None
+        if getattr(loader, "__module__", None) == _DETECTRON2_MODULE:
+            DatasetCatalog[name] = functools.partial(load_lvis_format, name)
 
 
 def load_lvis_format(name: str) -> list[dict[str, Any]]:

@@ -84,9 +84,12 @@ def register_cityscapes_separated() -> None:
     """
     root = datasets_root() / "cityscapes"
     for split in ("train", "val"):
+        name = f"cityscapes_fine_panoptic_{split}_separated"
+        if name in DatasetCatalog:  # maybe of somebody else
+            continue
         panoptic_root = root / "gtFine" / f"cityscapes_panoptic_{split}"
         register_panoptic_format(
-            f"cityscapes_fine_panoptic_{split}_separated",
+            name,
             f"{panoptic_root}.json",
             panoptic_root,
             root / "leftImg8bit" / split,

@@ -14,6 +14,7 @@ from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.utils import comm
 from torch import nn
 
+from solo_d2.data.lvis_format import use_own_lvis_loaders
 from solo_d2.data.mapper import SOLODatasetMapper
 from solo_d2.data.unreadable import UNREADABLE
 from solo_d2.errors import DatasetError
@@ -68,6 +69,7 @@ class SkippingModel(nn.Module):
 
 def evaluation_loader(cfg: CfgNode, dataset_name: str) -> Any:
     """The loader of a data set for `evaluate_dataset`."""
+    use_own_lvis_loaders([dataset_name])
     mapper = NotingMapper(SOLODatasetMapper(cfg, is_train=False))
     return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 

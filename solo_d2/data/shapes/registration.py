@@ -19,7 +19,7 @@ def register_shapes(root: Path | str | None = None) -> None:
     """Register `shapes_train`, `shapes_val` and both with `_panoptic` behind the name.
 
     Nothing is read or written until one is loaded. Calling it again does nothing, or moves the data
-    sets where another folder is given.
+    sets where another folder is given. Other data sets that have one of the names keep it.
 
     Args:
         root: folder of the data set, `default_root()` if None.
@@ -52,7 +52,9 @@ def register_shapes(root: Path | str | None = None) -> None:
 
 def _register(name: str, load: Callable[[], list[dict[str, Any]]], **metadata: Any) -> None:
     if name in DatasetCatalog:
-        if MetadataCatalog.get(name).json_file == metadata["json_file"]:
+        known = MetadataCatalog.get(name)
+        ours = known.get("made_on_first_use") is True
+        if not ours or known.json_file == metadata["json_file"]:
             return
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
