@@ -19,6 +19,7 @@ from solo_d2.api.images import expand_inputs, output_names, read_image, save_ima
 from solo_d2.api.outputs import plan_overlays
 from solo_d2.api.results import Result
 from solo_d2.errors import first_line
+from solo_d2.user_code import from_user_code
 
 
 @dataclass
@@ -91,6 +92,8 @@ class Stills:
                 except ImageError as error:
                     still.error = str(error)
                 except Exception as error:
+                    if from_user_code(error):
+                        raise
                     still.error = f"{still.file}: {first_line(error)}"
             return still
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from solo_d2.errors import BadNumbersError, ConfigError, DatasetError
 from solo_d2.files import describe
+from solo_d2.user_code import from_user_code
 
 # Exit codes: of an error, of Ctrl-C and of SIGTERM (128 and the number of the signal).
 FAILED, INTERRUPTED, TERMINATED = 2, 130, 143
@@ -24,6 +25,8 @@ _SOON = 10.0
 # Seconds that a process has to end when it was told to.
 _PATIENCE = 5.0
 Errors = tuple[type[Exception], ...]
+# Told on one line wherever they come from.
+_OWN: Errors = (BadNumbersError, ConfigError, DatasetError)
 
 
 class Terminated(SystemExit):
@@ -46,18 +49,21 @@ def run_command(
         name: of the command, which begins its messages; "": the kind of error does.
         work: may return an exit code; anything but a number is taken for 0.
         errors: what it raises to be told on one line, beside those of `solo_d2.errors` and
-            OSError. Anything else is a defect of ours.
+            OSError. Anything else is a defect of ours or of the user's own code; so are these
+            errors and OSError where code of the user is involved. All of that is raised.
         failed: exit code of such errors.
 
     Returns:
         The exit code; `INTERRUPTED` after Ctrl-C and `TERMINATED` after SIGTERM.
     """
-    told: Errors = (BadNumbersError, ConfigError, DatasetError, OSError, *errors)
+    told: Errors = (*_OWN, OSError, *errors)
     with sigterm_raises(), _quiet_logging(told):
         try:
             result = work()
             return result if isinstance(result, int) else 0
         except told as error:
+            if not _is_told(error, told):
+                raise
             text = describe(error) if isinstance(error, OSError) else str(error)
             print(f"{name or type(error).__name__}: {text}", file=sys.stderr)
             atexit.register(_close_logs)
@@ -69,6 +75,11 @@ def run_command(
             _wait_for_processes()
             print(f"{name or 'SIGTERM'}: terminated", file=sys.stderr)
             return TERMINATED
+
+
+def _is_told(error: BaseException | None, told: Errors) -> bool:
+    """Whether an error is told on one line, and not shown with its traceback."""
+    return isinstance(error, _OWN) or (isinstance(error, told) and not from_user_code(error))
 
 
 def run_process(main: Callable[..., object], *args: Any) -> None:
@@ -141,7 +152,7 @@ def _quiet_logging(told: Errors) -> Iterator[None]:
     """Leave out the stack traces of errors that are told anyway, and those of a full disk's log."""
 
     def is_news(record: logging.LogRecord) -> bool:
-        return not (record.exc_info and isinstance(record.exc_info[1], told))
+        return not (record.exc_info and _is_told(record.exc_info[1], told))
 
     loop = logging.getLogger("detectron2.engine.train_loop")  # it logs what training raises
     before, logging.raiseExceptions = logging.raiseExceptions, False

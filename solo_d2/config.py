@@ -16,6 +16,7 @@ from solo_d2.config_files import check_config_files
 from solo_d2.config_rules import MERGE_ERRORS, merge_reason
 from solo_d2.errors import ConfigError, shown
 from solo_d2.images import MAX_PIXELS
+from solo_d2.user_code import from_user_code
 
 
 def add_solo_config(cfg: CfgNode) -> None:
@@ -94,6 +95,8 @@ def load_config(config_file: str, overrides: Sequence[Any] = ()) -> CfgNode:
     except ConfigError:
         raise
     except (*MERGE_ERRORS, OSError, YAMLError) as error:
+        if from_user_code(error):  # such as a handler of addresses
+            raise
         raise ConfigError(f"{config_file}: {merge_reason(error, cfg)}") from error
     override(cfg, overrides)
     return cfg

@@ -9,7 +9,10 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any
+
+from solo_d2.user_code import calls_user_code
 
 # How the names of files begin that are being written; hidden, so that nobody takes them for whole.
 UNFINISHED = ".unfinished-"
@@ -85,7 +88,8 @@ def naming(path: Path | str, temporary: Path | str | None = None) -> Iterator[No
         temporary: the name under which it is until it is whole.
 
     Raises:
-        OSError: with `path` as its file name; errors that name other files stay as they are.
+        OSError: with `path` as its file name; errors that name other files, and those of the user's
+            code that ours has called, stay as they are.
     """
     try:
         yield
@@ -93,7 +97,16 @@ def naming(path: Path | str, temporary: Path | str | None = None) -> Iterator[No
         cause = _cause(error)
         if cause is None or cause.errno is None or not _is_of(cause.filename, temporary):
             raise
+        if calls_user_code(_below_here(error.__traceback__)):
+            raise  # its file is another one
         raise OSError(cause.errno, cause.strerror, os.fspath(path)) from error
+
+
+def _below_here(traceback: TracebackType | None) -> TracebackType | None:
+    """A traceback without the first frames, those of this module."""
+    while traceback is not None and traceback.tb_frame.f_code.co_filename == __file__:
+        traceback = traceback.tb_next
+    return traceback
 
 
 def _is_of(name: Any, temporary: Path | str | None) -> bool:

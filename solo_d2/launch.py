@@ -30,6 +30,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 
 from solo_d2.commands import TERMINATED, run_process
 from solo_d2.errors import BadNumbersError, ConfigError, DatasetError
+from solo_d2.user_code import in_user_code, last_error
 
 Main = Callable[[argparse.Namespace], Any]
 
@@ -380,15 +381,13 @@ def _errors_of_processes() -> Iterator[None]:
     except ProcessExitedException as error:
         raise _ended(error.error_index, error.exit_code) from None
     except ProcessRaisedException as error:
-        system = re.search(
-            r"\n\w+Error: \[Errno (\d+)\] ([^:\n]*)(?:: '(.*)')?$", error.msg.strip()
-        )
-        if system:
-            raise OSError(int(system[1]), system[2], system[3]) from None
+        name, _, text = last_error(error.msg).partition(": ")
         for kind in (BadNumbersError, ConfigError, DatasetError):
-            _, found, text = error.msg.rpartition(f"\n{kind.__module__}.{kind.__name__}: ")
-            if found:
-                raise kind(text.strip()) from None
+            if name == f"{kind.__module__}.{kind.__name__}":
+                raise kind(text) from None
+        system = re.fullmatch(r"\[Errno (\d+)\] ([^:\n]*)(?:: '(.*)')?", text)
+        if system and not in_user_code(error.msg):
+            raise OSError(int(system[1]), system[2], system[3]) from None
         raise
 
 

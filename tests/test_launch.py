@@ -11,6 +11,7 @@ pytest.importorskip("detectron2")
 
 from solo_d2 import launch as launching  # noqa: E402
 from solo_d2.commands import run_process  # noqa: E402
+from solo_d2.engine import setup  # noqa: E402
 from solo_d2.errors import ConfigError, DatasetError  # noqa: E402
 from solo_d2.launch import (  # noqa: E402
     JobError,
@@ -155,7 +156,12 @@ def test_gpus_are_given_to_detectron2s_launcher(monkeypatch):
     assert [(call[5][0], call[5][1].num_gpus) for call in calls] == [(len, 4), (len, 2)]
 
 
-TRACEBACK = "-- Process 1 terminated with the following error:\nTraceback ...\n"
+TRACEBACK = (
+    "-- Process 1 terminated with the following error:\nTraceback (most recent call last):\n"
+    f'  File "{launching.__file__}", line 1, in _cpu_process\n    run_process(main, args)\n'
+    f'  File "{setup.__code__.co_filename}", line 1, in setup\n    register()\n'
+)
+OF_USER = f'{TRACEBACK}  File "/home/me/my_mapper.py", line 7, in read\n    open(file)\n'
 
 
 @pytest.mark.parametrize(
@@ -172,6 +178,26 @@ TRACEBACK = "-- Process 1 terminated with the following error:\nTraceback ...\n"
             "^no file$",
         ),
         (ProcessRaisedException(f"{TRACEBACK}KeyError: 1\n", 1, 7), ProcessRaisedException, "Key"),
+        (
+            ProcessRaisedException(f"{TRACEBACK}OSError: [Errno 28] No space: 'a.pth'\n", 1, 7),
+            OSError,
+            "No space: 'a.pth'",
+        ),
+        # The user's own code: its line is to be seen, and a cause of another kind is not the error.
+        (
+            ProcessRaisedException(f"{OF_USER}OSError: [Errno 2] No such file: 'a'\n", 1, 7),
+            ProcessRaisedException,
+            "my_mapper.py",
+        ),
+        (
+            ProcessRaisedException(
+                f"{TRACEBACK}solo_d2.errors.ConfigError: X\n\nThe above exception was the direct "
+                f"cause of the following exception:\n\n{OF_USER}ValueError: mine\n",
+                *(1, 7),
+            ),
+            ProcessRaisedException,
+            "ValueError: mine",
+        ),
         (ProcessExitedException("", 2, 7, -15, "SIGTERM"), JobError, "Process 2 .* by SIGTERM"),
         (ProcessExitedException("", 0, 7, 3), JobError, "Process 0 .* with exit code 3"),
     ],

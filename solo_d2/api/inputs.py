@@ -17,6 +17,7 @@ from torch import Tensor
 from solo_d2.api.images import expand_inputs
 from solo_d2.api.video import Video, is_video
 from solo_d2.images import ImageError, read_image, to_rgb
+from solo_d2.user_code import from_user_code
 
 OneImage = str | Path | NDArray[np.uint8] | Tensor | Image.Image
 Source = OneImage | Iterable[OneImage]
@@ -124,7 +125,9 @@ def _tell(error: ImageError, on_error: OnError) -> None:
 def _parts(source: Any) -> Iterator[Any]:
     try:
         return iter(source)
-    except TypeError:
+    except TypeError as error:
+        if from_user_code(error):
+            raise
         raise ImageError(f"an image cannot be made of a {type(source).__name__}") from None
 
 

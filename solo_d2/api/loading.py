@@ -12,8 +12,9 @@ from solo_d2.config import load_config
 from solo_d2.data.catalog import resolve_num_classes
 from solo_d2.data.input_checks import check_input_config
 from solo_d2.data.stuff_classes import is_panoptic
-from solo_d2.errors import ConfigError, first_line
+from solo_d2.errors import ConfigError
 from solo_d2.modeling.checkpointer import SOLOCheckpointer
+from solo_d2.modeling.checks import check_meta_architecture
 from solo_d2.modeling.meta_arch import SOLO
 
 CONFIG_EXTENSIONS = (".yaml", ".yml")
@@ -89,10 +90,10 @@ def load_model(cfg: CfgNode) -> SOLO:
     """
     check_input_config(cfg)
     try:
+        check_meta_architecture(cfg)
         model: SOLO = build_model(cfg.clone()).eval()
-    except (KeyError, ValueError, AssertionError) as error:  # ConfigError is a ValueError
-        reason = str(error) if isinstance(error, ConfigError) else first_line(error)
-        raise ConfigError(f"The config's model cannot be built: {reason}") from error
+    except ConfigError as error:
+        raise ConfigError(f"The config's model cannot be built: {error}") from error
     SOLOCheckpointer(model, whole=True).load(cfg.MODEL.WEIGHTS)
     return model
 

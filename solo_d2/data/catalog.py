@@ -17,6 +17,7 @@ from solo_d2.data.lvis_format import use_own_lvis_loaders
 from solo_d2.data.panoptic_format import fill_metadata, register_panoptic_format
 from solo_d2.data.stuff_classes import resolve_num_stuff_classes
 from solo_d2.errors import ConfigError, DatasetError
+from solo_d2.user_code import from_user_code, note_part
 
 logger = logging.getLogger(__name__)
 
@@ -255,6 +256,9 @@ class _ReportingLoader:
         except DatasetError:
             raise
         except Exception as error:
+            if from_user_code(error):
+                note_part(error, f"Data set '{self.name}' cannot be loaded")
+                raise
             metadata = MetadataCatalog.get(self.name)
             source = metadata.get("json_file") or metadata.get("image_root") or "its files"
             raise DatasetError(

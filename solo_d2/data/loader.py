@@ -27,6 +27,7 @@ from solo_d2.data.copy_paste import wrap_with_copy_paste
 from solo_d2.data.lvis_format import use_own_lvis_loaders
 from solo_d2.data.unreadable import UNREADABLE, too_many_unreadable
 from solo_d2.errors import ConfigError, DatasetError, UnreadableImageError
+from solo_d2.user_code import from_user_code
 
 
 def build_train_loader(cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any]) -> DataLoader[Any]:
@@ -109,6 +110,8 @@ def _load_parts(cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any]) -> dict[s
     try:
         return _train_loader_from_config(cfg, mapper=mapper)
     except AssertionError as error:  # how Detectron2 says that there is nothing
+        if from_user_code(error):
+            raise
         names = ", ".join(cfg.DATASETS.TRAIN) or "none"
         raise DatasetError(
             f"The data sets of DATASETS.TRAIN ({names}) cannot be used: {error or 'none is named'}"

@@ -28,6 +28,7 @@ from solo_d2.data.segmentations import clean_segmentation, is_box, segmentation_
 from solo_d2.data.stuff_classes import is_panoptic
 from solo_d2.errors import ConfigError, DatasetError, UnreadableImageError
 from solo_d2.images import MAX_PIXELS, ImageError, TooManyPixelsError, read_image
+from solo_d2.user_code import from_user_code, note_part
 
 # Channel orders that images are brought to. Detectron2's others have other numbers of channels, or
 # floats, which models and pictures here do not.
@@ -187,6 +188,9 @@ class SOLODatasetMapper(DatasetMapper):
             original_shape = dataset_dict["height"], dataset_dict["width"]
             instances = self._make_instances(annotations, transforms, image_shape, original_shape)
         except _ANNOTATION_ERRORS as error:
+            if from_user_code(error):  # such as a transform
+                note_part(error, f"{dataset_dict['file_name']}: the annotations cannot be used")
+                raise
             raise DatasetError(
                 f"{dataset_dict['file_name']}: the annotations cannot be used: "
                 f"{type(error).__name__}: {error}"

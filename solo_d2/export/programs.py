@@ -22,6 +22,7 @@ from solo_d2.export.packages import require_packages
 from solo_d2.export.pipeline import INPUTS, Detections, ExportPipeline, SoftDetections
 from solo_d2.export.runner import Arrays, Detector, ModelInfo
 from solo_d2.modeling.meta_arch.solo import SOLO
+from solo_d2.user_code import from_user_code, note_part
 
 # The one in which ONNX has GridSample for deformable convolutions under its present name.
 OPSET = 20
@@ -133,6 +134,10 @@ def trace(pipeline: ExportPipeline, info: ModelInfo) -> Export:
             strict=False,
         )
     except Exception as error:  # torch has many kinds for what it cannot trace
+        # Those of torch's own kinds say what cannot be traced.
+        if from_user_code(error) and not type(error).__module__.startswith("torch."):
+            note_part(error, "The model cannot be traced")
+            raise
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ConfigError(f"The model cannot be traced: {lines[0]}") from error
     kind = SoftDetections if pipeline.soft_masks else Detections

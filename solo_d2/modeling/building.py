@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.modeling import BACKBONE_REGISTRY
 from torch.overrides import TorchFunctionMode
 
 from solo_d2.errors import ConfigError, DatasetError, first_line
+from solo_d2.user_code import from_user_code, is_of_user, note_part
 
 # Numbers that the layers of a part may have in all, and one tensor of them. The largest backbones
 # that Detectron2 makes have 0.7 billion, and 10 million in their largest tensor. More is refused
@@ -23,42 +25,52 @@ _ALLOCATING = (
 
 
 @contextlib.contextmanager
-def building(part: str, *sections: str) -> Iterator[None]:
+def building(part: str, *sections: str, by: Callable[..., Any] | None = None) -> Iterator[None]:
     """Turn what goes wrong while a part is built into a ConfigError, and bound its size.
 
     Args:
         part: what is built, for the message.
         *sections: of the config, which describe it.
+        by: registered class or function that builds it.
 
     Raises:
-        ConfigError: the part is too large, or the code that builds it raised something.
-        DatasetError: that code raised it.
+        ConfigError: the part is too large, or its settings do not fit each other.
+        DatasetError: the code that builds the part raised it.
+        Exception: code of the user builds the part, or is called for it, and raised this.
     """
     described = f"The {part} that {' and '.join(sections)} describe"
-    with refusing(described), SizeLimit(described):
+    with refusing(described, by), SizeLimit(described):
         yield
 
 
 @contextlib.contextmanager
-def refusing(described: str) -> Iterator[None]:
-    """Turn whatever is raised into a ConfigError, for settings that other code has to judge.
+def refusing(described: str, by: Callable[..., Any] | None = None) -> Iterator[None]:
+    """Turn what libraries raise into a ConfigError, for settings that they have to judge.
 
-    Detectron2 and torch have no common error for settings that do not fit each other.
+    Detectron2 and torch have no common error for settings that do not fit each other. What code of
+    the user raises keeps its traceback.
 
     Args:
         described: what cannot be built then.
+        by: class or function that builds it. What is raised for one of the user concerns its
+            author, also where Detectron2 raises it, as for wrong arguments.
     """
     try:
         yield
     except (ConfigError, DatasetError):
         raise
     except Exception as error:
+        if from_user_code(error) or (by is not None and is_of_user(by)):
+            note_part(error, f"{described} cannot be built")
+            raise
         raise ConfigError(f"{described} cannot be built: {first_line(error)}") from error
 
 
 def backbone_sections(cfg: CfgNode) -> tuple[str, ...]:
     """The sections of a config that describe its backbone, by the backbone's name."""
     name = cfg.MODEL.BACKBONE.NAME
+    if is_of_user(BACKBONE_REGISTRY.get(name)):
+        return ("MODEL.BACKBONE",)
     kind = next((kind for kind in ("SWIN", "VIT", "REGNET") if kind.lower() in name), "RESNETS")
     return "MODEL.BACKBONE", f"MODEL.{kind}", "MODEL.FPN"
 

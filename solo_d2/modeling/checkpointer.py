@@ -17,6 +17,7 @@ from solo_d2.checkpoints.reading import read_checkpoint
 from solo_d2.checkpoints.renaming import Format
 from solo_d2.errors import ConfigError
 from solo_d2.files import UNFINISHED, naming, put_in_place, save_text
+from solo_d2.user_code import from_user_code
 
 # What a file or address that is no checkpoint makes Detectron2, torch and the network raise.
 _LOAD_ERRORS = (
@@ -77,6 +78,8 @@ class SOLOCheckpointer(DetectionCheckpointer):
         try:
             return super().load(path, *args, **kwargs)
         except _LOAD_ERRORS as error:
+            if not isinstance(error, ConfigError) and from_user_code(error):
+                raise
             lines = str(error).strip().splitlines() or ["no reason given"]
             # Of our own errors the text is enough.
             name = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "

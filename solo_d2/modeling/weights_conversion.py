@@ -21,6 +21,7 @@ from solo_d2.checkpoints.renaming import Conversion, Format
 from solo_d2.config import configs_folder, load_config
 from solo_d2.errors import ConfigError
 from solo_d2.files import describe, save_text, whole_file
+from solo_d2.user_code import from_user_code
 
 _HEAD = "# Weights converted from"
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,6 +108,8 @@ def plan_conversion(
     try:
         model = _build(cfg, settings)
     except (AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if not isinstance(error, ConfigError) and from_user_code(error):
+            raise
         raise ConfigError(f"{file}: no model has weights like these: {error}") from error
     found = match(conversion.state, model, source, allow=allow)
     problem = found.problem()

@@ -5,7 +5,12 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.modeling import (
+    BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
+    Backbone,
+    build_backbone,
+)
 from detectron2.structures import BitMasks, Boxes, ImageList, Instances, PolygonMasks
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
@@ -15,7 +20,7 @@ from solo_d2.inference import MaskDecoder, build_nms
 from solo_d2.losses import build_mask_loss, solo_losses
 from solo_d2.modeling.building import backbone_sections, building
 from solo_d2.modeling.checks import check_model_config, check_model_keys
-from solo_d2.modeling.heads import SOLOHeadBase, build_solo_head
+from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY, SOLOHeadBase, build_solo_head
 from solo_d2.modeling.visualize import draw_training_image
 from solo_d2.structures import (
     BatchPart,
@@ -95,10 +100,12 @@ class SOLO(nn.Module):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Translate the config to arguments."""
         check_model_keys(cfg)
-        with building("backbone", *backbone_sections(cfg)):
+        make_backbone = BACKBONE_REGISTRY.get(cfg.MODEL.BACKBONE.NAME)
+        with building("backbone", *backbone_sections(cfg), by=make_backbone):
             backbone = build_backbone(cfg)
         check_model_config(cfg, backbone)
-        with building("head", "MODEL.SOLO"):
+        make_head = SOLO_HEAD_REGISTRY.get(cfg.MODEL.SOLO.HEAD.NAME)
+        with building("head", "MODEL.SOLO", by=make_head):
             head = build_solo_head(cfg, backbone.output_shape())
         solo = cfg.MODEL.SOLO
         nms_params = {
