@@ -13,8 +13,6 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 
-from envsetup import commands  # noqa: E402
-
 needs_mkdocs = pytest.mark.skipif(
     importlib.util.find_spec("mkdocs") is None, reason="mkdocs is not installed"
 )
@@ -82,14 +80,6 @@ def test_links_to_the_code(repository, expected):
     text = "[a](docs/design.md) [c](https://x.org) ![p](p.png)"
     expected = "[a](design.md) [c](https://x.org) ![p](p.png)"
     assert site.on_page_markdown(text, page, config, None) == expected
-
-
-def test_make_docs(monkeypatch):
-    calls = []
-    monkeypatch.setattr(commands, "call", lambda command: calls.append(list(command)) or 0)
-    monkeypatch.setattr(commands, "set_up", lambda options, at_once: {})
-    assert commands.main(["docs"], {"VENV": "/venv", "PYTHON": sys.executable}) == 0
-    assert calls == [["/venv/bin/python", "-m", "mkdocs", "build", "--strict"]]
 
 
 def test_workflow_tests_the_oldest_and_the_newest_versions():
