@@ -107,11 +107,11 @@ def make_faults(arguments: Sequence[str], root: Path) -> list[str]:
     """Targets and variables of a call of make."""
     text = (root / "Makefile").read_text(encoding="utf-8")
     targets = re.findall(r"^(\w[\w-]*):", text, re.MULTILINE)
-    exported = " ".join(re.findall(r"^export (.*)$", text, re.MULTILINE)).split()
+    variables = re.findall(r"^# ([A-Z0-9_]+) ", text, re.MULTILINE)
     faults = []
     for word in arguments:
         name, equals, _ = word.partition("=")
-        if equals and name not in exported:
+        if equals and name not in variables:
             faults.append(f"make has no variable {name}")
         elif not equals and name not in targets:
             faults.append(f"make has no target {name}")
