@@ -17,7 +17,6 @@ from solo_d2.api.loading import CONFIG_EXTENSIONS, complete_config, find_config,
 from solo_d2.api.results import Result, Segmentation
 from solo_d2.errors import ConfigError
 from solo_d2.modeling.meta_arch import SOLO
-from solo_d2.ops.threads import take_number_of_threads
 
 DEFAULT_SCORE_THRESH = 0.3
 # Images that are looked at together for some of one size, in batches.
@@ -131,7 +130,6 @@ class Predictor:
         Raises:
             ImageError: an image cannot be used.
         """
-        take_number_of_threads()
         if is_one_image(source):
             return self.find(*load_image(source, channels))
         return list(self.stream(source, channels=channels, on_error=on_error))
@@ -165,7 +163,6 @@ class Predictor:
 
     def _run(self, images: Sequence[tuple[Image, str]]) -> list[Result]:
         """Run images, those of one padded size together, in batches."""
-        take_number_of_threads()
         prepared = [self.backend.prepare(image) for image, _ in images]
         groups: dict[tuple[int, int], list[int]] = {}
         for index, item in enumerate(prepared):

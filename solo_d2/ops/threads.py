@@ -1,67 +1,52 @@
 """Many small operations on the host, without threads that wait for one another.
 
 Torch divides each operation among its threads and waits for all of them at its end. For thousands
-of small operations in a row the waiting costs more than the computing, and it gets a hundred times
-worse when other programs use the cores too. Here threads take whole jobs instead.
+of small operations in a row the waiting costs more than the computing, and it gets many times
+worse when other programs use the cores too. Here each thread takes whole jobs instead.
 
-How many threads an operation is divided among belongs to the thread that calls it: it takes over
-the process's number at its first operation, then keeps its own. `torch.set_num_threads` sets both.
+`torch.set_num_threads` sets the number of the calling thread and that of all threads that begin
+later. The functions of OpenMP and MKL behind it set that of the calling thread alone.
 """
 
-import os
-import threading
+import ctypes
+import functools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import torch
 
-_lock = threading.Lock()
-_this_thread = threading.local()
-# How many threads are in `one_thread`, and the process's number before the first of them.
-_num_inside, _number_outside = 0, 1
 
-
-def _begin_anew() -> None:
-    """Forget the other threads, which a fork does not have; one of them may have held the lock."""
-    global _lock, _num_inside
-    _lock, _num_inside = threading.Lock(), 0
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_anew)
+@functools.cache
+def _thread_setters() -> dict[str, Callable[[int], int]]:
+    """Return what sets the number of the calling thread alone, by name; {} without OpenMP."""
+    try:
+        library = ctypes.CDLL(torch._C.__file__)  # searches the libraries torch is linked with too
+    except OSError:
+        return {}
+    names = ("omp_set_num_threads", "MKL_Set_Num_Threads_Local")
+    found = {name: getattr(library, name) for name in names if hasattr(library, name)}
+    return found if names[0] in found else {}
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let operations on the host run in the calling thread alone."""
-    global _num_inside, _number_outside
-    with _lock:
-        num_threads = torch.get_num_threads()
-        if _num_inside == 0:
-            _number_outside = num_threads
-        _num_inside += 1
-        torch.set_num_threads(1)
+    """Let operations on the host run in the calling thread alone; other threads keep their number.
+
+    Without OpenMP torch has one number for all threads, and it stays as it is.
+    """
+    setters = _thread_setters()
+    # A thread's first call takes over the process's number, which would undo what is set here.
+    before = {name: torch.get_num_threads() for name in setters}
+    for name, set_number in setters.items():
+        previous = set_number(1)
+        if name.startswith("MKL"):  # it returns the number before; 0: MKL decides
+            before[name] = previous
     try:
         yield
     finally:
-        with _lock:
-            _num_inside -= 1
-            torch.set_num_threads(num_threads)
-
-
-def take_number_of_threads() -> None:
-    """Let a new thread take over the process's number, not the 1 of a while in another thread.
-
-    What a program may call in threads of its own begins with this; it does something once in each.
-    """
-    if hasattr(_this_thread, "has_number"):
-        return
-    with _lock:
-        torch.get_num_threads()  # takes it over: before, what is set would be lost
-        if _num_inside:
-            torch.set_num_threads(_number_outside)
-    _this_thread.has_number = True
+        for name, set_number in setters.items():
+            set_number(before[name])
 
 
 def in_threads(work: Callable[[], None]) -> None:
@@ -78,7 +63,7 @@ def in_threads(work: Callable[[], None]) -> None:
         with one_thread(), torch.inference_mode(inference_mode), torch.no_grad():
             work()
 
-    if num_threads == 1:
+    if num_threads == 1 or not _thread_setters():
         call(0)
         return
     with ThreadPoolExecutor(num_threads) as pool:

@@ -12,7 +12,6 @@ import torch
 import solo_d2
 from solo_d2 import ConfigError, Predictor
 from solo_d2.api.loading import find_config, make_config
-from solo_d2.ops.threads import one_thread
 from tests.api.models import ROOT, picture, save, save_model
 from tests.api.test_inputs import write_video
 
@@ -155,18 +154,17 @@ def test_eight_threads_get_what_one_gets(predictor):
         assert same(result, expected[index % len(images)])
 
 
-def test_a_thread_that_begins_while_others_take_one_is_not_slowed_down(predictor):
-    """As many of a server do: parts of the post-processing take one thread for a while."""
+def test_threads_that_begin_later_have_the_number_of_the_process(predictor):
+    """As those of a server that starts one for each request."""
     before, image = torch.get_num_threads(), picture()
-
-    def work():
-        predictor(image)
-        return torch.get_num_threads()
-
     torch.set_num_threads(4)
     try:
-        with one_thread(), ThreadPoolExecutor(1) as pool:
-            assert pool.submit(work).result() == 4
+        expected = predictor(image)
+        for _ in range(5):
+            with ThreadPoolExecutor(2) as pool:
+                number, found = pool.submit(torch.get_num_threads), pool.submit(predictor, image)
+                assert number.result() == 4
+                assert same(found.result(), expected)
     finally:
         torch.set_num_threads(before)
 

@@ -1,14 +1,13 @@
-"""One thread for a while, and what other threads have meanwhile."""
+"""Jobs in threads of their own, and the number of threads that other threads have meanwhile."""
 
-import os
-import signal
+import re
 import threading
 
 import pytest
 import torch
 
 from solo_d2.ops import threads
-from solo_d2.ops.threads import in_threads, one_thread, take_number_of_threads
+from solo_d2.ops.threads import in_threads, one_thread
 
 
 @pytest.fixture(autouse=True)
@@ -19,15 +18,9 @@ def _four_threads():
     torch.set_num_threads(before)
 
 
-def _number_of_new_thread(*calls):
+def _number_of_new_thread():
     found = []
-
-    def work():
-        for call in calls:
-            call()
-        found.append(torch.get_num_threads())
-
-    thread = threading.Thread(target=work)
+    thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
     thread.start()
     thread.join()
     return found[0]
@@ -35,76 +28,62 @@ def _number_of_new_thread(*calls):
 
 def test_operations_take_one_thread():
     with one_thread():
-        assert torch.get_num_threads() == 1
         with one_thread():
             assert torch.get_num_threads() == 1
         assert torch.get_num_threads() == 1
+        assert _number_of_new_thread() == 4
     assert torch.get_num_threads() == 4
     assert _number_of_new_thread() == 4
 
 
-def test_a_thread_that_begins_meanwhile_keeps_no_one_thread():
-    """As those of a server do; without the call, it would."""
-    with one_thread():
-        with one_thread():
-            assert _number_of_new_thread() == 1
-            assert _number_of_new_thread(take_number_of_threads) == 4
-            assert torch.get_num_threads() == 1
-    assert torch.get_num_threads() == 4
-    assert _number_of_new_thread(take_number_of_threads) == 4
-
-
-def test_a_number_of_its_own_is_not_taken_from_a_thread():
-    def three():
-        torch.get_num_threads()
-        torch.set_num_threads(3)
-
-    assert _number_of_new_thread(take_number_of_threads, three, take_number_of_threads) == 3
-
-
-def test_many_threads_at_once():
-    begun, numbers = threading.Barrier(20), []
+def test_new_threads_have_the_number_of_the_process_during_and_after():
+    """As those of a server that starts one for each request."""
+    during = []
 
     def work():
-        begun.wait(10)
-        take_number_of_threads()
-        for _ in range(50):
-            before = torch.get_num_threads()
-            with one_thread():
-                numbers.append((before, torch.get_num_threads()))
+        during.extend(_number_of_new_thread() for _ in range(20))
 
-    all_at_once = [threading.Thread(target=work) for _ in range(20)]
-    for thread in all_at_once:
-        thread.start()
-    for thread in all_at_once:
-        thread.join()
-    assert set(numbers) == {(4, 1)}
-    assert len(numbers) == 1000
+    for _ in range(20):
+        in_threads(work)
+        assert _number_of_new_thread() == 4
+    assert set(during) == {4}
+    assert len(during) == 20 * 4 * 20
     assert torch.get_num_threads() == 4
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_fork_does_not_wait_for_threads_that_it_has_not():
-    begun, ended = threading.Event(), threading.Event()
+def test_a_thread_keeps_a_number_of_its_own():
+    numbers = []
 
-    def hold():
-        with threads._lock:
-            begun.set()
-            ended.wait(30)
+    def serve():
+        torch.set_num_threads(3)
+        in_threads(lambda: None)
+        numbers.append(torch.get_num_threads())
 
-    thread = threading.Thread(target=hold)
+    thread = threading.Thread(target=serve)
     thread.start()
-    begun.wait(10)
-    child = os.fork()
-    if child == 0:
-        signal.alarm(20)  # ends it, should it wait
-        with one_thread():
-            os._exit(7)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    ended.set()
     thread.join()
-    assert code == 7
+    assert numbers == [3]
+    assert torch.get_num_threads() == 4
+
+
+def test_each_job_runs_in_one_thread_of_all_libraries():
+    said = []
+    in_threads(lambda: said.append(torch.__config__.parallel_info()))
+    numbers = [
+        int(n) for text in said for n in re.findall(r"get_(?:max|num)_threads\(\) : (\d+)", text)
+    ]
+    assert len(numbers) >= 4
+    assert set(numbers) == {1}
+
+
+def test_without_openmp_jobs_run_in_the_calling_thread(monkeypatch):
+    """There torch has one number of threads for all, so that none of them may change it."""
+    monkeypatch.setattr(threads, "_thread_setters", dict)
+    with one_thread():
+        assert torch.get_num_threads() == 4
+    seen = []
+    in_threads(lambda: seen.append((threading.get_ident(), torch.get_num_threads())))
+    assert seen == [(threading.get_ident(), 4)]
 
 
 def test_jobs_are_shared_among_as_many_threads_as_torch_has():
