@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import functools
+import hashlib
 import json
 import os
 import secrets
@@ -16,7 +17,7 @@ from solo_d2.user_code import calls_user_code
 
 # How the names of files begin that are being written; hidden, so that nobody takes them for whole.
 UNFINISHED = ".unfinished-"
-# Seconds after which a file with such a name is taken for one whose writer was killed.
+# Seconds after which such a file of another machine is taken for one whose writer was killed.
 _ABANDONED = 24 * 3600.0
 # What writing raises where the disk or the place is the reason.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -28,7 +29,7 @@ def whole_file(path: Path | str) -> Iterator[Path]:
     """Write a file whole or not at all, even if the process is killed or the power fails.
 
     The content is on the disk before the file gets its name. What a killed writer leaves begins
-    with `UNFINISHED`, and is removed by a process that writes to the folder a day later.
+    with `UNFINISHED`, and is removed by the next process that writes to the folder (see `sweep`).
 
     Args:
         path: the file to write or replace; its folder is made where it is missing. A device or
@@ -48,8 +49,8 @@ def whole_file(path: Path | str) -> Iterator[Path]:
         yield path
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path.parent)
-    temporary = path.parent / f"{UNFINISHED}{secrets.token_hex(8)}{path.suffix}"
+    sweep(path.parent)
+    temporary = unfinished(path)
     try:
         with naming(path, temporary):
             yield temporary
@@ -137,10 +138,47 @@ def describe(error: OSError) -> str:
     return text
 
 
+def unfinished(path: Path) -> Path:
+    """Return a new temporary name beside a file; it says which process writes it."""
+    name = f"{UNFINISHED}{_machine()}-{os.getpid()}-{secrets.token_hex(4)}{path.suffix}"
+    return path.parent / name
+
+
 @functools.cache
-def _sweep(folder: Path) -> None:
-    """Remove what writers have left that were killed, once for each folder and process."""
+def sweep(folder: Path) -> None:
+    """Remove what writers have left that were killed, once for each folder and process.
+
+    Those of this machine are known to have ended. Files of other machines count as left when
+    nothing was written to them for a day.
+    """
     for leftover in folder.glob(f"{UNFINISHED}*"):
         with contextlib.suppress(OSError):  # gone, or not ours to remove
-            if time.time() - leftover.stat().st_mtime > _ABANDONED:
+            if _is_abandoned(leftover):
                 leftover.unlink()
+
+
+def _is_abandoned(leftover: Path) -> bool:
+    machine, _, rest = leftover.name.removeprefix(UNFINISHED).partition("-")
+    process = rest.partition("-")[0]
+    if machine != _machine() or not machine or not process.isdecimal():
+        return time.time() - leftover.stat().st_mtime > _ABANDONED
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # of another user
+        pass
+    return False
+
+
+@functools.cache
+def _machine() -> str:
+    """Return a name of this machine since its start, or of this container; "" if not on Linux.
+
+    Numbers of processes mean something within it alone.
+    """
+    try:
+        start = Path("/proc/sys/kernel/random/boot_id").read_text()
+        return hashlib.sha256(f"{start}{os.readlink('/proc/self/ns/pid')}".encode()).hexdigest()[:8]
+    except OSError:
+        return ""

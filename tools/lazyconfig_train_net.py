@@ -28,6 +28,7 @@ from solo_d2.engine.lazy import (  # noqa: E402
     evaluate_lazy,
     trainer_config,
 )
+from solo_d2.engine.reservation import reserve  # noqa: E402
 from solo_d2.errors import ConfigError  # noqa: E402
 from solo_d2.files import naming  # noqa: E402
 from solo_d2.launch import JobError, add_launch_arguments, check_device, launch  # noqa: E402
@@ -50,6 +51,8 @@ def main(args: argparse.Namespace) -> Any:
         lazy = LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
     cfg = trainer_config(lazy)
     check_device(cfg.MODEL.DEVICE)
+    if not args.eval_only:
+        reserve(cfg.OUTPUT_DIR)
     default_setup(lazy, args)
     with naming(cfg.OUTPUT_DIR):
         if args.eval_only:

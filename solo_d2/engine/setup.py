@@ -15,6 +15,7 @@ from solo_d2.config import find_config_file, load_config, override
 from solo_d2.data import check_datasets, register_datasets_of_config, resolve_num_classes
 from solo_d2.data.arguments import add_dataset_arguments, apply_dataset_arguments
 from solo_d2.engine.checks import check_run_config
+from solo_d2.engine.reservation import holds_training, reserve
 from solo_d2.evaluation import provide_cityscapes_scripts
 from solo_d2.files import save_text
 from solo_d2.launch import add_launch_arguments
@@ -40,7 +41,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         The frozen config, also written to OUTPUT_DIR/config.yaml.
 
     Raises:
-        ConfigError: a key has a value that cannot work.
+        ConfigError: a key has a value that cannot work, or another process trains in OUTPUT_DIR.
         DatasetError: a data set cannot be found or read.
     """
     args = argparse.Namespace(**vars(args))
@@ -61,6 +62,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
         provide_cityscapes_scripts()
     resolve_num_classes(cfg, used)
     # From here on OUTPUT_DIR exists: nothing is left behind by a run that could not start.
+    if not args.eval_only:
+        reserve(cfg.OUTPUT_DIR)
     setup_logger(cfg.OUTPUT_DIR, rank, name="solo_d2", configure_stdout=False)
     if not torch.cuda.is_available() and cfg.MODEL.DEVICE == "cuda":
         logger.warning("no GPU is available: MODEL.DEVICE is changed from cuda to cpu")
@@ -84,7 +87,8 @@ def _begin(cfg: CfgNode, args: argparse.Namespace) -> None:
     without_folder.OUTPUT_DIR = None
     default_setup(without_folder, args)
     logger.info(f"Running with full config:\n{cfg.dump()}")
-    if comm.is_main_process():
+    # An evaluation leaves a training's config as it is: --resume takes its seed from there.
+    if comm.is_main_process() and not (args.eval_only and holds_training(cfg.OUTPUT_DIR)):
         save_text(Path(cfg.OUTPUT_DIR) / "config.yaml", cfg.dump())
 
 

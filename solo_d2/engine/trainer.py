@@ -34,6 +34,7 @@ from solo_d2.engine.hooks import (
     ResumableBestCheckpointer,
     SeedSteps,
 )
+from solo_d2.engine.reservation import release, reserve
 from solo_d2.engine.step import StepTrainer, step_options, unwrap
 from solo_d2.errors import ConfigError
 from solo_d2.evaluation import build_evaluator, evaluate_dataset, evaluation_loader
@@ -244,7 +245,18 @@ class Trainer(DefaultTrainer):
         super().after_train()
 
     def train(self) -> Any:
-        """Train to the end, which `EarlyStopping` may move forward."""
+        """Train to the end, which `EarlyStopping` may move forward.
+
+        Raises:
+            ConfigError: another process trains in OUTPUT_DIR.
+        """
+        reserve(self.cfg.OUTPUT_DIR)
+        try:
+            return self._train()
+        finally:
+            release(self.cfg.OUTPUT_DIR)
+
+    def _train(self) -> Any:
         final = Path(self.cfg.OUTPUT_DIR) / "model_final.pth"
         if self.start_iter >= self.max_iter and not final.is_file():
             # It was killed between its last step and this file.

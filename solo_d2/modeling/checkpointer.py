@@ -16,7 +16,7 @@ from solo_d2.checkpoints.matching import match
 from solo_d2.checkpoints.reading import read_checkpoint
 from solo_d2.checkpoints.renaming import Format
 from solo_d2.errors import ConfigError
-from solo_d2.files import UNFINISHED, naming, put_in_place, save_text
+from solo_d2.files import naming, put_in_place, save_text, sweep, unfinished
 from solo_d2.user_code import from_user_code
 
 # What a file or address that is no checkpoint makes Detectron2, torch and the network raise.
@@ -102,12 +102,12 @@ class SOLOCheckpointer(DetectionCheckpointer):
             return
         if not self.save_dir or not self.save_to_disk:
             return
-        for leftover in Path(self.save_dir).glob(f"{UNFINISHED}*.pth"):
-            leftover.unlink()  # of a process that was killed
-        temporary = Path(self.save_dir, f"{UNFINISHED}{name}.pth")
+        self._file = Path(self.save_dir, f"{name}.pth")
+        sweep(self._file.parent)
+        temporary = unfinished(self._file)
         try:
-            with naming(Path(self.save_dir, f"{name}.pth"), temporary):
-                super().save(f"{UNFINISHED}{name}", **kwargs)
+            with naming(self._file, temporary):
+                super().save(temporary.stem, **kwargs)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -143,9 +143,8 @@ class SOLOCheckpointer(DetectionCheckpointer):
         if "://" in self.save_dir:
             super().tag_last_checkpoint(last_filename_basename)
             return
-        name = last_filename_basename.removeprefix(UNFINISHED)
-        put_in_place(Path(self.save_dir, last_filename_basename), Path(self.save_dir, name))
-        save_text(Path(self.save_dir, "last_checkpoint"), name)
+        put_in_place(Path(self.save_dir, last_filename_basename), self._file)
+        save_text(Path(self.save_dir, "last_checkpoint"), self._file.name)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         """Read a file; "source" is its format, and "model" has our names if that is known."""

@@ -111,15 +111,43 @@ def test_killed_in_the_midst_of_a_file(work, folder_of, results):
     assert_results(work, finish(work, folder), new)
 
 
-def test_leftovers_go_after_a_day(tmp_path):
-    old, fresh = (tmp_path / f"{files.UNFINISHED}{name}.json" for name in ("old", "fresh"))
+def write_beside(leftover):
+    files.sweep.cache_clear()
+    files.save_text(leftover.parent / "a.txt", "whole")
+
+
+def begin(file, begun):
+    with files.whole_file(file) as temporary:
+        temporary.write_text("half")
+        begun.put(temporary)
+        time.sleep(600)
+
+
+def test_leftovers_of_a_killed_process_go_and_those_of_a_live_one_stay(tmp_path):
+    context = multiprocessing.get_context("forkserver")
+    begun = context.SimpleQueue()
+    writer = context.Process(target=begin, args=(tmp_path / "b.json", begun))
+    writer.start()
+    unfinished = begun.get()
+    long_ago = time.time() - 100 * 3600
+    os.utime(unfinished, (long_ago, long_ago))
+    write_beside(unfinished)
+    assert unfinished.read_text() == "half"
+    writer.kill()
+    writer.join()
+    write_beside(unfinished)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("owner", ["0badc0de-1-", "model_"])
+def test_leftovers_of_other_machines_go_after_a_day(tmp_path, owner):
+    old, fresh = (tmp_path / f"{files.UNFINISHED}{owner}{name}.json" for name in ("old", "fresh"))
     for leftover in (old, fresh):
         leftover.write_text("half")
     yesterday = time.time() - 25 * 3600
     os.utime(old, (yesterday, yesterday))
-    with files.whole_file(tmp_path / "a.json") as file:
-        file.write_text("{}")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [fresh.name, "a.json"]
+    write_beside(old)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [fresh.name, "a.txt"]
 
 
 def test_a_folder_that_was_taken_away_comes_back(tmp_path):

@@ -1,0 +1,100 @@
+"""One training at a time in an OUTPUT_DIR.
+
+The main process of a training holds a lock on a file of the folder, which names its machine and
+process. The system frees the lock when the process ends, however it ends, so nothing stale is left.
+"""
+
+import fcntl
+import logging
+import os
+import socket
+import time
+from pathlib import Path
+
+from detectron2.utils import comm
+
+from solo_d2.errors import ConfigError
+from solo_d2.files import naming
+
+logger = logging.getLogger("solo_d2")
+
+LOCK = ".training.lock"
+# Folders that this process has reserved, with the descriptors of their locks.
+_held: dict[Path, int] = {}
+# Seconds in which a process that has got a lock writes its name.
+_NAMED = 0.2
+
+
+def _forget() -> None:
+    """Close the locks in a forked worker, which may outlive the process that holds them."""
+    for descriptor in _held.values():
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
+def reserve(folder: str | Path) -> None:
+    """Keep other trainings out of a folder until `release`, or until this process ends.
+
+    All processes of a job call it. The process that has reserved a folder may do so again. Where
+    the file system has no locks, a warning says that other trainings are not noticed.
+
+    Args:
+        folder: OUTPUT_DIR; made where it is missing. Addresses (s3://...) are not locked.
+
+    Raises:
+        ConfigError: another process trains there; in all processes of the job.
+        OSError: nothing can be written there.
+    """
+    holder = _lock(Path(folder)) if comm.is_main_process() and "://" not in str(folder) else ""
+    holder = comm.all_gather(holder)[0]
+    if holder:
+        raise ConfigError(
+            f"OUTPUT_DIR {folder} is in use: {holder} trains there. Wait until it ends, or name "
+            "another OUTPUT_DIR"
+        )
+
+
+def release(folder: str | Path) -> None:
+    """Let other processes train in a folder that this one may have reserved."""
+    descriptor = _held.pop(Path(folder).resolve(), None)
+    if descriptor is not None:
+        os.close(descriptor)
+
+
+def holds_training(folder: str | Path) -> bool:
+    """Return whether a training runs, or has run, in a folder."""
+    return Path(folder, LOCK).exists()
+
+
+def _lock(folder: Path) -> str:
+    """Lock a folder; return who has locked it already, "" for nobody or this process."""
+    folder = folder.resolve()
+    if folder in _held:
+        return ""
+    file = folder / LOCK
+    with naming(file):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_NAMED)
+            holder = os.pread(descriptor, 1000, 0).decode(errors="replace").strip()
+            os.close(descriptor)
+            return holder or "another process"
+        except OSError as error:
+            logger.warning(
+                f"{folder} cannot be locked ({error.strerror}), so a second training there would "
+                "not be noticed"
+            )
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        except OSError:
+            os.close(descriptor)
+            raise
+        _held[folder] = descriptor
+    return ""
