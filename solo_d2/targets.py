@@ -10,6 +10,7 @@ possible claims.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
@@ -66,13 +67,50 @@ def assign_grid_targets(
     Returns:
         The targets; samples in the order image, level, instance, row, column.
     """
-    if cell_conflict not in CELL_CONFLICTS:
-        raise ValueError(f"unknown cell conflict rule {cell_conflict!r}: choose {CELL_CONFLICTS}")
     if mask_target not in MASK_TARGETS:
         raise ValueError(f"unknown mask target {mask_target!r}: choose {MASK_TARGETS}")
+    centers, areas = (torch.cat(x) for x in zip(*map(mask_centers, masks), strict=True))
+    targets = assign_cells(
+        boxes,
+        classes,
+        centers,
+        areas,
+        padded_size=padded_size,
+        num_grids=num_grids,
+        scale_ranges=scale_ranges,
+        num_classes=num_classes,
+        center_scale=center_scale,
+        cell_conflict=cell_conflict,
+    )
+    shrink = shrink_masks if pad_masks else shrink_masks_opencv
+    shrunk = {s: _shrink_batch(masks, s, padded_size, shrink) for s in sorted(set(mask_strides))}
+    if mask_target == "contour":
+        shrunk = {stride: contour_masks(small) for stride, small in shrunk.items()}
+    return replace(targets, masks=shrunk)
+
+
+def assign_cells(
+    boxes: Sequence[Tensor],
+    classes: Sequence[Tensor],
+    centers: Tensor,
+    areas: Tensor,
+    *,
+    padded_size: tuple[int, int],
+    num_grids: Sequence[int],
+    scale_ranges: Sequence[Sequence[float]],
+    num_classes: int,
+    center_scale: float = 0.2,
+    cell_conflict: str = "all",
+) -> GridTargets:
+    """Assign instances to cells as `assign_grid_targets`, but without their masks.
+
+    In their place are the mass centres, (N, 2) float32, and the areas, (N,) int64. `masks` of the
+    targets is empty.
+    """
+    if cell_conflict not in CELL_CONFLICTS:
+        raise ValueError(f"unknown cell conflict rule {cell_conflict!r}: choose {CELL_CONFLICTS}")
     device = classes[0].device
     batch, levels = len(classes), len(num_grids)
-    centers, areas = (torch.cat(x) for x in zip(*map(mask_centers, masks), strict=True))
     image = _image_of_instance([len(c) for c in classes], device)
     cell, distance, claimed = _claim_cells(
         torch.cat(list(boxes)), centers, areas, padded_size, num_grids, scale_ranges, center_scale
@@ -96,16 +134,12 @@ def assign_grid_targets(
     group = torch.where(kept, image[instance] * levels + level, batch * levels)
     num_samples, num_positive, num_claims = _count(group, batch * levels, best[:-1], claimed)
     samples = group.argsort(stable=True)[: sum(num_samples)]
-    shrink = shrink_masks if pad_masks else shrink_masks_opencv
-    shrunk = {s: _shrink_batch(masks, s, padded_size, shrink) for s in sorted(set(mask_strides))}
-    if mask_target == "contour":
-        shrunk = {stride: contour_masks(small) for stride, small in shrunk.items()}
     return GridTargets(
         classes=class_of_rank[best[:-1]].view(batch, num_cells),
         cells=cell[samples],
         instances=instance[samples],
         num_samples=tuple(tuple(num_samples[i * levels : (i + 1) * levels]) for i in range(batch)),
-        masks=shrunk,
+        masks={},
         num_positive_cells=num_positive,
         num_conflicts=num_claims - num_positive,
     )

@@ -17,6 +17,7 @@ from solo_d2.data.check.objects import (
     NO_CELL,
     NO_MASK,
     NO_RANGE,
+    OUTSIDE,
     VANISHED,
     Objects,
     TargetRule,
@@ -27,6 +28,10 @@ from solo_d2.data.check.proposal import (
     propose_ranges,
     shared_cells,
 )
+from solo_d2.data.coco_format import register_coco_format
+from solo_d2.data.ignored import find_ignored
+from solo_d2.engine import Trainer
+from solo_d2.errors import DatasetError
 from tests.modeling.tiny import tiny_config
 
 pytestmark = pytest.mark.detectron2
@@ -72,33 +77,35 @@ def rule(cfg, **keys):
     return TargetRule(cfg)
 
 
+def fates(found, objects):
+    return found.fates(found.layout(objects)).tolist()
+
+
 def test_an_object_alone_is_learnt(config):
-    assert rule(config).fates(instances([[10, 10, 50, 40]])).tolist() == [LEARNT]
+    assert fates(rule(config), instances([[10, 10, 50, 40]])) == [LEARNT]
 
 
 def test_an_object_in_no_range(config):
     ranges = [[1, 24], [12, 30], [24, 39], [48, 160], [96, 512]]
-    found = rule(config, SCALE_RANGES=ranges).fates(instances([[0, 0, 40, 40], [0, 0, 20, 20]]))
-    assert found.tolist() == [NO_RANGE, LEARNT]
+    boxes = [[0, 0, 40, 40], [0, 0, 20, 20]]
+    assert fates(rule(config, SCALE_RANGES=ranges), instances(boxes)) == [NO_RANGE, LEARNT]
 
 
 @pytest.mark.parametrize("conflict", ["all", "last", "nearest"])
 def test_an_object_whose_cells_belong_to_others(config, conflict):
     # 12 pixels about the middle of a cell of 12.8 x 9.6: a claim on that cell alone, at one level.
     boxes = [[52, 48, 62, 58], [53, 49, 61, 57]]
-    found = rule(config, CELL_CONFLICT=conflict).fates(instances(boxes))
+    found = fates(rule(config, CELL_CONFLICT=conflict), instances(boxes))
     # The later one is on top; both are equally near, but it is smaller.
-    assert found.tolist() == [NO_CELL, LEARNT]
-    apart = rule(config, CELL_CONFLICT=conflict).fates(instances([boxes[0], [90, 20, 98, 28]]))
-    assert apart.tolist() == [LEARNT, LEARNT]
+    assert found == [NO_CELL, LEARNT]
+    apart = instances([boxes[0], [90, 20, 98, 28]])
+    assert fates(rule(config, CELL_CONFLICT=conflict), apart) == [LEARNT, LEARNT]
 
 
 def test_an_object_without_a_pixel_at_the_masks_size(config):
     # The masks have a pixel for 4 x 4, made of the middle 2 x 2.
-    assert rule(config).fates(instances([[10, 8, 20, 9], [40, 40, 60, 60]])).tolist() == [
-        NO_MASK,
-        LEARNT,
-    ]
+    objects = instances([[10, 8, 20, 9], [40, 40, 60, 60]])
+    assert fates(rule(config), objects) == [NO_MASK, LEARNT]
 
 
 def test_the_padded_size_is_the_models(config):
@@ -272,7 +279,9 @@ def test_a_good_data_set(check, capsys):
     assert report["num_annotations"] == 3
     assert report["num_crowds"] == 1
     assert report["num_objects"] == 2
-    assert report["problems"] == {"error": {}, "skipped": {}, "notice": {}}
+    assert report["num_images_without_objects"] == 1
+    assert report["problems"]["error"] == report["problems"]["skipped"] == {}
+    assert list(report["problems"]["notice"]) == ["many crowds"]
     assert not any(report["lost_objects"].values())
     page = cv2.imread(str(check.output / "custom_train.jpg"))
     assert page.shape[0] > 320
@@ -349,6 +358,7 @@ EXPECTED = {
         "category name used more than once": ["category 'cat'"],
         "classes without annotations": ["'categories'"],
         "image file used more than once": ["image 6"],
+        "many crowds": ["data set 'custom_train'"],
         "reaches beyond the image": ["annotation 24"],
     },
 }
@@ -366,8 +376,7 @@ def test_everything_that_is_wrong_is_listed(check, capsys):
     }
     assert found == EXPECTED
     assert report["training_fails"] is True
-    vanished = FATES[VANISHED]
-    assert report["lost_objects"][vanished] == ["annotation 14"]
+    assert report["lost_objects"][FATES[OUTSIDE]] == ["annotation 14"]
     printed = capsys.readouterr().out
     assert "3 x covers nothing" in printed
     assert "annotation 16: the RLE is for 128 x 96 pixels" in printed
@@ -425,15 +434,89 @@ def test_more_unreadable_files_than_training_tolerates(check):
     assert problem["reason"] == f"2, and {limit} is 1"
 
 
-def test_nothing_to_train_on(check):
-    content = good_content()
-    content["annotations"] = content["annotations"][2:]
-    code, report = check(content)
+BOXES = [annotation(1, []), annotation(2, [[]], image=2)]
+CROWDS = [annotation(1, [SQUARE], iscrowd=1), good_content()["annotations"][2]]
+OUTSIDE_ALONE = [annotation(1, [[value + 500 for value in SQUARE]])]
+
+
+@pytest.mark.parametrize("filtered", ["True", "False"])
+@pytest.mark.parametrize(
+    ("annotations", "kind", "reason"),
+    [
+        ([], "no objects", "none of the 3 images has an annotation"),
+        (BOXES, "no objects", "boxes but no masks"),
+        (CROWDS, "no objects", "only crowd regions"),
+        (OUTSIDE_ALONE, "no object is learnt", "1 x lies outside the image"),
+    ],
+    ids=["no annotation", "boxes alone", "crowds alone", "outside of the images"],
+)
+def test_nothing_to_train_on(check, annotations, kind, reason, filtered):
+    content = {**good_content(), "annotations": annotations}
+    code, report = check(content, "DATALOADER.FILTER_EMPTY_ANNOTATIONS", filtered)
     assert code == 1
-    assert list(report["problems"]["error"]) == ["no objects"]
-    code, report = check(content, "DATALOADER.FILTER_EMPTY_ANNOTATIONS", "False")
-    assert code == 0
-    assert "no objects" in report["problems"]["notice"]
+    (problem,) = report["problems"]["error"][kind]
+    assert reason in problem["reason"]
+
+
+@pytest.mark.parametrize("filtered", [True, False])
+@pytest.mark.parametrize(
+    ("annotations", "reason"),
+    [
+        ([], "none of the 3 images has an annotation"),
+        (BOXES, "boxes but no masks"),
+        (CROWDS, "only crowd regions"),
+        (OUTSIDE_ALONE, "lies outside the image"),
+    ],
+    ids=["no annotation", "boxes alone", "crowds alone", "outside of the images"],
+)
+def test_training_refuses_nothing_to_train_on(check, annotations, reason, filtered):
+    file = check.output / "nothing.json"
+    file.write_text(json.dumps({**good_content(), "annotations": annotations}))
+    cfg = tiny_config()
+    cfg.MODEL.SOLO.NUM_CLASSES = 2
+    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = filtered
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.DATASETS.TRAIN = ("custom_train",)
+    cfg.OUTPUT_DIR = str(check.output)
+    register_coco_format("custom_train", file, check.images)
+    with pytest.raises(DatasetError, match=reason):
+        Trainer(cfg)
+
+
+def test_objects_of_one_of_several_training_sets_are_enough(check, tmp_path):
+    file = tmp_path / "background.json"
+    file.write_text(json.dumps({**good_content(), "annotations": []}))
+    register_coco_format("test_background", file, check.images)
+    try:
+        arguments = ("--dataset", "test_background", "DATASETS.TRAIN", "('custom_train',)")
+        assert check(good_content(), *arguments)[0] == 0
+    finally:
+        DatasetCatalog.pop("test_background")
+        MetadataCatalog.pop("test_background")
+
+
+def test_many_crowds_are_noticed_with_their_share(check):
+    content = good_content()
+    for key in range(10, 30):
+        box = (key, 20, 30, 30)
+        content["annotations"].append(annotation(key, [SQUARE], box=box, iscrowd=key % 2))
+    _, report = check(content)
+    (problem,) = report["problems"]["notice"]["many crowds"]
+    assert "11 of 23 annotations (47.8%) have 'iscrowd' 1" in problem["reason"]
+
+
+@pytest.mark.parametrize(
+    ("crowds", "classes", "noticed"),
+    [(5, [0], False), (6, [0], True), (5, [1], True), (0, [0], False)],
+    ids=["5 %", "6 %", "all of a class", "none"],
+)
+def test_few_crowds_as_in_coco_are_no_notice(crowds, classes, noticed):
+    annotations = [{"id": key, "category_id": 0} for key in range(100 - crowds)]
+    annotations += [
+        {"id": 100 + key, "category_id": classes[0], "iscrowd": 1} for key in range(crowds)
+    ]
+    records = [{"file_name": "a.png", "image_id": 1, "annotations": annotations}]
+    assert bool(find_ignored("a", records, ["cat", "dog"])) == noticed
 
 
 def test_another_number_of_classes(check):

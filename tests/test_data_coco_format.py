@@ -286,19 +286,36 @@ NOTHING = {
 }
 
 
-def test_annotations_that_cover_nothing_are_ignored_with_one_warning(dataset, caplog):
+def test_annotations_that_cover_nothing_are_left_out_with_one_warning(dataset, caplog):
     content = good_content()
     for key, segmentation in enumerate(NOTHING.values(), start=100):
         content["annotations"].append(annotation(key, segmentation))
     with caplog.at_level(logging.WARNING):
         records = dataset(content)
-    warnings = [record.getMessage() for record in caplog.records]
-    assert len(warnings) == 1
+    (warning,) = [text for text in caplog.messages if "cover nothing" in text]
     assert re.search(
-        r"a\.json: 10 of 15 annotations cover nothing .*: annotation 100, .*annotation 104, \.\.\.",
-        warnings[0],
+        r"a\.json: 10 of 15 \(66\.7%\) .*1 x there is a box but no mask.*"
+        r": annotation 100, .*annotation 104, \.\.\.",
+        warning,
     )
     assert by_key(records) == by_key(dataset(good_content()))
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"segmentation": [[1, 1, 5, 5], SQUARE]}, "1 of 6 (16.7%) annotations have polygons"),
+        ({"segmentation": [[v + 500 for v in SQUARE]]}, "1 of 6 (16.7%) annotations lie outside"),
+        ({}, "3 of 6 (50.0%) annotations have the class and box of another"),
+    ],
+    ids=["a part that covers nothing", "outside the image", "annotated twice"],
+)
+def test_what_training_leaves_out_or_sees_twice_is_counted(dataset, caplog, change, text):
+    content = good_content()
+    content["annotations"].append({**content["annotations"][0], "id": 50, **change})
+    dataset(content)
+    (warning,) = [message for message in caplog.messages if text in message]
+    assert "annotation 50" in warning
 
 
 def test_only_the_bad_polygons_of_an_annotation_are_dropped(dataset):

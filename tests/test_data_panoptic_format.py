@@ -16,8 +16,8 @@ from solo_d2.data import (
     resolve_num_classes,
 )
 from solo_d2.data.check.entries import read_entries
-from solo_d2.data.panoptic_json import read_segment_ids
-from solo_d2.data.problems import ERROR
+from solo_d2.data.panoptic_json import WITHOUT_ENTRY, read_segment_ids
+from solo_d2.data.problems import ERROR, SKIPPED
 from solo_d2.errors import ConfigError, DatasetError
 from tests import panoptic_files as files
 
@@ -72,6 +72,22 @@ def test_a_folder_named_by_the_config(tmp_path):
     metadata = MetadataCatalog.get("test_mine")
     assert metadata.evaluator_type == "coco_panoptic_seg"
     assert metadata.stuff_classes == ["things", "grass", "sky"]
+
+
+def test_images_without_an_entry_are_counted(tmp_path, caplog):
+    def change(content):
+        content["annotations"].pop(1)
+
+    root = files.write(tmp_path / "data", change)
+    register_panoptic_format("test_mine", *paths(root))
+    assert len(DatasetCatalog.get("test_mine")) == 1
+    (warning,) = [text for text in caplog.messages if "no entry" in text]
+    assert "1 of 2 images (50.0%)" in warning
+    assert "2.jpg" in warning
+    problems = []
+    assert len(read_entries("test_mine", problems.append).records) == 1
+    (problem,) = [problem for problem in problems if problem.kind == WITHOUT_ENTRY]
+    assert problem.severity == SKIPPED
 
 
 def test_another_folder_for_the_conversion(tmp_path):

@@ -81,14 +81,17 @@ def moves_borders(cfg: CfgNode) -> bool:
 
 
 def without_randomness(cfg: CfgNode) -> CfgNode:
-    """The config with every training image at its usual size: no flip, crop, jitter or pasting."""
+    """The config with every training image at its usual size: no flip, jitter or pasting.
+
+    Crops stay: what they leave is enlarged to the size of an image.
+    """
     cfg = cfg.clone()
     cfg.defrost()
     cfg.INPUT.MIN_SIZE_TRAIN = (usual_short_side(cfg),)
     cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING = "choice"
     cfg.INPUT.RANDOM_FLIP = "none"
-    cfg.INPUT.CROP.ENABLED = False
-    cfg.INPUT.LSJ.SCALE_RANGE = [1.0, 1.0]
+    low, high = cfg.INPUT.LSJ.SCALE_RANGE
+    cfg.INPUT.LSJ.SCALE_RANGE = [min(max(1.0, low), high)] * 2
     cfg.INPUT.COPY_PASTE.PROB = 0.0
     return cfg
 

@@ -12,6 +12,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from solo_d2.data.coco_format import read_class_names, register_coco_format
+from solo_d2.data.ignored import log_ignored
 from solo_d2.data.locations import where_datasets_are
 from solo_d2.data.lvis_format import use_own_lvis_loaders
 from solo_d2.data.panoptic_format import fill_metadata, register_panoptic_format
@@ -243,16 +244,17 @@ def _report_load_errors(name: str) -> None:
 
 
 class _ReportingLoader:
-    """A data set's loader whose errors name the data set."""
+    """A data set's loader whose errors name the data set, and that logs once what is ignored."""
 
     def __init__(self, name: str, loader: Callable[[], list[dict[str, Any]]]) -> None:
         self.name = name
         self.loader = loader
+        self.logged = False
         functools.update_wrapper(self, loader, updated=())
 
     def __call__(self) -> list[dict[str, Any]]:
         try:
-            return self.loader()
+            records = self.loader()
         except DatasetError:
             raise
         except Exception as error:
@@ -265,3 +267,7 @@ class _ReportingLoader:
                 f"Data set '{self.name}' cannot be loaded from {source}: "
                 f"{type(error).__name__}: {error}. " + where_datasets_are(self.name)
             ) from error
+        if not self.logged and isinstance(records, list):
+            log_ignored(self.name, records, MetadataCatalog.get(self.name).get("thing_classes"))
+            self.logged = True
+        return records

@@ -21,17 +21,31 @@ from solo_d2.data.coco_json import (
     sorted_categories,
 )
 from solo_d2.data.coco_records import (
+    ANNOTATED_TWICE,
     COVERS_NOTHING,
+    FILE_USED_TWICE,
+    OUTSIDE,
+    PART_COVERS_NOTHING,
     Records,
     add_annotations,
     add_images,
     missing_files,
+    notice_repetitions,
 )
 from solo_d2.data.locations import where_datasets_are
-from solo_d2.data.problems import ERROR, SKIPPED, Problem
+from solo_d2.data.problems import ERROR, Problem, count_reasons
 from solo_d2.errors import ConfigError, DatasetError
 
 logger = logging.getLogger(__name__)
+
+# What the log says of problems that do not stop a training.
+_WARNINGS = {
+    COVERS_NOTHING: "annotations cover nothing and are left out",
+    PART_COVERS_NOTHING: "annotations have polygons that cover nothing and are left out",
+    OUTSIDE: "annotations lie outside their image and are left out in training",
+    ANNOTATED_TWICE: "annotations have the class and box of another one in their image",
+    FILE_USED_TWICE: "images have the file of another image",
+}
 
 
 def register_coco_format(name: str, json_file: str | Path, image_root: str | Path) -> None:
@@ -77,9 +91,9 @@ def load_coco_format(
     """Load a data set in COCO format as Detectron2's dataset dicts, and fill in its metadata.
 
     Annotations whose segmentation covers nothing (no area, under three points, no pixel) are
-    ignored with one warning. `json_file` is then taken out of the metadata, as it is where a key is
-    missing that pycocotools needs: Detectron2's COCOEvaluator would fail on the file, and without
-    the entry it evaluates against the annotations as they were loaded.
+    left out with one warning. `json_file` is then taken out of the metadata, as it is where a key
+    is missing that pycocotools needs: Detectron2's COCOEvaluator would fail on the file, and
+    without the entry it evaluates against the annotations as they were loaded.
 
     Args:
         name: of the data set, in the catalogs.
@@ -123,13 +137,12 @@ def load_records(
     Raises:
         DatasetError: the first error, or all missing images.
     """
-    skipped: list[Problem] = []
+    problems: list[Problem] = []
 
     def report(problem: Problem) -> None:
         if problem.severity == ERROR:
             raise DatasetError(f"{json_file}: {problem}")
-        if problem.severity == SKIPPED:
-            skipped.append(problem)
+        problems.append(problem)
 
     records = Records(contiguous=contiguous)
     add_images(records, content["images"], image_root, report, extra_keys)
@@ -146,18 +159,26 @@ def load_records(
             f"{os.path.abspath(image_root)}: {some(names)}"
         )
     add_annotations(records, content["annotations"], report)
-    _warn_of_skipped(json_file, skipped, len(content["annotations"]))
+    notice_repetitions(records, report)
+    _warn(json_file, problems, content)
     return records
 
 
-def _warn_of_skipped(json_file: str | Path, skipped: list[Problem], total: int) -> None:
-    whole = [p.where for p in skipped if p.kind == COVERS_NOTHING]
-    if whole:
+def _warn(json_file: str | Path, problems: list[Problem], content: dict[str, Any]) -> None:
+    """Log one line for each kind of problem, with its count, share, reasons and examples."""
+    for kind, text in _WARNINGS.items():
+        found = [problem for problem in problems if problem.kind == kind]
+        if not found:
+            continue
+        total = len(content["images" if kind == FILE_USED_TWICE else "annotations"])
+        reasons = count_reasons(found) if kind in (COVERS_NOTHING, PART_COVERS_NOTHING) else ""
         logger.warning(
-            "%s: %d of %d annotations cover nothing (no area, under three points or no pixel) "
-            "and are ignored: %s",
+            "%s: %d of %d (%.1f%%) %s%s: %s",
             json_file,
-            len(whole),
+            len(found),
             total,
-            some(whole),
+            100 * len(found) / total,
+            text,
+            f" ({reasons})" * bool(reasons),
+            some([problem.where for problem in found]),
         )

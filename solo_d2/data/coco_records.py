@@ -13,7 +13,7 @@ from typing import Any
 from detectron2.structures import BoxMode
 
 from solo_d2.data.coco_json import is_whole, leaves_folder, require_image, some
-from solo_d2.data.problems import SKIPPED, Problem, Refusal, Report
+from solo_d2.data.problems import NOTICE, SKIPPED, Problem, Refusal, Report
 from solo_d2.data.segmentations import (
     clean_segmentation,
     is_box,
@@ -23,8 +23,14 @@ from solo_d2.data.segmentations import (
 )
 from solo_d2.errors import shown
 
-# The kind of problem of an annotation that is left out as a whole.
+# Kinds of problems: of annotations that are left out as a whole or in part, and of repetitions.
 COVERS_NOTHING = "covers nothing"
+PART_COVERS_NOTHING = "part that covers nothing"
+OUTSIDE = "outside the image"
+ANNOTATED_TWICE = "annotated more than once"
+FILE_USED_TWICE = "image file used more than once"
+# Why an annotation of a data set for object detection covers nothing.
+BOX_ONLY = "there is a box but no mask"
 
 
 @dataclass
@@ -178,8 +184,11 @@ def _convert(
     except Refusal as error:
         raise Refusal(error.kind, f"{error} (image {record['file_name']})") from None
     if segmentation is None:
-        report(Problem(COVERS_NOTHING, where, _why_nothing(given), SKIPPED))
+        report(Problem(COVERS_NOTHING, where, _why_nothing(annotation), SKIPPED))
         return None
+    if isinstance(segmentation, list) and _lies_outside(segmentation, record):
+        reason = f"lies outside {record['file_name']}"
+        report(Problem(OUTSIDE, where, reason, SKIPPED))
     box = annotation.get("bbox")
     if not is_box(box):
         records.fit_for_evaluator = False
@@ -188,7 +197,7 @@ def _convert(
         records.fit_for_evaluator = False
     if isinstance(given, list) and len(segmentation) < len(given):
         records.fit_for_evaluator = False
-        report(Problem("part that covers nothing", where, _why_nothing(given), SKIPPED))
+        report(Problem(PART_COVERS_NOTHING, where, _why_nothing(annotation), SKIPPED))
     item = {
         "id": annotation["id"],
         "iscrowd": annotation.get("iscrowd", 0),
@@ -203,14 +212,43 @@ def _convert(
     return item
 
 
-def _why_nothing(segmentation: Any) -> str:
+def _why_nothing(annotation: dict[str, Any]) -> str:
+    segmentation = annotation["segmentation"]
     if isinstance(segmentation, dict):
         return "the RLE has no pixel"
-    if not segmentation:
-        return "there is no polygon"
-    defects = [polygon_defect(polygon) for polygon in segmentation]
-    found = ", ".join(dict.fromkeys(defect for defect in defects if defect))
-    return f"{sum(map(bool, defects))} of {len(defects)} polygons: {found}"
+    if not any(segmentation):
+        return BOX_ONLY if is_box(annotation.get("bbox")) else "there is no polygon"
+    defects = filter(None, map(polygon_defect, segmentation))
+    return "polygon with " + ", ".join(dict.fromkeys(defects))
+
+
+def _lies_outside(polygons: list[Any], record: dict[str, Any]) -> bool:
+    """Whether polygons have no part in their image."""
+    width, height = record["width"], record["height"]
+    x, y = polygons[0][:2]
+    if 0 < x < width and 0 < y < height:  # nearly always: spares the box
+        return False
+    x, y, across, down = segmentation_box(polygons)
+    return x >= width or y >= height or x + across <= 0 or y + down <= 0
+
+
+def notice_repetitions(records: Records, report: Report) -> None:
+    """Report image files that several images name, and objects annotated more than once."""
+    files: set[str] = set()
+    for record in records.by_id.values():
+        if record["file_name"] in files:
+            where = f"image {shown(record['image_id'])}"
+            reason = f"{record['file_name']} also is another image's file"
+            report(Problem(FILE_USED_TWICE, where, reason, NOTICE))
+        files.add(record["file_name"])
+        seen: dict[tuple[Any, ...], int] = {}
+        for annotation in record["annotations"]:
+            key = annotation["category_id"], *annotation["bbox"]
+            if key in seen:
+                where = f"annotation {annotation['id']}"
+                reason = f"has the class and box of annotation {seen[key]}"
+                report(Problem(ANNOTATED_TWICE, where, reason, NOTICE))
+            seen[key] = annotation["id"]
 
 
 def _keypoints(keypoints: Any) -> list[float]:

@@ -23,6 +23,11 @@ from detectron2.utils import comm
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from solo_d2.data.check.nothing import (
+    nothing_to_train,
+    require_learnt_objects,
+    require_objects,
+)
 from solo_d2.data.copy_paste import wrap_with_copy_paste
 from solo_d2.data.lvis_format import use_own_lvis_loaders
 from solo_d2.data.unreadable import UNREADABLE, too_many_unreadable
@@ -40,8 +45,12 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any]) ->
     Returns:
         Batches of SOLVER.IMS_PER_BATCH / processes samples, as lists. Set
         `loader.batch_sampler.start_batch` before the first batch is taken to go on from there.
+
+    Raises:
+        DatasetError: the data cannot be used, or holds nothing that the model could learn.
     """
     parts = _load_parts(cfg, mapper)
+    require_objects(cfg, parts["dataset"])
     images = DatasetFromList(parts["dataset"], copy=False)
     return make_train_loader(
         images,
@@ -113,10 +122,9 @@ def _load_parts(cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any]) -> dict[s
         if from_user_code(error):
             raise
         names = ", ".join(cfg.DATASETS.TRAIN) or "none"
+        reason = nothing_to_train(cfg.DATASETS.TRAIN) if cfg.DATASETS.TRAIN else "none is named"
         raise DatasetError(
-            f"The data sets of DATASETS.TRAIN ({names}) cannot be used: {error or 'none is named'}"
-            ". DATALOADER.FILTER_EMPTY_ANNOTATIONS False keeps images without objects; "
-            "tools/check_dataset.py says more"
+            f"The data sets of DATASETS.TRAIN ({names}) cannot be used: {reason}"
         ) from error
 
 
@@ -130,6 +138,20 @@ class TrainLoader(DataLoader[Any]):
                 if isinstance(sample, DatasetError):
                     raise sample
             yield batch
+
+
+def require_learnt(cfg: CfgNode, model: Any, loader: Any) -> None:
+    """Refuse data of which no object reaches a cell, see `require_learnt_objects`.
+
+    Args:
+        cfg: of the training.
+        model: a SOLO model.
+        loader: of the training; others than `make_train_loader` makes pass.
+    """
+    images = getattr(getattr(loader, "dataset", None), "dataset", None)
+    if isinstance(images, SeededDataset):
+        mapper = getattr(images.mapper, "mapper", images.mapper)  # without copy-paste
+        require_learnt_objects(cfg, model, images.dataset, mapper)
 
 
 class _ErrorsAsSamples(Dataset[Any]):

@@ -5,13 +5,16 @@ maps in which class 0 means all things.
 """
 
 import functools
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.logger import log_first_n
 
 from solo_d2.data.coco_format import load_coco_format
+from solo_d2.data.coco_json import some
 from solo_d2.data.locations import datasets_root
 from solo_d2.data.panoptic_conversion import (
     INSTANCES,
@@ -20,7 +23,12 @@ from solo_d2.data.panoptic_conversion import (
     ensure_converted,
     stuff_name,
 )
-from solo_d2.data.panoptic_json import PanopticCategories, read_categories, read_panoptic_json
+from solo_d2.data.panoptic_json import (
+    PanopticCategories,
+    PanopticJson,
+    read_categories,
+    read_panoptic_json,
+)
 from solo_d2.errors import ConfigError, DatasetError
 
 
@@ -142,6 +150,7 @@ def load_panoptic(name: str) -> list[dict[str, Any]]:
     metadata = MetadataCatalog.get(name)
     content = read_panoptic_json(metadata.panoptic_json, name)
     _set_categories(name, content.categories)
+    _warn_of_missing_entries(metadata.panoptic_json, content)
     records = load_coco_format(name, metadata.json_file, metadata.image_root)
     things, stuff = content.categories.thing_ids, content.categories.stuff_ids
     for record in records:
@@ -158,3 +167,18 @@ def load_panoptic(name: str) -> list[dict[str, Any]]:
             for segment in annotation["segments_info"]
         ]
     return records
+
+
+def _warn_of_missing_entries(panoptic_json: str, content: PanopticJson) -> None:
+    missing = [
+        image["file_name"]
+        for key, image in content.images.items()
+        if key not in content.annotations
+    ]
+    if missing:
+        total = len(content.images)
+        message = (
+            f"{panoptic_json}: {len(missing)} of {total} images ({len(missing) / total:.1%}) have "
+            f"no entry in 'annotations' and are left out: {some(missing)}"
+        )
+        log_first_n(logging.WARNING, message, key="message", name=__name__)

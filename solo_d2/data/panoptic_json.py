@@ -24,7 +24,7 @@ from solo_d2.data.coco_json import (
     some,
     sorted_categories,
 )
-from solo_d2.data.problems import Problem, Refusal, Report
+from solo_d2.data.problems import ERROR, SKIPPED, Problem, Refusal, Report
 from solo_d2.data.segmentations import is_number
 from solo_d2.errors import DatasetError, shown
 from solo_d2.images import write_image
@@ -33,6 +33,8 @@ from solo_d2.images import write_image
 MAX_ID = 256**3
 # Pixels without a segment, in a stuff map.
 IGNORE_LABEL = 255
+# The kind of problem of an image that is not annotated at all.
+WITHOUT_ENTRY = "panoptic image without an entry"
 # Name of stuff class 0, all pixels of things.
 THINGS = "things"
 
@@ -77,7 +79,8 @@ class PanopticJson:
     Attributes:
         categories: of the file.
         images: its entries by image id, as they are in the file.
-        annotations: its entries by image id. Segments always have `iscrowd`.
+        annotations: its entries by image id. Segments always have `iscrowd`. Images without one are
+            left out.
     """
 
     categories: PanopticCategories
@@ -151,7 +154,8 @@ def read_panoptic_json(json_file: str | Path, name: str = "") -> PanopticJson:
     """
 
     def refuse(problem: Problem) -> None:
-        raise DatasetError(f"{json_file}: {problem}")
+        if problem.severity == ERROR:
+            raise DatasetError(f"{json_file}: {problem}")
 
     return collect_panoptic_json(json_file, refuse, name)
 
@@ -191,6 +195,12 @@ def collect_panoptic_json(json_file: str | Path, report: Report, name: str = "")
         if not problems:
             annotations[annotation["image_id"]] = annotation
             pngs.add(without_extension(annotation["file_name"]))
+    keys = [annotation.get("image_id") for annotation in content["annotations"]]
+    listed = {key for key in keys if isinstance(key, (int, str))}
+    for key, image in images.items():
+        if key not in listed:
+            reason = f"{shown(image['file_name'])} has no entry in 'annotations'"
+            report(Problem(WITHOUT_ENTRY, f"image {shown(key)}", reason, SKIPPED))
     return PanopticJson(categories, images, annotations)
 
 

@@ -1,6 +1,7 @@
 """What can be wrong in a data set, one thing at a time. No Detectron2 needed."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 # Training refuses the data set.
@@ -33,6 +34,12 @@ class Problem:
 
 # Told of each problem. What loads a data set raises DatasetError for errors here.
 Report = Callable[[Problem], None]
+
+
+def count_reasons(problems: Iterable[Problem]) -> str:
+    """The reasons of problems with their counts, the most frequent first."""
+    counts = Counter(problem.reason for problem in problems).most_common()
+    return ", ".join(f"{count} x {reason}" for reason, count in counts)
 
 
 class Refusal(ValueError):

@@ -24,7 +24,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from solo_d2.data import SOLODatasetMapper
-from solo_d2.data.loader import build_train_loader
+from solo_d2.data.loader import build_train_loader, require_learnt
 from solo_d2.data.stuff_classes import is_panoptic
 from solo_d2.engine.checks import FULL_MODEL, check_run_config
 from solo_d2.engine.ema import EMA
@@ -43,6 +43,7 @@ from solo_d2.launch import distribute
 from solo_d2.modeling.backbones import layer_lr_factor
 from solo_d2.modeling.checkpointer import SOLOCheckpointer
 from solo_d2.modeling.checks import check_meta_architecture
+from solo_d2.modeling.meta_arch.solo import SOLO
 from solo_d2.modeling.speed import SpeedOptions, speed_up
 from solo_d2.modeling.training_speed import speed_up_training
 from solo_d2.modeling.tta import SOLOWithTTA
@@ -82,6 +83,8 @@ class Trainer(DefaultTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
+        if isinstance(model, SOLO):
+            require_learnt(cfg, model, data_loader)
         self._trainer = StepTrainer(distribute(model), data_loader, optimizer, **step_options(cfg))
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg

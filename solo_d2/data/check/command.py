@@ -16,7 +16,7 @@ from solo_d2.data.catalog import (
 )
 from solo_d2.data.check.page import draw_page
 from solo_d2.data.check.report import format_findings, to_json
-from solo_d2.data.check.run import Findings, check_dataset
+from solo_d2.data.check.run import Findings, check_dataset, refuse_nothing
 from solo_d2.data.problems import Problem
 from solo_d2.errors import ConfigError, DatasetError
 from solo_d2.evaluation.packages import provide_cityscapes_scripts
@@ -52,6 +52,7 @@ def check(args: argparse.Namespace) -> bool:
     all_findings = [_check_one(cfg, name, args) for name in dict.fromkeys(names)]
     if class_problem is not None:
         all_findings[0].problems.append(class_problem)
+    refuse_nothing(cfg, [found for found in all_findings if _is_trained(cfg, found.name, args)])
     for found in all_findings:
         print("\n" + format_findings(found, cfg))
     if args.output:
@@ -67,9 +68,13 @@ def _check_one(cfg: CfgNode, name: str, args: argparse.Namespace) -> Findings:
         name,
         open_images=not args.json_only,
         # What is only evaluated teaches no cell.
-        max_followed=args.objects if args.dataset or name in cfg.DATASETS.TRAIN else 0,
+        max_followed=args.objects if _is_trained(cfg, name, args) else 0,
         workers=args.workers,
     )
+
+
+def _is_trained(cfg: CfgNode, name: str, args: argparse.Namespace) -> bool:
+    return name in args.dataset or name in cfg.DATASETS.TRAIN
 
 
 def _resolve_classes(cfg: CfgNode, names: list[str]) -> Problem | None:

@@ -10,9 +10,16 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from solo_d2.data.catalog import class_names
 from solo_d2.data.check.panoptic import list_panoptic_problems
 from solo_d2.data.coco_json import is_category, not_objects, parse_lists, read_text, some
-from solo_d2.data.coco_records import Records, add_annotations, add_images, missing_files
+from solo_d2.data.coco_records import (
+    Records,
+    add_annotations,
+    add_images,
+    missing_files,
+    notice_repetitions,
+)
 from solo_d2.data.lvis_format import IMAGE_KEYS, with_file_name
-from solo_d2.data.problems import NOTICE, SKIPPED, Problem, Report
+from solo_d2.data.panoptic_json import collect_panoptic_json
+from solo_d2.data.problems import NOTICE, Problem, Report
 from solo_d2.data.segmentations import segmentation_box
 from solo_d2.errors import DatasetError, shown
 
@@ -46,9 +53,11 @@ def read_entries(name: str, report: Report) -> Entries:
         metadata = MetadataCatalog.get(name)
         if metadata.get("made_on_first_use") and not _can_be_made(name, metadata, report):
             return Entries()
-        json_file = metadata.get("json_file")
+        json_file = _json_file(metadata)
         if json_file is None or metadata.get("image_root") is None or "://" in json_file:
             return Entries(DatasetCatalog.get(name), class_names(name))
+        if metadata.get("panoptic_json") is not None:
+            collect_panoptic_json(metadata.panoptic_json, report, name)
         entries = _read_json(name, metadata, report)
         if metadata.get("sem_seg_root") is not None:  # a stuff map belongs to each image
             return Entries(DatasetCatalog.get(name), entries.class_names)
@@ -56,6 +65,11 @@ def read_entries(name: str, report: Report) -> Entries:
     except DatasetError as error:
         report(Problem("data set cannot be loaded", f"data set '{name}'", str(error)))
         return Entries()
+
+
+def _json_file(metadata: Any) -> Any:
+    """The annotation file, also where loading took it out of the evaluator's sight; or None."""
+    return metadata.get("json_file") or metadata.get("registered_paths", {}).get("json_file")
 
 
 def _can_be_made(name: str, metadata: Any, report: Report) -> bool:
@@ -75,7 +89,7 @@ def _can_be_made(name: str, metadata: Any, report: Report) -> bool:
 
 
 def _read_json(name: str, metadata: Any, report: Report) -> Entries:
-    json_file, is_lvis = metadata.json_file, metadata.get("evaluator_type") == "lvis"
+    json_file, is_lvis = _json_file(metadata), metadata.get("evaluator_type") == "lvis"
     content = parse_lists(json_file, read_text(name, json_file))
     for key in ("images", "annotations", "categories"):
         content[key] = _objects(key, content[key], report)
@@ -93,6 +107,7 @@ def _read_json(name: str, metadata: Any, report: Report) -> Entries:
             file = some([record["file_name"]])
             report(Problem("image file missing", where, f"{file} does not exist"))
     add_annotations(records, content["annotations"], report)
+    notice_repetitions(records, report)
     _notice_oddities(records, names, report)
     there = [record for record in records.in_order() if record["file_name"] not in missing]
     return Entries(there, metadata.get("thing_classes") or [names[key] for key in sorted(names)])
@@ -150,38 +165,22 @@ def _compare_categories(
 def _notice_oddities(records: Records, names: dict[int, str], report: Report) -> None:
     """Notice what training takes, but hardly was meant."""
     used: set[int] = set()
-    files: set[str] = set()
     for record in records.by_id.values():
-        if record["file_name"] in files:
-            where = f"image {shown(record['image_id'])}"
-            reason = f"{record['file_name']} also is another image's file"
-            report(Problem("image file used more than once", where, reason, NOTICE))
-        files.add(record["file_name"])
-        seen: dict[tuple[Any, ...], int] = {}
         for annotation in record["annotations"]:
             used.add(annotation["category_id"])
-            where = f"annotation {annotation['id']}"
-            key = annotation["category_id"], *annotation["bbox"]
-            if key in seen:
-                reason = f"has the class and box of annotation {seen[key]}"
-                report(Problem("annotated more than once", where, reason, NOTICE))
-            seen[key] = annotation["id"]
             if isinstance(annotation["segmentation"], list):
-                _notice_outside(annotation, record, where, report)
+                _notice_beyond(annotation, record, report)
     empty = [names[key] for key, index in records.contiguous.items() if index not in used]
     if empty and names:
         reason = f"{len(empty)} of {len(names)}: {some(empty)}"
         report(Problem("classes without annotations", "'categories'", reason, NOTICE))
 
 
-def _notice_outside(
-    annotation: dict[str, Any], record: dict[str, Any], where: str, report: Report
-) -> None:
+def _notice_beyond(annotation: dict[str, Any], record: dict[str, Any], report: Report) -> None:
     x, y, width, height = segmentation_box(annotation["segmentation"])
-    beyond = max(-x, -y, x + width - record["width"], y + height - record["height"])
-    if x >= record["width"] or y >= record["height"] or x + width <= 0 or y + height <= 0:
-        reason = f"lies outside {record['file_name']}"
-        report(Problem("outside the image", where, reason, SKIPPED))
-    elif beyond > _TOLERANCE:
+    across, down = x + width - record["width"], y + height - record["height"]
+    beyond = max(-x, -y, across, down)
+    if beyond > _TOLERANCE and max(across - width, down - height, -x - width, -y - height) < 0:
         reason = f"reaches {beyond:.0f} pixels beyond {record['file_name']}"
+        where = f"annotation {annotation['id']}"
         report(Problem("reaches beyond the image", where, reason, NOTICE))

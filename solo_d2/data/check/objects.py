@@ -1,8 +1,11 @@
 """Opens images as training does, and follows each object to the cells that learn it.
 
-What is random in training is left out: the image has its usual size, and is alone in its batch.
+What is random in training is left out, but for crops: the image has its usual size, and is alone in
+its batch.
 """
 
+import copy
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
+from detectron2.data.transforms import TransformList
 from detectron2.modeling import build_model
 from detectron2.structures import ImageList, Instances
 from numpy.typing import NDArray
@@ -18,10 +22,11 @@ from torch import Tensor
 from solo_d2.data.augmentation import without_randomness
 from solo_d2.data.mapper import SOLODatasetMapper, clean_annotation, read_record
 from solo_d2.data.problems import NOTICE, SKIPPED, Problem
+from solo_d2.data.segmentations import segmentation_box
 from solo_d2.errors import DatasetError, UnreadableImageError
 from solo_d2.ops.mask_geometry import mask_boxes, mask_centers
 from solo_d2.structures import GridTargets
-from solo_d2.targets import assign_grid_targets
+from solo_d2.targets import assign_cells, assign_grid_targets
 
 # What becomes of an object, by its number in `Objects.fates`; all but the first are losses.
 FATES = (
@@ -30,8 +35,11 @@ FATES = (
     "in no scale range",
     "all its cells belong to others",
     "empty at the size of the masks",
+    "lies outside the image",
 )
-LEARNT, VANISHED, NO_RANGE, NO_CELL, NO_MASK = range(len(FATES))
+LEARNT, VANISHED, NO_RANGE, NO_CELL, NO_MASK, OUTSIDE = range(len(FATES))
+# Parameters of `assign_cells`.
+_CELL_PARAMS = ("num_grids", "scale_ranges", "num_classes", "center_scale", "cell_conflict")
 # The kind of problem of an image file that cannot be read; training takes another, up to a limit.
 UNREADABLE_FILE = "image file cannot be read"
 # A box and a mask that overlap less than this, of an object of at least this scale in pixels, do
@@ -71,34 +79,60 @@ class Objects:
 
 
 @dataclass(frozen=True)
+class Layout:
+    """What decides which cells the N objects of an image get, without their masks.
+
+    Attributes:
+        padded_size: height and width of the network's input.
+        boxes: (N, 4) float32, XYXY in its pixels.
+        classes: (N,) int64.
+        centers: (N, 2) float32, mass centres of the masks.
+        areas: (N,) int64, their pixels.
+        visible: by mask stride, (N,) bool, whether a mask has a pixel once it is shrunk by it.
+    """
+
+    padded_size: tuple[int, int]
+    boxes: Tensor
+    classes: Tensor
+    centers: Tensor
+    areas: Tensor
+    visible: dict[int, Tensor]
+
+
+@dataclass(frozen=True)
 class Inspection:
     """What was found in an image.
 
     Attributes:
         problems: with the file and its annotations.
         objects: None where they were not looked at, or the file cannot be read.
+        layout: of those objects that are in the training image; None where there is none.
     """
 
     problems: list[Problem] = field(default_factory=list)
     objects: Objects | None = None
+    layout: Layout | None = None
 
 
 class TargetRule:
     """How a config's model assigns objects to cells; the model itself is not kept."""
 
-    def __init__(self, cfg: CfgNode):
-        """Build the model without memory for its weights, which also checks the config.
+    def __init__(self, cfg: CfgNode, model: Any = None):
+        """Take what assignment needs of a model.
 
         Args:
             cfg: with a number of classes.
+            model: of the config. None: it is built without memory for its weights, which also
+                checks the config.
 
         Raises:
             ConfigError: the model cannot be built.
         """
-        cfg = cfg.clone()
-        cfg.defrost()
-        cfg.MODEL.DEVICE = "meta"
-        model = build_model(cfg)
+        if model is None:
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.MODEL.DEVICE = "meta"
+            model = build_model(cfg)
         self.divisibility = model.backbone.size_divisibility
         self.constraints = model.backbone.padding_constraints
         self.params = {
@@ -129,10 +163,40 @@ class TargetRule:
             **self.params,
         )
 
-    def fates(self, instances: Instances) -> Tensor:
-        """What becomes of each of N instances of an image: (N,) int64, see `FATES`."""
+    def layout(self, instances: Instances) -> Layout:
+        """What decides which cells an image's instances get."""
         targets = self.assign(instances)
-        count, num_cells = len(instances), targets.classes.shape[1]
+        centers, areas = mask_centers(instances.gt_masks.tensor)
+        return Layout(
+            padded_size=self.padded_size(*instances.image_size),
+            boxes=instances.gt_boxes.tensor,
+            classes=instances.gt_classes,
+            centers=centers,
+            areas=areas,
+            visible={stride: m.flatten(1).any(dim=1) for stride, m in targets.masks.items()},
+        )
+
+    def with_levels(
+        self, num_grids: Sequence[int], scale_ranges: Sequence[Sequence[float]]
+    ) -> "TargetRule":
+        """The same with other grids and scale ranges."""
+        other = copy.copy(self)
+        levels = {"num_grids": tuple(num_grids), "scale_ranges": [tuple(r) for r in scale_ranges]}
+        other.params = {**self.params, **levels}
+        return other
+
+    def fates(self, layout: Layout) -> Tensor:
+        """What becomes of each of N instances of an image: (N,) int64, see `FATES`."""
+        params = {key: self.params[key] for key in _CELL_PARAMS}
+        targets = assign_cells(
+            [layout.boxes],
+            [layout.classes],
+            layout.centers,
+            layout.areas,
+            padded_size=layout.padded_size,
+            **params,
+        )
+        count, num_cells = len(layout.classes), targets.classes.shape[1]
         # Of several instances in a cell the last gives the class; with other rules there is one.
         owner = torch.full((num_cells,), -1).scatter_reduce(
             0, targets.cells, targets.instances, "amax"
@@ -141,8 +205,8 @@ class TargetRule:
         owns[owner[owner >= 0]] = True
         samples = targets.instances.split(targets.num_samples[0])
         for stride, level in zip(self.params["mask_strides"], samples, strict=True):
-            has_mask[level] |= targets.masks[stride][level].flatten(1).any(dim=1)
-        scale = box_scales(instances.gt_boxes.tensor)[:, None]
+            has_mask[level] |= layout.visible[stride][level]
+        scale = box_scales(layout.boxes)[:, None]
         ranges = torch.tensor(self.params["scale_ranges"], dtype=torch.float32)
         in_range = ((scale >= ranges[:, 0]) & (scale <= ranges[:, 1])).any(dim=1)
         fates = torch.full((count,), LEARNT)
@@ -157,17 +221,48 @@ def box_scales(boxes: Tensor) -> Tensor:
 
 
 class NamingMapper(SOLODatasetMapper):
-    """The training mapper; its instances also have their annotation's id, as `gt_names`."""
+    """The training mapper; its instances also have their annotation's id, as `gt_names`.
 
-    def _make_instances(self, annotations: list[dict[str, Any]], *arguments: Any) -> Instances:
-        instances = super()._make_instances(annotations, *arguments)
-        instances.gt_names = torch.tensor([annotation["id"] for annotation in annotations])
+    Attributes:
+        outside: ids of the last image's annotations that lie outside of it.
+        cut_off: ids of those that its crop has left out.
+    """
+
+    outside: Sequence[int] = ()
+    cut_off: Sequence[int] = ()
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        """Map an image; see the class."""
+        self.outside = self.cut_off = ()
+        return super().__call__(dataset_dict)
+
+    def _make_instances(
+        self,
+        annotations: list[dict[str, Any]],
+        transforms: TransformList,
+        image_shape: tuple[int, int],
+        original_shape: tuple[int, int],
+    ) -> Instances:
+        boxes = np.array([segmentation_box(each["segmentation"]) for each in annotations])
+        boxes[:, 2:] += boxes[:, :2]
+        names = np.array([annotation["id"] for annotation in annotations])
+        there = _touch(boxes, original_shape)
+        left = _touch(transforms.apply_box(boxes), image_shape)
+        self.outside, self.cut_off = names[~there].tolist(), names[there & ~left].tolist()
+        instances = super()._make_instances(annotations, transforms, image_shape, original_shape)
+        instances.gt_names = torch.from_numpy(names)
         return instances
 
     def _no_instances(self, image_shape: tuple[int, int]) -> Instances:
         instances = super()._no_instances(image_shape)
         instances.gt_names = torch.zeros(0, dtype=torch.int64)
         return instances
+
+
+def _touch(boxes: NDArray[np.float64], shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """(N,) whether boxes (N, 4), XYXY, have a part in an image of a height and width."""
+    low, high = boxes[:, :2], boxes[:, 2:]
+    return ((low < shape[::-1]) & (high > 0)).all(axis=1)
 
 
 class Inspector:
@@ -208,7 +303,12 @@ class Inspector:
             elif annotation.get("iscrowd", 0) == 0:
                 annotations.append({**annotation, "id": len(names)})
                 names.append(name)
-        sample = self.mapper({**record, "annotations": annotations})
+        state = np.random.get_state()
+        np.random.seed(zlib.crc32(str(record["file_name"]).encode(errors="replace")))  # crops
+        try:
+            sample = self.mapper({**record, "annotations": annotations})
+        finally:
+            np.random.set_state(state)
         return sample, names, problems
 
     def _problem(
@@ -244,7 +344,8 @@ class Inspector:
             return Inspection([_image_problem(record, error)])
         instances = sample["instances"]
         problems += _box_problems(instances, names)
-        return Inspection(problems, self._objects(index, instances, names))
+        layout = self.rule.layout(instances) if len(instances) else None
+        return Inspection(problems, self._objects(index, instances, layout, names), layout)
 
     def _read_problem(self, record: dict[str, Any]) -> list[Problem]:
         try:
@@ -253,19 +354,36 @@ class Inspector:
             return [_image_problem(record, error)]
         return []
 
-    def _objects(self, index: int, instances: Instances, names: list[str]) -> Objects:
+    def fates(
+        self, instances: Instances, layout: Layout | None, count: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """What becomes of the annotations of the image that was mapped last.
+
+        Returns:
+            (N,) the fates, and (N,) whether a crop has left the annotation in.
+        """
+        fates, inside = np.full(count, VANISHED), np.ones(count, bool)
+        fates[list(self.mapper.outside)] = OUTSIDE
+        inside[list(self.mapper.cut_off)] = False
+        if layout is not None:
+            fates[instances.gt_names.numpy()] = self.rule.fates(layout).numpy()
+        return fates, inside
+
+    def _objects(
+        self, index: int, instances: Instances, layout: Layout | None, names: list[str]
+    ) -> Objects:
         count = len(names)
         found = instances.gt_names.numpy()
         scales = np.full(count, np.nan, np.float32)
         centers = np.full((count, 2), np.nan, np.float32)
-        fates = np.full(count, VANISHED)
-        if len(found):
-            height, width = self.rule.padded_size(*instances.image_size)
-            scales[found] = box_scales(instances.gt_boxes.tensor).numpy()
-            middle, _ = mask_centers(instances.gt_masks.tensor)
-            centers[found] = (middle / torch.tensor([width, height])).numpy()
-            fates[found] = self.rule.fates(instances).numpy()
-        return Objects(np.full(count, index), scales, centers, fates, names)
+        if layout is not None:
+            height, width = layout.padded_size
+            scales[found] = box_scales(layout.boxes).numpy()
+            centers[found] = (layout.centers / torch.tensor([width, height])).numpy()
+        fates, inside = self.fates(instances, layout, count)
+        kept = [name for name, there in zip(names, inside, strict=True) if there]
+        images = np.full(len(kept), index)
+        return Objects(images, scales[inside], centers[inside], fates[inside], kept)
 
 
 def _image_problem(record: dict[str, Any], error: DatasetError) -> Problem:

@@ -8,7 +8,7 @@ import numpy as np
 from detectron2.data.detection_utils import convert_image_to_rgb
 from numpy.typing import NDArray
 
-from solo_d2.data.check.objects import FATES, LEARNT, VANISHED, Inspector
+from solo_d2.data.check.objects import FATES, LEARNT, Inspector
 from solo_d2.data.check.run import Findings
 from solo_d2.errors import DatasetError
 from solo_d2.visualization.canvas import Panel, Plate, arrange
@@ -68,8 +68,9 @@ def _panel(
     plate = Plate(
         convert_image_to_rgb(image, inspector.mapper.image_format), HEIGHT / image.shape[0]
     )
-    fates = inspector.rule.fates(instances).tolist() if len(instances) else []
-    fates += [VANISHED] * (len(names) - len(instances))
+    layout = inspector.rule.layout(instances) if len(instances) else None
+    all_fates, inside = inspector.fates(instances, layout, len(names))
+    fates = all_fates[instances.gt_names.numpy()].tolist()
     colors = [instance_color(i) if fate == LEARNT else RED for i, fate in enumerate(fates)]
     labels = []
     for mask, color, label in zip(
@@ -82,7 +83,9 @@ def _panel(
         labels.append("lost: " * (color is RED) + class_names[label])
     boxes = instances.gt_boxes.tensor.numpy() * plate.scale
     write_labels(plate.picture, labels, boxes, colors, LETTERS)
-    return Panel(plate.picture, str(record.get("image_id", "")), _caption(fates))
+    return Panel(
+        plate.picture, str(record.get("image_id", "")), _caption(all_fates[inside].tolist())
+    )
 
 
 def _caption(fates: list[int]) -> str:

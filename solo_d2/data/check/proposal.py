@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from solo_d2.data.check.objects import VANISHED, Objects
+from solo_d2.data.check.objects import OUTSIDE, VANISHED, Objects
 
 LARGEST_SHARE = 0.1
 LEAST_BASE, LARGEST_BASE = 3, 12
@@ -76,7 +76,7 @@ def propose(
     Returns:
         The proposal, equal to the config where that fits; None without objects.
     """
-    there = objects.fates != VANISHED
+    there = ~np.isin(objects.fates, (VANISHED, OUTSIDE))
     images, scales, centers = objects.images[there], objects.scales[there], objects.centers[there]
     if len(scales) == 0:
         return None

@@ -8,7 +8,7 @@ import numpy as np
 from detectron2.config import CfgNode
 
 from solo_d2.benchmarks.common import markdown_table
-from solo_d2.data.check.objects import FATES, LEARNT, VANISHED, Objects
+from solo_d2.data.check.objects import FATES, LEARNT, Objects
 from solo_d2.data.check.proposal import Proposal
 from solo_d2.data.check.run import Findings
 from solo_d2.data.problems import ERROR, NOTICE, SKIPPED, Problem
@@ -26,9 +26,16 @@ _QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 def format_findings(found: Findings, cfg: CfgNode) -> str:
     """What is printed: problems by kind with counts and examples, objects, proposal."""
     head = (
-        f"{found.name}: {found.num_images} images, {found.num_annotations} annotations, "
-        f"{found.num_crowds} of them crowds"
+        f"{found.name}: {found.num_images} images, {found.num_without_objects} of them without "
+        f"objects; {found.num_annotations} annotations, {found.num_crowds} of them crowds"
     )
+    if found.num_without_objects and found.name in cfg.DATASETS.TRAIN:
+        head += (
+            "\nImages without objects are left out (DATALOADER.FILTER_EMPTY_ANNOTATIONS True)"
+            if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+            else "\nImages without objects are trained on as negatives "
+            "(DATALOADER.FILTER_EMPTY_ANNOTATIONS False)"
+        )
     parts = [head, *_format_problems(found.problems)]
     if not found.problems:
         parts.append("Nothing is wrong with its entries" + (" and files." * bool(found.inspector)))
@@ -73,7 +80,7 @@ def _format_objects(objects: Objects, num_images: int) -> str:
         lines.append(f"  {len(lost)} ({len(lost) / total:.1%}) {name}: {examples}{dots}")
     if len(lines) == 1:
         lines = [f"All {total} objects of {num_images} images are learnt by a cell."]
-    scales = objects.scales[objects.fates != VANISHED]
+    scales = objects.scales[~np.isnan(objects.scales)]
     if len(scales):
         values = np.quantile(scales, _QUANTILES)
         listed = ", ".join(
@@ -141,6 +148,7 @@ def to_json(found: Findings) -> dict[str, Any]:
         "num_images": found.num_images,
         "num_annotations": found.num_annotations,
         "num_crowds": found.num_crowds,
+        "num_images_without_objects": found.num_without_objects,
         "problems": {
             severity: {
                 kind: [{"where": p.where, "reason": p.reason} for p in problems]

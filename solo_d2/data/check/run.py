@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -11,7 +11,9 @@ from tqdm import tqdm
 
 from solo_d2.data.augmentation import usual_short_side
 from solo_d2.data.check.entries import read_entries
+from solo_d2.data.check.nothing import none_learnt, why_nothing
 from solo_d2.data.check.objects import (
+    LEARNT,
     UNREADABLE_FILE,
     Inspection,
     Inspector,
@@ -19,7 +21,12 @@ from solo_d2.data.check.objects import (
     TargetRule,
 )
 from solo_d2.data.check.proposal import Proposal, propose
+from solo_d2.data.ignored import find_ignored, is_object, without_objects
 from solo_d2.data.problems import ERROR, NOTICE, Problem
+from solo_d2.data.stuff_classes import is_panoptic
+
+# The kind of problem of a data set of which no annotation is an object to learn.
+NO_OBJECTS = "no objects"
 
 
 @dataclass
@@ -32,6 +39,7 @@ class Findings:
         num_images: that can be looked at.
         num_annotations: that training takes, crowds included.
         num_crowds: of these.
+        num_without_objects: images without annotations other than crowds.
         objects: those that were followed to their cells; None where none were.
         num_inspected: images whose objects were.
         proposal: grids and scale ranges; None without objects.
@@ -45,6 +53,7 @@ class Findings:
     num_images: int = 0
     num_annotations: int = 0
     num_crowds: int = 0
+    num_without_objects: int = 0
     objects: Objects | None = None
     num_inspected: int = 0
     proposal: Proposal | None = None
@@ -102,9 +111,12 @@ def check_dataset(
     found.num_images = len(found.records)
     annotations = [a for record in found.records for a in record.get("annotations", [])]
     found.num_annotations = len(annotations)
-    found.num_crowds = sum(bool(annotation.get("iscrowd")) for annotation in annotations)
+    found.num_crowds = len(annotations) - sum(map(is_object, annotations))
+    found.num_without_objects = len(without_objects(found.records))
     if not found.training_fails:
-        found.problems += _empty_problems(cfg, name, found)
+        found.problems += _empty_problems(name, found)
+    if name not in cfg.DATASETS.TEST:
+        found.problems += find_ignored(name, found.records, found.class_names)
     if not open_images or not found.records or not found.class_names:
         return found
     cfg = cfg.clone()
@@ -130,18 +142,35 @@ def check_dataset(
     return found
 
 
-def _empty_problems(cfg: CfgNode, name: str, found: Findings) -> list[Problem]:
+def _empty_problems(name: str, found: Findings) -> list[Problem]:
     """That there is nothing to train on, or to evaluate."""
     where = f"data set '{name}'"
     if not found.records:
         return [Problem("no images", where, "the list of images is empty")]
     if found.num_annotations > found.num_crowds:
         return []
-    refused = name in cfg.DATASETS.TRAIN and cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-    reason = "no image has an annotation other than crowds"
-    if refused:
-        reason += "; DATALOADER.FILTER_EMPTY_ANNOTATIONS False keeps such images"
-    return [Problem("no objects", where, reason, ERROR if refused else NOTICE)]
+    return [Problem(NO_OBJECTS, where, why_nothing(found.problems, found.records), NOTICE)]
+
+
+def refuse_nothing(cfg: CfgNode, trained: Sequence[Findings]) -> None:
+    """Turn it into an error if all data sets of a training together hold nothing to learn."""
+    empty = [any(p.kind == NO_OBJECTS for p in found.problems) for found in trained]
+    semantic = is_panoptic(cfg) and not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    if not trained or semantic:
+        return
+    if all(empty):
+        for found in trained:
+            found.problems = [
+                replace(p, severity=ERROR) if p.kind == NO_OBJECTS else p for p in found.problems
+            ]
+        return
+    followed = [found.objects for found in trained if found.objects is not None]
+    fates = Objects.join(followed).fates
+    if len(fates) and not (fates == LEARNT).any():
+        where = ", ".join(f"'{found.name}'" for found in trained)
+        trained[0].problems.append(
+            Problem("no object is learnt", f"data set {where}", none_learnt(followed))
+        )
 
 
 def _unreadable_problems(cfg: CfgNode, found: Findings) -> list[Problem]:
