@@ -41,8 +41,10 @@ def find_ignored(
     crowds: Counter[Any] = Counter()
     examples: list[str] = []
     for record in records:
-        for annotation in record.get("annotations", ()):
+        for annotation in record.get("annotations") or ():
             category = annotation.get("category_id")
+            if not isinstance(category, int):  # another check's business
+                category = None
             total[category] += 1
             if not is_object(annotation):
                 crowds[category] += 1
@@ -70,7 +72,7 @@ def _class_name(key: Any, class_names: Sequence[str] | None) -> str:
 
 def without_objects(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The records whose annotations, if there are any, all are crowds."""
-    return [r for r in records if not any(map(is_object, r.get("annotations", ())))]
+    return [r for r in records if not any(map(is_object, r.get("annotations") or ()))]
 
 
 def log_ignored(

@@ -262,7 +262,8 @@ class NamingMapper(SOLODatasetMapper):
 def _touch(boxes: NDArray[np.float64], shape: tuple[int, int]) -> NDArray[np.bool_]:
     """(N,) whether boxes (N, 4), XYXY, have a part in an image of a height and width."""
     low, high = boxes[:, :2], boxes[:, 2:]
-    return ((low < shape[::-1]) & (high > 0)).all(axis=1)
+    inside = (low < shape[::-1]) & (high > 0)
+    return inside[:, 0] & inside[:, 1]
 
 
 class Inspector:
