@@ -70,7 +70,7 @@ def test_a_broken_link_is_an_error(project):
 def test_links_to_the_code(repository, expected):
     from types import SimpleNamespace
 
-    from docscheck import site
+    import mkdocs_hooks as site
 
     page = SimpleNamespace(file=SimpleNamespace(src_uri="faq.md"))
     text = "see [targets](../solo_d2/targets.py), [b](design.md#x)"

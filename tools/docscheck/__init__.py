@@ -1,1 +1,0 @@
-"""Checking the documentation: the work behind tools/check_docs.py."""
