@@ -26,7 +26,7 @@ class Match:
         missing: parameters of the model that the weights lack.
         unexpected: parameters of the weights that the model lacks.
         shapes: by name, the shape in the weights and in the model where they differ.
-        fresh: parameters of the model that rightly keep their start.
+        fresh: parameters of the model that rightly keep their start; not counters of BatchNorm.
     """
 
     loadable: dict[str, Tensor]
@@ -83,8 +83,11 @@ def match(
     def allowed(name: str) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in allow)
 
+    def counts(name: str) -> bool:
+        return re.fullmatch(COUNTERS, name) is not None
+
     def required(name: str) -> bool:
-        if re.fullmatch(COUNTERS, name) or allowed(name):
+        if allowed(name):
             return False
         if source is None:
             return True
@@ -96,11 +99,12 @@ def match(
         for name, value in state.items()
         if name in model and value.shape != model[name].shape
     }
-    lacking = [name for name in model if name not in state]
+    lacking = [name for name in model if name not in state and not counts(name)]
+    left_over = [name for name in state if name not in model and not counts(name)]
     return Match(
         loadable={k: v for k, v in state.items() if k in model and k not in shapes},
         missing=[name for name in lacking if required(name)],
-        unexpected=[name for name in state if name not in model and not allowed(name)],
+        unexpected=[name for name in left_over if not allowed(name)],
         shapes={name: pair for name, pair in shapes.items() if not allowed(name)},
         fresh=[
             *(name for name in lacking if not required(name)),

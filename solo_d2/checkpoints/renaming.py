@@ -42,6 +42,7 @@ class Format:
         whole: whether it holds whole models, rather than backbones.
         settings: config keys whose values do not show in the weights, and what they must be.
         absent: regular expressions of our names that the format lacks, which keep their start.
+        counters: whether it has the counters of BatchNorm under our names.
     """
 
     title: str
@@ -51,6 +52,7 @@ class Format:
     whole: bool = True
     settings: Mapping[str, Any] = field(default_factory=dict)
     absent: tuple[str, ...] = ()
+    counters: bool = False
 
     def matches(self, state: Mapping[str, Any]) -> bool:
         """Whether a state dict is of this format, told by its names."""
@@ -68,8 +70,9 @@ class Format:
         converted: dict[str, Tensor] = {}
         origins: dict[str, str] = {}
         ignored = []
+        without = self.ignored if self.counters else (*self.ignored, COUNTERS)
         for name, value in state.items():
-            if any(re.fullmatch(pattern, name) for pattern in (*self.ignored, COUNTERS)):
+            if any(re.fullmatch(pattern, name) for pattern in without):
                 ignored.append(name)
                 continue
             ours = self._rename(name)

@@ -10,6 +10,7 @@ OWN = Format(
     marks=(r"head\.class_logits\.weight", r"backbone\..*"),
     names=(),  # the same since the first version
     ignored=(r"pixel_(mean|std)",),
+    counters=True,
 )
 
 # A detector, such as Mask R-CNN, or a backbone that was converted by this project.

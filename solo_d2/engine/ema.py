@@ -1,12 +1,15 @@
 """An exponential moving average of the weights."""
 
 import copy
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from detectron2.engine import HookBase
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from solo_d2.modeling.checkpointer import load_matching
 
 
 class EMA(HookBase):
@@ -55,3 +58,31 @@ class EMA(HookBase):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state."""
         self.num_steps = state["num_steps"]
+
+
+class TrainedWeights:
+    """In a checkpoint of averaged weights, the weights that training goes on with.
+
+    Attributes:
+        loaded: whether a checkpoint had them.
+    """
+
+    def __init__(self, model: nn.Module, allow: Sequence[str]):
+        """Wrap a model for the checkpointer.
+
+        Args:
+            model: what is trained, without DistributedDataParallel.
+            allow: MODEL.WEIGHTS_ALLOW.
+        """
+        self.model = model
+        self.allow = allow
+        self.loaded = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the model's weights."""
+        return self.model.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Load the weights that fit; ConfigError where others are not allowed to differ."""
+        load_matching(self.model, state, None, allow=self.allow)
+        self.loaded = True

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -68,7 +69,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if not torch.cuda.is_available() and cfg.MODEL.DEVICE == "cuda":
         logger.warning("no GPU is available: MODEL.DEVICE is changed from cuda to cpu")
         cfg.MODEL.DEVICE = "cpu"
-    scale_schedule(cfg)
+    scale_schedule(cfg, given=args.opts[::2])
     resolve_seed(cfg, resume=args.resume)
     cfg.freeze()
     _begin(cfg, args)
@@ -92,35 +93,50 @@ def _begin(cfg: CfgNode, args: argparse.Namespace) -> None:
         save_text(Path(cfg.OUTPUT_DIR) / "config.yaml", cfg.dump())
 
 
-def scale_schedule(cfg: CfgNode) -> None:
+def scale_schedule(cfg: CfgNode, given: Collection[str] = ()) -> None:
     """Scale learning rate and schedule from SOLVER.REFERENCE_IMS_PER_BATCH to IMS_PER_BATCH.
 
     The linear rule of arXiv:1706.02677: twice the batch, twice the learning rate, half the
-    iterations. What was changed is logged. Afterwards the reference is the batch size, so that a
-    saved config is not scaled twice.
+    iterations. What is changed and what is not is logged. Afterwards the reference is the batch
+    size, so that a saved config is not scaled twice.
 
     Args:
         cfg: the config, changed in place. A reference of 0 leaves it alone.
+        given: keys of the command line, whose values are meant for the batch size as it is.
     """
     solver = cfg.SOLVER
     reference, batch = solver.REFERENCE_IMS_PER_BATCH, solver.IMS_PER_BATCH
     if reference == 0 or reference == batch:
         return
     ratio = batch / reference
-    before = {key: solver[key] for key in ("BASE_LR", "MAX_ITER", "STEPS", "WARMUP_ITERS")}
-    solver.BASE_LR *= ratio
-    solver.MAX_ITER = round(solver.MAX_ITER / ratio)
-    solver.STEPS = tuple(round(step / ratio) for step in solver.STEPS)
-    solver.WARMUP_ITERS = round(solver.WARMUP_ITERS / ratio)
-    solver.CHECKPOINT_PERIOD = max(1, round(solver.CHECKPOINT_PERIOD / ratio))
-    if cfg.TEST.EVAL_PERIOD > 0:
-        cfg.TEST.EVAL_PERIOD = max(1, round(cfg.TEST.EVAL_PERIOD / ratio))
+    scaled = {
+        "SOLVER.BASE_LR": solver.BASE_LR * ratio,
+        "SOLVER.MAX_ITER": _periods(solver.MAX_ITER, ratio),
+        "SOLVER.STEPS": tuple(round(step / ratio) for step in solver.STEPS),
+        "SOLVER.WARMUP_ITERS": round(solver.WARMUP_ITERS / ratio),
+        "SOLVER.CHECKPOINT_PERIOD": _periods(solver.CHECKPOINT_PERIOD, ratio),
+        "TEST.EVAL_PERIOD": _periods(cfg.TEST.EVAL_PERIOD, ratio),
+    }
+    changes, kept = [], []
+    for key, new in scaled.items():
+        section, name = key.split(".")
+        old = cfg[section][name]
+        if key in given:
+            kept.append(f"{key} {old}")
+        elif new != old:
+            cfg[section][name] = new
+            changes.append(f"{key} {old} -> {new}")
     solver.REFERENCE_IMS_PER_BATCH = batch
-    changes = ", ".join(f"{key} {old} -> {solver[key]}" for key, old in before.items())
     logger.warning(
-        f"SOLVER.IMS_PER_BATCH is {batch}, the schedule was made for {reference}: {changes}. "
-        "SOLVER.REFERENCE_IMS_PER_BATCH 0 switches this off."
+        f"SOLVER.IMS_PER_BATCH is {batch}, the schedule was made for {reference}. Scaled: "
+        f"{', '.join(changes) or 'nothing'}. Given on the command line, so not scaled: "
+        f"{', '.join(kept) or 'nothing'}. SOLVER.REFERENCE_IMS_PER_BATCH 0 switches scaling off."
     )
+
+
+def _periods(iterations: int, ratio: float) -> int:
+    """Iterations of the scaled batch, at least one; 0 stays 0."""
+    return iterations and max(1, round(iterations / ratio))
 
 
 def resolve_seed(cfg: CfgNode, *, resume: bool) -> None:

@@ -7,14 +7,14 @@ that are not finite (`solo_d2.engine.bad_step`), and at the number of images tha
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import SimpleTrainer
+from detectron2.engine import SimpleTrainer, TrainerBase
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from solo_d2.engine.figures import (
     measure_step,
     write_figures,
 )
+from solo_d2.engine.optimizer_state import load_optimizer, save_optimizer
 from solo_d2.errors import ConfigError
 
 logger = logging.getLogger("solo_d2")
@@ -201,12 +202,26 @@ class StepTrainer(SimpleTrainer):
                 yield (inputs, plan), nullcontext()
 
     def state_dict(self) -> dict[str, Any]:
-        """Iteration, optimizer and the scale of the gradients."""
-        return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
+        """Return the iteration, the optimizer's state and the scale of the gradients."""
+        return {
+            **TrainerBase.state_dict(self),
+            "optimizer": save_optimizer(self.optimizer, unwrap(self.model)),
+            "grad_scaler": self.grad_scaler.state_dict(),
+        }
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on from a saved state; another precision starts with a scale of its own."""
-        super().load_state_dict(state_dict)
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], *, restarted: Collection[str] = ()
+    ) -> None:
+        """Go on from a saved state; another precision starts with a scale of its own.
+
+        Args:
+            state_dict: of `state_dict`, also of a model that differs in a few parameters.
+            restarted: names of parameters whose weights were not loaded.
+        """
+        TrainerBase.load_state_dict(self, state_dict)
+        load_optimizer(
+            self.optimizer, unwrap(self.model), state_dict["optimizer"], restarted=restarted
+        )
         scale = state_dict.get("grad_scaler")
         if scale and self.grad_scaler.is_enabled():
             self.grad_scaler.load_state_dict(scale)

@@ -21,13 +21,14 @@ from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from solo_d2.data import SOLODatasetMapper
 from solo_d2.data.loader import build_train_loader, require_learnt
 from solo_d2.data.stuff_classes import is_panoptic
 from solo_d2.engine.checks import FULL_MODEL, check_run_config
-from solo_d2.engine.ema import EMA
+from solo_d2.engine.ema import EMA, TrainedWeights
 from solo_d2.engine.hooks import (
     EarlyStopping,
     EndOfTraining,
@@ -88,6 +89,7 @@ class Trainer(DefaultTrainer):
         self._trainer = StepTrainer(distribute(model), data_loader, optimizer, **step_options(cfg))
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg
+        self._images_before = 0  # that were trained on before `start_iter`
         self.register_hooks(self.build_hooks())
 
     @classmethod
@@ -205,11 +207,13 @@ class Trainer(DefaultTrainer):
         """Detectron2's hooks, and those for seeds, averaged weights and the best checkpoint."""
         solver, period = self.cfg.SOLVER, self.cfg.TEST.EVAL_PERIOD
         self.ema = EMA(unwrap(self.model), solver.EMA.DECAY) if solver.EMA.ENABLED else None
-        others: dict[str, Any] = {} if self.ema is None else {TRAINED_MODEL: unwrap(self.model)}
+        allow = self.cfg.MODEL.WEIGHTS_ALLOW
+        self._trained = TrainedWeights(unwrap(self.model), allow)
+        others: dict[str, Any] = {} if self.ema is None else {TRAINED_MODEL: self._trained}
         self.checkpointer = SOLOCheckpointer(
             self.evaluated_model,
             self.cfg.OUTPUT_DIR,
-            allow=self.cfg.MODEL.WEIGHTS_ALLOW,
+            allow=allow,
             trainer=weakref.proxy(self),
             **others,
         )
@@ -271,6 +275,44 @@ class Trainer(DefaultTrainer):
                 self._evaluate_with_tta()
             return self._last_eval_results
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed training needs beside the weights."""
+        # After the last iteration `iter` is one more.
+        done = max(self.start_iter, min(self.iter + 1, self.max_iter))
+        new_images = (done - self.start_iter) * self.cfg.SOLVER.IMS_PER_BATCH
+        return {
+            **super().state_dict(),
+            "iteration": done - 1,
+            "images_seen": self._images_before + new_images,
+            "best_of": self._best_of(),
+        }
+
+    def _best_of(self) -> list[str]:
+        """What the best checkpoint was chosen by."""
+        return [best_metric(self.cfg), *self.cfg.DATASETS.TEST]
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a saved state, with the schedule and the options of the config.
+
+        State that belongs to other parameters or another evaluation is dropped and logged.
+        """
+        restarted = self.checkpointer.restarted
+        hooks = dict(state_dict.get("hooks", {}))
+        hooks.pop("LRScheduler", None)
+        if restarted and hooks.pop("EMA", None) and self.ema is not None:
+            logger.warning("The averages of the weights start anew, as some of the weights do")
+        same = state_dict.get("best_of", self._best_of()) == self._best_of()
+        if (restarted or not same) and hooks.pop("ResumableBestCheckpointer", None):
+            logger.warning(
+                "The best metric so far is dropped: it is of "
+                + ("the model before some weights started anew" if same else "another evaluation")
+            )
+        TrainerBase.load_state_dict(self, {**state_dict, "hooks": hooks})
+        self._trainer.load_state_dict(state_dict["_trainer"], restarted=restarted)
+        done, batch = self.iter + 1, self.cfg.SOLVER.IMS_PER_BATCH
+        self._images_before = state_dict.get("images_seen", done * batch)
+        set_iteration(self.scheduler, min(done, self.max_iter))
+
     def resume_or_load(self, resume: bool = True) -> None:
         """Load the last checkpoint or MODEL.WEIGHTS; skip the data that was already seen.
 
@@ -281,16 +323,40 @@ class Trainer(DefaultTrainer):
         resumed = resume and self.checkpointer.has_checkpoint()
         if resumed:
             self.start_iter = self.iter + 1
+            weights = self.cfg.MODEL.WEIGHTS
+            logger.info(
+                f"Training goes on after {self.start_iter} iterations"
+                + (f"; MODEL.WEIGHTS {weights} is not read" if weights else "")
+            )
+        if resumed and self.start_iter > self.max_iter:
+            logger.warning(
+                f"SOLVER.MAX_ITER is {self.max_iter}, but the checkpoint in {self.cfg.OUTPUT_DIR} "
+                f"has {self.start_iter} iterations already: nothing is left to train"
+            )
         if resumed and self.ema is None and TRAINED_MODEL in rest:
             raise ConfigError(
                 f"SOLVER.EMA.ENABLED is False, but the checkpoint in {self.cfg.OUTPUT_DIR} was "
                 "trained with it: it must be True to go on from there"
             )
-        if self.ema is not None and (not resumed or self.ema.num_steps == 0):
+        if self.ema is not None and not self._trained.loaded:
             # The weights were read as those of the averaged model, where training is to start.
             unwrap(self.model).load_state_dict(self.ema.average.state_dict())
+        if self.ema is not None and self.ema.num_steps == 0:
             self.ema.restart()
-        self._trainer.data_loader.batch_sampler.start_batch = self.start_iter
+        start_batch = self._images_before // self.cfg.SOLVER.IMS_PER_BATCH
+        if start_batch != self.start_iter:
+            logger.warning(
+                f"SOLVER.IMS_PER_BATCH is not as before: iteration {self.start_iter} begins with "
+                f"image {self._images_before} of the random order"
+            )
+        self._trainer.data_loader.batch_sampler.start_batch = start_batch
+
+
+def set_iteration(scheduler: LRScheduler, iteration: int) -> None:
+    """Set a schedule that depends on the iteration alone, as Detectron2's do, to an iteration."""
+    scheduler.last_epoch = iteration
+    for group, lr in zip(scheduler.optimizer.param_groups, scheduler.get_lr(), strict=True):
+        group["lr"] = lr
 
 
 def _index(hooks: list[Any], *kinds: type) -> int:

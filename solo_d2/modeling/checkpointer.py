@@ -2,7 +2,7 @@
 
 import os
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import ParseResult, parse_qs
@@ -38,6 +38,9 @@ class SOLOCheckpointer(DetectionCheckpointer):
     address says so (`?matching_heuristics=True`), as Detectron2 does, or are taken as they are.
 
     Whenever a process that saves is killed, `last_checkpoint` names a checkpoint that is whole.
+
+    Attributes:
+        restarted: parameters of the model that the last file did not fill, which keep their start.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class SOLOCheckpointer(DetectionCheckpointer):
         super().__init__(model, save_dir, **others)
         self.allow = tuple(allow)
         self.whole = whole
+        self.restarted: list[str] = []
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load a checkpoint, as Detectron2 does.
@@ -191,22 +195,15 @@ class SOLOCheckpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: dict[str, Any]) -> None:
         """Check the weights and load them; nothing is loaded if they don't fit."""
         state, source = checkpoint.pop("model"), checkpoint.pop("source")
-        found = match(
-            state,
-            self.model.state_dict(),
-            None if self.whole else source,
-            allow=self.allow,
+        self.restarted = load_matching(
+            self.model, state, None if self.whole else source, allow=self.allow
         )
-        problem = found.problem()
-        if problem:
-            raise ConfigError(problem)
-        if found.fresh:
+        if self.restarted:
             self.logger.info(
-                f"{len(found.fresh)} parameters keep their start: {_modules(found.fresh)}"
+                f"{len(self.restarted)} parameters keep their start: {_modules(self.restarted)}"
             )
         if source is not None:
             self._warn_of_other_inputs(source)
-        self.model.load_state_dict(found.loadable, strict=False)
 
     def _warn_of_other_inputs(self, source: Format) -> None:
         """Name settings of the format that the model does not have: nothing else would show it."""
@@ -217,6 +214,31 @@ class SOLOCheckpointer(DetectionCheckpointer):
                     f"{source.title} goes with {key} {wanted}, but the model has {actual}: results "
                     "will be worse"
                 )
+
+
+def load_matching(
+    model: nn.Module, state: Mapping[str, Tensor], source: Format | None, *, allow: Sequence[str]
+) -> list[str]:
+    """Check weights and load them; nothing is loaded if they don't fit.
+
+    Args:
+        model: is filled.
+        state: the weights, by our names.
+        source: their format; None requires the whole model.
+        allow: patterns of parameters that may be missing, left over or of another shape.
+
+    Returns:
+        Names of the parameters that keep their start.
+
+    Raises:
+        ConfigError: the weights do not fit.
+    """
+    found = match(state, model.state_dict(), source, allow=allow)
+    problem = found.problem()
+    if problem:
+        raise ConfigError(problem)
+    model.load_state_dict(found.loadable, strict=False)
+    return found.fresh
 
 
 def _model_setting(model: nn.Module, key: str) -> Any:
