@@ -134,6 +134,31 @@ def test_schedule_is_scaled_to_the_batch_once():
     assert cfg.dump() == before
 
 
+def test_keys_of_the_command_line_are_not_scaled(shapes, tmp_path):
+    given = {
+        "SOLVER.MAX_ITER": 9,
+        "SOLVER.BASE_LR": 0.02,
+        "SOLVER.STEPS": (3, 5),
+        "SOLVER.WARMUP_ITERS": 2,
+        "SOLVER.CHECKPOINT_PERIOD": 3,
+        "TEST.EVAL_PERIOD": 3,
+    }
+    opts = [part for pair in given.items() for part in pair]
+    cfg = setup(run_config(shapes, tmp_path, *opts, "SOLVER.IMS_PER_BATCH", 2))
+    for key, value in given.items():
+        section, name = key.split(".")
+        assert cfg[section][name] == value, key
+    log = (tmp_path / "log.txt").read_text()
+    assert "SOLVER.MAX_ITER 9" in log
+
+    opts = ["SOLVER.MAX_ITER", 9, "SOLVER.IMS_PER_BATCH", 2]
+    cfg = setup(run_config(shapes, tmp_path / "some", *opts))
+    assert cfg.SOLVER.MAX_ITER == 9
+    assert cfg.SOLVER.CHECKPOINT_PERIOD == 4  # of the config file, for batches of 4
+    log = (tmp_path / "some" / "log.txt").read_text()
+    assert "SOLVER.CHECKPOINT_PERIOD 2 -> 4" in log
+
+
 def test_scaling_can_be_switched_off():
     cfg = tiny_config()
     cfg.SOLVER.IMS_PER_BATCH = 3

@@ -1,0 +1,147 @@
+"""A training that is resumed with other keys than it began with."""
+
+import itertools
+import shutil
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.detectron2
+pytest.importorskip("detectron2")
+
+from solo_d2.engine import Trainer, setup  # noqa: E402
+from solo_d2.errors import ConfigError  # noqa: E402
+from tests.engine.runs import run_config, train  # noqa: E402
+
+DONE = 2  # iterations of the first training
+BASE = (
+    *("SOLVER.OPTIMIZER", "AdamW", "SOLVER.BASE_LR", 0.001, "SOLVER.EMA.ENABLED", True),
+    *("TEST.EVAL_PERIOD", 1, "SOLVER.MAX_ITER", DONE, "SOLVER.STEPS", ()),
+    *("MODEL.SOLO.HEAD.NORM", "BN"),
+)
+
+
+@pytest.fixture(scope="module")
+def first(shapes, tmp_path_factory):
+    """The folder of a finished training, whose last evaluation was the best."""
+    folder = tmp_path_factory.mktemp("first")
+    figures = iter((10.0, 50.0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            Trainer, "test", classmethod(lambda *_: {"segm": {"AP": next(figures)}, "bbox": {}})
+        )
+        train(setup(run_config(shapes, folder, *BASE)))
+    return folder
+
+
+@pytest.fixture
+def resume(first, shapes, tmp_path, monkeypatch):
+    """Resume a copy of that training with other keys; returns the trainer and the log."""
+    monkeypatch.setattr(Trainer, "test", classmethod(lambda *_: {"segm": {"AP": 1.0}, "bbox": {}}))
+
+    numbers = itertools.count()
+
+    def resumed(*opts, steps=0):
+        folder = tmp_path / str(next(numbers))  # a log is opened once in a process
+        shutil.copytree(first, folder, ignore=shutil.ignore_patterns("log.txt"))
+        given = dict(zip(BASE[::2], BASE[1::2], strict=True))
+        given |= {"SOLVER.MAX_ITER": DONE + max(steps, 1)}
+        given |= dict(zip(opts[::2], opts[1::2], strict=True))
+        args = run_config(shapes, folder, *(part for pair in given.items() for part in pair))
+        args.resume = True
+        trainer = Trainer(setup(args))
+        trainer.resume_or_load(resume=True)
+        if steps:
+            trainer.train()
+        return trainer, (folder / "log.txt").read_text()
+
+    return resumed
+
+
+def states(trainer):
+    """The optimizer's state by the parameter's name."""
+    names = {parameter: name for name, parameter in trainer.model.named_parameters()}
+    return {names[p]: state for p, state in trainer._trainer.optimizer.state.items()}
+
+
+def test_without_changes_nothing_is_dropped(first, resume):
+    assert (first / "last_checkpoint").read_text() == "model_best.pth"  # saved after the last step
+    saved = torch.load(first / "model_best.pth", weights_only=True)
+    trainer, log = resume()
+    assert trainer.start_iter == DONE
+    assert trainer._trainer.data_loader.batch_sampler.start_batch == DONE
+    assert trainer.ema.num_steps == DONE
+    assert "WARNING" not in log
+    assert "keep their start" not in log
+    named = dict(trainer.model.named_parameters())
+    assert states(trainer).keys() == {name for name in named if named[name].requires_grad}
+    for name, state in states(trainer).items():
+        assert state["step"] == DONE, name
+    counters = [name for name in saved["trained_model"] if name.endswith("num_batches_tracked")]
+    assert counters
+    for name in counters:
+        assert trainer.model.state_dict()[name] == saved["trained_model"][name] > 0, name
+
+
+def test_parameters_of_another_shape_lose_their_state_and_train(resume):
+    opts = ("MODEL.SOLO.MASK_FEATURE.OUT_CHANNELS", 16)
+    with pytest.raises(ConfigError, match="MODEL.WEIGHTS_ALLOW"):
+        resume(*opts)
+    patterns = ["head.kernel_params.*", "head.mask_feature.*"]
+    trainer, log = resume(*opts, "MODEL.WEIGHTS_ALLOW", patterns, steps=1)
+    steps = {name: state["step"].item() for name, state in states(trainer).items()}
+    anew = {name for name, step in steps.items() if step == 1}
+    assert {"head.kernel_params.weight", "head.kernel_params.bias"} <= anew
+    assert all(name.startswith(("head.kernel_params.", "head.mask_feature.")) for name in anew)
+    assert len(anew) < len(steps)
+    assert trainer.ema.num_steps == 1
+    assert "head.kernel_params.bias" in log
+    assert "The averages of the weights start anew" in log
+    assert "The best metric so far is dropped" in log
+
+
+def test_parameters_that_are_trained_from_now_on_or_no_longer(resume):
+    trainer, log = resume("MODEL.BACKBONE.FREEZE_AT", 4)
+    assert states(trainer)["head.class_logits.weight"]["step"] == DONE
+    assert not any("res4" in name for name in states(trainer))
+    assert "res4" in log
+    trainer, _ = resume("MODEL.BACKBONE.FREEZE_AT", 0, steps=1)
+    steps = {name: state["step"] for name, state in states(trainer).items()}
+    assert steps["backbone.bottom_up.stem.conv1.weight"] == 1
+    assert steps["backbone.bottom_up.res5.0.conv1.weight"] == DONE + 1
+
+
+def test_learning_rate_and_options_are_those_that_are_given(resume):
+    trainer, log = resume(
+        *("SOLVER.BASE_LR", 0.01, "SOLVER.WEIGHT_DECAY", 0.5, "SOLVER.BIAS_LR_FACTOR", 2.0),
+        *("SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR", "SOLVER.STEPS", (4,)),
+        *("SOLVER.MAX_ITER", 6, "SOLVER.WARMUP_ITERS", 3, "SOLVER.WARMUP_FACTOR", 0.1),
+        *("SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "norm"),
+    )
+    optimizer = trainer._trainer.optimizer
+    assert {group["weight_decay"] for group in optimizer.param_groups} >= {0.5}
+    assert all(state["step"] == DONE for state in states(trainer).values())
+    assert "lr 0.001 -> 0.01" in log
+    trainer.train()
+    logged = [value for value, _ in trainer.storage.history("lr").values()]
+    # Of the six iterations the last four: the end of the warm-up, the rate, and a tenth of it.
+    assert logged == pytest.approx([0.007, 0.01, 0.001, 0.001])
+
+
+def test_another_optimizer_starts_anew(resume):
+    trainer, log = resume("SOLVER.OPTIMIZER", "SGD", steps=1)
+    assert isinstance(trainer._trainer.optimizer, torch.optim.SGD)
+    assert "SOLVER.OPTIMIZER" in log
+
+
+def test_another_batch_size_goes_on_in_the_order_of_images(resume):
+    trainer, log = resume("SOLVER.IMS_PER_BATCH", 2, "SOLVER.REFERENCE_IMS_PER_BATCH", 2)
+    assert trainer._trainer.data_loader.batch_sampler.start_batch == 2 * DONE
+    assert trainer.start_iter == DONE
+    assert "SOLVER.IMS_PER_BATCH" in log
+
+
+def test_fewer_iterations_than_are_done_are_named(resume):
+    trainer, log = resume("SOLVER.MAX_ITER", 1, steps=1)
+    assert trainer.start_iter == DONE
+    assert "SOLVER.MAX_ITER is 1" in log
