@@ -359,7 +359,7 @@ def _add_solver_keys(cfg: CfgNode) -> None:
     # "SGD" (as published) or "AdamW".
     cfg.SOLVER.OPTIMIZER = "SGD"
     # The batch size the schedule was made for. With another SOLVER.IMS_PER_BATCH the learning rate
-    # is scaled linearly and the schedule inversely, and the change is printed. 0: never.
+    # is scaled linearly and the schedule inversely, except keys of the command line. 0: never.
     cfg.SOLVER.REFERENCE_IMS_PER_BATCH = 16
     # Parts in which each process works off its images of a batch, to save memory. What is learned
     # is what the whole batch would teach (docs/training.md), but batch normalisation sees the parts

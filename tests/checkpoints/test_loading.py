@@ -142,6 +142,34 @@ def test_a_backbone_of_another_depth_is_refused(name, tmp_path):
         SOLOCheckpointer(resnet50()).load(str(tmp_path / name))
 
 
+def test_counters_of_batch_norm_are_kept_and_never_missed(tmp_path, caplog):
+    def model(norm):
+        cfg = tiny_config()
+        cfg.MODEL.SOLO.HEAD.NORM = norm
+        return tiny_model(cfg)
+
+    saved = model("BN").state_dict()
+    counters = [name for name in saved if name.endswith("num_batches_tracked")]
+    assert counters
+    for name in counters:
+        saved[name].fill_(7)
+    with_counters, without = tmp_path / "with.pth", tmp_path / "without.pth"
+    torch.save({"model": saved}, with_counters)
+    torch.save({"model": {k: v for k, v in saved.items() if k not in counters}}, without)
+    for file, expected in ((with_counters, 7), (without, 0)):
+        for whole in (True, False):
+            loaded = model("BN")
+            checkpointer = SOLOCheckpointer(loaded, whole=whole)
+            with caplog.at_level(logging.INFO):
+                checkpointer.load(str(file))
+            assert checkpointer.restarted == []
+            assert {loaded.state_dict()[name].item() for name in counters} == {expected}
+    assert "keep their start" not in caplog.text
+    # A norm that does not count, such as a frozen one, has the same other names.
+    torch.save({"model": model("GN").state_dict() | {k: saved[k] for k in counters}}, with_counters)
+    SOLOCheckpointer(model("GN"), whole=True).load(str(with_counters))
+
+
 def test_layout_of_the_first_version():
     """The names that checkpoints have had since the first version; they must go on loading."""
     names = {
