@@ -334,7 +334,6 @@ EXPECTED = {
         "image id used more than once": ["image '2.png'"],
         "image incomplete": ["image '2.png'"],
         "image outside the folder": ["image '../a.json'"],
-        "annotation of an unknown image": ["annotation 10"],
         "unknown category": ["annotation 11"],
         "annotation id used more than once": ["annotation 11"],
         "annotation without id": ["annotation None"],
@@ -347,6 +346,7 @@ EXPECTED = {
         "classes do not fit": ["custom_train"],
     },
     "skipped": {
+        "annotation of an unknown image": ["annotation 10"],
         "image file cannot be read": ["image 5"],
         "covers nothing": ["annotation 12", "annotation 13", "annotation 15"],
         "part that covers nothing": ["annotation 22"],

@@ -124,7 +124,7 @@ def delete_in(*path):
 
 REFUSED = {
     "no images": (delete_in("images"), "has no list 'images'"),
-    "no annotations": (delete_in("annotations"), "has no list 'annotations'"),
+    "annotations are null": (set_in("annotations", value=None), "has no list 'annotations'"),
     "no categories": (delete_in("categories"), "has no list 'categories'"),
     "image is a number": (
         set_in("images", 0, value=5),
@@ -141,14 +141,14 @@ REFUSED = {
         set_in("annotations", 1, "category_id", value=[3]),
         r"annotation 2: category_id \[3\]",
     ),
-    "unknown image": (
-        set_in("annotations", 0, "image_id", value=70),
-        "annotation 1: image_id 70 is not among the 'images'",
+    "image is a text": (
+        set_in("annotations", 0, "image_id", value="7"),
+        "annotation 1: image_id '7' is not among the 'images': .* the id there is the number 7",
     ),
     "annotation twice": (set_in("annotations", 1, "id", value=1), "annotation 1: the id is used"),
     "annotation without id": (
         delete_in("annotations", 1, "id"),
-        "annotation None: .* needs a whole",
+        "annotation None: .* needs an 'id'",
     ),
     "image twice": (set_in("images", 0, "id", value=7), "'sub/a.png': has the id 7, which is"),
     "image without height": (delete_in("images", 1, "height"), "'sub/a.png': needs .* 'height'"),
@@ -192,7 +192,7 @@ REFUSED = {
         "annotation 1: the RLE is for 40 pixels",
     ),
     "RLE counts in words": (
-        set_in("annotations", 0, "segmentation", "counts", value=["1200", "1200"]),
+        set_in("annotations", 0, "segmentation", "counts", value=["twelve", "1200"]),
         "annotation 1: the RLE's 'counts' must be whole numbers",
     ),
     "RLE counts beyond 64 bits": (
@@ -200,7 +200,7 @@ REFUSED = {
         "annotation 1: the RLE's 'counts' cover",
     ),
     "polygon of texts": (
-        set_in("annotations", 0, "segmentation", value=[[str(value) for value in SQUARE]]),
+        set_in("annotations", 0, "segmentation", value=[[f"{value} px" for value in SQUARE]]),
         "annotation 1: a polygon must be a list of numbers",
     ),
     "polygon far outside": (

@@ -155,10 +155,6 @@ ERRORS = {
         "image 1: segment 70000: 'iscrowd' must be 0 or 1, it is None",
     ),
     "segment true": (set_segment(1, id=True), "image 1: segment True: the id must be"),
-    "color in words": (
-        change_json(lambda c: [x.update(color="red") for x in c["categories"]]),
-        "the 'color' of category 3 must be three numbers from 0 to 255, it is 'red'",
-    ),
     "image true": (
         change_json(lambda c: c["images"][0].update(id=True)),
         r"image '1\.jpg': needs a whole number or text 'id', it is True",

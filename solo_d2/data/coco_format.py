@@ -26,10 +26,10 @@ from solo_d2.data.coco_records import (
     FILE_USED_TWICE,
     OUTSIDE,
     PART_COVERS_NOTHING,
+    UNKNOWN_IMAGE,
     Records,
     add_annotations,
     add_images,
-    missing_files,
     notice_repetitions,
 )
 from solo_d2.data.locations import where_datasets_are
@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 _WARNINGS = {
     COVERS_NOTHING: "annotations cover nothing and are left out",
     PART_COVERS_NOTHING: "annotations have polygons that cover nothing and are left out",
+    UNKNOWN_IMAGE: "annotations belong to images that the file does not list and are left out",
     OUTSIDE: "annotations lie outside their image and are left out in training",
     ANNOTATED_TWICE: "annotations have the class and box of another one in their image",
     FILE_USED_TWICE: "images have the file of another image",
@@ -91,9 +92,10 @@ def load_coco_format(
     """Load a data set in COCO format as Detectron2's dataset dicts, and fill in its metadata.
 
     Annotations whose segmentation covers nothing (no area, under three points, no pixel) are
-    left out with one warning. `json_file` is then taken out of the metadata, as it is where a key
-    is missing that pycocotools needs: Detectron2's COCOEvaluator would fail on the file, and
-    without the entry it evaluates against the annotations as they were loaded.
+    left out with one warning, and so are those of images that the json does not list. `json_file`
+    is then taken out of the metadata, as it is where something is missing that pycocotools needs:
+    Detectron2's COCOEvaluator would fail on the file, and without the entry it evaluates against
+    the annotations as they were loaded.
 
     Args:
         name: of the data set, in the catalogs.
@@ -130,7 +132,7 @@ def load_records(
     Args:
         json_file: where the content is from, for messages.
         image_root: folder of the images.
-        content: with `images` and `annotations`.
+        content: with `images` and maybe `annotations`.
         contiguous: from category ids to classes.
         extra_keys: see `add_images`.
 
@@ -151,14 +153,13 @@ def load_records(
             f"The image folder of {json_file} is missing: looked for "
             f"{os.path.abspath(image_root)}. " + where_datasets_are("")
         )
-    missing = missing_files(records)
-    if missing:
-        names = [os.path.relpath(file, image_root) for file in missing]
+    if records.missing:
+        names = [os.path.relpath(file, image_root) for file in records.missing]
         raise DatasetError(
-            f"{len(missing)} of the {len(records.by_id)} images of {json_file} are missing in "
-            f"{os.path.abspath(image_root)}: {some(names)}"
+            f"{len(names)} of the {len(records.by_id)} images of {json_file} are missing in "
+            f"{os.path.abspath(image_root)}: {some(names)}" + next(iter(records.missing.values()))
         )
-    add_annotations(records, content["annotations"], report)
+    add_annotations(records, content.get("annotations", []), report)
     notice_repetitions(records, report)
     _warn(json_file, problems, content)
     return records

@@ -5,14 +5,15 @@ the data set (`solo_d2.dataset_check`) lists all of them. So both know the same 
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from detectron2.structures import BoxMode
 
-from solo_d2.data.coco_json import is_whole, leaves_folder, require_image, some
+from solo_d2.data.coco_json import in_order, is_id, is_whole, require_image, some
+from solo_d2.data.image_folder import ImageFolder, require_inside
 from solo_d2.data.problems import NOTICE, SKIPPED, Problem, Refusal, Report
 from solo_d2.data.segmentations import (
     clean_segmentation,
@@ -26,6 +27,7 @@ from solo_d2.errors import shown
 # Kinds of problems: of annotations that are left out as a whole or in part, and of repetitions.
 COVERS_NOTHING = "covers nothing"
 PART_COVERS_NOTHING = "part that covers nothing"
+UNKNOWN_IMAGE = "annotation of an unknown image"
 OUTSIDE = "outside the image"
 ANNOTATED_TWICE = "annotated more than once"
 FILE_USED_TWICE = "image file used more than once"
@@ -40,17 +42,18 @@ class Records:
     Attributes:
         by_id: dataset dicts by image id.
         contiguous: from category ids to classes.
+        missing: paths of the image files that are not there, with hints what to do about it.
         fit_for_evaluator: whether pycocotools can evaluate against the file as it is.
     """
 
     by_id: dict[Any, dict[str, Any]] = field(default_factory=dict)
-    contiguous: dict[int, int] = field(default_factory=dict)
+    contiguous: dict[Any, int] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
     fit_for_evaluator: bool = True
 
     def in_order(self) -> list[dict[str, Any]]:
         """Dataset dicts by image id, numbers before texts."""
-        keys = sorted(self.by_id, key=lambda key: (isinstance(key, str), key))
-        return [self.by_id[key] for key in keys]
+        return [self.by_id[key] for key in in_order(self.by_id)]
 
 
 def add_images(
@@ -69,15 +72,11 @@ def add_images(
         report: told what is wrong; the entry is then left out.
         extra_keys: keys of lists that the dataset dicts have too.
     """
+    folder = ImageFolder(image_root)
     for image in images:
         try:
             require_image(image)
-            if leaves_folder(image["file_name"]):
-                reason = (
-                    f"has the file name {shown(image['file_name'])}, which is not inside the image "
-                    f"folder {image_root}"
-                )
-                raise Refusal("image outside the folder", reason)
+            require_inside(image["file_name"], image_root)
             if image["id"] in records.by_id:
                 reason = (
                     f"has the id {shown(image['id'])}, which is used more than once: give every "
@@ -89,33 +88,25 @@ def add_images(
             name = image.get("file_name", image.get("id"))
             report(Problem(error.kind, f"image {shown(name)}", str(error)))
             continue
+        path = folder.find(image["file_name"])
+        if path is None:
+            path = os.path.join(image_root, image["file_name"])
+            records.missing[path] = folder.hint(image["file_name"]) if not records.missing else ""
         records.by_id[image["id"]] = {
-            "file_name": os.path.join(image_root, image["file_name"]),
+            "file_name": path,
             "height": image["height"],
             "width": image["width"],
             "image_id": image["id"],
             **{key: image.get(key, []) for key in extra_keys},
             "annotations": [],
         }
+    folder.say_unusual()
 
 
 def _require_ids(key: str, ids: Any) -> None:
     if not isinstance(ids, list) or not all(map(is_whole, ids)):
         reason = f"needs a list of category ids '{key}', it is {shown(ids)}"
         raise Refusal("image incomplete", reason)
-
-
-def missing_files(records: Records) -> list[str]:
-    """Names of the image files that are not there, by one listing of each folder."""
-    listings: dict[str, set[str]] = {}
-    missing = []
-    for record in records.by_id.values():
-        folder, base = os.path.split(record["file_name"])
-        if folder not in listings:
-            listings[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
-        if base not in listings[folder]:
-            missing.append(record["file_name"])
-    return missing
 
 
 def add_annotations(
@@ -128,11 +119,16 @@ def add_annotations(
         annotations: entries of the json.
         report: told what is wrong, and what is left out; the entry is then not added.
     """
-    seen: set[int] = set()
+    seen: set[int | str] = set()
     for annotation in annotations:
         where = f"annotation {shown(annotation.get('id'))}"
         try:
             record = _check_ids(annotation, records, seen)
+            if record is None:
+                records.fit_for_evaluator = False
+                reason = f"image {shown(annotation['image_id'])} is not among the 'images'"
+                report(Problem(UNKNOWN_IMAGE, where, reason, SKIPPED))
+                continue
             item = _convert(annotation, record, records, where, report)
         except Refusal as error:
             report(Problem(error.kind, where, str(error)))
@@ -143,31 +139,45 @@ def add_annotations(
             record["annotations"].append(item)
 
 
-def _check_ids(annotation: dict[str, Any], records: Records, seen: set[int]) -> dict[str, Any]:
-    """Check ids and flags of an annotation; the dataset dict of its image."""
+def _check_ids(
+    annotation: dict[str, Any], records: Records, seen: set[int | str]
+) -> dict[str, Any] | None:
+    """Check ids and flags of an annotation; the dataset dict of its image, None for no image."""
     key = annotation.get("id")
-    if not is_whole(key):
-        raise Refusal("annotation without id", "every annotation needs a whole number 'id'")
+    if not is_id(key):
+        reason = f"every annotation needs an 'id', a whole number or a text, it is {shown(key)}"
+        raise Refusal("annotation without id", reason)
     if key in seen:
         reason = "the id is used more than once: give every annotation its own"
         raise Refusal("annotation id used more than once", reason)
     seen.add(key)
     category, image = annotation.get("category_id"), annotation.get("image_id")
-    if not is_whole(category) or category not in records.contiguous:
-        known = some(sorted(records.contiguous))
+    if not is_id(category) or category not in records.contiguous:
+        known = some(in_order(records.contiguous))
         reason = f"category_id {shown(category)} is not among the 'categories' ({known})"
-        raise Refusal("unknown category", reason)
-    if not (is_whole(image) or isinstance(image, str)) or image not in records.by_id:
+        raise Refusal("unknown category", reason + _other_kind(category, records.contiguous))
+    if not is_id(image) or (image not in records.by_id and _other_kind(image, records.by_id)):
         reason = f"image_id {shown(image)} is not among the 'images'"
-        raise Refusal("annotation of an unknown image", reason)
+        raise Refusal(UNKNOWN_IMAGE, reason + _other_kind(image, records.by_id))
     if annotation.get("ignore"):
         reason = "'ignore' is not supported: remove it, or use 'iscrowd'"
         raise Refusal("'ignore' is set", reason)
     crowd = annotation.get("iscrowd", 0)
     if crowd not in (0, 1):
-        reason = f"'iscrowd' must be 0 or 1, it is {shown(crowd)}"
+        reason = f"'iscrowd' must be 0 or 1, it is {shown(crowd)}: correct it, or leave it out"
         raise Refusal("'iscrowd' is neither 0 nor 1", reason)
-    return records.by_id[image]
+    return records.by_id.get(image)
+
+
+def _other_kind(key: Any, known: Container[Any]) -> str:
+    """The cause, for a message, where a text stands for a number or a number for a text."""
+    if isinstance(key, str):
+        number = int(key) if key.isascii() and key.isdigit() and len(key) < 20 else None
+        if number in known:
+            return f": it is a text, the id there is the number {number}. Write both alike"
+    elif is_whole(key) and abs(key) < 2**63 and str(key) in known:
+        return f": it is a number, the id there is the text '{key}'. Write both alike"
+    return ""
 
 
 def _convert(
@@ -195,12 +205,14 @@ def _convert(
         box = segmentation_box(segmentation)
     if "iscrowd" not in annotation or not is_number(annotation.get("area")):
         records.fit_for_evaluator = False
+    if not _is_plain(given):
+        records.fit_for_evaluator = False
     if isinstance(given, list) and len(segmentation) < len(given):
         records.fit_for_evaluator = False
         report(Problem(PART_COVERS_NOTHING, where, _why_nothing(annotation), SKIPPED))
     item = {
         "id": annotation["id"],
-        "iscrowd": annotation.get("iscrowd", 0),
+        "iscrowd": int(annotation.get("iscrowd", 0)),
         "bbox": box,
         "bbox_mode": BoxMode.XYWH_ABS,
         "category_id": records.contiguous[annotation["category_id"]],
@@ -210,6 +222,14 @@ def _convert(
     if keypoints:
         item["keypoints"] = _keypoints(keypoints)
     return item
+
+
+def _is_plain(segmentation: Any) -> bool:
+    """Whether its numbers are written as evaluators take them."""
+    if isinstance(segmentation, dict):
+        counts = segmentation["counts"]
+        return not isinstance(counts, list) or set(map(type, counts)) == {int}
+    return not any(str in set(map(type, polygon)) for polygon in segmentation)
 
 
 def _why_nothing(annotation: dict[str, Any]) -> str:
@@ -253,8 +273,9 @@ def notice_repetitions(records: Records, report: Report) -> None:
 
 def _keypoints(keypoints: Any) -> list[float]:
     """As Detectron2: from pixel indices to coordinates."""
-    numbers = isinstance(keypoints, list) and all(map(is_number, keypoints))
-    if not numbers or len(keypoints) % 3:
+    if not isinstance(keypoints, list) or not all(
+        isinstance(value, float) or is_number(value) for value in keypoints
+    ):
         raise Refusal(
             "keypoints of another form", "'keypoints' must be numbers x, y, v, x, y, v, ..."
         )

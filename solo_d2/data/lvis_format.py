@@ -12,7 +12,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from solo_d2.data.coco_format import load_records
-from solo_d2.data.coco_json import parse, read_text, some, sorted_categories
+from solo_d2.data.coco_json import in_order, parse, read_text, some, sorted_categories
 from solo_d2.errors import DatasetError
 
 # Categories of an image in which not every object is annotated, and that surely are not in it.
@@ -85,7 +85,7 @@ def lvis_classes(name: str, json_file: str | Path, content: dict[str, Any]) -> d
     known = metadata.get("thing_dataset_id_to_contiguous_id")
     if known is None:
         known = {number + 1: number for number in range(len(metadata.thing_classes))}
-    other = sorted(set(ids) ^ set(known))
+    other = in_order(set(ids) ^ set(known))
     if other:
         raise DatasetError(
             f"{json_file}: data set '{name}' has {len(known)} categories, the file {len(ids)}; "

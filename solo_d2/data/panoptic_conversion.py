@@ -23,6 +23,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
+from solo_d2.data.image_folder import ImageFolder, spellings
 from solo_d2.data.panoptic_json import (
     IGNORE_LABEL,
     PanopticCategories,
@@ -110,7 +111,8 @@ def write_stuff_maps(
     _require_empty(root)
     try:
         with only_writer(root), whole_folder(root) as new:
-            for _ in _describe_all(read_panoptic_json(panoptic_json), Path(panoptic_root), new):
+            content = read_panoptic_json(panoptic_json, png_root=panoptic_root)
+            for _ in _describe_all(content, Path(panoptic_root), new):
                 pass
     except OSError as error:
         raise DatasetError(f"{root.absolute()} cannot be written: {error}") from error
@@ -150,7 +152,7 @@ def _convert(
     panoptic_root: str | Path,
     image_root: str | Path | None,
 ) -> None:
-    content = read_panoptic_json(panoptic_json)
+    content = read_panoptic_json(panoptic_json, png_root=panoptic_root)
     (folder / STUFF).mkdir()
     instances: list[dict[str, Any]] = []
     for objects in _describe_all(content, Path(panoptic_root), folder / STUFF):
@@ -172,16 +174,18 @@ class _ImageFinder:
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
+        self._folder = ImageFolder(root)
         self._below: dict[str, str] | None = None
 
     def __call__(self, name: str) -> str:
         """Path relative to the folder; the name itself where there is no such file."""
-        if (self.root / name).is_file():
+        if self._folder.find(name) is not None:
             return name
         if self._below is None:
             files = (Path(where) / name for where, _, names in os.walk(self.root) for name in names)
             self._below = {file.name: os.fspath(file.relative_to(self.root)) for file in files}
-        return self._below.get(name, name)
+        names = (name, *(spelling for spelling, _ in spellings(name)))
+        return next((self._below[name] for name in names if name in self._below), name)
 
 
 def _describe_all(

@@ -148,7 +148,7 @@ def load_panoptic(name: str) -> list[dict[str, Any]]:
         DatasetError: a file is missing or wrong; the message names it.
     """
     metadata = MetadataCatalog.get(name)
-    content = read_panoptic_json(metadata.panoptic_json, name)
+    content = read_panoptic_json(metadata.panoptic_json, name, metadata.panoptic_root)
     _set_categories(name, content.categories)
     _warn_of_missing_entries(metadata.panoptic_json, content)
     records = load_coco_format(name, metadata.json_file, metadata.image_root)

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from solo_d2.data.coco_json import (
+    in_order,
+    is_id,
     is_whole,
-    leaves_folder,
     parse,
     read_sorted_categories,
     read_text,
@@ -24,6 +25,7 @@ from solo_d2.data.coco_json import (
     some,
     sorted_categories,
 )
+from solo_d2.data.image_folder import ImageFolder
 from solo_d2.data.problems import ERROR, SKIPPED, Problem, Refusal, Report
 from solo_d2.data.segmentations import is_number
 from solo_d2.errors import DatasetError, shown
@@ -65,7 +67,7 @@ class PanopticCategories:
             "stuff_dataset_id_to_contiguous_id": {**self.stuff_ids, 0: 0},
             "ignore_label": IGNORE_LABEL,
         }
-        if all("color" in category for category in (*self.things, *self.stuff)):
+        if all(_is_color(category.get("color")) for category in (*self.things, *self.stuff)):
             entries["thing_colors"] = [list(category["color"]) for category in self.things]
             colors = [list(category["color"]) for category in self.stuff]
             entries["stuff_colors"] = [[128, 128, 128], *colors]
@@ -121,11 +123,6 @@ def split_categories(
                 f"{json_file}: category {shown(category['name'])} has the id 0, which means 'no "
                 "segment'. Number categories from 1"
             )
-        if "color" in category and not _is_color(category["color"]):
-            raise DatasetError(
-                f"{json_file}: the 'color' of category {category['id']} must be three numbers from "
-                f"0 to 255, it is {shown(category['color'])}"
-            )
     things, stuff = ([c for c in categories if c["isthing"] == kind] for kind in (1, 0))
     if not things:
         raise DatasetError(f"{json_file}: no category has 'isthing' 1, so there are no instances")
@@ -142,12 +139,15 @@ def _is_color(value: Any) -> bool:
     return three and all(is_number(channel) and 0 <= channel <= 255 for channel in value)
 
 
-def read_panoptic_json(json_file: str | Path, name: str = "") -> PanopticJson:
+def read_panoptic_json(
+    json_file: str | Path, name: str = "", png_root: str | Path | None = None
+) -> PanopticJson:
     """Read and check a panoptic json; the PNGs are not looked at.
 
     Args:
         json_file: the file.
         name: of the data set, for messages; may be empty.
+        png_root: see `collect_panoptic_json`.
 
     Raises:
         DatasetError: the first thing that is wrong; naming file, image and segment.
@@ -157,16 +157,20 @@ def read_panoptic_json(json_file: str | Path, name: str = "") -> PanopticJson:
         if problem.severity == ERROR:
             raise DatasetError(f"{json_file}: {problem}")
 
-    return collect_panoptic_json(json_file, refuse, name)
+    return collect_panoptic_json(json_file, refuse, name, png_root)
 
 
-def collect_panoptic_json(json_file: str | Path, report: Report, name: str = "") -> PanopticJson:
+def collect_panoptic_json(
+    json_file: str | Path, report: Report, name: str = "", png_root: str | Path | None = None
+) -> PanopticJson:
     """Read of a panoptic json what can be used.
 
     Args:
         json_file: the file.
         report: told what is wrong; the image or annotation is then left out.
         name: of the data set, for messages; may be empty.
+        png_root: folder of the PNGs, where their names are looked up as `ImageFolder` does. None:
+            they are taken as they are.
 
     Raises:
         DatasetError: the file or its categories cannot be used at all.
@@ -188,6 +192,8 @@ def collect_panoptic_json(json_file: str | Path, report: Report, name: str = "")
     known = categories.thing_ids.keys() | categories.stuff_ids.keys()
     annotations: dict[int | str, dict[str, Any]] = {}
     pngs: set[str] = set()
+    if png_root is not None:
+        _look_up_pngs(content["annotations"], png_root)
     for annotation in content["annotations"]:
         problems = list(_annotation_problems(annotation, images, annotations, pngs, known))
         for problem in problems:
@@ -202,6 +208,22 @@ def collect_panoptic_json(json_file: str | Path, report: Report, name: str = "")
             reason = f"{shown(image['file_name'])} has no entry in 'annotations'"
             report(Problem(WITHOUT_ENTRY, f"image {shown(key)}", reason, SKIPPED))
     return PanopticJson(categories, images, annotations)
+
+
+def _look_up_pngs(annotations: Sequence[dict[str, Any]], png_root: str | Path) -> None:
+    """Replace the names of PNGs by those that the files have, in place."""
+    folder = ImageFolder(png_root)
+    for annotation in annotations:
+        png = annotation.get("file_name")
+        found = folder.find(png) if isinstance(png, str) and "\0" not in png else None
+        if found is not None:
+            annotation["file_name"] = os.path.relpath(found, png_root)
+    folder.say_unusual()
+
+
+def _is_below(png: str) -> bool:
+    """Whether a name stays in any folder that it is relative to: another one is written to too."""
+    return not os.path.isabs(png) and os.path.normpath(png).split(os.sep)[0] != os.pardir
 
 
 def without_extension(png: str) -> str:
@@ -227,14 +249,14 @@ def _annotation_problems(
     """
     key, png = annotation.get("image_id"), annotation.get("file_name")
     where = f"image {shown(key)}"
-    if not (is_whole(key) or isinstance(key, str)) or key not in images:
+    if not is_id(key) or key not in images:
         reason = "the image_id of an entry of 'annotations' is not among the 'images'"
         yield Problem("annotation of an unknown image", where, reason)
         return
     if key in annotated:
         reason = "has more than one entry in 'annotations'"
         yield Problem("image annotated more than once", where, reason)
-    if not isinstance(png, str) or leaves_folder(png) or "\0" in png:
+    if not isinstance(png, str) or not _is_below(png) or "\0" in png:
         reason = f"'file_name' must be a PNG in the folder, it is {shown(png)}"
         yield Problem("PNG outside the folder", where, reason)
     elif without_extension(png) in pngs:
@@ -262,8 +284,8 @@ def _check_segment(segment: dict[str, Any], seen: set[int], known: Collection[in
     if key in seen:
         raise Refusal("segment id used more than once", "the id is used more than once")
     seen.add(key)
-    if not is_whole(category) or category not in known:
-        known_ids = some(sorted(known))
+    if not is_id(category) or category not in known:
+        known_ids = some(in_order(known))
         reason = f"category_id {shown(category)} is not among the 'categories' ({known_ids})"
         raise Refusal("unknown category", reason)
     if segment.setdefault("iscrowd", 0) not in (0, 1):
@@ -279,12 +301,13 @@ def read_segment_ids(file: str | Path) -> NDArray[np.int32]:
     """
     try:
         with Image.open(file) as image:
-            if image.mode not in ("RGB", "RGBA"):
+            if image.mode not in ("RGB", "RGBA", "P"):
                 raise DatasetError(
                     f"{file} has the mode {image.mode!r}: segment ids need 8-bit RGB. Is it a "
                     "semantic map?"
                 )
-            pixels = np.asarray(image)
+            # Palettes of colors are what lossless compression makes of few.
+            pixels = np.asarray(image.convert("RGB") if image.mode == "P" else image)
     except FileNotFoundError:
         raise DatasetError(f"The panoptic PNG {file} is missing") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -1,5 +1,6 @@
 """Checks of one COCO segmentation, and its box. No Detectron2 needed."""
 
+import contextlib
 import math
 from typing import Any
 
@@ -12,11 +13,12 @@ from solo_d2.errors import shown
 
 # Points nearer than this to one straight line, in pixels, enclose no area.
 _FLAT = 1e-6
-# Points farther out than this many times the image's longer side are refused, and outlines of more
-# pixels than that: pycocotools walks along every line pixel by pixel, in memory that it takes
-# first.
-_FAR = 10
+# pycocotools walks along an outline pixel by pixel, in memory that it takes first. Longer ones are
+# refused; those of smaller images at a shorter length, as they are drawn when they are enlarged.
 _LONGEST_OUTLINE = 2**24
+_USUAL_SIZE = 2048
+# Floats below it hold every whole number.
+_MOST_EXACT = 2**53
 
 
 def clean_segmentation(segmentation: Any, height: int, width: int) -> Any:
@@ -33,23 +35,20 @@ def clean_segmentation(segmentation: Any, height: int, width: int) -> Any:
         polygon with 3 points, an area and finite coordinates, or an RLE without pixels.
 
     Raises:
-        Refusal: it is neither, an RLE that does not fit the image, or a polygon that reaches far
-            beyond it or has an endless outline.
+        Refusal: it is neither, an RLE that does not fit the image, or a polygon that reaches
+            farther or has a longer outline than can be drawn.
     """
     if isinstance(segmentation, dict):
         return _clean_rle(segmentation, height, width)
     if isinstance(segmentation, list):
-        if segmentation and not isinstance(segmentation[0], (list, tuple, np.ndarray)):
+        if segmentation and isinstance(segmentation[0], (int, float, str)):
             raise Refusal(
                 "segmentation of another form",
                 "the segmentation is a flat list, not a list of polygons "
                 "[[x0, y0, x1, y1, ...], ...]",
             )
-        limit = _FAR * max(height, width)
-        polygons = [p for p in segmentation if polygon_defect(p, limit) is None]
-        for polygon in polygons:
-            _require_outline(polygon, height, width, limit)
-        return polygons or None
+        limit = _LONGEST_OUTLINE * min(1.0, max(height, width) / _USUAL_SIZE)
+        return [_numbers(p) for p in segmentation if polygon_defect(p, limit) is None] or None
     raise Refusal(
         "segmentation missing" if segmentation is None else "segmentation of another form",
         "the segmentation must be a list of polygons or an RLE with 'size' and 'counts', it is "
@@ -67,16 +66,12 @@ def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
     return clean
 
 
-def _require_outline(polygon: Any, height: int, width: int, limit: float) -> None:
-    """Refuse a polygon that goes to and fro without end; an honest outline visits a pixel twice."""
-    most = min(2 * height * width + 100 * (height + width), _LONGEST_OUTLINE)
-    if len(polygon) * limit <= most:  # no line is longer than twice the limit
-        return
-    points = np.asarray(polygon, np.float64).reshape(-1, 2)
-    steps = np.abs(points - np.roll(points, 1, axis=0)).max(axis=1)
-    if float(steps.sum()) > most:
-        reason = f"a polygon of {len(points)} points has an outline of {steps.sum():.0f} pixels"
-        raise Refusal("polygon with an endless outline", reason)
+def _numbers(polygon: Any) -> Any:
+    """A polygon whose numbers may be written as texts, as pycocotools reads them too."""
+    if isinstance(polygon, list) and str in set(map(type, polygon)):
+        with contextlib.suppress(TypeError, ValueError):
+            return [float(value) for value in polygon]
+    return polygon
 
 
 def polygon_defect(polygon: Any, limit: float = math.inf) -> str | None:
@@ -84,13 +79,13 @@ def polygon_defect(polygon: Any, limit: float = math.inf) -> str | None:
 
     Args:
         polygon: [x0, y0, x1, y1, ...].
-        limit: largest coordinate, in pixels, that is not refused.
+        limit: the longest outline and the largest coordinate, in pixels, that are not refused.
 
     Raises:
-        Refusal: it is no list of numbers, or reaches beyond the limit.
+        Refusal: it is no list of numbers, or goes beyond the limit.
     """
     try:
-        points = np.asarray(polygon)
+        points = np.asarray(_numbers(polygon))
     except ValueError:  # lists of different lengths
         points = np.asarray(None)
     if points.dtype.kind not in "iuf":
@@ -110,6 +105,12 @@ def polygon_defect(polygon: Any, limit: float = math.inf) -> str | None:
     if farthest > limit:
         reason = f"a polygon reaches to {farthest:.0f} pixels, far outside the image"
         raise Refusal("polygon far outside the image", reason)
+    if points.size * farthest > limit:  # no line is longer than twice the largest coordinate
+        corners = points.reshape(-1, 2)
+        outline = float(np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum())
+        if outline > limit:
+            reason = f"a polygon of {len(corners)} points has an outline of {outline:.0f} pixels"
+            raise Refusal("polygon with an endless outline", reason)
     return None if _encloses_area(points) else "no area"
 
 
@@ -130,8 +131,8 @@ def _clean_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any] |
     if not isinstance(size, (list, tuple)) or list(size) != [height, width]:
         raise Refusal(
             "RLE of another size",
-            f"the RLE is for {_times(size)} pixels (height x width), the image has {height} x "
-            f"{width}",
+            f"the RLE is for {_times(size)} pixels ('size', height x width), the image has "
+            f"{height} x {width}",
         )
     runs = _runs(counts)
     # Each first, so that the sum cannot overflow.
@@ -146,7 +147,7 @@ def _clean_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any] |
         return None
     if isinstance(counts, list):
         return dict(
-            coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+            coco_mask.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)
         )
     return {"size": [height, width], "counts": counts}
 
@@ -164,6 +165,11 @@ def _runs(counts: Any) -> NDArray[np.int64]:
         runs = np.asarray(counts if counts else np.zeros(0, np.int64))
     except ValueError:  # lists of different lengths
         runs = np.asarray(None)
+    if runs.dtype.kind in "fU":  # such as 300.0 or "300"
+        with contextlib.suppress(ValueError, OverflowError):
+            numbers = runs.astype(np.float64)
+            if (np.abs(numbers) < _MOST_EXACT).all() and (numbers == np.rint(numbers)).all():
+                runs = numbers.astype(np.int64)
     if runs.dtype.kind not in "iu":
         raise Refusal("RLE damaged", "the RLE's 'counts' must be whole numbers")
     return runs

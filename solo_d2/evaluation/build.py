@@ -42,7 +42,7 @@ def build_evaluator(
         cfg: OUTPUT_DIR, TEST.AP_BACKEND, TEST.KEEP_PANOPTIC_PREDICTIONS, MODEL.META_ARCHITECTURE
             and MODEL.SOLO.MASK_TARGET are read.
         dataset_name: in Detectron2's catalogs.
-        output_folder: where predictions and converted annotations go;
+        output_folder: where predictions go;
             OUTPUT_DIR/inference/DATASET_NAME if None.
 
     Returns:
@@ -84,12 +84,8 @@ def _build_coco(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetE
             DatasetCatalog.get(dataset_name)
     elif metadata.get("thing_dataset_id_to_contiguous_id") is None:
         DatasetCatalog.get(dataset_name)
-    json_file = metadata.get("json_file")
-    _require_annotations(dataset_name, json_file)
-    evaluator = FastCOCOEvaluator(dataset_name, output_folder, backend=cfg.TEST.AP_BACKEND)
-    if json_file is None:  # it has noted its converted json, which another run may remove
-        del metadata.json_file
-    return evaluator
+    _require_annotations(dataset_name, metadata.get("json_file"))
+    return FastCOCOEvaluator(dataset_name, output_folder, backend=cfg.TEST.AP_BACKEND)
 
 
 def _build_lvis(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:

@@ -8,17 +8,31 @@ twice and evaluates them there; here each process evaluates some categories.
 import contextlib
 import io
 import json
+import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from detectron2.data import MetadataCatalog
+from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.evaluation import COCOEvaluator
 from detectron2.evaluation.coco_evaluation import COCOevalMaxDets
 from detectron2.structures import BoxMode, Instances
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+from pycocotools.coco import COCO
 
-from solo_d2.errors import ConfigError
+from solo_d2.data.coco_json import parse, read_text
+from solo_d2.data.problems import Refusal
+from solo_d2.data.segmentations import (
+    clean_segmentation,
+    is_box,
+    is_number,
+    segmentation_box,
+    to_rle,
+)
+from solo_d2.errors import ConfigError, DatasetError, shown
 from solo_d2.evaluation.average_precision import (
     IOU_TYPES,
     Annotation,
@@ -30,6 +44,7 @@ from solo_d2.evaluation.average_precision import (
     deal_categories,
     join_curves,
     load_backend,
+    mask_areas,
     predicted_annotations,
     truth_annotations,
 )
@@ -64,6 +79,65 @@ def instances_to_coco_json(instances: Instances, image_id: int) -> list[dict[str
     return results
 
 
+def as_loaded(annotations: Iterable[Annotation], images: ImageIndex) -> list[Annotation]:
+    """Annotations as training takes them: nothing that covers no pixel; a box and an area for all.
+
+    Args:
+        annotations: of a file; those of images that it does not list are left out.
+        images: of the data set.
+
+    Raises:
+        DatasetError: a segmentation cannot be used.
+    """
+    kept = []
+    for annotation in annotations:
+        if annotation["image_id"] not in images.place:
+            continue
+        size = images.sizes[images[annotation["image_id"]]]
+        try:
+            segmentation = clean_segmentation(annotation.get("segmentation"), *size)
+        except Refusal as error:
+            raise DatasetError(f"annotation {shown(annotation.get('id'))}: {error}") from error
+        if segmentation is None:
+            continue
+        box, area = annotation.get("bbox"), annotation.get("area")
+        if not is_box(box):
+            box = segmentation_box(segmentation)
+        if not is_number(area):
+            (area,) = mask_areas([to_rle(segmentation, *size)])
+        kept.append({**annotation, "segmentation": segmentation, "bbox": box, "area": area})
+    return kept
+
+
+def read_ground_truth(dataset_name: str) -> COCO:
+    """Read the annotations of a data set as training reads them.
+
+    Those that pycocotools cannot use as they are, see `load_coco_format`, are as they were loaded.
+    Detectron2's dataset dicts, where there is no json, become annotations in COCO's format.
+
+    Args:
+        dataset_name: in Detectron2's catalogs.
+
+    Raises:
+        DatasetError: the json cannot be used.
+    """
+    metadata = MetadataCatalog.get(dataset_name)
+    json_file = metadata.get("json_file") or metadata.get("registered_paths", {}).get("json_file")
+    if json_file is None:
+        content = convert_to_coco_dict(dataset_name)
+    else:
+        path = PathManager.get_local_path(json_file)
+        content = parse(json_file, read_text(dataset_name, path))
+        if metadata.get("json_file") is None:
+            images = ImageIndex(content["images"])
+            content["annotations"] = as_loaded(content.get("annotations", ()), images)
+    coco = COCO()
+    coco.dataset = content
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    return coco
+
+
 class FastCOCOEvaluator(COCOEvaluator):
     """`COCOEvaluator` with the same figures, of boxes and masks."""
 
@@ -76,13 +150,17 @@ class FastCOCOEvaluator(COCOEvaluator):
         """Read the annotations.
 
         Args:
-            dataset_name: in Detectron2's catalogs. Without `json_file` in its metadata it is
-                written to output_dir in COCO's format.
+            dataset_name: see `read_ground_truth`.
             output_dir: for `results_file`; None: the predictions are not kept.
             backend: see `load_backend`.
         """
+        # In place of Detectron2's constructor, which reads fewer files than training does.
+        self._logger = logging.getLogger(__name__)
+        self._metadata = MetadataCatalog.get(dataset_name)
         # Named tasks: mask AP has its place among the figures also where nothing is found.
-        super().__init__(dataset_name, IOU_TYPES, output_dir=output_dir, allow_cached_coco=False)
+        self._tasks, self._output_dir = IOU_TYPES, output_dir
+        self._coco_api = read_ground_truth(dataset_name)
+        self._do_evaluation = "annotations" in self._coco_api.dataset
         self._backend, self._evaluator = load_backend(backend)
         self._images = ImageIndex(self._coco_api.dataset["images"])
 

@@ -20,7 +20,6 @@ M predictions and N objects of an image.
 
 import contextlib
 import io
-import json
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -36,6 +35,7 @@ from detectron2.evaluation.coco_evaluation import COCOeval_opt
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from solo_d2.data.json_text import load_json
 from solo_d2.data.segmentations import to_rle
 from solo_d2.errors import ConfigError, DatasetError
 from solo_d2.evaluation.build import build_evaluator
@@ -108,7 +108,7 @@ def load_ground_truth(cfg: CfgNode, dataset_name: str) -> COCO:
             "MODEL.SOLO.MASK_TARGET is 'contour', but the analysis compares whole masks: it takes "
             "models of 'mask'. Contours have the evaluation's precision and recall"
         )
-    with tempfile.TemporaryDirectory() as folder:  # annotations may have to be converted
+    with tempfile.TemporaryDirectory() as folder:
         evaluator = build_evaluator(cfg, dataset_name, folder)
     if not isinstance(evaluator, COCOEvaluator):
         kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
@@ -142,7 +142,7 @@ def read_predictions(
         DatasetError: file or entry can't be used, or is not for this data set.
     """
     try:
-        entries = json.loads(Path(file).read_text(encoding="utf-8"))
+        entries = load_json(file)
     except (OSError, ValueError, RecursionError) as error:
         raise DatasetError(f"The predictions {file} cannot be read: {error}") from error
     if not isinstance(entries, list):

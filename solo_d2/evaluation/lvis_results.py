@@ -21,59 +21,18 @@ import numpy as np
 from detectron2.utils.logger import create_small_table
 from numpy.typing import NDArray
 
-from solo_d2.data.problems import Refusal
-from solo_d2.data.segmentations import (
-    clean_segmentation,
-    is_box,
-    is_number,
-    segmentation_box,
-    to_rle,
-)
-from solo_d2.errors import DatasetError, shown
 from solo_d2.evaluation.average_precision import (
     Annotation,
     Curves,
-    ImageIndex,
     coco_parameters,
-    mask_areas,
     predicted_annotations,
 )
-from solo_d2.evaluation.coco_results import FastCOCOEvaluator
+from solo_d2.evaluation.coco_results import FastCOCOEvaluator, as_loaded
 
 # Predictions of an image that count.
 MOST_PREDICTIONS = 300
 # Figures of the categories that are in few, some and many images of the training set.
 FREQUENCIES = {"APr": "r", "APc": "c", "APf": "f"}
-
-
-def as_loaded(annotations: Sequence[Annotation], images: ImageIndex) -> list[Annotation]:
-    """Annotations as training takes them: nothing that covers no pixel; a box and an area for all.
-
-    Args:
-        annotations: of LVIS's file; those of images that it does not list are left out.
-        images: of the data set.
-
-    Raises:
-        DatasetError: a segmentation cannot be used.
-    """
-    kept = []
-    for annotation in annotations:
-        if annotation["image_id"] not in images.place:
-            continue
-        size = images.sizes[images[annotation["image_id"]]]
-        try:
-            segmentation = clean_segmentation(annotation.get("segmentation"), *size)
-        except Refusal as error:
-            raise DatasetError(f"annotation {shown(annotation.get('id'))}: {error}") from error
-        if segmentation is None:
-            continue
-        box, area = annotation.get("bbox"), annotation.get("area")
-        if not is_box(box):
-            box = segmentation_box(segmentation)
-        if not is_number(area):
-            (area,) = mask_areas([to_rle(segmentation, *size)])
-        kept.append({**annotation, "segmentation": segmentation, "bbox": box, "area": area})
-    return kept
 
 
 class FastLVISEvaluator(FastCOCOEvaluator):
@@ -87,7 +46,7 @@ class FastLVISEvaluator(FastCOCOEvaluator):
         super().__init__(dataset_name, output_dir, backend=backend)
         self._do_evaluation = bool(self._coco_api.anns)  # files of test sets have an empty list
         dataset = self._coco_api.dataset
-        dataset["annotations"] = as_loaded(dataset["annotations"], self._images)
+        dataset["annotations"] = as_loaded(dataset.get("annotations", ()), self._images)
         # By place of the image.
         self._not_exhaustive: dict[int, set[int]] = {}
         self._known: dict[int, set[int]] = defaultdict(set)

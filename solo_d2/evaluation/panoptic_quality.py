@@ -64,7 +64,9 @@ class PanopticQualityEvaluator(COCOPanopticEvaluator):
         """
         super().__init__(dataset_name, output_dir)
         metadata = MetadataCatalog.get(dataset_name)
-        self._truth = read_panoptic_json(metadata.panoptic_json, dataset_name)
+        self._truth = read_panoptic_json(
+            metadata.panoptic_json, dataset_name, metadata.panoptic_root
+        )
         self._json_file = metadata.panoptic_json
         self._truth_folder = metadata.panoptic_root
         self._keep = keep_predictions

@@ -9,14 +9,17 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from solo_d2.data.catalog import class_names
 from solo_d2.data.check.panoptic import list_panoptic_problems
-from solo_d2.data.coco_json import is_category, not_objects, parse_lists, read_text, some
-from solo_d2.data.coco_records import (
-    Records,
-    add_annotations,
-    add_images,
-    missing_files,
-    notice_repetitions,
+from solo_d2.data.coco_json import (
+    MIXED_IDS,
+    in_order,
+    is_category,
+    mixes_kinds,
+    not_objects,
+    parse_lists,
+    read_text,
+    some,
 )
+from solo_d2.data.coco_records import Records, add_annotations, add_images, notice_repetitions
 from solo_d2.data.lvis_format import IMAGE_KEYS, with_file_name
 from solo_d2.data.panoptic_json import collect_panoptic_json
 from solo_d2.data.problems import NOTICE, Problem, Report
@@ -92,25 +95,26 @@ def _read_json(name: str, metadata: Any, report: Report) -> Entries:
     json_file, is_lvis = _json_file(metadata), metadata.get("evaluator_type") == "lvis"
     content = parse_lists(json_file, read_text(name, json_file))
     for key in ("images", "annotations", "categories"):
-        content[key] = _objects(key, content[key], report)
+        content[key] = _objects(key, content.get(key, []), report)
     if is_lvis:
         content["images"] = [with_file_name(image) for image in content["images"]]
     names = _categories(content["categories"], report)
     _compare_categories(metadata, names, report, by_name=not is_lvis)
-    records = Records(contiguous={key: index for index, key in enumerate(sorted(names))})
+    records = Records(contiguous={key: index for index, key in enumerate(in_order(names))})
     extra = IMAGE_KEYS if is_lvis else ()
     add_images(records, content["images"], metadata.image_root, report, extra)
-    missing = set(missing_files(records))
+    missing = records.missing
     for record in records.by_id.values():
         if record["file_name"] in missing:
             where = f"image {shown(record['image_id'])}"
             file = some([record["file_name"]])
-            report(Problem("image file missing", where, f"{file} does not exist"))
+            reason = f"{file} does not exist{missing[record['file_name']]}"
+            report(Problem("image file missing", where, reason))
     add_annotations(records, content["annotations"], report)
     notice_repetitions(records, report)
     _notice_oddities(records, names, report)
     there = [record for record in records.in_order() if record["file_name"] not in missing]
-    return Entries(there, metadata.get("thing_classes") or [names[key] for key in sorted(names)])
+    return Entries(there, metadata.get("thing_classes") or [names[key] for key in in_order(names)])
 
 
 def _objects(key: str, entries: list[Any], report: Report) -> list[dict[str, Any]]:
@@ -120,13 +124,13 @@ def _objects(key: str, entries: list[Any], report: Report) -> list[dict[str, Any
     return [entry for entry in entries if isinstance(entry, dict)]
 
 
-def _categories(categories: list[dict[str, Any]], report: Report) -> dict[int, str]:
+def _categories(categories: list[dict[str, Any]], report: Report) -> dict[Any, str]:
     """Names by id of the categories that have both."""
     names: dict[int, str] = {}
     for category in categories:
         where = f"category {shown(category.get('id'))}"
         if not is_category(category):
-            reason = "needs a whole number 'id' and a 'name'"
+            reason = "needs an 'id' (whole number or text) and a 'name'"
             report(Problem("category incomplete", where, reason))
         elif category["id"] in names:
             report(
@@ -134,6 +138,8 @@ def _categories(categories: list[dict[str, Any]], report: Report) -> dict[int, s
             )
         else:
             names[category["id"]] = category["name"]
+    if mixes_kinds(names):
+        report(Problem("category ids of two kinds", "'categories'", MIXED_IDS))
     if not names:
         report(Problem("no categories", "'categories'", "the list has no usable entry"))
     for repeated, count in Counter(names.values()).items():
@@ -151,8 +157,8 @@ def _compare_categories(
     if known is None:
         return
     ids = metadata.get("thing_dataset_id_to_contiguous_id") or range(1, len(known) + 1)
-    other = sorted(set(names) ^ set(ids))
-    found = [names[key] for key in sorted(names)]
+    other = in_order(set(names) ^ set(ids))
+    found = [names[key] for key in in_order(names)]
     if other:
         reason = f"the file has {len(names)}, the data set {len(known)}; different ids: "
         report(Problem("other categories than expected", "'categories'", reason + some(other)))

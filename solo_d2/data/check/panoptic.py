@@ -19,7 +19,9 @@ def list_panoptic_problems(metadata: Any, report: Report) -> None:
     Raises:
         DatasetError: the json or its categories cannot be used at all.
     """
-    content = collect_panoptic_json(metadata.panoptic_json, report, metadata.name)
+    content = collect_panoptic_json(
+        metadata.panoptic_json, report, metadata.name, metadata.panoptic_root
+    )
     for key, annotation in content.annotations.items():
         image = content.images[key]
         try:

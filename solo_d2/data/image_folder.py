@@ -1,0 +1,103 @@
+"""Files that a json names, in the folder that belongs to it. No Detectron2 needed."""
+
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote
+
+from solo_d2.data.json_text import say_once
+from solo_d2.data.problems import Refusal
+from solo_d2.errors import shown
+
+
+def leaves_folder(name: str, folder: str | Path) -> bool:
+    """Whether a name, relative to a folder or absolute, means a file outside of it."""
+    root = os.path.abspath(folder)
+    path = os.path.abspath(os.path.join(root, name))
+    return path != root and not path.startswith(os.path.join(root, ""))
+
+
+def require_inside(name: str, folder: str | Path) -> None:
+    """Check that an image is in its folder, so that no json can name other files of the machine.
+
+    Raises:
+        Refusal: it is not.
+    """
+    if leaves_folder(name, folder):
+        reason = (
+            f"has the file name {shown(name)}, which is not inside the image folder {folder}; no "
+            "others are read. Name the folder that holds all images, or correct the name"
+        )
+        raise Refusal("image outside the folder", reason)
+
+
+def spellings(name: str) -> Iterator[tuple[str, str]]:
+    """Other names that a name may stand for, each with what is unusual about it."""
+    slashes = name.replace("\\", "/")
+    if slashes != name:
+        yield slashes, "with backslashes, read as slashes"
+    decoded = unquote(slashes)
+    if decoded != slashes:
+        yield decoded, "with percent codes such as %20, which are decoded"
+
+
+class ImageFolder:
+    """Finds the files that a json names, by one listing of each folder."""
+
+    def __init__(self, root: str | Path) -> None:
+        """Start without a look at the disk; names are relative to `root`."""
+        self.root = os.fspath(root)
+        self._listings: dict[str, set[str]] = {}
+        self._composed: dict[str, dict[str, str]] = {}
+        self._unusual: Counter[str] = Counter()
+
+    def find(self, name: str) -> str | None:
+        """The path of a file; None if there is no such file inside the folder.
+
+        A name that is there is taken as it is. Otherwise backslashes may stand for slashes, percent
+        codes for characters, and Unicode's composed characters for decomposed ones.
+        """
+        if leaves_folder(name, self.root):
+            return None
+        path = os.path.join(self.root, name)
+        folder, base = os.path.split(path)
+        if base in self._listing(folder) or os.path.isfile(path):
+            return path
+        for spelling, what in ((name, "in another Unicode form"), *spellings(name)):
+            if leaves_folder(spelling, self.root):
+                continue
+            folder, base = os.path.split(os.path.join(self.root, spelling))
+            if folder not in self._composed:
+                self._composed[folder] = {_compose(name): name for name in self._listing(folder)}
+            found = self._composed[folder].get(_compose(base))
+            if found is not None:
+                self._unusual[what] += 1
+                return os.path.join(folder, found)
+        return None
+
+    def hint(self, name: str) -> str:
+        """What to do about a file that is not found, as the end of a message; may be empty."""
+        name = name.replace("\\", "/")
+        folder, base = os.path.split(os.path.join(self.root, name))
+        for other in self._listing(folder):
+            if other.casefold() == base.casefold():
+                return f". {shown(other)} is there: upper and lower case must be the same"
+        if base in self._listing(self.root):
+            return f". {shown(base)} is in the folder itself: shorten the names in the file"
+        return ""
+
+    def say_unusual(self) -> None:
+        """Log how names were read that are not those of the files, once for each kind."""
+        for what, count in self._unusual.items():
+            say_once(self.root, f"has {count} files that the json names {what}")
+
+    def _listing(self, folder: str) -> set[str]:
+        if folder not in self._listings:
+            self._listings[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        return self._listings[folder]
+
+
+def _compose(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
