@@ -1,7 +1,6 @@
 """What the config's data set names mean: class counts and checks before training."""
 
 import json
-import logging
 from functools import partial
 
 import pytest
@@ -85,19 +84,6 @@ def test_different_classes_name_both_and_the_first_difference(register):
         resolve_num_classes(config(["test_one"], ["test_two"]))
     with pytest.raises(ConfigError, match="'test_one' and 'test_three' .* have 2 and 3 classes"):
         resolve_num_classes(config(["test_one", "test_three"]))
-
-
-@pytest.mark.parametrize("part", ["ROI_HEADS", "RETINANET"])
-def test_another_models_class_count_is_warned_of(part, caplog):
-    cfg = config(["shapes_train"])
-    resolve_num_classes(cfg)
-    assert caplog.records == []
-    cfg.MODEL[part].NUM_CLASSES = 7
-    with caplog.at_level(logging.WARNING):
-        resolve_num_classes(cfg)
-    (record,) = caplog.records
-    assert f"MODEL.{part}.NUM_CLASSES is 7" in record.getMessage()
-    assert "MODEL.SOLO.NUM_CLASSES" in record.getMessage()
 
 
 def test_no_instances_in_a_data_set(register):

@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from solo_d2.config import load_config
+from solo_d2.config_unused import warn_of_unused_keys
 from solo_d2.data.catalog import resolve_num_classes
 from solo_d2.data.input_checks import check_input_config
 from solo_d2.data.stuff_classes import is_panoptic
@@ -40,6 +41,7 @@ def make_config(
         DatasetError: the number of classes must be taken from a data set that cannot be read.
     """
     cfg = load_config(str(config_file), overrides)
+    warn_of_unused_keys(cfg, config_file, overrides)
     return complete_config(cfg, weights, device=device)
 
 

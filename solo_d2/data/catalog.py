@@ -3,12 +3,11 @@
 import contextlib
 import difflib
 import functools
-import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from solo_d2.data.coco_format import read_class_names, register_coco_format
@@ -19,8 +18,6 @@ from solo_d2.data.panoptic_format import fill_metadata, register_panoptic_format
 from solo_d2.data.stuff_classes import resolve_num_stuff_classes
 from solo_d2.errors import ConfigError, DatasetError
 from solo_d2.user_code import from_user_code, note_part
-
-logger = logging.getLogger(__name__)
 
 
 def register_datasets_of_config(cfg: CfgNode) -> None:
@@ -72,7 +69,6 @@ def resolve_num_classes(cfg: CfgNode, names: Iterable[str] | None = None) -> int
         DatasetError: a data set is unknown, or its categories cannot be read.
     """
     register_datasets_of_config(cfg)
-    _warn_of_other_keys(cfg)
     if names is None:
         names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     names = tuple(names)
@@ -148,21 +144,6 @@ def _require_equal_classes(classes: dict[str, list[str]]) -> None:
                     f"{pair[1]!r} in the other"
                 )
         raise ConfigError(f"{start} have {len(expected)} and {len(found)} classes")
-
-
-def _warn_of_other_keys(cfg: CfgNode) -> None:
-    """Other models' class counts do nothing here; setting them is a frequent mistake."""
-    defaults = get_cfg().MODEL
-    for part in ("ROI_HEADS", "RETINANET"):
-        value = cfg.MODEL[part].NUM_CLASSES
-        if value != defaults[part].NUM_CLASSES:
-            logger.warning(
-                "MODEL.%s.NUM_CLASSES is %s, but SOLO does not read it: what counts is "
-                "MODEL.SOLO.NUM_CLASSES (%s; 0: taken from the data set)",
-                part,
-                value,
-                cfg.MODEL.SOLO.NUM_CLASSES,
-            )
 
 
 def check_datasets(names: Iterable[str]) -> None:

@@ -30,6 +30,7 @@ from solo_d2.data.check.nothing import (
 )
 from solo_d2.data.copy_paste import wrap_with_copy_paste
 from solo_d2.data.lvis_format import use_own_lvis_loaders
+from solo_d2.data.other_models import without_other_inputs
 from solo_d2.data.unreadable import UNREADABLE, too_many_unreadable
 from solo_d2.errors import ConfigError, DatasetError, UnreadableImageError
 from solo_d2.user_code import from_user_code
@@ -117,7 +118,7 @@ def _load_parts(cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any]) -> dict[s
     """Data set and sampler by Detectron2."""
     use_own_lvis_loaders(cfg.DATASETS.TRAIN)
     try:
-        return _train_loader_from_config(cfg, mapper=mapper)
+        return _train_loader_from_config(without_other_inputs(cfg), mapper=mapper)
     except AssertionError as error:  # how Detectron2 says that there is nothing
         if from_user_code(error):
             raise

@@ -24,6 +24,7 @@ from pycocotools import mask as coco_mask
 
 from solo_d2.data.augmentation import build_train_augmentation, keep_a_pixel, moves_borders
 from solo_d2.data.mask_sampling import transform_masks
+from solo_d2.data.other_models import without_other_inputs
 from solo_d2.data.segmentations import clean_segmentation, is_box, segmentation_box
 from solo_d2.data.stuff_classes import is_panoptic
 from solo_d2.errors import ConfigError, DatasetError, UnreadableImageError
@@ -110,6 +111,7 @@ class SOLODatasetMapper(DatasetMapper):
 
         Masks are always used, whatever MODEL.MASK_ON says; stuff maps by panoptic models alone.
         """
+        cfg = without_other_inputs(cfg)
         arguments = super().from_config(cfg, is_train)
         arguments["use_instance_mask"] = True
         arguments["max_pixels"] = cfg.INPUT.MAX_PIXELS

@@ -13,6 +13,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from solo_d2.config import find_config_file, load_config, override
+from solo_d2.config_unused import warn_of_unused_keys
 from solo_d2.data import check_datasets, register_datasets_of_config, resolve_num_classes
 from solo_d2.data.arguments import add_dataset_arguments, apply_dataset_arguments
 from solo_d2.engine.checks import check_run_config
@@ -69,6 +70,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if not torch.cuda.is_available() and cfg.MODEL.DEVICE == "cuda":
         logger.warning("no GPU is available: MODEL.DEVICE is changed from cuda to cpu")
         cfg.MODEL.DEVICE = "cpu"
+    warn_of_unused_keys(cfg, args.config_file, args.opts)
     scale_schedule(cfg, given=args.opts[::2])
     resolve_seed(cfg, resume=args.resume)
     cfg.freeze()

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 
 from solo_d2.data import SOLODatasetMapper
 from solo_d2.data.loader import build_train_loader, require_learnt
+from solo_d2.data.other_models import without_other_inputs
 from solo_d2.data.stuff_classes import is_panoptic
 from solo_d2.engine.checks import FULL_MODEL, check_run_config
 from solo_d2.engine.ema import EMA, TrainedWeights
@@ -175,7 +176,7 @@ class Trainer(DefaultTrainer):
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
         """Detectron2's loader with SOLO's mapper: DatasetError for an image that can't be read."""
         mapper = SOLODatasetMapper(cfg, is_train=False)
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        return build_detection_test_loader(without_other_inputs(cfg), dataset_name, mapper=mapper)
 
     @classmethod
     def test_with_tta(cls, cfg: CfgNode, model: nn.Module) -> "OrderedDict[str, Any]":

@@ -17,6 +17,7 @@ from solo_d2.user_code import from_user_code, is_of_user, note_part
 # before it takes memory.
 MOST_NUMBERS = 1_000_000_000
 MOST_NUMBERS_OF_TENSOR = 100_000_000
+OF_USER = ("MODEL.BACKBONE",)
 # The functions by which layers take memory.
 _ALLOCATING = (
     *(torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn),
@@ -67,10 +68,13 @@ def refusing(described: str, by: Callable[..., Any] | None = None) -> Iterator[N
 
 
 def backbone_sections(cfg: CfgNode) -> tuple[str, ...]:
-    """The sections of a config that describe its backbone, by the backbone's name."""
+    """The sections of a config that describe its backbone, by the backbone's name.
+
+    What a backbone of the user reads is not known: then these are `OF_USER`.
+    """
     name = cfg.MODEL.BACKBONE.NAME
-    if is_of_user(BACKBONE_REGISTRY.get(name)):
-        return ("MODEL.BACKBONE",)
+    if name not in BACKBONE_REGISTRY or is_of_user(BACKBONE_REGISTRY.get(name)):
+        return OF_USER
     kind = next((kind for kind in ("SWIN", "VIT", "REGNET") if kind.lower() in name), "RESNETS")
     return "MODEL.BACKBONE", f"MODEL.{kind}", "MODEL.FPN"
 

@@ -8,6 +8,7 @@ from detectron2.data import MetadataCatalog
 from PIL import Image
 
 from solo_d2.config import load_config, override
+from solo_d2.config_unused import warn_of_unused_keys
 from solo_d2.data.arguments import apply_dataset_arguments
 from solo_d2.data.catalog import (
     check_datasets,
@@ -40,6 +41,7 @@ def check(args: argparse.Namespace) -> bool:
     cfg = load_config(args.config_file)
     given = apply_dataset_arguments(cfg, args)
     override(cfg, args.opts)
+    warn_of_unused_keys(cfg, args.config_file, args.opts)
     register_datasets_of_config(cfg)
     names = [*args.dataset, *given] or [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
     if not names:

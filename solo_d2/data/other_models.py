@@ -1,0 +1,23 @@
+"""Keys by which Detectron2 prepares data for models of other kinds, and which ours do without."""
+
+from detectron2.config import CfgNode
+
+from solo_d2.config_rules import OWN_MODELS
+
+
+def without_other_inputs(cfg: CfgNode) -> CfgNode:
+    """A config by which Detectron2 makes neither keypoints nor proposals for a model of ours.
+
+    With MODEL.KEYPOINT_ON it would ask the data set for names of keypoints and leave out images
+    that have none; with MODEL.LOAD_PROPOSALS it would ask for files of proposals.
+
+    Args:
+        cfg: left as it is.
+    """
+    model = cfg.MODEL
+    if model.META_ARCHITECTURE not in OWN_MODELS or not (model.KEYPOINT_ON or model.LOAD_PROPOSALS):
+        return cfg
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.KEYPOINT_ON = cfg.MODEL.LOAD_PROPOSALS = False
+    return cfg
