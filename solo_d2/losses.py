@@ -1,13 +1,13 @@
 """Losses: focal for the classes; Dice (or another) for the masks (SOLO, arXiv:1912.04488, 3.3.2).
 
-A mask loss is a function of a few sums over the pixels of a mask; the table is `MASK_LOSSES`. The
-predicted masks exist a strip of rows at a time, see `sum_masks`; so do the terms of the focal loss.
+`solo_losses` is the loss of a batch. A mask loss is a plain function of masks and their targets;
+`MASK_LOSSES` lists them.
 
-P cells or masks, K classes, J sums, H W rows and columns of a mask.
+B images, L levels, S grid side, T cells of all levels, K classes, P cells or masks, J sums, H W
+rows and columns of a mask.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from typing import Any, Protocol
@@ -48,71 +48,78 @@ def focal_loss(logits: Tensor, classes: Tensor, *, alpha: float, gamma: float) -
     return -(weight * torch.sigmoid(-right) ** gamma * F.logsigmoid(right)).sum()
 
 
-@dataclass(frozen=True)
-class MaskLoss:
-    """A loss of masks, which is a function of sums over their pixels.
+def dice_loss(mask_probs: Tensor, masks: Tensor) -> Tensor:
+    """Dice loss 1 - 2 sum(pq) / (sum(p^2) + sum(q^2)) of each mask (SOLO, equations 3 and 4).
 
-    Attributes:
-        pixel_sums: masks (P, H, W) in [0, 1] and targets (P, H, W) bool to (P, J), float32.
-        of_sums: (P, J) and the number of pixels to the losses (P,).
+    Args:
+        mask_probs: (P, H, W) in [0, 1].
+        masks: (P, H, W) bool.
+
+    Returns:
+        (P,) float32 in [0, 1].
     """
-
-    pixel_sums: Callable[..., Tensor]
-    of_sums: Callable[[Tensor, int], Tensor]
-
-    def __call__(self, mask_probs: Tensor, masks: Tensor, **params: float) -> Tensor:
-        """The loss of each mask, given as a whole.
-
-        Args:
-            mask_probs: (P, H, W) in [0, 1].
-            masks: (P, H, W) bool.
-            **params: of this loss.
-
-        Returns:
-            (P,) float32, not negative.
-        """
-        num_pixels = masks.shape[1] * masks.shape[2]
-        return self.of_sums(self.pixel_sums(mask_probs, masks, **params), num_pixels)
-
-
-def _dice_sums(mask_probs: Tensor, masks: Tensor) -> Tensor:
-    """sum(pq), sum(p^2) and sum(q) of each mask."""
-    probs = _at_least_float32(mask_probs).flatten(1)
-    target = masks.flatten(1).to(probs.dtype)
-    sums = [(probs * target).sum(dim=1), probs.square().sum(dim=1), target.sum(dim=1)]
-    return torch.stack(sums, dim=1)
-
-
-def _dice_of_sums(sums: Tensor, num_pixels: int) -> Tensor:
-    overlap, probs, target = sums.unbind(dim=1)
+    p = _at_least_float32(mask_probs).flatten(1)
+    q = masks.flatten(1).to(p.dtype)
+    overlap = (p * q).sum(dim=1)
     # The published code adds 0.001 to each of the two sums.
-    return 1 - 2 * overlap / (probs + 0.001 + target + 0.001)
+    return 1 - 2 * overlap / (p.square().sum(dim=1) + 0.001 + q.sum(dim=1) + 0.001)
 
 
-def _bce_sums(mask_probs: Tensor, masks: Tensor, *, pos_weight: float = 2.0) -> Tensor:
-    """The sum of the weighted cross-entropy of each mask."""
-    probs, target = _at_least_float32(mask_probs).flatten(1), masks.flatten(1)
-    right = torch.where(target, probs, 1 - probs)
-    weight = torch.where(target, pos_weight, 1.0)
-    return (weight * _cross_entropy(right)).sum(dim=1, keepdim=True)
+def bce_loss(mask_probs: Tensor, masks: Tensor, *, pos_weight: float = 2.0) -> Tensor:
+    """Binary cross-entropy of each mask, the mean over its pixels (SOLO, table 4).
+
+    It takes probabilities, since the product of Decoupled SOLO has no logits. 1 - p is exact to
+    6e-8, and logarithms end at -87.
+
+    Args:
+        mask_probs: (P, H, W) in [0, 1].
+        masks: (P, H, W) bool.
+        pos_weight: weight of the pixels inside the mask; the others weigh 1.
+
+    Returns:
+        (P,) float32, not negative.
+    """
+    return _bce_terms(mask_probs, masks, pos_weight=pos_weight).mean(dim=(1, 2))
 
 
-def _focal_sums(
+def mask_focal_loss(
     mask_probs: Tensor, masks: Tensor, *, alpha: float = 0.25, gamma: float = 2.0
 ) -> Tensor:
-    """The sum of the focal loss of each mask."""
-    probs, target = _at_least_float32(mask_probs).flatten(1), masks.flatten(1)
-    right = torch.where(target, probs, 1 - probs)
-    weight = torch.where(target, alpha, 1 - alpha)
-    return (weight * (1 - right) ** gamma * _cross_entropy(right)).sum(dim=1, keepdim=True)
+    """Focal loss of each mask, the mean over its pixels (SOLO, table 4).
+
+    Args:
+        mask_probs: (P, H, W) in [0, 1].
+        masks: (P, H, W) bool.
+        alpha: weight of the pixels inside the mask; the others weigh 1 - alpha.
+        gamma: focusing exponent.
+
+    Returns:
+        (P,) float32, not negative.
+    """
+    return _focal_terms(mask_probs, masks, alpha=alpha, gamma=gamma).mean(dim=(1, 2))
 
 
-def _mean_of_sums(sums: Tensor, num_pixels: int) -> Tensor:
-    return sums[:, 0] / num_pixels
+def _bce_terms(mask_probs: Tensor, masks: Tensor, *, pos_weight: float = 2.0) -> Tensor:
+    """Return the weighted cross-entropy of each pixel, (P, H, W)."""
+    right = _probability_of_being_right(mask_probs, masks)
+    return torch.where(masks, pos_weight, 1.0) * _cross_entropy(right)
+
+
+def _focal_terms(
+    mask_probs: Tensor, masks: Tensor, *, alpha: float = 0.25, gamma: float = 2.0
+) -> Tensor:
+    """Return the focal loss of each pixel, (P, H, W)."""
+    right = _probability_of_being_right(mask_probs, masks)
+    return torch.where(masks, alpha, 1 - alpha) * (1 - right) ** gamma * _cross_entropy(right)
+
+
+def _probability_of_being_right(mask_probs: Tensor, masks: Tensor) -> Tensor:
+    probs = _at_least_float32(mask_probs)
+    return torch.where(masks, probs, 1 - probs)
 
 
 def _cross_entropy(right: Tensor) -> Tensor:
-    """-log of the probability of being right, at most 87; its gradient is 0 beyond."""
+    """Return -log of the probability of being right, at most 87; its gradient is 0 beyond."""
     return -right.clamp(min=SMALLEST_PROBABILITY).log()
 
 
@@ -120,17 +127,9 @@ def _at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-# Dice loss 1 - 2 sum(pq) / (sum(p^2) + sum(q^2)), in [0, 1]: SOLO's equations 3 and 4.
-dice_loss = MaskLoss(_dice_sums, _dice_of_sums)
-# Binary cross-entropy, the mean over the pixels; those of the mask weigh `pos_weight` (SOLO, table
-# 4). Of probabilities, as the product of Decoupled SOLO has no logits; 1 - p is exact to 6e-8, and
-# logarithms end at -87.
-bce_loss = MaskLoss(_bce_sums, _mean_of_sums)
-# Focal loss, likewise; the pixels of the mask weigh `alpha`, the others 1 - `alpha`, and `gamma` is
-# the focusing exponent.
-mask_focal_loss = MaskLoss(_focal_sums, _mean_of_sums)
-
-# Each mask loss, with the parameters that it takes.
+# Each mask loss f(mask_probs, masks, **params) -> (P,), with the parameters that it takes. A new
+# one may look at neighbouring pixels.
+MaskLoss = Callable[..., Tensor]
 MASK_LOSSES: dict[str, tuple[MaskLoss, tuple[str, ...]]] = {
     "dice": (dice_loss, ()),
     "bce": (bce_loss, ("pos_weight",)),
@@ -143,13 +142,45 @@ def build_mask_loss(name: str, params: Mapping[str, Any]) -> MaskLoss:
 
     Args:
         name: a key of `MASK_LOSSES`.
-        params: at least the parameters of that loss; others are left alone.
+        params: at least the parameters of that loss; others are ignored.
+
+    Returns:
+        `f(mask_probs, masks) -> (P,)`.
     """
     if name not in MASK_LOSSES:
         raise ValueError(f"unknown mask loss {name!r}: choose one of {', '.join(MASK_LOSSES)}")
     loss, keys = MASK_LOSSES[name]
-    sums = partial(loss.pixel_sums, **{key: params[key] for key in keys})
-    return MaskLoss(sums, loss.of_sums)
+    return partial(loss, **{key: params[key] for key in keys})
+
+
+def _dice_sums(mask_probs: Tensor, masks: Tensor) -> Tensor:
+    """Return sum(pq), sum(p^2) and sum(q) of each mask, (P, 3)."""
+    p = _at_least_float32(mask_probs).flatten(1)
+    q = masks.flatten(1).to(p.dtype)
+    return torch.stack([(p * q).sum(dim=1), p.square().sum(dim=1), q.sum(dim=1)], dim=1)
+
+
+def _dice_of_sums(sums: Tensor, num_pixels: int) -> Tensor:
+    overlap, p_squared, q = sums.unbind(dim=1)
+    return 1 - 2 * overlap / (p_squared + 0.001 + q + 0.001)
+
+
+def _sum_of(terms: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda *masks, **params: terms(*masks, **params).flatten(1).sum(dim=1, keepdim=True)
+
+
+def _mean_of_sums(sums: Tensor, num_pixels: int) -> Tensor:
+    return sums[:, 0] / num_pixels
+
+
+# The mask losses that are functions of a few sums over the pixels of a mask, as pairs: masks and
+# targets, any rows of them, to (P, J); and the sums (P, J) of all rows with the number of pixels to
+# (P,). Such a loss can be computed strip by strip in little memory, see `sum_masks`.
+SUM_FORMS: dict[MaskLoss, tuple[Callable[..., Tensor], Callable[[Tensor, int], Tensor]]] = {
+    dice_loss: (_dice_sums, _dice_of_sums),
+    bce_loss: (_sum_of(_bce_terms), _mean_of_sums),
+    mask_focal_loss: (_sum_of(_focal_terms), _mean_of_sums),
+}
 
 
 class MaskHead(Protocol):
@@ -203,12 +234,12 @@ def solo_losses(
     Returns:
         "loss_cls" and "loss_mask", scalars, float32. Without samples `loss_mask` is exactly 0.
     """
-    loss_cls = _class_loss(
+    loss_cls = class_loss_sum(
         outputs.class_logits,
         targets.classes,
-        memory_mib << 20,
         alpha=focal_alpha,
         gamma=focal_gamma,
+        memory_mib=memory_mib,
     )
     loss_mask = mask_loss_sum(
         outputs, targets, head=head, mask_loss=mask_loss, memory_mib=memory_mib
@@ -223,6 +254,42 @@ def solo_losses(
     }
 
 
+def class_loss_sum(
+    class_logits: Sequence[Tensor],
+    classes: Tensor,
+    *,
+    alpha: float,
+    gamma: float,
+    memory_mib: int = MEMORY_MIB,
+) -> Tensor:
+    """Sum the focal loss over all cells of a batch.
+
+    What does not fit in the memory is computed in parts, and again for the gradient.
+
+    Args:
+        class_logits: L tensors (B, K, S, S).
+        classes: (B, T) int64 in [0, K].
+        alpha: see `focal_loss`.
+        gamma: see `focal_loss`.
+        memory_mib: for temporaries, about.
+
+    Returns:
+        Scalar, float32.
+    """
+    loss = class_logits[0].new_zeros((), dtype=torch.float32)
+    focal = partial(focal_loss, alpha=alpha, gamma=gamma)
+    num_cells = [level.shape[2] * level.shape[3] for level in class_logits]
+    for level, of_level in zip(class_logits, classes.split(num_cells, dim=1), strict=True):
+        logits = level.permute(0, 2, 3, 1).flatten(0, 2)
+        rows = max(1, (memory_mib << 20) // (4 * NUMBERS_OF_LOGIT * logits.shape[1]))
+        if len(logits) <= rows:
+            loss = loss + focal(logits, of_level.flatten())
+            continue
+        for part in zip(logits.split(rows), of_level.flatten().split(rows), strict=True):
+            loss = loss + checkpoint(focal, *part, use_reentrant=False, preserve_rng_state=False)
+    return loss
+
+
 def mask_loss_sum(
     outputs: HeadOutputs,
     targets: GridTargets,
@@ -231,7 +298,10 @@ def mask_loss_sum(
     mask_loss: MaskLoss = dice_loss,
     memory_mib: int = MEMORY_MIB,
 ) -> Tensor:
-    """The sum of the losses of all mask samples of a batch; arguments as of `solo_losses`.
+    """Sum the mask losses of all samples of a batch; arguments as of `solo_losses`.
+
+    Each image makes the masks of its samples. If they do not fit in the memory and the loss has a
+    form in `SUM_FORMS`, they are made in strips of rows, and again for the gradient.
 
     Returns:
         Scalar, float32.
@@ -240,41 +310,34 @@ def mask_loss_sum(
     for cells, instances, num_per_image, stride in _groups_of_samples(targets, head):
         maps = head.mask_maps(outputs, cells.group)
         params = head.mask_params(outputs, cells)
-        masks = BatchMasks(maps, params, head.make_masks, num_per_image, head.mask_halo)
-        sums = sum_masks(
-            masks, targets.masks[stride], instances, mask_loss.pixel_sums, memory=memory_mib << 20
-        )
-        num_pixels = maps[0].shape[2] * maps[0].shape[3]
-        loss = loss + mask_loss.of_sums(sums, num_pixels).sum()
-    return loss
-
-
-def _class_loss(
-    class_logits: Sequence[Tensor], classes: Tensor, memory: int, *, alpha: float, gamma: float
-) -> Tensor:
-    """The focal loss of all cells, by parts whose terms are made again for the gradient.
-
-    Args:
-        class_logits: L tensors (B, K, S, S).
-        classes: (B, T) int64 in [0, K].
-        memory: bytes that a part may take.
-        alpha: see `focal_loss`.
-        gamma: see `focal_loss`.
-    """
-    loss = class_logits[0].new_zeros((), dtype=torch.float32)
-    num_cells = [level.shape[2] * level.shape[3] for level in class_logits]
-    for level, of_level in zip(class_logits, classes.split(num_cells, dim=1), strict=True):
-        logits = level.permute(0, 2, 3, 1).flatten(0, 2)
-        rows = max(1, memory // (4 * NUMBERS_OF_LOGIT * logits.shape[1]))
-        parts = zip(logits.split(rows), of_level.flatten().split(rows), strict=True)
-        for part in parts:
-            loss = loss + checkpoint(
-                partial(focal_loss, alpha=alpha, gamma=gamma),
-                *part,
-                use_reentrant=False,
-                preserve_rng_state=False,
+        batch = BatchMasks(maps, params, head.make_masks, num_per_image, head.mask_halo)
+        sum_form = _sum_form(mask_loss)
+        if sum_form is not None and batch.num_bytes > memory_mib << 20:
+            pixel_sums, of_sums = sum_form
+            sums = sum_masks(
+                batch, targets.masks[stride], instances, pixel_sums, memory=memory_mib << 20
             )
+            num_pixels = maps[0].shape[2] * maps[0].shape[3]
+            loss = loss + of_sums(sums, num_pixels).sum()
+            continue
+        for mask_probs, samples in batch.whole_masks():
+            masks = targets.masks[stride][instances[samples]]
+            loss = loss + mask_loss(mask_probs, masks).sum()
     return loss
+
+
+def _sum_form(
+    mask_loss: MaskLoss,
+) -> tuple[Callable[..., Tensor], Callable[[Tensor, int], Tensor]] | None:
+    """Return the entry of `SUM_FORMS` with the parameters of the loss, or None."""
+    params: dict[str, Any] = {}
+    function = mask_loss
+    if isinstance(mask_loss, partial) and not mask_loss.args:
+        function, params = mask_loss.func, mask_loss.keywords
+    if function not in SUM_FORMS:
+        return None
+    pixel_sums, of_sums = SUM_FORMS[function]
+    return partial(pixel_sums, **params), of_sums
 
 
 def _groups_of_samples(

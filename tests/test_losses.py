@@ -151,8 +151,8 @@ def test_class_loss_is_made_part_by_part(monkeypatch):
     monkeypatch.setattr(losses_module, "focal_loss", recorded)
     logits, classes = [torch.randn(2, 3, 4, 4)], torch.randint(4, (2, 16))
     with torch.no_grad():
-        total = losses_module._class_loss(logits, classes, 10 * 120, alpha=0.25, gamma=2.0)
-    assert sizes == [10, 10, 10, 2]
+        total = losses_module.class_loss_sum(logits, classes, alpha=0.25, gamma=2.0, memory_mib=0)
+    assert sizes == [1] * 32
     flat = logits[0].permute(0, 2, 3, 1).reshape(-1, 3)
     expected = focal_loss(flat, classes.flatten(), alpha=0.25, gamma=2.0)
     torch.testing.assert_close(total, expected)
@@ -226,6 +226,26 @@ def test_mask_losses_fall_to_zero_and_stay_finite(name):
     wrong.sum().backward()
     assert logits.grad.isfinite().all()
     assert loss(torch.zeros(0, 3, 4), torch.zeros(0, 3, 4, dtype=torch.bool)).shape == (0,)
+
+
+def test_a_loss_may_look_at_neighboring_pixels():
+    """A loss without a form of sums gets whole masks, however little memory there is."""
+
+    def edge_loss(mask_probs, masks):
+        assert mask_probs.shape == masks.shape
+        return (mask_probs.diff(dim=1) - masks.float().diff(dim=1)).square().mean(dim=(1, 2))
+
+    outputs, targets, head = golden_inputs(), golden_targets(), KernelHead(STRIDES)
+    results = [
+        losses_module.mask_loss_sum(
+            outputs, targets, head=head, mask_loss=edge_loss, memory_mib=memory
+        )
+        for memory in (0, 1 << 10)
+    ]
+    assert results[0] > 0
+    assert results[0] == results[1]
+    results[0].backward()
+    assert outputs.mask_feature.grad.any()
 
 
 def test_unknown_mask_loss():

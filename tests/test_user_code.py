@@ -30,7 +30,7 @@ from solo_d2.export.programs import describe, trace  # noqa: E402
 from solo_d2.files import naming  # noqa: E402
 from solo_d2.inference import NMS  # noqa: E402
 from solo_d2.launch import launch  # noqa: E402
-from solo_d2.losses import MASK_LOSSES, MaskLoss  # noqa: E402
+from solo_d2.losses import MASK_LOSSES  # noqa: E402
 from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY  # noqa: E402
 from solo_d2.user_code import from_user_code, in_user_code, is_of_user, last_error  # noqa: E402
 from tests import jobs  # noqa: E402
@@ -181,7 +181,7 @@ def test_head_nms_and_loss_that_fail_when_called(mine, registered):
         build_model(tiny_config("Mine")).eval()([image()])
     assert_shown(error, mine)
     registered(NMS, "mine", (mine.fail, ()))
-    registered(MASK_LOSSES, "mine", (MaskLoss(mine.fail, mine.fail), ()))
+    registered(MASK_LOSSES, "mine", (mine.fail, ()))
     cfg = tiny_config()
     cfg.MODEL.SOLO.NMS.TYPE = cfg.MODEL.SOLO.LOSS.MASK_TYPE = "mine"
     model = tiny_model(cfg, sure=True)

@@ -40,6 +40,23 @@ class BatchMasks:
     num_per_image: Sequence[int]
     halo: int = 0
 
+    @property
+    def num_bytes(self) -> int:
+        """What the masks and their gradients take if all of them exist at once, about."""
+        num_pixels = self.maps[0].shape[2] * self.maps[0].shape[3]
+        channels = sum(x.shape[1] for x in self.maps)
+        numbers = NUMBERS_OF_MASK * sum(self.num_per_image)
+        return 4 * num_pixels * (numbers + NUMBERS_OF_MAP * channels * len(self.num_per_image))
+
+    def whole_masks(self) -> Iterator[tuple[Tensor, slice]]:
+        """Yield the masks (p, H, W) of each image, and which of the P they are."""
+        start = 0
+        for image, num in enumerate(self.num_per_image):
+            samples = slice(start, start + num)
+            params = [x[samples] for x in self.params]
+            yield self.make([x[image] for x in self.maps], params), samples
+            start += num
+
 
 def sum_masks(
     masks: BatchMasks,

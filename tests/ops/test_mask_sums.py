@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from solo_d2.benchmarks.common import peak_memory
-from solo_d2.losses import bce_loss, dice_loss, mask_focal_loss
+from solo_d2.losses import SUM_FORMS, bce_loss, dice_loss, mask_focal_loss
 from solo_d2.ops.dynamic_conv import dynamic_conv
 from solo_d2.ops.mask_sums import BatchMasks, sum_masks
 
 CPU = torch.device("cpu")
 HEIGHT, WIDTH, CHANNELS = 11, 7, 3
 LOSSES = {"dice": dice_loss, "bce": bce_loss, "focal": mask_focal_loss}
+dice_sums, dice_of_sums = SUM_FORMS[dice_loss]
 
 
 def by_kernels(maps, params):
@@ -45,17 +46,6 @@ def make_case(kind, counts, dtype=torch.float32):
     return masks, targets, torch.randint(4, (num,))
 
 
-def whole_sums(masks, targets, instances, pixel_sums):
-    """The same without strips."""
-    start, sums = 0, []
-    for image, num in enumerate(masks.num_per_image):
-        part = slice(start, start + num)
-        made = masks.make([x[image] for x in masks.maps], [x[part] for x in masks.params])
-        sums.append(pixel_sums(made, targets[instances[part]]))
-        start += num
-    return torch.cat(sums)
-
-
 def inputs_of(masks):
     return [x for x in (*masks.maps, *masks.params) if x.requires_grad]
 
@@ -66,13 +56,14 @@ def inputs_of(masks):
 def test_equals_whole_masks(kind, counts, memory):
     masks, targets, instances = make_case(kind, counts)
     for loss in LOSSES.values():
-        found = sum_masks(masks, targets, instances, loss.pixel_sums, memory=memory)
-        expected = whole_sums(masks, targets, instances, loss.pixel_sums)
+        pixel_sums, of_sums = SUM_FORMS[loss]
+        sums = sum_masks(masks, targets, instances, pixel_sums, memory=memory)
+        found = of_sums(sums, HEIGHT * WIDTH)
+        expected = torch.cat(
+            [loss(made, targets[instances[samples]]) for made, samples in masks.whole_masks()]
+        )
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
-        pairs = [
-            torch.autograd.grad(loss.of_sums(sums, HEIGHT * WIDTH).sum(), inputs_of(masks))
-            for sums in (found, expected)
-        ]
+        pairs = [torch.autograd.grad(x.sum(), inputs_of(masks)) for x in (found, expected)]
         for ours, whole in zip(*pairs, strict=True):
             torch.testing.assert_close(ours, whole, rtol=1e-5, atol=1e-6)
 
@@ -89,7 +80,7 @@ def test_memory_decides_the_strips():
     for memory, expected in ((0, [1] * 22), (1 << 20, [11, 11]), (11000, [4, 4, 3, 7, 4])):
         heights.clear()
         with torch.no_grad():
-            sum_masks(masks, targets, instances, dice_loss.pixel_sums, memory=memory)
+            sum_masks(masks, targets, instances, dice_sums, memory=memory)
         assert heights == expected
 
 
@@ -102,8 +93,8 @@ def test_gradients_equal_differences(kind, loss):
         maps = inputs[: len(masks.maps)]
         params = inputs[len(maps) :] or masks.params
         case = BatchMasks(maps, params, masks.make, masks.num_per_image, masks.halo)
-        sums = sum_masks(case, targets, instances, LOSSES[loss].pixel_sums, memory=4000)
-        return LOSSES[loss].of_sums(sums, HEIGHT * WIDTH)
+        pixel_sums, of_sums = SUM_FORMS[LOSSES[loss]]
+        return of_sums(sum_masks(case, targets, instances, pixel_sums, memory=4000), HEIGHT * WIDTH)
 
     assert torch.autograd.gradcheck(losses, inputs_of(masks), fast_mode=True)
 
@@ -114,7 +105,7 @@ def test_channels_last_maps():
     other = BatchMasks([feature.requires_grad_()], masks.params, by_kernels, [3, 2])
     sums, grads = [], []
     for case in (masks, other):
-        sums.append(sum_masks(case, targets, instances, dice_loss.pixel_sums, memory=4000))
+        sums.append(sum_masks(case, targets, instances, dice_sums, memory=4000))
         grads.extend(torch.autograd.grad(sums[-1].sum(), case.maps[0]))
     torch.testing.assert_close(*sums)
     torch.testing.assert_close(*grads, check_stride=False)
@@ -124,7 +115,7 @@ def test_channels_last_maps():
 def test_only_what_wants_a_gradient_gets_one():
     masks, targets, instances = make_case("1x1", [3, 2])
     masks.maps[0].requires_grad_(False)
-    sum_masks(masks, targets, instances, dice_loss.pixel_sums, memory=4000).sum().backward()
+    sum_masks(masks, targets, instances, dice_sums, memory=4000).sum().backward()
     assert masks.maps[0].grad is None
     assert masks.params[0].grad.any()
 
@@ -141,7 +132,7 @@ def test_backward_makes_the_masks_of_the_autocast_forward(dtype):
 
     masks = BatchMasks(masks.maps, masks.params, make, masks.num_per_image)
     with torch.autocast("cpu", dtype):
-        sums = sum_masks(masks, targets, instances, dice_loss.pixel_sums, memory=4000)
+        sums = sum_masks(masks, targets, instances, dice_sums, memory=4000)
     assert sums.dtype == torch.float32
     sums.sum().backward()
     assert set(dtypes) == {dtype}
@@ -153,7 +144,7 @@ def test_nothing_is_kept_after_the_backward_pass():
     masks, targets, instances = make_case("1x1", [3, 2])
     feature = masks.maps[0] * 2
     masks = BatchMasks([feature], masks.params, by_kernels, [3, 2])
-    loss = sum_masks(masks, targets, instances, dice_loss.pixel_sums, memory=4000).sum()
+    loss = sum_masks(masks, targets, instances, dice_sums, memory=4000).sum()
     alive = weakref.ref(feature)
     loss.backward()
     del masks, feature
@@ -169,13 +160,13 @@ def test_memory_is_less_than_half_of_whole_masks():
     masks = BatchMasks([feature], [kernels], by_kernels, [num])
 
     def run(sums):
-        return torch.autograd.grad(dice_loss.of_sums(sums, 1).sum(), [feature, kernels])
+        return torch.autograd.grad(dice_of_sums(sums, 1).sum(), [feature, kernels])
 
     def ours():
-        run(sum_masks(masks, targets, instances, dice_loss.pixel_sums, memory=4 << 20))
+        run(sum_masks(masks, targets, instances, dice_sums, memory=4 << 20))
 
     def whole():
-        run(whole_sums(masks, targets, instances, dice_loss.pixel_sums))
+        run(torch.cat([dice_sums(m, targets[instances[i]]) for m, i in masks.whole_masks()]))
 
     ours()
     peaks = [peak_memory(f, CPU) for f in (ours, whole)]
