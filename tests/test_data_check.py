@@ -434,6 +434,75 @@ def test_more_unreadable_files_than_training_tolerates(check):
     assert problem["reason"] == f"2, and {limit} is 1"
 
 
+def dense_content(count=150, radius=2):
+    """An image with many small squares."""
+    annotations = []
+    places = np.random.default_rng(0).integers(radius, [128 - radius, 96 - radius], (count, 2))
+    for key, (x, y) in enumerate(places.tolist(), start=1):
+        low, high = (x - radius, y - radius), (x + radius, y + radius)
+        square = [*low, high[0], low[1], *high, low[0], high[1]]
+        box = (*low, 2 * radius, 2 * radius)
+        annotations.append(annotation(key, [square], box=box))
+    return {**good_content(), "annotations": annotations}
+
+
+@pytest.mark.parametrize("sides", ["(96,)", "(0,)"], ids=["resized", "not resized"])
+def test_a_config_that_loses_objects_does_not_fit_and_proposals_hold_what_they_say(
+    check, capsys, sides
+):
+    size = ("INPUT.MIN_SIZE_TRAIN", sides)
+    code, report = check(dense_content(), *size)
+    assert code == 0
+    assert report["fits"] is False
+    assert report["lost_share"] > 0.4
+    assert len(report["lost_objects"][FATES[NO_CELL]]) == pytest.approx(150 * report["lost_share"])
+    assert "Training would run, but" in capsys.readouterr().out
+    proposal, larger = report["proposal"], report["larger_images"]
+    assert larger["lost_share"] < proposal["lost_share"] < report["lost_share"]
+    assert larger["num_images"] == 1
+
+    def levels(values):
+        keys = ("NUM_GRIDS", "SCALE_RANGES")
+        return [part for key in keys for part in (f"MODEL.SOLO.{key}", str(values[key]))]
+
+    _, with_proposal = check(dense_content(), *size, *levels(proposal))
+    assert with_proposal["lost_share"] == pytest.approx(proposal["lost_share"])
+    inputs = [str(part) for key in larger if "INPUT" in key for part in (key, larger[key])]
+    inputs = [part.replace("[", "(").replace("]", ",)") for part in inputs]
+    _, with_larger = check(dense_content(), *inputs, *levels(larger))
+    assert with_larger["lost_share"] == pytest.approx(larger["lost_share"])
+
+
+def test_a_config_that_fits_states_its_loss(check):
+    _, report = check(good_content())
+    assert report["fits"] is True
+    assert report["lost_share"] == 0
+    assert "larger_images" not in report
+
+
+def test_other_training_sizes_are_looked_at(check):
+    content = good_content()
+    content["annotations"].append(annotation(4, [[5, 5, 15, 5, 15, 15, 5, 15]], box=(5, 5, 10, 10)))
+    sides = ("INPUT.MIN_SIZE_TRAIN", "(8, 96, 96)")
+    _, report = check(content, *sides)
+    assert report["lost_share"] == 0
+    assert report["lost_share_at_short_sides"] == {"8": pytest.approx(1 / 3)}
+    assert report["fits"] is False
+
+
+def test_objects_are_followed_through_crops(check):
+    corners = [(1, 1), (117, 1), (1, 85), (117, 85)]
+    content = good_content()
+    content["annotations"] = [
+        annotation(key, [[x, y, x + 10, y, x + 10, y + 10, x, y + 10]], box=(x, y, 10, 10))
+        for key, (x, y) in enumerate(corners, start=1)
+    ]
+    crop = ("INPUT.CROP.ENABLED", "True", "INPUT.CROP.TYPE", "absolute")
+    _, report = check(content, *crop, "INPUT.CROP.SIZE", "[60, 60]")
+    assert report["num_objects"] < 4  # some are not in the crop
+    assert not report["lost_objects"][FATES[VANISHED]]
+
+
 BOXES = [annotation(1, []), annotation(2, [[]], image=2)]
 CROWDS = [annotation(1, [SQUARE], iscrowd=1), good_content()["annotations"][2]]
 OUTSIDE_ALONE = [annotation(1, [[value + 500 for value in SQUARE]])]

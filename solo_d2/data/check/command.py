@@ -16,7 +16,7 @@ from solo_d2.data.catalog import (
     resolve_num_classes,
 )
 from solo_d2.data.check.page import draw_page
-from solo_d2.data.check.report import format_findings, to_json
+from solo_d2.data.check.report import format_conclusion, format_findings, to_json
 from solo_d2.data.check.run import Findings, check_dataset, refuse_nothing
 from solo_d2.data.problems import Problem
 from solo_d2.errors import ConfigError, DatasetError
@@ -59,9 +59,8 @@ def check(args: argparse.Namespace) -> bool:
         print("\n" + format_findings(found, cfg))
     if args.output:
         _write(all_findings, args.output)
-    fails = any(found.training_fails for found in all_findings)
-    print("\nTraining would fail." if fails else "\nTraining would work.")
-    return fails
+    print("\n" + format_conclusion(all_findings))
+    return any(found.training_fails for found in all_findings)
 
 
 def _check_one(cfg: CfgNode, name: str, args: argparse.Namespace) -> Findings:

@@ -92,11 +92,26 @@ class Layout:
     """
 
     padded_size: tuple[int, int]
-    boxes: Tensor
-    classes: Tensor
-    centers: Tensor
-    areas: Tensor
-    visible: dict[int, Tensor]
+    boxes: NDArray[np.float32]
+    classes: NDArray[np.int64]
+    centers: NDArray[np.float32]
+    areas: NDArray[np.int64]
+    visible: dict[int, NDArray[np.bool_]]
+
+    @classmethod
+    def join(cls, parts: Sequence["Layout"]) -> "Layout":
+        """The objects of at least one part of an image's annotations."""
+        return cls(
+            padded_size=parts[0].padded_size,
+            boxes=np.concatenate([part.boxes for part in parts]),
+            classes=np.concatenate([part.classes for part in parts]),
+            centers=np.concatenate([part.centers for part in parts]),
+            areas=np.concatenate([part.areas for part in parts]),
+            visible={
+                stride: np.concatenate([part.visible[stride] for part in parts])
+                for stride in parts[0].visible
+            },
+        )
 
 
 @dataclass(frozen=True)
@@ -104,11 +119,13 @@ class Inspection:
     """What was found in an image.
 
     Attributes:
+        index: of the image.
         problems: with the file and its annotations.
         objects: None where they were not looked at, or the file cannot be read.
         layout: of those objects that are in the training image; None where there is none.
     """
 
+    index: int
     problems: list[Problem] = field(default_factory=list)
     objects: Objects | None = None
     layout: Layout | None = None
@@ -169,11 +186,14 @@ class TargetRule:
         centers, areas = mask_centers(instances.gt_masks.tensor)
         return Layout(
             padded_size=self.padded_size(*instances.image_size),
-            boxes=instances.gt_boxes.tensor,
-            classes=instances.gt_classes,
-            centers=centers,
-            areas=areas,
-            visible={stride: m.flatten(1).any(dim=1) for stride, m in targets.masks.items()},
+            boxes=instances.gt_boxes.tensor.numpy(),
+            classes=instances.gt_classes.numpy(),
+            centers=centers.numpy(),
+            areas=areas.numpy(),
+            visible={
+                stride: masks.flatten(1).any(dim=1).numpy()
+                for stride, masks in targets.masks.items()
+            },
         )
 
     def with_levels(
@@ -188,11 +208,12 @@ class TargetRule:
     def fates(self, layout: Layout) -> Tensor:
         """What becomes of each of N instances of an image: (N,) int64, see `FATES`."""
         params = {key: self.params[key] for key in _CELL_PARAMS}
+        boxes = torch.from_numpy(layout.boxes)
         targets = assign_cells(
-            [layout.boxes],
-            [layout.classes],
-            layout.centers,
-            layout.areas,
+            [boxes],
+            [torch.from_numpy(layout.classes)],
+            torch.from_numpy(layout.centers),
+            torch.from_numpy(layout.areas),
             padded_size=layout.padded_size,
             **params,
         )
@@ -205,8 +226,8 @@ class TargetRule:
         owns[owner[owner >= 0]] = True
         samples = targets.instances.split(targets.num_samples[0])
         for stride, level in zip(self.params["mask_strides"], samples, strict=True):
-            has_mask[level] |= layout.visible[stride][level]
-        scale = box_scales(layout.boxes)[:, None]
+            has_mask[level] |= torch.from_numpy(layout.visible[stride])[level]
+        scale = box_scales(boxes)[:, None]
         ranges = torch.tensor(self.params["scale_ranges"], dtype=torch.float32)
         in_range = ((scale >= ranges[:, 0]) & (scale <= ranges[:, 1])).any(dim=1)
         fates = torch.full((count,), LEARNT)
@@ -338,15 +359,16 @@ class Inspector:
             with_objects: else the file alone is read.
         """
         if not with_objects:
-            return Inspection(self._read_problem(record))
+            return Inspection(index, self._read_problem(record))
         try:
             sample, names, problems = self.sample(record)
         except DatasetError as error:
-            return Inspection([_image_problem(record, error)])
+            return Inspection(index, [_image_problem(record, error)])
         instances = sample["instances"]
         problems += _box_problems(instances, names)
         layout = self.rule.layout(instances) if len(instances) else None
-        return Inspection(problems, self._objects(index, instances, layout, names), layout)
+        objects = self._objects(index, instances, layout, names)
+        return Inspection(index, problems, objects, layout)
 
     def _read_problem(self, record: dict[str, Any]) -> list[Problem]:
         try:
@@ -379,8 +401,8 @@ class Inspector:
         centers = np.full((count, 2), np.nan, np.float32)
         if layout is not None:
             height, width = layout.padded_size
-            scales[found] = box_scales(layout.boxes).numpy()
-            centers[found] = (layout.centers / torch.tensor([width, height])).numpy()
+            scales[found] = box_scales(torch.from_numpy(layout.boxes)).numpy()
+            centers[found] = layout.centers / np.array([width, height], np.float32)
         fates, inside = self.fates(instances, layout, count)
         kept = [name for name, there in zip(names, inside, strict=True) if there]
         images = np.full(len(kept), index)

@@ -55,6 +55,19 @@ class Proposal:
     num_before: list[int]
     num_after: list[int]
 
+    def unchanged(
+        self, num_grids: Sequence[int], scale_ranges: Sequence[Sequence[float]]
+    ) -> "Proposal":
+        """The config's own values in the place of the proposed ones."""
+        return Proposal(
+            num_grids=list(num_grids),
+            scale_ranges=[[int(low), int(high)] for low, high in scale_ranges],
+            shared_before=self.shared_before,
+            shared_after=self.shared_before,
+            num_before=self.num_before,
+            num_after=self.num_before,
+        )
+
 
 def propose(
     objects: Objects,
@@ -63,6 +76,7 @@ def propose(
     scale_ranges: Sequence[Sequence[float]],
     strides: Sequence[int],
     short_side: float,
+    keep_ranges: bool = False,
 ) -> Proposal | None:
     """Derive grids and scale ranges from objects at their size in training.
 
@@ -72,6 +86,7 @@ def propose(
         scale_ranges: of the config.
         strides: of the features that the levels see.
         short_side: of the network's input in pixels, which limits the grids.
+        keep_ranges: whether the scale ranges stay those of the config.
 
     Returns:
         The proposal, equal to the config where that fits; None without objects.
@@ -80,7 +95,10 @@ def propose(
     images, scales, centers = objects.images[there], objects.scales[there], objects.centers[there]
     if len(scales) == 0:
         return None
-    ranges = propose_ranges(scales, scale_ranges, strides)
+    if keep_ranges:
+        ranges = [[int(low), int(high)] for low, high in scale_ranges]
+    else:
+        ranges = propose_ranges(scales, scale_ranges, strides)
     grids, shared_after, num_after = [], [], []
     for side, (low, high), stride in zip(num_grids, ranges, strides, strict=True):
         inside = (scales >= low) & (scales <= high)

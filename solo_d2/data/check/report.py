@@ -8,6 +8,7 @@ import numpy as np
 from detectron2.config import CfgNode
 
 from solo_d2.benchmarks.common import markdown_table
+from solo_d2.data.check.fit import LOST_LIMIT, Fit
 from solo_d2.data.check.objects import FATES, LEARNT, Objects
 from solo_d2.data.check.proposal import Proposal
 from solo_d2.data.check.run import Findings
@@ -41,9 +42,21 @@ def format_findings(found: Findings, cfg: CfgNode) -> str:
         parts.append("Nothing is wrong with its entries" + (" and files." * bool(found.inspector)))
     if found.objects is not None and len(found.objects.fates):
         parts.append(_format_objects(found.objects, found.num_inspected))
-    if found.proposal is not None:
-        parts.append(_format_proposal(found.proposal, cfg))
+    if found.fit is not None:
+        parts.append(_format_fit(found.fit, cfg))
     return "\n\n".join(parts)
+
+
+def format_conclusion(all_findings: Sequence[Findings]) -> str:
+    """What training would do, in a line."""
+    if any(found.training_fails for found in all_findings):
+        return "Training would fail."
+    lossy = [
+        f"{found.fit.lost:.1%} of the objects of {found.name} would not be learnt"
+        for found in all_findings
+        if found.fit is not None and not found.fit.good
+    ]
+    return f"Training would run, but {', '.join(lossy)}." if lossy else "Training would work."
 
 
 def _format_problems(problems: Sequence[Problem]) -> list[str]:
@@ -90,8 +103,9 @@ def _format_objects(objects: Objects, num_images: int) -> str:
     return "\n".join(lines)
 
 
-def _format_proposal(proposal: Proposal, cfg: CfgNode) -> str:
-    solo = cfg.MODEL.SOLO
+def _format_fit(fit: Fit, cfg: CfgNode) -> str:
+    """Grids and scale ranges of the config and proposed ones, and the share that each loses."""
+    solo, proposal = cfg.MODEL.SOLO, fit.proposal
     rows = [
         {
             "level": solo.IN_FEATURES[level],
@@ -106,13 +120,45 @@ def _format_proposal(proposal: Proposal, cfg: CfgNode) -> str:
         }
         for level in range(len(proposal.num_grids))
     ]
-    table = markdown_table(rows)
-    if not differs(proposal, cfg):
-        return f"{table}\n\nThe config's grids and scale ranges fit."
-    before, after = (sum(s * s for s in sides) for sides in (solo.NUM_GRIDS, proposal.num_grids))
-    cost = f" ({after} cells instead of {before}; each costs time in the head)"
-    cost = cost if after != before else ""
-    return f"{table}\n\nTo paste into the config{cost}:\n\n{to_yaml(proposal)}"
+    parts = [markdown_table(rows), _format_verdict(fit)]
+    if differs(proposal, cfg):
+        before, after = (
+            sum(side * side for side in sides) for sides in (solo.NUM_GRIDS, proposal.num_grids)
+        )
+        cost = f" ({after} cells instead of {before}; each costs time in the head)"
+        parts.append(
+            f"To paste into the config{cost * (after != before)}; "
+            f"{fit.lost_with_proposal:.1%} of the objects are lost with it, {fit.lost:.1%} without:"
+            f"\n\n{to_yaml(proposal)}"
+        )
+    larger = fit.larger
+    if larger is not None:
+        parts.append(
+            f"Larger images lose fewer objects: {larger.lost:.1%} instead of "
+            f"{larger.lost_before:.1%} of those of {larger.num_images} images, at more time and "
+            f"memory, with\n\n{to_yaml(larger.proposal, larger.keys)}"
+        )
+    if min(fit.lost_with_proposal, larger.lost if larger else 1.0) > LOST_LIMIT:
+        parts.append(
+            "No grid, scale range or image size that was tried loses few enough objects. Cut the "
+            "images into tiles, for training and for inference: each shows fewer objects, larger."
+        )
+    if cfg.INPUT.COPY_PASTE.PROB > 0:
+        parts.append("Objects that INPUT.COPY_PASTE adds are not counted; they take cells too.")
+    return "\n\n".join(parts)
+
+
+def _format_verdict(fit: Fit) -> str:
+    verb = "fit" if fit.good else "do not fit"
+    lines = [
+        f"The config's image size, grids and scale ranges {verb}: {fit.lost:.1%} of the objects "
+        f"would not be learnt (at most {LOST_LIMIT:.0%} should be)."
+    ]
+    lines += [
+        f"At a short side of {side} pixels (INPUT.MIN_SIZE_TRAIN) it would be {share:.1%}."
+        for side, share in fit.at_sizes.items()
+    ]
+    return "\n".join(lines)
 
 
 def _range(pair: Sequence[float]) -> str:
@@ -131,13 +177,17 @@ def differs(proposal: Proposal, cfg: CfgNode) -> bool:
     return list(solo.NUM_GRIDS) != proposal.num_grids or ranges != proposed
 
 
-def to_yaml(proposal: Proposal) -> str:
-    """The proposal as a part of a config."""
-    return (
-        "MODEL:\n  SOLO:\n"
-        f"    NUM_GRIDS: {proposal.num_grids}\n"
-        f"    SCALE_RANGES: {proposal.scale_ranges}\n"
-    )
+def to_yaml(proposal: Proposal, input_keys: dict[str, Any] | None = None) -> str:
+    """The proposal, and keys of INPUT, as a part of a config."""
+    lines = ["MODEL:", "  SOLO:", f"    NUM_GRIDS: {proposal.num_grids}"]
+    lines.append(f"    SCALE_RANGES: {proposal.scale_ranges}")
+    if input_keys:
+        lines.append("INPUT:")
+        for key, value in input_keys.items():
+            *sections, name = key.removeprefix("INPUT.").split(".")
+            lines += [f"  {section}:" for section in sections]
+            lines.append(f"  {'  ' * len(sections)}{name}: {value}")
+    return "\n".join(lines) + "\n"
 
 
 def to_json(found: Findings) -> dict[str, Any]:
@@ -168,9 +218,29 @@ def to_json(found: Findings) -> dict[str, Any]:
             for fate, name in enumerate(FATES)
             if fate != LEARNT
         }
-    if found.proposal is not None:
-        content["proposal"] = {
-            "NUM_GRIDS": found.proposal.num_grids,
-            "SCALE_RANGES": found.proposal.scale_ranges,
+    if found.fit is not None:
+        content |= _fit_to_json(found.fit)
+    return content
+
+
+def _fit_to_json(fit: Fit) -> dict[str, Any]:
+    content: dict[str, Any] = {
+        "fits": fit.good,
+        "lost_share": fit.lost,
+        "lost_share_at_short_sides": fit.at_sizes,
+        "proposal": {
+            "NUM_GRIDS": fit.proposal.num_grids,
+            "SCALE_RANGES": fit.proposal.scale_ranges,
+            "lost_share": fit.lost_with_proposal,
+        },
+    }
+    if fit.larger is not None:
+        content["larger_images"] = {
+            **fit.larger.keys,
+            "NUM_GRIDS": fit.larger.proposal.num_grids,
+            "SCALE_RANGES": fit.larger.proposal.scale_ranges,
+            "lost_share": fit.larger.lost,
+            "lost_share_before": fit.larger.lost_before,
+            "num_images": fit.larger.num_images,
         }
     return content

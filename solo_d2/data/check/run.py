@@ -9,8 +9,8 @@ from detectron2.config import CfgNode
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from solo_d2.data.augmentation import usual_short_side
 from solo_d2.data.check.entries import read_entries
+from solo_d2.data.check.fit import Fit, FitFinder
 from solo_d2.data.check.nothing import none_learnt, why_nothing
 from solo_d2.data.check.objects import (
     LEARNT,
@@ -20,7 +20,6 @@ from solo_d2.data.check.objects import (
     Objects,
     TargetRule,
 )
-from solo_d2.data.check.proposal import Proposal, propose
 from solo_d2.data.ignored import find_ignored, is_object, without_objects
 from solo_d2.data.problems import ERROR, NOTICE, Problem
 from solo_d2.data.stuff_classes import is_panoptic
@@ -42,7 +41,7 @@ class Findings:
         num_without_objects: images without annotations other than crowds.
         objects: those that were followed to their cells; None where none were.
         num_inspected: images whose objects were.
-        proposal: grids and scale ranges; None without objects.
+        fit: how the config suits the objects; None without objects.
         inspector: made the objects, and can make samples to look at.
         records: dataset dicts of the images.
         class_names: of the K classes.
@@ -56,7 +55,7 @@ class Findings:
     num_without_objects: int = 0
     objects: Objects | None = None
     num_inspected: int = 0
-    proposal: Proposal | None = None
+    fit: Fit | None = None
     inspector: Inspector | None = None
     records: list[dict[str, Any]] = field(default_factory=list)
     class_names: Sequence[str] = ()
@@ -132,13 +131,8 @@ def check_dataset(
     found.num_inspected = len(parts)
     if parts:
         found.objects = Objects.join(parts)
-        found.proposal = propose(
-            found.objects,
-            num_grids=rule.params["num_grids"],
-            scale_ranges=rule.params["scale_ranges"],
-            strides=list(cfg.MODEL.SOLO.STRIDES),
-            short_side=usual_short_side(cfg),
-        )
+        finder = FitFinder(cfg, rule, len(found.class_names), seed)
+        found.fit = finder.find(found.records, inspections)
     return found
 
 
