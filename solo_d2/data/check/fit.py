@@ -69,9 +69,14 @@ class Fit:
     larger: LargerImages | None = None
 
     @property
+    def most_lost(self) -> float:
+        """Share of lost objects at the training size that loses most."""
+        return max(self.lost, *self.at_sizes.values(), 0.0)
+
+    @property
     def good(self) -> bool:
         """Whether few enough objects are lost, at every size."""
-        return max(self.lost, *self.at_sizes.values(), 0.0) <= LOST_LIMIT
+        return self.most_lost <= LOST_LIMIT
 
 
 class FitFinder:

@@ -52,7 +52,8 @@ def format_conclusion(all_findings: Sequence[Findings]) -> str:
     if any(found.training_fails for found in all_findings):
         return "Training would fail."
     lossy = [
-        f"{found.fit.lost:.1%} of the objects of {found.name} would not be learnt"
+        f"{found.fit.most_lost:.1%} of the objects of {found.name} would not be learnt"
+        + " at the size that loses most" * (found.fit.most_lost > found.fit.lost)
         for found in all_findings
         if found.fit is not None and not found.fit.good
     ]
@@ -155,7 +156,8 @@ def _format_verdict(fit: Fit) -> str:
         f"would not be learnt (at most {LOST_LIMIT:.0%} should be)."
     ]
     lines += [
-        f"At a short side of {side} pixels (INPUT.MIN_SIZE_TRAIN) it would be {share:.1%}."
+        f"At a short side of {side} pixels (INPUT.MIN_SIZE_TRAIN) it would be {share:.1%}"
+        + (": leave this size out." if share > LOST_LIMIT else ".")
         for side, share in fit.at_sizes.items()
     ]
     return "\n".join(lines)
