@@ -116,7 +116,7 @@ def test_labelme_shapes(folders):
         (labelme(shape("a", SQUARE[:2])), "a polygon of 2 points, labelled 'a', has no area"),
         (labelme(shape("a", SQUARE[:2], "line")), "a line of 2 points"),
         (labelme(shape("a", SQUARE, "linestrip")), "a linestrip of 4 points, .* has no area"),
-        (labelme(shape("a", SQUARE[:2], "ellipse")), "a ellipse of 2 points, .* cannot be read"),
+        (labelme(shape("a", SQUARE[:2], "ellipse")), "'ellipse' of 2 points, .* cannot be read"),
         (labelme(shape("a", [[2, 3], [9, 9], [2, 3], [2, 3]])), "labelled 'a', it has no area"),
         (labelme(shape("a", SQUARE, group=1), shape("a", SQUARE[:2], group=1)), "shape 1: .* 2 p"),
         (labelme(shape("a", [[0, "x"]])), "points cannot be read"),

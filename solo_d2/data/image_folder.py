@@ -91,7 +91,7 @@ class ImageFolder:
     def say_unusual(self) -> None:
         """Log how names were read that are not those of the files, once for each kind."""
         for what, count in self._unusual.items():
-            say_once(self.root, f"has {count} files that the json names {what}")
+            say_once(self.root, f"has files that the json names {what} ({count} times)")
 
     def _listing(self, folder: str) -> set[str]:
         if folder not in self._listings:

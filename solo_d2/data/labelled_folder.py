@@ -329,11 +329,11 @@ def _polygon(kind: str, label: str, points: Sequence[tuple[float, float]]) -> li
         angles = [2 * math.pi * index / CIRCLE_CORNERS for index in range(CIRCLE_CORNERS)]
         corners = [(x + radius * math.cos(a), y + radius * math.sin(a)) for a in angles]
     elif kind not in POLYGON_KINDS or len(points) < 3:
-        what = f"a {kind} of {len(points)} points, labelled {label!r},"
+        what = f"of {len(points)} points, labelled {label!r},"
         if kind in POLYGON_KINDS or kind in LINE_KINDS:
-            raise DatasetError(f"{what} has no area")
+            raise DatasetError(f"a {kind} {what} has no area")
         raise DatasetError(
-            f"{what} cannot be read; {', '.join(POLYGON_KINDS)} of three points or more, "
+            f"{kind!r} {what} cannot be read; {', '.join(POLYGON_KINDS)} of three points or more, "
             "rectangle and circle of two, and mask can"
         )
     return [round(value, 3) for corner in corners for value in corner]
