@@ -12,7 +12,7 @@ from detectron2.config import CfgNode, instantiate
 from detectron2.evaluation import print_csv_format
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 from solo_d2.config import default_config, override
@@ -29,6 +29,7 @@ PARTS = ("model", "optimizer", "lr_multiplier", "dataloader", "train")
 KEYS = {
     "train.output_dir": "OUTPUT_DIR",
     "train.init_checkpoint": "MODEL.WEIGHTS",
+    "train.weights_allow": "MODEL.WEIGHTS_ALLOW",
     "train.device": "MODEL.DEVICE",
     "train.seed": "SEED",
     "train.max_iter": "SOLVER.MAX_ITER",
@@ -70,6 +71,8 @@ def trainer_config(lazy: DictConfig) -> CfgNode:
     cfg.MODEL.META_ARCHITECTURE = getattr(target, "__name__", str(target).rpartition(".")[2])
     for name, key in KEYS.items():
         value = OmegaConf.select(lazy, name)
+        if isinstance(value, ListConfig):
+            value = OmegaConf.to_container(value)
         if value is not None:
             try:
                 override(cfg, [key, value])

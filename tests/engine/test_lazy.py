@@ -129,6 +129,20 @@ def test_trains_and_evaluates_with_what_the_trainer_can(lazy, shapes, tmp_path):
     assert trainer._trainer.precision == torch.bfloat16
     assert trainer._trainer.clip_gradients is not None
 
+    changes = ["model.num_classes=8", "optimizer.weight_decay=0.5", "train.max_iter=3"]
+    lazy = LazyConfig.apply_overrides(lazy, changes)
+    with pytest.raises(ConfigError, match="MODEL.WEIGHTS_ALLOW"):
+        LazyTrainer(lazy).resume_or_load(resume=True)
+    allow = "train.weights_allow=['head.class_logits.*']"
+    resumed = LazyTrainer(LazyConfig.apply_overrides(lazy, [allow]))
+    resumed.resume_or_load(resume=True)
+    optimizer = resumed._trainer.optimizer
+    shapes = {tuple(p.shape) for p in optimizer.state}
+    assert (7,) not in shapes
+    assert (8,) not in shapes
+    assert shapes
+    assert {group["weight_decay"] for group in optimizer.param_groups} >= {0.5}
+
 
 def test_a_bad_step_is_replayed_with_the_config_that_was_saved(lazy, shapes, tmp_path, capsys):
     options = ["optimizer.lr=1e30", "lr_multiplier.warmup_factor=1", "train.max_iter=3"]

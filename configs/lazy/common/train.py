@@ -9,7 +9,8 @@ train = dict(
     eval_period=10000,
     device="cuda",
     seed=7,  # a resumed training goes on exactly
-    # The keys of docs/training.md under other names.
+    # The keys of docs/training.md and docs/weights.md under other names.
+    weights_allow=[],
     accumulate_steps=1,
     ema=dict(enabled=False, decay=0.9998),
     clip_full_model=dict(enabled=False, max_norm=35.0, norm_type=2.0),
