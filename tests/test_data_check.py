@@ -554,6 +554,24 @@ def test_training_refuses_nothing_to_train_on(check, annotations, reason, filter
         Trainer(cfg)
 
 
+def test_a_loader_of_ones_own_is_not_judged_by_the_config(check):
+    file = check.output / "outside.json"
+    file.write_text(json.dumps({**good_content(), "annotations": OUTSIDE_ALONE}))
+    register_coco_format("custom_train", file, check.images)
+    cfg = tiny_config()
+    cfg.MODEL.SOLO.NUM_CLASSES = 2
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.DATASETS.TRAIN = ("custom_train",)
+    cfg.OUTPUT_DIR = str(check.output)
+
+    class OwnLoader(Trainer):
+        @classmethod
+        def build_train_loader(cls, cfg):
+            return super().build_train_loader(cfg)
+
+    assert OwnLoader(cfg).max_iter == cfg.SOLVER.MAX_ITER
+
+
 def test_objects_of_one_of_several_training_sets_are_enough(check, tmp_path):
     file = tmp_path / "background.json"
     file.write_text(json.dumps({**good_content(), "annotations": []}))

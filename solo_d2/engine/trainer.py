@@ -85,7 +85,9 @@ class Trainer(DefaultTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
-        if isinstance(model, SOLO):
+        # Only of this loader is it known that its images are those of the config.
+        loaders = [getattr(kind.build_train_loader, "__func__", None) for kind in (self, Trainer)]
+        if isinstance(model, SOLO) and loaders[0] is loaders[1]:
             require_learnt(cfg, model, data_loader)
         self._trainer = StepTrainer(distribute(model), data_loader, optimizer, **step_options(cfg))
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)

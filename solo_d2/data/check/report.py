@@ -13,6 +13,7 @@ from solo_d2.data.check.objects import FATES, LEARNT, Objects
 from solo_d2.data.check.proposal import Proposal
 from solo_d2.data.check.run import Findings
 from solo_d2.data.problems import ERROR, NOTICE, SKIPPED, Problem
+from solo_d2.data.stuff_classes import is_panoptic
 
 # Examples of each kind of problem.
 EXAMPLES = 5
@@ -31,12 +32,12 @@ def format_findings(found: Findings, cfg: CfgNode) -> str:
         f"objects; {found.num_annotations} annotations, {found.num_crowds} of them crowds"
     )
     if found.num_without_objects and found.name in cfg.DATASETS.TRAIN:
-        head += (
-            "\nImages without objects are left out (DATALOADER.FILTER_EMPTY_ANNOTATIONS True)"
-            if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-            else "\nImages without objects are trained on as negatives "
-            "(DATALOADER.FILTER_EMPTY_ANNOTATIONS False)"
-        )
+        filtered = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+        fate = "left out" if filtered else "trained on, as negatives"
+        if is_panoptic(cfg) and not filtered:
+            fate += " and for their stuff labels"
+        head += f"\nImages without objects are {fate} ("
+        head += f"DATALOADER.FILTER_EMPTY_ANNOTATIONS {filtered})"
     parts = [head, *_format_problems(found.problems)]
     if not found.problems:
         parts.append("Nothing is wrong with its entries" + (" and files." * bool(found.inspector)))
