@@ -6,14 +6,16 @@ Detectron2's own reader gives the same pixels for ordinary files. It makes 16-bi
 float images black, reads a PNG whose checksum is wrong without a complaint, and has no limit.
 """
 
+import contextlib
 import io
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 # Decoders that may see a file. Others of Pillow start programs (EPS) or read old, rare formats.
 FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "JPEG2000", "PPM", "AVIF")
@@ -27,6 +29,8 @@ EXTENSIONS = frozenset(
 # Larger images are refused before they are decoded: a small file can hold any number of pixels.
 MAX_PIXELS = 80_000_000
 
+# Orientations of EXIF that swap height and width.
+_TURNED = (5, 6, 7, 8)
 _DEPTHS = (8, 10, 12, 14, 16)
 
 
@@ -62,7 +66,29 @@ def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.
     Raises:
         ImageError: the file is empty, truncated, damaged, too large, or no image.
     """
-    path = Path(path)
+    with _opened(Path(path), max_pixels) as image:
+        image.load()
+        return to_rgb(image)
+
+
+def read_size(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Read (H, W) of an image as `read_image` returns it, from the header alone.
+
+    Raises:
+        ImageError: the header shows that the image cannot be read; see `read_image`.
+    """
+    with _opened(Path(path), max_pixels) as image:
+        turned = False
+        if "exif" in image.info or image.format == "TIFF":  # else Pillow may decode it to look
+            with contextlib.suppress(Exception):  # damaged EXIF says nothing about the pixels
+                turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
+        width, height = image.size
+        return (width, height) if turned else (height, width)
+
+
+@contextlib.contextmanager
+def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
+    """Open an image; whatever goes wrong with it in the block is an ImageError."""
     _allow(max_pixels)
     try:
         if path.stat().st_size == 0:
@@ -73,8 +99,7 @@ def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.
                     f"{path}: {image.width} x {image.height} pixels, "
                     f"more than the limit of {max_pixels}"
                 )
-            image.load()
-            return to_rgb(image)
+            yield image
     except ImageError:
         raise
     except UnidentifiedImageError:

@@ -25,6 +25,7 @@ from solo_d2.commands import run_command  # noqa: E402
 from solo_d2.engine.lazy import (  # noqa: E402
     LazyTrainer,
     build_lazy_model,
+    check_lazy_test_data,
     evaluate_lazy,
     trainer_config,
 )
@@ -51,6 +52,7 @@ def main(args: argparse.Namespace) -> Any:
         lazy = LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
     cfg = trainer_config(lazy)
     check_device(cfg.MODEL.DEVICE)
+    check_lazy_test_data(lazy)
     if not args.eval_only:
         reserve(cfg.OUTPUT_DIR)
     default_setup(lazy, args)

@@ -153,7 +153,7 @@ class SOLODatasetMapper(DatasetMapper):
 
     def _read_stuff(self, dataset_dict: dict[str, Any]) -> NDArray[np.uint8]:
         """(H, W) labels of the stuff map, of the image's size."""
-        _check_stuff_file(dataset_dict)
+        check_stuff_file(dataset_dict)
         file = dataset_dict["sem_seg_file_name"]
         try:
             labels: NDArray[np.uint8] = detection_utils.read_image(file, "L")[:, :, 0]
@@ -326,7 +326,7 @@ def _clear_padding(
     masks[:, :, right:] = False
 
 
-def _check_stuff_file(dataset_dict: dict[str, Any]) -> None:
+def check_stuff_file(dataset_dict: dict[str, Any]) -> None:
     """Check by its header that a stuff map can be read with its image."""
     image_file, file = dataset_dict["file_name"], dataset_dict.get("sem_seg_file_name")
     if file is None:

@@ -31,6 +31,7 @@ from solo_d2.data.panoptic_json import (
     locate_segments,
     read_panoptic_json,
     read_segment_ids,
+    require_size,
 )
 from solo_d2.data.whole_folder import only_writer, whole_folder
 from solo_d2.data.workers import num_workers
@@ -239,11 +240,7 @@ def describe_image(
     file = panoptic_root / annotation["file_name"]
     segments = annotation["segments_info"]
     ids = read_segment_ids(file)
-    if ids.shape != (image["height"], image["width"]):
-        raise DatasetError(
-            f"{file} has {ids.shape[0]} x {ids.shape[1]} pixels (height x width), the json says "
-            f"{image['height']} x {image['width']}"
-        )
+    require_size(file, ids.shape, image)
     places = locate_segments(file, ids, segments)
     stuff_ids = categories.stuff_ids
     # The last one is found by -1: no segment.

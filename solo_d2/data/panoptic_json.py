@@ -4,6 +4,7 @@ One PNG for each image gives each pixel the id of its segment, as R + 256 G + 65
 is none; the json lists the segments. No Detectron2 needed. Shape letters: H W rows and columns.
 """
 
+import contextlib
 import os
 from collections.abc import Collection, Container, Iterator, Sequence
 from dataclasses import dataclass
@@ -299,6 +300,24 @@ def read_segment_ids(file: str | Path) -> NDArray[np.int32]:
     Raises:
         DatasetError: it is missing, damaged, or no 8-bit RGB.
     """
+    with _opened_png(file) as image:
+        # Palettes of colors are what lossless compression makes of few.
+        pixels = np.asarray(image.convert("RGB") if image.mode == "P" else image)
+    return pixels[..., :3].astype(np.int32) @ np.array([1, 256, 65536], np.int32)
+
+
+def read_png_size(file: str | Path) -> tuple[int, int]:
+    """Read (H, W) of the PNG of an image from its header.
+
+    Raises:
+        DatasetError: it is missing, no PNG, or no 8-bit RGB.
+    """
+    with _opened_png(file) as image:
+        return image.height, image.width
+
+
+@contextlib.contextmanager
+def _opened_png(file: str | Path) -> Iterator[Image.Image]:
     try:
         with Image.open(file) as image:
             if image.mode not in ("RGB", "RGBA", "P"):
@@ -306,13 +325,36 @@ def read_segment_ids(file: str | Path) -> NDArray[np.int32]:
                     f"{file} has the mode {image.mode!r}: segment ids need 8-bit RGB. Is it a "
                     "semantic map?"
                 )
-            # Palettes of colors are what lossless compression makes of few.
-            pixels = np.asarray(image.convert("RGB") if image.mode == "P" else image)
+            yield image
     except FileNotFoundError:
         raise DatasetError(f"The panoptic PNG {file} is missing") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DatasetError(f"{file} cannot be read: {type(error).__name__}: {error}") from error
-    return pixels[..., :3].astype(np.int32) @ np.array([1, 256, 65536], np.int32)
+
+
+def require_size(file: str | Path, size: Sequence[int], image: dict[str, Any]) -> None:
+    """Raise DatasetError if the PNG of an entry of 'images' has another size."""
+    if tuple(size) != (image["height"], image["width"]):
+        raise DatasetError(
+            f"{file} has {size[0]} x {size[1]} pixels (height x width), the json says "
+            f"{image['height']} x {image['width']}"
+        )
+
+
+def check_segments(
+    file: str | Path, image: dict[str, Any], segments: Sequence[dict[str, Any]]
+) -> None:
+    """Check that the PNG of an image has its size and the segments that the json lists.
+
+    Raises:
+        DatasetError: it is missing, damaged, has another size or other segments.
+    """
+    ids = read_segment_ids(file)
+    require_size(file, ids.shape, image)
+    # Neighbours are mostly equal: far less is left to sort.
+    rows = ids.ravel()
+    found = set(np.unique(rows[np.flatnonzero(np.diff(rows, prepend=rows[0] - 1))]).tolist())
+    _require_same(file, found - {0}, [segment["id"] for segment in segments])
 
 
 def write_segment_ids(file: str | Path, ids: NDArray[np.integer[Any]]) -> None:
@@ -341,11 +383,16 @@ def locate_segments(
     order = listed.argsort()
     places = np.searchsorted(listed, ids, sorter=order).clip(max=len(listed) - 1)
     places = order[places]
-    unlisted = np.unique(ids[listed[places] != ids]).tolist()
+    counts = np.bincount(places.ravel(), minlength=len(listed))
+    found = {*np.unique(ids[listed[places] != ids]).tolist(), *listed[1:][counts[1:] > 0].tolist()}
+    _require_same(file, found, listed[1:].tolist())
+    return places - 1
+
+
+def _require_same(file: str | Path, found: set[int], listed: Sequence[int]) -> None:
+    unlisted = sorted(found.difference(listed))
+    absent = [key for key in listed if key not in found]
     if unlisted:
         raise DatasetError(f"{file} has segment ids that the json does not list: {some(unlisted)}")
-    counts = np.bincount(places.ravel(), minlength=len(listed))
-    absent = listed[1:][counts[1:] == 0].tolist()
     if absent:
         raise DatasetError(f"{file} has no pixel of segments that the json lists: {some(absent)}")
-    return places - 1

@@ -16,10 +16,12 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 from solo_d2.config import default_config, override
+from solo_d2.data.lvis_format import use_own_lvis_loaders
 from solo_d2.engine.bad_step import RunRecord
 from solo_d2.engine.checks import FULL_MODEL
 from solo_d2.engine.trainer import Trainer, save_figures
 from solo_d2.errors import ConfigError, shown
+from solo_d2.evaluation.check import check_evaluation
 from solo_d2.evaluation.run import NotingMapper, evaluate_dataset
 from solo_d2.modeling.building import building, refusing
 
@@ -120,6 +122,7 @@ class LazyTrainer(Trainer):
 
     def build_train_loader(self, cfg: CfgNode) -> Any:  # type: ignore[override]
         """The loader of the config."""
+        use_own_lvis_loaders(_data_sets(self.lazy, "train"))
         with refusing("The loader of the lazy config's dataloader.train"):
             return instantiate(self.lazy.dataloader.train)
 
@@ -160,6 +163,31 @@ def build_lazy_model(lazy: DictConfig, cfg: CfgNode) -> nn.Module:
     with building("model", "the lazy config's `model`"):
         model: nn.Module = instantiate(lazy.model)
     return model.to(cfg.MODEL.DEVICE)
+
+
+def check_lazy_test_data(lazy: DictConfig) -> None:
+    """Check the data of `dataloader.test` before the training; see `check_evaluation`.
+
+    Raises:
+        ConfigError: there is no test loader or evaluator, which the end of a training needs.
+        DatasetError: something is wrong that the evaluation would fail on.
+    """
+    for part in ("test", "evaluator"):
+        if lazy.dataloader.get(part) is None:
+            raise ConfigError(
+                f"The lazy config has no dataloader.{part}, which the evaluation at the end of "
+                "the training needs"
+            )
+    # An evaluator knows its data set by itself.
+    check_evaluation(
+        _data_sets(lazy, "test"), lambda name, folder: instantiate(lazy.dataloader.evaluator)
+    )
+
+
+def _data_sets(lazy: DictConfig, part: str) -> list[str]:
+    """Names of the data sets of a loader; none for data that is in no catalog."""
+    names = OmegaConf.select(lazy, f"dataloader.{part}.dataset.names") or []
+    return [names] if isinstance(names, str) else list(names)
 
 
 def evaluate_lazy(lazy: DictConfig, cfg: CfgNode, model: nn.Module) -> "OrderedDict[str, Any]":

@@ -19,6 +19,7 @@ from solo_d2.data.arguments import add_dataset_arguments, apply_dataset_argument
 from solo_d2.engine.checks import check_run_config
 from solo_d2.engine.reservation import holds_training, reserve
 from solo_d2.evaluation import provide_cityscapes_scripts
+from solo_d2.evaluation.check import check_test_data
 from solo_d2.files import save_text
 from solo_d2.launch import add_launch_arguments
 
@@ -63,6 +64,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     ):
         provide_cityscapes_scripts()
     resolve_num_classes(cfg, used)
+    check_test_data(cfg, needs_metrics=not args.eval_only)
     # From here on OUTPUT_DIR exists: nothing is left behind by a run that could not start.
     if not args.eval_only:
         reserve(cfg.OUTPUT_DIR)

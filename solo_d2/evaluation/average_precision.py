@@ -14,7 +14,7 @@ import functools
 import importlib
 import io
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from solo_d2.errors import ConfigError, DatasetError
+from solo_d2.data.problems import Refusal
+from solo_d2.data.segmentations import clean_segmentation, is_number
+from solo_d2.errors import ConfigError, DatasetError, shown
 
 # Annotations or predictions of COCO's format, and those of each category id.
 Annotation = dict[str, Any]
@@ -122,6 +124,48 @@ def truth_annotations(
         for annotation in annotations
         if annotation["image_id"] in images.place
     ]
+
+
+def check_annotations(
+    annotations: Iterable[Mapping[str, Any]], images: ImageIndex, categories: Container[Any]
+) -> None:
+    """Check the entries of an annotation file that `truth_annotations` and evaluators read.
+
+    Args:
+        annotations: of COCO's format.
+        images: of the data set.
+        categories: ids of all categories.
+
+    Raises:
+        DatasetError: naming the annotation.
+    """
+    for annotation in annotations:
+        where = f"annotation {shown(annotation.get('id'))}"
+        if annotation.get("image_id") not in images.place:
+            continue
+        if annotation.get("category_id") not in categories:
+            category = shown(annotation.get("category_id"))
+            raise DatasetError(f"{where}: category_id {category} is not among the 'categories'")
+        if annotation.get("iscrowd", 0) not in (0, 1):
+            value = shown(annotation["iscrowd"])
+            raise DatasetError(f"{where}: 'iscrowd' must be 0 or 1, it is {value}")
+        if not is_number(annotation.get("area")):
+            value = shown(annotation.get("area"))
+            raise DatasetError(f"{where}: 'area' must be a number, it is {value}")
+        box = annotation.get("bbox")
+        if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(map(is_number, box)):
+            raise DatasetError(f"{where}: 'bbox' must be four numbers, it is {shown(box)}")
+        segmentation = annotation.get("segmentation")
+        size = images.sizes[images[annotation["image_id"]]]
+        try:
+            clean_segmentation(segmentation, *size)
+            if isinstance(segmentation, list):  # pycocotools takes fewer than training does
+                coco_mask.frPyObjects(segmentation, *size)
+        except Refusal as error:
+            raise DatasetError(f"{where}: {error}") from error
+        except Exception as error:
+            reason = "pycocotools cannot draw its polygons, each of which needs 3 points"
+            raise DatasetError(f"{where}: {reason}: {shown(segmentation)}") from error
 
 
 def predicted_annotations(

@@ -3,6 +3,7 @@
 Another type is one function and one entry in `EVALUATORS`.
 """
 
+import glob
 import os
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +24,7 @@ from solo_d2.evaluation.contours import ContourEvaluator
 from solo_d2.evaluation.lvis_results import FastLVISEvaluator
 from solo_d2.evaluation.packages import provide_cityscapes_scripts
 from solo_d2.evaluation.semantic import WholeSemSegEvaluator
+from solo_d2.images import ImageError, read_size
 
 
 class _StuffEvaluator(WholeSemSegEvaluator):
@@ -31,6 +33,26 @@ class _StuffEvaluator(WholeSemSegEvaluator):
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         pairs = [pair for pair in zip(inputs, outputs, strict=True) if "sem_seg" in pair[1]]
         super().process([image for image, _ in pairs], [output for _, output in pairs])
+
+
+class _CityscapesEvaluator(CityscapesInstanceEvaluator):
+    """Detectron2's, whose ground truth can be looked at beforehand."""
+
+    def check_truth(self) -> None:
+        """Check by their headers the PNGs that predictions are compared with.
+
+        Raises:
+            DatasetError: there is none, or one cannot be read.
+        """
+        pattern = os.path.join(self._metadata.gt_dir, "*", "*_gtFine_instanceIds.png")
+        files = glob.glob(pattern)
+        if not files:
+            raise DatasetError(f"There is no ground truth to evaluate with: {pattern} fits no file")
+        try:
+            for file in files:
+                read_size(file)
+        except ImageError as error:
+            raise DatasetError(str(error)) from error
 
 
 def build_evaluator(
@@ -95,7 +117,7 @@ def _build_lvis(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetE
 
 def _build_cityscapes(_cfg: CfgNode, dataset_name: str, _output_folder: str) -> DatasetEvaluator:
     provide_cityscapes_scripts()
-    return CityscapesInstanceEvaluator(dataset_name)
+    return _CityscapesEvaluator(dataset_name)
 
 
 def _build_coco_panoptic(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:

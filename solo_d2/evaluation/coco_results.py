@@ -41,6 +41,7 @@ from solo_d2.evaluation.average_precision import (
     ImageIndex,
     by_category,
     category_curves,
+    check_annotations,
     deal_categories,
     join_curves,
     load_backend,
@@ -163,6 +164,19 @@ class FastCOCOEvaluator(COCOEvaluator):
         self._do_evaluation = "annotations" in self._coco_api.dataset
         self._backend, self._evaluator = load_backend(backend)
         self._images = ImageIndex(self._coco_api.dataset["images"])
+
+    def check_truth(self) -> None:
+        """Check what `evaluate` will compare with.
+
+        Raises:
+            DatasetError: an annotation cannot be used.
+        """
+        # What our own loader has read needs no second look.
+        checked = self._metadata.get("registered_paths") or self._metadata.get("made_on_first_use")
+        if self._do_evaluation and not checked:
+            check_annotations(
+                self._coco_api.dataset["annotations"], self._images, self._coco_api.cats
+            )
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Take the predictions of some images.

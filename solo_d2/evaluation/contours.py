@@ -243,6 +243,16 @@ class ContourEvaluator(DatasetEvaluator):
         """Forget all predictions."""
         self._counts = []
 
+    def check_truth(self) -> None:
+        """Check the annotations that `process` will decode.
+
+        Raises:
+            DatasetError: one cannot be used.
+        """
+        for record in self._records.values():
+            for annotation in record["annotations"]:
+                _clean(annotation, record)
+
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Count the pixels of some images.
 
@@ -328,12 +338,16 @@ class ContourEvaluator(DatasetEvaluator):
 def _annotated_mask(annotation: dict[str, Any], record: dict[str, Any]) -> NDArray[np.bool_] | None:
     """(H, W) bool; None if the annotation covers nothing."""
     height, width = record["height"], record["width"]
-    try:
-        segmentation = clean_segmentation(annotation.get("segmentation"), height, width)
-    except ValueError as error:
-        raise DatasetError(f"{record['file_name']}: an annotation's {error}") from error
+    segmentation = _clean(annotation, record)
     if segmentation is None:
         return None
     if isinstance(segmentation, list):
         segmentation = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
     return coco_mask.decode(segmentation).astype(bool)
+
+
+def _clean(annotation: dict[str, Any], record: dict[str, Any]) -> Any:
+    try:
+        return clean_segmentation(annotation.get("segmentation"), record["height"], record["width"])
+    except ValueError as error:
+        raise DatasetError(f"{record['file_name']}: an annotation's {error}") from error

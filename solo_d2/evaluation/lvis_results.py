@@ -57,6 +57,9 @@ class FastLVISEvaluator(FastCOCOEvaluator):
         for item in super()._truth() if self._do_evaluation else ():
             self._known[item["image_id"]].add(item["category_id"])
 
+    def check_truth(self) -> None:
+        """Nothing: `as_loaded` has checked all annotations."""
+
     def _truth(self) -> list[Annotation]:
         """Objects, and regions in which predictions without an object do not count."""
         regions = [

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOPanopticEvaluator
 from detectron2.utils import comm
 from panopticapi.evaluation import PQStat, pq_compute_single_core
@@ -30,7 +30,14 @@ from tabulate import tabulate
 
 from solo_d2.data.coco_json import some
 from solo_d2.data.panoptic_conversion import stuff_name
-from solo_d2.data.panoptic_json import PanopticJson, read_panoptic_json, read_segment_ids
+from solo_d2.data.panoptic_json import (
+    PanopticJson,
+    check_segments,
+    read_panoptic_json,
+    read_png_size,
+    read_segment_ids,
+    require_size,
+)
 from solo_d2.data.whole_folder import only_writer, whole_folder
 from solo_d2.data.workers import num_workers
 from solo_d2.errors import DatasetError
@@ -63,6 +70,7 @@ class PanopticQualityEvaluator(COCOPanopticEvaluator):
             DatasetError: the panoptic json cannot be used, or PNGs are missing.
         """
         super().__init__(dataset_name, output_dir)
+        self._dataset_name = dataset_name
         metadata = MetadataCatalog.get(dataset_name)
         self._truth = read_panoptic_json(
             metadata.panoptic_json, dataset_name, metadata.panoptic_root
@@ -71,6 +79,48 @@ class PanopticQualityEvaluator(COCOPanopticEvaluator):
         self._truth_folder = metadata.panoptic_root
         self._keep = keep_predictions
         _require_pngs(self._truth, self._json_file, self._truth_folder)
+
+    def check_truth(self) -> None:
+        """Check that PNGs and json belong together, as `evaluate` needs it.
+
+        PNGs that are older than what was made of them were checked then: of these the header is
+        read alone.
+
+        Raises:
+            DatasetError: a PNG cannot be used, or differs from the json in size or segments.
+        """
+        metadata = MetadataCatalog.get(self._dataset_name)
+        made = bool(metadata.get("made_on_first_use"))
+        converted = os.path.getmtime(metadata.json_file) if made else -math.inf
+        if not made:
+            records = DatasetCatalog.get(self._dataset_name)
+            self._require_same_images([record["image_id"] for record in records])
+
+        def check(item: tuple[Any, dict[str, Any]]) -> None:
+            file = os.path.join(self._truth_folder, item[1]["file_name"])
+            image = self._truth.images[item[0]]
+            if os.path.getmtime(file) > converted:
+                check_segments(file, image, item[1]["segments_info"])
+            else:
+                require_size(file, read_png_size(file), image)
+
+        with ThreadPoolExecutor(num_workers()) as pool:
+            for _ in pool.map(check, self._truth.annotations.items()):
+                pass
+
+    def _require_same_images(self, image_ids: list[Any]) -> None:
+        annotated = self._truth.annotations
+        without = [key for key in image_ids if key not in annotated]
+        absent = sorted(annotated.keys() - set(image_ids), key=str)
+        for ids, problem in (
+            (without, "has no annotation of images of the data set"),
+            (absent, "has annotations of images that the data set does not list"),
+        ):
+            if ids:
+                raise DatasetError(
+                    f"{self._json_file} {problem}: image ids {some(ids)}. Do the files of the data "
+                    "set belong together?"
+                )
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Take the predictions of some images; `outputs` stays as it is.

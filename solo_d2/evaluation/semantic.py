@@ -1,12 +1,20 @@
 """Figures of semantic segmentation, by Detectron2, with files that are whole or not there."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
 from detectron2.utils import comm
+from PIL import Image
 
+from solo_d2.data.coco_json import some
+from solo_d2.data.mapper import READ_ERRORS, check_stuff_file
 from solo_d2.data.whole_folder import only_writer, sibling
+from solo_d2.data.workers import num_workers
+from solo_d2.errors import DatasetError
 from solo_d2.files import naming, put_in_place
 
 
@@ -14,6 +22,38 @@ class WholeSemSegEvaluator(SemSegEvaluator):
     """`SemSegEvaluator`, which writes predictions and figures into their places at once."""
 
     _output_dir: str | None
+
+    def check_truth(self) -> None:
+        """Check by their headers, and by their labels where others have made them, all stuff maps.
+
+        Raises:
+            DatasetError: one is missing, has another size than its image, or an unknown label.
+        """
+        metadata = MetadataCatalog.get(self._dataset_name)
+        decode = not metadata.get("made_on_first_use")
+        known = {*range(self._num_classes), self._ignore_label}
+
+        def check(record: dict[str, Any]) -> None:
+            check_stuff_file(record)
+            if not decode:
+                return
+            file = record["sem_seg_file_name"]
+            try:
+                labels = np.unique(np.asarray(Image.open(file)))
+            except READ_ERRORS as error:
+                raise DatasetError(
+                    f"{file} cannot be read: {type(error).__name__}: {error}"
+                ) from error
+            unknown = sorted(set(labels.tolist()) - known)
+            if unknown:
+                raise DatasetError(
+                    f"{file} has the labels {some(unknown)}, but there are {self._num_classes} "
+                    f"classes (from 0), and {self._ignore_label} for none"
+                )
+
+        with ThreadPoolExecutor(num_workers()) as pool:
+            for _ in pool.map(check, DatasetCatalog.get(self._dataset_name)):
+                pass
 
     def evaluate(self) -> Any:
         """As Detectron2's; all processes must call it together."""

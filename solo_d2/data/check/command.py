@@ -20,6 +20,7 @@ from solo_d2.data.check.report import format_conclusion, format_findings, to_jso
 from solo_d2.data.check.run import Findings, check_dataset, refuse_nothing
 from solo_d2.data.problems import Problem
 from solo_d2.errors import ConfigError, DatasetError
+from solo_d2.evaluation.check import check_test_data
 from solo_d2.evaluation.packages import provide_cityscapes_scripts
 from solo_d2.files import save_json, whole_file
 from solo_d2.images import write_image
@@ -64,7 +65,7 @@ def check(args: argparse.Namespace) -> bool:
 
 
 def _check_one(cfg: CfgNode, name: str, args: argparse.Namespace) -> Findings:
-    return check_dataset(
+    found = check_dataset(
         cfg,
         name,
         open_images=not args.json_only,
@@ -72,6 +73,13 @@ def _check_one(cfg: CfgNode, name: str, args: argparse.Namespace) -> Findings:
         max_followed=args.objects if _is_trained(cfg, name, args) else 0,
         workers=args.workers,
     )
+    if name in cfg.DATASETS.TEST and not found.training_fails:
+        try:
+            check_test_data(cfg, [name])
+        except (ConfigError, DatasetError) as error:
+            where = f"data set '{name}'"
+            found.problems.append(Problem("evaluation would fail", where, str(error)))
+    return found
 
 
 def _is_trained(cfg: CfgNode, name: str, args: argparse.Namespace) -> bool:

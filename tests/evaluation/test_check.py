@@ -1,0 +1,345 @@
+"""What the evaluation would fail on is refused before the first iteration."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytestmark = pytest.mark.detectron2
+pytest.importorskip("detectron2")
+
+from detectron2.config import LazyConfig  # noqa: E402
+from detectron2.data import DatasetCatalog, MetadataCatalog  # noqa: E402
+from detectron2.data.datasets import (  # noqa: E402
+    register_coco_instances,
+    register_coco_panoptic_separated,
+)
+from detectron2.utils import comm  # noqa: E402
+
+from solo_d2.data import register_coco_format, register_panoptic_format  # noqa: E402
+from solo_d2.data.check.command import check  # noqa: E402
+from solo_d2.data.panoptic_conversion import ensure_converted  # noqa: E402
+from solo_d2.engine import setup  # noqa: E402
+from solo_d2.engine.lazy import check_lazy_test_data  # noqa: E402
+from solo_d2.errors import ConfigError, DatasetError  # noqa: E402
+from solo_d2.evaluation.check import check_test_data  # noqa: E402
+from tests import panoptic_files  # noqa: E402
+from tests.engine.runs import forget_data, run_config  # noqa: E402
+from tests.modeling.tiny import panoptic_config, tiny_config  # noqa: E402
+
+NAMES = ("check_val", "check_val_separated", "check_val_stuffonly")
+HEIGHT, WIDTH = 40, 60
+
+
+@pytest.fixture(autouse=True)
+def forget():
+    yield
+    forget_data()
+    for name in NAMES:
+        DatasetCatalog.pop(name, None)
+        MetadataCatalog.pop(name, None)
+
+
+def content():
+    square = [4.0, 4.0, 20.0, 4.0, 20.0, 20.0, 4.0, 20.0]
+    return {
+        "images": [
+            {"id": key, "file_name": f"{key}.jpg", "height": HEIGHT, "width": WIDTH}
+            for key in (1, 2)
+        ],
+        "annotations": [
+            {
+                "id": key,
+                "image_id": key,
+                "category_id": 3,
+                "iscrowd": 0,
+                "area": 256.0,
+                "bbox": [4.0, 4.0, 16.0, 16.0],
+                "segmentation": [list(square)],
+            }
+            for key in (1, 2)
+        ],
+        "categories": [{"id": 3, "name": "cat"}],
+    }
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Write a data set of which `change(content, folder)` damages the part to evaluate on."""
+
+    def make(change=None):
+        root = tmp_path / "data"
+        (root / "annotations").mkdir(parents=True)
+        for part in ("train", "val"):
+            (root / part).mkdir()
+            for key in (1, 2):
+                Image.new("RGB", (WIDTH, HEIGHT)).save(root / part / f"{key}.jpg")
+            written = content()
+            if part == "val" and change is not None:
+                change(written, root / part)
+            (root / f"annotations/instances_{part}.json").write_text(json.dumps(written))
+        return root
+
+    return make
+
+
+def rle_of_another_size(written, _):
+    written["annotations"][1]["segmentation"] = {"size": [9, 9], "counts": [40, 41]}
+
+
+def damaged_rle(written, _):
+    written["annotations"][1]["segmentation"] = {"size": [HEIGHT, WIDTH], "counts": "0 0"}
+
+
+def text_categories(written, _):
+    for annotation in written["annotations"]:
+        annotation["category_id"] = "cat"
+
+
+def polygon_of_texts(written, _):
+    written["annotations"][0]["segmentation"] = [["a"] * 6]
+
+
+def no_annotations(written, _):
+    del written["annotations"]
+
+
+def no_segmentation(written, _):
+    del written["annotations"][0]["segmentation"]
+
+
+def missing_image(_, folder):
+    (folder / "2.jpg").unlink()
+
+
+FAULTS = {
+    fault.__name__: fault
+    for fault in (
+        *(rle_of_another_size, damaged_rle, text_categories, polygon_of_texts),
+        no_segmentation,
+        missing_image,
+    )
+}
+
+
+@pytest.mark.parametrize("period", [0, 4])
+@pytest.mark.parametrize("name", FAULTS)
+def test_val_fault_is_refused_before_anything_is_written(data, tmp_path, name, period):
+    root = data(FAULTS[name])
+    args = run_config(root, tmp_path / "config", "TEST.EVAL_PERIOD", period)
+    args.opts += ["OUTPUT_DIR", str(tmp_path / "out")]
+    with pytest.raises(DatasetError, match="instances_val.json"):
+        setup(args)
+    args.eval_only = True
+    with pytest.raises(DatasetError, match="instances_val.json"):
+        setup(args)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("eval_only", [True, False])
+def test_own_data_without_annotations_are_for_predictions_alone(data, tmp_path, eval_only):
+    args = run_config(data(no_annotations), tmp_path / "out")
+    args.eval_only = eval_only
+    if eval_only:
+        setup(args)
+        return
+    with pytest.raises(DatasetError, match=r"instances_val.json .*'annotations'"):
+        setup(args)
+
+
+def test_the_check_of_data_sets_says_the_same(data, tmp_path, capsys):
+    root = data(missing_image)
+    register_coco_instances(NAMES[0], {}, f"{root}/annotations/instances_val.json", f"{root}/val")
+    file = tmp_path / "config.yaml"
+    cfg = tiny_config()
+    cfg.MODEL.SOLO.NUM_CLASSES = 0
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (), (NAMES[0],)
+    file.write_text(cfg.dump())
+    args = run_config(root, tmp_path / "unused")
+    args.config_file, args.dataset, args.json_only, args.output = str(file), [], True, None
+    args.train_json = args.train_images = args.val_json = args.val_images = None
+    args.objects, args.workers = 0, 0
+    assert check(args)
+    assert "2.jpg" in capsys.readouterr().out
+
+
+def no_area(written, _):
+    del written["annotations"][0]["area"]
+
+
+def two_points(written, _):
+    written["annotations"][0]["segmentation"] = [[1.0, 1.0, 5.0]]
+
+
+BUILT_IN = {
+    **{name: FAULTS[name] for name in ("rle_of_another_size", "damaged_rle", "missing_image")},
+    **{fault.__name__: fault for fault in (no_area, two_points, no_segmentation)},
+}
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_val_fault_of_a_data_set_that_detectron2_loads(data, name):
+    root = data(BUILT_IN[name])
+    register_coco_instances(NAMES[0], {}, f"{root}/annotations/instances_val.json", f"{root}/val")
+    with pytest.raises(DatasetError):
+        check_test_data(tiny_config(), [NAMES[0]])
+
+
+def test_right_data_passes_and_leaves_no_file(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    root = data()
+    register_coco_instances(NAMES[0], {}, f"{root}/annotations/instances_val.json", f"{root}/val")
+    register_coco_format(NAMES[1], f"{root}/annotations/instances_val.json", f"{root}/val")
+    before = sorted(root.rglob("*"))
+    check_test_data(tiny_config(), NAMES[:2])
+    assert sorted(root.rglob("*")) == before
+
+
+def test_unreadable_images_are_listed_in_one_warning(data, caplog):
+    def change(written, folder):
+        (folder / "1.jpg").write_bytes(b"no image")
+        Image.new("RGB", (HEIGHT, WIDTH)).save(folder / "2.jpg")
+
+    root = data(change)
+    register_coco_format(NAMES[0], f"{root}/annotations/instances_val.json", f"{root}/val")
+    logging.getLogger("solo_d2").addHandler(caplog.handler)
+    try:
+        check_test_data(tiny_config(), [NAMES[0]])
+    finally:
+        logging.getLogger("solo_d2").removeHandler(caplog.handler)
+    (message,) = {r.getMessage() for r in caplog.records if r.levelno == logging.WARNING}
+    assert "2 of the 2 images" in message
+    assert "1.jpg" in message
+    assert "2.jpg has 60 x 40 pixels" in message
+
+
+def turned(folder):
+    """An image that is 40 x 60 once it is upright."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (HEIGHT, WIDTH)).save(folder / "1.jpg", exif=exif)
+
+
+def test_the_orientation_of_exif_counts(data, caplog):
+    root = data(lambda _, folder: turned(folder))
+    register_coco_format(NAMES[0], f"{root}/annotations/instances_val.json", f"{root}/val")
+    logging.getLogger("solo_d2").addHandler(caplog.handler)
+    try:
+        check_test_data(tiny_config(), [NAMES[0]])
+    finally:
+        logging.getLogger("solo_d2").removeHandler(caplog.handler)
+    assert not [record for record in caplog.records if record.levelno == logging.WARNING]
+
+
+def test_other_processes_end_with_the_error_of_the_main_one(monkeypatch):
+    error = DatasetError("val.json: annotation 4")
+    monkeypatch.setattr(comm, "is_main_process", lambda: False)
+    monkeypatch.setattr(comm, "all_gather", lambda mine: [error, mine])
+    with pytest.raises(DatasetError, match="annotation 4"):
+        check_test_data(tiny_config(), ["never_loaded"])
+
+
+def test_lazy_configs_are_checked_too(data):
+    root = data(rle_of_another_size)
+    register_coco_format(NAMES[0], f"{root}/annotations/instances_val.json", f"{root}/val")
+    lazy = LazyConfig.load("configs/lazy/solov2_R50_1x.py")
+    lazy.dataloader.test.dataset.names = NAMES[0]
+    with pytest.raises(DatasetError, match="annotation 2"):
+        check_lazy_test_data(lazy)
+    del lazy.dataloader.evaluator
+    with pytest.raises(ConfigError, match=r"dataloader\.evaluator"):
+        check_lazy_test_data(lazy)
+
+
+def write_ids(file, ids):
+    Image.fromarray(panoptic_files.id_pixels(ids)).save(file)
+
+
+def unknown_segment(root):
+    ids = np.array(panoptic_files.IDS)
+    ids[0, 0] = 77
+    write_ids(root / "panoptic/1.png", ids)
+
+
+def absent_segment(root):
+    write_ids(root / "panoptic/1.png", np.full((4, 6), panoptic_files.SKY))
+
+
+def other_size(root):
+    write_ids(root / "panoptic/1.png", np.full((5, 6), 8))
+
+
+def palette(root):
+    Image.new("P", (6, 4)).save(root / "panoptic/1.png")
+
+
+def no_png(root):
+    (root / "panoptic/1.png").unlink()
+
+
+PNG_FAULTS = (unknown_segment, absent_segment, other_size, palette, no_png)
+
+
+def stuff_config():
+    cfg = panoptic_config()
+    cfg.MODEL.SOLO.NUM_CLASSES, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 2, 3
+    return cfg
+
+
+@pytest.mark.parametrize("when", ["before the conversion", "after it"])
+@pytest.mark.parametrize("fault", PNG_FAULTS)
+def test_panoptic_png_fault_is_refused(tmp_path, fault, when):
+    pytest.importorskip("panopticapi")
+    root = panoptic_files.write(tmp_path / "data")
+    paths = root / "panoptic.json", root / "panoptic"
+    if when == "after it":
+        ensure_converted(*paths)
+    fault(root)
+    register_panoptic_format(NAMES[0], *paths, root / "images")
+    with pytest.raises(DatasetError, match=r"1\.png"):
+        check_test_data(stuff_config(), [NAMES[0]])
+
+
+def stuff_label(root):
+    Image.fromarray(np.full((4, 6), 9, np.uint8)).save(root / "panoptic_converted/stuff/1.png")
+
+
+def stuff_size(root):
+    Image.fromarray(np.zeros((5, 6), np.uint8)).save(root / "panoptic_converted/stuff/1.png")
+
+
+def no_entry(root):
+    written = json.loads((root / "panoptic.json").read_text())
+    written["annotations"].pop()
+    (root / "panoptic.json").write_text(json.dumps(written))
+
+
+@pytest.mark.parametrize("fault", [*PNG_FAULTS, stuff_label, stuff_size, no_entry, None])
+def test_png_fault_of_a_panoptic_data_set_that_detectron2_loads(tmp_path, fault):
+    pytest.importorskip("panopticapi")
+    root = panoptic_files.write(tmp_path / "data")
+    folder = ensure_converted(root / "panoptic.json", root / "panoptic")
+    if fault is not None:
+        fault(root)
+    metadata = {
+        "thing_classes": ["cat", "dog"],
+        "stuff_classes": ["things", "grass", "sky"],
+        "thing_dataset_id_to_contiguous_id": {3: 0, 5: 1},
+        "stuff_dataset_id_to_contiguous_id": {0: 0, 9: 1, 21: 2},
+    }
+    register_coco_panoptic_separated(
+        "check_val",
+        metadata,
+        str(root / "images"),
+        str(root / "panoptic"),
+        str(root / "panoptic.json"),
+        str(folder / "stuff"),
+        str(folder / "instances.json"),
+    )
+    if fault is None:
+        check_test_data(stuff_config(), ["check_val_separated"])
+        return
+    with pytest.raises(DatasetError):
+        check_test_data(stuff_config(), ["check_val_separated"])
