@@ -11,6 +11,8 @@ from solo_d2.errors import ConfigError, shown
 # What whole numbers and float32 hold.
 LARGEST_INT = 2**63 - 1
 LARGEST_FLOAT = 3.4e38
+# Numbers of a tensor that a layer may have. The largest backbones of Detectron2 have 10 million.
+MOST_NUMBERS_OF_TENSOR = 100_000_000
 # MODEL.META_ARCHITECTURE of this project's models; those of others may read any key.
 OWN_MODELS = ("SOLO", "PanopticSOLO")
 # What yacs and Detectron2 raise for what they cannot merge.

@@ -10,6 +10,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from solo_d2.config_rules import MOST_NUMBERS_OF_TENSOR
 from solo_d2.data.coco_format import read_class_names, register_coco_format
 from solo_d2.data.ignored import log_ignored
 from solo_d2.data.locations import where_datasets_are
@@ -91,10 +92,24 @@ def resolve_num_classes(cfg: CfgNode, names: Iterable[str] | None = None) -> int
             f"MODEL.SOLO.NUM_CLASSES is {number}, but data set '{first}' has {wanted} classes. "
             f"Set it to {wanted}, or to 0 to take the number from the data set"
         )
+    _require_possible_number(names[0], wanted, cfg.MODEL.SOLO.HEAD.CONV_DIM)
     with _defrosted(cfg):
         resolve_num_stuff_classes(cfg, names)
         cfg.MODEL.SOLO.NUM_CLASSES = wanted
     return wanted
+
+
+def _require_possible_number(name: str, wanted: int, width: int) -> None:
+    """Refuse a data set's number of classes that no head can have: nobody has set a key to it."""
+    if wanted < 1:
+        raise DatasetError(f"Data set '{name}' has no categories, so there is nothing to learn")
+    most = MOST_NUMBERS_OF_TENSOR // (9 * max(1, width))  # of a 3x3 convolution
+    if wanted > most:
+        raise DatasetError(
+            f"Data set '{name}' has {wanted:,} categories, but a head of MODEL.SOLO.HEAD.CONV_DIM "
+            f"{width} can have {most:,} classes at most. Does each object have a category of its "
+            "own?"
+        )
 
 
 @contextlib.contextmanager

@@ -171,7 +171,7 @@ class SOLODatasetMapper(DatasetMapper):
                 f"{file} has the label {int(sem_seg[wrong].max())}, but there are "
                 f"{self.num_sem_seg_classes} classes (0 to {self.num_sem_seg_classes - 1}, "
                 f"{self.sem_seg_ignore_value} for none). Make the stuff maps anew "
-                "(tools/convert_panoptic.py), or correct MODEL.SEM_SEG_HEAD.NUM_CLASSES"
+                "(tools/convert_panoptic.py), or correct the data set's stuff_classes"
             )
 
     def _transform_annotations(

@@ -6,8 +6,10 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from solo_d2.data.panoptic_format import fill_metadata
-from solo_d2.errors import ConfigError
+from solo_d2.errors import ConfigError, DatasetError
 
+# Of stuff maps, with "things"; 255 is no label.
+MOST_LABELS = 255
 _KEY = "MODEL.SEM_SEG_HEAD.NUM_CLASSES"
 
 
@@ -29,7 +31,7 @@ def resolve_num_stuff_classes(cfg: CfgNode, names: Iterable[str]) -> None:
     Raises:
         ConfigError: one of DATASETS.TRAIN has no stuff, the number differs from the data set's,
             data sets differ, or there is nothing to take the number from.
-        DatasetError: a data set's categories cannot be read.
+        DatasetError: a data set's categories cannot be read, or a panoptic model cannot learn them.
     """
     if not is_panoptic(cfg):
         return
@@ -39,6 +41,7 @@ def resolve_num_stuff_classes(cfg: CfgNode, names: Iterable[str]) -> None:
         if MetadataCatalog.get(name).get("sem_seg_root") is not None:
             fill_metadata(name)
             classes[name] = list(MetadataCatalog.get(name).stuff_classes)
+            _require_stuff(name, len(classes[name]), trained=name in cfg.DATASETS.TRAIN)
         elif name in cfg.DATASETS.TRAIN:
             raise ConfigError(
                 f"MODEL.META_ARCHITECTURE is {model}, but data set '{name}' of DATASETS.TRAIN has "
@@ -49,8 +52,8 @@ def resolve_num_stuff_classes(cfg: CfgNode, names: Iterable[str]) -> None:
     if not classes:
         if number < 1:
             raise ConfigError(
-                f"{_KEY} is 0 and no data set with stuff is named: set one of them, so that the "
-                "number of classes is known"
+                "No data set of DATASETS.TRAIN and DATASETS.TEST has stuff, so the number of its "
+                f"classes is unknown: name one, or set {_KEY}"
             )
         return
     first = next(iter(classes))
@@ -67,6 +70,23 @@ def resolve_num_stuff_classes(cfg: CfgNode, names: Iterable[str]) -> None:
             f"and one for all things. Set it to {wanted}, or to 0 to take it from the data set"
         )
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = wanted
+
+
+def _require_stuff(name: str, num_labels: int, *, trained: bool) -> None:
+    """Check the number of stuff classes of a data set, with the class "things"."""
+    source = MetadataCatalog.get(name).get("panoptic_json")
+    described = f"Data set '{name}'" + (f" ({source})" if source else "")
+    if trained and num_labels < 2:
+        raise DatasetError(
+            f"{described} has no stuff category ('isthing' 0), so there is no stuff to train a "
+            "panoptic model on. Train an instance model on it: an instance config such as "
+            "configs/coco/solov2_R50_1x.yaml, or MODEL.META_ARCHITECTURE SOLO"
+        )
+    if num_labels > MOST_LABELS:
+        raise DatasetError(
+            f"{described} has {num_labels - 1} stuff categories, but a stuff map of 8 bits has "
+            f"room for {MOST_LABELS - 1}"
+        )
 
 
 def _first_difference(first: list[str], second: list[str]) -> str:

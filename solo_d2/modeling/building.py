@@ -9,14 +9,13 @@ from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY
 from torch.overrides import TorchFunctionMode
 
+from solo_d2.config_rules import MOST_NUMBERS_OF_TENSOR
 from solo_d2.errors import ConfigError, DatasetError, first_line
 from solo_d2.user_code import from_user_code, is_of_user, note_part
 
-# Numbers that the layers of a part may have in all, and one tensor of them. The largest backbones
-# that Detectron2 makes have 0.7 billion, and 10 million in their largest tensor. More is refused
-# before it takes memory.
+# Numbers that the layers of a part may have in all. The largest backbones of Detectron2 have 0.7
+# billion. More is refused before it takes memory.
 MOST_NUMBERS = 1_000_000_000
-MOST_NUMBERS_OF_TENSOR = 100_000_000
 OF_USER = ("MODEL.BACKBONE",)
 # The functions by which layers take memory.
 _ALLOCATING = (

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -121,6 +122,9 @@ def check_dataset(
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.SOLO.NUM_CLASSES = len(found.class_names)
+    if is_panoptic(cfg):  # the numbers of several data sets may not agree, which is told elsewhere
+        labels = MetadataCatalog.get(name).get("stuff_classes", ())
+        cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = max(2, len(labels))
     rule = TargetRule(cfg)
     found.inspector = Inspector(cfg, rule, len(found.class_names))
     indices = range(len(found.records))
