@@ -4,10 +4,10 @@ import json
 from functools import partial
 
 import pytest
-from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
+from solo_d2.config import default_config
 from solo_d2.data import check_datasets, register_datasets_of_config, resolve_num_classes
 from solo_d2.errors import ConfigError, DatasetError
 
@@ -31,10 +31,10 @@ def register(tmp_path):
 
 
 def config(train=(), test=(), number=0, coco_format=()):
-    cfg = get_cfg()
-    cfg.MODEL.SOLO = CfgNode({"NUM_CLASSES": number})
+    cfg = default_config()
+    cfg.MODEL.META_ARCHITECTURE = "SOLO"
+    cfg.MODEL.SOLO.NUM_CLASSES = number
     cfg.DATASETS.COCO_FORMAT = list(coco_format)
-    cfg.DATASETS.COCO_PANOPTIC_FORMAT = []
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = tuple(train), tuple(test)
     return cfg
 
@@ -84,6 +84,17 @@ def test_different_classes_name_both_and_the_first_difference(register):
         resolve_num_classes(config(["test_one"], ["test_two"]))
     with pytest.raises(ConfigError, match="'test_one' and 'test_three' .* have 2 and 3 classes"):
         resolve_num_classes(config(["test_one", "test_three"]))
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"), [(0, "no categories"), (60_000, "60,000 categories")]
+)
+def test_numbers_of_classes_that_no_model_can_have_are_the_datas_fault(register, number, reason):
+    register("test_odd", [str(index) for index in range(number)])
+    for cfg in (config(["test_odd"]), config(["test_odd"], number=7)):
+        with pytest.raises(DatasetError, match=f"'test_odd' has {reason}") as error:
+            resolve_num_classes(cfg)
+        assert "NUM_CLASSES" not in str(error.value)
 
 
 def test_no_instances_in_a_data_set(register):

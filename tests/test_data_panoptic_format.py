@@ -4,22 +4,25 @@ import shutil
 
 import numpy as np
 import pytest
-from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from solo_d2.config import default_config
 from solo_d2.data import (
     check_datasets,
     register_datasets_of_config,
     register_panoptic_format,
     resolve_num_classes,
 )
+from solo_d2.data.check.command import check
 from solo_d2.data.check.entries import read_entries
 from solo_d2.data.panoptic_json import WITHOUT_ENTRY, read_segment_ids
 from solo_d2.data.problems import ERROR, SKIPPED
+from solo_d2.engine import argument_parser, setup
 from solo_d2.errors import ConfigError, DatasetError
 from tests import panoptic_files as files
+from tests.modeling.tiny import panoptic_config
 
 pytestmark = pytest.mark.detectron2
 
@@ -38,11 +41,9 @@ def paths(root):
 
 
 def config(train=(), test=(), entries=(), architecture="PanopticSOLO", number=0):
-    cfg = get_cfg()
+    cfg = default_config()
     cfg.MODEL.META_ARCHITECTURE = architecture
-    cfg.MODEL.SOLO = CfgNode({"NUM_CLASSES": 0})
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = number
-    cfg.DATASETS.COCO_FORMAT = []
     cfg.DATASETS.COCO_PANOPTIC_FORMAT = list(entries)
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = tuple(train), tuple(test)
     return cfg
@@ -211,7 +212,7 @@ def test_training_needs_stuff_and_evaluation_does_not():
     cfg = config(["shapes_train_panoptic"], ["shapes_val"])
     resolve_num_classes(cfg)
     assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 5
-    with pytest.raises(ConfigError, match="NUM_CLASSES is 0 and no data set with stuff"):
+    with pytest.raises(ConfigError, match="No data set .* has stuff"):
         resolve_num_classes(config([], ["shapes_val"]))
     cfg = config([], ["shapes_val"], number=5)
     resolve_num_classes(cfg)
@@ -223,8 +224,54 @@ def test_without_data_sets_the_number_must_be_there():
     cfg.MODEL.SOLO.NUM_CLASSES = 2
     assert resolve_num_classes(cfg) == 2
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 0
-    with pytest.raises(ConfigError, match=r"SEM_SEG_HEAD\.NUM_CLASSES is 0"):
+    with pytest.raises(ConfigError, match=r"No data set .* set MODEL\.SEM_SEG_HEAD\.NUM_CLASSES"):
         resolve_num_classes(cfg)
+
+
+@pytest.mark.parametrize(("kind", "reason"), [(1, "no stuff category"), (0, "no category has 'is")])
+def test_data_of_things_or_stuff_alone(tmp_path, kind, reason):
+    """The reason is the data's, not a key that nobody has set."""
+
+    def change(content):
+        content["categories"] = [dict(c, isthing=kind) for c in content["categories"]]
+
+    root = files.write(tmp_path / "data", change)
+    register_panoptic_format("test_mine", *paths(root))
+    with pytest.raises(DatasetError, match=f"panoptic.json.* {reason}") as error:
+        resolve_num_classes(config(["test_mine"], ["test_mine"]))
+    assert "NUM_CLASSES" not in str(error.value)
+
+
+def test_the_check_gives_the_reason_of_the_training(tmp_path, capsys):
+    def without_grass(content):
+        content["categories"].pop()
+
+    def opts(name, change=None):
+        root = files.write(tmp_path / name, change)
+        kinds = ("panoptic-json", "panoptic-dir", "images")
+        return [part for pair in zip(kinds, paths(root), strict=True) for part in pair]
+
+    given = [
+        f"--{split}-{part}" if index % 2 == 0 else part
+        for split, change in (("train", None), ("val", without_grass))
+        for index, part in enumerate(opts(split, change))
+    ]
+    file = tmp_path / "tiny.yaml"
+    cfg = panoptic_config()
+    cfg.MODEL.SOLO.NUM_CLASSES = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 0
+    file.write_text(cfg.dump())
+    try:
+        args = argument_parser().parse_args(["--config-file", str(file), *given])
+        with pytest.raises(ConfigError) as error:
+            setup(args)
+        others = {"dataset": [], "json_only": False, "objects": 9, "workers": 0, "output": None}
+        vars(args).update(others)
+        assert check(args)  # training would fail
+    finally:
+        for name in ("custom_train", "custom_val"):
+            DatasetCatalog.pop(name, None)
+            MetadataCatalog.pop(name, None)
+    assert str(error.value) in capsys.readouterr().out
 
 
 def test_different_stuff_classes_name_the_first_difference(tmp_path):

@@ -87,12 +87,12 @@ def resolve_num_classes(cfg: CfgNode, names: Iterable[str] | None = None) -> int
     _require_equal_classes(classes)
     first = next(iter(classes))
     wanted = len(classes[first])
+    _require_possible_number(names[0], wanted, cfg.MODEL.SOLO.HEAD.CONV_DIM)
     if number not in (0, wanted):
         raise ConfigError(
             f"MODEL.SOLO.NUM_CLASSES is {number}, but data set '{first}' has {wanted} classes. "
             f"Set it to {wanted}, or to 0 to take the number from the data set"
         )
-    _require_possible_number(names[0], wanted, cfg.MODEL.SOLO.HEAD.CONV_DIM)
     with _defrosted(cfg):
         resolve_num_stuff_classes(cfg, names)
         cfg.MODEL.SOLO.NUM_CLASSES = wanted

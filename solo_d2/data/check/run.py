@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -121,11 +120,10 @@ def check_dataset(
         return found
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.MODEL.SOLO.NUM_CLASSES = len(found.class_names)
-    if is_panoptic(cfg):  # the numbers of several data sets may not agree, which is told elsewhere
-        labels = MetadataCatalog.get(name).get("stuff_classes", ())
-        cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = max(2, len(labels))
+    # Any numbers will do: `resolve_num_classes` says what is wrong with those of the data.
+    cfg.MODEL.SOLO.NUM_CLASSES, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 1, 2
     rule = TargetRule(cfg)
+    rule.params["num_classes"] = len(found.class_names)
     found.inspector = Inspector(cfg, rule, len(found.class_names))
     indices = range(len(found.records))
     followed = set(random.Random(seed).sample(indices, min(max_followed, len(indices))))
