@@ -27,6 +27,11 @@ def add_solo_config(cfg: CfgNode) -> None:
     """
     import solo_d2.modeling  # noqa: F401  (registers meta-architectures, heads and backbones)
 
+    # The classes, as the categories of a COCO json: [{"id": 1, "isthing": 1, "name": "cat"}, ...],
+    # things in the order of their indices, then stuff. Training fills it from the first data set of
+    # DATASETS.TRAIN and saves it in config.yaml and in each checkpoint, whose classes come first
+    # where a model is run. []: unknown, so taken from the data sets.
+    cfg.MODEL.CLASSES = []
     cfg.MODEL.SOLO = CfgNode()
     _add_grid_keys(cfg.MODEL.SOLO)
     _add_head_keys(cfg.MODEL.SOLO)

@@ -12,9 +12,10 @@ import yaml
 
 from solo_d2.errors import ConfigError
 
-# Characters of a file, entries that it may mean with all its aliases (ours have some hundred), and
-# files that one may be based on, each as often as it is named.
-_LONGEST, _MOST_ENTRIES, _MOST_FILES = 2**20, 10_000, 100
+# Characters of a file, entries that it may mean with all its aliases (ours have some hundred, and
+# seven for each class of MODEL.CLASSES), and files that one may be based on, each as often as it is
+# named.
+_LONGEST, _MOST_ENTRIES, _MOST_FILES = 2**20, 100_000, 100
 BASE = "_BASE_"
 
 

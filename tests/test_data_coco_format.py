@@ -14,7 +14,7 @@ from detectron2.evaluation import COCOEvaluator
 from pycocotools import mask as coco_mask
 
 from solo_d2.data import load_coco_format, register_coco_format
-from solo_d2.data.coco_format import read_class_names
+from solo_d2.data.coco_json import read_sorted_categories
 from solo_d2.data.segmentations import clean_segmentation, decode_counts
 from solo_d2.errors import ConfigError, DatasetError
 
@@ -98,10 +98,11 @@ def test_equals_detectron2_on_a_good_file(dataset):
 def test_class_names_are_those_of_the_loader(dataset):
     content = good_content()
     dataset(content)
-    assert read_class_names(dataset.root / "a.json") == ["car", "dog"]
+    expected = ["car", "dog"]
+    assert [x["name"] for x in read_sorted_categories(dataset.root / "a.json")] == expected
     content["info"]["categories"] = []  # the word twice: parsed in full
     dataset(content)
-    assert read_class_names(dataset.root / "a.json") == ["car", "dog"]
+    assert [x["name"] for x in read_sorted_categories(dataset.root / "a.json")] == expected
 
 
 def set_in(*path, value):

@@ -33,9 +33,11 @@ from solo_d2.data import (  # noqa: E402
     SOLODatasetMapper,
     check_datasets,
     register_datasets_of_config,
+    require_model_classes,
     resolve_num_classes,
 )
 from solo_d2.modeling.checkpointer import SOLOCheckpointer  # noqa: E402
+from solo_d2.modeling.saved_classes import adopt_saved_classes  # noqa: E402
 from solo_d2.visualization.method import PICTURES, make_scene  # noqa: E402
 
 # Pictures of the ground truth alone.
@@ -72,6 +74,10 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     cfg.DATASETS.TEST = (args.dataset,)
     register_datasets_of_config(cfg)
     check_datasets([args.dataset])
+    if args.weights:
+        cfg.MODEL.WEIGHTS = args.weights
+        adopt_saved_classes(cfg, args.opts)
+        require_model_classes(cfg, [args.dataset])
     resolve_num_classes(cfg, [args.dataset])
     return cfg
 

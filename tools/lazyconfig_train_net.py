@@ -24,9 +24,8 @@ from detectron2.engine import default_argument_parser, default_setup  # noqa: E4
 from solo_d2.commands import run_command  # noqa: E402
 from solo_d2.engine.lazy import (  # noqa: E402
     LazyTrainer,
-    build_lazy_model,
     check_lazy_test_data,
-    evaluate_lazy,
+    evaluate_weights,
     trainer_config,
 )
 from solo_d2.engine.reservation import reserve  # noqa: E402
@@ -34,7 +33,6 @@ from solo_d2.errors import ConfigError  # noqa: E402
 from solo_d2.files import naming  # noqa: E402
 from solo_d2.launch import JobError, add_launch_arguments, check_device, launch  # noqa: E402
 from solo_d2.modeling.building import refusing  # noqa: E402
-from solo_d2.modeling.checkpointer import SOLOCheckpointer  # noqa: E402
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -58,9 +56,7 @@ def main(args: argparse.Namespace) -> Any:
     default_setup(lazy, args)
     with naming(cfg.OUTPUT_DIR):
         if args.eval_only:
-            model = build_lazy_model(lazy, cfg)
-            SOLOCheckpointer(model, save_dir=cfg.OUTPUT_DIR, whole=True).load(cfg.MODEL.WEIGHTS)
-            return evaluate_lazy(lazy, cfg, model)
+            return evaluate_weights(lazy, cfg)
         trainer = LazyTrainer(lazy)
         trainer.resume_or_load(resume=args.resume)
         return trainer.train()

@@ -25,7 +25,12 @@ if __name__ == "__main__":
 from solo_d2 import ConfigError  # noqa: E402
 from solo_d2.commands import run_command  # noqa: E402
 from solo_d2.config import load_config  # noqa: E402
-from solo_d2.data.catalog import check_datasets, register_datasets_of_config  # noqa: E402
+from solo_d2.data.catalog import (  # noqa: E402
+    check_datasets,
+    register_datasets_of_config,
+    require_model_classes,
+)
+from solo_d2.data.classes import make_categories, placeholder_names  # noqa: E402
 from solo_d2.engine import Trainer, best_metric  # noqa: E402
 from solo_d2.evaluation.main_figure import main_figure  # noqa: E402
 from solo_d2.export.onnx_model import OnnxModel, detector_inputs  # noqa: E402
@@ -83,6 +88,14 @@ def calibration_inputs(cfg: Any, detector: Detector, dataset: str, count: int) -
         yield detector.graph_inputs(*detector_inputs(batch))
 
 
+def _require_classes(cfg: Any, detector: Detector, dataset: str) -> None:
+    """Refuse a data set of other classes than the exported model's, where those are known."""
+    names, ids = detector.info.class_names, detector.info.class_ids
+    known = names != placeholder_names(len(names))
+    cfg.MODEL.CLASSES = make_categories(names, ids) if known else []
+    require_model_classes(cfg, [dataset])
+
+
 def run(args: argparse.Namespace) -> int:
     """Do what the command line says; returns the exit code."""
     cfg = load_config(args.config_file, args.opts)
@@ -90,6 +103,7 @@ def run(args: argparse.Namespace) -> int:
     datasets = cfg.DATASETS
     checked = choose_dataset(args.check_dataset, datasets.TEST, "--check-dataset", "DATASETS.TEST")
     detector = load_detector(args.model)
+    _require_classes(cfg, detector, checked)
     calibration = None
     if not args.dynamic:
         source = choose_dataset(

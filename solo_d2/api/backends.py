@@ -22,7 +22,6 @@ from solo_d2.export.agreement import to_instances
 from solo_d2.export.packages import require_packages
 from solo_d2.export.pixels import input_size, resize_image
 from solo_d2.export.runner import Detector
-from solo_d2.modeling.meta_arch import PanopticSOLO
 from solo_d2.modeling.speed import SpeedOptions, speed_up
 
 Image = NDArray[np.uint8]
@@ -92,8 +91,6 @@ class TorchBackend:
         self.contours = cfg.MODEL.SOLO.MASK_TARGET == "contour"
         self.input_format = cfg.INPUT.FORMAT
         self.min_size, self.max_size = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
-        self.keep_thresh: float = cfg.MODEL.SOLO.KEEP_THRESH_TEST
-        self.merge_thresh: float = cfg.MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "lock"}
@@ -126,13 +123,7 @@ class TorchBackend:
     ) -> list[dict[str, Any]]:
         """See `Backend`; the results are on the model's device."""
         with self.lock, torch.no_grad():
-            model = self.model
-            # The model's own last filter, so that masks below the threshold are not made at all.
-            model.decoder_params["keep_thresh"] = max(self.keep_thresh, score_thresh or 0.0)
-            if isinstance(model, PanopticSOLO):
-                thresh = self.merge_thresh if score_thresh is None else score_thresh
-                model.merge_params["score_thresh"] = thresh
-            outputs: list[dict[str, Any]] = model(list(batch))
+            outputs: list[dict[str, Any]] = self.model(list(batch), score_thresh=score_thresh)
         return outputs
 
 

@@ -1,17 +1,21 @@
-"""What the classes of a model are called, and their ids in the json of its data set."""
+"""What the classes of a model are called, and their category ids."""
 
-import json
 import logging
-import os
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog
 
 from solo_d2.data.catalog import register_datasets_of_config
-from solo_d2.data.coco_format import read_class_names
-from solo_d2.data.panoptic_format import fill_metadata
+from solo_d2.data.classes import (
+    Category,
+    dataset_categories,
+    model_categories,
+    placeholder_names,
+    stuff,
+    things,
+)
 from solo_d2.data.stuff_classes import is_panoptic
 from solo_d2.errors import ConfigError, DatasetError
 
@@ -24,79 +28,79 @@ class Classes:
 
     Attributes:
         names: by class index.
-        json_ids: the category id of each class in its data set's json.
+        json_ids: the category id of each class.
     """
 
     names: list[str]
     json_ids: list[int]
 
+    @classmethod
+    def of(cls, categories: Sequence[Category]) -> "Classes":
+        """Names and ids of categories."""
+        return cls([x["name"] for x in categories], [x["id"] for x in categories])
+
 
 def find_classes(cfg: CfgNode) -> Classes:
-    """Names and json ids of the classes, from metadata or a json; no data set is loaded or made.
+    """Names and category ids of the classes of things.
 
-    Where they are unknown the names are "class 0", "class 1", ... and the ids 0, 1, ...
+    They are those of MODEL.CLASSES. Where that is empty, as with checkpoints of other projects,
+    they are those of the data sets of the config; no data set is loaded or made. Where these do not
+    have them either, the names are "class 0", "class 1", ... and the ids 0, 1, ..., with a warning.
     """
     count = cfg.MODEL.SOLO.NUM_CLASSES
-    try:
-        register_datasets_of_config(cfg)
-    except ConfigError as error:
-        logger.warning("Class names: %s", error)
-    for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
-        if name not in MetadataCatalog.list():
-            continue
-        metadata = MetadataCatalog.get(name)
-        names = metadata.get("thing_classes") or _names_in_json(metadata.get("json_file"))
-        if names is not None and len(names) == count:
-            return Classes(list(names), _json_ids(metadata, count))
-    return Classes([f"class {index}" for index in range(count)], list(range(count)))
+    for categories in _candidates(cfg):
+        found = things(categories)
+        if len(found) == count:
+            return Classes.of(found)
+    logger.warning(
+        "The names and category ids of the model's %d classes are unknown: neither the checkpoint "
+        "nor MODEL.CLASSES nor a data set of the config has them. Results have 'class 0', ... and "
+        "the category ids 0 to %d",
+        count,
+        count - 1,
+    )
+    return Classes(placeholder_names(count), list(range(count)))
 
 
 def find_stuff(cfg: CfgNode, things: Classes) -> Classes | None:
-    """Names and category ids of the labels of stuff, from metadata; None for other models.
+    """Names and category ids of the labels of stuff; None if the model is not panoptic.
 
     Where they are unknown the names are "stuff 1", "stuff 2", ..., and the ids follow those of
-    things. The first entry stands for label 0, all things.
+    things, with a warning. The first entry stands for label 0, all things.
     """
     if not is_panoptic(cfg):
         return None
-    count = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-    for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
-        if name not in MetadataCatalog.list():
-            continue
-        metadata = MetadataCatalog.get(name)
-        if metadata.get("panoptic_json") is not None:
-            try:
-                fill_metadata(name)
-            except DatasetError as error:
-                logger.warning("Names of stuff: %s", error)
-        names = metadata.get("stuff_classes")
-        labels = metadata.get("stuff_dataset_id_to_contiguous_id")
-        if names is not None and labels is not None and len(names) == count:
-            ids = {label: json_id for json_id, label in labels.items()}
-            return Classes(list(names), [ids[label] for label in range(count)])
-    names = ["things", *(f"stuff {label}" for label in range(1, count))]
+    count = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES - 1
     last = max(things.json_ids)
-    return Classes(names, list(range(last, last + count)))
+    found = next((stuff(x) for x in _candidates(cfg) if len(stuff(x)) == count), None)
+    if found is None:
+        logger.warning(
+            "The names and category ids of the model's %d classes of stuff are unknown: results "
+            "have 'stuff 1', ... and the category ids %d to %d",
+            *(count, last + 1, last + count),
+        )
+        numbers = range(1, count + 1)
+        found = [{"name": f"stuff {n}", "id": last + n, "isthing": 0} for n in numbers]
+    classes = Classes.of(found)
+    return Classes(["things", *classes.names], [0, *classes.json_ids])
 
 
-def _names_in_json(json_file: str | None) -> list[str] | None:
-    if json_file is None or not os.path.isfile(json_file):
-        return None
+def _candidates(cfg: CfgNode) -> list[list[Category]]:
+    """MODEL.CLASSES; where it is empty, the classes of the data sets of the config."""
+    own = model_categories(cfg)
+    if own:
+        return [own]
     try:
-        return read_class_names(json_file)
-    except DatasetError as error:
+        register_datasets_of_config(cfg)
+    except ConfigError as error:
+        # A name that already means other files would give their classes.
         logger.warning("Class names: %s", error)
-        return None
-
-
-def _json_ids(metadata: Any, count: int) -> list[int]:
-    contiguous = metadata.get("thing_dataset_id_to_contiguous_id")
-    if contiguous is not None:
-        return [json_id for json_id, _ in sorted(contiguous.items(), key=lambda item: item[1])]
-    if metadata.get("evaluator_type") == "lvis":  # Detectron2 keeps no map: ids start at 1
-        return list(range(1, count + 1))
-    json_file = metadata.get("json_file")
-    if json_file is not None and os.path.isfile(json_file):
-        with open(json_file, encoding="utf-8") as file:
-            return sorted(category["id"] for category in json.load(file)["categories"])
-    return list(range(count))
+        return []
+    found = []
+    for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
+        if name in DatasetCatalog:
+            try:
+                found.append(dataset_categories(name))
+            except DatasetError as error:
+                logger.warning("Class names: %s", error)
+    return found

@@ -17,6 +17,7 @@ from solo_d2.errors import ConfigError
 from solo_d2.modeling.checkpointer import SOLOCheckpointer
 from solo_d2.modeling.checks import check_meta_architecture
 from solo_d2.modeling.meta_arch import SOLO
+from solo_d2.modeling.saved_classes import adopt_saved_classes
 
 CONFIG_EXTENSIONS = (".yaml", ".yml")
 
@@ -42,17 +43,22 @@ def make_config(
     """
     cfg = load_config(str(config_file), overrides)
     warn_of_unused_keys(cfg, config_file, overrides)
-    return complete_config(cfg, weights, device=device)
+    return complete_config(cfg, weights, device=device, overrides=overrides)
 
 
 def complete_config(
-    cfg: CfgNode, weights: str | Path | None = None, *, device: str | None = None
+    cfg: CfgNode,
+    weights: str | Path | None = None,
+    *,
+    device: str | None = None,
+    overrides: Sequence[Any] = (),
 ) -> CfgNode:
-    """Fill in weights, device and class counts, in place; see `make_config`."""
+    """Fill in weights, device, classes and their counts, in place; see `make_config`."""
     if weights is not None:
         cfg.MODEL.WEIGHTS = str(weights)
     _check_weights_exist(cfg.MODEL.WEIGHTS)
     cfg.MODEL.DEVICE = choose_device(device)
+    adopt_saved_classes(cfg, overrides)
     lacks_labels = is_panoptic(cfg) and cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 0
     if cfg.MODEL.SOLO.NUM_CLASSES == 0 or lacks_labels:
         resolve_num_classes(cfg)

@@ -51,6 +51,15 @@ def read_checkpoint(file: str | Path) -> dict[str, Any]:
         ) from error
 
 
+def read_beside_tensors(file: str | Path) -> Any:
+    """What a file of `torch.save` holds; the content of its tensors is not read.
+
+    Raises:
+        Exception: of any kind, where the file is damaged or something else.
+    """
+    return _read_torch(str(file), mmap=True)
+
+
 def _with_state(loaded: Any) -> dict[str, Any]:
     if not isinstance(loaded, Mapping):
         raise ValueError(f"it holds a {type(loaded).__name__}, and no dict of tensors")
@@ -112,7 +121,7 @@ def _dict(*args: Any) -> dict[Any, Any]:
 _CONTAINERS = {"collections.deque": _list, "collections.defaultdict": _dict}
 
 
-def _read_torch(file: str) -> Any:
+def _read_torch(file: str, *, mmap: bool = False) -> Any:
     """`torch.load` that makes tensors and containers; other objects beside them become stand-ins.
 
     Training checkpoints of mmengine keep their logs as objects of their own.
@@ -120,7 +129,7 @@ def _read_torch(file: str) -> Any:
     if zipfile.is_zipfile(file):
         _require_uncompressed(file)
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         try:
             others = torch.serialization.get_unsafe_globals_in_checkpoint(file)
@@ -129,7 +138,7 @@ def _read_torch(file: str) -> Any:
     known: list[Any] = [(_CONTAINERS.get(name, _StandIn), name) for name in others]
     try:
         with torch.serialization.safe_globals(known):
-            return torch.load(file, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise ValueError(_why_refused(error)) from error
 

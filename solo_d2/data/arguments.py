@@ -1,10 +1,14 @@
 """Command-line arguments that name data sets in COCO's formats, and what they mean in a config."""
 
 import argparse
+import logging
+from typing import Any
 
 from detectron2.config import CfgNode
 
 from solo_d2.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 _KINDS = ("json", "panoptic_json", "panoptic_dir", "images")
 
@@ -24,6 +28,10 @@ def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
 def apply_dataset_arguments(cfg: CfgNode, args: argparse.Namespace) -> list[str]:
     """Turn --train-json and its like into DATASETS keys, in place.
 
+    The data sets are named custom_train and custom_val. Entries of these names, as a saved config
+    has them, are replaced. With training data and no --val-json, data sets of DATASETS.TEST that
+    the config does not describe itself are left out, with a warning: they are those of the project.
+
     Returns:
         The names that the data sets get.
 
@@ -37,9 +45,9 @@ def apply_dataset_arguments(cfg: CfgNode, args: argparse.Namespace) -> list[str]
         name = f"custom_{split}"
         entry = [name, *(given[kind] for kind in present)]
         if present == ["json", "images"]:
-            cfg.DATASETS.COCO_FORMAT = [*cfg.DATASETS.COCO_FORMAT, entry]
+            _replace_entry(cfg, "COCO_FORMAT", entry)
         elif present == ["panoptic_json", "panoptic_dir", "images"]:
-            cfg.DATASETS.COCO_PANOPTIC_FORMAT = [*cfg.DATASETS.COCO_PANOPTIC_FORMAT, entry]
+            _replace_entry(cfg, "COCO_PANOPTIC_FORMAT", entry)
         elif present:
             raise ConfigError(
                 f"--{split}-json and --{split}-images belong together: give both; or "
@@ -49,4 +57,27 @@ def apply_dataset_arguments(cfg: CfgNode, args: argparse.Namespace) -> list[str]
         if present:
             cfg.DATASETS[key] = (name,)
             names.append(name)
+    if names == ["custom_train"]:
+        _leave_out_other_tests(cfg)
     return names
+
+
+def _replace_entry(cfg: CfgNode, kind: str, entry: list[Any]) -> None:
+    """Add the entry of a data set; others of its name are removed."""
+    datasets = cfg.DATASETS
+    for key in ("COCO_FORMAT", "COCO_PANOPTIC_FORMAT"):
+        datasets[key] = [other for other in datasets[key] if list(other)[:1] != entry[:1]]
+    datasets[kind] = [*datasets[kind], entry]
+
+
+def _leave_out_other_tests(cfg: CfgNode) -> None:
+    """Keep of DATASETS.TEST what the config describes itself."""
+    datasets = cfg.DATASETS
+    own = [entry[0] for entry in (*datasets.COCO_FORMAT, *datasets.COCO_PANOPTIC_FORMAT)]
+    others = [name for name in datasets.TEST if name not in own]
+    datasets.TEST = tuple(name for name in datasets.TEST if name in own)
+    if others:
+        logger.warning(
+            "No --val-json is given: %s of the config is not evaluated on",
+            ", ".join(others),
+        )

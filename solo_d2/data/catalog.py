@@ -11,12 +11,20 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from solo_d2.config_rules import MOST_NUMBERS_OF_TENSOR
-from solo_d2.data.coco_format import read_class_names, register_coco_format
+from solo_d2.data.classes import (
+    Category,
+    dataset_categories,
+    difference,
+    model_categories,
+    stuff,
+    things,
+)
+from solo_d2.data.coco_format import register_coco_format
 from solo_d2.data.ignored import log_ignored
 from solo_d2.data.locations import where_datasets_are
 from solo_d2.data.lvis_format import use_own_lvis_loaders
-from solo_d2.data.panoptic_format import fill_metadata, register_panoptic_format
-from solo_d2.data.stuff_classes import resolve_num_stuff_classes
+from solo_d2.data.panoptic_format import register_panoptic_format
+from solo_d2.data.stuff_classes import is_panoptic, resolve_num_stuff_classes
 from solo_d2.errors import ConfigError, DatasetError
 from solo_d2.user_code import from_user_code, note_part
 
@@ -73,7 +81,7 @@ def resolve_num_classes(cfg: CfgNode, names: Iterable[str] | None = None) -> int
     if names is None:
         names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     names = tuple(names)
-    classes = {name: class_names(name) for name in names}
+    classes = {f"data set '{name}'": categories(name) for name in names}
     number = int(cfg.MODEL.SOLO.NUM_CLASSES)
     if not classes:
         if number < 1:
@@ -84,13 +92,13 @@ def resolve_num_classes(cfg: CfgNode, names: Iterable[str] | None = None) -> int
         with _defrosted(cfg):
             resolve_num_stuff_classes(cfg, names)
         return number
-    _require_equal_classes(classes)
+    _require_equal_classes(classes, with_stuff=is_panoptic(cfg))
     first = next(iter(classes))
-    wanted = len(classes[first])
+    wanted = len(things(classes[first]))
     _require_possible_number(names[0], wanted, cfg.MODEL.SOLO.HEAD.CONV_DIM)
     if number not in (0, wanted):
         raise ConfigError(
-            f"MODEL.SOLO.NUM_CLASSES is {number}, but data set '{first}' has {wanted} classes. "
+            f"MODEL.SOLO.NUM_CLASSES is {number}, but {first} has {wanted} classes. "
             f"Set it to {wanted}, or to 0 to take the number from the data set"
         )
     with _defrosted(cfg):
@@ -124,41 +132,72 @@ def _defrosted(cfg: CfgNode) -> Iterator[None]:
 
 
 def class_names(name: str) -> list[str]:
-    """Thing classes of a registered data set, in the order of their indices.
+    """Thing classes of a registered data set, in the order of their indices; see `categories`."""
+    return [category["name"] for category in things(categories(name))]
+
+
+def categories(name: str) -> list[Category]:
+    """Classes of a registered data set: things, then stuff where it has stuff maps.
 
     Raises:
         DatasetError: it is unknown, or its categories cannot be read.
     """
     _require_known(name)
-    metadata = MetadataCatalog.get(name)
     _refuse_unseparated(name)
-    names = metadata.get("thing_classes")
-    if names is None and metadata.get("panoptic_json") is not None:
-        fill_metadata(name)
-        names = metadata.thing_classes
-    if names is None and metadata.get("json_file") is not None:
-        names = read_class_names(metadata.json_file)
-    if names is None:
+    found = dataset_categories(name)
+    if not found and MetadataCatalog.get(name).get("thing_classes") is None:
         raise DatasetError(
             f"The metadata of data set '{name}' has no thing_classes, so it has no instances to "
             f"train on. Set them by MetadataCatalog.get('{name}').thing_classes = [...]"
         )
-    return list(names)
+    return found
 
 
-def _require_equal_classes(classes: dict[str, list[str]]) -> None:
+def training_categories(cfg: CfgNode) -> list[Category]:
+    """What MODEL.CLASSES of a model that is trained is: the classes of DATASETS.TRAIN[0].
+
+    Args:
+        cfg: DATASETS.TRAIN and MODEL.META_ARCHITECTURE are read.
+
+    Returns:
+        The categories, of stuff only for a panoptic model; empty without a training data set.
+
+    Raises:
+        DatasetError: see `categories`.
+    """
+    found = categories(cfg.DATASETS.TRAIN[0]) if cfg.DATASETS.TRAIN else []
+    return found if is_panoptic(cfg) else things(found)
+
+
+def require_model_classes(cfg: CfgNode, names: Iterable[str]) -> None:
+    """Check that data sets to evaluate on have the classes of the model, MODEL.CLASSES.
+
+    Category ids may differ. Nothing is checked if MODEL.CLASSES is empty.
+
+    Args:
+        cfg: of the model.
+        names: registered data sets.
+
+    Raises:
+        ConfigError: they have other classes; the message names those that only one of them has.
+        DatasetError: see `categories`.
+    """
+    own = model_categories(cfg)
+    if own:
+        classes = {f"data set '{name}'": categories(name) for name in names}
+        _require_equal_classes({"the model": own, **classes}, with_stuff=is_panoptic(cfg))
+
+
+def _require_equal_classes(classes: dict[str, list[Category]], *, with_stuff: bool) -> None:
+    """Compare the first with the others; stuff only with those that have some."""
     (first, expected), *others = classes.items()
     for name, found in others:
-        if found == expected:
-            continue
-        start = f"Data sets '{first}' and '{name}' of DATASETS.TRAIN and DATASETS.TEST"
-        for index, pair in enumerate(zip(expected, found, strict=False)):
-            if pair[0] != pair[1]:
-                raise ConfigError(
-                    f"{start} have different classes: class {index} is {pair[0]!r} in the one and "
-                    f"{pair[1]!r} in the other"
-                )
-        raise ConfigError(f"{start} have {len(expected)} and {len(found)} classes")
+        pair = (expected, found)
+        if not (with_stuff and stuff(expected) and stuff(found)):
+            pair = (things(expected), things(found))
+        differs = difference(*pair, (first, name))
+        if differs:
+            raise ConfigError(f"The classes of {first} and {name} differ: {differs}")
 
 
 def check_datasets(names: Iterable[str]) -> None:

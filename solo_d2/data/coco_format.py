@@ -15,7 +15,6 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from solo_d2.data.coco_json import (
     parse,
-    read_sorted_categories,
     read_text,
     some,
     sorted_categories,
@@ -75,15 +74,6 @@ def register_coco_format(name: str, json_file: str | Path, image_root: str | Pat
         return
     DatasetCatalog.register(name, functools.partial(load_coco_format, name, **paths))
     metadata.set(evaluator_type="coco", registered_paths=paths, **paths)
-
-
-def read_class_names(json_file: str | Path) -> list[str]:
-    """Read the class names of a COCO json, in the order of their ids, without parsing it all.
-
-    Raises:
-        DatasetError: the file is missing, not JSON, or has no proper categories.
-    """
-    return [category["name"] for category in read_sorted_categories(json_file)]
 
 
 def load_coco_format(

@@ -29,8 +29,8 @@ def resolve_num_stuff_classes(cfg: CfgNode, names: Iterable[str]) -> None:
         names: registered data sets that count.
 
     Raises:
-        ConfigError: one of DATASETS.TRAIN has no stuff, the number differs from the data set's,
-            data sets differ, or there is nothing to take the number from.
+        ConfigError: one of DATASETS.TRAIN has no stuff, the number differs from the data set's, or
+            there is nothing to take the number from.
         DatasetError: a data set's categories cannot be read, or a panoptic model cannot learn them.
     """
     if not is_panoptic(cfg):
@@ -57,12 +57,6 @@ def resolve_num_stuff_classes(cfg: CfgNode, names: Iterable[str]) -> None:
             )
         return
     first = next(iter(classes))
-    for name, found in classes.items():
-        if found != classes[first]:
-            raise ConfigError(
-                f"Data sets '{first}' and '{name}' of DATASETS.TRAIN and DATASETS.TEST have "
-                f"different stuff classes: {_first_difference(classes[first], found)}"
-            )
     wanted = len(classes[first])
     if number not in (0, wanted):
         raise ConfigError(
@@ -87,10 +81,3 @@ def _require_stuff(name: str, num_labels: int, *, trained: bool) -> None:
             f"{described} has {num_labels - 1} stuff categories, but a stuff map of 8 bits has "
             f"room for {MOST_LABELS - 1}"
         )
-
-
-def _first_difference(first: list[str], second: list[str]) -> str:
-    for index, pair in enumerate(zip(first, second, strict=False)):
-        if pair[0] != pair[1]:
-            return f"class {index} is {pair[0]!r} in the one and {pair[1]!r} in the other"
-    return f"{len(first)} in the one and {len(second)} in the other, with 'things'"

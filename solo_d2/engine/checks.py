@@ -8,6 +8,7 @@ from detectron2.utils import comm
 
 from solo_d2.config_check import check_config
 from solo_d2.config_rules import Rule, above, at_least, between, one_of, require
+from solo_d2.data.classes import is_category_list
 from solo_d2.data.input_checks import check_input_config
 from solo_d2.evaluation.average_precision import BACKENDS
 from solo_d2.modeling.speed import SpeedOptions
@@ -25,7 +26,7 @@ SCHEDULES = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"
 
 SECTIONS = (
     *("SOLVER", "TEST", "DATASETS", "SEED", "OUTPUT_DIR", "CUDNN_BENCHMARK", "FLOAT32_PRECISION"),
-    *("VIS_PERIOD", "MODEL.DEVICE", "MODEL.WEIGHTS", "MODEL.WEIGHTS_ALLOW"),
+    *("VIS_PERIOD", "MODEL.DEVICE", "MODEL.WEIGHTS", "MODEL.WEIGHTS_ALLOW", "MODEL.CLASSES"),
 )
 _RATE = between(0, 1e6)
 _ITERATIONS = at_least(1, " iteration")
@@ -72,6 +73,7 @@ RULES = {
     "OUTPUT_DIR": Rule(lambda folder: bool(folder) and "\0" not in folder, "the name of a folder"),
     "FLOAT32_PRECISION": one_of(("", "highest", "high", "medium")),
     "VIS_PERIOD": at_least(0, " iterations; 0: never"),
+    "MODEL.CLASSES": Rule(is_category_list, "a list of categories with id, isthing and name"),
     "MODEL.DEVICE": Rule(lambda name: _is_device(name), "a device of torch, such as cuda or cpu"),
 }
 

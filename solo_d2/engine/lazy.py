@@ -4,6 +4,7 @@ A lazy config is a Python file that says how model, optimizer, schedule and data
 configs/lazy/ has one. What it says of the training itself, in `train`, is listed in `KEYS`.
 """
 
+import logging
 from collections import OrderedDict
 from typing import Any
 
@@ -16,14 +17,20 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 from solo_d2.config import default_config, override
+from solo_d2.data.catalog import require_model_classes, training_categories
+from solo_d2.data.classes import Category
 from solo_d2.data.lvis_format import use_own_lvis_loaders
 from solo_d2.engine.bad_step import RunRecord
 from solo_d2.engine.checks import FULL_MODEL
-from solo_d2.engine.trainer import Trainer, save_figures
-from solo_d2.errors import ConfigError, shown
+from solo_d2.engine.trainer import Trainer, save_figures, warn_of_random_weights
+from solo_d2.errors import ConfigError, DatasetError, shown
 from solo_d2.evaluation.check import check_evaluation
 from solo_d2.evaluation.run import NotingMapper, evaluate_dataset
 from solo_d2.modeling.building import building, refusing
+from solo_d2.modeling.checkpointer import SOLOCheckpointer
+from solo_d2.modeling.saved_classes import adopt_saved_classes
+
+logger = logging.getLogger("solo_d2")
 
 # What a lazy config must have.
 PARTS = ("model", "optimizer", "lr_multiplier", "dataloader", "train")
@@ -143,11 +150,46 @@ class LazyTrainer(Trainer):
             multiplier = instantiate(self.lazy.lr_multiplier)
         return LRMultiplier(optimizer, multiplier, cfg.SOLVER.MAX_ITER)
 
+    def categories(self) -> list[Category]:
+        """The classes of the config's data set, if it is one of Detectron2's catalog."""
+        return lazy_categories(self.lazy, self.cfg)
+
     def test(  # type: ignore[override]
         self, cfg: CfgNode, model: nn.Module
     ) -> "OrderedDict[str, Any]":
         """Evaluate on the test loader; OUTPUT_DIR/evaluation.json keeps the last figures."""
         return evaluate_lazy(self.lazy, cfg, model)
+
+
+def lazy_categories(lazy: DictConfig, cfg: CfgNode) -> list[Category]:
+    """The classes of the data set of dataloader.train.
+
+    Args:
+        lazy: with `dataloader`.
+        cfg: what `trainer_config` makes of it.
+
+    Returns:
+        The categories; empty, with a warning, if its `dataset` has no names of Detectron2's
+        catalog.
+    """
+    cfg = _editable(cfg)
+    cfg.DATASETS.TRAIN = tuple(_data_sets(lazy, "train"))
+    try:
+        found = training_categories(cfg)
+    except DatasetError as error:
+        logger.warning("Checkpoints will have no class names: %s", error)
+        return []
+    if not found:
+        logger.warning(
+            "Checkpoints will have no class names: dataloader.train.dataset has no `names`"
+        )
+    return found
+
+
+def _editable(cfg: CfgNode) -> CfgNode:
+    cfg = cfg.clone()
+    cfg.defrost()
+    return cfg
 
 
 def build_lazy_model(lazy: DictConfig, cfg: CfgNode) -> nn.Module:
@@ -188,6 +230,25 @@ def _data_sets(lazy: DictConfig, part: str) -> list[str]:
     """Names of the data sets of a loader; none for data that is in no catalog."""
     names = OmegaConf.select(lazy, f"dataloader.{part}.dataset.names") or []
     return [names] if isinstance(names, str) else list(names)
+
+
+def evaluate_weights(lazy: DictConfig, cfg: CfgNode) -> "OrderedDict[str, Any]":
+    """Evaluate train.init_checkpoint on the test loader of a lazy config.
+
+    Args:
+        lazy: see `evaluate_lazy`; with `model`.
+        cfg: what `trainer_config` makes of it.
+
+    Raises:
+        ConfigError: the weights can't be used, or their classes are not those of the data set.
+    """
+    model = build_lazy_model(lazy, cfg)
+    warn_of_random_weights(cfg)
+    with_classes = _editable(cfg)
+    adopt_saved_classes(with_classes)
+    require_model_classes(with_classes, _data_sets(lazy, "test"))
+    SOLOCheckpointer(model, save_dir=cfg.OUTPUT_DIR, whole=True).load(cfg.MODEL.WEIGHTS)
+    return evaluate_lazy(lazy, cfg, model)
 
 
 def evaluate_lazy(lazy: DictConfig, cfg: CfgNode, model: nn.Module) -> "OrderedDict[str, Any]":

@@ -13,15 +13,19 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from solo_d2.config import find_config_file, load_config, override
+from solo_d2.config_rules import require
 from solo_d2.config_unused import warn_of_unused_keys
 from solo_d2.data import check_datasets, register_datasets_of_config, resolve_num_classes
 from solo_d2.data.arguments import add_dataset_arguments, apply_dataset_arguments
+from solo_d2.data.catalog import require_model_classes, training_categories
 from solo_d2.engine.checks import check_run_config
 from solo_d2.engine.reservation import holds_training, reserve
+from solo_d2.errors import ConfigError
 from solo_d2.evaluation import provide_cityscapes_scripts
 from solo_d2.evaluation.check import check_test_data
 from solo_d2.files import save_text
 from solo_d2.launch import add_launch_arguments
+from solo_d2.modeling.saved_classes import adopt_saved_classes
 
 logger = logging.getLogger("solo_d2")
 
@@ -49,21 +53,27 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """
     args = argparse.Namespace(**vars(args))
     args.config_file = find_config_file(args.config_file)  # Detectron2 prints it
+    rank = comm.get_rank()
+    setup_logger(distributed_rank=rank, name="solo_d2")
     cfg = load_config(args.config_file)
     apply_dataset_arguments(cfg, args)
     override(cfg, args.opts)
-    rank = comm.get_rank()
-    setup_logger(distributed_rank=rank, name="solo_d2")
     check_run_config(cfg)
     register_datasets_of_config(cfg)
     used = tuple(cfg.DATASETS.TEST) if args.eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    _require_test_data(cfg, args)
     check_datasets(used)
     if any(
         str(MetadataCatalog.get(name).get("evaluator_type")).startswith("cityscapes")
         for name in used
     ):
         provide_cityscapes_scripts()
+    if args.eval_only:
+        adopt_saved_classes(cfg, args.opts)
+        require_model_classes(cfg, used)
     resolve_num_classes(cfg, used)
+    if not args.eval_only:
+        cfg.MODEL.CLASSES = training_categories(cfg)
     check_test_data(cfg, needs_metrics=not args.eval_only)
     # From here on OUTPUT_DIR exists: nothing is left behind by a run that could not start.
     if not args.eval_only:
@@ -80,6 +90,17 @@ def setup(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
+def _require_test_data(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Refuse an empty DATASETS.TEST where something depends on evaluations."""
+    if cfg.DATASETS.TEST:
+        return
+    if args.eval_only:
+        raise ConfigError("DATASETS.TEST is empty: name data to evaluate on by --val-json")
+    patience = cfg.SOLVER.EARLY_STOPPING_PATIENCE
+    allowed = "0 without data to evaluate on: name some by --val-json or DATASETS.TEST"
+    require(patience == 0, "SOLVER.EARLY_STOPPING_PATIENCE", patience, allowed)
+
+
 def _begin(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Detectron2's `default_setup`, but OUTPUT_DIR/config.yaml is written whole or not at all.
 
@@ -91,10 +112,11 @@ def _begin(cfg: CfgNode, args: argparse.Namespace) -> None:
     without_folder.defrost()
     without_folder.OUTPUT_DIR = None
     default_setup(without_folder, args)
-    logger.info(f"Running with full config:\n{cfg.dump()}")
+    text = cfg.dump(default_flow_style=None, width=100)  # lists on one line
+    logger.info(f"Running with full config:\n{text}")
     # An evaluation leaves a training's config as it is: --resume takes its seed from there.
     if comm.is_main_process() and not (args.eval_only and holds_training(cfg.OUTPUT_DIR)):
-        save_text(Path(cfg.OUTPUT_DIR) / "config.yaml", cfg.dump())
+        save_text(Path(cfg.OUTPUT_DIR) / "config.yaml", text)
 
 
 def scale_schedule(cfg: CfgNode, given: Collection[str] = ()) -> None:

@@ -25,6 +25,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from solo_d2.data import SOLODatasetMapper
+from solo_d2.data.catalog import training_categories
+from solo_d2.data.classes import Category
 from solo_d2.data.loader import build_train_loader, require_learnt
 from solo_d2.data.other_models import without_other_inputs
 from solo_d2.data.stuff_classes import is_panoptic
@@ -155,7 +157,8 @@ class Trainer(DefaultTrainer):
             evaluators: one, or one for each data set; None for `build_evaluator`'s.
         """
         results = cls._evaluate_datasets(cfg, model, evaluators)
-        save_figures(cfg, results)
+        if results:
+            save_figures(cfg, results)
         return results
 
     @classmethod
@@ -206,6 +209,10 @@ class Trainer(DefaultTrainer):
         """What evaluations see and checkpoints hold as the model."""
         return unwrap(self.model) if self.ema is None else self.ema.average
 
+    def categories(self) -> list[Category]:
+        """The classes that checkpoints hold; see `solo_d2.data.classes`."""
+        return training_categories(self.cfg)
+
     def build_hooks(self) -> list[Any]:
         """Detectron2's hooks, and those for seeds, averaged weights and the best checkpoint."""
         solver, period = self.cfg.SOLVER, self.cfg.TEST.EVAL_PERIOD
@@ -217,6 +224,7 @@ class Trainer(DefaultTrainer):
             self.evaluated_model,
             self.cfg.OUTPUT_DIR,
             allow=allow,
+            classes=self.categories(),
             trainer=weakref.proxy(self),
             **others,
         )
@@ -389,9 +397,19 @@ def best_metric(cfg: CfgNode) -> str:
     return BEST_PANOPTIC_METRIC if is_panoptic(cfg) else BEST_METRIC[cfg.MODEL.SOLO.MASK_TARGET]
 
 
+def warn_of_random_weights(cfg: CfgNode) -> None:
+    """Warn if MODEL.WEIGHTS of a model that is to be evaluated is empty."""
+    if not cfg.MODEL.WEIGHTS:
+        logger.warning(
+            "MODEL.WEIGHTS is empty, so the model that is evaluated has random weights: name a "
+            "trained checkpoint by MODEL.WEIGHTS FILE"
+        )
+
+
 def evaluate(cfg: CfgNode) -> "OrderedDict[str, Any]":
     """Load MODEL.WEIGHTS and evaluate on DATASETS.TEST, with TEST.AUG.ENABLED in two ways."""
     model = DefaultTrainer.build_model(cfg)
+    warn_of_random_weights(cfg)
     SOLOCheckpointer(model, save_dir=cfg.OUTPUT_DIR, whole=True).load(cfg.MODEL.WEIGHTS)
     results = Trainer.test(cfg, speed_up(model, SpeedOptions.from_config(cfg)))
     if cfg.TEST.AUG.ENABLED:

@@ -16,7 +16,7 @@ from detectron2.evaluation import (
     DatasetEvaluators,
 )
 
-from solo_d2.data.catalog import check_datasets
+from solo_d2.data.catalog import check_datasets, require_model_classes
 from solo_d2.data.stuff_classes import is_panoptic
 from solo_d2.errors import ConfigError, DatasetError
 from solo_d2.evaluation.coco_results import FastCOCOEvaluator
@@ -61,8 +61,8 @@ def build_evaluator(
     """Choose and make the evaluator of a data set.
 
     Args:
-        cfg: OUTPUT_DIR, TEST.AP_BACKEND, TEST.KEEP_PANOPTIC_PREDICTIONS, MODEL.META_ARCHITECTURE
-            and MODEL.SOLO.MASK_TARGET are read.
+        cfg: OUTPUT_DIR, TEST.AP_BACKEND, TEST.KEEP_PANOPTIC_PREDICTIONS, MODEL.META_ARCHITECTURE,
+            MODEL.CLASSES and MODEL.SOLO.MASK_TARGET are read.
         dataset_name: in Detectron2's catalogs.
         output_folder: where predictions go;
             OUTPUT_DIR/inference/DATASET_NAME if None.
@@ -73,7 +73,8 @@ def build_evaluator(
         contours first of these; mask AP means little then.
 
     Raises:
-        ConfigError: the data set's type is not supported, or its package is missing.
+        ConfigError: the data set's type is not supported, its package is missing, or it has other
+            classes than the model (MODEL.CLASSES).
         DatasetError: the data set is unknown, or its annotation file is missing.
     """
     if dataset_name not in DatasetCatalog:
@@ -89,6 +90,7 @@ def build_evaluator(
         )
     if output_folder is None:
         output_folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
+    require_model_classes(cfg, [dataset_name])
     evaluator = EVALUATORS[kind](cfg, dataset_name, output_folder)
     if cfg.MODEL.SOLO.MASK_TARGET == "contour":
         # After the other one, which has made sure that the data set is there.

@@ -4,8 +4,9 @@ An image that cannot be read does not end the evaluation: it counts as one witho
 evaluators get an empty output for it.
 """
 
+import contextlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -53,7 +54,7 @@ class SkippingModel(nn.Module):
         super().__init__()
         self.model = model
         self.unreadable: list[str] = []
-        self.train(getattr(model, "training", False))
+        self.training = getattr(model, "training", False)
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The model's outputs; for images that could not be read, an empty dict each."""
@@ -75,13 +76,25 @@ def evaluation_loader(cfg: CfgNode, dataset_name: str) -> Any:
     return build_detection_test_loader(without_other_inputs(cfg), dataset_name, mapper=mapper)
 
 
+@contextlib.contextmanager
+def _keeping_modes(model: nn.Module) -> Iterator[None]:
+    """Give each part of a model its mode back: Detectron2 sets all to that of the whole."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 def evaluate_dataset(
     model: Model, loader: Iterable[Any], evaluator: DatasetEvaluator
 ) -> dict[str, Any]:
     """Run a model over a data set; all processes call it together.
 
     Args:
-        model: gives Detectron2's outputs of a batch.
+        model: gives Detectron2's outputs of a batch. It runs in evaluation mode, and is then as it
+            was.
         loader: of `evaluation_loader`, or any other of Detectron2's for inference.
         evaluator: takes an empty output for an image without predictions.
 
@@ -89,7 +102,8 @@ def evaluate_dataset(
         What the evaluator says. In the main process it is logged how many images could not be read.
     """
     skipping = SkippingModel(model)
-    results: dict[str, Any] = inference_on_dataset(skipping, loader, evaluator)
+    with _keeping_modes(skipping):
+        results: dict[str, Any] = inference_on_dataset(skipping, loader, evaluator)
     lines = [line for part in comm.gather(skipping.unreadable) for line in part]
     if lines:
         logger.warning(

@@ -15,8 +15,10 @@ from solo_d2.checkpoints.formats import recognise
 from solo_d2.checkpoints.matching import match
 from solo_d2.checkpoints.reading import read_checkpoint
 from solo_d2.checkpoints.renaming import Format
+from solo_d2.data.classes import Category
 from solo_d2.errors import ConfigError
 from solo_d2.files import naming, put_in_place, save_text, sweep, unfinished
+from solo_d2.modeling.saved_classes import KEY
 from solo_d2.user_code import from_user_code
 
 # What a file or address that is no checkpoint makes Detectron2, torch and the network raise.
@@ -50,6 +52,7 @@ class SOLOCheckpointer(DetectionCheckpointer):
         *,
         allow: Sequence[str] = (),
         whole: bool = False,
+        classes: Sequence[Category] = (),
         **others: Any,
     ):
         """Make the checkpointer.
@@ -60,12 +63,14 @@ class SOLOCheckpointer(DetectionCheckpointer):
             allow: MODEL.WEIGHTS_ALLOW, patterns of parameters that may be missing, left over or of
                 another shape.
             whole: refuse the weights of a backbone alone, for a model that is only run.
+            classes: of the model, saved with it; see `solo_d2.modeling.saved_classes`.
             **others: as Detectron2's.
         """
         super().__init__(model, save_dir, **others)
         self.allow = tuple(allow)
         self.whole = whole
         self.restarted: list[str] = []
+        self.classes = [dict(category) for category in classes]
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load a checkpoint, as Detectron2 does.
@@ -101,6 +106,7 @@ class SOLOCheckpointer(DetectionCheckpointer):
         Raises:
             OSError: it cannot be written; what was there before stays.
         """
+        kwargs = {KEY: self.classes, **kwargs}
         if "://" in self.save_dir:  # stores behind an address show whole files alone
             super().save(name, **kwargs)
             return

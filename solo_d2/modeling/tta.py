@@ -51,7 +51,7 @@ class SOLOWithTTA(nn.Module):
             raise ConfigError("TEST.AUG.MIN_SIZES is empty, but must have a size for each view")
         self.model = model
         self.make_views = DatasetMapperTTA(cfg)
-        self.train(model.training)
+        self.training = model.training  # of this wrapper: parts of the model may have other modes
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Infer, on Detectron2's standard inputs.

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import yaml
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 
@@ -19,11 +18,14 @@ from solo_d2.checkpoints.matching import Match, match
 from solo_d2.checkpoints.reading import read_checkpoint
 from solo_d2.checkpoints.renaming import Conversion, Format
 from solo_d2.config import configs_folder, load_config
+from solo_d2.data.classes import Category, dataset_categories, make_categories
 from solo_d2.errors import ConfigError
 from solo_d2.files import describe, save_text, whole_file
+from solo_d2.modeling.saved_classes import KEY
 from solo_d2.user_code import from_user_code
 
 _HEAD = "# Weights converted from"
+_COCO = "coco_2017_val"
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -36,7 +38,7 @@ class Plan:
         conversion: the weights by our names.
         base: the config that gives what the weights do not decide.
         settings: config keys that differ from it.
-        classes: the class names that were saved with the weights; [] if there are none.
+        classes: of the weights; empty if they are unknown.
         match: how the weights fit the model of the config.
     """
 
@@ -44,7 +46,7 @@ class Plan:
     conversion: Conversion
     base: Path
     settings: dict[str, Any]
-    classes: list[str]
+    classes: list[Category]
     match: Match
 
     def report(self) -> Iterator[str]:
@@ -58,7 +60,10 @@ class Plan:
         left = [name for name in self.conversion.state if name not in self.match.loadable]
         yield f"left over: {_names(left)}"
         if self.source.whole:
-            yield f"classes: {', '.join(self.classes) or 'no names in the file'}"
+            names = ", ".join(category["name"] for category in self.classes)
+            yield f"classes: {names or 'no names in the file'}"
+            if self.classes and "DATASETS.TRAIN" in self.settings:
+                yield "category ids: not in the file, so 1, 2, ...; MODEL.CLASSES changes them"
         yield f"config: {self.base}, with {len(self.settings)} keys changed"
         grids = "MODEL.SOLO.NUM_GRIDS"
         told = {"MODEL.SOLO.SCALE_RANGES", grids} & set(self.settings)
@@ -99,10 +104,13 @@ def plan_conversion(
     chosen = Path(base) if base else _nearest_config(derived)
     cfg = load_config(str(chosen))
     settings = {key: value for key, value in wanted.items() if not _same(_get(cfg, key), value)}
-    classes = class_names(checkpoint)
-    if source.whole and not _is_coco(classes, derived["MODEL.SOLO.NUM_CLASSES"]):
-        # The data set of the config is not the one that they were trained on.
-        settings |= {"DATASETS.TRAIN": [], "DATASETS.TEST": []}
+    classes: list[Category] = []
+    if source.whole:
+        classes = _find_classes(class_names(checkpoint), derived["MODEL.SOLO.NUM_CLASSES"])
+        settings |= {"MODEL.CLASSES": classes} if classes else {}
+        if classes != dataset_categories(_COCO):
+            # The data set of the config is not the one that they were trained on.
+            settings |= {"DATASETS.TRAIN": [], "DATASETS.TEST": []}
     if allow:
         settings["MODEL.WEIGHTS_ALLOW"] = list(allow)
     try:
@@ -139,7 +147,9 @@ def write_conversion(plan: Plan, output: str | Path) -> Path:
     state = {name: value.contiguous() for name, value in plan.match.loadable.items()}
     try:
         with whole_file(output) as temporary, open(temporary, "wb") as file:
-            torch.save({"model": state}, file)  # of a full disk it tells only if the file is open
+            torch.save(
+                {"model": state, KEY: plan.classes}, file
+            )  # of a full disk it tells only if the file is open
         save_text(config, _yaml(plan, output))
     except OSError as error:
         raise ConfigError(f"{output} can't be written: {describe(error)}") from error
@@ -161,10 +171,6 @@ def _yaml(plan: Plan, weights: Path) -> str:
         # YAML has no tuples; Detectron2 reads them from text.
         node[last] = "()" if path == ["DATASETS"] else value
     head = f"{_HEAD} {plan.source.title}.\n"
-    if plan.classes:
-        head += (
-            "# Classes:" + "".join(f"\n#   {i} {n!r}" for i, n in enumerate(plan.classes)) + "\n"
-        )
     return head + yaml.safe_dump(tree, sort_keys=False, default_flow_style=None, width=100)
 
 
@@ -203,10 +209,20 @@ def _same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def _is_coco(names: Sequence[str], count: int) -> bool:
-    """Whether the classes are COCO's, as far as can be told."""
-    coco = MetadataCatalog.get("coco_2017_val").thing_classes
-    return count == len(coco) and (not names or list(names) == list(coco))
+def _find_classes(names: Sequence[str], number: int) -> list[Category]:
+    """The classes of weights; COCO's, as far as can be told.
+
+    Args:
+        names: that are saved with the weights; [] if there are none.
+        number: of the classes.
+
+    Returns:
+        The categories. Those of other names are numbered from 1, as no file has their ids.
+    """
+    coco = dataset_categories(_COCO)
+    if number == len(coco) and list(names) in ([], [category["name"] for category in coco]):
+        return coco
+    return make_categories(names, range(1, number + 1)) if len(names) == number else []
 
 
 def _build(cfg: CfgNode, settings: Mapping[str, Any]) -> dict[str, torch.Tensor]:

@@ -119,6 +119,23 @@ def test_threshold_can_be_changed_and_none_is_the_configs(checkpoint, predictor)
     assert torch.equal(own(image).instances.scores, scores)
 
 
+@pytest.mark.parametrize("panoptic", [False, True])
+def test_a_threshold_of_a_call_leaves_the_model_as_it_is(tmp_path, panoptic):
+    own = Predictor(save_model(tmp_path, panoptic=panoptic), device="cpu", score_thresh=0.99)
+    image = torch.from_numpy(picture().transpose(2, 0, 1).copy())
+    with torch.no_grad():
+        (expected,) = own.model([{"image": image}])
+        own(picture())
+        (found,) = own.model([{"image": image}])
+        (none,) = own.model([{"image": image}], score_thresh=1.0)
+    assert len(expected["instances"]) > len(none["instances"]) == 0
+    assert torch.equal(found["instances"].scores, expected["instances"].scores)
+    if panoptic:
+        assert found["panoptic_seg"][1] == expected["panoptic_seg"][1]
+        assert any(segment["isthing"] for segment in found["panoptic_seg"][1])
+        assert not any(segment["isthing"] for segment in none["panoptic_seg"][1])
+
+
 def test_batches_of_mixed_sizes_equal_one_by_one(checkpoint, predictor):
     images = pictures()
     expected = [predictor(image) for image in images]

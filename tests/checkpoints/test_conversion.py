@@ -14,10 +14,10 @@ from tests.checkpoints import published
 pytestmark = pytest.mark.detectron2
 pytest.importorskip("detectron2")
 
-from detectron2.data import MetadataCatalog  # noqa: E402
 from detectron2.modeling import build_model  # noqa: E402
 
 from solo_d2.config import load_config  # noqa: E402
+from solo_d2.data.classes import dataset_categories, make_categories  # noqa: E402
 from solo_d2.errors import ConfigError  # noqa: E402
 from solo_d2.modeling.checkpointer import SOLOCheckpointer  # noqa: E402
 from solo_d2.modeling.weights_conversion import (  # noqa: E402
@@ -140,10 +140,12 @@ def test_what_is_saved_beside_the_weights(tmp_path, capsys):
     assert cfg.MODEL.SOLO.NUM_GRIDS == [20, 18, 12, 8, 6]
     assert cfg.MODEL.SOLO.SCALE_RANGES[4] == [256, 2048]
     assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == ((), ())  # not COCO's classes
-    assert "#   79 'thing 79'" in (tmp_path / "out.yaml").read_text()
-    coco = MetadataCatalog.get("coco_2017_val").thing_classes
-    save(source, state, meta={"dataset_meta": {"classes": tuple(coco)}})
-    assert plan_conversion(source).classes == coco
+    assert cfg.MODEL.CLASSES == make_categories(meta["CLASSES"], range(1, 81))
+    assert torch.load(tmp_path / "out.pth", weights_only=True)["classes"] == cfg.MODEL.CLASSES
+    coco = dataset_categories("coco_2017_val")
+    for meta in ({"dataset_meta": {"classes": tuple(x["name"] for x in coco)}}, None):
+        save(source, state, meta=meta)
+        assert plan_conversion(source).classes == coco
     assert "DATASETS.TEST" not in plan_conversion(source).settings
 
 

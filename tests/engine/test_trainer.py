@@ -3,6 +3,7 @@
 import itertools
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,11 +12,17 @@ import torch
 pytestmark = pytest.mark.detectron2
 pytest.importorskip("detectron2")
 
+from detectron2.data import DatasetCatalog, MetadataCatalog  # noqa: E402
+
+from solo_d2.config import default_config, load_config  # noqa: E402
 from solo_d2.data import ShapesParams, ensure_shapes  # noqa: E402
+from solo_d2.data.classes import dataset_categories  # noqa: E402
 from solo_d2.data.loader import GroupedBatchSampler  # noqa: E402
 from solo_d2.engine import Trainer, argument_parser, evaluate, scale_schedule, setup  # noqa: E402
+from solo_d2.engine.trainer import warn_of_random_weights  # noqa: E402
 from solo_d2.errors import ConfigError, DatasetError  # noqa: E402
-from tests.engine.runs import run_config, train  # noqa: E402
+from solo_d2.evaluation import build_evaluator  # noqa: E402
+from tests.engine.runs import forget_data, run_config, train  # noqa: E402
 from tests.modeling.tiny import tiny_config  # noqa: E402
 
 TWO_VIEWS = ("TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", (96,))
@@ -30,15 +37,81 @@ def test_own_data_trains_and_evaluates_from_the_command_line_alone(shapes, tmp_p
     files = {path.name for path in tmp_path.iterdir()}
     assert {"config.yaml", "metrics.json", "model_final.pth", "last_checkpoint"} <= files
     assert any(name.startswith("events.out.tfevents") for name in files)
-    saved = argument_parser().parse_args(
-        ["--config-file", f"{tmp_path}/config.yaml", "--eval-only"]
-        + ["MODEL.WEIGHTS", f"{tmp_path}/model_final.pth"]
-    )
-    results = evaluate(setup(saved))
+    saved = torch.load(tmp_path / "model_final.pth", weights_only=True)
+    assert cfg.MODEL.CLASSES == saved["classes"] == dataset_categories("shapes_train")
+    assert load_config(f"{tmp_path}/config.yaml").MODEL.CLASSES == saved["classes"]
+    results = evaluate(setup(saved_run(tmp_path)))
     assert {"segm", "segm_TTA"} <= set(results)
     figures = json.loads((tmp_path / "evaluation.json").read_text())
     assert {"segm/AP", "segm_TTA/AP"} <= set(figures)
     assert "segm_TTA/AP50" in (tmp_path / "metrics.json").read_text()  # at the end of training too
+
+
+def saved_run(folder, *data):
+    """Arguments of an evaluation of what a training left, on other data if some is named."""
+    return argument_parser().parse_args(
+        ["--config-file", f"{folder}/config.yaml", "--eval-only", *map(str, data)]
+        + ["MODEL.WEIGHTS", f"{folder}/model_final.pth", "TEST.AUG.ENABLED", "False"]
+    )
+
+
+def test_a_saved_model_is_evaluated_on_other_data_of_its_classes_alone(shapes, tmp_path):
+    cfg = setup(run_config(shapes, tmp_path))
+    trainer = Trainer(cfg)
+    trainer.checkpointer.save("model_final")
+    content = json.loads((shapes / "annotations" / "instances_val.json").read_text())
+    for item in (*content["categories"], *content["annotations"]):
+        key = "id" if "name" in item else "category_id"
+        item[key] = 10 * item[key]
+    (tmp_path / "other.json").write_text(json.dumps(content))
+    data = "--val-json", tmp_path / "other.json", "--val-images", shapes / "val"
+    forget_data()
+    try:
+        # What it was trained on may be gone.
+        text = (tmp_path / "config.yaml").read_text()
+        (tmp_path / "config.yaml").write_text(text.replace("instances_train", "gone"))
+        cfg = setup(saved_run(tmp_path, *data))
+        assert DatasetCatalog.get("custom_val")
+        assert MetadataCatalog.get("custom_val").json_file == str(tmp_path / "other.json")
+        evaluator = build_evaluator(cfg, "custom_val", str(tmp_path))
+        found = [{"category_id": 0}, {"category_id": 6}]
+        evaluator._use_category_ids(found)
+        assert [x["category_id"] for x in found] == [10, 70]  # those of the test set
+        content["categories"][1]["name"] = "oval"
+        (tmp_path / "other.json").write_text(json.dumps(content))
+        forget_data()
+        with pytest.raises(ConfigError, match="only the model has 'square'; .* has 'oval'"):
+            setup(saved_run(tmp_path, *data))
+    finally:
+        forget_data()
+
+
+def test_without_validation_data_nothing_is_evaluated(shapes, tmp_path):
+    args = run_config(shapes, tmp_path, "TEST.EVAL_PERIOD", 2)
+    args.val_json = args.val_images = None
+    cfg = load_config(args.config_file)
+    cfg.DATASETS.TEST = ("shapes_val",)
+    Path(args.config_file).write_text(cfg.dump())
+    cfg = setup(args)
+    assert cfg.DATASETS.TEST == ()
+    assert Trainer.test(cfg, None) == {}
+    assert not (tmp_path / "evaluation.json").exists()
+    args.opts += ["SOLVER.EARLY_STOPPING_PATIENCE", "2"]
+    with pytest.raises(ConfigError, match=r"EARLY_STOPPING_PATIENCE is 2, .* --val-json"):
+        setup(args)
+    args.eval_only = True
+    with pytest.raises(ConfigError, match=r"DATASETS\.TEST is empty"):
+        setup(args)
+
+
+def test_evaluating_a_random_model_is_warned_of(caplog):
+    cfg = default_config()
+    cfg.MODEL.WEIGHTS = "model.pth"
+    warn_of_random_weights(cfg)
+    assert caplog.records == []
+    cfg.MODEL.WEIGHTS = ""
+    warn_of_random_weights(cfg)
+    assert "has random weights" in caplog.text
 
 
 def test_averaged_weights_are_what_is_evaluated_and_saved(shapes, tmp_path, monkeypatch):

@@ -120,6 +120,25 @@ def test_they_count_as_images_without_predictions(cfg, caplog, contours):
         assert reason in last
 
 
+class Fails(nn.Module):
+    """Has a part that is not trained, and raises in an evaluation."""
+
+    def __init__(self):
+        super().__init__()
+        self.frozen = nn.BatchNorm2d(1).eval()
+
+    def forward(self, batched_inputs):
+        raise ValueError("no image will do")
+
+
+def test_an_evaluation_leaves_each_part_of_the_model_in_its_mode(cfg):
+    model = Fails()
+    with pytest.raises(ValueError, match="no image will do"):
+        evaluate_dataset(model, evaluation_loader(cfg, NAME), build_evaluator(cfg, NAME))
+    assert model.training
+    assert not model.frozen.training
+
+
 def test_a_trainer_evaluates_all_the_same(cfg):
     cfg.DATASETS.TEST = (NAME,)
     assert Trainer.test(cfg, Knows())["segm"]["AP"] == pytest.approx(100 * 51 / 101)

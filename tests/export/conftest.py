@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+# What the checkpoint says of its five classes.
+CLASSES = [{"id": 3 * n + 2, "isthing": 1, "name": f"thing {n}"} for n in range(5)]
+
 
 @dataclass
 class Exported:
@@ -51,7 +54,7 @@ def folder(tmp_path_factory):
             *("INPUT.MIN_SIZE_TEST", 96, "INPUT.MAX_SIZE_TEST", 160),
         ]
     )
-    torch.save({"model": small_model().state_dict()}, folder / "model.pth")
+    torch.save({"model": small_model().state_dict(), "classes": CLASSES}, folder / "model.pth")
     (folder / "config.yaml").write_text(cfg.dump())
     _save_pictures(folder / "images")
     return folder

@@ -16,10 +16,11 @@ pytest.importorskip("onnxruntime")
 
 from demo import demo  # noqa: E402
 from solo_d2 import ConfigError, Predictor  # noqa: E402
+from solo_d2.api.classes import Classes  # noqa: E402
 from solo_d2.export.agreement import TOLERANCES  # noqa: E402
 from solo_d2.export.pipeline import ExportPipeline  # noqa: E402
 from solo_d2.export.runner import Detector  # noqa: E402
-from tests.export.conftest import model_arguments  # noqa: E402
+from tests.export.conftest import CLASSES, model_arguments  # noqa: E402
 from tests.export.models import pipeline_detector  # noqa: E402
 from tests.export.test_runner import run_without_torch  # noqa: E402
 
@@ -57,7 +58,8 @@ def test_predictor_is_the_detector(exported):
         (found,) = detector([file])
         assert result.image_size == found["masks"].shape[1:]
         assert np.array_equal(result.instances.pred_masks.numpy(), found["masks"])
-        assert result.classes.names == detector.info.class_names
+        assert result.classes == Classes.of(CLASSES)  # of the checkpoint
+    assert detector.info.class_ids == [2, 5, 8, 11, 14]
     with pytest.raises(ConfigError, match="missing.onnx does not exist"):
         Predictor("missing.onnx")
     with pytest.raises(AttributeError, match="no torch module"):

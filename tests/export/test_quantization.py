@@ -13,6 +13,8 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
+from solo_d2.data import catalog  # noqa: E402
+from solo_d2.data.classes import make_categories  # noqa: E402
 from solo_d2.errors import ConfigError  # noqa: E402
 from solo_d2.export.onnx_model import OnnxModel, detector_inputs  # noqa: E402
 from solo_d2.export.pipeline import ExportPipeline  # noqa: E402
@@ -109,7 +111,7 @@ def test_without_images_there_is_no_scale(float_file, tmp_path):
         quantize_onnx(float_file, tmp_path / "model.onnx", iter(()))
 
 
-def run_tool(float_file, output, monkeypatch, figures, *args):
+def run_tool(float_file, output, monkeypatch, figures, *args, classes="abcde"):
     """Run the command line on a data set that is not there, with these figures (8 bits, float)."""
     taken, left = [], iter(figures)
 
@@ -120,6 +122,7 @@ def run_tool(float_file, output, monkeypatch, figures, *args):
 
     monkeypatch.setattr(tool.Trainer, "build_test_loader", classmethod(loader))
     monkeypatch.setattr(tool, "check_datasets", lambda names: None)
+    monkeypatch.setattr(catalog, "categories", lambda name: make_categories(classes, range(5)))
     monkeypatch.setattr(tool, "main_figure", lambda cfg, name, model, metric: next(left))
     config = float_file.parent / "config.yaml"
     cfg = small_config("DATASETS.TRAIN", ("first",), "DATASETS.TEST", ("second",))
@@ -135,7 +138,16 @@ def test_the_tool_writes_what_is_good_enough(float_file, tmp_path, monkeypatch, 
     assert (code, taken) == (0, [("first", 0), ("first", 1)])
     printed = capsys.readouterr().out
     assert "second: segm/AP 50.000 in float32, 49.500 in 8 bits" in printed
-    assert load_detector(output).info.precision == "int8"
+    info = load_detector(output).info
+    assert info.precision == "int8"
+    assert (info.class_names, info.class_ids) == (list("abcde"), [1, 2, 3, 4, 5])
+
+
+def test_the_tool_refuses_a_data_set_of_other_classes(float_file, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "int8.onnx"
+    code, taken = run_tool(float_file, output, monkeypatch, (), classes="abcdx")
+    assert (code, taken, output.exists()) == (2, [], False)
+    assert "only the model has 'e'; only data set 'second' has 'x'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("figures", [(48.9, 50.0), (float("nan"), 50.0)])

@@ -75,20 +75,28 @@ class PanopticSOLO(SOLO):
             },
         }
 
-    def forward(self, batched_inputs: list[dict[str, Any]], part: BatchPart | None = None) -> Any:
+    def forward(
+        self,
+        batched_inputs: list[dict[str, Any]],
+        part: BatchPart | None = None,
+        *,
+        score_thresh: float | None = None,
+    ) -> Any:
         """Train or infer, on Detectron2's standard inputs.
 
         Args:
             batched_inputs: as of `SOLO`; for training also "sem_seg", (H, W) int64, 0 for all
                 things, 1, 2, ... for stuff, or the ignored value.
             part: as of `SOLO`.
+            score_thresh: as of `SOLO`; also the least score of instances in the segmentation,
+                instead of the model's own for that.
 
         Returns:
             In training a dict of scalar losses, with `loss_sem_seg`; else for each image what
             Detectron2's PanopticFPN gives: "instances" as of `SOLO`, "sem_seg" (C, height, width)
             float32 logits, and "panoptic_seg" as of `merge_panoptic`.
         """
-        return super().forward(batched_inputs, part)
+        return super().forward(batched_inputs, part, score_thresh=score_thresh)
 
     def network(self, images: Tensor) -> NetworkOutputs:
         """Backbone, head and semantic branch; see `SOLO.network`."""
@@ -108,13 +116,17 @@ class PanopticSOLO(SOLO):
         return losses | {"loss_sem_seg": self.semantic_loss(batched_inputs, logits, part)}
 
     def postprocess(
-        self, batched_inputs: list[dict[str, Any]], images: ImageList, outputs: NetworkOutputs
+        self,
+        batched_inputs: list[dict[str, Any]],
+        images: ImageList,
+        outputs: NetworkOutputs,
+        score_thresh: float | None = None,
     ) -> list[dict[str, Any]]:
         """Make the results of inference; see `forward`."""
-        results = super().postprocess(batched_inputs, images, outputs)
+        results = super().postprocess(batched_inputs, images, outputs, score_thresh)
         logits = cast(Tensor, outputs.semantic_logits)
         return [
-            self.combine(result["instances"], image_logits, image_size)
+            self.combine(result["instances"], image_logits, image_size, score_thresh)
             for result, image_logits, image_size in zip(
                 results, logits, images.image_sizes, strict=True
             )
@@ -153,7 +165,11 @@ class PanopticSOLO(SOLO):
         return self.semantic_loss_weight * loss
 
     def combine(
-        self, instances: Instances, logits: Tensor, image_size: tuple[int, int]
+        self,
+        instances: Instances,
+        logits: Tensor,
+        image_size: tuple[int, int],
+        score_thresh: float | None = None,
     ) -> dict[str, Any]:
         """The results of one image, at the output size; semantic scores are finite.
 
@@ -162,7 +178,11 @@ class PanopticSOLO(SOLO):
             logits: (C, H, W) over the padded input. What is not finite is brought to
                 +-`LARGEST_LOGIT`, NaN to the lowest.
             image_size: height and width of the image in it.
+            score_thresh: least score of instances in the segmentation; None for the model's own.
         """
+        params = dict(self.merge_params)
+        if score_thresh is not None:
+            params["score_thresh"] = score_thresh
         scores = resize_scores(
             logits.nan_to_num(-LARGEST_LOGIT, LARGEST_LOGIT, -LARGEST_LOGIT),
             stride=self.semantic_branch.stride,
@@ -175,7 +195,7 @@ class PanopticSOLO(SOLO):
             instances.scores,
             instances.pred_classes,
             scores.argmax(dim=0),
-            **self.merge_params,
+            **params,
         )
         return {"instances": instances, "sem_seg": scores, "panoptic_seg": panoptic}
 

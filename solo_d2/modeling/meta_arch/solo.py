@@ -1,6 +1,7 @@
 """The meta-architecture of all SOLO models: the table of contents of this project."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,7 +27,6 @@ from solo_d2.structures import (
     BatchPart,
     BatchTotals,
     GridTargets,
-    HeadOutputs,
     NetworkOutputs,
     Predictions,
     cell_levels,
@@ -157,7 +157,13 @@ class SOLO(nn.Module):
         """The device of the model's buffers, where inputs are moved to."""
         return self.pixel_mean.device
 
-    def forward(self, batched_inputs: list[dict[str, Any]], part: BatchPart | None = None) -> Any:
+    def forward(
+        self,
+        batched_inputs: list[dict[str, Any]],
+        part: BatchPart | None = None,
+        *,
+        score_thresh: float | None = None,
+    ) -> Any:
         """Train or infer, on Detectron2's standard inputs.
 
         Args:
@@ -166,6 +172,8 @@ class SOLO(nn.Module):
                 inference optionally "height" and "width" of the output.
             part: for training, what `plan_parts` says of these inputs where they are a part of a
                 batch.
+            score_thresh: for inference, least score of an instance where that is more than the
+                model's own; None for that.
 
         Returns:
             In training a dict of scalar losses; else for each image {"instances": Instances} with
@@ -173,7 +181,8 @@ class SOLO(nn.Module):
         """
         images = self.preprocess_image(batched_inputs, part.padded_size if part else None)
         if not self.training:
-            return self.postprocess(batched_inputs, images, self.network(images.tensor))
+            outputs = self.network(images.tensor)
+            return self.postprocess(batched_inputs, images, outputs, score_thresh)
         # Before the network runs: the wait for counts then finds little to wait for, and the masks
         # at full size are gone when activations come.
         part = part or self._whole_batch(batched_inputs, images)
@@ -256,7 +265,8 @@ class SOLO(nn.Module):
         storage.put_scalar("targets/num_mask_samples", totals.num_mask_samples)
         storage.put_scalar("targets/num_cell_conflicts", totals.num_conflicts)
         if self.vis_period > 0 and storage.iter % self.vis_period == 0:
-            prediction = self._decode(outputs.head, images.image_sizes, images.image_sizes)[0]
+            sizes = images.image_sizes
+            prediction = self.decoder.decode(outputs.head, sizes, sizes)[0]
             picture = draw_training_image(batched_inputs[0], prediction, self.input_format)
             storage.put_image("Left: ground truth; right: predictions", picture)
         return losses
@@ -295,14 +305,21 @@ class SOLO(nn.Module):
         return boxes, classes, masks
 
     def postprocess(
-        self, batched_inputs: list[dict[str, Any]], images: ImageList, outputs: NetworkOutputs
+        self,
+        batched_inputs: list[dict[str, Any]],
+        images: ImageList,
+        outputs: NetworkOutputs,
+        score_thresh: float | None = None,
     ) -> list[dict[str, Any]]:
         """Make the results of inference; see `forward`."""
         output_sizes = [
             (x.get("height", size[0]), x.get("width", size[1]))
             for x, size in zip(batched_inputs, images.image_sizes, strict=True)
         ]
-        predictions = self._decode(outputs.head, images.image_sizes, output_sizes)
+        # The last filter, so that masks below the threshold are not made at all.
+        least = max(self.decoder_params["keep_thresh"], score_thresh or 0.0)
+        decoder = replace(self.decoder, keep_thresh=least)
+        predictions = decoder.decode(outputs.head, images.image_sizes, output_sizes)
         return [
             {"instances": to_instances(prediction, size)}
             for prediction, size in zip(predictions, output_sizes, strict=True)
@@ -320,14 +337,6 @@ class SOLO(nn.Module):
             mask_product=self.head.mask_product,
             **self.decoder_params,
         )
-
-    def _decode(
-        self,
-        outputs: HeadOutputs,
-        image_sizes: Sequence[tuple[int, int]],
-        output_sizes: Sequence[tuple[int, int]],
-    ) -> list[Predictions]:
-        return self.decoder.decode(outputs, image_sizes, output_sizes)
 
 
 def to_instances(prediction: Predictions, size: tuple[int, int]) -> Instances:

@@ -1,0 +1,182 @@
+"""The classes of a model, as the categories of a COCO json: what MODEL.CLASSES holds.
+
+A category is {"id": category id, "isthing": 0 or 1, "name": class name}. Things come first, in the
+order of their class indices, then stuff in the order of its labels, which start at 1.
+"""
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
+
+from solo_d2.data.coco_json import is_category, read_sorted_categories, some
+from solo_d2.data.panoptic_format import fill_metadata
+from solo_d2.errors import ConfigError, shown
+
+logger = logging.getLogger(__name__)
+
+Category = dict[str, Any]
+
+
+def is_category_list(value: Any) -> bool:
+    """Whether a value can be a model's classes; an empty list means that they are unknown."""
+    return isinstance(value, (list, tuple)) and all(
+        is_category(category) and category.get("isthing") in (0, 1) for category in value
+    )
+
+
+def make_categories(
+    names: Sequence[str], ids: Sequence[int], *, isthing: bool = True
+) -> list[Category]:
+    """Categories of class names and category ids of one length."""
+    return [
+        {"id": int(key), "isthing": int(isthing), "name": str(name)}
+        for key, name in zip(ids, names, strict=True)
+    ]
+
+
+def placeholder_names(count: int) -> list[str]:
+    """Names of classes whose names are unknown."""
+    return [f"class {index}" for index in range(count)]
+
+
+def things(categories: Sequence[Category]) -> list[Category]:
+    """Those of things, by class index."""
+    return [category for category in categories if category["isthing"]]
+
+
+def stuff(categories: Sequence[Category]) -> list[Category]:
+    """Those of stuff, from label 1 on."""
+    return [category for category in categories if not category["isthing"]]
+
+
+def model_categories(cfg: CfgNode) -> list[Category]:
+    """MODEL.CLASSES; empty if the config does not have the classes.
+
+    Raises:
+        ConfigError: it is no list of categories, or their number is not that of the model.
+    """
+    found: list[Category] = cfg.MODEL.CLASSES
+    if not is_category_list(found):
+        raise ConfigError(
+            f"MODEL.CLASSES is {shown(found)}, but must be a list of categories, such as "
+            "[{'id': 1, 'isthing': 1, 'name': 'cat'}]"
+        )
+    number = cfg.MODEL.SOLO.NUM_CLASSES
+    if found and number not in (0, len(things(found))):
+        raise ConfigError(
+            f"MODEL.CLASSES has {len(things(found))} things, but MODEL.SOLO.NUM_CLASSES is {number}"
+        )
+    return list(found)
+
+
+def dataset_categories(name: str) -> list[Category]:
+    """The classes of a registered data set; it is neither loaded nor made.
+
+    Stuff is included where the data set has stuff maps.
+
+    Returns:
+        The categories; empty where the metadata name no classes and no json.
+
+    Raises:
+        DatasetError: its json cannot be read.
+    """
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("panoptic_json") is not None and metadata.get("thing_classes") is None:
+        fill_metadata(name)
+    names, json_file = metadata.get("thing_classes"), metadata.get("json_file")
+    if names is None:
+        if json_file is None:
+            return []
+        found = read_sorted_categories(json_file)
+        return make_categories([x["name"] for x in found], [x["id"] for x in found])
+    return make_categories(names, _thing_ids(metadata, names)) + _stuff_of(name)
+
+
+def _thing_ids(metadata: Any, names: Sequence[str]) -> list[int]:
+    known = metadata.get("thing_dataset_id_to_contiguous_id")
+    if known is not None:
+        return _first_ids(known, range(len(names)))
+    kind, json_file = str(metadata.get("evaluator_type")), metadata.get("json_file")
+    if kind == "lvis":  # Detectron2 keeps no map
+        return list(range(1, len(names) + 1))
+    if kind.startswith("cityscapes"):
+        ids = {category["name"]: category["id"] for category in CITYSCAPES_CATEGORIES}
+        if all(name in ids for name in names):
+            return [ids[name] for name in names]
+    if json_file is None:
+        return list(range(len(names)))  # as Detectron2's evaluator numbers them
+    if os.path.isfile(json_file):
+        found = read_sorted_categories(json_file)
+        if len(found) == len(names):
+            return [category["id"] for category in found]
+    logger.warning(
+        "The category ids of %s are not in %s: they are numbered from 0", metadata.name, json_file
+    )
+    return list(range(len(names)))
+
+
+def _stuff_of(name: str) -> list[Category]:
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("sem_seg_root") is None:
+        return []
+    if metadata.get("panoptic_json") is not None:
+        fill_metadata(name)
+    names = metadata.get("stuff_classes")
+    labels = metadata.get("stuff_dataset_id_to_contiguous_id")
+    if names is None or labels is None:
+        return []
+    return make_categories(names[1:], _first_ids(labels, range(1, len(names))), isthing=False)
+
+
+def _first_ids(indices: Mapping[int, int], wanted: Iterable[int]) -> list[int]:
+    """The category id of each index; of several with one index the first."""
+    ids: dict[int, int] = {}
+    for key, index in indices.items():
+        ids.setdefault(index, key)
+    return [ids.get(index, index) for index in wanted]
+
+
+def difference(first: Sequence[Category], second: Sequence[Category], titles: Sequence[str]) -> str:
+    """How two lists of classes differ; "" if they have the same names in the same order.
+
+    Category ids may differ: what is written for a data set has the data set's ids.
+
+    Args:
+        first: things alone, or things and stuff.
+        second: likewise.
+        titles: of the two, for the text.
+    """
+    if [_key(x) for x in first] == [_key(x) for x in second]:
+        return ""
+    missing = [Counter(map(_key, a)) - Counter(map(_key, b)) for a, b in _both(first, second)]
+    parts = [
+        f"only {title} has {some([_title(*key) for key in keys.elements()])}"
+        for title, keys in zip(titles, missing, strict=True)
+        if keys
+    ]
+    if parts:
+        return "; ".join(parts)
+    a, b = next((a, b) for a, b in zip(first, second, strict=True) if _key(a) != _key(b))
+    return (
+        f"the same classes in another order: {a['name']!r} (id {a['id']}) of {titles[0]} has the "
+        f"place of {b['name']!r} (id {b['id']}) of {titles[1]}. Classes are in the order of their "
+        "category ids: number them alike"
+    )
+
+
+def _both(first: Any, second: Any) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+    return (first, second), (second, first)
+
+
+def _key(category: Mapping[str, Any]) -> tuple[str, bool]:
+    return category["name"], bool(category["isthing"])
+
+
+def _title(name: str, isthing: bool) -> str:
+    return repr(name) if isthing else f"{name!r} (stuff)"
