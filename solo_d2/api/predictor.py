@@ -84,7 +84,7 @@ class Predictor:
                 counts too. None: what the config says alone. May be changed at any time.
             batch_size: how many images are run at once, where many are given. Only images that the
                 network pads to one size share a batch, so results are those of each image alone.
-            class_names: instead of those in the metadata of the model's data set.
+            class_names: instead of those saved with the model.
             overrides: KEY, VALUE, ... of the config.
             on_device: leave results on the model's device, rather than bring them to the CPU.
 

@@ -18,7 +18,7 @@ from solo_d2.checkpoints.matching import Match, match
 from solo_d2.checkpoints.reading import read_checkpoint
 from solo_d2.checkpoints.renaming import Conversion, Format
 from solo_d2.config import configs_folder, load_config
-from solo_d2.data.classes import Category, dataset_categories, make_categories
+from solo_d2.data.classes import Category, dataset_categories, is_category_list, make_categories
 from solo_d2.errors import ConfigError
 from solo_d2.files import describe, save_text, whole_file
 from solo_d2.modeling.saved_classes import KEY
@@ -62,8 +62,8 @@ class Plan:
         if self.source.whole:
             names = ", ".join(category["name"] for category in self.classes)
             yield f"classes: {names or 'no names in the file'}"
-            if self.classes and "DATASETS.TRAIN" in self.settings:
-                yield "category ids: not in the file, so 1, 2, ...; MODEL.CLASSES changes them"
+            if self.classes:
+                yield f"category ids: {', '.join(str(x['id']) for x in self.classes)}"
         yield f"config: {self.base}, with {len(self.settings)} keys changed"
         grids = "MODEL.SOLO.NUM_GRIDS"
         told = {"MODEL.SOLO.SCALE_RANGES", grids} & set(self.settings)
@@ -106,7 +106,7 @@ def plan_conversion(
     settings = {key: value for key, value in wanted.items() if not _same(_get(cfg, key), value)}
     classes: list[Category] = []
     if source.whole:
-        classes = _find_classes(class_names(checkpoint), derived["MODEL.SOLO.NUM_CLASSES"])
+        classes = _find_classes(checkpoint, derived["MODEL.SOLO.NUM_CLASSES"])
         settings |= {"MODEL.CLASSES": classes} if classes else {}
         if classes != dataset_categories(_COCO):
             # The data set of the config is not the one that they were trained on.
@@ -209,18 +209,21 @@ def _same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def _find_classes(names: Sequence[str], number: int) -> list[Category]:
-    """The classes of weights; COCO's, as far as can be told.
+def _find_classes(checkpoint: Mapping[str, Any], number: int) -> list[Category]:
+    """The classes of weights: those saved with them, or COCO's as far as can be told.
 
     Args:
-        names: that are saved with the weights; [] if there are none.
+        checkpoint: of any project.
         number: of the classes.
 
     Returns:
-        The categories. Those of other names are numbered from 1, as no file has their ids.
+        The categories. Where only names are saved they are numbered from 1.
     """
-    coco = dataset_categories(_COCO)
-    if number == len(coco) and list(names) in ([], [category["name"] for category in coco]):
+    saved = checkpoint.get(KEY)
+    if saved and is_category_list(saved):
+        return list(saved)
+    names, coco = class_names(checkpoint), dataset_categories(_COCO)
+    if number == len(coco) and names in ([], [category["name"] for category in coco]):
         return coco
     return make_categories(names, range(1, number + 1)) if len(names) == number else []
 

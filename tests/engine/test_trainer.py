@@ -51,7 +51,7 @@ def saved_run(folder, *data):
     """Arguments of an evaluation of what a training left, on other data if some is named."""
     return argument_parser().parse_args(
         ["--config-file", f"{folder}/config.yaml", "--eval-only", *map(str, data)]
-        + ["MODEL.WEIGHTS", f"{folder}/model_final.pth", "TEST.AUG.ENABLED", "False"]
+        + ["MODEL.WEIGHTS", f"{folder}/model_final.pth"]
     )
 
 
