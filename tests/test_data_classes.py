@@ -1,5 +1,6 @@
 """The classes of data sets and models as categories, and the arguments that name data sets."""
 
+import json
 import logging
 from argparse import Namespace
 
@@ -18,6 +19,7 @@ from solo_d2.data.classes import (
     stuff,
     things,
 )
+from solo_d2.data.coco_format import register_coco_format
 from solo_d2.errors import ConfigError
 
 pytestmark = pytest.mark.detectron2
@@ -54,6 +56,19 @@ def test_a_data_set_of_ones_own_code_is_numbered_as_it_is_evaluated():
     finally:
         DatasetCatalog.remove("test_code")
         MetadataCatalog.remove("test_code")
+
+
+def test_ids_may_be_texts(tmp_path):
+    categories = [{"id": "b", "name": "dog"}, {"id": "a", "name": "cat"}]
+    (tmp_path / "a.json").write_text(json.dumps({"categories": categories}))
+    try:
+        register_coco_format("test_texts", tmp_path / "a.json", tmp_path)
+        found = dataset_categories("test_texts")
+    finally:
+        DatasetCatalog.remove("test_texts")
+        MetadataCatalog.remove("test_texts")
+    assert found == make_categories(["cat", "dog"], ["a", "b"])
+    assert is_category_list(found)
 
 
 def test_a_panoptic_model_has_stuff_and_others_do_not():

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
@@ -28,11 +29,11 @@ class Classes:
 
     Attributes:
         names: by class index.
-        json_ids: the category id of each class.
+        json_ids: the category id of each class, a whole number or a text.
     """
 
     names: list[str]
-    json_ids: list[int]
+    json_ids: list[Any]
 
     @classmethod
     def of(cls, categories: Sequence[Category]) -> "Classes":
@@ -71,7 +72,7 @@ def find_stuff(cfg: CfgNode, things: Classes) -> Classes | None:
     if not is_panoptic(cfg):
         return None
     count = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES - 1
-    last = max(things.json_ids)
+    last = max((key for key in things.json_ids if not isinstance(key, str)), default=0)
     found = next((stuff(x) for x in _candidates(cfg) if len(stuff(x)) == count), None)
     if found is None:
         logger.warning(

@@ -31,11 +31,15 @@ def is_category_list(value: Any) -> bool:
 
 
 def make_categories(
-    names: Sequence[str], ids: Sequence[int], *, isthing: bool = True
+    names: Sequence[str], ids: Sequence[Any], *, isthing: bool = True
 ) -> list[Category]:
     """Categories of class names and category ids of one length."""
     return [
-        {"id": int(key), "isthing": int(isthing), "name": str(name)}
+        {
+            "id": key if isinstance(key, str) else int(key),
+            "isthing": int(isthing),
+            "name": str(name),
+        }
         for key, name in zip(ids, names, strict=True)
     ]
 
@@ -98,7 +102,7 @@ def dataset_categories(name: str) -> list[Category]:
     return make_categories(names, _thing_ids(metadata, names)) + _stuff_of(name)
 
 
-def _thing_ids(metadata: Any, names: Sequence[str]) -> list[int]:
+def _thing_ids(metadata: Any, names: Sequence[str]) -> list[Any]:
     known = metadata.get("thing_dataset_id_to_contiguous_id")
     if known is not None:
         return _first_ids(known, range(len(names)))
@@ -134,9 +138,9 @@ def _stuff_of(name: str) -> list[Category]:
     return make_categories(names[1:], _first_ids(labels, range(1, len(names))), isthing=False)
 
 
-def _first_ids(indices: Mapping[int, int], wanted: Iterable[int]) -> list[int]:
+def _first_ids(indices: Mapping[Any, int], wanted: Iterable[int]) -> list[Any]:
     """The category id of each index; of several with one index the first."""
-    ids: dict[int, int] = {}
+    ids: dict[int, Any] = {}
     for key, index in indices.items():
         ids.setdefault(index, key)
     return [ids.get(index, index) for index in wanted]

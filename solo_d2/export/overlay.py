@@ -59,7 +59,7 @@ def _write(picture: NDArray[np.uint8], text: str, box: NDArray[np.float32], colo
 
 
 def coco_results(
-    found: dict[str, NDArray[Any]], image_id: int, file_name: str, class_ids: Sequence[int]
+    found: dict[str, NDArray[Any]], image_id: int, file_name: str, class_ids: Sequence[Any]
 ) -> list[dict[str, Any]]:
     """Describe the instances of an image as COCO results, each also with the name of its image.
 

@@ -49,7 +49,7 @@ class Export:
 
 
 def describe(
-    model: SOLO, pipeline: ExportPipeline, cfg: CfgNode, names: list[str], ids: list[int]
+    model: SOLO, pipeline: ExportPipeline, cfg: CfgNode, names: list[str], ids: list[Any]
 ) -> ModelInfo:
     """Gather the metadata.
 

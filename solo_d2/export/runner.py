@@ -76,7 +76,7 @@ class ModelInfo:
     """
 
     class_names: list[str]
-    class_ids: list[int]
+    class_ids: list[Any]
     input_format: str
     pixel_mean: list[float]
     pixel_std: list[float]
@@ -141,8 +141,8 @@ def _is_possible(name: str, value: Any) -> bool:
         numbers = isinstance(value, list) and len(value) == 3
         return numbers and all(type(x) in (int, float) and abs(x) < np.inf for x in value)
     if name in ("class_names", "class_ids"):
-        kind = str if name == "class_names" else int
-        return isinstance(value, list) and bool(value) and all(type(x) is kind for x in value)
+        kinds = (str,) if name == "class_names" else (int, str)
+        return isinstance(value, list) and bool(value) and all(type(x) in kinds for x in value)
     if name == "input_format":
         return value in ("BGR", "RGB")
     return type(value) is (bool if name == "soft_masks" else str)

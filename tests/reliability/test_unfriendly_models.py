@@ -93,7 +93,7 @@ def test_the_friendly_model_works(onnx_model, tmp_path):
 METADATA = [
     ("min_size", "1000000000"), ("square_size", "1000000"), ("size_divisor", "0"),
     ("size_divisor", "-32"), ("mask_stride", "0"), ("topk", "1e400"), ("min_size", "true"),
-    ("class_names", "[]"), ("class_names", '["a", "b"]'), ("class_ids", '["1"]'),
+    ("class_names", "[]"), ("class_names", '["a", "b"]'), ("class_ids", '[true]'),
     ("class_names", "[" * 10**5), ("pixel_mean", "[NaN, 0, 0]"), ("input_format", '"../x"'),
     ("score_thresh", "NaN"), ("soft_masks", "1"), ("precision", "[]"), ("max_size", "9" * 5000),
 ]  # fmt: skip
