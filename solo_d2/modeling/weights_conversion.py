@@ -145,10 +145,11 @@ def write_conversion(plan: Plan, output: str | Path) -> Path:
             f"{config} is there already, and not by this command: choose another name"
         )
     state = {name: value.contiguous() for name, value in plan.match.loadable.items()}
+    classes = {KEY: plan.classes} if plan.classes else {}
     try:
         with whole_file(output) as temporary, open(temporary, "wb") as file:
             torch.save(
-                {"model": state, KEY: plan.classes}, file
+                {"model": state, **classes}, file
             )  # of a full disk it tells only if the file is open
         save_text(config, _yaml(plan, output))
     except OSError as error:

@@ -98,7 +98,8 @@ def test_round_trip(model, tmp_path):
     for x, y in zip(a.class_logits, b.class_logits, strict=True):
         assert torch.equal(x, y)
     written = torch.load(tmp_path / "converted.pth", weights_only=True)
-    assert list(written) == ["model"]
+    assert list(written) == ["model", "classes"]
+    assert written["classes"] == dataset_categories("coco_2017_val")
     for name, value in written["model"].items():
         assert torch.equal(value, state[plan.conversion.origins[name]])
 

@@ -140,8 +140,7 @@ def truth(folder, tmp_path):
     for number, annotation in enumerate(annotations, start=1):
         _, _, width, height = annotation["bbox"]
         annotation.update(id=number, area=width * height)
-    categories = [{"id": number, "name": f"class {number}"} for number in range(5)]
-    content = {"images": images, "annotations": annotations, "categories": categories}
+    content = {"images": images, "annotations": annotations, "categories": CLASSES}
     (tmp_path / "truth.json").write_text(json.dumps(content))
     entry = ["test_truth", str(tmp_path / "truth.json"), str(folder / "images")]
     options = "--opts", "DATALOADER.NUM_WORKERS", 0, "DATASETS.COCO_FORMAT", [entry]
