@@ -28,6 +28,7 @@ from solo_d2.api.loading import make_config  # noqa: E402
 from solo_d2.api.outputs import plan_overlays  # noqa: E402
 from solo_d2.commands import run_command  # noqa: E402
 from solo_d2.data.catalog import check_datasets, register_datasets_of_config  # noqa: E402
+from solo_d2.data.unique_names import unique_names  # noqa: E402
 from solo_d2.evaluation.activations import (  # noqa: E402
     choose_level,
     class_colors,
@@ -103,7 +104,8 @@ def draw(
     model = predictor.model
     with record(model) as recording:
         result = predictor.find(image)
-    instances, names = result.instances, predictor.classes.names
+    classes = predictor.classes
+    instances, names = result.instances, unique_names(classes.names, classes.json_ids)
     if args.level is not None:
         level = find_level(model.head, args.level)
     else:

@@ -32,6 +32,7 @@ from solo_d2.data.segmentations import (
     segmentation_box,
     to_rle,
 )
+from solo_d2.data.unique_names import unique_thing_names
 from solo_d2.errors import ConfigError, DatasetError, shown
 from solo_d2.evaluation.average_precision import (
     IOU_TYPES,
@@ -276,7 +277,8 @@ class FastCOCOEvaluator(COCOEvaluator):
         if curves is not None:
             summary, table = coco_summary(curves, self.max_predictions)
             self._logger.info("Figures of %s:\n%s", task, table)
-        names = self._metadata.get("thing_classes")
+        known = self._metadata.get("thing_classes") is not None
+        names = unique_thing_names(self._metadata) if known else None
         return self._derive_coco_results(summary, task, class_names=names)
 
 

@@ -36,6 +36,7 @@ from pycocotools import mask as coco_mask
 from tabulate import tabulate
 
 from solo_d2.data.segmentations import clean_segmentation
+from solo_d2.data.unique_names import unique_thing_names
 from solo_d2.errors import DatasetError
 from solo_d2.ops.contours import contour_masks
 
@@ -234,7 +235,7 @@ class ContourEvaluator(DatasetEvaluator):
             tolerance: distance at which contours agree, relative to the image's diagonal.
         """
         self._records = {record["image_id"]: record for record in DatasetCatalog.get(dataset_name)}
-        self._class_names = list(MetadataCatalog.get(dataset_name).thing_classes)
+        self._class_names = unique_thing_names(MetadataCatalog.get(dataset_name))
         self._dataset_name = dataset_name
         self._tolerance = tolerance
         self._counts: list[ContourCounts] = []

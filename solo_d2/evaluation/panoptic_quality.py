@@ -26,6 +26,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOPanopticEvaluator
 from detectron2.utils import comm
 from panopticapi.evaluation import PQStat, pq_compute_single_core
+from PIL import Image
 from tabulate import tabulate
 
 from solo_d2.data.coco_json import some
@@ -37,7 +38,9 @@ from solo_d2.data.panoptic_json import (
     read_png_size,
     read_segment_ids,
     require_size,
+    write_segment_ids,
 )
+from solo_d2.data.unique_names import unique_names
 from solo_d2.data.whole_folder import only_writer, whole_folder
 from solo_d2.data.workers import num_workers
 from solo_d2.errors import DatasetError
@@ -208,9 +211,10 @@ class PanopticQualityEvaluator(COCOPanopticEvaluator):
         def count(pair: tuple[Any, Any]) -> PQStat:
             try:
                 pair = _with_areas(pair[0], self._truth_folder), pair[1]
-                return pq_compute_single_core(
-                    0, [pair], self._truth_folder, os.fspath(folder), categories
-                )
+                with _folder_of_rgb(pair[0]["file_name"], self._truth_folder) as truth_folder:
+                    return pq_compute_single_core(
+                        0, [pair], truth_folder, os.fspath(folder), categories
+                    )
             except DatasetError:
                 raise
             except Exception as error:
@@ -241,6 +245,21 @@ def _with_areas(annotation: dict[str, Any], folder: str) -> dict[str, Any]:
     )
     segments = annotation["segments_info"]
     return {**annotation, "segments_info": [{**s, "area": areas.get(s["id"], 0)} for s in segments]}
+
+
+@contextlib.contextmanager
+def _folder_of_rgb(name: str, folder: str) -> Iterator[str]:
+    """The folder of a PNG, or of a copy in RGB if it has a palette: panopticapi reads no others."""
+    file = os.path.join(folder, name)
+    with Image.open(file) as image:
+        palette = image.mode == "P"
+    if not palette:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="panoptic_truth") as temporary:
+        (Path(temporary) / name).parent.mkdir(parents=True, exist_ok=True)
+        write_segment_ids(Path(temporary) / name, read_segment_ids(file))
+        yield temporary
 
 
 def _require_pngs(truth: PanopticJson, json_file: str, folder: str) -> None:
@@ -289,10 +308,11 @@ def panoptic_figures(stat: PQStat, categories: dict[int, dict[str, Any]]) -> dic
         for key in _FIGURES:
             figures[f"{key.upper()}{suffix}"] = 100 * float(average.get(key, math.nan))
     of_class = stat.pq_average(present, None)[1] if present else {}
-    for key, category in categories.items():
+    names = unique_names([c["name"] for c in categories.values()], list(categories))
+    for key, name in zip(categories, names, strict=True):
         for figure in _FIGURES:
             value = of_class[key][figure] if key in of_class else math.nan
-            figures[f"{figure.upper()}-{category['name']}"] = 100 * float(value)
+            figures[f"{figure.upper()}-{name}"] = 100 * float(value)
     return figures
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from solo_d2.data.coco_json import some
 from solo_d2.data.mapper import READ_ERRORS, check_stuff_file
+from solo_d2.data.unique_names import unique_stuff_names
 from solo_d2.data.whole_folder import only_writer, sibling
 from solo_d2.data.workers import num_workers
 from solo_d2.errors import DatasetError
@@ -22,6 +23,16 @@ class WholeSemSegEvaluator(SemSegEvaluator):
     """`SemSegEvaluator`, which writes predictions and figures into their places at once."""
 
     _output_dir: str | None
+
+    def __init__(self, dataset_name: str, output_dir: str | None = None):
+        """Read the names of the files.
+
+        Args:
+            dataset_name: with stuff_classes in its metadata.
+            output_dir: for predictions and metrics; None: they are not kept.
+        """
+        super().__init__(dataset_name, output_dir=output_dir)
+        self._class_names = unique_stuff_names(MetadataCatalog.get(dataset_name))
 
     def check_truth(self) -> None:
         """Check by their headers, and by their labels where others have made them, all stuff maps.

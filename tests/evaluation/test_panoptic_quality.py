@@ -22,7 +22,7 @@ from PIL import Image  # noqa: E402
 from solo_d2.data import register_panoptic_format  # noqa: E402
 from solo_d2.errors import ConfigError, DatasetError  # noqa: E402
 from solo_d2.evaluation import build_evaluator  # noqa: E402
-from solo_d2.evaluation.panoptic_quality import PanopticQualityEvaluator  # noqa: E402
+from solo_d2.evaluation.panoptic_quality import PanopticQualityEvaluator, format_figures  # noqa: E402
 from tests import panoptic_files as files  # noqa: E402
 from tests.modeling.tiny import tiny_config  # noqa: E402
 
@@ -113,6 +113,36 @@ def hand_made():
         ),
         prediction(second, segment(1, 2, False)),
     ]
+
+
+def test_png_with_a_palette_counts_as_one_of_rgb(dataset, tmp_path):
+    file = dataset() / "panoptic/1.png"
+    Image.open(file).convert("P", palette=Image.Palette.ADAPTIVE).save(file)
+    assert Image.open(file).mode == "P"
+    assert evaluate(truth_of_both(), tmp_path)["PQ"] == 100
+
+
+def one_name(content):
+    for category in content["categories"]:
+        category["name"] = "sky"
+
+
+def test_classes_of_one_name_have_metrics_of_their_own(dataset, tmp_path):
+    root = dataset(one_name)
+    results = run(build_evaluator(config(tmp_path), NAME), root)
+    figures = results["panoptic_seg"]
+    per_class = {key: value for key, value in figures.items() if key.startswith("PQ-")}
+    assert list(per_class) == ["PQ-sky", "PQ-sky (id 5)", "PQ-sky (id 9)", "PQ-sky (id 21)"]
+    assert per_class["PQ-sky"] == per_class["PQ-sky (id 21)"] == 100
+    assert math.isnan(per_class["PQ-sky (id 5)"])
+    assert "sky (id 21)" in format_figures(figures)
+    stuff = {key: value for key, value in results["sem_seg"].items() if key.startswith("IoU-")}
+    assert list(stuff) == ["IoU-things", "IoU-sky", "IoU-sky (id 21)"]
+    assert math.isnan(stuff["IoU-sky"])
+    assert stuff["IoU-sky (id 21)"] == pytest.approx(100)
+    assert [key for key in results["segm"] if key.startswith("AP-")] == ["AP-sky", "AP-sky (id 5)"]
+    assert results["segm"]["AP-sky"] == pytest.approx(100)
+    assert math.isnan(results["segm"]["AP-sky (id 5)"])
 
 
 def test_a_case_computed_by_hand(dataset, tmp_path):

@@ -1,0 +1,41 @@
+"""Names of classes as keys: data sets may have several classes of one name."""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def unique_names(names: Sequence[str], ids: Sequence[Any]) -> list[str]:
+    """Add the category id to every name that an earlier class has, as in "cat (id 12)".
+
+    Args:
+        names: of the classes.
+        ids: their category ids.
+
+    Returns:
+        As many names, all different.
+    """
+    found: list[str] = []
+    taken = set(names)
+    for name, key in zip(names, ids, strict=True):
+        unique = name
+        while unique in found or (unique != name and unique in taken):
+            unique = f"{unique} (id {key})"
+        found.append(unique)
+    return found
+
+
+def unique_thing_names(metadata: Any) -> list[str]:
+    """The thing classes of a data set's metadata, by class index."""
+    return _unique(metadata, "thing")
+
+
+def unique_stuff_names(metadata: Any) -> list[str]:
+    """The stuff classes of a data set's metadata, by label."""
+    return _unique(metadata, "stuff")
+
+
+def _unique(metadata: Any, kind: str) -> list[str]:
+    names = list(metadata.get(f"{kind}_classes"))
+    indices = metadata.get(f"{kind}_dataset_id_to_contiguous_id") or {}
+    ids = {index: key for key, index in indices.items()}
+    return unique_names(names, [ids.get(index, index) for index in range(len(names))])
