@@ -20,6 +20,7 @@ _PUBLIC = {
     "check_dataset": "solo_d2.data.check.run",
     "check_datasets": "solo_d2.data.catalog",
     "register_datasets_of_config": "solo_d2.data.catalog",
+    "require_model_classes": "solo_d2.data.catalog",
     "resolve_num_classes": "solo_d2.data.catalog",
     "SOLODatasetMapper": "solo_d2.data.mapper",
 }
