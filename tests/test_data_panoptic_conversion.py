@@ -91,6 +91,25 @@ def test_segments_are_found_with_and_without_void():
     assert locate_segments("a.png", np.zeros((1, 2), np.int32), []).tolist() == [[-1, -1]]
 
 
+def test_segments_are_described_as_their_masks(tmp_path):
+    rng = np.random.default_rng(0)
+    for height, width, kinds in ((7, 9, 3), (1, 1, 1), (1, 30, 4), (30, 1, 4), (40, 50, 60)):
+        ids = rng.integers(0, kinds + 1, (height, width)).astype(np.int32)
+        ids[height // 3 :, width // 2 :] = kinds  # a large one, to the last pixel
+        segments = [
+            {"id": int(key), "category_id": 3, "iscrowd": int(key) % 2}
+            for key in rng.permutation(np.unique(ids[ids > 0]))
+        ]
+        Image.fromarray(files.id_pixels(ids)).save(tmp_path / "1.png")
+        annotation = {"image_id": 1, "file_name": "1.png", "segments_info": segments}
+        image = {"height": height, "width": width}
+        things = PanopticCategories([{"id": 3, "name": "cat"}], [])
+        _, objects = conversion.describe_image(tmp_path, annotation, image, things)
+        for found, segment in zip(objects, segments, strict=True):
+            expected = conversion.describe_mask(ids == segment["id"], segment["iscrowd"])
+            assert {key: found[key] for key in expected} == expected
+
+
 def pixels_change(root, place, value):
     ids = files.IDS.copy()
     ids[place] = value
