@@ -119,11 +119,18 @@ def truth_annotations(
             "iscrowd": int(annotation.get("iscrowd", 0)),
             "area": annotation["area"],
             "bbox": annotation["bbox"],
-            "segmentation": annotation.get("segmentation"),
+            "segmentation": _with_whole_size(annotation.get("segmentation")),
         }
         for annotation in annotations
         if annotation["image_id"] in images.place
     ]
+
+
+def _with_whole_size(segmentation: Any) -> Any:
+    """Return a segmentation with integers in an RLE's size, which faster-coco-eval requires."""
+    if not isinstance(segmentation, dict):
+        return segmentation
+    return {**segmentation, "size": [int(side) for side in segmentation["size"]]}
 
 
 def check_annotations(
