@@ -6,7 +6,7 @@ import math
 import os
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 
 from solo_d2.data import SOLODatasetMapper
 from solo_d2.data.catalog import training_categories
-from solo_d2.data.classes import Category
+from solo_d2.data.classes import Category, difference
 from solo_d2.data.loader import build_train_loader, require_learnt
 from solo_d2.data.other_models import without_other_inputs
 from solo_d2.data.stuff_classes import is_panoptic
@@ -48,6 +48,7 @@ from solo_d2.modeling.backbones import layer_lr_factor
 from solo_d2.modeling.checkpointer import SOLOCheckpointer
 from solo_d2.modeling.checks import check_meta_architecture
 from solo_d2.modeling.meta_arch.solo import SOLO
+from solo_d2.modeling.saved_classes import KEY as CLASSES_KEY
 from solo_d2.modeling.speed import SpeedOptions, speed_up
 from solo_d2.modeling.training_speed import speed_up_training
 from solo_d2.modeling.tta import SOLOWithTTA
@@ -339,6 +340,7 @@ class Trainer(DefaultTrainer):
                 f"Training goes on after {self.start_iter} iterations"
                 + (f"; MODEL.WEIGHTS {weights} is not read" if weights else "")
             )
+            self._warn_of_other_classes(rest.get(CLASSES_KEY, ()))
         if resumed and self.start_iter > self.max_iter:
             logger.warning(
                 f"SOLVER.MAX_ITER is {self.max_iter}, but the checkpoint in {self.cfg.OUTPUT_DIR} "
@@ -361,6 +363,16 @@ class Trainer(DefaultTrainer):
                 f"image {self._images_before} of the random order"
             )
         self._trainer.data_loader.batch_sampler.start_batch = start_batch
+
+    def _warn_of_other_classes(self, saved: Sequence[Category]) -> None:
+        """Name the classes that a resumed training had and its data set does not have now."""
+        titles = ("the checkpoint", "DATASETS.TRAIN")
+        found = difference(saved, self.categories(), titles) if saved else ""
+        if found:
+            logger.warning(
+                f"The classes differ: {found}. Weights of classes are kept by their order, so each "
+                "class goes on with those of the one that had its place"
+            )
 
 
 def set_iteration(scheduler: LRScheduler, iteration: int) -> None:

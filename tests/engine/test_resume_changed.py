@@ -145,3 +145,14 @@ def test_fewer_iterations_than_are_done_are_named(resume):
     trainer, log = resume("SOLVER.MAX_ITER", 1, steps=1)
     assert trainer.start_iter == DONE
     assert "SOLVER.MAX_ITER is 1" in log
+
+
+def test_other_class_names_are_named(resume, monkeypatch):
+    trainer, log = resume()
+    assert "classes differ" not in log
+    before = trainer.categories()
+    after = [{**before[0], "name": "new name"}, *before[1:]]
+    monkeypatch.setattr(Trainer, "categories", lambda self: after)
+    _, log = resume()
+    assert "new name" in log
+    assert before[0]["name"] in log
