@@ -57,9 +57,9 @@ def run_command(
         The exit code; `INTERRUPTED` after Ctrl-C and `TERMINATED` after SIGTERM.
     """
     told: Errors = (*_OWN, OSError, *errors)
-    with sigterm_raises(), _quiet_logging(told):
+    with sigterm_raises() as stopped, _quiet_logging(told):
         try:
-            result = work()
+            result = _work(work, stopped)
             return result if isinstance(result, int) else 0
         except told as error:
             if not _is_told(error, told):
@@ -82,21 +82,54 @@ def _is_told(error: BaseException | None, told: Errors) -> bool:
     return isinstance(error, _OWN) or (isinstance(error, told) and not from_user_code(error))
 
 
+def cause_of_end(exit_code: int) -> str:
+    """Say how a process ended, for messages: "with exit code 3" or "by SIGTERM".
+
+    Args:
+        exit_code: as `subprocess` and `multiprocessing` give it, or that of `run_command`.
+    """
+    number = {INTERRUPTED: signal.SIGINT, TERMINATED: signal.SIGTERM}.get(exit_code, -exit_code)
+    if number <= 0:
+        return f"with exit code {exit_code}"
+    try:
+        name = signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        name = f"signal {number}"
+    return f"by {name}" + (" (mostly because memory ran out)" if number == signal.SIGKILL else "")
+
+
 def run_process(main: Callable[..., object], *args: Any) -> None:
     """What a process does that a command has started: it ends cleanly when the command does."""
-    with sigterm_raises():
-        main(*args)
+    with sigterm_raises() as stopped:
+        _work(lambda: main(*args), stopped)
+
+
+def _work(work: Callable[[], object], stopped: Callable[[], bool]) -> object:
+    """Do the work; what it raises after SIGTERM is `Terminated`.
+
+    The signal may have ended workers of loaders and other processes of the job too, and their end
+    raises errors here.
+    """
+    try:
+        return work()
+    except Exception as error:
+        if stopped():
+            raise Terminated from error
+        raise
 
 
 @contextlib.contextmanager
-def sigterm_raises() -> Iterator[None]:
+def sigterm_raises() -> Iterator[Callable[[], bool]]:
     """Raise `Terminated` in the main thread when SIGTERM comes while the block runs.
 
     Processes that this one has started by `multiprocessing` are ended too. Signals soon after the
     first do nothing, as a job's manager and what started the job may both send one.
+
+    Yields:
+        A function that returns whether the signal has come.
     """
     if threading.current_thread() is not threading.main_thread():  # signals are not for others
-        yield
+        yield lambda: False
         return
 
     owner, heard = os.getpid(), -math.inf
@@ -108,24 +141,16 @@ def sigterm_raises() -> Iterator[None]:
         if time.monotonic() - heard < _SOON:
             return
         heard = time.monotonic()
-        # What was just being made may complain when it is removed, as tqdm's bars do.
-        sys.unraisablehook = lambda _: None
-        # torch's loader raises an error when its workers end, which they do now too.
-        signal.signal(signal.SIGCHLD, lambda *_: None)
         for process in multiprocessing.active_children():
             if not process.daemon:  # those end with this one, as workers of loaders
                 process.terminate()
         raise Terminated
 
-    before = {kind: signal.getsignal(kind) for kind in (signal.SIGTERM, signal.SIGCHLD)}
-    complaints = sys.unraisablehook
-    signal.signal(signal.SIGTERM, stop)
+    before = signal.signal(signal.SIGTERM, stop)
     try:
-        yield
+        yield lambda: heard > -math.inf
     finally:
-        sys.unraisablehook = complaints
-        for kind, handler in before.items():
-            signal.signal(kind, handler)
+        signal.signal(signal.SIGTERM, before)
 
 
 def _wait_for_processes() -> None:
@@ -139,26 +164,54 @@ def _wait_for_processes() -> None:
 
 def _close_logs() -> None:
     """Close log files, which may be on a full disk; Detectron2 would report that after our line."""
+    for handler in _log_files():
+        with contextlib.suppress(OSError, ValueError):
+            handler.stream.close()
+
+
+def shorten_log_errors() -> None:
+    """Let a log file that cannot be written say so once, not by a traceback for each record."""
+    for handler in _log_files():
+        handler.handleError = _LogErrors(handler)  # type: ignore[method-assign]
+
+
+class _LogErrors:
+    """Handles what a log file's handler raises."""
+
+    def __init__(self, handler: "logging.StreamHandler[Any]"):
+        self.handler, self.said = handler, False
+
+    def __call__(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):  # a call that logs is wrong
+            type(self.handler).handleError(self.handler, record)
+        elif not self.said:
+            self.said = True
+            print(
+                describe(OSError(error.errno, error.strerror, self.handler.stream.name)),
+                file=sys.stderr,
+            )
+
+
+def _log_files() -> "Iterator[logging.StreamHandler[Any]]":
+    """The log files of Detectron2 and of this project that are open."""
     for name in ("detectron2", "fvcore", "solo_d2"):
         for handler in logging.getLogger(name).handlers:
-            stream = getattr(handler, "stream", None)
-            if stream not in (None, sys.stdout, sys.stderr):
-                with contextlib.suppress(OSError, ValueError):
-                    stream.close()
+            of_console = getattr(handler, "stream", None) in (None, sys.stdout, sys.stderr)
+            if isinstance(handler, logging.StreamHandler) and not of_console:
+                yield handler
 
 
 @contextlib.contextmanager
 def _quiet_logging(told: Errors) -> Iterator[None]:
-    """Leave out the stack traces of errors that are told anyway, and those of a full disk's log."""
+    """Leave out the stack traces of errors that are told anyway."""
 
     def is_news(record: logging.LogRecord) -> bool:
         return not (record.exc_info and _is_told(record.exc_info[1], told))
 
     loop = logging.getLogger("detectron2.engine.train_loop")  # it logs what training raises
-    before, logging.raiseExceptions = logging.raiseExceptions, False
     loop.addFilter(is_news)
     try:
         yield
     finally:
         loop.removeFilter(is_news)
-        logging.raiseExceptions = before

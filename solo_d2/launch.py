@@ -28,7 +28,7 @@ from detectron2.utils import comm
 from torch import multiprocessing, nn
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
-from solo_d2.commands import TERMINATED, run_process
+from solo_d2.commands import TERMINATED, cause_of_end, run_process
 from solo_d2.errors import BadNumbersError, ConfigError, DatasetError
 from solo_d2.user_code import in_user_code, last_error
 
@@ -393,12 +393,7 @@ def _errors_of_processes() -> Iterator[None]:
 
 def _ended(index: int, exit_code: int) -> JobError:
     """The error for a process that ended before its time; a negative code is a signal's number."""
-    cause = f"with exit code {exit_code}"
-    if exit_code < 0:
-        cause = f"by {signal.Signals(-exit_code).name}"
-        if exit_code == -signal.SIGKILL:
-            cause += " (mostly because memory ran out)"
     return JobError(
-        f"Process {index} of this machine was ended {cause}, and the job with it. The same command "
-        "with --resume goes on from the last checkpoint"
+        f"Process {index} of this machine was ended {cause_of_end(exit_code)}, and the job with "
+        "it. The same command with --resume goes on from the last checkpoint"
     )

@@ -43,7 +43,7 @@ def steps(monkeypatch, shapes):
     """Names of the steps that were run; they write what the real ones write."""
     done = []
 
-    def call(step, command):
+    def call(step, command, log=None):
         done.append(step)
         words = [str(word) for word in command]
         if step == "Training":
@@ -166,15 +166,64 @@ def test_ap_below_the_floor_is_a_failure(tmp_path, steps, monkeypatch, capsys, a
     assert "montage:" in captured.out
 
 
-def test_a_failing_training_is_named_and_leaves_no_stamp(tmp_path, shapes, monkeypatch, capfd):
-    config = ROOT / "configs/quickstart/solov2_shapes.yaml"
+@pytest.fixture
+def quickstart_with(tmp_path, shapes, monkeypatch, capfd):
+    """Runs the quickstart with a program in place of train_net.py; its exit code and messages."""
+
+    def run(program):
+        (tmp_path / "train_net.py").write_text(f"import os, signal, sys, time\n{program}")
+        config = ROOT / "configs/quickstart/solov2_shapes.yaml"
+        code = quickstart.main(["--output", str(tmp_path / "output"), "--config-file", str(config)])
+        return code, capfd.readouterr().err.splitlines()
+
     monkeypatch.setattr(quickstart, "ROOT", tmp_path)
-    (tmp_path / "train_net.py").write_text("raise SystemExit('DatasetError: no such thing')")
-    output = tmp_path / "output"
-    output.mkdir()
-    (output / quickstart.STAMP).write_text("{}")
-    assert quickstart.main(["--output", str(output), "--config-file", str(config)]) == 1
-    err = capfd.readouterr().err
-    assert "no such thing" in err
-    assert "Training failed with exit code 1" in err
-    assert not (output / quickstart.STAMP).exists()
+    (tmp_path / "output").mkdir()
+    return run
+
+
+def test_a_failing_training_is_named_and_leaves_no_stamp(tmp_path, quickstart_with):
+    (tmp_path / "output" / quickstart.STAMP).write_text("{}")
+    code, err = quickstart_with("sys.exit('DatasetError: no such thing')")
+    assert code == 1
+    assert "no such thing" in err[0]
+    assert "Training failed with exit code 1" in err[-1]
+    assert not (tmp_path / "output" / quickstart.STAMP).exists()
+
+
+@pytest.mark.parametrize(
+    ("end", "cause"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", "by SIGKILL (mostly because memory ran out)"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "by SIGSEGV"),
+        ("os.kill(os.getpid(), signal.SIGTERM)", "by SIGTERM"),
+        ("sys.exit(143)", "by SIGTERM"),
+        ("sys.exit(130)", "by SIGINT"),
+    ],
+)
+def test_a_training_that_is_ended_by_a_signal_is_named(tmp_path, quickstart_with, end, cause):
+    code, err = quickstart_with(end)
+    assert code == 1
+    assert len(err) == 1
+    for part in ("quickstart: Training was ended ", cause, tmp_path / "output" / "log.txt"):
+        assert str(part) in err[0]
+
+
+@pytest.mark.parametrize(
+    ("sent", "code", "name"), [("SIGINT", 130, "Ctrl-C"), ("SIGTERM", 143, "SIGTERM")]
+)
+def test_a_quickstart_that_is_stopped_ends_the_training_cleanly(
+    tmp_path, quickstart_with, sent, code, name
+):
+    gone = tmp_path / "training cleaned up"
+    found, err = quickstart_with(f"""
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+try:
+    os.kill(os.getppid(), signal.{sent})
+    time.sleep(60)
+finally:
+    time.sleep(0.5)
+    open({str(gone)!r}, "w").close()
+""")
+    assert (found, len(err)) == (code, 1)
+    assert f"Training was stopped by {name}; " in err[0]
+    assert gone.exists()

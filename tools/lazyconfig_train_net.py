@@ -10,6 +10,7 @@ run: take none from people whom you do not trust.
 """
 
 import argparse
+import copy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,14 +22,14 @@ if __name__ == "__main__":
 from detectron2.config import LazyConfig  # noqa: E402
 from detectron2.engine import default_argument_parser, default_setup  # noqa: E402
 
-from solo_d2.commands import run_command  # noqa: E402
+from solo_d2.commands import run_command, shorten_log_errors  # noqa: E402
 from solo_d2.engine.lazy import (  # noqa: E402
     LazyTrainer,
     check_lazy_test_data,
     evaluate_weights,
     trainer_config,
 )
-from solo_d2.engine.reservation import reserve  # noqa: E402
+from solo_d2.engine.reservation import holds_training, reserve  # noqa: E402
 from solo_d2.errors import ConfigError  # noqa: E402
 from solo_d2.files import naming  # noqa: E402
 from solo_d2.launch import JobError, add_launch_arguments, check_device, launch  # noqa: E402
@@ -53,7 +54,11 @@ def main(args: argparse.Namespace) -> Any:
     check_lazy_test_data(lazy)
     if not args.eval_only:
         reserve(cfg.OUTPUT_DIR)
-    default_setup(lazy, args)
+    begun = copy.deepcopy(lazy)
+    if args.eval_only and holds_training(cfg.OUTPUT_DIR):
+        begun.train.output_dir = None  # or the training's config.yaml would be replaced
+    default_setup(begun, args)
+    shorten_log_errors()
     with naming(cfg.OUTPUT_DIR):
         if args.eval_only:
             return evaluate_weights(lazy, cfg)

@@ -31,7 +31,13 @@ if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
 from solo_d2.api.images import ImageError, output_names, read_image, save_image  # noqa: E402
-from solo_d2.commands import run_command  # noqa: E402
+from solo_d2.commands import (  # noqa: E402
+    INTERRUPTED,
+    TERMINATED,
+    Terminated,
+    cause_of_end,
+    run_command,
+)
 from solo_d2.files import save_text  # noqa: E402
 from solo_d2.visualization.text import text_font  # noqa: E402
 
@@ -40,6 +46,8 @@ STAMP = "quickstart.json"
 ROWS, PAIRS = 4, 3
 # Overlays are drawn at this many times the size of the images; side of a tile in pixels.
 SCALE, SIDE = 3, 384
+# Seconds that a step has to end when it was told to.
+PATIENCE = 20.0
 # Metrics that are read, by the start of their names.
 TASKS = ("segm/", "bbox/", "panoptic_seg/")
 # What a training depends on; the demo, tests and other tools are not part of it.
@@ -48,6 +56,14 @@ CODE = ("solo_d2/**/*.py", "train_net.py")
 
 class QuickstartError(RuntimeError):
     """A step failed. The message says which, and where to look."""
+
+
+class StoppedError(QuickstartError):
+    """Ctrl-C or SIGTERM has ended a step, and the quickstart with it."""
+
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 @dataclass(frozen=True)
@@ -125,19 +141,43 @@ def read_metrics(file: Path, start: int = 0) -> dict[str, float]:
     return found
 
 
-def call(step: str, command: Sequence[str | Path]) -> None:
+def call(step: str, command: Sequence[str | Path], log: Path | None = None) -> None:
     """Run a program in the current folder, with its output passed through.
 
+    Args:
+        step: what it does, for messages.
+        command: the program and its arguments.
+        log: where its messages are written too.
+
     Raises:
-        QuickstartError: it failed.
+        QuickstartError: it failed or was ended.
     """
     words = [str(word) for word in command]
     print(f"\n$ {shlex.join(words) if len(words) < 16 else shlex.join(words[:10]) + ' ...'}")
     sys.stdout.flush()
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    code = subprocess.run(words, env={**os.environ, "PYTHONPATH": path}, check=False).returncode
+    place = f"its messages are above{f' and in {log}' if log else ''}"
+    with subprocess.Popen(words, env={**os.environ, "PYTHONPATH": path}) as process:
+        try:
+            code = process.wait()
+        except (KeyboardInterrupt, Terminated) as stop:
+            _end(process)
+            name, code = "SIGTERM", TERMINATED
+            if isinstance(stop, KeyboardInterrupt):
+                name, code = "Ctrl-C", INTERRUPTED
+            raise StoppedError(f"{step} was stopped by {name}; {place}", code) from None
     if code != 0:
-        raise QuickstartError(f"{step} failed with exit code {code}; its messages are above")
+        verb = "failed" if cause_of_end(code).startswith("with") else "was ended"
+        raise QuickstartError(f"{step} {verb} {cause_of_end(code)}; {place}")
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """End a program that may have got the same signal, and leave it time to clean up."""
+    process.terminate()
+    try:
+        process.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
 
 
 def train(args: argparse.Namespace) -> Result:
@@ -158,12 +198,12 @@ def train(args: argparse.Namespace) -> Result:
     old_bytes = metrics_file.stat().st_size if metrics_file.is_file() else 0
     command = [sys.executable, ROOT / "train_net.py", "--config-file", args.config_file]
     start = time.monotonic()
-    call("Training", [*command, *args.opts, "OUTPUT_DIR", args.output])
+    log = args.output / "log.txt"
+    call("Training", [*command, *args.opts, "OUTPUT_DIR", args.output], log)
     result = Result(read_metrics(metrics_file, old_bytes), time.monotonic() - start)
     if not result.metrics or not model.is_file():
         raise QuickstartError(
-            f"Training ended without an evaluation in {metrics_file} or without {model}; "
-            f"see {args.output / 'log.txt'}"
+            f"Training ended without an evaluation in {metrics_file} or without {model}; see {log}"
         )
     save_text(stamp, json.dumps({"fingerprint": digest, **vars(result)}))
     return result
@@ -312,7 +352,15 @@ def _minutes(seconds: float) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     args = parse_args(argv)
-    return run_command("quickstart", lambda: run(args), errors=(QuickstartError,), failed=1)
+
+    def work() -> int:
+        try:
+            return run(args)
+        except StoppedError as error:
+            print(f"quickstart: {error}", file=sys.stderr)
+            return error.exit_code
+
+    return run_command("quickstart", work, errors=(QuickstartError,), failed=1)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -19,6 +19,7 @@ from typing import Any
 
 from solo_d2.ablations.processes import Launch, Processes, gpu_slots
 from solo_d2.ablations.tables import ROOT, Setting
+from solo_d2.commands import cause_of_end
 from solo_d2.config import load_config
 from solo_d2.data.whole_folder import lock_beside
 from solo_d2.files import save_json
@@ -285,7 +286,7 @@ class Runner:
         code = self.launch(run.command(self.num_gpus, resume=resume), log, environ)
         seconds = time.monotonic() - start
         if code != 0:
-            raise RunError(f"exit code {code}: {last_line(log)} (see {log})")
+            raise RunError(f"ended {cause_of_end(code)}: {last_line(log)} (see {log})")
         metrics = _read_numbers(run.folder / EVALUATION)
         if "segm/AP" not in metrics:
             raise RunError(f"there is no segm/AP in {run.folder / EVALUATION} (see {log})")

@@ -12,6 +12,7 @@ from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from solo_d2.commands import shorten_log_errors
 from solo_d2.config import find_config_file, load_config, override
 from solo_d2.config_rules import require
 from solo_d2.config_unused import warn_of_unused_keys
@@ -78,7 +79,9 @@ def setup(args: argparse.Namespace) -> CfgNode:
     # From here on OUTPUT_DIR exists: nothing is left behind by a run that could not start.
     if not args.eval_only:
         reserve(cfg.OUTPUT_DIR)
-    setup_logger(cfg.OUTPUT_DIR, rank, name="solo_d2", configure_stdout=False)
+    for name in ("solo_d2", "detectron2", "fvcore"):
+        setup_logger(cfg.OUTPUT_DIR, rank, name=name, configure_stdout=False)
+    shorten_log_errors()
     if not torch.cuda.is_available() and cfg.MODEL.DEVICE == "cuda":
         logger.warning("no GPU is available: MODEL.DEVICE is changed from cuda to cpu")
         cfg.MODEL.DEVICE = "cpu"
@@ -106,8 +109,6 @@ def _begin(cfg: CfgNode, args: argparse.Namespace) -> None:
 
     A resumed training reads its seed there: one that was killed while it wrote could not go on.
     """
-    for name in ("detectron2", "fvcore"):
-        setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name=name, configure_stdout=False)
     without_folder = cfg.clone()
     without_folder.defrost()
     without_folder.OUTPUT_DIR = None

@@ -148,9 +148,9 @@ def test_an_interrupted_row_goes_on(ablate, trainer, capsys):
     trainer.failing = "coord_kernel"
     assert ablate("coord", "--quick") == 1
     out = capsys.readouterr().out
-    assert "kernel, seed 1: failed: exit code 3: ValueError: no luck (see " in out
+    assert "kernel, seed 1: failed: ended with exit code 3: ValueError: no luck (see " in out
     assert "console.log" in out
-    assert "- kernel, seed 1: exit code 3" in out  # under the table, too
+    assert "- kernel, seed 1: ended with exit code 3" in out  # under the table, too
     assert len(trainer.rows()) == 4
     trainer.failing = ""
     assert ablate("coord", "--quick") == 0
