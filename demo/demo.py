@@ -18,6 +18,9 @@ from pathlib import Path
 
 if __name__ == "__main__":  # find the checkout first: in this folder `demo` would be this file
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from solo_d2.commands import share_cores
+
+    share_cores()  # before torch is imported
 
 # Broken videos and missing codecs are reported by us, and the fonts that Qt misses are not used.
 # Read when OpenCV is imported.

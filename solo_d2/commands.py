@@ -29,6 +29,16 @@ Errors = tuple[type[Exception], ...]
 _OWN: Errors = (BadNumbersError, ConfigError, DatasetError)
 
 
+def share_cores() -> None:
+    """Let threads of OpenMP sleep while they wait for one another, unless the user has decided.
+
+    By default they spin, which costs milliseconds in each operation as soon as other programs use
+    the cores too. The variable is read when torch is imported, and by programs that are started.
+    """
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+
 class Terminated(SystemExit):
     """SIGTERM has come, as SLURM, Kubernetes and `timeout` send it before they kill.
 

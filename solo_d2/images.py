@@ -57,8 +57,8 @@ def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.
 
     Args:
         path: the file; its content decides about the format, not its name.
-        max_pixels: most pixels that are decoded. Pillow's own guard is set to it, for the whole
-            process, if it allows fewer.
+        max_pixels: most pixels that are decoded. If it is above `MAX_PIXELS`, and Pillow's own
+            limit for the whole process is lower, that is raised to it; else both limits count.
 
     Returns:
         (H, W, 3) uint8, RGB.
@@ -105,7 +105,9 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
     except UnidentifiedImageError:
         raise ImageError(f"{path}: not an image of a known format") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise TooManyPixelsError(f"{path}: more pixels than the limit of {max_pixels}") from None
+        limit, own = f"the limit of {max_pixels}", Image.MAX_IMAGE_PIXELS or max_pixels
+        limit = limit if own >= max_pixels else f"Pillow's Image.MAX_IMAGE_PIXELS, {own}, allows"
+        raise TooManyPixelsError(f"{path}: more pixels than {limit}") from None
     except MemoryError:
         raise ImageError(f"{path}: not enough memory to decode it") from None
     except OSError as error:
@@ -118,8 +120,8 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
 
 
 def _allow(max_pixels: int) -> None:
-    """Raise Pillow's own guard, if there is one and it is lower."""
-    if Image.MAX_IMAGE_PIXELS is not None:
+    """Raise Pillow's own limit where a higher one than the default is asked for."""
+    if max_pixels > MAX_PIXELS and Image.MAX_IMAGE_PIXELS is not None:
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
 
 

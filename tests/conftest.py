@@ -13,8 +13,12 @@ import sys
 # Before torch and any kernel: matplotlib without a display, and kernels on the CPU (below).
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-import pytest
-import torch
+from solo_d2.commands import share_cores
+
+share_cores()
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 HAS_GPU = torch.cuda.is_available()
 HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None

@@ -20,6 +20,9 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from solo_d2.commands import share_cores
+
+    share_cores()  # before torch is imported
 
 from detectron2.config import CfgNode  # noqa: E402
 from detectron2.utils.logger import setup_logger  # noqa: E402

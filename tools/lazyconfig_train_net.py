@@ -18,6 +18,9 @@ from typing import Any
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from solo_d2.commands import share_cores
+
+    share_cores()  # before torch is imported
 
 from detectron2.config import LazyConfig  # noqa: E402
 from detectron2.engine import default_argument_parser, default_setup  # noqa: E402

@@ -14,6 +14,9 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from solo_d2.commands import share_cores
+
+    share_cores()  # before torch is imported
 
 from solo_d2.commands import run_command  # noqa: E402
 from solo_d2.engine.bad_step import read_bad_step  # noqa: E402
