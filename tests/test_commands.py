@@ -1,6 +1,7 @@
 """What commands set for their own process, and that the library sets nothing."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,10 @@ ROOT = Path(__file__).resolve().parents[1]
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 
-def run(*command, **variables):
+def spin_count(*command, **variables):
+    """How often threads of a Python command look for the others before they sleep."""
     environ = {key: value for key, value in os.environ.items() if key not in WAITING}
-    environ |= {"OMP_DISPLAY_ENV": "true", **variables}
+    environ |= {"OMP_DISPLAY_ENV": "verbose", **variables}
     done = subprocess.run(
         [sys.executable, *command],
         cwd=ROOT,
@@ -23,14 +25,15 @@ def run(*command, **variables):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    if "OMP_WAIT_POLICY" not in done.stderr:
+    shown = re.search(r"GOMP_SPINCOUNT = '(\d+)'", done.stderr)
+    if shown is None:
         pytest.skip("torch's OpenMP does not show its settings")
-    return "OMP_WAIT_POLICY = 'PASSIVE'" in done.stderr
+    return int(shown[1])
 
 
 @pytest.mark.detectron2
 def test_threads_of_a_training_sleep_while_they_wait():
-    assert run("train_net.py", "--help")
+    assert spin_count("train_net.py", "--help") == 0
 
 
 @pytest.mark.parametrize(
@@ -39,14 +42,8 @@ def test_threads_of_a_training_sleep_while_they_wait():
 )
 def test_what_the_user_has_set_stays(name, value):
     code = "from solo_d2.commands import share_cores; share_cores(); import torch"
-    assert not run("-c", code, **{name: value})
+    assert spin_count("-c", code, **{name: value}) > 0
 
 
 def test_the_library_sets_nothing():
-    code = """
-import os, signal, solo_d2.commands, torch
-before = dict(os.environ), torch.get_num_threads()
-import solo_d2.ops.threads, solo_d2.inference
-assert before == (dict(os.environ), torch.get_num_threads())
-"""
-    assert not run("-c", code)
+    assert spin_count("-c", "import solo_d2.commands, solo_d2.inference") > 0
