@@ -166,6 +166,8 @@ def call(step: str, command: Sequence[str | Path], log: Path | None = None) -> N
             if isinstance(stop, KeyboardInterrupt):
                 name, code = "Ctrl-C", INTERRUPTED
             raise StoppedError(f"{step} was stopped by {name}; {place}", code) from None
+    if code < 0:
+        print(file=sys.stderr)  # it may have been in the midst of a line
     if code != 0:
         verb = "failed" if cause_of_end(code).startswith("with") else "was ended"
         raise QuickstartError(f"{step} {verb} {cause_of_end(code)}; {place}")
