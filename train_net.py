@@ -9,14 +9,14 @@ import argparse
 import sys
 from typing import Any
 
-from solo_d2.commands import run_command, share_cores
+from solo_d2.utils.commands import run_command, share_cores
 
 if __name__ == "__main__":
     share_cores()  # before torch is imported
 
 from solo_d2.engine import Trainer, argument_parser, evaluate, setup  # noqa: E402
-from solo_d2.files import naming  # noqa: E402
-from solo_d2.launch import JobError, check_device, launch  # noqa: E402
+from solo_d2.engine.launch import JobError, check_device, launch  # noqa: E402
+from solo_d2.utils.files import naming  # noqa: E402
 
 
 def main(args: argparse.Namespace) -> Any:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 if __name__ == "__main__":  # find the checkout first: in this folder `demo` would be this file
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from solo_d2.commands import share_cores
+    from solo_d2.utils.commands import share_cores
 
     share_cores()  # before torch is imported
 
@@ -35,7 +35,7 @@ from demo import live, stills  # noqa: E402
 from demo.arguments import read_arguments  # noqa: E402
 from solo_d2 import ImageError  # noqa: E402
 from solo_d2.api.images import limit_pixels  # noqa: E402
-from solo_d2.commands import run_command  # noqa: E402
+from solo_d2.utils.commands import run_command  # noqa: E402
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

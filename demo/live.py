@@ -24,7 +24,7 @@ from solo_d2.api.images import save_image
 from solo_d2.api.outputs import require_writable
 from solo_d2.api.results import Result
 from solo_d2.api.video import Video
-from solo_d2.commands import Terminated
+from solo_d2.utils.commands import Terminated
 from solo_d2.visualization.tracker import MaskTracker
 
 # A camera may fail to give a frame now and then; so often in a row, and so many seconds apart.

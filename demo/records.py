@@ -13,7 +13,7 @@ from solo_d2 import ConfigError
 from solo_d2.api.classes import Classes
 from solo_d2.api.outputs import require_writable
 from solo_d2.api.results import Result
-from solo_d2.files import save_text, whole_file
+from solo_d2.utils.files import save_text, whole_file
 
 # The file with what the PNGs of --panoptic mean, beside their folder.
 JSON_NAME, PNG_FOLDER = "panoptic.json", "panoptic"

@@ -18,8 +18,8 @@ from solo_d2 import ConfigError, ImageError, Predictor
 from solo_d2.api.images import expand_inputs, output_names, read_image, save_image
 from solo_d2.api.outputs import plan_overlays
 from solo_d2.api.results import Result
-from solo_d2.errors import first_line
-from solo_d2.user_code import from_user_code
+from solo_d2.utils.errors import first_line
+from solo_d2.utils.user_code import from_user_code
 
 
 @dataclass

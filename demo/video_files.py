@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from solo_d2 import ConfigError
-from solo_d2.files import whole_file
+from solo_d2.utils.files import whole_file
 
 # By extension, what OpenCV may be able to write, best first: H.264 (not in every build), MPEG-4,
 # VP9, Motion JPEG.

@@ -7,9 +7,9 @@ __version__ = "0.1.0"
 
 _HOME = {
     "add_solo_config": "solo_d2.config",
-    "ConfigError": "solo_d2.errors",
-    "DatasetError": "solo_d2.errors",
-    "ImageError": "solo_d2.images",
+    "ConfigError": "solo_d2.utils.errors",
+    "DatasetError": "solo_d2.utils.errors",
+    "ImageError": "solo_d2.utils.images",
     "matrix_nms": "solo_d2.ops.matrix_nms",
     "Predictor": "solo_d2.api.predictor",
     "Result": "solo_d2.api.results",

@@ -13,7 +13,7 @@ import sys
 # Before torch and any kernel: matplotlib without a display, and kernels on the CPU (below).
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-from solo_d2.commands import share_cores
+from solo_d2.utils.commands import share_cores
 
 share_cores()
 

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from solo_d2.benchmarks.head_outputs import KernelHead, KernelOutputs
 from solo_d2.structures import Cells, flatten_levels
+from tools.benchmarks.head_outputs import KernelHead, KernelOutputs
 
 _HEAD = KernelHead([4])
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-FOLDER = Path(__file__).parent / "data" / "golden"
+FOLDER = Path(__file__).parent / "golden"
 
 
 def load_golden(name: str) -> dict[str, Tensor]:

@@ -19,11 +19,11 @@ from torch import nn
 from solo_d2.data.unreadable import UNREADABLE
 from solo_d2.engine import Trainer, argument_parser, setup
 from solo_d2.engine.bad_step import RunRecord
+from solo_d2.engine.launch import distribute
 from solo_d2.engine.step import StepTrainer
-from solo_d2.errors import BadNumbersError, DatasetError
 from solo_d2.evaluation.coco_results import FastCOCOEvaluator
 from solo_d2.evaluation.lvis_results import FastLVISEvaluator
-from solo_d2.launch import distribute
+from solo_d2.utils.errors import BadNumbersError, DatasetError
 from tests.evaluation.made_up import CATEGORIES, coco_truth, lvis_truth, predictions
 from tests.modeling.tiny import image, panoptic_config, tiny_config, tiny_model, with_sem_seg
 

@@ -41,9 +41,9 @@ def test_threads_of_a_training_sleep_while_they_wait():
     [("OMP_WAIT_POLICY", "ACTIVE"), ("GOMP_SPINCOUNT", "100"), ("KMP_BLOCKTIME", "200")],
 )
 def test_what_the_user_has_set_stays(name, value):
-    code = "from solo_d2.commands import share_cores; share_cores(); import torch"
+    code = "from solo_d2.utils.commands import share_cores; share_cores(); import torch"
     assert spin_count("-c", code, **{name: value}) > 0
 
 
 def test_the_library_sets_nothing():
-    assert spin_count("-c", "import solo_d2.commands, solo_d2.inference") > 0
+    assert spin_count("-c", "import solo_d2.utils.commands, solo_d2.inference") > 0

@@ -237,9 +237,9 @@ def test_triton_finds_the_same():
 MEMORY = """
 import os, sys, torch
 from functools import partial
-from solo_d2.benchmarks.common import peak_memory
-from solo_d2.benchmarks.head_outputs import make_outputs
-from solo_d2.benchmarks.postprocess import Ours, decode
+from tools.benchmarks.common import peak_memory
+from tools.benchmarks.head_outputs import make_outputs
+from tools.benchmarks.postprocess import Ours, decode
 
 torch.set_num_threads(2)
 num, height, width = (int(x) for x in sys.argv[1:])

@@ -21,7 +21,6 @@ from detectron2.utils.events import EventStorage  # noqa: E402
 
 from solo_d2 import Predictor, Result  # noqa: E402
 from solo_d2.api.classes import Classes  # noqa: E402
-from solo_d2.benchmarks.common import peak_memory  # noqa: E402
 from solo_d2.data import SOLODatasetMapper, load_coco_format, register_coco_format  # noqa: E402
 from solo_d2.evaluation.coco_results import FastCOCOEvaluator  # noqa: E402
 from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY  # noqa: E402
@@ -35,6 +34,7 @@ from tests.modeling.tiny import (  # noqa: E402
     tiny_model,
     with_sem_seg,
 )
+from tools.benchmarks.common import peak_memory  # noqa: E402
 
 reliability = pytest.mark.reliability
 HEADS = sorted(name for name, _ in SOLO_HEAD_REGISTRY)

@@ -5,7 +5,6 @@ import torch
 from torch.nn import functional as F
 
 import solo_d2.losses as losses_module
-from solo_d2.benchmarks.head_outputs import KernelHead
 from solo_d2.losses import (
     bce_loss,
     build_mask_loss,
@@ -18,6 +17,7 @@ from solo_d2.structures import GridTargets
 from solo_d2.targets import assign_grid_targets
 from tests.fakes import kernel_outputs
 from tests.golden import levels, load_golden
+from tools.benchmarks.head_outputs import KernelHead
 
 GOLDEN = load_golden("solov2_loss")
 STRIDES = [4] * 5

@@ -20,7 +20,7 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from solo_d2.commands import share_cores
+    from solo_d2.utils.commands import share_cores
 
     share_cores()  # before torch is imported
 
@@ -29,7 +29,6 @@ from detectron2.utils.logger import setup_logger  # noqa: E402
 
 from solo_d2 import ConfigError  # noqa: E402
 from solo_d2.api.loading import load_model, make_config  # noqa: E402
-from solo_d2.commands import run_command  # noqa: E402
 from solo_d2.config import load_config  # noqa: E402
 from solo_d2.data.catalog import (  # noqa: E402
     check_datasets,
@@ -45,7 +44,8 @@ from solo_d2.evaluation.error_analysis import (  # noqa: E402
     to_json,
 )
 from solo_d2.evaluation.run import evaluate_dataset, evaluation_loader  # noqa: E402
-from solo_d2.files import save_text, whole_file  # noqa: E402
+from solo_d2.utils.commands import run_command  # noqa: E402
+from solo_d2.utils.files import save_text, whole_file  # noqa: E402
 
 RESULTS = "coco_instances_results.json"
 

@@ -9,9 +9,9 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from solo_d2.commands import run_command  # noqa: E402
+from solo_d2.utils.commands import run_command  # noqa: E402
 
-# What each command measures; its module is solo_d2/benchmarks/COMMAND.py.
+# What each command measures; its module is tools/benchmarks/COMMAND.py.
 COMMANDS = {
     "drawing": "overlays of instances",
     "evaluation": "COCO's figures from predictions",
@@ -34,7 +34,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("command", choices=COMMANDS)
     command = parser.parse_args(argv[:1]).command
-    module = importlib.import_module(f"solo_d2.benchmarks.{command}")
+    module = importlib.import_module(f"tools.benchmarks.{command}")
     parser = argparse.ArgumentParser(
         prog=f"benchmark.py {command}",
         description=module.__doc__,

@@ -20,10 +20,10 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from solo_d2.commands import run_command  # noqa: E402
 from solo_d2.data.arguments import add_dataset_arguments  # noqa: E402
-from solo_d2.data.check.command import check  # noqa: E402
 from solo_d2.data.workers import num_workers  # noqa: E402
+from solo_d2.utils.commands import run_command  # noqa: E402
+from tools.dataset_check.command import check  # noqa: E402
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -18,9 +18,9 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from solo_d2.commands import run_command  # noqa: E402
-from solo_d2.errors import ConfigError  # noqa: E402
-from solo_d2.modeling.weights_conversion import plan_conversion, write_conversion  # noqa: E402
+from solo_d2.checkpoint.convert import plan_conversion, write_conversion  # noqa: E402
+from solo_d2.utils.commands import run_command  # noqa: E402
+from solo_d2.utils.errors import ConfigError  # noqa: E402
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from solo_d2.commands import share_cores
+    from solo_d2.utils.commands import share_cores
 
     share_cores()  # before torch is imported
 
@@ -29,10 +29,10 @@ from solo_d2 import ConfigError, ImageError, Predictor  # noqa: E402
 from solo_d2.api.images import expand_inputs, read_image, save_image  # noqa: E402
 from solo_d2.api.loading import make_config  # noqa: E402
 from solo_d2.api.outputs import plan_overlays  # noqa: E402
-from solo_d2.commands import run_command  # noqa: E402
 from solo_d2.data.catalog import check_datasets, register_datasets_of_config  # noqa: E402
 from solo_d2.data.unique_names import unique_names  # noqa: E402
-from solo_d2.evaluation.activations import (  # noqa: E402
+from solo_d2.utils.commands import run_command  # noqa: E402
+from tools.figures.activations import (  # noqa: E402
     choose_level,
     class_colors,
     compose,

@@ -27,7 +27,8 @@ from detectron2.modeling import build_model  # noqa: E402
 
 from solo_d2 import ConfigError  # noqa: E402
 from solo_d2.api.images import save_image  # noqa: E402
-from solo_d2.commands import run_command  # noqa: E402
+from solo_d2.checkpoint.checkpointer import SOLOCheckpointer  # noqa: E402
+from solo_d2.checkpoint.saved_classes import adopt_saved_classes  # noqa: E402
 from solo_d2.config import load_config  # noqa: E402
 from solo_d2.data import (  # noqa: E402
     SOLODatasetMapper,
@@ -36,9 +37,8 @@ from solo_d2.data import (  # noqa: E402
     require_model_classes,
     resolve_num_classes,
 )
-from solo_d2.modeling.checkpointer import SOLOCheckpointer  # noqa: E402
-from solo_d2.modeling.saved_classes import adopt_saved_classes  # noqa: E402
-from solo_d2.visualization.method import PICTURES, make_scene  # noqa: E402
+from solo_d2.utils.commands import run_command  # noqa: E402
+from tools.figures.method import PICTURES, make_scene  # noqa: E402
 
 # Pictures of the ground truth alone.
 WITHOUT_WEIGHTS = {"targets", "center"}

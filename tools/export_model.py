@@ -33,7 +33,6 @@ from solo_d2 import ConfigError, DatasetError, ImageError  # noqa: E402
 from solo_d2.api.classes import find_classes  # noqa: E402
 from solo_d2.api.images import expand_inputs, read_image  # noqa: E402
 from solo_d2.api.loading import load_model, make_config  # noqa: E402
-from solo_d2.commands import run_command  # noqa: E402
 from solo_d2.data.catalog import check_datasets, register_datasets_of_config  # noqa: E402
 from solo_d2.engine import Trainer  # noqa: E402
 from solo_d2.evaluation.build import build_evaluator  # noqa: E402
@@ -41,8 +40,9 @@ from solo_d2.export.agreement import Comparison, mixed_batch  # noqa: E402
 from solo_d2.export.pipeline import ExportPipeline  # noqa: E402
 from solo_d2.export.programs import EXTENSIONS, FORMATS, describe, trace  # noqa: E402
 from solo_d2.export.runner import Detector  # noqa: E402
-from solo_d2.files import whole_file  # noqa: E402
 from solo_d2.modeling.meta_arch import SOLO  # noqa: E402
+from solo_d2.utils.commands import run_command  # noqa: E402
+from solo_d2.utils.files import whole_file  # noqa: E402
 
 # Images of DATASETS.TEST that are compared where none are named.
 DEFAULT_IMAGES = 20

@@ -20,17 +20,17 @@ if __name__ == "__main__":
 
 from PIL import Image  # noqa: E402
 
-from solo_d2.commands import run_command  # noqa: E402
-from solo_d2.data.labelled_folder import (  # noqa: E402
+from solo_d2.data.shapes.drawing import THING_CLASSES, draw_image  # noqa: E402
+from solo_d2.data.whole_folder import only_writer, whole_folder  # noqa: E402
+from solo_d2.utils.commands import run_command  # noqa: E402
+from solo_d2.utils.errors import DatasetError  # noqa: E402
+from solo_d2.utils.images import write_image  # noqa: E402
+from tools.labels.labelled_folder import (  # noqa: E402
     class_names_of,
     read_labelled_folder,
     split_images,
     write_coco,
 )
-from solo_d2.data.shapes.drawing import THING_CLASSES, draw_image  # noqa: E402
-from solo_d2.data.whole_folder import only_writer, whole_folder  # noqa: E402
-from solo_d2.errors import DatasetError  # noqa: E402
-from solo_d2.images import write_image  # noqa: E402
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

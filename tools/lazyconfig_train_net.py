@@ -18,14 +18,14 @@ from typing import Any
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from solo_d2.commands import share_cores
+    from solo_d2.utils.commands import share_cores
 
     share_cores()  # before torch is imported
 
 from detectron2.config import LazyConfig  # noqa: E402
 from detectron2.engine import default_argument_parser, default_setup  # noqa: E402
 
-from solo_d2.commands import run_command, shorten_log_errors  # noqa: E402
+from solo_d2.engine.launch import JobError, add_launch_arguments, check_device, launch  # noqa: E402
 from solo_d2.engine.lazy import (  # noqa: E402
     LazyTrainer,
     check_lazy_test_data,
@@ -33,10 +33,10 @@ from solo_d2.engine.lazy import (  # noqa: E402
     trainer_config,
 )
 from solo_d2.engine.reservation import holds_training, reserve  # noqa: E402
-from solo_d2.errors import ConfigError  # noqa: E402
-from solo_d2.files import naming  # noqa: E402
-from solo_d2.launch import JobError, add_launch_arguments, check_device, launch  # noqa: E402
 from solo_d2.modeling.building import refusing  # noqa: E402
+from solo_d2.utils.commands import run_command, shorten_log_errors  # noqa: E402
+from solo_d2.utils.errors import ConfigError  # noqa: E402
+from solo_d2.utils.files import naming  # noqa: E402
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

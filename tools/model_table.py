@@ -8,8 +8,8 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from solo_d2.benchmarks import complexity  # noqa: E402
-from solo_d2.commands import run_command  # noqa: E402
+from solo_d2.utils.commands import run_command  # noqa: E402
+from tools.benchmarks import complexity  # noqa: E402
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:

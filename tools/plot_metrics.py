@@ -20,9 +20,9 @@ if __name__ == "__main__":
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from solo_d2.commands import run_command
-from solo_d2.errors import ConfigError
-from solo_d2.files import whole_file
+from solo_d2.utils.commands import run_command
+from solo_d2.utils.errors import ConfigError
+from solo_d2.utils.files import whole_file
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

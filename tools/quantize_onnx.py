@@ -23,7 +23,6 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from solo_d2 import ConfigError  # noqa: E402
-from solo_d2.commands import run_command  # noqa: E402
 from solo_d2.config import load_config  # noqa: E402
 from solo_d2.data.catalog import (  # noqa: E402
     check_datasets,
@@ -40,7 +39,8 @@ from solo_d2.export.quantization import (  # noqa: E402
     quantize_onnx,
 )
 from solo_d2.export.runner import Arrays, Detector  # noqa: E402
-from solo_d2.files import whole_file  # noqa: E402
+from solo_d2.utils.commands import run_command  # noqa: E402
+from solo_d2.utils.files import whole_file  # noqa: E402
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

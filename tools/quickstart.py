@@ -31,14 +31,14 @@ if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
 from solo_d2.api.images import ImageError, output_names, read_image, save_image  # noqa: E402
-from solo_d2.commands import (  # noqa: E402
+from solo_d2.utils.commands import (  # noqa: E402
     INTERRUPTED,
     TERMINATED,
     Terminated,
     cause_of_end,
     run_command,
 )
-from solo_d2.files import save_text  # noqa: E402
+from solo_d2.utils.files import save_text  # noqa: E402
 from solo_d2.visualization.text import text_font  # noqa: E402
 
 STAMP = "quickstart.json"

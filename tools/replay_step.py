@@ -14,13 +14,13 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from solo_d2.commands import share_cores
+    from solo_d2.utils.commands import share_cores
 
     share_cores()  # before torch is imported
 
-from solo_d2.commands import run_command  # noqa: E402
 from solo_d2.engine.bad_step import read_bad_step  # noqa: E402
 from solo_d2.engine.replay import format_replay, rebuild_model, replay_step  # noqa: E402
+from solo_d2.utils.commands import run_command  # noqa: E402
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

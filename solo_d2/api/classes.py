@@ -18,7 +18,7 @@ from solo_d2.data.classes import (
     things,
 )
 from solo_d2.data.stuff_classes import is_panoptic
-from solo_d2.errors import ConfigError, DatasetError
+from solo_d2.utils.errors import ConfigError, DatasetError
 
 logger = logging.getLogger(__name__)
 

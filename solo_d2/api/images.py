@@ -1,4 +1,4 @@
-"""Image files in and out: finding them and writing only whole ones; `solo_d2.images` reads them.
+"""Image files in and out: finding them and writing only whole ones; `solo_d2.utils.images` reads them.
 
 Neither torch nor Detectron2 is imported here. Images are (H, W, 3) uint8 RGB.
 """
@@ -13,15 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from solo_d2.files import whole_file
+from solo_d2.utils.files import whole_file
 
 # The reader, for those who know it by this module.
-from solo_d2.images import EXTENSIONS as EXTENSIONS
-from solo_d2.images import MAX_PIXELS as MAX_PIXELS
-from solo_d2.images import ImageError as ImageError
-from solo_d2.images import limit_pixels as limit_pixels
-from solo_d2.images import read_image as read_image
-from solo_d2.images import write_image
+from solo_d2.utils.images import EXTENSIONS as EXTENSIONS
+from solo_d2.utils.images import MAX_PIXELS as MAX_PIXELS
+from solo_d2.utils.images import ImageError as ImageError
+from solo_d2.utils.images import limit_pixels as limit_pixels
+from solo_d2.utils.images import read_image as read_image
+from solo_d2.utils.images import write_image
 
 # What overlays are written as.
 OUTPUT_EXTENSIONS = (".jpg", ".jpeg", ".png")

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from solo_d2.api.images import expand_inputs
 from solo_d2.api.video import Video, is_video
-from solo_d2.images import ImageError, read_image, to_rgb
-from solo_d2.user_code import from_user_code
+from solo_d2.utils.images import ImageError, read_image, to_rgb
+from solo_d2.utils.user_code import from_user_code
 
 OneImage = str | Path | NDArray[np.uint8] | Tensor | Image.Image
 Source = OneImage | Iterable[OneImage]

@@ -8,16 +8,16 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
+from solo_d2.checkpoint.checkpointer import SOLOCheckpointer
+from solo_d2.checkpoint.saved_classes import adopt_saved_classes
 from solo_d2.config import load_config
-from solo_d2.config_unused import warn_of_unused_keys
 from solo_d2.data.catalog import resolve_num_classes
 from solo_d2.data.input_checks import check_input_config
 from solo_d2.data.stuff_classes import is_panoptic
-from solo_d2.errors import ConfigError
-from solo_d2.modeling.checkpointer import SOLOCheckpointer
 from solo_d2.modeling.checks import check_meta_architecture
 from solo_d2.modeling.meta_arch import SOLO
-from solo_d2.modeling.saved_classes import adopt_saved_classes
+from solo_d2.modeling.unused_keys import warn_of_unused_keys
+from solo_d2.utils.errors import ConfigError
 
 CONFIG_EXTENSIONS = (".yaml", ".yml")
 

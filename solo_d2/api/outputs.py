@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from solo_d2.api.images import EXTENSIONS, OUTPUT_EXTENSIONS, output_names
-from solo_d2.errors import ConfigError
+from solo_d2.utils.errors import ConfigError
 
 
 def plan_overlays(output: str | None, files: Sequence[Path]) -> list[Path | None]:

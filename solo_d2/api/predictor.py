@@ -15,8 +15,8 @@ from solo_d2.api.classes import Classes
 from solo_d2.api.inputs import OnError, Source, is_one_image, load_image, load_images
 from solo_d2.api.loading import CONFIG_EXTENSIONS, complete_config, find_config, make_config
 from solo_d2.api.results import Result, Segmentation
-from solo_d2.errors import ConfigError
 from solo_d2.modeling.meta_arch import SOLO
+from solo_d2.utils.errors import ConfigError
 
 DEFAULT_SCORE_THRESH = 0.3
 # Images that are looked at together for some of one size, in batches.

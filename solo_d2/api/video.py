@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from solo_d2.images import ImageError
+from solo_d2.utils.images import ImageError
 
 VIDEO_EXTENSIONS = frozenset(
     ".avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()

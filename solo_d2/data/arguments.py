@@ -6,7 +6,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
-from solo_d2.errors import ConfigError
+from solo_d2.utils.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 

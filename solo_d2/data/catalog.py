@@ -10,7 +10,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from solo_d2.config_rules import MOST_NUMBERS_OF_TENSOR
+from solo_d2.config.rules import MOST_NUMBERS_OF_TENSOR
 from solo_d2.data.classes import (
     Category,
     dataset_categories,
@@ -25,8 +25,8 @@ from solo_d2.data.locations import where_datasets_are
 from solo_d2.data.lvis_format import use_own_lvis_loaders
 from solo_d2.data.panoptic_format import register_panoptic_format
 from solo_d2.data.stuff_classes import is_panoptic, resolve_num_stuff_classes
-from solo_d2.errors import ConfigError, DatasetError
-from solo_d2.user_code import from_user_code, note_part
+from solo_d2.utils.errors import ConfigError, DatasetError
+from solo_d2.utils.user_code import from_user_code, note_part
 
 
 def register_datasets_of_config(cfg: CfgNode) -> None:

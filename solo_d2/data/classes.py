@@ -16,7 +16,7 @@ from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
 
 from solo_d2.data.coco_json import is_category, read_sorted_categories, some
 from solo_d2.data.panoptic_format import fill_metadata
-from solo_d2.errors import ConfigError, shown
+from solo_d2.utils.errors import ConfigError, shown
 
 logger = logging.getLogger(__name__)
 

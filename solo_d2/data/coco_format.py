@@ -33,7 +33,7 @@ from solo_d2.data.coco_records import (
 )
 from solo_d2.data.locations import where_datasets_are
 from solo_d2.data.problems import ERROR, Problem, count_reasons
-from solo_d2.errors import ConfigError, DatasetError
+from solo_d2.utils.errors import ConfigError, DatasetError
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 from solo_d2.data.json_text import read_json_text, say_once
 from solo_d2.data.locations import where_datasets_are
 from solo_d2.data.problems import Refusal
-from solo_d2.errors import DatasetError, shown
+from solo_d2.utils.errors import DatasetError, shown
 
 # How many names or ids a message lists.
 _LISTED = 5

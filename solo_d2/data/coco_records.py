@@ -22,7 +22,7 @@ from solo_d2.data.segmentations import (
     polygon_defect,
     segmentation_box,
 )
-from solo_d2.errors import shown
+from solo_d2.utils.errors import shown
 
 # Kinds of problems: of annotations that are left out as a whole or in part, and of repetitions.
 COVERS_NOTHING = "covers nothing"

@@ -13,8 +13,8 @@ from detectron2.structures import BitMasks, Boxes, Instances
 
 from solo_d2.data.input_checks import check_input_config
 from solo_d2.data.unreadable import UNREADABLE
-from solo_d2.errors import UnreadableImageError
 from solo_d2.ops.mask_geometry import mask_boxes
+from solo_d2.utils.errors import UnreadableImageError
 
 # The label of all things in the stuff maps of panoptic models.
 THINGS_LABEL = 0

@@ -12,7 +12,7 @@ from typing import Any
 
 from solo_d2.data.coco_json import some
 from solo_d2.data.problems import NOTICE, Problem
-from solo_d2.errors import shown
+from solo_d2.utils.errors import shown
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 from solo_d2.data.json_text import say_once
 from solo_d2.data.problems import Refusal
-from solo_d2.errors import shown
+from solo_d2.utils.errors import shown
 
 
 def leaves_folder(name: str, folder: str | Path) -> bool:

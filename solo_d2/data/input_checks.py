@@ -4,8 +4,8 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
-from solo_d2.config_check import check_config
-from solo_d2.config_rules import PROBABILITY, Rule, above, at_least, between, each, one_of, require
+from solo_d2.config.check import check_config
+from solo_d2.config.rules import PROBABILITY, Rule, above, at_least, between, each, one_of, require
 
 SECTIONS = ("INPUT", "TEST.AUG", "DATALOADER", "MODEL.SEM_SEG_HEAD.IGNORE_VALUE")
 # Pixels: a square of jitter of this side takes 200 MiB.

@@ -23,17 +23,17 @@ from detectron2.utils import comm
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from solo_d2.data.check.nothing import (
+from solo_d2.data.copy_paste import wrap_with_copy_paste
+from solo_d2.data.lvis_format import use_own_lvis_loaders
+from solo_d2.data.other_models import without_other_inputs
+from solo_d2.data.training_data import (
     nothing_to_train,
     require_learnt_objects,
     require_objects,
 )
-from solo_d2.data.copy_paste import wrap_with_copy_paste
-from solo_d2.data.lvis_format import use_own_lvis_loaders
-from solo_d2.data.other_models import without_other_inputs
 from solo_d2.data.unreadable import UNREADABLE, too_many_unreadable
-from solo_d2.errors import ConfigError, DatasetError, UnreadableImageError
-from solo_d2.user_code import from_user_code
+from solo_d2.utils.errors import ConfigError, DatasetError, UnreadableImageError
+from solo_d2.utils.user_code import from_user_code
 
 
 def build_train_loader(cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any]) -> DataLoader[Any]:

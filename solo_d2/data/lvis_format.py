@@ -13,7 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from solo_d2.data.coco_format import load_records
 from solo_d2.data.coco_json import in_order, parse, read_text, some, sorted_categories
-from solo_d2.errors import DatasetError
+from solo_d2.utils.errors import DatasetError
 
 # Categories of an image in which not every object is annotated, and that surely are not in it.
 IMAGE_KEYS = ("not_exhaustive_category_ids", "neg_category_ids")

@@ -27,9 +27,9 @@ from solo_d2.data.mask_sampling import transform_masks
 from solo_d2.data.other_models import without_other_inputs
 from solo_d2.data.segmentations import clean_segmentation, is_box, segmentation_box
 from solo_d2.data.stuff_classes import is_panoptic
-from solo_d2.errors import ConfigError, DatasetError, UnreadableImageError
-from solo_d2.images import MAX_PIXELS, ImageError, TooManyPixelsError, read_image
-from solo_d2.user_code import from_user_code, note_part
+from solo_d2.utils.errors import ConfigError, DatasetError, UnreadableImageError
+from solo_d2.utils.images import MAX_PIXELS, ImageError, TooManyPixelsError, read_image
+from solo_d2.utils.user_code import from_user_code, note_part
 
 # Channel orders that images are brought to. Detectron2's others have other numbers of channels, or
 # floats, which models and pictures here do not.
@@ -70,7 +70,7 @@ class SOLODatasetMapper(DatasetMapper):
       image file, UnreadableImageError. They keep their message when they are raised in a worker of
       the data loader.
 
-    Images are read by `solo_d2.images.read_image`.
+    Images are read by `solo_d2.utils.images.read_image`.
     """
 
     @configurable

@@ -2,7 +2,7 @@
 
 from detectron2.config import CfgNode
 
-from solo_d2.config_rules import OWN_MODELS
+from solo_d2.config.rules import OWN_MODELS
 
 
 def without_other_inputs(cfg: CfgNode) -> CfgNode:

@@ -35,8 +35,8 @@ from solo_d2.data.panoptic_json import (
 )
 from solo_d2.data.whole_folder import only_writer, whole_folder
 from solo_d2.data.workers import num_workers
-from solo_d2.errors import DatasetError
-from solo_d2.images import write_image
+from solo_d2.utils.errors import DatasetError
+from solo_d2.utils.images import write_image
 
 # Raise it whenever the same files give another conversion.
 CONVERSION_VERSION = 1

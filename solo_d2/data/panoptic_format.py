@@ -29,7 +29,7 @@ from solo_d2.data.panoptic_json import (
     read_categories,
     read_panoptic_json,
 )
-from solo_d2.errors import ConfigError, DatasetError
+from solo_d2.utils.errors import ConfigError, DatasetError
 
 
 def register_panoptic_format(

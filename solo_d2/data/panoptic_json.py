@@ -29,8 +29,8 @@ from solo_d2.data.coco_json import (
 from solo_d2.data.image_folder import ImageFolder
 from solo_d2.data.problems import ERROR, SKIPPED, Problem, Refusal, Report
 from solo_d2.data.segmentations import is_number
-from solo_d2.errors import DatasetError, shown
-from solo_d2.images import write_image
+from solo_d2.utils.errors import DatasetError, shown
+from solo_d2.utils.images import write_image
 
 # Ids are below this: three channels of 8 bits.
 MAX_ID = 256**3

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from solo_d2.data.problems import Refusal
-from solo_d2.errors import shown
+from solo_d2.utils.errors import shown
 
 # Points nearer than this to one straight line, in pixels, enclose no area.
 _FLAT = 1e-6

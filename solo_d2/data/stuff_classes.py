@@ -6,7 +6,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from solo_d2.data.panoptic_format import fill_metadata
-from solo_d2.errors import ConfigError, DatasetError
+from solo_d2.utils.errors import ConfigError, DatasetError
 
 # Of stuff maps, with "things"; 255 is no label.
 MOST_LABELS = 255

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from solo_d2.errors import DatasetError
+from solo_d2.utils.errors import DatasetError
 
 logger = logging.getLogger("solo_d2")
 

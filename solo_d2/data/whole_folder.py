@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from solo_d2.files import naming
+from solo_d2.utils.files import naming
 
 logger = logging.getLogger(__name__)
 

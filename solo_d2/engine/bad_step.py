@@ -21,8 +21,8 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from solo_d2.engine.figures import StepFigures, describe_bad_numbers
-from solo_d2.errors import BadNumbersError, ConfigError
-from solo_d2.files import whole_file
+from solo_d2.utils.errors import BadNumbersError, ConfigError
+from solo_d2.utils.files import whole_file
 
 logger = logging.getLogger("solo_d2")
 

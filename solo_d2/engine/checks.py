@@ -6,8 +6,8 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
-from solo_d2.config_check import check_config
-from solo_d2.config_rules import Rule, above, at_least, between, one_of, require
+from solo_d2.config.check import check_config
+from solo_d2.config.rules import Rule, above, at_least, between, one_of, require
 from solo_d2.data.classes import is_category_list
 from solo_d2.data.input_checks import check_input_config
 from solo_d2.evaluation.average_precision import BACKENDS

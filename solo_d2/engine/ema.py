@@ -9,7 +9,7 @@ from detectron2.engine import HookBase
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from solo_d2.modeling.checkpointer import load_matching
+from solo_d2.checkpoint.checkpointer import load_matching
 
 
 class EMA(HookBase):

@@ -16,6 +16,8 @@ from detectron2.utils import comm
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
+from solo_d2.checkpoint.checkpointer import SOLOCheckpointer
+from solo_d2.checkpoint.saved_classes import adopt_saved_classes
 from solo_d2.config import default_config, override
 from solo_d2.data.catalog import require_model_classes, training_categories
 from solo_d2.data.classes import Category
@@ -23,12 +25,10 @@ from solo_d2.data.lvis_format import use_own_lvis_loaders
 from solo_d2.engine.bad_step import RunRecord
 from solo_d2.engine.checks import FULL_MODEL
 from solo_d2.engine.trainer import Trainer, save_figures, warn_of_random_weights
-from solo_d2.errors import ConfigError, DatasetError, shown
 from solo_d2.evaluation.check import check_evaluation
 from solo_d2.evaluation.run import NotingMapper, evaluate_dataset
 from solo_d2.modeling.building import building, refusing
-from solo_d2.modeling.checkpointer import SOLOCheckpointer
-from solo_d2.modeling.saved_classes import adopt_saved_classes
+from solo_d2.utils.errors import ConfigError, DatasetError, shown
 
 logger = logging.getLogger("solo_d2")
 

@@ -16,7 +16,7 @@ from solo_d2.config import load_config
 from solo_d2.engine.bad_step import restore_sample
 from solo_d2.engine.hooks import seed_step
 from solo_d2.engine.step import StepTrainer
-from solo_d2.errors import ConfigError
+from solo_d2.utils.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from detectron2.utils import comm
 
-from solo_d2.errors import ConfigError
-from solo_d2.files import naming
+from solo_d2.utils.errors import ConfigError
+from solo_d2.utils.files import naming
 
 logger = logging.getLogger("solo_d2")
 

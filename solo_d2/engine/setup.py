@@ -12,21 +12,21 @@ from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from solo_d2.commands import shorten_log_errors
+from solo_d2.checkpoint.saved_classes import adopt_saved_classes
 from solo_d2.config import find_config_file, load_config, override
-from solo_d2.config_rules import require
-from solo_d2.config_unused import warn_of_unused_keys
+from solo_d2.config.rules import require
 from solo_d2.data import check_datasets, register_datasets_of_config, resolve_num_classes
 from solo_d2.data.arguments import add_dataset_arguments, apply_dataset_arguments
 from solo_d2.data.catalog import require_model_classes, training_categories
 from solo_d2.engine.checks import check_run_config
+from solo_d2.engine.launch import add_launch_arguments
 from solo_d2.engine.reservation import holds_training, reserve
-from solo_d2.errors import ConfigError
 from solo_d2.evaluation import provide_cityscapes_scripts
 from solo_d2.evaluation.check import check_test_data
-from solo_d2.files import save_text
-from solo_d2.launch import add_launch_arguments
-from solo_d2.modeling.saved_classes import adopt_saved_classes
+from solo_d2.modeling.unused_keys import warn_of_unused_keys
+from solo_d2.utils.commands import shorten_log_errors
+from solo_d2.utils.errors import ConfigError
+from solo_d2.utils.files import save_text
 
 logger = logging.getLogger("solo_d2")
 

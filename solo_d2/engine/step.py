@@ -31,7 +31,7 @@ from solo_d2.engine.figures import (
     write_figures,
 )
 from solo_d2.engine.optimizer_state import load_optimizer, save_optimizer
-from solo_d2.errors import ConfigError
+from solo_d2.utils.errors import ConfigError
 
 logger = logging.getLogger("solo_d2")
 

@@ -24,6 +24,8 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
+from solo_d2.checkpoint.checkpointer import SOLOCheckpointer
+from solo_d2.checkpoint.saved_classes import KEY as CLASSES_KEY
 from solo_d2.data import SOLODatasetMapper
 from solo_d2.data.catalog import training_categories
 from solo_d2.data.classes import Category, difference
@@ -38,20 +40,18 @@ from solo_d2.engine.hooks import (
     ResumableBestCheckpointer,
     SeedSteps,
 )
+from solo_d2.engine.launch import distribute
 from solo_d2.engine.reservation import release, reserve
 from solo_d2.engine.step import StepTrainer, step_options, unwrap
-from solo_d2.errors import ConfigError
 from solo_d2.evaluation import build_evaluator, evaluate_dataset, evaluation_loader
-from solo_d2.files import save_json
-from solo_d2.launch import distribute
 from solo_d2.modeling.backbones import layer_lr_factor
-from solo_d2.modeling.checkpointer import SOLOCheckpointer
 from solo_d2.modeling.checks import check_meta_architecture
 from solo_d2.modeling.meta_arch.solo import SOLO
-from solo_d2.modeling.saved_classes import KEY as CLASSES_KEY
 from solo_d2.modeling.speed import SpeedOptions, speed_up
 from solo_d2.modeling.training_speed import speed_up_training
 from solo_d2.modeling.tta import SOLOWithTTA
+from solo_d2.utils.errors import ConfigError
+from solo_d2.utils.files import save_json
 
 logger = logging.getLogger("solo_d2")
 

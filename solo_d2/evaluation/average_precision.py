@@ -24,7 +24,7 @@ from pycocotools.coco import COCO
 
 from solo_d2.data.problems import Refusal
 from solo_d2.data.segmentations import clean_segmentation, is_number
-from solo_d2.errors import ConfigError, DatasetError, shown
+from solo_d2.utils.errors import ConfigError, DatasetError, shown
 
 # Annotations or predictions of COCO's format, and those of each category id.
 Annotation = dict[str, Any]

@@ -18,13 +18,13 @@ from detectron2.evaluation import (
 
 from solo_d2.data.catalog import check_datasets, require_model_classes
 from solo_d2.data.stuff_classes import is_panoptic
-from solo_d2.errors import ConfigError, DatasetError
 from solo_d2.evaluation.coco_results import FastCOCOEvaluator
 from solo_d2.evaluation.contours import ContourEvaluator
 from solo_d2.evaluation.lvis_results import FastLVISEvaluator
 from solo_d2.evaluation.packages import provide_cityscapes_scripts
 from solo_d2.evaluation.semantic import WholeSemSegEvaluator
-from solo_d2.images import ImageError, read_size
+from solo_d2.utils.errors import ConfigError, DatasetError
+from solo_d2.utils.images import ImageError, read_size
 
 
 class _StuffEvaluator(WholeSemSegEvaluator):

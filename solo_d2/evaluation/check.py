@@ -20,10 +20,10 @@ from solo_d2.data.catalog import check_datasets
 from solo_d2.data.coco_json import some
 from solo_d2.data.locations import where_datasets_are
 from solo_d2.data.workers import num_workers
-from solo_d2.errors import ConfigError, DatasetError
 from solo_d2.evaluation.build import EVALUATORS, build_evaluator
 from solo_d2.evaluation.packages import provide_cityscapes_scripts
-from solo_d2.images import MAX_PIXELS, ImageError, read_size
+from solo_d2.utils.errors import ConfigError, DatasetError
+from solo_d2.utils.images import MAX_PIXELS, ImageError, read_size
 
 logger = logging.getLogger("solo_d2")
 

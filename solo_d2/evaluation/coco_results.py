@@ -33,7 +33,6 @@ from solo_d2.data.segmentations import (
     to_rle,
 )
 from solo_d2.data.unique_names import unique_thing_names
-from solo_d2.errors import ConfigError, DatasetError, shown
 from solo_d2.evaluation.average_precision import (
     IOU_TYPES,
     Annotation,
@@ -50,8 +49,9 @@ from solo_d2.evaluation.average_precision import (
     predicted_annotations,
     truth_annotations,
 )
-from solo_d2.files import save_text
 from solo_d2.ops.rle import encode_masks
+from solo_d2.utils.errors import ConfigError, DatasetError, shown
+from solo_d2.utils.files import save_text
 
 
 def instances_to_coco_json(instances: Instances, image_id: int) -> list[dict[str, Any]]:

@@ -37,8 +37,8 @@ from tabulate import tabulate
 
 from solo_d2.data.segmentations import clean_segmentation
 from solo_d2.data.unique_names import unique_thing_names
-from solo_d2.errors import DatasetError
 from solo_d2.ops.contours import contour_masks
+from solo_d2.utils.errors import DatasetError
 
 logger = logging.getLogger(__name__)
 

@@ -37,8 +37,8 @@ from pycocotools.coco import COCO
 
 from solo_d2.data.json_text import load_json
 from solo_d2.data.segmentations import to_rle
-from solo_d2.errors import ConfigError, DatasetError
 from solo_d2.evaluation.build import build_evaluator
+from solo_d2.utils.errors import ConfigError, DatasetError
 
 # The first figures of COCO's summary, in its order.
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from solo_d2.errors import ConfigError
+from solo_d2.utils.errors import ConfigError
 
 # Where Detectron2 looks for cityscapesScripts: a path that exists at its makers' only.
 _CITYSCAPES_PARENTS = (

@@ -43,7 +43,7 @@ from solo_d2.data.panoptic_json import (
 from solo_d2.data.unique_names import unique_names
 from solo_d2.data.whole_folder import only_writer, whole_folder
 from solo_d2.data.workers import num_workers
-from solo_d2.errors import DatasetError
+from solo_d2.utils.errors import DatasetError
 
 logger = logging.getLogger(__name__)
 

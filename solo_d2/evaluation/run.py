@@ -19,7 +19,7 @@ from solo_d2.data.lvis_format import use_own_lvis_loaders
 from solo_d2.data.mapper import SOLODatasetMapper
 from solo_d2.data.other_models import without_other_inputs
 from solo_d2.data.unreadable import UNREADABLE
-from solo_d2.errors import DatasetError
+from solo_d2.utils.errors import DatasetError
 
 logger = logging.getLogger("solo_d2")
 

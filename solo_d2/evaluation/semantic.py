@@ -15,8 +15,8 @@ from solo_d2.data.mapper import READ_ERRORS, check_stuff_file
 from solo_d2.data.unique_names import unique_stuff_names
 from solo_d2.data.whole_folder import only_writer, sibling
 from solo_d2.data.workers import num_workers
-from solo_d2.errors import DatasetError
-from solo_d2.files import naming, put_in_place
+from solo_d2.utils.errors import DatasetError
+from solo_d2.utils.files import naming, put_in_place
 
 
 class WholeSemSegEvaluator(SemSegEvaluator):

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from solo_d2.errors import ConfigError
 from solo_d2.modeling.heads import DecoupledSOLOHead, SOLOHead, SOLOv2Head
 from solo_d2.modeling.heads.base import SOLOHeadBase, resize
 from solo_d2.modeling.heads.decoupled_solo import DecoupledSOLOOutputs
 from solo_d2.modeling.heads.solo import SOLOOutputs
 from solo_d2.modeling.heads.solov2 import SOLOv2Outputs
 from solo_d2.structures import cell_levels, flatten_levels
+from solo_d2.utils.errors import ConfigError
 
 # From the head's outputs and cells (B, M) int64 to (B, M, h, w) float32 probabilities.
 CellMasks = Callable[[Any, Tensor], Tensor]

@@ -2,7 +2,7 @@
 
 from importlib.util import find_spec
 
-from solo_d2.errors import ConfigError
+from solo_d2.utils.errors import ConfigError
 
 
 def require_packages(*names: str) -> None:

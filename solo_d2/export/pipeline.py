@@ -19,7 +19,6 @@ import torch
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from torch import Tensor, nn
 
-from solo_d2.errors import ConfigError
 from solo_d2.export.cell_masks import build_cell_masks, take
 from solo_d2.inference import class_probabilities
 from solo_d2.modeling.heads.base import resize, resize_by_regions
@@ -28,6 +27,7 @@ from solo_d2.modeling.meta_arch.panoptic import PanopticSOLO
 from solo_d2.modeling.meta_arch.solo import SOLO
 from solo_d2.ops.fast_nms import fast_nms
 from solo_d2.ops.matrix_nms import matrix_decay, matrix_nms
+from solo_d2.utils.errors import ConfigError
 
 INPUTS = ("images", "image_sizes", "rows", "columns")
 

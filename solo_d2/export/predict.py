@@ -16,11 +16,11 @@ from typing import Any
 
 import cv2
 
-from solo_d2.commands import run_command
 from solo_d2.export.overlay import coco_results, draw_instances
 from solo_d2.export.reading import read_image
 from solo_d2.export.runner import Detector
-from solo_d2.files import save_text, whole_file
+from solo_d2.utils.commands import run_command
+from solo_d2.utils.files import save_text, whole_file
 
 # What is taken from a folder; a file that is named is read whatever its extension.
 EXTENSIONS = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))

@@ -17,12 +17,12 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from solo_d2.errors import ConfigError
 from solo_d2.export.packages import require_packages
 from solo_d2.export.pipeline import INPUTS, Detections, ExportPipeline, SoftDetections
 from solo_d2.export.runner import Arrays, Detector, ModelInfo
 from solo_d2.modeling.meta_arch.solo import SOLO
-from solo_d2.user_code import from_user_code, note_part
+from solo_d2.utils.errors import ConfigError
+from solo_d2.utils.user_code import from_user_code, note_part
 
 # The one in which ONNX has GridSample for deformable convolutions under its present name.
 OPSET = 20

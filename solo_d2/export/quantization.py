@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from solo_d2.errors import ConfigError
 from solo_d2.export.packages import require_packages
 from solo_d2.export.runner import Arrays, Detector
+from solo_d2.utils.errors import ConfigError
 
 # Images whose activations set the scales, where their number is not given.
 CALIBRATION_IMAGES = 64

@@ -1,6 +1,6 @@
 """Image files for exported models, with NumPy and OpenCV alone.
 
-Sizes, orientations and pixels are those of `solo_d2.images`, which needs Pillow, for all ordinary
+Sizes, orientations and pixels are those of `solo_d2.utils.images`, which needs Pillow, for all ordinary
 files, but OpenCV differs in some others:
 
 - CMYK is converted by another formula (a level on average); 16-bit images are divided by 256,
@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-# As in solo_d2/images.py.
+# As in solo_d2/utils/images.py.
 MAX_PIXELS = 80_000_000
 
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"

@@ -9,9 +9,9 @@ from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY
 from torch.overrides import TorchFunctionMode
 
-from solo_d2.config_rules import MOST_NUMBERS_OF_TENSOR
-from solo_d2.errors import ConfigError, DatasetError, first_line
-from solo_d2.user_code import from_user_code, is_of_user, note_part
+from solo_d2.config.rules import MOST_NUMBERS_OF_TENSOR
+from solo_d2.utils.errors import ConfigError, DatasetError, first_line
+from solo_d2.utils.user_code import from_user_code, is_of_user, note_part
 
 # Numbers that the layers of a part may have in all. The largest backbones of Detectron2 have 0.7
 # billion. More is refused before it takes memory.

@@ -11,8 +11,8 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, Backbone
 
-from solo_d2.config_check import check_config
-from solo_d2.config_rules import (
+from solo_d2.config.check import check_config
+from solo_d2.config.rules import (
     PROBABILITY,
     Rule,
     above,

@@ -14,10 +14,10 @@ from detectron2.config import CfgNode
 from torch import Tensor
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
-from solo_d2.errors import ConfigError
 from solo_d2.modeling.fusion import fuse_batch_norms
 from solo_d2.modeling.meta_arch.solo import SOLO
 from solo_d2.structures import NetworkOutputs
+from solo_d2.utils.errors import ConfigError
 
 logger = logging.getLogger("solo_d2")
 

@@ -71,7 +71,7 @@ def binarize_product(
     """
     backend = choose_backend(backend, feature.device)
     if backend == "triton":
-        from solo_d2.kernels.dynamic_masks import dynamic_masks_triton
+        from solo_d2.ops.triton.dynamic_masks import dynamic_masks_triton
 
         return BinaryMasks(*dynamic_masks_triton(kernels, feature, thresh))
     with torch.autocast(feature.device.type, enabled=False):

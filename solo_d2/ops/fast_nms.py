@@ -49,7 +49,7 @@ def _fast_nms(
     masks: Tensor, groups: Tensor, scores: Tensor, backend: str, *, thresh: float
 ) -> Tensor:
     if backend == "triton":
-        from solo_d2.kernels.nms_decay import worst_iou_triton
+        from solo_d2.ops.triton.nms_decay import worst_iou_triton
 
         overlaps = mask_overlaps(masks, groups, backend=backend)
         worst = worst_iou_triton(overlaps, masks[0].numel())

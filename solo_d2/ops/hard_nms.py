@@ -50,7 +50,7 @@ def _hard_nms(
     masks: Tensor, groups: Tensor, scores: Tensor, backend: str, *, thresh: float
 ) -> Tensor:
     if backend == "triton":
-        from solo_d2.kernels.nms_greedy import hard_nms_triton
+        from solo_d2.ops.triton.nms_greedy import hard_nms_triton
 
         overlaps = mask_overlaps(masks, groups, backend=backend)
         return hard_nms_triton(overlaps, scores, masks[0].numel(), thresh=thresh)

@@ -9,7 +9,7 @@ backends differ in speed alone:
 - "tiled": cuts the image into tiles and multiplies, in 8-bit integers where the processor has a
   fast product for them, only the masks that reach into the tile. Masks are blobs, so most reach
   into few tiles. The CPU path.
-- "triton": tensor cores, see solo_d2/kernels/mask_overlap.py. The CUDA path.
+- "triton": tensor cores, see solo_d2/ops/triton/mask_overlap.py. The CUDA path.
 """
 
 import torch
@@ -62,7 +62,7 @@ def mask_overlaps(masks: Tensor, groups: Tensor, *, backend: str = "auto") -> Te
     if num_pixels > MAX_PIXELS:
         raise ValueError(f"masks of {num_pixels} pixels: at most {MAX_PIXELS} can be counted")
     if backend == "triton":
-        from solo_d2.kernels.mask_overlap import mask_overlaps_triton
+        from solo_d2.ops.triton.mask_overlap import mask_overlaps_triton
 
         return mask_overlaps_triton(masks, groups)
     if backend == "torch":

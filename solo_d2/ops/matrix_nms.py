@@ -65,7 +65,7 @@ def _matrix_nms(
     overlaps = mask_overlaps(masks, groups, backend=backend)
     num_pixels = masks.shape[1] * masks.shape[2]
     if backend == "triton":
-        from solo_d2.kernels.nms_decay import matrix_nms_decay_triton
+        from solo_d2.ops.triton.nms_decay import matrix_nms_decay_triton
 
         return matrix_nms_decay_triton(overlaps, scores, num_pixels, kernel=kernel, sigma=sigma)
     return _decay_by_rows(overlaps, scores, num_pixels, kernel=kernel, sigma=sigma)

@@ -53,7 +53,7 @@ def paste_masks(
     if out.numel() == 0 or mask_probs.numel() == 0:
         return torch.zeros(len(out), 4, device=out.device)
     if backend == "triton":
-        from solo_d2.kernels.paste_masks import paste_masks_triton
+        from solo_d2.ops.triton.paste_masks import paste_masks_triton
 
         return paste_masks_triton(mask_probs, stride, image_size, thresh, out)
     if backend == "torch":

@@ -69,7 +69,7 @@ def _soft_nms(
     thresh: float,
 ) -> Tensor:
     if backend == "triton":
-        from solo_d2.kernels.nms_greedy import soft_nms_triton
+        from solo_d2.ops.triton.nms_greedy import soft_nms_triton
 
         overlaps = mask_overlaps(masks, groups, backend=backend)
         return soft_nms_triton(

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from solo_d2.evaluation.activations import INK, PAPER, shades
 from solo_d2.visualization.text import text_font
+from tools.figures.activations import INK, PAPER, shades
 
 Color = tuple[int, int, int]
 

@@ -9,7 +9,7 @@ import pytest
 
 from demo import demo, live, window
 from solo_d2.api.video import Video
-from solo_d2.commands import Terminated
+from solo_d2.utils.commands import Terminated
 from tests.api.models import arguments, picture, save_model
 from tests.api.test_inputs import write_video
 

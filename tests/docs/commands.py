@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from solo_d2.config import default_config, load_config, override
 from solo_d2.engine import argument_parser
-from solo_d2.errors import ConfigError
+from solo_d2.utils.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 # Folders whose files exist before any command has run.

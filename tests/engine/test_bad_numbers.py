@@ -27,7 +27,7 @@ from solo_d2.engine.bad_step import (  # noqa: E402
 )
 from solo_d2.engine.replay import format_replay, rebuild_model, replay_step  # noqa: E402
 from solo_d2.engine.step import StepTrainer, step_options  # noqa: E402
-from solo_d2.errors import BadNumbersError, ConfigError  # noqa: E402
+from solo_d2.utils.errors import BadNumbersError, ConfigError  # noqa: E402
 from tests.engine.runs import forget_data, run_config  # noqa: E402
 from tests.modeling.tiny import (  # noqa: E402
     image,

@@ -17,7 +17,7 @@ from solo_d2.config import load_config  # noqa: E402
 from solo_d2.data import SOLODatasetMapper, register_coco_format  # noqa: E402
 from solo_d2.engine import Trainer  # noqa: E402
 from solo_d2.engine.lazy import LazyTrainer, trainer_config  # noqa: E402
-from solo_d2.errors import BadNumbersError, ConfigError, DatasetError  # noqa: E402
+from solo_d2.utils.errors import BadNumbersError, ConfigError, DatasetError  # noqa: E402
 from tests.engine.test_bad_numbers import load_tool  # noqa: E402
 
 FILE = "configs/lazy/solov2_R50_1x.py"

@@ -9,7 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog  # noqa: E402
 
 from solo_d2.data import ShapesParams, ensure_shapes  # noqa: E402
 from solo_d2.engine import Trainer, argument_parser, setup  # noqa: E402
-from solo_d2.errors import ConfigError  # noqa: E402
+from solo_d2.utils.errors import ConfigError  # noqa: E402
 from tests.modeling.tiny import tiny_config  # noqa: E402
 
 

@@ -17,7 +17,7 @@ pytest.importorskip("detectron2")
 
 from solo_d2.engine import Trainer, reservation, setup  # noqa: E402
 from solo_d2.engine.reservation import release, reserve  # noqa: E402
-from solo_d2.errors import ConfigError  # noqa: E402
+from solo_d2.utils.errors import ConfigError  # noqa: E402
 from tests.engine.runs import run_config  # noqa: E402
 
 

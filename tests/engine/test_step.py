@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 
 from solo_d2.engine import Trainer  # noqa: E402
 from solo_d2.engine.step import StepTrainer, step_options  # noqa: E402
-from solo_d2.errors import ConfigError  # noqa: E402
+from solo_d2.utils.errors import ConfigError  # noqa: E402
 from tests.modeling.tiny import (  # noqa: E402
     image,
     panoptic_config,

@@ -20,8 +20,8 @@ from solo_d2.data.classes import dataset_categories  # noqa: E402
 from solo_d2.data.loader import GroupedBatchSampler  # noqa: E402
 from solo_d2.engine import Trainer, argument_parser, evaluate, scale_schedule, setup  # noqa: E402
 from solo_d2.engine.trainer import warn_of_random_weights  # noqa: E402
-from solo_d2.errors import ConfigError, DatasetError  # noqa: E402
 from solo_d2.evaluation import build_evaluator  # noqa: E402
+from solo_d2.utils.errors import ConfigError, DatasetError  # noqa: E402
 from tests.engine.runs import forget_data, run_config, train  # noqa: E402
 from tests.modeling.tiny import tiny_config  # noqa: E402
 

@@ -13,8 +13,8 @@ pytest.importorskip("detectron2")
 from detectron2.data import DatasetCatalog  # noqa: E402
 
 from solo_d2.engine import Trainer, evaluate, setup  # noqa: E402
-from solo_d2.errors import DatasetError  # noqa: E402
 from solo_d2.modeling.meta_arch import SOLO  # noqa: E402
+from solo_d2.utils.errors import DatasetError  # noqa: E402
 from tests.engine.runs import forget_data, run_config, train  # noqa: E402
 from tests.pictures import bad_pictures  # noqa: E402
 

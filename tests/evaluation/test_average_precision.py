@@ -20,7 +20,6 @@ from solo_d2 import add_solo_config
 from solo_d2.data import check_datasets
 from solo_d2.data.coco_format import register_coco_format
 from solo_d2.engine import Trainer
-from solo_d2.errors import ConfigError, DatasetError
 from solo_d2.evaluation import build_evaluator
 from solo_d2.evaluation.average_precision import (
     BACKENDS,
@@ -35,6 +34,7 @@ from solo_d2.evaluation.average_precision import (
 )
 from solo_d2.evaluation.coco_results import FastCOCOEvaluator, coco_summary
 from solo_d2.evaluation.lvis_results import FastLVISEvaluator, best_of_images
+from solo_d2.utils.errors import ConfigError, DatasetError
 from tests.evaluation.made_up import (
     AP_BACKENDS,
     CATEGORIES,

@@ -19,15 +19,15 @@ from detectron2.data.datasets import (  # noqa: E402
 from detectron2.utils import comm  # noqa: E402
 
 from solo_d2.data import register_coco_format, register_panoptic_format  # noqa: E402
-from solo_d2.data.check.command import check  # noqa: E402
 from solo_d2.data.panoptic_conversion import ensure_converted  # noqa: E402
 from solo_d2.engine import setup  # noqa: E402
 from solo_d2.engine.lazy import check_lazy_test_data  # noqa: E402
-from solo_d2.errors import ConfigError, DatasetError  # noqa: E402
 from solo_d2.evaluation.check import check_test_data  # noqa: E402
+from solo_d2.utils.errors import ConfigError, DatasetError  # noqa: E402
 from tests import panoptic_files  # noqa: E402
 from tests.engine.runs import forget_data, run_config  # noqa: E402
 from tests.modeling.tiny import panoptic_config, tiny_config  # noqa: E402
+from tools.dataset_check.command import check  # noqa: E402
 
 NAMES = ("check_val", "check_val_separated", "check_val_stuffonly")
 HEIGHT, WIDTH = 40, 60

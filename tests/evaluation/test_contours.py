@@ -18,7 +18,6 @@ from detectron2.structures import Boxes, Instances  # noqa: E402
 
 from solo_d2 import add_solo_config  # noqa: E402
 from solo_d2.data.coco_format import register_coco_format  # noqa: E402
-from solo_d2.errors import DatasetError  # noqa: E402
 from solo_d2.evaluation import build_evaluator  # noqa: E402
 from solo_d2.evaluation.contours import (  # noqa: E402
     ContourEvaluator,
@@ -28,6 +27,7 @@ from solo_d2.evaluation.contours import (  # noqa: E402
     count_pixels,
 )
 from solo_d2.ops.contours import contour_masks  # noqa: E402
+from solo_d2.utils.errors import DatasetError  # noqa: E402
 
 SIZE = (60, 80)  # a diagonal of 100 pixels
 TOLERANCE = 2

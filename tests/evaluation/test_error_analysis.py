@@ -15,7 +15,6 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from solo_d2.data.coco_format import register_coco_format
-from solo_d2.errors import ConfigError, DatasetError
 from solo_d2.evaluation import build_evaluator
 from solo_d2.evaluation.error_analysis import (
     CORRECTIONS,
@@ -29,6 +28,7 @@ from solo_d2.evaluation.error_analysis import (
     read_predictions,
     to_json,
 )
+from solo_d2.utils.errors import ConfigError, DatasetError
 from tests.modeling.tiny import NUM_CLASSES, tiny_config
 
 ROOT = Path(__file__).resolve().parents[2]

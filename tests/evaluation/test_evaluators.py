@@ -16,8 +16,8 @@ from detectron2.structures import Boxes, Instances
 
 from solo_d2 import add_solo_config
 from solo_d2.data.coco_format import register_coco_format
-from solo_d2.errors import ConfigError, DatasetError
 from solo_d2.evaluation import build_evaluator, packages
+from solo_d2.utils.errors import ConfigError, DatasetError
 
 pytestmark = pytest.mark.detectron2
 

@@ -20,9 +20,9 @@ from panopticapi.evaluation import pq_compute  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from solo_d2.data import register_panoptic_format  # noqa: E402
-from solo_d2.errors import ConfigError, DatasetError  # noqa: E402
 from solo_d2.evaluation import build_evaluator  # noqa: E402
 from solo_d2.evaluation.panoptic_quality import PanopticQualityEvaluator, format_figures  # noqa: E402
+from solo_d2.utils.errors import ConfigError, DatasetError  # noqa: E402
 from tests import panoptic_files as files  # noqa: E402
 from tests.modeling.tiny import tiny_config  # noqa: E402
 

@@ -20,9 +20,9 @@ from solo_d2 import add_solo_config  # noqa: E402
 from solo_d2.data.coco_format import register_coco_format  # noqa: E402
 from solo_d2.data.unreadable import UNREADABLE  # noqa: E402
 from solo_d2.engine import Trainer  # noqa: E402
-from solo_d2.errors import DatasetError  # noqa: E402
 from solo_d2.evaluation import build_evaluator, evaluate_dataset, evaluation_loader  # noqa: E402
 from solo_d2.evaluation.run import SkippingModel  # noqa: E402
+from solo_d2.utils.errors import DatasetError  # noqa: E402
 
 NAME = "run_val"
 SIZE = (40, 60)

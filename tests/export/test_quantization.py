@@ -15,11 +15,11 @@ pytest.importorskip("onnxruntime")
 
 from solo_d2.data import catalog  # noqa: E402
 from solo_d2.data.classes import make_categories  # noqa: E402
-from solo_d2.errors import ConfigError  # noqa: E402
 from solo_d2.export.onnx_model import OnnxModel, detector_inputs  # noqa: E402
 from solo_d2.export.pipeline import ExportPipeline  # noqa: E402
 from solo_d2.export.programs import describe, save_onnx, trace  # noqa: E402
 from solo_d2.export.quantization import load_detector, quantize_onnx  # noqa: E402
+from solo_d2.utils.errors import ConfigError  # noqa: E402
 from tests.export.fixed import OUTPUT_SIZE, fixed_inputs, fixed_sizes  # noqa: E402
 from tests.export.models import small_config, small_model  # noqa: E402
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from solo_d2 import images
 from solo_d2.export import predict, reading
+from solo_d2.utils import images
 from tests.pictures import bad_pictures, good_pictures, png_of_size, scene
 
 # Damage that OpenCV does not see.

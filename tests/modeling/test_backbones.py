@@ -11,14 +11,14 @@ from detectron2.modeling import build_backbone  # noqa: E402
 from detectron2.utils.events import EventStorage  # noqa: E402
 from torch import nn  # noqa: E402
 
+from solo_d2.checkpoint.checkpointer import SOLOCheckpointer  # noqa: E402
 from solo_d2.engine import Trainer  # noqa: E402
-from solo_d2.errors import ConfigError  # noqa: E402
 from solo_d2.modeling.backbones import layer_lr_factor  # noqa: E402
 from solo_d2.modeling.backbones import pyramid as pyramid_module  # noqa: E402
-from solo_d2.modeling.checkpointer import SOLOCheckpointer  # noqa: E402
 from solo_d2.modeling.layers import DeformConv2d  # noqa: E402
+from solo_d2.utils.errors import ConfigError  # noqa: E402
+from tests.config.test_configs import Recorder, leaves  # noqa: E402
 from tests.modeling.tiny import image, tiny_config, tiny_model  # noqa: E402
-from tests.test_configs import Recorder, leaves  # noqa: E402
 
 RESNET = "build_solo_resnet_fpn_backbone"
 NAMES = {

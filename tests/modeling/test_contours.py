@@ -10,13 +10,13 @@ from detectron2.structures import ImageList  # noqa: E402
 from detectron2.utils.events import EventStorage  # noqa: E402
 
 from solo_d2.engine import BEST_METRIC  # noqa: E402
-from solo_d2.errors import ConfigError  # noqa: E402
 from solo_d2.inference import MaskDecoder, build_nms  # noqa: E402
 from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY  # noqa: E402
 from solo_d2.ops.contours import contour_masks  # noqa: E402
 from solo_d2.ops.mask_geometry import mask_boxes  # noqa: E402
 from solo_d2.structures import HeadOutputs, cell_levels  # noqa: E402
 from solo_d2.targets import MASK_TARGETS, assign_grid_targets  # noqa: E402
+from solo_d2.utils.errors import ConfigError  # noqa: E402
 from tests.modeling.tiny import image, panoptic_config, tiny_config, tiny_model  # noqa: E402
 
 HEADS = [name for name, _ in SOLO_HEAD_REGISTRY]

@@ -13,9 +13,9 @@ from detectron2.modeling.meta_arch.panoptic_fpn import (  # noqa: E402
 from detectron2.modeling.postprocessing import sem_seg_postprocess  # noqa: E402
 from detectron2.utils.events import EventStorage  # noqa: E402
 
-from solo_d2.errors import ConfigError, DatasetError  # noqa: E402
 from solo_d2.losses import semantic_loss  # noqa: E402
 from solo_d2.ops import panoptic_scores  # noqa: E402
+from solo_d2.utils.errors import ConfigError, DatasetError  # noqa: E402
 from tests.modeling.tiny import (  # noqa: E402
     IGNORED,
     NUM_LABELS,

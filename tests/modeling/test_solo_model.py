@@ -13,8 +13,8 @@ pytest.importorskip("detectron2")
 from detectron2.structures import BitMasks, Instances, PolygonMasks  # noqa: E402
 from detectron2.utils.events import EventStorage  # noqa: E402
 
-from solo_d2.errors import ConfigError  # noqa: E402
 from solo_d2.modeling import SOLO_HEAD_REGISTRY  # noqa: E402
+from solo_d2.utils.errors import ConfigError  # noqa: E402
 from tests.modeling.tiny import image, tiny_config, tiny_model  # noqa: E402
 
 HEADS = [name for name, _ in SOLO_HEAD_REGISTRY]

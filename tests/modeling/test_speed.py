@@ -15,14 +15,14 @@ from torch._dynamo.testing import CompileCounter  # noqa: E402
 
 from solo_d2.engine import Trainer, evaluate  # noqa: E402
 from solo_d2.engine import trainer as trainer_module  # noqa: E402
-from solo_d2.errors import ConfigError  # noqa: E402
 from solo_d2.modeling.fusion import fuse_batch_norms  # noqa: E402
 from solo_d2.modeling.layers import DeformConv2d  # noqa: E402
 from solo_d2.modeling.speed import FastNetwork, SpeedOptions, speed_up  # noqa: E402
+from solo_d2.utils.errors import ConfigError  # noqa: E402
+from tests.config.test_configs import Recorder  # noqa: E402
 from tests.export.models import small_model  # noqa: E402
 from tests.modeling.test_backbones import resnet_config, small  # noqa: E402
 from tests.modeling.tiny import image, panoptic_config, tiny_config, tiny_model  # noqa: E402
-from tests.test_configs import Recorder  # noqa: E402
 
 BATCH_NORMS = (FrozenBatchNorm2d, nn.BatchNorm2d)
 

@@ -12,9 +12,9 @@ from detectron2.utils.events import EventStorage  # noqa: E402
 
 from solo_d2.engine import Trainer  # noqa: E402
 from solo_d2.engine.checks import check_run_config  # noqa: E402
-from solo_d2.errors import ConfigError  # noqa: E402
 from solo_d2.modeling import SOLO_HEAD_REGISTRY, training_speed  # noqa: E402
 from solo_d2.modeling.training_speed import speed_up_training  # noqa: E402
+from solo_d2.utils.errors import ConfigError  # noqa: E402
 from tests.modeling.tiny import (  # noqa: E402
     image,
     panoptic_config,

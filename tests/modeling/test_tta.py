@@ -9,8 +9,8 @@ pytest.importorskip("detectron2")
 from detectron2.structures import BitMasks  # noqa: E402
 from torch import nn  # noqa: E402
 
-from solo_d2.errors import ConfigError  # noqa: E402
 from solo_d2.modeling.tta import SOLOWithTTA  # noqa: E402
+from solo_d2.utils.errors import ConfigError  # noqa: E402
 from tests.modeling.tiny import (  # noqa: E402
     NUM_LABELS,
     image,

@@ -6,10 +6,10 @@ import weakref
 import pytest
 import torch
 
-from solo_d2.benchmarks.common import peak_memory
 from solo_d2.losses import SUM_FORMS, bce_loss, dice_loss, mask_focal_loss
 from solo_d2.ops.dynamic_conv import dynamic_conv
 from solo_d2.ops.mask_sums import BatchMasks, sum_masks
+from tools.benchmarks.common import peak_memory
 
 CPU = torch.device("cpu")
 HEIGHT, WIDTH, CHANNELS = 11, 7, 3

@@ -13,9 +13,9 @@ import torch
 pytestmark = pytest.mark.detectron2
 pytest.importorskip("detectron2")
 
-from solo_d2 import files  # noqa: E402
-from solo_d2.commands import FAILED, run_command  # noqa: E402
-from solo_d2.files import save_json  # noqa: E402
+from solo_d2.utils import files  # noqa: E402
+from solo_d2.utils.commands import FAILED, run_command  # noqa: E402
+from solo_d2.utils.files import save_json  # noqa: E402
 from tests.reliability import killing  # noqa: E402
 from tests.reliability.test_kill import EVERYTHING, LONG, SIZES, finish  # noqa: E402
 

@@ -17,10 +17,10 @@ import torch
 pytestmark = pytest.mark.detectron2
 pytest.importorskip("detectron2")
 
-from solo_d2.checkpoints.reading import read_checkpoint  # noqa: E402
-from solo_d2.errors import ConfigError  # noqa: E402
-from solo_d2.modeling.checkpointer import SOLOCheckpointer  # noqa: E402
-from solo_d2.modeling.weights_conversion import plan_conversion  # noqa: E402
+from solo_d2.checkpoint.checkpointer import SOLOCheckpointer  # noqa: E402
+from solo_d2.checkpoint.convert import plan_conversion  # noqa: E402
+from solo_d2.checkpoint.reading import read_checkpoint  # noqa: E402
+from solo_d2.utils.errors import ConfigError  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -188,7 +188,7 @@ def test_last_checkpoint_stays_in_its_folder(tmp_path, name):
 
 def test_shapes_of_a_file_do_not_decide_about_memory(tmp_path):
     """A model of this width would have 10^12 parameters."""
-    from tests.checkpoints.published import adelaidet, values
+    from tests.checkpoint.published import adelaidet, values
 
     file, state = tmp_path / "wide.pth", values(adelaidet(18))
     for name in ("ins_head.cate_tower.0.weight", "backbone.bottom_up.res2.0.conv2.weight"):

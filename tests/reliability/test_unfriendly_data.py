@@ -15,12 +15,12 @@ pytestmark = pytest.mark.detectron2
 pytest.importorskip("detectron2")
 
 from solo_d2.data.coco_format import load_coco_format  # noqa: E402
-from solo_d2.data.labelled_folder import read_labelled_folder  # noqa: E402
 from solo_d2.data.panoptic_json import read_panoptic_json, read_segment_ids  # noqa: E402
 from solo_d2.data.problems import Refusal  # noqa: E402
 from solo_d2.data.segmentations import clean_segmentation, to_rle  # noqa: E402
-from solo_d2.errors import DatasetError  # noqa: E402
+from solo_d2.utils.errors import DatasetError  # noqa: E402
 from tests import panoptic_files  # noqa: E402
+from tools.labels.labelled_folder import read_labelled_folder  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -165,7 +165,7 @@ def test_pycocotools_does_crash():
 PREDICTIONS = """
 import contextlib, io
 from pycocotools.coco import COCO
-from solo_d2.errors import DatasetError
+from solo_d2.utils.errors import DatasetError
 from solo_d2.evaluation.error_analysis import analyze_errors, read_predictions
 with contextlib.redirect_stdout(io.StringIO()):
     truth = COCO(sys.argv[1])

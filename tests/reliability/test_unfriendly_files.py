@@ -10,8 +10,8 @@ pytest.importorskip("detectron2")
 
 from solo_d2.api.video import Video  # noqa: E402
 from solo_d2.config import load_config  # noqa: E402
-from solo_d2.errors import ConfigError  # noqa: E402
-from solo_d2.images import ImageError  # noqa: E402
+from solo_d2.utils.errors import ConfigError  # noqa: E402
+from solo_d2.utils.images import ImageError  # noqa: E402
 
 
 def config_texts():

@@ -10,7 +10,7 @@ import pytest
 pytestmark = pytest.mark.detectron2
 pytest.importorskip("detectron2")
 
-from solo_d2.errors import ConfigError  # noqa: E402
+from solo_d2.utils.errors import ConfigError  # noqa: E402
 
 
 class Danger:

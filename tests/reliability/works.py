@@ -24,15 +24,15 @@ import labels_to_coco  # noqa: E402
 
 import train_net  # noqa: E402
 from demo import demo  # noqa: E402
-from solo_d2.checkpoints.matching import Match  # noqa: E402
-from solo_d2.checkpoints.renaming import Conversion  # noqa: E402
-from solo_d2.checkpoints.zoo import OWN  # noqa: E402
-from solo_d2.commands import run_command  # noqa: E402
+from solo_d2.checkpoint.convert import Plan, write_conversion  # noqa: E402
+from solo_d2.checkpoint.matching import Match  # noqa: E402
+from solo_d2.checkpoint.renaming import Conversion  # noqa: E402
+from solo_d2.checkpoint.zoo import OWN  # noqa: E402
 from solo_d2.data.shapes.__main__ import main as shapes_main  # noqa: E402
 from solo_d2.engine import argument_parser  # noqa: E402
-from solo_d2.files import whole_file  # noqa: E402
-from solo_d2.launch import JobError, launch  # noqa: E402
-from solo_d2.modeling.weights_conversion import Plan, write_conversion  # noqa: E402
+from solo_d2.engine.launch import JobError, launch  # noqa: E402
+from solo_d2.utils.commands import run_command  # noqa: E402
+from solo_d2.utils.files import whole_file  # noqa: E402
 from tests import jobs, panoptic_files  # noqa: E402
 from tests.api.models import arguments, panoptic_cfg, picture, save, save_model  # noqa: E402
 from tests.export.models import small_config, small_model  # noqa: E402

@@ -6,13 +6,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from solo_d2.commands import run_command
 from solo_d2.data.shapes.folder import (
     ShapesParams,
     default_root,
     ensure_panoptic,
     ensure_shapes,
 )
+from solo_d2.utils.commands import run_command
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

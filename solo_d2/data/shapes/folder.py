@@ -25,7 +25,7 @@ from solo_d2.data.panoptic_conversion import describe_mask
 from solo_d2.data.shapes.drawing import SPLITS, THING_CLASSES, draw_image
 from solo_d2.data.shapes.panoptic import add_panoptic, has_panoptic, write_panoptic
 from solo_d2.data.whole_folder import NEW, OLD, only_writer, sibling
-from solo_d2.errors import DatasetError
+from solo_d2.utils.errors import DatasetError
 
 # Raise it whenever the same seed gives other images or annotations.
 GENERATOR_VERSION = 1

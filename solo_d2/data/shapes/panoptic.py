@@ -22,8 +22,8 @@ from pycocotools import mask as coco_mask
 from solo_d2.data.panoptic_conversion import describe_mask
 from solo_d2.data.panoptic_json import write_segment_ids
 from solo_d2.data.shapes.drawing import SPLITS, STUFF_CLASSES, THING_CLASSES, draw_stuff
-from solo_d2.errors import DatasetError
-from solo_d2.images import write_image
+from solo_d2.utils.errors import DatasetError
+from solo_d2.utils.images import write_image
 
 # RGB of each thing and each stuff class, in overlays.
 THING_COLORS = (

@@ -11,8 +11,8 @@ from detectron2.config import CfgNode
 from detectron2.modeling import FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 
-from solo_d2.errors import ConfigError
 from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY
+from solo_d2.utils.errors import ConfigError
 
 
 def build_fpn(cfg: CfgNode, bottom_up: Backbone) -> FPN:

@@ -5,8 +5,8 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN
 from detectron2.modeling.backbone.regnet import RegNet, ResBottleneckBlock, SimpleStem
 
-from solo_d2.errors import ConfigError, first_line
 from solo_d2.modeling.backbones.pyramid import build_fpn
+from solo_d2.utils.errors import ConfigError, first_line
 
 
 @BACKBONE_REGISTRY.register()

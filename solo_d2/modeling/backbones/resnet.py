@@ -11,9 +11,9 @@ from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, ResNet, build_resnet_backbone
 from torch import nn
 
-from solo_d2.errors import ConfigError
 from solo_d2.modeling.backbones.pyramid import build_fpn
 from solo_d2.modeling.layers import DeformConv2d
+from solo_d2.utils.errors import ConfigError
 
 STAGES = ("res2", "res3", "res4", "res5")
 

@@ -4,8 +4,8 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, SwinTransformer
 
-from solo_d2.errors import ConfigError
 from solo_d2.modeling.backbones.pyramid import build_fpn, require_timm
+from solo_d2.utils.errors import ConfigError
 
 
 @BACKBONE_REGISTRY.register()

@@ -10,8 +10,8 @@ from detectron2.modeling import BACKBONE_REGISTRY, SimpleFeaturePyramid, ViT
 from detectron2.modeling.backbone.vit import get_vit_lr_decay_rate
 from torch import nn
 
-from solo_d2.errors import ConfigError
 from solo_d2.modeling.backbones.pyramid import max_pooled_level, read_features, require_timm
+from solo_d2.utils.errors import ConfigError
 
 PATCH_SIZE = 16
 # Strides 4, 8, 16 and 32: "p2" to "p5"; "p6" is max-pooled.

@@ -10,7 +10,6 @@ from detectron2.structures import ImageList, Instances
 from torch import Tensor
 from torch.nn import functional as F
 
-from solo_d2.errors import DatasetError
 from solo_d2.losses import semantic_loss
 from solo_d2.modeling.building import building
 from solo_d2.modeling.checks import check_panoptic_config
@@ -19,6 +18,7 @@ from solo_d2.modeling.semantic import SemanticBranch, SharedSemanticBranch, buil
 from solo_d2.ops.panoptic_merge import merge_panoptic
 from solo_d2.ops.panoptic_scores import resize_scores
 from solo_d2.structures import BatchPart, NetworkOutputs
+from solo_d2.utils.errors import DatasetError
 
 # Of semantic scores: certain beyond any doubt, and far from float16's largest number.
 LARGEST_LOGIT = 1e4

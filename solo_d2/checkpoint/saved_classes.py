@@ -1,0 +1,73 @@
+"""The classes that training saves in a checkpoint."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from detectron2.config import CfgNode
+from detectron2.utils.file_io import PathManager
+
+from solo_d2.checkpoint.reading import read_beside_tensors
+from solo_d2.data.classes import Category, is_category_list, stuff, things
+from solo_d2.utils.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+# Of a checkpoint, beside "model".
+KEY = "classes"
+
+
+def read_saved_classes(weights: str) -> list[Category]:
+    """The classes that are saved with weights; the weights themselves are not read.
+
+    Args:
+        weights: file or URL, as MODEL.WEIGHTS.
+
+    Returns:
+        The categories; empty if there are none, as in files of other projects, and if the file
+        cannot be read, which loading the weights reports.
+    """
+    if not weights:
+        return []
+    try:
+        file = PathManager.get_local_path(urlsplit(weights)._replace(query="").geturl())
+        loaded = read_beside_tensors(file)
+    except Exception:  # torch and the network raise nearly anything
+        return []
+    found: Any = loaded.get(KEY) if isinstance(loaded, dict) else None
+    return list(found) if is_category_list(found) else []
+
+
+def adopt_saved_classes(cfg: CfgNode, overrides: Sequence[Any] = ()) -> None:
+    """Take the classes that are saved with MODEL.WEIGHTS into the config, in place.
+
+    MODEL.CLASSES becomes theirs, and class counts of 0 are filled in. Without saved classes the
+    config's own MODEL.CLASSES fills in the counts.
+
+    Args:
+        cfg: with MODEL.WEIGHTS.
+        overrides: KEY, VALUE, ... of the command line, which are in the config already: if
+            MODEL.CLASSES is among them it is kept.
+
+    Raises:
+        ConfigError: MODEL.SOLO.NUM_CLASSES is another number.
+    """
+    model = cfg.MODEL
+    saved = [] if "MODEL.CLASSES" in overrides else read_saved_classes(model.WEIGHTS)
+    if saved and model.CLASSES and [dict(x) for x in model.CLASSES] != saved:
+        logger.warning(
+            "MODEL.CLASSES has other classes than the weights %s: those of the weights are taken",
+            model.WEIGHTS,
+        )
+    model.CLASSES = saved or model.CLASSES
+    number = len(things(saved))
+    if saved and model.SOLO.NUM_CLASSES not in (0, number):
+        raise ConfigError(
+            f"MODEL.SOLO.NUM_CLASSES is {model.SOLO.NUM_CLASSES}, but the weights {model.WEIGHTS} "
+            f"are of {number} classes: set it to {number}, or take the config of the weights"
+        )
+    if model.SOLO.NUM_CLASSES == 0:
+        model.SOLO.NUM_CLASSES = len(things(model.CLASSES))
+    if model.SEM_SEG_HEAD.NUM_CLASSES == 0 and stuff(model.CLASSES):
+        model.SEM_SEG_HEAD.NUM_CLASSES = 1 + len(stuff(model.CLASSES))

@@ -1,0 +1,19 @@
+"""Every config key with its default, and reading, overriding and checking configs."""
+
+from solo_d2.config.defaults import (
+    add_solo_config,
+    configs_folder,
+    default_config,
+    find_config_file,
+    load_config,
+    override,
+)
+
+__all__ = [
+    "add_solo_config",
+    "configs_folder",
+    "default_config",
+    "find_config_file",
+    "load_config",
+    "override",
+]

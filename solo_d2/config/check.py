@@ -1,0 +1,66 @@
+"""Checks the keys of a config: types by the defaults, ranges and choices by tables of rules.
+
+A config comes from YAML, from a command line or from Python code. yacs compares types at the first
+two, but lets None and the elements of lists pass; here all are compared, when something is built.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import cache
+from typing import Any
+
+from solo_d2.config import default_config
+from solo_d2.config.rules import Rule, leaves, require, similar, wrong_type
+from solo_d2.utils.errors import ConfigError
+
+# Sections of this project, which have no keys but those of solo_d2/config/defaults.py.
+OWN_SECTIONS = (
+    *("MODEL.SOLO", "MODEL.SWIN", "MODEL.VIT", "MODEL.REGNET"),
+    *("INPUT.LSJ", "INPUT.COPY_PASTE", "SOLVER.EMA", "TEST.SPEED"),
+)
+# In the place of defaults that do not tell of what type the elements are.
+EXAMPLES = {
+    "MODEL.SOLO.SCALE_RANGES": [[1.0]],  # any numbers
+    "MODEL.WEIGHTS_ALLOW": [""],
+    "MODEL.FPN.IN_FEATURES": [""],
+    "DATASETS.TRAIN": [""],
+    "DATASETS.TEST": [""],
+}
+
+
+def check_config(
+    cfg: Mapping[str, Any], sections: Collection[str], rules: Mapping[str, Rule]
+) -> None:
+    """Raise a ConfigError for the first key that is missing or unknown, or has a wrong value.
+
+    Args:
+        cfg: a config.
+        sections: whose keys are looked at; a key in full is a section of its own.
+        rules: by the full names of keys of these sections.
+    """
+    values = dict(_within(leaves(cfg), sections))
+    examples = dict(_within(_examples(), sections))
+    for key, _ in _within(values.items(), OWN_SECTIONS):
+        if key not in examples:
+            raise ConfigError(f"{key} is unknown{similar(key, examples)}")
+    for key, example in examples.items():
+        if key not in values:
+            raise ConfigError(
+                f"{key} is missing: start from detectron2.config.get_cfg() and add_solo_config(cfg)"
+            )
+        allowed = wrong_type(values[key], example)
+        require(allowed is None, key, values[key], str(allowed))
+    for key, rule in rules.items():
+        require(rule.holds(values[key]), key, values[key], rule.allowed)
+
+
+@cache
+def _examples() -> Collection[tuple[str, Any]]:
+    return ({**dict(leaves(default_config())), **EXAMPLES}).items()
+
+
+def _within(
+    items: Iterable[tuple[str, Any]], sections: Collection[str]
+) -> Iterator[tuple[str, Any]]:
+    for key, value in items:
+        if any(key == section or key.startswith(f"{section}.") for section in sections):
+            yield key, value

@@ -1,0 +1,411 @@
+"""Every config key of this project, once, with meaning, unit and source.
+
+`add_solo_config(cfg)` extends Detectron2's defaults; each key below is read by exactly one
+constructor (`from_config`) or one function of the trainer.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode, get_cfg
+from detectron2.utils.file_io import PathManager
+from yaml import YAMLError
+
+from solo_d2.config.files import check_config_files
+from solo_d2.config.rules import MERGE_ERRORS, merge_reason
+from solo_d2.utils.errors import ConfigError, shown
+from solo_d2.utils.images import MAX_PIXELS
+from solo_d2.utils.user_code import from_user_code
+
+
+def add_solo_config(cfg: CfgNode) -> None:
+    """Add the keys of SOLO to Detectron2's config, in place, and register the models.
+
+    Args:
+        cfg: a config made by `detectron2.config.get_cfg()`.
+    """
+    import solo_d2.modeling  # noqa: F401  (registers meta-architectures, heads and backbones)
+
+    # The classes, as the categories of a COCO json: [{"id": 1, "isthing": 1, "name": "cat"}, ...],
+    # things in the order of their indices, then stuff. Training fills it from the first data set of
+    # DATASETS.TRAIN and saves it in config.yaml and in each checkpoint, whose classes come first
+    # where a model is run. []: unknown, so taken from the data sets.
+    cfg.MODEL.CLASSES = []
+    cfg.MODEL.SOLO = CfgNode()
+    _add_grid_keys(cfg.MODEL.SOLO)
+    _add_head_keys(cfg.MODEL.SOLO)
+    _add_loss_keys(cfg.MODEL.SOLO)
+    _add_inference_keys(cfg.MODEL.SOLO)
+    _add_panoptic_keys(cfg)
+    _add_weights_keys(cfg.MODEL)
+    _add_backbone_keys(cfg.MODEL)
+    _add_data_keys(cfg)
+    _add_solver_keys(cfg)
+    _add_speed_keys(cfg.TEST)
+
+
+def default_config() -> CfgNode:
+    """Detectron2's config with our keys."""
+    cfg = get_cfg()
+    add_solo_config(cfg)
+    return cfg
+
+
+def configs_folder() -> Path:
+    """The configs of this project: inside the package if it came as a wheel, else beside it."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def find_config_file(config_file: str) -> str:
+    """Where a config is.
+
+    Args:
+        config_file: path or URL. A path that is not there is looked for among this project's
+            configs, with or without "configs/" before it.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if not config_file:
+        raise ConfigError("No config is given: name one of configs/ by --config-file FILE")
+    if "://" in config_file or Path(config_file).is_file():
+        return config_file
+    name = config_file.removeprefix("configs/")
+    own = configs_folder() / name
+    if own.is_file():
+        return str(own)
+    raise ConfigError(
+        f"The config file {config_file} does not exist, nor is {name} in {configs_folder()}"
+    )
+
+
+def load_config(config_file: str, overrides: Sequence[Any] = ()) -> CfgNode:
+    """Read a YAML on top of Detectron2's and our defaults.
+
+    Args:
+        config_file: see `find_config_file`; YAML that would run code is refused.
+        overrides: see `override`.
+
+    Raises:
+        ConfigError: the file or an override cannot be used; the message names it.
+    """
+    config_file = find_config_file(config_file)
+    cfg = default_config()
+    try:
+        check_config_files(config_file, PathManager.open)
+        cfg.merge_from_file(config_file, allow_unsafe=False)
+    except ConfigError:
+        raise
+    except (*MERGE_ERRORS, OSError, YAMLError) as error:
+        if from_user_code(error):  # such as a handler of addresses
+            raise
+        raise ConfigError(f"{config_file}: {merge_reason(error, cfg)}") from error
+    override(cfg, overrides)
+    return cfg
+
+
+def override(cfg: CfgNode, overrides: Sequence[Any]) -> None:
+    """Change keys of a config, in place.
+
+    Args:
+        cfg: not frozen.
+        overrides: key, value, key, value, ...; values as Python objects or their text.
+
+    Raises:
+        ConfigError: a key is unknown, or a value has the wrong type.
+    """
+    try:
+        cfg.merge_from_list(list(overrides))
+    except MERGE_ERRORS as error:
+        given = shown(" ".join(x if isinstance(x, str) else shown(x) for x in overrides))
+        reason = merge_reason(error, cfg)
+        raise ConfigError(f"The overrides {given} can't be used: {reason}") from error
+
+
+def _add_grid_keys(solo: CfgNode) -> None:
+    # Number of thing classes K. 0: take it from the metadata of DATASETS.TRAIN[0].
+    solo.NUM_CLASSES = 0
+    # Backbone features, finest first, one for each grid.
+    solo.IN_FEATURES = ["p2", "p3", "p4", "p5", "p6"]
+    # Stride in input pixels at which the head sees each feature; a feature of another stride is
+    # resized bilinearly (published: P2 halved, P6 resized to the size of P5).
+    solo.STRIDES = [8, 8, 16, 32, 32]
+    # Grid side S of each level: S x S cells over the padded input.
+    solo.NUM_GRIDS = [40, 36, 24, 16, 12]
+    # Instance scale sqrt(w * h) in input pixels that each level trains on, both ends inclusive.
+    # The ranges overlap, so one instance may train two levels.
+    solo.SCALE_RANGES = [[1, 96], [48, 192], [96, 384], [192, 768], [384, 2048]]
+    # Size of the centre region relative to the box (SOLO paper: epsilon = 0.2).
+    solo.CENTER_SCALE = 0.2
+    # What happens when several instances claim one cell:
+    # "all": each keeps its mask sample, the class is the last one's (SOLOv2 as published),
+    # "last": the cell belongs to the last one (SOLO and Decoupled SOLO as published), or
+    # "nearest": the cell belongs to the instance whose mass centre is nearest to the cell's centre;
+    # of equally near ones to the smaller, then the earlier.
+    solo.CELL_CONFLICT = "all"
+    # What the mask branch learns and predicts: "mask", or "contour" (SOLO paper, section 6), the
+    # pixels of the shrunk mask that touch what is outside of it. Cells, scales and centres are
+    # found from the masks all the same.
+    solo.MASK_TARGET = "mask"
+
+
+def _add_head_keys(solo: CfgNode) -> None:
+    solo.HEAD = CfgNode()
+    # Name in SOLO_HEAD_REGISTRY.
+    solo.HEAD.NAME = "SOLOv2Head"
+    # 3x3 convolutions of each tower, and their width.
+    solo.HEAD.NUM_CONVS = 4
+    solo.HEAD.CONV_DIM = 512
+    # Normalisation of towers and mask feature; "GN" is GroupNorm with 32 groups.
+    solo.HEAD.NORM = "GN"
+    # Class probability at the start of training (focal loss paper, section 3.3).
+    solo.HEAD.PRIOR_PROB = 0.01
+    # How a level's feature is brought to the S x S grid (SOLO paper, ablations): "interpolate",
+    # "max_pool" (adaptive) or "region_grid" (mean of bilinear samples in each cell).
+    solo.HEAD.ALIGN = "interpolate"
+    # Kind of deformable convolution in the towers, "" for none, "v1" or "v2" (modulated), and how
+    # many of each tower's last convolutions are of that kind.
+    solo.HEAD.DEFORM = ""
+    solo.HEAD.NUM_DEFORM_CONVS = 1
+    # SOLO and Decoupled SOLO: convolutions of the mask towers that see coordinates, from the first
+    # one on (SOLO paper, table 3).
+    solo.HEAD.NUM_COORD_CONVS = 1
+    # SOLOv2: side of the dynamic kernels, 1 or 3 (paper, table 3a). The kernel length is
+    # D = side^2 * MASK_FEATURE.OUT_CHANNELS.
+    solo.HEAD.KERNEL_SIZE = 1
+    # SOLOv2: whether the kernel branch sees coordinates (paper, table 3b).
+    solo.HEAD.KERNEL_COORDS = True
+
+    # SOLOv2: the mask feature (paper, section 2.1.2).
+    solo.MASK_FEATURE = CfgNode()
+    # "unified", or "separate": one for each level, by SOLO's mask tower (paper, table 3d).
+    solo.MASK_FEATURE.TYPE = "unified"
+    # Unified: backbone features that are merged at the stride of the first one, finest first.
+    solo.MASK_FEATURE.IN_FEATURES = ["p2", "p3", "p4", "p5"]
+    # Separate: convolutions of the tower.
+    solo.MASK_FEATURE.NUM_CONVS = 7
+    # Width before and after the last 1x1 convolution; the latter is E.
+    solo.MASK_FEATURE.CONV_DIM = 128
+    solo.MASK_FEATURE.OUT_CHANNELS = 256
+    # Whether the coarsest feature (separate: each) gets coordinates (paper, table 3b).
+    solo.MASK_FEATURE.COORDS = True
+    # Kind of deformable convolution everywhere in the mask feature, "", "v1" or "v2".
+    solo.MASK_FEATURE.DEFORM = ""
+
+
+def _add_loss_keys(solo: CfgNode) -> None:
+    solo.LOSS = CfgNode()
+    # Weights of the category loss and of the mask loss (lambda of SOLO's equation 2).
+    solo.LOSS.CLS_WEIGHT = 1.0
+    solo.LOSS.MASK_WEIGHT = 3.0
+    # "dice", "bce" or "focal" (SOLO paper, table 4, with weights 3, 10 and 20).
+    solo.LOSS.MASK_TYPE = "dice"
+    # "bce": weight of the pixels inside the mask.
+    solo.LOSS.MASK_POS_WEIGHT = 2.0
+    # Of the category loss, and of the mask loss "focal".
+    solo.LOSS.FOCAL_ALPHA = 0.25
+    solo.LOSS.FOCAL_GAMMA = 2.0
+    # MiB that the temporaries of a loss may take, about. Masks are made and compared in strips of
+    # rows that fit, and made again for the gradient; the losses are the same with any value.
+    solo.LOSS.MEMORY_MIB = 64
+
+
+def _add_inference_keys(solo: CfgNode) -> None:
+    # A cell's class is a candidate above this probability.
+    solo.SCORE_THRESH_TEST = 0.1
+    # A pixel belongs to a mask, or to a contour, above this probability.
+    solo.MASK_THRESH_TEST = 0.5
+    # Best candidates that enter mask NMS.
+    solo.PRE_NMS_TOPK = 500
+    # Instances need at least this score after mask NMS. At most TEST.DETECTIONS_PER_IMAGE are kept.
+    solo.KEEP_THRESH_TEST = 0.05
+    # How masks are made binary and resized: "auto" chooses by device; "torch" (the reference),
+    # "tiled" (made for the CPU) and "triton" (CUDA) force one. They differ by rounding alone.
+    solo.MASK_BACKEND = "auto"
+    solo.NMS = CfgNode()
+    # Name in the table of solo_d2/inference.py: "matrix", "hard", "soft" or "fast".
+    solo.NMS.TYPE = "matrix"
+    # "matrix" and "soft": "gaussian" (exp(-sigma * iou^2)) or "linear" (1 - iou).
+    solo.NMS.KERNEL = "gaussian"
+    # "matrix" and "soft", gaussian: the sharpness; the papers' sigma is its inverse.
+    solo.NMS.SIGMA = 2.0
+    # "hard" and "fast": masks that overlap a better one of their class by more than this IoU are
+    # removed. "soft", linear: those are the ones whose score is lowered (Soft-NMS paper: 0.3).
+    solo.NMS.THRESH = 0.5
+    # Whether masks of different classes compete.
+    solo.NMS.CLASS_AGNOSTIC = False
+    # "auto" chooses by device; "torch" (the reference), "tiled" (made for the CPU) and "triton"
+    # (CUDA) force one. They count the same pixels; scores agree to float32 rounding.
+    solo.NMS.BACKEND = "auto"
+
+
+def _add_backbone_keys(model: CfgNode) -> None:
+    # BACKBONE.NAME "build_solo_resnet_fpn_backbone" reads Detectron2's own keys RESNETS and FPN.
+
+    # "build_solo_swin_fpn_backbone"; FPN.IN_FEATURES are its stages, "p0" to "p3". These are the
+    # numbers of Swin-T (arXiv:2103.14030, section 3.3 and, for detection, appendix A2.2).
+    model.SWIN = CfgNode()
+    # Channels of the first stage, doubled from stage to stage.
+    model.SWIN.EMBED_DIM = 96
+    # Blocks and attention heads of each stage.
+    model.SWIN.DEPTHS = [2, 2, 6, 2]
+    model.SWIN.NUM_HEADS = [3, 6, 12, 24]
+    # Side of the attention windows, in the cells of the stage.
+    model.SWIN.WINDOW_SIZE = 7
+    # Probability with which training leaves out the last block; it rises from 0 linearly.
+    model.SWIN.DROP_PATH_RATE = 0.2
+
+    # "build_solo_vit_backbone"; has FPN.OUT_CHANNELS and FPN.NORM, which must not be "". These are
+    # the numbers of ViT-B (ViTDet, arXiv:2203.16527, section 3 and appendix).
+    model.VIT = CfgNode()
+    # Channels, blocks and attention heads. Patches are of 16 x 16 pixels.
+    model.VIT.EMBED_DIM = 768
+    model.VIT.DEPTH = 12
+    model.VIT.NUM_HEADS = 12
+    # Blocks, from 0, that look at the whole image; the others look at windows of this many patches
+    # a side.
+    model.VIT.GLOBAL_BLOCKS = [2, 5, 8, 11]
+    model.VIT.WINDOW_SIZE = 14
+    # Side in pixels for which the global blocks store relative positions; they are interpolated for
+    # images of other sizes, which need not be square.
+    model.VIT.IMAGE_SIZE = 1024
+    # As SWIN.DROP_PATH_RATE.
+    model.VIT.DROP_PATH_RATE = 0.1
+    # Factor on the learning rate from each block to the one before it, for SOLVER.OPTIMIZER
+    # "AdamW"; 1.0: all learn alike.
+    model.VIT.LR_DECAY = 0.7
+
+    # "build_solo_regnet_fpn_backbone"; FPN.IN_FEATURES are its stages, "s1" to "s4". These are the
+    # numbers of RegNetX-4.0GF (arXiv:2003.13678, section 3.3 and pycls' dds_baselines).
+    model.REGNET = CfgNode()
+    # Channels of the stem.
+    model.REGNET.STEM_WIDTH = 32
+    # Blocks of all stages; the width of block j is W_0 + W_A * j, quantised to W_0 * W_M^k.
+    model.REGNET.DEPTH = 23
+    model.REGNET.W_A = 38.65
+    model.REGNET.W_0 = 96
+    model.REGNET.W_M = 2.43
+    # Channels of a group of the 3x3 convolutions.
+    model.REGNET.GROUP_WIDTH = 40
+    # Width of squeeze-and-excitation relative to the block's input; 0: none (RegNetX; Y: 0.25).
+    model.REGNET.SE_RATIO = 0.0
+    # "FrozenBN" for pretrained weights, or another norm of Detectron2's.
+    model.REGNET.NORM = "FrozenBN"
+
+
+def _add_weights_keys(model: CfgNode) -> None:
+    # MODEL.WEIGHTS takes files of this project, Detectron2, AdelaiDet, the SOLO authors' code,
+    # mmdetection, torchvision and timm. The weights of a model must fill it exactly, those of a
+    # backbone the backbone. Parameters by these patterns ("*": any characters) may be missing, left
+    # over or of another shape; those of the model then keep their start. To train other classes
+    # from a trained model: ["head.class_logits.*"].
+    model.WEIGHTS_ALLOW = []
+
+
+def _add_panoptic_keys(cfg: CfgNode) -> None:
+    # MODEL.META_ARCHITECTURE "PanopticSOLO" reads Detectron2's keys too: of MODEL.SEM_SEG_HEAD
+    # IN_FEATURES (merged at the stride of the first one), CONVS_DIM, NORM, NUM_CLASSES (stuff
+    # classes and one for all things), IGNORE_VALUE and LOSS_WEIGHT; of MODEL.PANOPTIC_FPN.COMBINE
+    # OVERLAP_THRESH, STUFF_AREA_LIMIT and INSTANCES_CONFIDENCE_THRESH. The others of these two
+    # (NAME, COMMON_STRIDE, INSTANCE_LOSS_WEIGHT, COMBINE.ENABLED) belong to other models.
+    semantic = cfg.MODEL.SEM_SEG_HEAD
+    # 0: take it from the metadata of the data set.
+    semantic.NUM_CLASSES = 0
+    # Whether the semantic logits are made of SOLOv2's unified mask feature, rather than by a branch
+    # of their own (SOLOv2 paper, section 3.2); IN_FEATURES, CONVS_DIM, NORM and COORDS then have
+    # no effect.
+    semantic.SHARE_MASK_FEATURE = False
+    # Whether the coarsest feature gets coordinates, as in the mask feature.
+    semantic.COORDS = True
+
+
+def _add_data_keys(cfg: CfgNode) -> None:
+    # Data sets in COCO format to register, a list of [name, json file, image folder]; use the names
+    # in DATASETS.TRAIN and DATASETS.TEST.
+    cfg.DATASETS.COCO_FORMAT = []
+    # The same for COCO's panoptic format, a list of [name, panoptic json, folder of its PNGs, image
+    # folder]. When such a data set is first loaded its PNGs are converted to what training needs,
+    # beside their folder or in the folder that a fifth part names (tools/convert_panoptic.py).
+    cfg.DATASETS.COCO_PANOPTIC_FORMAT = []
+    # Whether evaluations keep the panoptic predictions in COCO's format, in the folder `panoptic`
+    # of the evaluator's output.
+    cfg.TEST.KEEP_PANOPTIC_PREDICTIONS = False
+    # What counts AP of COCO's and LVIS's format: "detectron2", "faster-coco-eval" or "pycocotools";
+    # "auto": the first of them that is installed. The figures are equal.
+    cfg.TEST.AP_BACKEND = "auto"
+    # Image files that training may fail to read; each is logged, and another image takes its place.
+    # With one more it stops and lists them. 0: none may fail. (Evaluations count such images as
+    # ones without predictions, and go on.)
+    cfg.DATALOADER.MAX_UNREADABLE_IMAGES = 100
+    # Pixels of the largest image that training and evaluation read; others count as unreadable.
+    cfg.INPUT.MAX_PIXELS = MAX_PIXELS
+    # Masks are rasterised by the data loader's workers; polygons, RLE and bitmaps can be mixed.
+    cfg.INPUT.MASK_FORMAT = "bitmask"
+
+    # Large scale jitter (arXiv:2012.07177, section 3) instead of MIN_SIZE_TRAIN: the image is
+    # scaled to fit a square of SIZE pixels times a random factor from SCALE_RANGE, then cropped or
+    # padded to the square.
+    cfg.INPUT.LSJ = CfgNode()
+    cfg.INPUT.LSJ.ENABLED = False
+    cfg.INPUT.LSJ.SIZE = 1024
+    cfg.INPUT.LSJ.SCALE_RANGE = [0.1, 2.0]
+    # Copy-paste (the same paper): with probability PROB some instances of another training image,
+    # each with probability INSTANCE_PROB, are pasted over an image. Both have been augmented as
+    # usual before. PROB 0: never.
+    cfg.INPUT.COPY_PASTE = CfgNode()
+    cfg.INPUT.COPY_PASTE.PROB = 0.0
+    cfg.INPUT.COPY_PASTE.INSTANCE_PROB = 0.5
+
+
+def _add_solver_keys(cfg: CfgNode) -> None:
+    # "SGD" (as published) or "AdamW".
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    # The batch size the schedule was made for. With another SOLVER.IMS_PER_BATCH the learning rate
+    # is scaled linearly and the schedule inversely, except keys of the command line. 0: never.
+    cfg.SOLVER.REFERENCE_IMS_PER_BATCH = 16
+    # Parts in which each process works off its images of a batch, to save memory. What is learned
+    # is what the whole batch would teach (docs/training.md), but batch normalisation sees the parts
+    # alone.
+    cfg.SOLVER.ACCUMULATE_STEPS = 1
+    # What SOLVER.AMP.ENABLED computes in: "float16", with gradients scaled against underflow, or
+    # "bfloat16", which needs no scaling and is quick on processors too.
+    cfg.SOLVER.AMP.DTYPE = "float16"
+    # Keep the channels of a pixel next to each other in memory while training.
+    cfg.SOLVER.CHANNELS_LAST = False
+    # torch.compile of backbone, head and semantic branch while training: "" for none, "dynamic" (a
+    # program for all sizes) or "static" (one for each size of padded batches, of which there should
+    # be few).
+    cfg.SOLVER.COMPILE = ""
+    # SOLVER.CLIP_GRADIENTS.CLIP_TYPE may also be "full_model": the norm (NORM_TYPE) of all
+    # gradients together is held at CLIP_VALUE.
+
+    # A moving average of the weights. It is what evaluations see and what checkpoints hold as the
+    # model; training goes on with the weights themselves, which are saved beside it.
+    cfg.SOLVER.EMA = CfgNode()
+    cfg.SOLVER.EMA.ENABLED = False
+    # Share of the average that is kept at an iteration, in [0, 1); of the first iterations less:
+    # at most (1 + i) / (10 + i) after i of them.
+    cfg.SOLVER.EMA.DECAY = 0.9998
+    # Evaluations (TEST.EVAL_PERIOD) in a row without a new best checkpoint after which training
+    # ends; 0: never.
+    cfg.SOLVER.EARLY_STOPPING_PATIENCE = 0
+
+
+def _add_speed_keys(test: CfgNode) -> None:
+    # How `train_net.py --eval-only` and demo/demo.py run the model; training, and the evaluations
+    # during it, know nothing of these. docs/speed.md says what each is worth.
+    test.SPEED = CfgNode()
+    # Fold the BatchNorms of the backbone (and of heads with HEAD.NORM "BN") into convolutions.
+    test.SPEED.FUSE_BN = False
+    # Keep the channels of a pixel next to each other in memory.
+    test.SPEED.CHANNELS_LAST = False
+    # What convolutions and products of backbone and head compute in (autocast): "float32",
+    # "bfloat16" or "float16". Scores, areas and NMS stay in float32.
+    test.SPEED.DTYPE = "float32"
+    # torch.compile of backbone and head: "" for none, "dynamic" (one program for all sizes),
+    # "static" (one for each size of padded batches, of which there should be few) or "cuda-graphs"
+    # (the same, recorded as CUDA graphs).
+    test.SPEED.COMPILE = ""

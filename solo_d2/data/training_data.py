@@ -1,0 +1,132 @@
+"""Refuses data that holds nothing to learn, with the reason."""
+
+import logging
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from detectron2.config import CfgNode
+
+from solo_d2.data.coco_records import BOX_ONLY, COVERS_NOTHING, OUTSIDE
+from solo_d2.data.entries import read_entries
+from solo_d2.data.ignored import is_object, without_objects
+from solo_d2.data.mapper import SOLODatasetMapper
+from solo_d2.data.objects import FATES, LEARNT, Inspector, Objects, TargetRule
+from solo_d2.data.problems import Problem, count_reasons
+from solo_d2.data.stuff_classes import is_panoptic
+from solo_d2.utils.errors import DatasetError
+
+logger = logging.getLogger(__name__)
+
+# A training follows the objects of this many images to find one that is learnt.
+_MOST_IMAGES = 50
+_NOTHING = "There is nothing to train on in the data sets of DATASETS.TRAIN"
+
+
+def why_nothing(problems: Sequence[Problem], records: Sequence[dict[str, Any]]) -> str:
+    """Say why no annotation of a data set is an object to learn.
+
+    Args:
+        problems: with its entries.
+        records: its images, with the annotations that are not left out.
+    """
+    if not records:
+        return "the list of images is empty"
+    left_out = [problem for problem in problems if problem.kind in (COVERS_NOTHING, OUTSIDE)]
+    boxes = sum(problem.reason == BOX_ONLY for problem in left_out)
+    crowds = sum(not is_object(a) for record in records for a in record.get("annotations", ()))
+    reasons = []
+    if boxes:
+        reasons.append(
+            "there are boxes but no masks: annotations with a 'bbox' and an empty 'segmentation': "
+            f"{boxes}. SOLO learns from masks: annotate polygons or RLE"
+        )
+    if crowds:
+        reasons.append(
+            "there are only crowd regions: annotations with 'iscrowd' 1, which training ignores: "
+            f"{crowds}. Set it to 0 for all that are no groups of objects"
+        )
+    if len(left_out) > boxes:
+        others = [problem for problem in left_out if problem.reason != BOX_ONLY]
+        outside = [problem for problem in others if problem.kind == OUTSIDE]
+        if outside:
+            reasons.append(f"{len(outside)} annotations lie outside their images")
+        covering = [problem for problem in others if problem.kind != OUTSIDE]
+        if covering:
+            reasons.append(f"{len(covering)} annotations cover nothing: {count_reasons(covering)}")
+    return "; ".join(reasons) or f"none of the {len(records)} images has an annotation"
+
+
+def nothing_to_train(names: Sequence[str]) -> str:
+    """The reasons of several data sets, which are read again for it."""
+    reasons = []
+    for name in names:
+        problems: list[Problem] = []
+        records = read_entries(name, problems.append).records
+        if len(without_objects(records)) == len(records):
+            reasons.append(f"'{name}': {why_nothing(problems, records)}")
+    return "; ".join(reasons)
+
+
+def require_objects(cfg: CfgNode, records: Any) -> None:
+    """Refuse to train an instance model on images without an object.
+
+    Args:
+        cfg: of the training.
+        records: dataset dicts of the training; what is no list passes.
+
+    Raises:
+        DatasetError: naming data sets and reasons.
+    """
+    if not isinstance(records, list) or is_panoptic(cfg):
+        return
+    if len(without_objects(records)) == len(records):
+        raise DatasetError(f"{_NOTHING}: {nothing_to_train(cfg.DATASETS.TRAIN)}")
+
+
+def require_learnt_objects(cfg: CfgNode, model: Any, images: Any, mapper: Any) -> None:
+    """Refuse to train an instance model on objects of which none reaches a cell.
+
+    Objects of random images are followed until one is learnt, nearly always in the first image.
+
+    Args:
+        cfg: of the training.
+        model: the SOLO model that is trained.
+        images: dataset dicts of the training.
+        mapper: of the training. What others than this project's do with an object is not known.
+
+    Raises:
+        DatasetError: no object of all images is learnt.
+    """
+    if is_panoptic(cfg) or type(mapper) is not SOLODatasetMapper:
+        return
+    inspector = Inspector(cfg, TargetRule(cfg, model), model.num_classes)
+    followed: list[Objects] = []
+    for index in random.Random(0).sample(range(len(images)), len(images)):
+        if len(followed) == _MOST_IMAGES:
+            logger.warning("Of %d images drawn at random %s", len(followed), none_learnt(followed))
+            return
+        if not any(map(is_object, images[index].get("annotations", ()))):
+            continue
+        objects = inspector.inspect(index, images[index], with_objects=True).objects
+        if objects is None or (objects.fates == LEARNT).any():  # None: another check's business
+            return
+        followed.append(objects)
+    if followed:
+        raise DatasetError(f"{_NOTHING}: {none_learnt(followed)}")
+
+
+def none_learnt(parts: Sequence[Objects]) -> str:
+    """Say what becomes of objects of which none is learnt, and what to change."""
+    objects = Objects.join(parts)
+    total = len(objects.fates)
+    counts = ", ".join(
+        f"{(objects.fates == fate).sum()} x {name}"
+        for fate, name in enumerate(FATES)
+        if (objects.fates == fate).any()
+    )
+    return (
+        f"none of {total} objects reaches a cell at its size in training ({counts}). Change "
+        "INPUT.MIN_SIZE_TRAIN, MODEL.SOLO.SCALE_RANGES or NUM_GRIDS; tools/check_dataset.py "
+        "proposes values"
+    )

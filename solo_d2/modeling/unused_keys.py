@@ -1,0 +1,184 @@
+"""Config keys that a model of this project does not read, though its config may set them.
+
+They come with the configs of other models (MODEL.ROI_HEADS, MODEL.RPN, ...), or belong to another
+head, backbone, optimizer or schedule than the chosen one.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from solo_d2.config import configs_folder, default_config, find_config_file
+from solo_d2.config.rules import OWN_MODELS, leaves
+from solo_d2.modeling.building import OF_USER, backbone_sections
+from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY
+from solo_d2.utils.errors import shown
+from solo_d2.utils.user_code import is_of_user
+
+logger = logging.getLogger("solo_d2")
+
+# By section or key: what to set here instead; "" where there is nothing of the kind. The longest
+# one that fits a key counts.
+OTHER_MODELS = {
+    "MODEL.MASK_ON": "",
+    "MODEL.KEYPOINT_ON": "",
+    "MODEL.LOAD_PROPOSALS": "",
+    "MODEL.PROPOSAL_GENERATOR": "",
+    "MODEL.ANCHOR_GENERATOR": "MODEL.SOLO.NUM_GRIDS and MODEL.SOLO.SCALE_RANGES",
+    "MODEL.RPN": "",
+    "MODEL.RPN.IN_FEATURES": "MODEL.SOLO.IN_FEATURES",
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": "MODEL.SOLO.PRE_NMS_TOPK",
+    "MODEL.RPN.NMS_THRESH": "MODEL.SOLO.NMS",
+    "MODEL.ROI_HEADS": "",
+    "MODEL.ROI_HEADS.NAME": "MODEL.SOLO.HEAD.NAME",
+    "MODEL.ROI_HEADS.NUM_CLASSES": "MODEL.SOLO.NUM_CLASSES",
+    "MODEL.ROI_HEADS.IN_FEATURES": "MODEL.SOLO.IN_FEATURES",
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": "MODEL.SOLO.SCORE_THRESH_TEST before mask NMS and "
+    "MODEL.SOLO.KEEP_THRESH_TEST after it",
+    "MODEL.ROI_HEADS.NMS_THRESH_TEST": "MODEL.SOLO.NMS",
+    "MODEL.ROI_BOX_HEAD": "",
+    "MODEL.ROI_BOX_CASCADE_HEAD": "",
+    "MODEL.ROI_MASK_HEAD": "MODEL.SOLO.HEAD and MODEL.SOLO.MASK_FEATURE",
+    "MODEL.ROI_KEYPOINT_HEAD": "",
+    "MODEL.RETINANET": "",
+    "MODEL.RETINANET.NUM_CLASSES": "MODEL.SOLO.NUM_CLASSES",
+    "MODEL.RETINANET.IN_FEATURES": "MODEL.SOLO.IN_FEATURES",
+    "MODEL.RETINANET.NUM_CONVS": "MODEL.SOLO.HEAD.NUM_CONVS",
+    "MODEL.RETINANET.NORM": "MODEL.SOLO.HEAD.NORM",
+    "MODEL.RETINANET.PRIOR_PROB": "MODEL.SOLO.HEAD.PRIOR_PROB",
+    "MODEL.RETINANET.SCORE_THRESH_TEST": "MODEL.SOLO.SCORE_THRESH_TEST before mask NMS and "
+    "MODEL.SOLO.KEEP_THRESH_TEST after it",
+    "MODEL.RETINANET.NMS_THRESH_TEST": "MODEL.SOLO.NMS",
+    "MODEL.RETINANET.TOPK_CANDIDATES_TEST": "MODEL.SOLO.PRE_NMS_TOPK",
+    "MODEL.RETINANET.FOCAL_LOSS_ALPHA": "MODEL.SOLO.LOSS.FOCAL_ALPHA",
+    "MODEL.RETINANET.FOCAL_LOSS_GAMMA": "MODEL.SOLO.LOSS.FOCAL_GAMMA",
+    "MODEL.SEM_SEG_HEAD.NAME": "MODEL.META_ARCHITECTURE",
+    "MODEL.SEM_SEG_HEAD.COMMON_STRIDE": "the first of MODEL.SEM_SEG_HEAD.IN_FEATURES",
+    "MODEL.PANOPTIC_FPN.INSTANCE_LOSS_WEIGHT": "MODEL.SOLO.LOSS",
+    "MODEL.PANOPTIC_FPN.COMBINE.ENABLED": "MODEL.META_ARCHITECTURE",
+    "DATASETS.PROPOSAL_FILES_TRAIN": "",
+    "DATASETS.PROPOSAL_FILES_TEST": "",
+    "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN": "",
+    "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST": "",
+    "TEST.KEYPOINT_OKS_SIGMAS": "",
+    "TEST.EXPECTED_RESULTS": "",
+    "GLOBAL.HACK": "",
+}
+# By MODEL.META_ARCHITECTURE, SOLVER.OPTIMIZER and SOLVER.LR_SCHEDULER_NAME: what belongs to others.
+BY_CHOICE: dict[str, dict[str, tuple[str, ...]]] = {
+    "MODEL.META_ARCHITECTURE": {"SOLO": ("MODEL.SEM_SEG_HEAD", "MODEL.PANOPTIC_FPN")},
+    "SOLVER.OPTIMIZER": {
+        "SGD": ("MODEL.VIT.LR_DECAY",),
+        "AdamW": ("SOLVER.MOMENTUM", "SOLVER.NESTEROV"),
+    },
+    "SOLVER.LR_SCHEDULER_NAME": {
+        "WarmupMultiStepLR": ("SOLVER.BASE_LR_END", "SOLVER.NUM_DECAYS"),
+        "WarmupCosineLR": ("SOLVER.STEPS", "SOLVER.GAMMA", "SOLVER.NUM_DECAYS"),
+        "WarmupStepWithFixedGammaLR": ("SOLVER.STEPS", "SOLVER.BASE_LR_END"),
+    },
+}
+# Our own configs set these for several models at once.
+_SHARED = (
+    *("MODEL.MASK_ON", "MODEL.RESNETS.OUT_FEATURES"),
+    *("MODEL.SOLO.MASK_FEATURE.CONV_DIM", "MODEL.SOLO.MASK_FEATURE.OUT_CHANNELS"),
+)
+# Augmentation pads with it, whatever the model.
+_READ = ("MODEL.SEM_SEG_HEAD.IGNORE_VALUE",)
+
+
+def warn_of_unused_keys(
+    cfg: Any, config_file: str | Path = "", overrides: Sequence[Any] = ()
+) -> None:
+    """Name the keys that the user has set and that nothing reads, in one warning.
+
+    Args:
+        cfg: the config with all its overrides.
+        config_file: what it was read from; the keys of our own files are not the user's.
+        overrides: key, value, key, value, ... of the command line.
+    """
+    found = set_in_vain(cfg, config_file, overrides)
+    if not found:
+        return
+    values = dict(leaves(cfg))
+    lines = [
+        f"{key} {shown(values[key])}" + (f" ({hint})" if hint else "")
+        for key, hint in found.items()
+    ]
+    logger.warning(
+        f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} as configured does not read these "
+        f"keys, so they do nothing: {'; '.join(lines)}"
+    )
+
+
+def set_in_vain(
+    cfg: Any, config_file: str | Path = "", overrides: Sequence[Any] = ()
+) -> dict[str, str]:
+    """The keys of `warn_of_unused_keys`, each with a hint for the user, which may be empty."""
+    if cfg.MODEL.META_ARCHITECTURE not in OWN_MODELS:
+        return {}
+    by_choice = dict(_left_by_choices(cfg))
+    defaults = dict(leaves(default_config()))
+    on_command_line = {str(key) for key in overrides[::2]}
+    in_file = _keys_of_file(config_file)
+    found = {}
+    for key, value in leaves(cfg):
+        instead, choice = _entry(key, OTHER_MODELS), _entry(key, by_choice)
+        if (instead is None and choice is None) or key in _READ or key not in defaults:
+            continue
+        differs = key not in _SHARED and not _same(value, defaults[key])
+        # Of another choice our own configs may have set a key.
+        by_user = differs and (instead is not None or key in in_file)
+        if (by_user or key in on_command_line) and not (key == "MODEL.MASK_ON" and value):
+            found[key] = f"not with {choice}" if instead is None else instead and f"set {instead}"
+    return found
+
+
+def _left_by_choices(cfg: Any) -> Iterator[tuple[str, str]]:
+    """Sections and keys that belong to another choice than the config's, each with that choice."""
+    model = cfg.MODEL
+    for key, choices in BY_CHOICE.items():
+        section, name = key.split(".")
+        value = cfg[section][name]
+        for left in choices.get(value, ()):
+            yield left, f"{key} {value}"
+    backbone, head = model.BACKBONE.NAME, model.SOLO.HEAD.NAME
+    read = backbone_sections(cfg)
+    if read != OF_USER:
+        for kind in ("RESNETS", "SWIN", "VIT", "REGNET"):
+            if f"MODEL.{kind}" not in read:
+                yield f"MODEL.{kind}", f"MODEL.BACKBONE.NAME {backbone}"
+    if head in SOLO_HEAD_REGISTRY and not is_of_user(SOLO_HEAD_REGISTRY.get(head)):
+        dynamic = SOLO_HEAD_REGISTRY.get(head).has_mask_feature
+        of_dynamic = ("MASK_FEATURE", "HEAD.KERNEL_SIZE", "HEAD.KERNEL_COORDS")
+        for name in ("HEAD.NUM_COORD_CONVS",) if dynamic else of_dynamic:
+            yield f"MODEL.SOLO.{name}", f"MODEL.SOLO.HEAD.NAME {head}"
+
+
+def _entry(key: str, table: Mapping[str, str]) -> str | None:
+    """What a table has for a key or the section that it is in; None if it has neither."""
+    while key:
+        if key in table:
+            return table[key]
+        key = key.rpartition(".")[0]
+    return None
+
+
+def _keys_of_file(config_file: str | Path) -> set[str]:
+    """The keys that a file of the user names itself."""
+    if not config_file:
+        return set()
+    file = find_config_file(str(config_file))
+    if "://" in file or configs_folder().resolve() in Path(file).resolve().parents:
+        return set()
+    content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    return {key for key, _ in leaves(content)} if isinstance(content, dict) else set()
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Equality that does not tell lists from tuples."""
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return bool(a == b)

@@ -1,0 +1,227 @@
+"""What all commands have in common: errors on one line, and a clean end when told to stop."""
+
+import atexit
+import contextlib
+import logging
+import math
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+from solo_d2.utils.errors import BadNumbersError, ConfigError, DatasetError
+from solo_d2.utils.files import describe
+from solo_d2.utils.user_code import from_user_code
+
+# Exit codes: of an error, of Ctrl-C and of SIGTERM (128 and the number of the signal).
+FAILED, INTERRUPTED, TERMINATED = 2, 130, 143
+# Seconds in which one SIGTERM counts.
+_SOON = 10.0
+# Seconds that a process has to end when it was told to.
+_PATIENCE = 5.0
+Errors = tuple[type[Exception], ...]
+# Told on one line wherever they come from.
+_OWN: Errors = (BadNumbersError, ConfigError, DatasetError)
+
+
+def share_cores() -> None:
+    """Let threads of OpenMP sleep while they wait for one another, unless the user has decided.
+
+    By default they spin, which costs milliseconds in each operation as soon as other programs use
+    the cores too. The variable is read when torch is imported, and by programs that are started.
+    """
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+
+class Terminated(SystemExit):
+    """SIGTERM has come, as SLURM, Kubernetes and `timeout` send it before they kill.
+
+    No Exception, so that nothing takes it for a failure; what is in the midst of writing removes
+    its temporary files.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(TERMINATED)
+
+
+def run_command(
+    name: str, work: Callable[[], object], *, errors: Errors = (), failed: int = FAILED
+) -> int:
+    """Do what a command does.
+
+    Args:
+        name: of the command, which begins its messages; "": the kind of error does.
+        work: may return an exit code; anything but a number is taken for 0.
+        errors: what it raises to be told on one line, beside those of `solo_d2.utils.errors` and
+            OSError. Anything else is a defect of ours or of the user's own code; so are these
+            errors and OSError where code of the user is involved. All of that is raised.
+        failed: exit code of such errors.
+
+    Returns:
+        The exit code; `INTERRUPTED` after Ctrl-C and `TERMINATED` after SIGTERM.
+    """
+    told: Errors = (*_OWN, OSError, *errors)
+    with sigterm_raises() as stopped, _quiet_logging(told):
+        try:
+            result = _work(work, stopped)
+            return result if isinstance(result, int) else 0
+        except told as error:
+            if not _is_told(error, told):
+                raise
+            text = describe(error) if isinstance(error, OSError) else str(error)
+            print(f"{name or type(error).__name__}: {text}", file=sys.stderr)
+            atexit.register(_close_logs)
+            return failed
+        except KeyboardInterrupt:
+            print(f"{name or 'Ctrl-C'}: interrupted", file=sys.stderr)
+            return INTERRUPTED
+        except Terminated:
+            _wait_for_processes()
+            print(f"{name or 'SIGTERM'}: terminated", file=sys.stderr)
+            return TERMINATED
+
+
+def _is_told(error: BaseException | None, told: Errors) -> bool:
+    """Whether an error is told on one line, and not shown with its traceback."""
+    return isinstance(error, _OWN) or (isinstance(error, told) and not from_user_code(error))
+
+
+def cause_of_end(exit_code: int) -> str:
+    """Say how a process ended, for messages: "with exit code 3" or "by SIGTERM".
+
+    Args:
+        exit_code: as `subprocess` and `multiprocessing` give it, or that of `run_command`.
+    """
+    number = {INTERRUPTED: signal.SIGINT, TERMINATED: signal.SIGTERM}.get(exit_code, -exit_code)
+    if number <= 0:
+        return f"with exit code {exit_code}"
+    try:
+        name = signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        name = f"signal {number}"
+    return f"by {name}" + (" (mostly because memory ran out)" if number == signal.SIGKILL else "")
+
+
+def run_process(main: Callable[..., object], *args: Any) -> None:
+    """What a process does that a command has started: it ends cleanly when the command does."""
+    with sigterm_raises() as stopped:
+        _work(lambda: main(*args), stopped)
+
+
+def _work(work: Callable[[], object], stopped: Callable[[], bool]) -> object:
+    """Do the work; what it raises after SIGTERM is `Terminated`.
+
+    The signal may have ended workers of loaders and other processes of the job too, and their end
+    raises errors here.
+    """
+    try:
+        return work()
+    except Exception as error:
+        if stopped():
+            raise Terminated from error
+        raise
+
+
+@contextlib.contextmanager
+def sigterm_raises() -> Iterator[Callable[[], bool]]:
+    """Raise `Terminated` in the main thread when SIGTERM comes while the block runs.
+
+    Processes that this one has started by `multiprocessing` are ended too. Signals soon after the
+    first do nothing, as a job's manager and what started the job may both send one.
+
+    Yields:
+        A function that returns whether the signal has come.
+    """
+    if threading.current_thread() is not threading.main_thread():  # signals are not for others
+        yield lambda: False
+        return
+
+    owner, heard = os.getpid(), -math.inf
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        if os.getpid() != owner:  # just forked, and not to go on with what its parent was at
+            os._exit(TERMINATED)
+        nonlocal heard
+        if time.monotonic() - heard < _SOON:
+            return
+        heard = time.monotonic()
+        for process in multiprocessing.active_children():
+            if not process.daemon:  # those end with this one, as workers of loaders
+                process.terminate()
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield lambda: heard > -math.inf
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _wait_for_processes() -> None:
+    """See that all have ended: Python drops a signal that comes to one that was just forked."""
+    for process in multiprocessing.active_children():
+        process.terminate()
+        process.join(_PATIENCE)
+        if process.is_alive():
+            process.kill()
+
+
+def _close_logs() -> None:
+    """Close log files, which may be on a full disk; Detectron2 would report that after our line."""
+    for handler in _log_files():
+        with contextlib.suppress(OSError, ValueError):
+            handler.stream.close()
+
+
+def shorten_log_errors() -> None:
+    """Let a log file that cannot be written say so once, not by a traceback for each record."""
+    for handler in _log_files():
+        handler.handleError = _LogErrors(handler)  # type: ignore[method-assign]
+
+
+class _LogErrors:
+    """Handles what a log file's handler raises."""
+
+    def __init__(self, handler: "logging.StreamHandler[Any]"):
+        self.handler, self.said = handler, False
+
+    def __call__(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):  # a call that logs is wrong
+            type(self.handler).handleError(self.handler, record)
+        elif not self.said:
+            self.said = True
+            print(
+                describe(OSError(error.errno, error.strerror, self.handler.stream.name)),
+                file=sys.stderr,
+            )
+
+
+def _log_files() -> "Iterator[logging.StreamHandler[Any]]":
+    """The log files of Detectron2 and of this project that are open."""
+    for name in ("detectron2", "fvcore", "solo_d2"):
+        for handler in logging.getLogger(name).handlers:
+            of_console = getattr(handler, "stream", None) in (None, sys.stdout, sys.stderr)
+            if isinstance(handler, logging.StreamHandler) and not of_console:
+                yield handler
+
+
+@contextlib.contextmanager
+def _quiet_logging(told: Errors) -> Iterator[None]:
+    """Leave out the stack traces of errors that are told anyway."""
+
+    def is_news(record: logging.LogRecord) -> bool:
+        return not (record.exc_info and _is_told(record.exc_info[1], told))
+
+    loop = logging.getLogger("detectron2.engine.train_loop")  # it logs what training raises
+    loop.addFilter(is_news)
+    try:
+        yield
+    finally:
+        loop.removeFilter(is_news)

@@ -1,0 +1,184 @@
+"""Files written whole or not at all."""
+
+import contextlib
+import errno
+import functools
+import hashlib
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from solo_d2.utils.user_code import calls_user_code
+
+# How the names of files begin that are being written; hidden, so that nobody takes them for whole.
+UNFINISHED = ".unfinished-"
+# Seconds after which such a file of another machine is taken for one whose writer was killed.
+_ABANDONED = 24 * 3600.0
+# What writing raises where the disk or the place is the reason.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path | str) -> Iterator[Path]:
+    """Write a file whole or not at all, even if the process is killed or the power fails.
+
+    The content is on the disk before the file gets its name. What a killed writer leaves begins
+    with `UNFINISHED`, and is removed by the next process that writes to the folder (see `sweep`).
+
+    Args:
+        path: the file to write or replace; its folder is made where it is missing. A device or
+            pipe, such as /dev/stdout, is written to as it is.
+
+    Yields:
+        A temporary name with the same extension, in the same folder. It takes the place of `path`
+        when the block ends, and is removed when the block raises.
+
+    Raises:
+        OSError: it cannot be written; it names `path`, also where the block's error does not.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        yield path
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path.parent)
+    temporary = unfinished(path)
+    try:
+        with naming(path, temporary):
+            yield temporary
+            put_in_place(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def save_text(path: Path | str, text: str) -> None:
+    """Write a text file, UTF-8, whole or not at all (see `whole_file`)."""
+    with whole_file(path) as file:
+        file.write_text(text, encoding="utf-8")
+
+
+def save_json(path: Path | str, content: Mapping[str, Any]) -> None:
+    """Write a json file to be read by people too, whole or not at all (see `whole_file`)."""
+    save_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Give a file that is written its name, once its content is on the disk."""
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+@contextlib.contextmanager
+def naming(path: Path | str, temporary: Path | str | None = None) -> Iterator[None]:
+    """Let the errors of writing a file name it.
+
+    Those of a full disk name no file, and torch raises a RuntimeError in their place.
+
+    Args:
+        path: the file or folder that is written.
+        temporary: the name under which it is until it is whole.
+
+    Raises:
+        OSError: with `path` as its file name; errors that name other files, and those of the user's
+            code that ours has called, stay as they are.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        cause = _cause(error)
+        if cause is None or cause.errno is None or not _is_of(cause.filename, temporary):
+            raise
+        if calls_user_code(_below_here(error.__traceback__)):
+            raise  # its file is another one
+        raise OSError(cause.errno, cause.strerror, os.fspath(path)) from error
+
+
+def _below_here(traceback: TracebackType | None) -> TracebackType | None:
+    """A traceback without the first frames, those of this module."""
+    while traceback is not None and traceback.tb_frame.f_code.co_filename == __file__:
+        traceback = traceback.tb_next
+    return traceback
+
+
+def _is_of(name: Any, temporary: Path | str | None) -> bool:
+    """Whether a name that an error has, if any, is a temporary one or that of a file in it."""
+    if name is None or temporary is None:
+        return name is None
+    return name == os.fspath(temporary) or Path(temporary) in Path(str(name)).parents
+
+
+def _cause(error: BaseException) -> OSError | None:
+    """The error of the system behind one that writing has raised."""
+    if isinstance(error, OSError):
+        return error
+    behind = error.__cause__ or error.__context__
+    return behind if isinstance(behind, OSError) and behind.errno in _NO_ROOM else None
+
+
+def describe(error: OSError) -> str:
+    """An error of the system on one line: the file, the reason and what to do."""
+    if error.errno is None:  # of our own, with all that
+        return str(error)
+    reason = error.strerror or os.strerror(error.errno)
+    text = f"{error.filename}: {reason}" if error.filename is not None else reason
+    if error.errno in _NO_ROOM:
+        return f"{text}. It is not written; make room, or name another place"
+    if error.errno in _NO_PLACE:
+        return f"{text}. Name another place, or change its permissions"
+    return text
+
+
+def unfinished(path: Path) -> Path:
+    """Return a new temporary name beside a file; it says which process writes it."""
+    name = f"{UNFINISHED}{_machine()}-{os.getpid()}-{secrets.token_hex(4)}{path.suffix}"
+    return path.parent / name
+
+
+@functools.cache
+def sweep(folder: Path) -> None:
+    """Remove what writers have left that were killed, once for each folder and process.
+
+    Those of this machine are known to have ended. Files of other machines count as left when
+    nothing was written to them for a day.
+    """
+    for leftover in folder.glob(f"{UNFINISHED}*"):
+        with contextlib.suppress(OSError):  # gone, or not ours to remove
+            if _is_abandoned(leftover):
+                leftover.unlink()
+
+
+def _is_abandoned(leftover: Path) -> bool:
+    machine, _, rest = leftover.name.removeprefix(UNFINISHED).partition("-")
+    process = rest.partition("-")[0]
+    if machine != _machine() or not machine or not process.isdecimal():
+        return time.time() - leftover.stat().st_mtime > _ABANDONED
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # of another user
+        pass
+    return False
+
+
+@functools.cache
+def _machine() -> str:
+    """Return a name of this machine since its start, or of this container; "" if not on Linux.
+
+    Numbers of processes mean something within it alone.
+    """
+    try:
+        start = Path("/proc/sys/kernel/random/boot_id").read_text()
+        return hashlib.sha256(f"{start}{os.readlink('/proc/self/ns/pid')}".encode()).hexdigest()[:8]
+    except OSError:
+        return ""

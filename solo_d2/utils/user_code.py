@@ -1,0 +1,144 @@
+"""Whether an exception comes from code of the user, whose traceback must not be hidden.
+
+Our commands put an error on one line where the user can mend it in a file, a key or a value. What
+the user's own code raises (a head, a mapper, a function that loads a data set, a transform, a hook)
+is another matter: its author needs the traceback.
+"""
+
+import os
+import re
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+# Packages whose code calls what a config names: an error there is about the value.
+_CALLERS = ("solo_d2", "detectron2")
+# Packages that these use; the standard library counts as one of them.
+_LIBRARIES = (
+    *("torch", "torchvision", "triton", "torchao", "numpy", "scipy", "pandas", "matplotlib"),
+    *("PIL", "cv2", "imageio", "av", "timm", "huggingface_hub", "safetensors", "packaging"),
+    *("fvcore", "iopath", "yacs", "yaml", "omegaconf", "hydra", "antlr4", "portalocker"),
+    *("pycocotools", "faster_coco_eval", "panopticapi", "lvis", "cityscapesscripts"),
+    *("onnx", "onnxscript", "onnxruntime", "tensorboard", "tqdm", "cloudpickle", "termcolor"),
+    *("sympy", "networkx", "requests", "urllib3", "fsspec"),
+)
+# Files of a checkout of this project that are beside the package.
+_SCRIPTS = ("train_net.py", "tools", "demo")
+# These start commands and processes: through them scripts call functions of their own.
+_STARTING = ("commands.py", "launch.py")
+_FRAME = re.compile(r'^  File "(.+)", line \d+, in ', re.MULTILINE)
+_HEAD = "Traceback (most recent call last):"
+
+
+def from_user_code(error: BaseException) -> bool:
+    """Whether code of the user raised an error, or called or was called by what raised it.
+
+    A script that calls our commands, as train_net.py does, is not looked at for what they raise.
+
+    Args:
+        error: as caught; what workers of a data loader and other processes raise has their
+            traceback as its text.
+    """
+    return _concerns_user([*_frames(error.__traceback__), *_files_in_text(str(error))])
+
+
+def calls_user_code(traceback: TracebackType | None) -> bool:
+    """Whether code of ours or of Detectron2 has called code of the user in a traceback."""
+    return _called_user([_owner(file) for file in _frames(traceback)])
+
+
+def in_user_code(traceback_text: str) -> bool:
+    """As `from_user_code`, for an error of another process, of which the text is left."""
+    return _concerns_user(list(_files_in_text(traceback_text)))
+
+
+def is_of_user(thing: Callable[..., Any]) -> bool:
+    """Whether a class or function is defined by the user; unknown ones count as such."""
+    module = sys.modules.get(getattr(thing, "__module__", None) or "")
+    return _owner(getattr(module, "__file__", None) or "<unknown>") == "user"
+
+
+def note_part(error: BaseException, text: str) -> None:
+    """Add a line to an error's traceback, where Python can (3.11)."""
+    if sys.version_info >= (3, 11):
+        error.add_note(text)
+
+
+def last_error(traceback_text: str) -> str:
+    """The error that a printed traceback ends with, "module.Type: text" (which may have lines)."""
+    lines = traceback_text.rpartition(_HEAD)[2].strip("\n").split("\n")
+    first = next((i for i, line in enumerate(lines) if line and not line.startswith(" ")), 0)
+    return "\n".join(lines[first:]).strip()
+
+
+def _concerns_user(files: list[str]) -> bool:
+    """Whether among the files of a traceback, outermost first, is the user's code.
+
+    A script of the user that calls us counts only if nothing of ours was called.
+    """
+    owners = [_owner(file) for file in files]
+    return _called_user(owners) if "caller" in owners else "user" in owners
+
+
+def _called_user(owners: list[str]) -> bool:
+    return "caller" in owners and "user" in owners[owners.index("caller") :]
+
+
+@cache
+def _owner(file: str) -> str:
+    """Whose a file is: "caller" (see `_CALLERS`), "library" or "user"."""
+    if file.startswith("<"):  # made by a library, such as dataclasses, unless typed in
+        typed = file.startswith(("<stdin", "<ipython-input", "<unknown"))
+        return "user" if typed else "library"
+    path = os.path.realpath(file)
+    for folder in _folders(_CALLERS):
+        if path.startswith(folder + os.sep):
+            return "library" if os.path.basename(path) in _STARTING else "caller"
+    package = Path(__file__).resolve().parents[1]
+    beside = package.parent
+    if (beside / _SCRIPTS[0]).is_file():  # a checkout, not an installed package
+        for name in _SCRIPTS:
+            script = str(beside / name)
+            if path == script or path.startswith(script + os.sep):
+                return "caller"
+    for folder in (*_folders(_LIBRARIES), *_standard_library()):
+        if path.startswith(folder + os.sep):
+            inside = os.path.relpath(path, folder).split(os.sep)
+            if not {"site-packages", "dist-packages"} & set(inside):
+                return "library"
+    return "user"
+
+
+def _folders(names: tuple[str, ...]) -> Iterator[str]:
+    """Where the imported ones of some packages are."""
+    for name in names:
+        module = sys.modules.get(name)
+        for folder in getattr(module, "__path__", None) or ():
+            yield os.path.realpath(folder)
+
+
+@cache
+def _standard_library() -> tuple[str, ...]:
+    paths = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib")}
+    return tuple(os.path.realpath(path) for path in paths if path)
+
+
+def _frames(traceback: TracebackType | None) -> Iterator[str]:
+    while traceback is not None:
+        frame = traceback.tb_frame
+        file = frame.f_code.co_filename
+        if file == "<string>" and frame.f_globals.get("__name__") == "__main__":
+            file = "<stdin>"  # python -c
+        yield file
+        traceback = traceback.tb_next
+
+
+def _files_in_text(text: str) -> Iterator[str]:
+    """Files of the last traceback in a text."""
+    _, head, traceback_text = text.rpartition(_HEAD)
+    if head:
+        yield from _FRAME.findall(traceback_text)

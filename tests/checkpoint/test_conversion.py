@@ -1,0 +1,269 @@
+"""tools/convert_weights.py: from any source to a checkpoint and a config that belong together."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from solo_d2.checkpoint.derive import class_names, derive_config, settings_in_text
+from tests.checkpoint import published
+
+pytestmark = pytest.mark.detectron2
+pytest.importorskip("detectron2")
+
+from detectron2.modeling import build_model  # noqa: E402
+
+from solo_d2.checkpoint.checkpointer import SOLOCheckpointer  # noqa: E402
+from solo_d2.checkpoint.convert import (  # noqa: E402
+    plan_conversion,
+    write_conversion,
+)
+from solo_d2.config import load_config  # noqa: E402
+from solo_d2.data.classes import dataset_categories, make_categories  # noqa: E402
+from solo_d2.utils.errors import ConfigError  # noqa: E402
+from tests.modeling.tiny import tiny_config, tiny_model  # noqa: E402
+
+# Detectron2 installs a package `tools`, so the file is imported from its folder.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
+from convert_weights import main  # noqa: E402
+
+TEXT = """
+model = dict(bbox_head=dict(num_grids=[20, 18, 12, 8, 6],
+    scale_ranges=((1, 64), (32, 128), (64, 256), (128, 512), (256, 2048)), sigma=0.2))
+"""
+
+
+def save(path, state, **others):
+    torch.save({"state_dict": state, **others}, path)
+    return path
+
+
+def load(config, overrides=()):
+    cfg = load_config(str(config), ["MODEL.DEVICE", "cpu", *overrides])
+    model = build_model(cfg).eval()
+    SOLOCheckpointer(model, whole=True).load(cfg.MODEL.WEIGHTS)
+    return cfg, model
+
+
+def outputs_of(model):
+    torch.manual_seed(3)
+    with torch.no_grad():
+        return model.head(model.backbone(torch.rand(1, 3, 64, 96)))
+
+
+# Structure and inputs of each model by config key; and the config that its schedule comes from.
+RANGES_512 = [[1, 64], [32, 128], [64, 256], [128, 512], [256, 2048]]
+EXPECTED = {
+    "solo": ("solo_R50_3x", {"HEAD.NAME": "SOLOHead", "CELL_CONFLICT": "last"}),
+    "decoupled": ("decoupled_solo_R50_3x", {"HEAD.NAME": "DecoupledSOLOHead"}),
+    "decoupled_light_dcn": (
+        "decoupled_solo_light_512_R50_dcn_3x",
+        {"HEAD.DEFORM": "v1", "HEAD.NUM_DEFORM_CONVS": 1, "SCALE_RANGES": RANGES_512},
+    ),
+    "solov2_dcn": (
+        "solov2_R101_dcn_3x",
+        {"HEAD.DEFORM": "v2", "HEAD.NUM_DEFORM_CONVS": 4, "MASK_FEATURE.DEFORM": "v2"},
+    ),
+    "solov2_light_448": ("solov2_light_448_R18_3x", {"HEAD.NUM_CONVS": 2}),
+    "solov2_light_512_dcn": ("solov2_light_512_R50_dcn_3x", {"SCALE_RANGES": RANGES_512}),
+}
+
+
+@pytest.mark.parametrize("model", EXPECTED)
+def test_round_trip(model, tmp_path):
+    """Convert, load by the written config: the outputs are those of the source's own weights."""
+    base, expected = EXPECTED[model]
+    state = published.mm_state(model)
+    source = save(tmp_path / "source.pth", state)
+    plan = plan_conversion(source)
+    assert plan.base.stem == base
+    config = write_conversion(plan, tmp_path / "converted.pth")
+    cfg, converted = load(config)
+    assert cfg.INPUT.FORMAT == "RGB"
+    assert cfg.MODEL.PIXEL_STD == [58.395, 57.12, 57.375]
+    assert cfg.MODEL.RESNETS.STRIDE_IN_1X1 is False
+    assert cfg.MODEL.RESNETS.DEFORM_MODULATED == (model == "solov2_dcn")
+    assert cfg.MODEL.SOLO.NUM_CLASSES == 80
+    assert cfg.DATASETS.TEST == ("coco_2017_val",)
+    for key, value in expected.items():
+        holder = cfg.MODEL.SOLO
+        for part in key.split("."):
+            holder = holder[part]
+        assert holder == value
+    _, direct = load(config, ["MODEL.WEIGHTS", str(source)])
+    a, b = outputs_of(converted), outputs_of(direct)
+    for x, y in zip(a.class_logits, b.class_logits, strict=True):
+        assert torch.equal(x, y)
+    written = torch.load(tmp_path / "converted.pth", weights_only=True)
+    assert list(written) == ["model", "classes"]
+    assert written["classes"] == dataset_categories("coco_2017_val")
+    for name, value in written["model"].items():
+        assert torch.equal(value, state[plan.conversion.origins[name]])
+
+
+def test_command_tells_what_it_did(tmp_path):
+    torch.save({"model": published.values(published.adelaidet())}, tmp_path / "SOLOv2_R50_3x.pth")
+    command = [sys.executable, "tools/convert_weights.py", str(tmp_path / "SOLOv2_R50_3x.pth")]
+    done = subprocess.run(
+        [*command, str(tmp_path / "solov2.pth")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for line in (
+        "format: SOLOv2 of AdelaiDet",
+        "mapped: 333 parameters, 52 of them renamed",
+        "ignored: nothing",
+        "missing: nothing",
+        "left over: nothing",
+        "as in that config unless listed: NUM_GRIDS, SCALE_RANGES",
+    ):
+        assert line in done.stdout
+    assert "solov2_R50_3x.yaml" in done.stdout
+    cfg, _ = load(tmp_path / "solov2.yaml")
+    assert (cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_STD) == ("BGR", [1.0, 1.0, 1.0])
+    assert cfg.MODEL.RESNETS.STRIDE_IN_1X1 is True
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "SOLOv2_R50_3x.pth",
+        "solov2.pth",
+        "solov2.yaml",
+    ]
+
+
+def test_what_is_saved_beside_the_weights(tmp_path, capsys):
+    meta = {"CLASSES": [f"thing {i}" for i in range(80)], "config": TEXT}
+    state = published.mm_state("solov2_light_512_dcn")
+    source = save(tmp_path / "source.pth", state, meta=meta)
+    assert main([str(source), str(tmp_path / "out.pth")]) == 0
+    assert "classes: thing 0, thing 1" in capsys.readouterr().out
+    cfg = load_config(str(tmp_path / "out.yaml"))
+    assert cfg.MODEL.SOLO.NUM_GRIDS == [20, 18, 12, 8, 6]
+    assert cfg.MODEL.SOLO.SCALE_RANGES[4] == [256, 2048]
+    assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == ((), ())  # not COCO's classes
+    assert cfg.MODEL.CLASSES == make_categories(meta["CLASSES"], range(1, 81))
+    assert torch.load(tmp_path / "out.pth", weights_only=True)["classes"] == cfg.MODEL.CLASSES
+    coco = dataset_categories("coco_2017_val")
+    for meta in ({"dataset_meta": {"classes": tuple(x["name"] for x in coco)}}, None):
+        save(source, state, meta=meta)
+        assert plan_conversion(source).classes == coco
+    assert "DATASETS.TEST" not in plan_conversion(source).settings
+
+
+def test_nothing_odd_beside_the_weights_matters():
+    for meta in (
+        None,
+        "text",
+        {"CLASSES": [1, 2]},
+        {"dataset_meta": 3},
+        {"config": "num_grids=[,"},
+    ):
+        assert class_names({"meta": meta}) == []
+        assert settings_in_text({"meta": meta}) == {}
+
+
+def test_other_numbers_of_classes_and_grids(tmp_path):
+    state = published.mm_state("decoupled_light")
+    state = {k: v[:3] if "dsolo_cate" in k else v for k, v in state.items()}
+    state = {k: v[:7] if "ins_list" in k and ".0." in k else v for k, v in state.items()}
+    config = write_conversion(plan_conversion(save(tmp_path / "a.pth", state)), tmp_path / "b.pth")
+    cfg, _ = load(config)
+    assert cfg.MODEL.SOLO.NUM_CLASSES == 3
+    assert cfg.MODEL.SOLO.NUM_GRIDS == [7, 36, 24, 16, 12]
+    assert cfg.DATASETS.TEST == ()
+
+
+def test_backbones_are_converted_too(tmp_path):
+    torch.save(published.values(published.torchvision_resnet(50)), tmp_path / "r.pth")
+    config = write_conversion(plan_conversion(tmp_path / "r.pth"), tmp_path / "c.pth")
+    cfg = load_config(str(config), ["MODEL.DEVICE", "cpu", "MODEL.SOLO.NUM_CLASSES", 2])
+    model = build_model(cfg)
+    SOLOCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    weight = model.backbone.bottom_up.res4[5].conv3.weight
+    expected = torch.load(tmp_path / "r.pth", weights_only=True)["layer3.5.conv3.weight"]
+    assert torch.equal(weight, expected)
+    assert cfg.INPUT.FORMAT == "RGB"
+
+
+def test_config_of_ones_choice_and_parameters_that_may_differ(tmp_path):
+    state = published.mm_state("solov2")
+    del state["bbox_head.solo_kernel.bias"]
+    source = save(tmp_path / "a.pth", state | {"extra.weight": torch.ones(1)})
+    with pytest.raises(ConfigError, match=r"1 parameters of the model are not in them: head\.kern"):
+        plan_conversion(source)
+    allow = ["head.kernel_params.bias", "extra.*"]
+    plan = plan_conversion(source, "configs/coco/solov2_R50_1x.yaml", allow=allow)
+    assert plan.base.stem == "solov2_R50_1x"
+    report = "\n".join(plan.report())
+    assert "missing: 1: head.kernel_params.bias" in report
+    assert "left over: 1: extra.weight" in report
+    cfg = load_config(str(write_conversion(plan, tmp_path / "b.pth")), ["MODEL.DEVICE", "cpu"])
+    model = build_model(cfg)
+    SOLOCheckpointer(model, allow=cfg.MODEL.WEIGHTS_ALLOW).load(cfg.MODEL.WEIGHTS)
+
+
+def without(part):
+    return {name: v for name, v in published.mm_state("solo").items() if part not in name}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: {"encoder.weight": torch.ones(1)}, "of no known format"),
+        (lambda: without("layer3"), "no ResNet of"),
+        (lambda: without("ins_list"), "none of SOLO's"),
+        (
+            lambda: (
+                without("solo_cate.weight")
+                | {"bbox_head.solo_cate.weight": torch.ones(80, 16, 3, 3)}
+            ),
+            r"head\.class_logits\.weight \(80, 16, 3, 3\) instead of",
+        ),
+    ],
+)
+def test_what_cannot_be_converted_writes_nothing(make, message, tmp_path, capsys):
+    source = save(tmp_path / "source.pth", make())
+    assert main([str(source), str(tmp_path / "out.pth")]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"convert_weights: {source}")
+    assert err.count("\n") == 1
+    assert re.search(message, err)
+    assert [path.name for path in tmp_path.iterdir()] == ["source.pth"]
+
+
+def test_files_that_can_not_be(tmp_path, capsys):
+    assert main([str(tmp_path / "gone.pth"), str(tmp_path / "out.pth")]) == 2
+    assert "gone.pth" in capsys.readouterr().err
+    source = save(tmp_path / "source.pth", published.mm_state("solov2"))
+    plan = plan_conversion(source, "configs/coco/solov2_R50_3x.yaml")
+    with pytest.raises(ConfigError, match=r"must end in \.pth"):
+        write_conversion(plan, tmp_path / "out.pt")
+    (tmp_path / "mine.yaml").write_text("# my own\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml is there already"):
+        write_conversion(plan, tmp_path / "mine.pth")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="can't be written"):
+        write_conversion(plan, tmp_path / "file" / "out.pth")
+    assert not (tmp_path / "mine.pth").exists()
+
+
+def test_variants_of_the_head_are_read_off_the_shapes():
+    for head, changes in (
+        ("SOLOv2Head", {"HEAD.KERNEL_SIZE": 3, "HEAD.KERNEL_COORDS": False}),
+        ("SOLOv2Head", {"MASK_FEATURE.TYPE": "separate", "MASK_FEATURE.NUM_CONVS": 2}),
+        ("SOLOv2Head", {"MASK_FEATURE.COORDS": False, "MASK_FEATURE.IN_FEATURES": ["p2", "p3"]}),
+        ("SOLOHead", {"HEAD.NUM_CONVS": 3, "HEAD.NUM_COORD_CONVS": 2, "HEAD.NORM": "BN"}),
+        ("DecoupledSOLOHead", {"HEAD.NUM_COORD_CONVS": 0, "NUM_GRIDS": [9, 8, 6, 5, 4]}),
+        ("DecoupledSOLOLightHead", {"HEAD.NORM": "", "HEAD.DEFORM": "v2"}),
+    ):
+        cfg = tiny_config(head)
+        for key, value in changes.items():
+            cfg.merge_from_list([f"MODEL.SOLO.{key}", value])
+        derived = derive_config(tiny_model(cfg).state_dict())
+        assert derived["MODEL.SOLO.HEAD.NAME"] == head
+        for key, value in derived.items():
+            holder = cfg
+            for part in key.split("."):
+                holder = holder[part]
+            assert holder == value, key
+        assert {f"MODEL.SOLO.{key}" for key in changes} <= set(derived)

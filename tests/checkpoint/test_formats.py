@@ -1,0 +1,202 @@
+"""Every source format: recognised, renamed one to one, and right in numbers for the heads."""
+
+import pytest
+import torch
+
+from solo_d2.checkpoint.adelaidet import ADELAIDET
+from solo_d2.checkpoint.formats import FORMATS, recognise
+from solo_d2.checkpoint.mmdetection import MMDETECTION, MMDETECTION_DETECTOR, SOLO_AUTHORS
+from solo_d2.checkpoint.torchvision import TORCHVISION
+from solo_d2.checkpoint.zoo import CAFFE2, DETECTOR, OWN, RESNET
+from tests.checkpoint import published
+from tests.golden import levels, load_golden
+
+pytestmark = pytest.mark.detectron2
+pytest.importorskip("detectron2")
+
+from detectron2.layers import ShapeSpec  # noqa: E402
+
+from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY  # noqa: E402
+
+FEATURES = ["p2", "p3", "p4", "p5", "p6"]
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+@pytest.mark.parametrize("model", published.MODELS)
+def test_entries_are_as_many_as_published(model):
+    backbone, neck, head, feature = published.mm_model(model)
+    assert (len(backbone), len(head), len(feature)) == published.MODELS[model][-1]
+    assert len(neck) == 16
+    assert len(published.adelaidet()) == 333
+
+
+@pytest.mark.parametrize("model", published.MODELS)
+def test_both_generations_of_mmdetection_give_one_model(model):
+    state = published.mm_state(model)
+    assert recognise(state) is SOLO_AUTHORS
+    conversion = SOLO_AUTHORS.convert(state)
+    counters = [name for name in state if name.endswith("num_batches_tracked")]
+    assert sorted(conversion.ignored) == sorted(counters)
+    assert len(conversion.state) == len(state) - len(counters)
+    assert all(name.startswith(("backbone.", "head.")) for name in conversion.state)
+    assert not any("layer" in name or "conv_offset" in name for name in conversion.state)
+    newer = published.mm_state(model, published.MMDET)
+    assert recognise(newer) is MMDETECTION
+    older_files = published.mm_state(model, beside=True)
+    for other in (MMDETECTION.convert(newer), SOLO_AUTHORS.convert(older_files)):
+        assert set(other.state) == set(conversion.state)
+
+
+PAIRS = {  # theirs and ours, by the tables of the golden values
+    "backbone.conv1.weight": "backbone.bottom_up.stem.conv1.weight",
+    "backbone.bn1.bias": "backbone.bottom_up.stem.conv1.norm.bias",
+    "backbone.layer3.5.bn2.running_var": "backbone.bottom_up.res4.5.conv2.norm.running_var",
+    "backbone.layer4.0.downsample.0.weight": "backbone.bottom_up.res5.0.shortcut.weight",
+    "backbone.layer1.0.downsample.1.weight": "backbone.bottom_up.res2.0.shortcut.norm.weight",
+    "backbone.layer2.3.conv2.conv_offset.bias": "backbone.bottom_up.res3.3.conv2.offset.bias",
+    "neck.lateral_convs.0.conv.weight": "backbone.fpn_lateral2.weight",
+    "neck.fpn_convs.3.conv.bias": "backbone.fpn_output5.bias",
+    "bbox_head.cate_convs.3.conv.weight": "head.class_tower.3.weight",
+    "bbox_head.kernel_convs.0.gn.bias": "head.kernel_tower.0.norm.bias",
+    "bbox_head.kernel_convs.2.conv.conv_offset.weight": "head.kernel_tower.2.offset.weight",
+    "bbox_head.solo_cate.bias": "head.class_logits.bias",
+    "bbox_head.solo_kernel.weight": "head.kernel_params.weight",
+    "mask_feat_head.convs_all_levels.3.conv2.gn.weight": "head.mask_feature.levels.3.2.norm.weight",
+    "mask_feat_head.conv_pred.0.conv.conv_offset.bias": "head.mask_feature.output.offset.bias",
+}
+
+
+def test_names_of_the_authors_code():
+    origins = SOLO_AUTHORS.convert(published.mm_state("solov2_dcn")).origins
+    assert {theirs: ours for ours, theirs in origins.items() if theirs in PAIRS} == PAIRS
+
+
+def test_names_of_adelaidet():
+    state = published.values(published.adelaidet())
+    assert recognise(state) is ADELAIDET
+    conversion = ADELAIDET.convert(state | {"pixel_mean": torch.zeros(3)})
+    assert conversion.ignored == ("pixel_mean",)
+    assert len(conversion.state) == 333
+    origins = conversion.origins
+    assert origins["head.kernel_tower.3.norm.bias"] == "ins_head.kernel_tower.10.bias"
+    assert origins["head.class_tower.2.weight"] == "ins_head.cate_tower.6.weight"
+    name = "mask_head.convs_all_levels.2.conv1.1.weight"
+    assert origins["head.mask_feature.levels.2.1.norm.weight"] == name
+    # It is the model that the authors' code gives.
+    assert set(origins) == set(SOLO_AUTHORS.convert(published.mm_state("solov2")).state)
+
+
+def test_backbones_are_recognised():
+    resnet = published.torchvision_resnet(50)
+    zoo = published.detectron2_resnet(50)
+    own = {f"backbone.bottom_up.{name}": shape for name, shape in zoo.items()}
+    caffe2 = published.caffe2_resnet(50)
+    detector = {f"backbone.{name}": shape for name, shape in resnet.items()}
+    for state, expected in (
+        (resnet | {"fc.weight": (1000, 256)}, TORCHVISION),
+        (zoo | {"stem.fc.weight": (1000, 256)}, RESNET),
+        (caffe2, CAFFE2),
+        (own | {"proposal_generator.rpn_head.conv.weight": (1,)}, DETECTOR),
+        (detector | {"rpn_head.rpn_cls.weight": (1,)}, MMDETECTION_DETECTOR),
+    ):
+        assert recognise(state) is expected
+        names = set(expected.convert(state).state)
+        statistics = {name for name in own if ".running_" in name}
+        assert names == set(own) - (statistics if expected is CAFFE2 else set())
+
+
+def test_what_belongs_to_nothing_keeps_its_name_and_nothing_is_written_twice():
+    state = {**published.torchvision_resnet(50), "layer1.0.se.fc1.weight": 0}
+    assert "layer1.0.se.fc1.weight" in TORCHVISION.convert(state).state
+    state = published.mm_state("decoupled_light_dcn") | {
+        "backbone.layer2.0.conv2_offset.bias": torch.zeros(18)
+    }
+    with pytest.raises(ValueError, match="conv2_offset.bias are both .*res3.0.conv2.offset.bias"):
+        SOLO_AUTHORS.convert(state)
+    assert recognise({"weight": 0}) is None
+    assert len({source.title for source in FORMATS}) == len(FORMATS)
+
+
+HEADS = {
+    "solo_head_forward": "SOLOHead",
+    "decoupled_solo_head_forward": "DecoupledSOLOHead",
+    "decoupled_solo_light_head_forward": "DecoupledSOLOLightHead",
+    "mmdet_solov2_light": "SOLOv2Head",
+    "solov2_heads": "SOLOv2Head",
+}
+# Names of the authors' code, and those of mmdetection 2 and 3.
+NEWER = (
+    ("bbox_head.cate_convs.", "mask_head.cls_convs."),
+    ("bbox_head.ins_convs", "mask_head.mask_convs"),
+    ("bbox_head.kernel_convs.", "mask_head.kernel_convs."),
+    ("bbox_head.dsolo_cate.", "mask_head.conv_cls."),
+    ("bbox_head.solo_cate.", "mask_head.conv_cls."),
+    ("bbox_head.solo_kernel.", "mask_head.conv_kernel."),
+    ("bbox_head.dsolo_ins_list", "mask_head.conv_mask_list"),
+    ("bbox_head.solo_ins_list", "mask_head.conv_mask_list"),
+    ("mask_feat_head.conv_pred.0.", "mask_head.mask_feature_head.conv_pred."),
+    ("mask_feat_head.", "mask_head.mask_feature_head."),
+)
+
+
+def golden_head(name, source):
+    golden = load_golden(name)
+    prefixes = ("bbox_head.", "mask_feat_head.", "ins_head.", "mask_head.")
+    state = {key: value for key, value in golden.items() if key.startswith(prefixes)}
+    if source is MMDETECTION:
+        for theirs, newer in NEWER:
+            state = {key.replace(theirs, newer): value for key, value in state.items()}
+    converted = source.convert(state).state
+    dim = converted["head.class_tower.0.weight"].shape[0]
+    settings = {"num_grids": golden["num_grids"].tolist(), "num_convs": 2, "conv_dim": dim}
+    if "head.mask_feature.output.weight" in converted:
+        out, conv_dim = converted["head.mask_feature.output.weight"].shape[:2]
+        settings |= {"mask_in_features": FEATURES[:4], "mask_conv_dim": conv_dim}
+        settings |= {"mask_out_channels": out}
+    head = SOLO_HEAD_REGISTRY.get(HEADS[name])(
+        in_features=FEATURES,
+        input_shape={f"p{n}": ShapeSpec(channels=32, stride=2**n) for n in range(2, 7)},
+        strides=[8, 8, 16, 32, 32],
+        num_classes=converted["head.class_logits.weight"].shape[0],
+        **settings,
+    )
+    head.load_state_dict({k.removeprefix("head."): v for k, v in converted.items()}, strict=True)
+    with torch.no_grad():
+        return golden, head({key: golden[key] for key in FEATURES})
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        *((name, source) for name in [*HEADS][:4] for source in (SOLO_AUTHORS, MMDETECTION)),
+        ("solov2_heads", ADELAIDET),
+    ],
+)
+def test_converted_heads_give_the_published_outputs(name, source):
+    golden, outputs = golden_head(name, source)
+    pairs = [("class_logits", "cate_pred")]
+    if name.startswith("decoupled"):
+        pairs += [("column_logits", "ins_pred_x"), ("row_logits", "ins_pred_y")]
+    elif HEADS[name] == "SOLOv2Head":
+        pairs += [("kernel_params", "kernel_pred")]
+        feature = golden["mask_feat" if "mask_feat" in golden else "mask_pred"]
+        torch.testing.assert_close(outputs.mask_features[0], feature, **CLOSE)
+    for ours, theirs in pairs:
+        for level, expected in zip(getattr(outputs, ours), levels(golden, theirs), strict=True):
+            torch.testing.assert_close(level, expected, **CLOSE)
+
+
+def test_solo_masks_give_the_published_outputs():
+    """SOLO's head makes only chosen masks, so its last layer is applied here."""
+    golden, outputs = golden_head("solo_head_forward", SOLO_AUTHORS)
+    for level, feature in enumerate(outputs.mask_features):
+        weight = golden[f"bbox_head.solo_ins_list.{level}.weight"]
+        bias = golden[f"bbox_head.solo_ins_list.{level}.bias"]
+        masks = torch.nn.functional.conv2d(feature, weight, bias)
+        torch.testing.assert_close(masks, golden[f"ins_pred.{level}"], **CLOSE)
+
+
+def test_own_is_taken_as_it_is():
+    state = SOLO_AUTHORS.convert(published.mm_state("solov2")).state
+    assert recognise(state) is OWN
+    assert list(OWN.convert(state).state) == list(state)

@@ -1,0 +1,162 @@
+"""What the config's data set names mean: class counts and checks before training."""
+
+import json
+from functools import partial
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
+
+from solo_d2.config import default_config
+from solo_d2.data import check_datasets, register_datasets_of_config, resolve_num_classes
+from solo_d2.utils.errors import ConfigError, DatasetError
+
+pytestmark = pytest.mark.detectron2
+
+
+@pytest.fixture
+def register(tmp_path):
+    """Register a data set of some classes: `register(name, classes)`."""
+    names = []
+
+    def add(name, classes):
+        names.append(name)
+        DatasetCatalog.register(name, list)
+        MetadataCatalog.get(name).thing_classes = classes
+
+    yield add
+    for name in [*names, *(name for name in DatasetCatalog if name.startswith("test_"))]:
+        DatasetCatalog.pop(name, None)
+        MetadataCatalog.pop(name, None)
+
+
+def config(train=(), test=(), number=0, coco_format=()):
+    cfg = default_config()
+    cfg.MODEL.META_ARCHITECTURE = "SOLO"
+    cfg.MODEL.SOLO.NUM_CLASSES = number
+    cfg.DATASETS.COCO_FORMAT = list(coco_format)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = tuple(train), tuple(test)
+    return cfg
+
+
+def test_taken_from_the_data_set():
+    cfg = config(["shapes_train"], ["shapes_val"])
+    cfg.freeze()
+    assert resolve_num_classes(cfg) == 7
+    assert cfg.MODEL.SOLO.NUM_CLASSES == 7
+    assert cfg.is_frozen()
+    cfg = config([], ["coco_2017_val"])
+    assert resolve_num_classes(cfg) == 80
+    assert not cfg.is_frozen()
+
+
+def test_only_the_named_data_sets_count():
+    cfg = config(["test_absent"], ["shapes_val"])
+    assert resolve_num_classes(cfg, cfg.DATASETS.TEST) == 7
+
+
+def test_right_number_is_kept():
+    assert resolve_num_classes(config(["shapes_train"], number=7)) == 7
+
+
+def test_without_data_sets_the_number_must_be_there():
+    assert resolve_num_classes(config(number=3)) == 3
+    with pytest.raises(ConfigError, match=r"MODEL\.SOLO\.NUM_CLASSES is 0 and DATASETS\.TRAIN"):
+        resolve_num_classes(config())
+
+
+def test_wrong_number_names_key_data_set_and_both_numbers():
+    cfg = config(["coco_2017_train"], number=7)
+    with pytest.raises(
+        ConfigError, match=r"MODEL\.SOLO\.NUM_CLASSES is 7, but .*'coco_2017_train' has 80"
+    ):
+        resolve_num_classes(cfg)
+    assert cfg.MODEL.SOLO.NUM_CLASSES == 7
+
+
+def test_different_classes_name_both_data_sets_and_what_is_missing(register):
+    register("test_one", ["cat", "dog"])
+    register("test_two", ["cat", "cow"])
+    with pytest.raises(ConfigError) as caught:
+        resolve_num_classes(config(["test_one"], ["test_two"]))
+    for part in ("data set 'test_one' has 'dog'", "data set 'test_two' has 'cow'"):
+        assert f"only {part}" in str(caught.value)
+    register("test_three", ["dog", "cat"])
+    with pytest.raises(ConfigError, match="the same classes in another order"):
+        resolve_num_classes(config(["test_one", "test_three"]))
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"), [(0, "no categories"), (60_000, "60,000 categories")]
+)
+def test_numbers_of_classes_that_no_model_can_have_are_the_datas_fault(register, number, reason):
+    register("test_odd", [str(index) for index in range(number)])
+    for cfg in (config(["test_odd"]), config(["test_odd"], number=7)):
+        with pytest.raises(DatasetError, match=f"'test_odd' has {reason}") as error:
+            resolve_num_classes(cfg)
+        assert "NUM_CLASSES" not in str(error.value)
+
+
+def test_no_instances_in_a_data_set(register):
+    DatasetCatalog.register("test_stuff", list)
+    with pytest.raises(DatasetError, match="'test_stuff' has no thing_classes"):
+        resolve_num_classes(config(["test_stuff"]))
+
+
+def test_folders_named_by_the_config(register, tmp_path):
+    categories = [{"id": 5, "name": "cat"}, {"id": 2, "name": "dog"}]
+    (tmp_path / "a.json").write_text(json.dumps({"categories": categories}))
+    entry = ["test_mine", str(tmp_path / "a.json"), str(tmp_path)]
+    cfg = config(["test_mine"], coco_format=[entry])
+    register_datasets_of_config(cfg)
+    assert resolve_num_classes(cfg) == 2
+    check_datasets(["test_mine"])
+    cfg = config(coco_format=[["test_mine", str(tmp_path / "b.json"), str(tmp_path)]])
+    with pytest.raises(ConfigError, match="'test_mine' is taken"):
+        register_datasets_of_config(cfg)
+
+
+@pytest.mark.parametrize("entry", ["test_mine", ["test_mine", "a.json"], ["test_mine", 1, "b"]])
+def test_entry_of_another_form(entry):
+    with pytest.raises(ConfigError, match=r"DATASETS\.COCO_FORMAT must be a list of \[name"):
+        register_datasets_of_config(config(coco_format=[entry]))
+
+
+def test_unknown_name_gets_the_closest_names():
+    with pytest.raises(
+        DatasetError, match=r"'coco_2017_trian' is not .*coco_2017_train.*COCO_FORMAT"
+    ):
+        check_datasets(["coco_2017_trian"])
+    with pytest.raises(DatasetError, match="'shapes' is not registered"):
+        resolve_num_classes(config(["shapes"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [
+        ("coco_2017_train", "coco/annotations/instances_{train,val}2017.json"),
+        ("coco_2017_val_panoptic_separated", "coco/panoptic_stuff_{train,val}2017"),
+        ("lvis_v1_train", "lvis/lvis_v1_{train,val}.json"),
+        ("cityscapes_fine_instance_seg_train", "cityscapes/gtFine"),
+    ],
+)
+def test_missing_files_of_a_built_in_data_set(name, layout, monkeypatch, tmp_path):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    with pytest.raises(DatasetError) as caught:
+        check_datasets([name])
+    for part in (f"'{name}' is missing: looked for /", f"'{tmp_path}'", layout):
+        assert part in str(caught.value)
+
+
+def test_a_data_set_that_is_made_on_first_use_may_be_missing():
+    check_datasets(["shapes_train", "shapes_val"])
+
+
+def test_errors_of_detectron2s_loaders_name_the_data_set(register, tmp_path):
+    file = tmp_path / "no_annotations.json"
+    file.write_text(json.dumps({"images": [{"id": 1, "file_name": "a.png"}], "categories": []}))
+    DatasetCatalog.register("test_bad", partial(load_coco_json, str(file), str(tmp_path)))
+    check_datasets(["test_bad"])
+    check_datasets(["test_bad"])  # again
+    with pytest.raises(DatasetError, match="'test_bad' cannot be loaded .* (Key|Assertion)Error"):
+        DatasetCatalog.get("test_bad")

@@ -1,0 +1,220 @@
+"""Copy-paste: exact small cases, what is drawn at random, and the same samples after a resume."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BitMasks, Boxes, Instances
+
+from solo_d2 import add_solo_config
+from solo_d2.data import SOLODatasetMapper
+from solo_d2.data.copy_paste import CopyPaste, paste_instances, wrap_with_copy_paste
+from solo_d2.data.loader import build_train_loader
+from solo_d2.utils.errors import ConfigError
+
+pytestmark = pytest.mark.detectron2
+
+
+def sample(rows, masks, boxes, classes, value, **others):
+    """A training sample: masks as pictures, one text for each."""
+    shape = len(rows), len(rows[0])
+    tensor = torch.tensor([[[c == "x" for c in row] for row in mask] for mask in masks])
+    instances = Instances(shape)
+    instances.gt_masks = BitMasks(tensor.reshape(-1, *shape).bool())
+    instances.gt_boxes = Boxes(torch.tensor(boxes).float().reshape(-1, 4))
+    instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
+    image = torch.full((3, *shape), value, dtype=torch.uint8)
+    return {"image": image, "instances": instances, **others}
+
+
+def below(**others):
+    rows = ["....", "....", "...."]
+    masks = [["xx..", "xx..", "...."], ["....", "...x", "...x"], ["..x.", "....", "...."]]
+    boxes = [[0, 0, 2, 2], [2.9, 1.1, 4, 3], [2, 0, 3, 1]]
+    return sample(rows, masks, boxes, [5, 6, 7], 10, **others)
+
+
+def above():
+    masks = [
+        [".xx", ".xx", "...", "xxx"],
+        ["...", "...", "...", "x.."],
+        ["x..", "...", ".x.", "..."],
+    ]
+    boxes = [[0, 0, 3, 4], [0, 3, 1, 4], [0, 0, 2, 3]]
+    return sample(["..."] * 4, masks, boxes, [1, 2, 3], 90)
+
+
+def test_a_case_by_hand():
+    target, source = below(), above()
+    before = target["image"].clone(), target["instances"].gt_masks.tensor.clone()
+    result = paste_instances(target, source, torch.tensor([True, True, False]))
+    instances = result["instances"]
+    # The object of class 7 is hidden, the pasted one of class 2 is below the image; what is left of
+    # class 5 has a new box, the untouched one of class 6 keeps its own.
+    assert instances.gt_classes.tolist() == [5, 6, 1]
+    boxes = torch.tensor([[0, 0, 1, 2], [2.9, 1.1, 4, 3], [1, 0, 3, 2]])
+    assert torch.equal(instances.gt_boxes.tensor, boxes)
+    expected = [["x...", "x...", "...."], ["....", "...x", "...x"], [".xx.", ".xx.", "...."]]
+    found = [
+        ["".join(".x"[v] for v in row) for row in mask] for mask in instances.gt_masks.tensor.int()
+    ]
+    assert found == expected
+    pasted = instances.gt_masks.tensor[2]
+    assert (result["image"][:, pasted] == 90).all()
+    assert (result["image"][:, ~pasted] == 10).all()
+    assert instances.image_size == (3, 4)
+    # What came in is as it was.
+    assert torch.equal(target["image"], before[0])
+    assert torch.equal(target["instances"].gt_masks.tensor, before[1])
+
+
+def test_stuff_below_becomes_things():
+    stuff = torch.full((3, 4), 7)
+    result = paste_instances(below(sem_seg=stuff), above(), torch.tensor([False, False, True]))
+    expected = stuff.clone()
+    expected[0, 0] = expected[2, 1] = 0
+    assert torch.equal(result["sem_seg"], expected)
+    assert (stuff == 7).all()
+
+
+@pytest.mark.parametrize("chosen", [[False] * 3, [False, True, False]])
+def test_nothing_to_see_changes_nothing(chosen):
+    target = below()
+    assert paste_instances(target, above(), torch.tensor(chosen)) is target
+
+
+def test_onto_and_from_images_without_objects():
+    empty = sample(["..."] * 4, [], [], [], 3)
+    assert len(empty["instances"]) == 0
+    result = paste_instances(empty, above(), torch.ones(3, dtype=torch.bool))
+    assert result["instances"].gt_classes.tolist() == [1, 2, 3]
+    target = below()
+    assert paste_instances(target, empty, torch.zeros(0, dtype=torch.bool)) is target
+
+
+def test_probabilities_and_the_choice_of_the_other_image():
+    calls = []
+
+    def mapper(index):
+        calls.append(index)
+        return below() if index < 0 else above()
+
+    np.random.seed(0)
+    changed, pasted = 0, []
+    paste = CopyPaste(mapper, range(5), prob=0.6, instance_prob=0.25)
+    for _ in range(400):
+        classes = paste(-1)["instances"].gt_classes.tolist()
+        changed += classes != [5, 6, 7]
+        pasted += [label for label in classes if label in (1, 3)]
+    others = [index for index in calls if index >= 0]
+    assert 200 < len(others) < 280
+    assert set(others) == set(range(5))
+    assert 40 < pasted.count(1) < 80  # a quarter of 240
+    assert 40 < pasted.count(3) < 80
+
+
+def config(*overrides):
+    cfg = get_cfg()
+    add_solo_config(cfg)
+    cfg.INPUT.MIN_SIZE_TRAIN = (32, 40)
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.SOLVER.IMS_PER_BATCH = 2
+    cfg.SEED = 3
+    cfg.merge_from_list(list(overrides))
+    return cfg
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["INPUT.COPY_PASTE.PROB", 1.5], "INPUT.COPY_PASTE.PROB is 1.5"),
+        (["INPUT.COPY_PASTE.INSTANCE_PROB", -0.1], "INSTANCE_PROB is -0.1"),
+        (
+            ["INPUT.COPY_PASTE.PROB", 0.5, "INPUT.MASK_FORMAT", "polygon"],
+            "INPUT.MASK_FORMAT is 'polygon', but must be 'bitmask'",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        wrap_with_copy_paste(config(*overrides), len, [])
+
+
+def test_off_by_default():
+    assert wrap_with_copy_paste(config(), len, []) is len
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """A registered data set of four small images with two objects each."""
+    rng = np.random.default_rng(0)
+    records = []
+    for index in range(4):
+        file = tmp_path / f"{index}.png"
+        cv2.imwrite(str(file), rng.integers(0, 255, (32, 48, 3), np.uint8))
+        boxes = [[2 + 3 * index, 4, 12, 10], [20, 8 + index, 20, 15]]
+        records.append(
+            {
+                "file_name": str(file),
+                "height": 32,
+                "width": 48,
+                "image_id": index,
+                "annotations": [
+                    {
+                        "bbox": box,
+                        "bbox_mode": 1,
+                        "category_id": number,
+                        "segmentation": [
+                            [x, y, x + w, y, x + w, y + h, x, y + h] for x, y, w, h in [box]
+                        ],
+                    }
+                    for number, box in enumerate(boxes)
+                ],
+            }
+        )
+    DatasetCatalog.register("test_copy_paste", lambda: records)
+    yield "test_copy_paste"
+    DatasetCatalog.pop("test_copy_paste")
+    MetadataCatalog.pop("test_copy_paste", None)
+
+
+def batches(cfg, start, count):
+    loader = build_train_loader(cfg, SOLODatasetMapper(cfg, is_train=True))
+    loader.batch_sampler.start_batch = start
+    return [batch for batch, _ in zip(loader, range(count), strict=False)]
+
+
+def assert_same(found, expected):
+    for ours, theirs in zip(sum(found, []), sum(expected, []), strict=True):
+        assert torch.equal(ours["image"], theirs["image"])
+        assert torch.equal(ours["instances"].gt_masks.tensor, theirs["instances"].gt_masks.tensor)
+        assert torch.equal(ours["instances"].gt_boxes.tensor, theirs["instances"].gt_boxes.tensor)
+
+
+@pytest.mark.parametrize("jitter", [False, True])
+def test_a_resumed_loader_goes_on_with_the_same_samples(dataset, jitter):
+    cfg = config("INPUT.COPY_PASTE.PROB", 0.7, "INPUT.LSJ.ENABLED", jitter, "INPUT.LSJ.SIZE", 64)
+    cfg.DATASETS.TRAIN = (dataset,)
+    whole = batches(cfg, 0, 6)
+    assert_same(batches(cfg, 4, 2), whole[4:])
+    cfg.DATALOADER.NUM_WORKERS = 2
+    assert_same(batches(cfg, 2, 4), whole[2:])
+    cfg.INPUT.COPY_PASTE.PROB = 0.0
+    most = max(len(s["instances"]) for batch in whole for s in batch)
+    assert most > 2 >= max(len(s["instances"]) for batch in batches(cfg, 0, 6) for s in batch)
+
+
+def test_a_data_set_without_objects_is_named(dataset):
+    cfg = config()
+    cfg.DATASETS.TRAIN = (dataset,)
+    records = DatasetCatalog.get(dataset)
+    for record in records:
+        record["annotations"] = []
+    from solo_d2.utils.errors import DatasetError
+
+    with pytest.raises(DatasetError, match=r"'?test_copy_paste.*FILTER_EMPTY_ANNOTATIONS False"):
+        batches(cfg, 0, 1)
+    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
+    assert all(len(s["instances"]) == 0 for s in batches(cfg, 0, 1)[0])

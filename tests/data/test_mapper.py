@@ -1,0 +1,489 @@
+"""The mapper: masks of every kind, images without objects, unreadable files."""
+
+import copy
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.data import DatasetMapper
+from detectron2.data import transforms as T
+from detectron2.structures import BitMasks, BoxMode, PolygonMasks
+from pycocotools import mask as coco_mask
+from torch.utils.data import DataLoader
+
+from solo_d2 import add_solo_config
+from solo_d2.data import SOLODatasetMapper
+from solo_d2.utils.errors import ConfigError, DatasetError, UnreadableImageError
+from tests.pictures import png_of_size
+
+pytestmark = pytest.mark.detectron2
+
+HEIGHT, WIDTH = 40, 60
+POLYGON = [4.0, 4.0, 20.0, 4.0, 20.0, 16.0, 4.0, 16.0]
+
+
+def bitmap():
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[4:16, 4:20] = 1
+    return mask
+
+
+def segmentations():
+    rle = coco_mask.encode(np.asfortranarray(bitmap()))
+    runs = np.diff(np.flatnonzero(np.diff(np.r_[2, bitmap().T.ravel(), 2]))).tolist()
+    return {
+        "polygon": [POLYGON],
+        "polygon array": [np.array(POLYGON)],
+        "RLE": rle,
+        "RLE of text": {**rle, "counts": rle["counts"].decode()},
+        "uncompressed RLE": {"size": [HEIGHT, WIDTH], "counts": runs},
+        "bitmap": bitmap(),
+        "bool bitmap": bitmap().astype(bool),
+    }
+
+
+def annotation(segmentation, **others):
+    return {
+        "bbox": [4.0, 4.0, 16.0, 12.0],
+        "bbox_mode": BoxMode.XYWH_ABS,
+        "category_id": 2,
+        "iscrowd": 0,
+        "segmentation": segmentation,
+        **others,
+    }
+
+
+def config(mask_format="bitmask", size=HEIGHT, crop=False):
+    cfg = get_cfg()
+    add_solo_config(cfg)
+    cfg.INPUT.MASK_FORMAT = mask_format
+    cfg.INPUT.MIN_SIZE_TRAIN = (size,)
+    cfg.INPUT.MAX_SIZE_TRAIN = 10_000
+    cfg.INPUT.RANDOM_FLIP = "none"
+    cfg.INPUT.CROP.ENABLED = crop
+    return cfg
+
+
+@pytest.fixture
+def record(tmp_path):
+    file = tmp_path / "a.png"
+    cv2.imwrite(str(file), np.full((HEIGHT, WIDTH, 3), 90, np.uint8))
+    return {
+        "file_name": str(file),
+        "height": HEIGHT,
+        "width": WIDTH,
+        "image_id": 1,
+        "annotations": [],
+    }
+
+
+@pytest.mark.parametrize("kind", segmentations())
+def test_every_kind_of_mask_gives_the_same_pixels(record, kind):
+    record["annotations"] = [annotation(segmentations()[kind])]
+    before = copy.deepcopy(record)
+    instances = SOLODatasetMapper(config())(record)["instances"]
+    assert np.array_equal(instances.gt_masks.tensor[0].numpy(), bitmap())
+    assert instances.gt_masks.tensor.dtype == torch.bool
+    assert instances.gt_boxes.tensor.tolist() == [[4, 4, 20, 16]]
+    assert instances.gt_classes.tolist() == [2]
+    assert repr(record) == repr(before)
+
+
+def test_kinds_may_be_mixed(record):
+    record["annotations"] = [annotation(segmentation) for segmentation in segmentations().values()]
+    instances = SOLODatasetMapper(config(size=2 * HEIGHT))(record)["instances"]
+    masks = instances.gt_masks.tensor
+    assert masks.shape == (len(segmentations()), 2 * HEIGHT, 2 * WIDTH)
+    assert (masks == masks[:1]).all()
+
+
+# A square ring of two parts, and the way in between them, as one polygon.
+KEYHOLE = [10, 10, 40, 10, 40, 30, 10, 30, 10, 10, 15, 15, 15, 25, 35, 25, 35, 15, 15, 15]
+
+
+def ring():
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[10:30, 10:40] = True
+    mask[15:25, 15:35] = False
+    return mask
+
+
+@pytest.mark.parametrize("kind", ["RLE", "keyhole"])
+def test_holes_stay_open(record, kind):
+    rle = coco_mask.encode(np.asfortranarray(ring(), np.uint8))
+    segmentation = {"RLE": rle, "keyhole": [[float(value) for value in KEYHOLE]]}[kind]
+    record["annotations"] = [annotation(segmentation, bbox=[10.0, 10.0, 30.0, 20.0])]
+    mask = SOLODatasetMapper(config())(record)["instances"].gt_masks.tensor[0].numpy()
+    assert not mask[17:23, 17:33].any()
+    # One pixel's width along the way in is a matter of rasterising.
+    assert (mask != ring()).sum() <= (0 if kind == "RLE" else 8)
+
+
+def test_parts_are_one_object(record):
+    parts = [POLYGON, [30.0, 20.0, 50.0, 20.0, 50.0, 36.0, 30.0, 36.0]]
+    record["annotations"] = [annotation(parts, bbox=[4.0, 4.0, 46.0, 32.0])]
+    instances = SOLODatasetMapper(config())(record)["instances"]
+    expected = bitmap().astype(bool)
+    expected[20:36, 30:50] = True
+    assert len(instances) == 1
+    assert np.array_equal(instances.gt_masks.tensor[0].numpy(), expected)
+
+
+def test_equals_detectron2s_mapper_where_that_works(record):
+    cfg = config(size=3 * HEIGHT // 2)
+    cfg.MODEL.MASK_ON = True
+    triangle = [10.0, 5.5, 50.2, 20.0, 15.0, 39.0]
+    kinds = segmentations()
+    record["annotations"] = [annotation(kinds[key]) for key in ("polygon", "RLE", "RLE of text")]
+    record["annotations"].append(annotation([triangle], bbox=[10.0, 5.5, 40.2, 33.5]))
+    ours, theirs = SOLODatasetMapper(cfg)(record), DatasetMapper(cfg)(record)
+    assert torch.equal(ours["image"], theirs["image"])
+    for field in ("gt_masks", "gt_boxes"):
+        found, expected = (getattr(r["instances"], field).tensor for r in (ours, theirs))
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("mask_format", ["bitmask", "polygon"])
+@pytest.mark.parametrize("crop", [False, True])
+@pytest.mark.parametrize(
+    "annotations",
+    [
+        None,
+        [],
+        [annotation([POLYGON], iscrowd=1)],
+        [annotation([[1.0, 1.0, 5.0, 5.0]])],
+        [annotation([[1.0, 1.0, 5.0, 5.0, 9.0, 9.0]])],
+    ],
+)
+def test_an_image_without_objects_has_empty_instances(record, mask_format, crop, annotations):
+    record["annotations"] = annotations
+    if annotations is None:
+        del record["annotations"]
+    sample = SOLODatasetMapper(config(mask_format, crop=crop))(record)
+    instances = sample["instances"]
+    height, width = sample["image"].shape[1:]
+    assert instances.image_size == (height, width)
+    assert len(instances) == 0
+    assert instances.gt_boxes.tensor.shape == (0, 4)
+    assert instances.gt_classes.dtype == torch.int64
+    if mask_format == "bitmask":
+        assert isinstance(instances.gt_masks, BitMasks)
+        assert instances.gt_masks.tensor.shape == (0, height, width)
+        assert instances.gt_masks.tensor.dtype == torch.bool
+    else:
+        assert isinstance(instances.gt_masks, PolygonMasks)
+
+
+def test_an_object_outside_the_image_is_left_out(record):
+    outside = [value + 100.0 for value in POLYGON]
+    record["annotations"] = [
+        annotation([outside], bbox=[104.0, 104.0, 16.0, 12.0]),
+        annotation([POLYGON]),
+    ]
+    instances = SOLODatasetMapper(config())(record)["instances"]
+    assert len(instances) == 1
+    assert instances.gt_masks.tensor.sum() == bitmap().sum()
+
+
+def test_cropped_polygons_and_bitmaps_agree_and_boxes_are_tight(record):
+    record["annotations"] = [annotation([POLYGON]), annotation(bitmap())]
+    mapper = SOLODatasetMapper(config(crop=True))
+    mapper.augmentations = T.AugmentationList([T.CropTransform(10, 8, 30, 20)])
+    instances = mapper(record)["instances"]
+    for mask in instances.gt_masks.tensor:
+        assert np.array_equal(mask.numpy(), bitmap()[8:28, 10:40])
+    assert instances.gt_boxes.tensor.tolist() == [[0, 0, 10, 8]] * 2
+
+
+def test_boxes_that_are_none_come_from_the_mask(record):
+    record["annotations"] = [annotation([POLYGON], bbox=[4.0, 4.0, 0.0, 12.0])]
+    del (without := annotation([POLYGON]))["bbox"]
+    record["annotations"].append(without)
+    instances = SOLODatasetMapper(config())(record)["instances"]
+    assert instances.gt_boxes.tensor.tolist() == [[4, 4, 20, 16]] * 2
+
+
+def test_in_inference_annotations_are_dropped(record):
+    record["annotations"] = [annotation(7)]
+    sample = SOLODatasetMapper(config(), is_train=False)(record)
+    assert "instances" not in sample
+    assert "annotations" not in sample
+
+
+BAD_SEGMENTATIONS = {
+    "missing": (None, "annotation 31: the segmentation .* it is missing"),
+    "number": (3, "annotation 31: .* it is int"),
+    "RLE of another size": (
+        {"size": [9, 9], "counts": [81]},
+        "annotation 31: the RLE is for 9 x 9",
+    ),
+    "bitmap of another size": (np.ones((9, 9), np.uint8), "annotation 31: the RLE is for 9 x 9"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SEGMENTATIONS)
+def test_a_bad_annotation_is_named(record, case):
+    segmentation, message = BAD_SEGMENTATIONS[case]
+    record["annotations"] = [annotation([POLYGON]), annotation(segmentation, id=31)]
+    with pytest.raises(DatasetError, match=rf"a\.png: {message}"):
+        SOLODatasetMapper(config())(record)
+    del record["annotations"][1]["id"]
+    with pytest.raises(DatasetError, match=r"a\.png: annotation number 1 of the image: "):
+        SOLODatasetMapper(config())(record)
+
+
+@pytest.mark.parametrize(
+    "others", [{"category_id": 10**30}, {"bbox": "wide", "bbox_mode": 0}, {"category_id": None}]
+)
+def test_other_values_that_no_annotation_should_have(record, others):
+    record["annotations"] = [annotation([POLYGON], **others)]
+    with pytest.raises(DatasetError, match=r"a\.png: the annotations cannot be used: "):
+        SOLODatasetMapper(config())(record)
+
+
+def damage_truncated(file):
+    pixels = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
+    data = cv2.imencode(".jpg", pixels)[1].tobytes()
+    file.write_bytes(data[: len(data) // 2])
+
+
+def damage_size(file):
+    cv2.imwrite(str(file), np.zeros((WIDTH, HEIGHT, 3), np.uint8))
+
+
+def damage_folder(file):
+    file.unlink()
+    file.mkdir()
+
+
+DAMAGES = {
+    "truncated": (damage_truncated, "truncated"),
+    "folder": (damage_folder, "Is a directory"),
+    "missing": (lambda file: file.unlink(), "No such file"),
+    "empty": (lambda file: file.write_bytes(b""), "the file is empty"),
+    "text": (lambda file: file.write_text("<html>404</html>"), "not an image of a known format"),
+    "bomb": (lambda file: file.write_bytes(png_of_size(9000, 9000)), "more than the limit"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGES)
+@pytest.mark.parametrize("is_train", [True, False])
+def test_an_unreadable_image_is_named(record, tmp_path, case, is_train):
+    damage, message = DAMAGES[case]
+    damage(tmp_path / "a.png")
+    with pytest.raises(UnreadableImageError, match=rf"a\.png cannot be read: .*{message}") as error:
+        SOLODatasetMapper(config(), is_train)(record)
+    assert error.value.file == record["file_name"]
+    assert message in error.value.reason
+    assert str(error.value).count(record["file_name"]) == 1
+
+
+@pytest.mark.parametrize("is_train", [True, False])
+def test_the_config_says_how_many_pixels_are_read(record, is_train):
+    cfg = config()
+    cfg.INPUT.MAX_PIXELS = HEIGHT * WIDTH
+    SOLODatasetMapper(cfg, is_train)(record)
+    cfg.INPUT.MAX_PIXELS -= 1
+    with pytest.raises(UnreadableImageError, match=r"limit of 2399.* allow more by INPUT\.MAX_PIX"):
+        SOLODatasetMapper(cfg, is_train)(record)
+
+
+@pytest.mark.parametrize("is_train", [True, False])
+def test_an_image_of_another_size_is_another_error(record, is_train):
+    damage_size(Path(record["file_name"]))
+    with pytest.raises(DatasetError, match=r"a\.png has 60 x 40 pixels .* says 40 x 60") as error:
+        SOLODatasetMapper(config(), is_train)(record)
+    assert not isinstance(error.value, UnreadableImageError)
+
+
+@pytest.mark.parametrize("image_format", ["RGB", "BGR"])
+def test_channels_come_in_the_order_of_the_config(record, image_format):
+    cv2.imwrite(record["file_name"], np.full((HEIGHT, WIDTH, 3), (10, 20, 30), np.uint8))  # BGR
+    cfg = config()
+    cfg.INPUT.FORMAT = image_format
+    image = SOLODatasetMapper(cfg)(record)["image"]
+    assert image[:, 0, 0].tolist() == ([10, 20, 30] if image_format == "BGR" else [30, 20, 10])
+
+
+@pytest.mark.parametrize("image_format", ["L", "YUV-BT.601"])
+def test_other_formats_are_refused(image_format):
+    cfg = config()
+    cfg.INPUT.FORMAT = image_format
+    with pytest.raises(ConfigError, match=f"INPUT.FORMAT is '{image_format}'.*'BGR', 'RGB'"):
+        SOLODatasetMapper(cfg)
+
+
+@pytest.mark.parametrize("is_train", [True, False])
+def test_sixteen_bits_are_not_white(record, is_train):
+    values = np.linspace(0, 2**16 - 1, WIDTH).astype(np.uint16)[None].repeat(HEIGHT, axis=0)
+    cv2.imwrite(record["file_name"], values)
+    cfg = config()
+    cfg.INPUT.MIN_SIZE_TEST = HEIGHT
+    image = SOLODatasetMapper(cfg, is_train)(record)["image"]
+    assert np.abs(image[:, 5].numpy() - np.linspace(0, 255, WIDTH)).max() <= 1
+
+
+class Mapped(torch.utils.data.Dataset):
+    def __init__(self, record, mapper):
+        self.record, self.mapper = record, mapper
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return self.mapper(self.record)
+
+
+def test_the_message_survives_a_worker_of_the_loader(record, tmp_path):
+    damage_truncated(tmp_path / "a.png")
+    data = Mapped(record, SOLODatasetMapper(config()))
+    with pytest.raises(DatasetError, match=r"a\.png cannot be read: truncated or damaged"):
+        next(iter(DataLoader(data, num_workers=1, collate_fn=list)))
+
+
+def test_negatives_can_be_kept_for_training(tmp_path):
+    from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
+
+    from solo_d2.data import register_coco_format
+
+    images = [{"id": 1, "file_name": "a.png", "height": HEIGHT, "width": WIDTH}]
+    content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((HEIGHT, WIDTH, 3), np.uint8))
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    register_coco_format("test_negatives", tmp_path / "a.json", tmp_path)
+    try:
+        (found,) = get_detection_dataset_dicts("test_negatives", filter_empty=False)
+        assert len(SOLODatasetMapper(config())(found)["instances"]) == 0
+    finally:
+        DatasetCatalog.pop("test_negatives")
+        MetadataCatalog.pop("test_negatives")
+
+
+# --- stuff maps
+
+
+STUFF = np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH) // 7 % 6
+STUFF[:, -4:] = 255
+
+
+def panoptic_config(**options):
+    cfg = config(**options)
+    cfg.MODEL.META_ARCHITECTURE = "PanopticSOLO"
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 6
+    return cfg
+
+
+@pytest.fixture
+def panoptic_record(record, tmp_path):
+    cv2.imwrite(str(tmp_path / "stuff.png"), STUFF.astype(np.uint8))
+    # The image shows its labels, so that both can be compared after any transform.
+    cv2.imwrite(record["file_name"], np.repeat(STUFF[..., None], 3, axis=2).astype(np.uint8))
+    return {**record, "sem_seg_file_name": str(tmp_path / "stuff.png")}
+
+
+def test_stuff_is_read_for_training_a_panoptic_model_alone(panoptic_record, tmp_path):
+    sample = SOLODatasetMapper(panoptic_config())(panoptic_record)
+    assert sample["sem_seg"].dtype == torch.int64
+    assert np.array_equal(sample["sem_seg"].numpy(), STUFF)
+    assert len(sample["instances"]) == 0
+    (tmp_path / "stuff.png").unlink()
+    for mapper in (SOLODatasetMapper(config()), SOLODatasetMapper(panoptic_config(), False)):
+        assert "sem_seg" not in mapper(panoptic_record)
+
+
+@pytest.mark.parametrize("crop", [False, True])
+def test_stuff_is_moved_with_the_image(panoptic_record, crop):
+    transforms = [T.HFlipTransform(WIDTH), T.ResizeTransform(HEIGHT, WIDTH, 2 * HEIGHT, 2 * WIDTH)]
+    expected = STUFF[:, ::-1].repeat(2, axis=0).repeat(2, axis=1)
+    if crop:
+        transforms.append(T.CropTransform(11, 7, 50, 30))
+        expected = expected[7:37, 11:61]
+    mapper = SOLODatasetMapper(panoptic_config())
+    mapper.augmentations = T.AugmentationList(transforms)
+    sample = mapper(panoptic_record)
+    assert np.array_equal(sample["sem_seg"].numpy(), expected)
+    assert sample["sem_seg"].shape == sample["image"].shape[1:]
+
+
+def test_the_configs_own_augmentation_keeps_stuff_on_the_image(panoptic_record):
+    halves = np.where(np.arange(WIDTH) < WIDTH // 2, 1, 4)[None].repeat(HEIGHT, axis=0)
+    cv2.imwrite(panoptic_record["sem_seg_file_name"], halves.astype(np.uint8))
+    cv2.imwrite(panoptic_record["file_name"], halves[..., None].repeat(3, axis=2).astype(np.uint8))
+    cfg = panoptic_config(crop=True)
+    cfg.INPUT.RANDOM_FLIP = "horizontal"
+    mapper = SOLODatasetMapper(cfg)
+    corners = set()
+    for seed in range(8):
+        np.random.seed(seed)
+        sample = mapper(panoptic_record)
+        assert sample["sem_seg"].shape == sample["image"].shape[1:]
+        # Only at the border are they interpolated differently.
+        assert (sample["image"][0] == sample["sem_seg"]).float().mean() > 0.9
+        corners.add(int(sample["sem_seg"][0, 0]))
+    assert corners == {1, 4}  # flipped and not
+
+
+STUFF_DAMAGES = {
+    "missing": (lambda file: file.unlink(), "stuff map of .*a.png, is missing"),
+    "empty": (lambda file: file.write_bytes(b""), "stuff map of .*a.png, cannot be read: Unident"),
+    "size": (
+        lambda file: cv2.imwrite(str(file), np.zeros((WIDTH, HEIGHT), np.uint8)),
+        "has 60 x 40 pixels .* has 40 x 60",
+    ),
+    "colour": (
+        lambda file: cv2.imwrite(str(file), np.zeros((HEIGHT, WIDTH, 3), np.uint8)),
+        "has the mode 'RGB'",
+    ),
+    "truncated": (
+        lambda file: file.write_bytes(file.read_bytes()[:90]),
+        "cannot be read: ",
+    ),
+    "label": (
+        lambda file: cv2.imwrite(str(file), np.full((HEIGHT, WIDTH), 6, np.uint8)),
+        r"has the label 6, but there are 6 classes \(0 to 5, 255",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", STUFF_DAMAGES)
+def test_an_unusable_stuff_map_is_named(panoptic_record, tmp_path, case):
+    damage, message = STUFF_DAMAGES[case]
+    damage(tmp_path / "stuff.png")
+    with pytest.raises(DatasetError, match=rf"stuff\.png.*{message}") as caught:
+        SOLODatasetMapper(panoptic_config())(panoptic_record)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_data_set_without_stuff_is_named(record):
+    with pytest.raises(DatasetError, match=r"a\.png has no stuff map \(sem_seg_file_name\)"):
+        SOLODatasetMapper(panoptic_config())(record)
+
+
+@pytest.mark.parametrize("mask_format", ["bitmask", "polygon"])
+@pytest.mark.parametrize("size", [(1, 1), (5, 1), (1, 5)])
+def test_images_one_pixel_wide_are_flipped(record, tmp_path, size, mask_format):
+    """NumPy takes such a mirrored array for contiguous, torch does not."""
+    height, width = size
+    files = {name: str(tmp_path / name) for name in ("thin.png", "thin_stuff.png")}
+    cv2.imwrite(files["thin.png"], np.full((height, width, 3), 90, np.uint8))
+    cv2.imwrite(files["thin_stuff.png"], np.full(size, 3, np.uint8))
+    mask = np.ones(size, np.uint8)
+    square = [0.0, 0.0, width, 0.0, width, height, 0.0, height]
+    of_kinds = [square] if mask_format == "polygon" else coco_mask.encode(np.asfortranarray(mask))
+    thin = {
+        **record,
+        **dict(zip(("file_name", "sem_seg_file_name"), files.values(), strict=True)),
+        "height": height,
+        "width": width,
+        "annotations": [annotation(of_kinds, bbox=[0.0, 0.0, width, height])],
+    }
+    mapper = SOLODatasetMapper(panoptic_config(mask_format=mask_format))
+    mapper.augmentations = T.AugmentationList([T.RandomFlip(prob=1.0)])
+    sample = mapper(thin)
+    assert sample["image"].shape == (3, *size)
+    assert (sample["sem_seg"] == 3).all()
+    assert len(sample["instances"]) == 1

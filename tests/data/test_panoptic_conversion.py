@@ -1,0 +1,307 @@
+"""Conversion of COCO's panoptic format: exact results, every error, whole or nothing."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from tests import panoptic_files as files
+from tests.conftest import HAS_DETECTRON2
+
+if not HAS_DETECTRON2:
+    sys.modules["detectron2"] = None  # an ImportError at once: conversion does without it
+from solo_d2.data import panoptic_conversion as conversion
+from solo_d2.data.panoptic_json import (
+    PanopticCategories,
+    locate_segments,
+    read_segment_ids,
+    write_segment_ids,
+)
+from solo_d2.utils.errors import DatasetError
+
+if not HAS_DETECTRON2:
+    del sys.modules["detectron2"]
+# Detectron2 installs a package `tools`, so the file is imported from its folder.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
+import convert_panoptic
+
+
+def convert(root, **options):
+    return conversion.ensure_converted(root / "panoptic.json", root / "panoptic", **options)
+
+
+def read_instances(folder):
+    return json.loads((folder / "instances.json").read_text())
+
+
+def test_ids_survive_the_png(tmp_path):
+    ids = np.array([[0, 1, 255], [256, 65_536, 256**3 - 1]], np.int32)
+    write_segment_ids(tmp_path / "a.png", ids)
+    found = read_segment_ids(tmp_path / "a.png")
+    assert found.dtype == np.int32
+    assert np.array_equal(found, ids)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "a.png")), files.id_pixels(ids))
+
+
+def test_conversion_is_exact(tmp_path):
+    root = files.write(tmp_path / "data")
+    folder = convert(root)
+    assert folder == root / "panoptic_converted"
+    assert np.array_equal(np.asarray(Image.open(folder / "stuff" / "1.png")), files.STUFF_MAP)
+    assert (np.asarray(Image.open(folder / "stuff" / "2.png")) == 2).all()
+    found = read_instances(folder)
+    assert [(c["id"], c["name"]) for c in found["categories"]] == [(3, "cat"), (5, "dog")]
+    assert [image["file_name"] for image in found["images"]] == ["1.jpg", "2.jpg"]
+    cat, crowd = found["annotations"]
+    assert np.array_equal(coco_mask.decode(cat["segmentation"]), files.IDS == files.CAT)
+    assert np.array_equal(coco_mask.decode(crowd["segmentation"]), files.IDS == files.CROWD)
+    for item, key, category, iscrowd, box, area in (
+        (cat, files.CAT, 3, 0, [0, 2, 3, 2], 6),
+        (crowd, files.CROWD, 5, 1, [3, 2, 2, 2], 4),
+    ):
+        assert (item["segment_id"], item["category_id"], item["iscrowd"]) == (
+            key,
+            category,
+            iscrowd,
+        )
+        assert (item["bbox"], item["area"], item["image_id"]) == (box, area, 1)
+    assert [cat["id"], crowd["id"]] == [1, 2]
+
+
+def test_metadata_are_detectron2s_for_separated_data_sets():
+    things, stuff = ([c for c in files.CATEGORIES if c["isthing"] == kind] for kind in (1, 0))
+    stuff.sort(key=lambda category: category["id"])
+    assert PanopticCategories(things, stuff).metadata() == {
+        "thing_classes": ["cat", "dog"],
+        "stuff_classes": ["things", "grass", "sky"],
+        "thing_dataset_id_to_contiguous_id": {3: 0, 5: 1},
+        "stuff_dataset_id_to_contiguous_id": {0: 0, 9: 1, 21: 2},
+        "ignore_label": 255,
+    }
+
+
+def test_segments_are_found_with_and_without_void():
+    segments = [{"id": 7}, {"id": 2}]
+    ids = np.array([[7, 2], [2, 7]], np.int32)
+    assert locate_segments("a.png", ids, segments).tolist() == [[0, 1], [1, 0]]
+    assert locate_segments("a.png", np.zeros((1, 2), np.int32), []).tolist() == [[-1, -1]]
+
+
+def test_segments_are_described_as_their_masks(tmp_path):
+    rng = np.random.default_rng(0)
+    for height, width, kinds in ((7, 9, 3), (1, 1, 1), (1, 30, 4), (30, 1, 4), (40, 50, 60)):
+        ids = rng.integers(0, kinds + 1, (height, width)).astype(np.int32)
+        ids[height // 3 :, width // 2 :] = kinds  # a large one, to the last pixel
+        segments = [
+            {"id": int(key), "category_id": 3, "iscrowd": int(key) % 2}
+            for key in rng.permutation(np.unique(ids[ids > 0]))
+        ]
+        Image.fromarray(files.id_pixels(ids)).save(tmp_path / "1.png")
+        annotation = {"image_id": 1, "file_name": "1.png", "segments_info": segments}
+        image = {"height": height, "width": width}
+        things = PanopticCategories([{"id": 3, "name": "cat"}], [])
+        _, objects = conversion.describe_image(tmp_path, annotation, image, things)
+        for found, segment in zip(objects, segments, strict=True):
+            expected = conversion.describe_mask(ids == segment["id"], segment["iscrowd"])
+            assert {key: found[key] for key in expected} == expected
+
+
+def pixels_change(root, place, value):
+    ids = files.IDS.copy()
+    ids[place] = value
+    Image.fromarray(files.id_pixels(ids)).save(root / "panoptic" / "1.png")
+
+
+def set_segment(index, **values):
+    return lambda root: rewrite(
+        root, lambda c: c["annotations"][0]["segments_info"][index].update(values)
+    )
+
+
+def rewrite(root, change):
+    content = files.content()
+    change(content)
+    (root / "panoptic.json").write_text(json.dumps(content))
+
+
+def change_json(change):
+    return lambda root: rewrite(root, change)
+
+
+def save(name, image):
+    return lambda root: image.save(root / "panoptic" / name)
+
+
+ERRORS = {
+    "unknown category": (
+        set_segment(1, category_id=4),
+        r"panoptic\.json: image 1: segment 70000: category_id 4 is not among .*\(3, 5, 9, 21\)",
+    ),
+    "category no number": (set_segment(1, category_id=[3]), r"segment 70000: category_id \[3\]"),
+    "segment twice": (set_segment(1, id=files.SKY), "image 1: segment 300: .* more than once"),
+    "segment 0": (set_segment(1, id=0), "image 1: segment 0: the id must be .* to 16777215"),
+    "segment too large": (set_segment(1, id=256**3), "segment 16777216: the id must be"),
+    "no segments": (
+        change_json(lambda c: c["annotations"][1].pop("segments_info")),
+        "image 2: 'segments_info' must be a list",
+    ),
+    "image twice": (
+        change_json(lambda c: c["annotations"][1].update(image_id=1)),
+        "image 1: has more than one entry",
+    ),
+    "unknown image": (
+        change_json(lambda c: c["annotations"][1].update(image_id=6)),
+        "image 6: .* of 'annotations' is not among the 'images'",
+    ),
+    "PNG twice": (
+        change_json(lambda c: c["annotations"][1].update(file_name="1.png")),
+        r"image 2: 'file_name' is '1\.png', which is another image's PNG too",
+    ),
+    "PNG outside": (
+        change_json(lambda c: c["annotations"][1].update(file_name="../2.png")),
+        r"image 2: 'file_name' must be a PNG in the folder, it is '\.\./2\.png'",
+    ),
+    "one stuff map of two PNGs": (
+        change_json(lambda c: c["annotations"][1].update(file_name="./1.jpg")),
+        r"image 2: 'file_name' is '\./1\.jpg', which is another image's PNG too",
+    ),
+    "crowd of no number": (
+        set_segment(1, iscrowd=None),
+        "image 1: segment 70000: 'iscrowd' must be 0 or 1, it is None",
+    ),
+    "segment true": (set_segment(1, id=True), "image 1: segment True: the id must be"),
+    "image true": (
+        change_json(lambda c: c["images"][0].update(id=True)),
+        r"image '1\.jpg': needs a whole number or text 'id', it is True",
+    ),
+    "image without width": (
+        change_json(lambda c: c["images"][1].pop("width")),
+        r"'2\.jpg': needs a whole number 'width'",
+    ),
+    "instances json": (
+        change_json(lambda c: [x.pop("isthing") for x in c["categories"]]),
+        r"category 3 \('cat'\) needs 'isthing'.* Is this a panoptic file\?",
+    ),
+    "category 0": (
+        change_json(lambda c: c["categories"][0].update(id=0)),
+        "category 'sky' has the id 0",
+    ),
+    "no things": (
+        change_json(lambda c: [x.update(isthing=0) for x in c["categories"]]),
+        "no category has 'isthing' 1",
+    ),
+    "too many stuff classes": (
+        change_json(
+            lambda c: c["categories"].extend(
+                {"id": 100 + i, "name": "x", "isthing": 0} for i in range(253)
+            )
+        ),
+        "255 stuff categories, but at most 254",
+    ),
+    "missing PNG": (
+        lambda root: (root / "panoptic" / "2.png").unlink(),
+        r"panoptic PNG .*/panoptic/2\.png is missing",
+    ),
+    "damaged PNG": (
+        lambda root: (root / "panoptic" / "2.png").write_bytes(b"no png"),
+        r"2\.png cannot be read: Unidentified",
+    ),
+    "semantic PNG": (save("2.png", Image.new("L", (6, 4))), r"2\.png has the mode 'L'"),
+    "another size": (
+        save("2.png", Image.new("RGB", (4, 6))),
+        r"2\.png has 6 x 4 pixels \(height x width\), the json says 4 x 6",
+    ),
+    "not listed": (
+        lambda root: pixels_change(root, (0, 0), 77),
+        r"1\.png has segment ids that the json does not list: 77",
+    ),
+    "absent": (
+        lambda root: pixels_change(root, slice(2, 4), 0),
+        r"1\.png has no pixel of segments that the json lists: 70000, 4",
+    ),
+    "no json": (lambda root: (root / "panoptic.json").unlink(), r"panoptic\.json cannot be read"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_errors_name_file_and_segment_and_leave_nothing(tmp_path, case):
+    damage, message = ERRORS[case]
+    root = files.write(tmp_path / "data")
+    damage(root)
+    before = sorted(root.rglob("*"))
+    with pytest.raises(DatasetError, match=message) as caught:
+        convert(root)
+    assert "\n" not in str(caught.value)
+    assert [p for p in sorted(root.rglob("*")) if not p.name.endswith(".lock")] == before
+
+
+def test_done_once_until_the_json_changes(tmp_path):
+    root = files.write(tmp_path / "data")
+    folder = convert(root)
+    (folder / "instances.json").write_text("mine")
+    convert(root)
+    assert (folder / "instances.json").read_text() == "mine"  # nothing was done again
+    convert(root, force=True)
+    assert len(read_instances(folder)["annotations"]) == 2
+    set_segment(2, category_id=3)(root)
+    convert(root)
+    assert [a["category_id"] for a in read_instances(folder)["annotations"]] == [3, 3]
+
+
+def test_a_failed_conversion_keeps_the_old_one(tmp_path):
+    root = files.write(tmp_path / "data")
+    folder = convert(root)
+    (root / "panoptic" / "2.png").unlink()
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(DatasetError, match="missing"):
+        convert(root, force=True)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    root = files.write(tmp_path / "data")
+    for call in (
+        lambda: convert(root, folder=root / "images", force=True),
+        lambda: conversion.write_stuff_maps(
+            root / "panoptic.json", root / "panoptic", root / "images"
+        ),
+    ):
+        with pytest.raises(DatasetError, match="exists, but is no conversion"):
+            call()
+    assert len(list((root / "images").iterdir())) == 2
+
+
+def test_a_folder_that_cannot_be_written_names_the_cure(tmp_path):
+    root = files.write(tmp_path / "data")
+    (root / "file").write_text("")
+    with pytest.raises(DatasetError, match=r"convert_panoptic\.py --json .*COCO_PANOPTIC_FORMAT"):
+        convert(root, folder=root / "file" / "converted")
+
+
+def test_images_in_subfolders_are_found(tmp_path):
+    root = files.write(tmp_path / "data")
+    (root / "images" / "city").mkdir()
+    (root / "images" / "2.jpg").rename(root / "images" / "city" / "2.jpg")
+    folder = convert(root, image_root=root / "images")
+    names = [image["file_name"] for image in read_instances(folder)["images"]]
+    assert names == ["1.jpg", "city/2.jpg"]
+
+
+def test_the_command(tmp_path, capsys):
+    root = files.write(tmp_path / "data")
+    arguments = ["--json", str(root / "panoptic.json"), "--png-dir", str(root / "panoptic")]
+    assert convert_panoptic.main(arguments) == 0
+    assert str(root / "panoptic_converted") in capsys.readouterr().out
+    stuff = root / "panoptic_stuff"
+    assert convert_panoptic.main([*arguments, "--output", str(stuff), "--stuff-only"]) == 0
+    assert sorted(path.name for path in stuff.iterdir()) == ["1.png", "2.png"]
+    assert np.array_equal(np.asarray(Image.open(stuff / "1.png")), files.STUFF_MAP)
+    (root / "panoptic" / "1.png").unlink()
+    assert convert_panoptic.main([*arguments, "--force"]) == 2
+    assert "1.png is missing" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        convert_panoptic.main([*arguments, "--stuff-only"])

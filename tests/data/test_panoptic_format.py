@@ -1,0 +1,391 @@
+"""Data sets in COCO's panoptic format: registration, records, class counts, checks."""
+
+import shutil
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from solo_d2.config import default_config
+from solo_d2.data import (
+    check_datasets,
+    register_datasets_of_config,
+    register_panoptic_format,
+    resolve_num_classes,
+)
+from solo_d2.data.entries import read_entries
+from solo_d2.data.panoptic_json import WITHOUT_ENTRY, read_segment_ids
+from solo_d2.data.problems import ERROR, SKIPPED
+from solo_d2.engine import argument_parser, setup
+from solo_d2.utils.errors import ConfigError, DatasetError
+from tests import panoptic_files as files
+from tests.modeling.tiny import panoptic_config
+from tools.dataset_check.command import check
+
+pytestmark = pytest.mark.detectron2
+
+
+@pytest.fixture(autouse=True)
+def forget():
+    """Forget the data sets of a test, all named test_..."""
+    yield
+    for name in [name for name in DatasetCatalog if name.startswith("test_")]:
+        DatasetCatalog.pop(name)
+        MetadataCatalog.pop(name)
+
+
+def paths(root):
+    return [str(root / name) for name in ("panoptic.json", "panoptic", "images")]
+
+
+def config(train=(), test=(), entries=(), architecture="PanopticSOLO", number=0):
+    cfg = default_config()
+    cfg.MODEL.META_ARCHITECTURE = architecture
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = number
+    cfg.DATASETS.COCO_PANOPTIC_FORMAT = list(entries)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = tuple(train), tuple(test)
+    return cfg
+
+
+def test_a_folder_named_by_the_config(tmp_path):
+    root = files.write(tmp_path / "data")
+    cfg = config(["test_mine"], entries=[["test_mine", *paths(root)]])
+    cfg.freeze()
+    register_datasets_of_config(cfg)
+    check_datasets(["test_mine"])
+    assert resolve_num_classes(cfg) == 2
+    assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 3
+    assert cfg.is_frozen()
+    assert not (root / "panoptic_converted").exists()  # so far only the json was read
+    first, second = DatasetCatalog.get("test_mine")
+    assert first["file_name"] == str(root / "images" / "1.jpg")
+    assert first["pan_seg_file_name"] == str(root / "panoptic" / "1.png")
+    assert np.array_equal(np.asarray(Image.open(first["sem_seg_file_name"])), files.STUFF_MAP)
+    assert [(a["category_id"], a["iscrowd"]) for a in first["annotations"]] == [(0, 0), (1, 1)]
+    assert [(s["id"], s["isthing"], s["category_id"]) for s in first["segments_info"]] == [
+        (files.SKY, False, 2),
+        (files.CAT, True, 0),
+        (files.CROWD, True, 1),
+    ]
+    assert second["annotations"] == []
+    metadata = MetadataCatalog.get("test_mine")
+    assert metadata.evaluator_type == "coco_panoptic_seg"
+    assert metadata.stuff_classes == ["things", "grass", "sky"]
+
+
+def test_images_without_an_entry_are_counted(tmp_path, caplog):
+    def change(content):
+        content["annotations"].pop(1)
+
+    root = files.write(tmp_path / "data", change)
+    register_panoptic_format("test_mine", *paths(root))
+    assert len(DatasetCatalog.get("test_mine")) == 1
+    (warning,) = [text for text in caplog.messages if "no entry" in text]
+    assert "1 of 2 images (50.0%)" in warning
+    assert "2.jpg" in warning
+    problems = []
+    assert len(read_entries("test_mine", problems.append).records) == 1
+    (problem,) = [problem for problem in problems if problem.kind == WITHOUT_ENTRY]
+    assert problem.severity == SKIPPED
+
+
+def test_another_folder_for_the_conversion(tmp_path):
+    root = files.write(tmp_path / "data")
+    entry = ["test_mine", *paths(root), str(tmp_path / "else" / "where")]
+    register_datasets_of_config(config(entries=[entry]))
+    DatasetCatalog.get("test_mine")
+    assert (tmp_path / "else" / "where" / "instances.json").is_file()
+    assert not (root / "panoptic_converted").exists()
+
+
+def test_text_ids_and_folders_of_cities_as_in_cityscapes(tmp_path):
+    def texts(content):
+        for image in content["images"]:
+            image["id"] = f"aachen_{image['id']}"
+        for annotation in content["annotations"]:
+            annotation["image_id"] = f"aachen_{annotation['image_id']}"
+
+    root = files.write(tmp_path / "data", texts)
+    (root / "images" / "aachen").mkdir()
+    for name in ("1.jpg", "2.jpg"):
+        (root / "images" / name).rename(root / "images" / "aachen" / name)
+    register_panoptic_format("test_city", *paths(root))
+    records = DatasetCatalog.get("test_city")
+    assert [record["image_id"] for record in records] == ["aachen_1", "aachen_2"]
+    assert records[1]["file_name"] == str(root / "images" / "aachen" / "2.jpg")
+
+
+@pytest.mark.parametrize(
+    "entry", ["test_mine", ["test_mine", "a", "b"], ["test_mine", "a", "b", 3]]
+)
+def test_entry_of_another_form(entry):
+    with pytest.raises(ConfigError, match=r"COCO_PANOPTIC_FORMAT must be a list of \[name, pan"):
+        register_datasets_of_config(config(entries=[entry]))
+
+
+def test_a_name_that_is_taken(tmp_path):
+    root = files.write(tmp_path / "data")
+    for _ in range(2):
+        register_panoptic_format("test_mine", *paths(root))
+    with pytest.raises(ConfigError, match="'test_mine' is taken: its panoptic_root is"):
+        register_panoptic_format("test_mine", paths(root)[0], tmp_path, paths(root)[2])
+    with pytest.raises(ConfigError, match="'coco_2017_val' is taken"):
+        register_panoptic_format("coco_2017_val", *paths(root))
+
+
+@pytest.mark.parametrize(
+    ("gone", "meaning"),
+    [
+        ("panoptic.json", "panoptic annotation file"),
+        ("panoptic", "folder of panoptic PNGs"),
+        ("images", "image folder"),
+    ],
+)
+def test_missing_files_are_named(tmp_path, gone, meaning):
+    root = files.write(tmp_path / "data")
+    register_panoptic_format("test_mine", *paths(root))
+    path = root / gone
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(DatasetError, match=f"{meaning} of data set 'test_mine' .*{path}"):
+        check_datasets(["test_mine"])
+
+
+def test_a_check_lists_all_that_is_wrong(tmp_path):
+    def change(content):
+        first, second = content["annotations"]
+        first["segments_info"][1].update(category_id=4)
+        first["segments_info"][2].update(id=0)
+        second["file_name"] = "gone.png"
+        content["images"].append({"id": 3, "file_name": "3.jpg", "height": 0, "width": 6})
+        content["images"].append({"id": 5, "file_name": "5.jpg", "height": 4, "width": 6})
+        content["annotations"].append({"image_id": 9, "file_name": "9.png", "segments_info": []})
+        content["annotations"].append({"image_id": 5, "file_name": "1.png", "segments_info": []})
+
+    root = files.write(tmp_path / "data", change)
+    register_panoptic_format("test_mine", *paths(root))
+    problems = []
+    assert read_entries("test_mine", problems.append).records == []
+    assert [(problem.kind, problem.where) for problem in problems] == [
+        ("image of impossible size", "image '3.jpg'"),
+        ("unknown category", "image 1: segment 70000"),
+        ("segment id out of range", "image 1: segment 0"),
+        ("annotation of an unknown image", "image 9"),
+        ("panoptic PNG cannot be used", "image 2"),
+        ("panoptic PNG cannot be used", "image 5"),
+    ]
+    assert "gone.png is missing" in problems[-2].reason
+    assert "ids that the json does not list: 4, 300, 70000" in problems[-1].reason
+    for problem in problems:
+        assert problem.severity == ERROR
+
+
+# --- class counts
+
+
+def test_stuff_classes_of_built_in_and_generated_data_sets():
+    for name, number in (("coco_2017_val_panoptic_separated", 54), ("shapes_val_panoptic", 5)):
+        for given in (0, number):
+            cfg = config([name], number=given)
+            resolve_num_classes(cfg)
+            assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == number
+
+
+def test_a_model_of_instances_alone_keeps_its_number():
+    cfg = config(["shapes_train_panoptic"], architecture="SOLO", number=54)
+    assert resolve_num_classes(cfg) == 7
+    assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 54
+
+
+def test_wrong_number_of_stuff_classes():
+    with pytest.raises(
+        ConfigError,
+        match=r"SEM_SEG_HEAD\.NUM_CLASSES is 54, but data set 'shapes_train_panoptic' has 5",
+    ):
+        resolve_num_classes(config(["shapes_train_panoptic"], number=54))
+
+
+def test_training_needs_stuff_and_evaluation_does_not():
+    with pytest.raises(ConfigError, match="'shapes_train' of DATASETS.TRAIN has no stuff"):
+        resolve_num_classes(config(["shapes_train"]))
+    cfg = config(["shapes_train_panoptic"], ["shapes_val"])
+    resolve_num_classes(cfg)
+    assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 5
+    with pytest.raises(ConfigError, match="No data set .* has stuff"):
+        resolve_num_classes(config([], ["shapes_val"]))
+    cfg = config([], ["shapes_val"], number=5)
+    resolve_num_classes(cfg)
+    assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 5
+
+
+def test_without_data_sets_the_number_must_be_there():
+    cfg = config(number=3)
+    cfg.MODEL.SOLO.NUM_CLASSES = 2
+    assert resolve_num_classes(cfg) == 2
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 0
+    with pytest.raises(ConfigError, match=r"No data set .* set MODEL\.SEM_SEG_HEAD\.NUM_CLASSES"):
+        resolve_num_classes(cfg)
+
+
+@pytest.mark.parametrize(("kind", "reason"), [(1, "no stuff category"), (0, "no category has 'is")])
+def test_data_of_things_or_stuff_alone(tmp_path, kind, reason):
+    """The reason is the data's, not a key that nobody has set."""
+
+    def change(content):
+        content["categories"] = [dict(c, isthing=kind) for c in content["categories"]]
+
+    root = files.write(tmp_path / "data", change)
+    register_panoptic_format("test_mine", *paths(root))
+    with pytest.raises(DatasetError, match=f"panoptic.json.* {reason}") as error:
+        resolve_num_classes(config(["test_mine"], ["test_mine"]))
+    assert "NUM_CLASSES" not in str(error.value)
+
+
+def test_the_check_gives_the_reason_of_the_training(tmp_path, capsys):
+    def without_grass(content):
+        content["categories"].pop()
+
+    def opts(name, change=None):
+        root = files.write(tmp_path / name, change)
+        kinds = ("panoptic-json", "panoptic-dir", "images")
+        return [part for pair in zip(kinds, paths(root), strict=True) for part in pair]
+
+    given = [
+        f"--{split}-{part}" if index % 2 == 0 else part
+        for split, change in (("train", None), ("val", without_grass))
+        for index, part in enumerate(opts(split, change))
+    ]
+    file = tmp_path / "tiny.yaml"
+    cfg = panoptic_config()
+    cfg.MODEL.SOLO.NUM_CLASSES = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 0
+    file.write_text(cfg.dump())
+    try:
+        args = argument_parser().parse_args(["--config-file", str(file), *given])
+        with pytest.raises(ConfigError) as error:
+            setup(args)
+        others = {"dataset": [], "json_only": False, "objects": 9, "workers": 0, "output": None}
+        vars(args).update(others)
+        assert check(args)  # training would fail
+    finally:
+        for name in ("custom_train", "custom_val"):
+            DatasetCatalog.pop(name, None)
+            MetadataCatalog.pop(name, None)
+    assert str(error.value) in capsys.readouterr().out
+
+
+def test_different_stuff_classes_name_what_is_missing(tmp_path):
+    def rename(content):
+        content["categories"][0]["name"] = "cloud"
+
+    for name, change in (("test_one", None), ("test_two", rename)):
+        root = files.write(tmp_path / name, change)
+        register_panoptic_format(name, *paths(root))
+    with pytest.raises(ConfigError, match=r"'test_one' has 'sky' .* 'test_two' has 'cloud' \(st"):
+        resolve_num_classes(config(["test_one"], ["test_two"]))
+
+
+# --- built-in data sets
+
+
+@pytest.mark.parametrize("name", ["coco_2017_train_panoptic", "cityscapes_fine_panoptic_val"])
+@pytest.mark.parametrize("call", [lambda n: check_datasets([n]), lambda n: config_of(n)])
+def test_standard_panoptic_data_sets_name_the_separated_one(name, call):
+    with pytest.raises(DatasetError, match=f"standard panoptic .* name '{name}_separated'"):
+        call(name)
+
+
+def config_of(name):
+    resolve_num_classes(config([name]))
+
+
+def test_missing_cityscapes_files_name_the_script_that_makes_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    with pytest.raises(DatasetError, match=r"createPanopticImgs\.py"):
+        check_datasets(["cityscapes_fine_panoptic_train_separated"])
+
+
+def test_missing_stuff_maps_of_coco_name_the_converter(monkeypatch, tmp_path):
+    metadata = MetadataCatalog.get("coco_2017_val_panoptic_separated").as_dict()
+    keys = ("panoptic_json", "panoptic_root", "json_file", "image_root")
+    DatasetCatalog.register("test_panoptic", list)
+    MetadataCatalog.get("test_panoptic").set(
+        **{**metadata, **dict.fromkeys(keys, str(tmp_path)), "name": "test_panoptic"}
+    )
+    with pytest.raises(DatasetError, match=r"semantic PNGs .*convert_panoptic\.py --stuff-only"):
+        check_datasets(["test_panoptic"])
+
+
+# --- generated data
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    from solo_d2.data import ShapesParams, ensure_shapes, register_shapes
+
+    root = ensure_shapes(tmp_path_factory.mktemp("data") / "shapes", ShapesParams(6, 4, 5))
+    register_shapes(root)
+    yield root
+    register_shapes()
+
+
+def test_panoptic_shapes_agree_with_instances_and_stuff(shapes):
+    from solo_d2.data.shapes import drawing
+
+    plain = DatasetCatalog.get("shapes_train")
+    records = DatasetCatalog.get("shapes_train_panoptic")
+    assert len(records) == len(plain) == 6
+    metadata = MetadataCatalog.get("shapes_train_panoptic")
+    assert metadata.stuff_classes == ["things", *drawing.STUFF_CLASSES]
+    for index, record in enumerate(records):
+        drawn = drawing.draw_image(5, "train", index)
+        assert record["annotations"] == plain[index]["annotations"]
+        stuff = np.asarray(Image.open(record["sem_seg_file_name"]))
+        expected = np.where(drawn.masks.any(axis=0), 0, drawn.stuff + 1)
+        assert np.array_equal(stuff, expected)
+        ids = read_segment_ids(record["pan_seg_file_name"])
+        things = [s for s in record["segments_info"] if s["isthing"]]
+        assert [s["category_id"] for s in things] == drawn.classes.tolist()
+        for segment, annotation in zip(things, record["annotations"], strict=True):
+            mask = coco_mask.decode(annotation["segmentation"])
+            assert np.array_equal(ids == segment["id"], mask)
+        for segment in record["segments_info"]:
+            assert segment["area"] == (ids == segment["id"]).sum() > 0
+            if not segment["isthing"]:
+                assert np.array_equal(ids == segment["id"], stuff == segment["category_id"])
+        assert {s["id"] for s in record["segments_info"]} == set(np.unique(ids))
+
+
+def test_an_older_folder_is_completed_when_panoptic_is_loaded(shapes, tmp_path):
+    from solo_d2.data.shapes.folder import ensure_panoptic, ensure_shapes
+
+    def contents(root):
+        paths = (path for path in root.rglob("*") if path.is_file())
+        return {str(path.relative_to(root)): path.read_bytes() for path in paths}
+
+    root = tmp_path / "shapes"
+    shutil.copytree(shapes, root)
+    for path in [*root.glob("panoptic*"), *root.glob("annotations/panoptic*")]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    ensure_shapes(root)  # instances alone need nothing more
+    assert not list(root.glob("panoptic*"))
+    (root / "panoptic_train").mkdir()  # of a process that died half-way
+    (root / "panoptic_train" / "rest.png").write_bytes(b"")
+    ensure_panoptic(root)
+    assert contents(root) == contents(shapes)
+    assert not list(tmp_path.glob(".shapes.tmp-*"))
+
+
+def test_a_folder_that_this_generator_did_not_draw_is_refused(shapes, tmp_path):
+    import json
+
+    from solo_d2.data.shapes.folder import ensure_panoptic
+
+    root = tmp_path / "shapes"
+    shutil.copytree(shapes, root)
+    (root / "annotations" / "panoptic_val.json").unlink()
+    stamp = json.loads((root / "dataset.json").read_text())
+    (root / "dataset.json").write_text(json.dumps({**stamp, "seed": 6}))
+    with pytest.raises(DatasetError, match=r"instances_val\.json has other images .* seed 6"):
+        ensure_panoptic(root)
+    assert not (root / "annotations" / "panoptic_val.json").exists()

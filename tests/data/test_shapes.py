@@ -1,0 +1,378 @@
+"""The generated data set: what is drawn, and that it is written whole or not at all."""
+
+import errno
+import hashlib
+import json
+import math
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from tests.conftest import HAS_DETECTRON2
+
+if not HAS_DETECTRON2:
+    sys.modules["detectron2"] = None  # an ImportError at once: drawing and writing do without it
+from solo_d2.data import whole_folder
+from solo_d2.data.shapes import __main__ as command
+from solo_d2.data.shapes import drawing, folder, outlines
+from solo_d2.utils.errors import DatasetError
+
+if not HAS_DETECTRON2:
+    del sys.modules["detectron2"]
+
+SMALL = folder.ShapesParams(num_train=6, num_val=3, seed=5)
+# A process that writes a data set to argv[1], without the seconds that Detectron2 takes to import.
+WRITER = """
+import sys
+sys.modules["detectron2"] = None
+from solo_d2.data.shapes.folder import ShapesParams, ensure_shapes
+ensure_shapes(sys.argv[1], ShapesParams(int(sys.argv[2]), 3, 5))
+assert "torch" not in sys.modules
+"""
+
+
+def start_writer(root, num_train):
+    return subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(root), str(num_train)],
+        cwd=Path(__file__).parents[2],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def contents(root):
+    return {
+        str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()
+    }
+
+
+def leftovers(root):
+    return [path for path in root.parent.iterdir() if path.name.startswith(f".{root.name}.tmp-")]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return folder.ensure_shapes(tmp_path_factory.mktemp("data") / "shapes", SMALL)
+
+
+@pytest.fixture(scope="module")
+def drawings():
+    return [drawing.draw_image(0, "train", index) for index in range(200)]
+
+
+# --- outlines
+
+
+def test_signed_distance_of_a_square():
+    square = [np.array([[-2.0, -2.0], [2.0, -2.0], [2.0, 2.0], [-2.0, 2.0]])]
+    points = np.array([-3.0, -1.5, 0.0, 1.0, 5.0])
+    distance = outlines.signed_distance(square, points, points)
+    for row, y in enumerate(points):
+        for column, x in enumerate(points):
+            outside = math.hypot(max(abs(x) - 2, 0), max(abs(y) - 2, 0))
+            expected = outside if outside > 0 else max(abs(x), abs(y)) - 2
+            assert distance[row, column] == pytest.approx(expected)
+
+
+def test_a_second_polygon_is_a_hole():
+    ring = outlines.OUTLINES["ring"](np.random.default_rng(0))
+    x = np.array([0.0, 0.8, 1.2])
+    assert (outlines.signed_distance(ring, x, np.array([0.01])) < 0).tolist() == [
+        [False, True, False]
+    ]
+
+
+@pytest.mark.parametrize("name", outlines.OUTLINES)
+def test_size_is_that_of_the_upright_box(name):
+    for seed in range(5):
+        points = outlines.random_outline(np.random.default_rng(seed), name, 30.0)[0]
+        sides = points.max(axis=0) - points.min(axis=0)
+        assert np.sqrt(sides.prod()) == pytest.approx(30.0)
+        assert points.max(axis=0) == pytest.approx(-points.min(axis=0))
+
+
+# --- images
+
+
+def test_same_arguments_same_image():
+    for first, second in zip(
+        *[[drawing.draw_image(3, "val", 7) for _ in range(2)]] * 2, strict=True
+    ):
+        assert np.array_equal(first.image, second.image)
+    images = [
+        drawing.draw_image(*arguments).image.tobytes()
+        for arguments in ((3, "val", 7), (4, "val", 7), (3, "train", 7), (3, "val", 8))
+    ]
+    assert len(set(images)) == 4
+
+
+def test_masks_are_the_pinned_ones():
+    # Raise GENERATOR_VERSION when this changes after a release.
+    digest = hashlib.sha256()
+    for index in range(8):
+        item = drawing.draw_image(0, "train", index)
+        digest.update(np.packbits(item.masks).tobytes() + item.classes.tobytes())
+    assert folder.GENERATOR_VERSION == 1
+    assert digest.hexdigest()[:16] == "577a8256a0de0cda"
+
+
+def test_every_object_is_in_sight_and_fits_its_description(drawings):
+    for item in drawings:
+        height, width = item.stuff.shape
+        assert item.image.shape == (height, width, 3)
+        assert item.image.dtype == item.stuff.dtype == np.uint8
+        assert drawing.SIDE_RANGE[0] <= min(height, width)
+        assert max(height, width) <= drawing.SIDE_RANGE[1]
+        assert item.masks.shape == (len(item.classes), height, width)
+        assert item.masks.sum(axis=0).max(initial=0) <= 1
+        assert all(mask.sum() >= drawing.MIN_VISIBLE_PIXELS for mask in item.masks)
+        assert set(np.unique(item.stuff)) <= set(range(len(drawing.STUFF_CLASSES)))
+
+
+def test_the_mixture_is_as_described(drawings):
+    counts = np.array([len(item.classes) for item in drawings])
+    classes = np.bincount(np.concatenate([item.classes for item in drawings]))
+    sizes, cut, holes = [], 0, 0
+    for item in drawings:
+        for mask in item.masks:
+            rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+            sizes.append(math.sqrt(np.ptp(rows) + 1) * math.sqrt(np.ptp(columns) + 1))
+            cut += rows[0] == 0 or columns[0] == 0 or rows[-1] == mask.shape[0] - 1
+            holes += len(cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, 2)[0]) > 1
+    assert 0.01 <= (counts == 0).mean() <= 0.1
+    assert counts.max() == 6
+    assert len(classes) == len(drawing.THING_CLASSES)
+    assert classes.min() > 0.5 * classes.mean()
+    assert 0.02 <= (np.array(sizes) <= drawing.TINY_RANGE[1] + 0.5).mean() <= 0.08
+    assert cut / len(sizes) > 0.1
+    assert holes / len(sizes) > 0.08
+    assert min(np.bincount(np.concatenate([np.unique(item.stuff) for item in drawings]))) > 20
+
+
+def test_objects_stand_out_from_what_is_around_them(drawings):
+    faint = total = 0
+    kernel = np.ones((5, 5), np.uint8)
+    for item in drawings:
+        for mask in item.masks:
+            around = cv2.dilate(mask.astype(np.uint8), kernel).astype(bool) & ~mask
+            colours = [np.median(item.image[part], axis=0) for part in (mask, around)]
+            faint += np.linalg.norm(colours[0] - colours[1]) < 20
+            total += 1
+    assert faint / total < 0.02
+
+
+# --- writing
+
+
+def test_annotations_equal_the_drawn_masks(small):
+    for split, count in (("train", 6), ("val", 3)):
+        content = json.loads((small / "annotations" / f"instances_{split}.json").read_text())
+        assert [c["name"] for c in content["categories"]] == list(drawing.THING_CLASSES)
+        assert len(content["images"]) == count
+        ids = [annotation["id"] for annotation in content["annotations"]]
+        assert len(set(ids)) == len(ids) > 0
+        for index, image in enumerate(content["images"]):
+            expected = drawing.draw_image(5, split, index)
+            found = [a for a in content["annotations"] if a["image_id"] == image["id"]]
+            assert (image["height"], image["width"]) == expected.stuff.shape
+            assert [a["category_id"] - 1 for a in found] == expected.classes.tolist()
+            for annotation, mask in zip(found, expected.masks, strict=True):
+                rle = annotation["segmentation"]
+                assert np.array_equal(coco_mask.decode(rle), mask)
+                assert annotation["area"] == mask.sum()
+                assert annotation["bbox"] == coco_mask.toBbox(rle).tolist()
+                assert annotation["iscrowd"] == 0
+            pixels = cv2.imread(str(small / split / image["file_name"]))[..., ::-1]
+            assert np.abs(pixels.astype(int) - expected.image).mean() < 6
+
+
+def test_an_image_does_not_depend_on_how_many_there_are(small, tmp_path):
+    more = folder.ensure_shapes(tmp_path / "more", folder.ShapesParams(8, 2, 5))
+    images = {name for name in contents(small) if name.startswith("train")}
+    assert len(images) == 6
+    assert all(contents(more)[name] == contents(small)[name] for name in images)
+
+
+def test_what_is_there_is_not_made_again(small):
+    before = (small / folder.STAMP).stat()
+    assert folder.ensure_shapes(small, SMALL) == small
+    assert folder.ensure_shapes(small) == small  # whatever its size
+    assert folder.ensure_shapes(small, SMALL, force=True) == small
+    assert (small / folder.STAMP).stat() == before
+
+
+def test_another_data_set_is_refused_and_replaced_by_force(small, tmp_path):
+    root = tmp_path / "shapes"
+    shutil.copytree(small, root)
+    other = folder.ShapesParams(num_train=2, num_val=1, seed=6)
+    with pytest.raises(DatasetError, match=r"num_train is 6, wanted 2.*--seed 6 --force"):
+        folder.ensure_shapes(root, other)
+    assert contents(root) == contents(small)
+    folder.ensure_shapes(root, other, force=True)
+    assert json.loads((root / folder.STAMP).read_text()) == other.stamp()
+    assert len(list((root / "train").iterdir())) == 2
+    assert leftovers(root) == []
+
+
+def test_a_data_set_of_an_older_generator_is_refused(small, tmp_path, monkeypatch):
+    root = tmp_path / "shapes"
+    shutil.copytree(small, root)
+    monkeypatch.setattr(folder, "GENERATOR_VERSION", 2)
+    with pytest.raises(
+        DatasetError, match=r"generator_version is 1, wanted 2.*--num-train 6 .*--force"
+    ):
+        folder.ensure_shapes(root)
+
+
+@pytest.mark.parametrize("stamp", [None, "{", '{"dataset": "mine"}'])
+def test_a_folder_of_something_else_is_left_alone(tmp_path, stamp):
+    root = tmp_path / "shapes"
+    root.mkdir()
+    (root / "mine.txt").write_text("precious")
+    if stamp is not None:
+        (root / folder.STAMP).write_text(stamp)
+    before = contents(root)
+    with pytest.raises(DatasetError, match=str(root)):
+        folder.ensure_shapes(root, SMALL, force=True)
+    assert contents(root) == before
+
+
+def test_a_killed_writer_leaves_nothing_half(tmp_path):
+    root = tmp_path / "shapes"
+    process = start_writer(root, 100_000)
+    deadline = time.monotonic() + 30
+    while not list(tmp_path.glob(".shapes.tmp-*/new/train/*0005.jpg")):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not root.exists()
+    assert len(leftovers(root)) == 1
+    folder.ensure_shapes(root, SMALL)
+    assert leftovers(root) == []
+    assert len(list((root / "train").iterdir())) == 6
+
+
+def test_many_writers_at_once_make_one_data_set_with_the_same_bytes(small, tmp_path):
+    root = tmp_path / "shapes"
+    processes = [start_writer(root, 6) for _ in range(4)]
+    for process in processes:  # and each of them draws what this one drew
+        errors = process.communicate(timeout=60)[1]
+        assert process.returncode == 0, errors
+    assert contents(root) == contents(small)
+    assert leftovers(root) == []
+
+
+def test_without_locks_the_second_to_finish_gives_way(small, tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    def write_while_another_finishes(new, split, params):
+        (new / split).mkdir()
+        if not root.exists():
+            shutil.copytree(small, root)
+
+    root = tmp_path / "shapes"
+    monkeypatch.setattr(whole_folder.fcntl, "flock", no_locks)
+    monkeypatch.setattr(folder, "_write_split", write_while_another_finishes)
+    folder.ensure_shapes(root, SMALL)
+    assert contents(root) == contents(small)
+    assert leftovers(root) == []
+
+
+def test_a_full_disk_gives_one_line_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    root = tmp_path / "shapes"
+    monkeypatch.setattr(folder, "_write_image", full)
+    with pytest.raises(DatasetError, match=f"cannot be written to {root}.*No space left") as caught:
+        folder.ensure_shapes(root, SMALL)
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == [".shapes.lock"]
+
+
+def test_a_parent_that_is_no_folder_gives_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DatasetError, match="cannot be written"):
+        folder.ensure_shapes(tmp_path / "file" / "shapes", SMALL)
+
+
+def test_the_command(tmp_path, monkeypatch, capsys):
+    def run(*arguments):
+        sizes = ["--num-train", "2", "--num-val", "0"]
+        monkeypatch.setattr(
+            sys, "argv", ["shapes", "--output", str(tmp_path / "s"), *sizes, *arguments]
+        )
+        code = command.main()
+        return code, capsys.readouterr()
+
+    code, printed = run()
+    assert code == 0
+    assert str(tmp_path / "s") in printed.out
+    code, printed = run("--seed", "1")
+    assert code == 1
+    assert "error: The data set 'shapes'" in printed.err
+    assert run("--seed", "1", "--force")[0] == 0
+    assert run("--seed", "-1")[0] == 1
+
+
+# --- registration
+
+
+@pytest.fixture
+def registered(small):
+    from solo_d2.data import register_shapes
+
+    register_shapes(small)
+    yield small
+    register_shapes()
+
+
+@pytest.mark.detectron2
+def test_registered_when_imported_and_made_when_loaded(tmp_path):
+    code = """
+import os, solo_d2.data
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from solo_d2.data.shapes import registration
+metadata = MetadataCatalog.get("shapes_val")
+assert metadata.evaluator_type == "coco" and len(metadata.thing_classes) == 7
+assert len(metadata.thing_colors) == 7 and metadata.stuff_classes
+assert not os.path.exists(os.environ["DETECTRON2_DATASETS"])
+full = registration.ensure_shapes
+from solo_d2.data.shapes.folder import ShapesParams
+registration.ensure_shapes = lambda root: full(root, ShapesParams(2, 2))
+assert len(DatasetCatalog.get("shapes_val")) == 2
+assert os.path.exists(metadata.json_file) and os.path.isdir(metadata.image_root)
+"""
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        cwd=Path(__file__).parents[2],
+        env={"DETECTRON2_DATASETS": str(tmp_path / "datasets"), "PATH": ""},
+        check=True,
+    )
+
+
+@pytest.mark.detectron2
+def test_registered_records(registered):
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    from solo_d2.data import register_shapes
+
+    register_shapes(registered)  # again
+    records = DatasetCatalog.get("shapes_train")
+    assert len(records) == 6
+    assert all(Path(record["file_name"]).is_file() for record in records)
+    classes = [a["category_id"] for record in records for a in record["annotations"]]
+    expected = np.concatenate([drawing.draw_image(5, "train", i).classes for i in range(6)])
+    assert classes == expected.tolist()
+    assert MetadataCatalog.get("shapes_train").thing_classes == list(drawing.THING_CLASSES)

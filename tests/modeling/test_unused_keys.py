@@ -1,0 +1,194 @@
+"""Keys that the chosen model does not read: named in one warning, and without any effect."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.detectron2
+pytest.importorskip("detectron2")
+
+from detectron2.data import DatasetCatalog, MetadataCatalog  # noqa: E402
+from detectron2.modeling import META_ARCH_REGISTRY  # noqa: E402
+
+from solo_d2.config import load_config, override  # noqa: E402
+from solo_d2.config.rules import leaves  # noqa: E402
+from solo_d2.data import SOLODatasetMapper  # noqa: E402
+from solo_d2.engine import Trainer  # noqa: E402
+from solo_d2.evaluation import build_evaluator, evaluation_loader  # noqa: E402
+from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY, SOLOv2Head  # noqa: E402
+from solo_d2.modeling.unused_keys import (  # noqa: E402
+    OTHER_MODELS,
+    set_in_vain,
+    warn_of_unused_keys,
+)
+from tests import jobs  # noqa: E402
+from tests.config.test_configs import CONFIGS, Recorder  # noqa: E402
+from tests.modeling.test_backbones import small  # noqa: E402
+from tests.modeling.tiny import panoptic_config, tiny_config  # noqa: E402
+
+SOLOV2 = "configs/quickstart/solov2_shapes.yaml"
+BASES = {
+    "SOLO": lambda: tiny_config("SOLOHead"),
+    "SOLOv2": tiny_config,
+    "panoptic": panoptic_config,
+    **{kind: lambda kind=kind: small(kind) for kind in ("swin", "vit", "regnet")},
+    "AdamW, cosine": lambda: changed("SOLVER.OPTIMIZER", "AdamW", *COSINE),
+    "fixed gamma": lambda: changed("SOLVER.LR_SCHEDULER_NAME", "WarmupStepWithFixedGammaLR"),
+}
+COSINE = ("SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR")
+
+
+def changed(*overrides):
+    cfg = tiny_config()
+    override(cfg, overrides)
+    return cfg
+
+
+def given(cfg):
+    """All keys of a config, as if they were on the command line."""
+    return [part for key, _ in leaves(cfg) for part in (key, None)]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A data set to train and evaluate on; the names of its config's keys."""
+    folder = tmp_path_factory.mktemp("unused")
+    jobs.make_data(folder)
+    cfg = load_config(str(jobs.write_config(folder)))
+    from solo_d2.data import register_datasets_of_config
+
+    register_datasets_of_config(cfg)
+    yield
+    for name in ("job_train", "job_val"):
+        DatasetCatalog.pop(name)
+        MetadataCatalog.pop(name)
+
+
+def prepare(cfg):
+    """All that a training and its evaluation make of a config before the first step."""
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("job_train",), ("job_val",)
+    cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_WORKERS = 2, 0
+    model = Trainer.build_model(cfg)
+    optimizer = Trainer.build_optimizer(cfg, model)
+    Trainer.build_lr_scheduler(cfg, optimizer)
+    loader = Trainer.build_train_loader(cfg)
+    Trainer.build_test_loader(cfg, "job_val")
+    evaluation_loader(cfg, "job_val")
+    build_evaluator(cfg, "job_val")
+    return loader
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.usefixtures("data")
+def test_keys_that_are_named_are_not_read(base):
+    if base in ("swin", "vit"):
+        pytest.importorskip("timm")
+    cfg, seen = BASES[base](), set()
+    named = set_in_vain(cfg, overrides=given(cfg)).keys()
+    assert {"MODEL.KEYPOINT_ON", "MODEL.ROI_HEADS.NUM_CLASSES"} <= named
+    for section, node in list(cfg.items()):
+        if hasattr(node, "items"):
+            dict.__setitem__(cfg, section, Recorder(node, seen, section))
+    prepare(cfg)
+    assert "SOLVER.BASE_LR" in seen
+    # The first two are looked at to ask Detectron2 for neither, the last one for its range.
+    looked_at = {"MODEL.KEYPOINT_ON", "MODEL.LOAD_PROPOSALS", "MODEL.SOLO.HEAD.NUM_COORD_CONVS"}
+    assert named & seen <= looked_at
+
+
+def test_every_key_of_other_models_is_named():
+    cfg = tiny_config()
+    sections = [f"{section}." for section in OTHER_MODELS]
+    foreign = {k for k, _ in leaves(cfg) if k in OTHER_MODELS or k.startswith(tuple(sections))}
+    assert len(foreign) > 90
+    assert foreign - {"MODEL.MASK_ON"} <= set_in_vain(cfg, overrides=given(cfg)).keys()
+    unknown = [key for key in OTHER_MODELS if not any(k.startswith(key) for k, _ in leaves(cfg))]
+    assert unknown == []
+
+
+@pytest.mark.parametrize("file", CONFIGS)
+def test_our_own_configs_name_nothing(file):
+    assert set_in_vain(load_config(file), file) == {}
+
+
+OTHERS = [
+    ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.5, "MODEL.SOLO.SCORE_THRESH_TEST"),
+    ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.05, "MODEL.SOLO.KEEP_THRESH_TEST"),  # the default
+    ("MODEL.ROI_HEADS.NUM_CLASSES", 7, "MODEL.SOLO.NUM_CLASSES"),
+    ("MODEL.RETINANET.NUM_CLASSES", 7, "MODEL.SOLO.NUM_CLASSES"),
+    ("MODEL.RPN.POST_NMS_TOPK_TEST", 10, ""),
+    ("MODEL.ANCHOR_GENERATOR.SIZES", [[32]], "MODEL.SOLO.SCALE_RANGES"),
+    ("MODEL.MASK_ON", False, ""),
+    ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 9, "MODEL.META_ARCHITECTURE SOLO"),
+    ("MODEL.SWIN.EMBED_DIM", 128, "MODEL.BACKBONE.NAME build_solo_resnet_fpn_backbone"),
+    ("TEST.KEYPOINT_OKS_SIGMAS", [0.1], ""),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "instead"), OTHERS)
+def test_of_the_command_line(key, value, instead, caplog):
+    cfg = load_config(SOLOV2, [key, value])
+    with caplog.at_level(logging.WARNING, "solo_d2"):
+        warn_of_unused_keys(cfg, SOLOV2, [key, value])
+    (record,) = caplog.records
+    assert key in record.getMessage()
+    assert instead in record.getMessage()
+
+
+def test_one_warning_for_the_keys_of_the_users_file(tmp_path, caplog):
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        f"_BASE_: {Path(SOLOV2).resolve()}\n"
+        "MODEL: {ROI_HEADS: {NUM_CLASSES: 3, IN_FEATURES: [p2]}, VIT: {DEPTH: 3}, MASK_ON: True}\n"
+        "SOLVER: {OPTIMIZER: AdamW, NESTEROV: True, BASE_LR: 0.001}\n"
+    )
+    cfg = load_config(str(file))
+    expected = {"MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.ROI_HEADS.IN_FEATURES"}
+    expected |= {"MODEL.VIT.DEPTH", "SOLVER.NESTEROV"}
+    assert set_in_vain(cfg, file).keys() == expected
+    with caplog.at_level(logging.WARNING, "solo_d2"):
+        warn_of_unused_keys(cfg, file)
+    assert len(caplog.records) == 1
+    # What a training saves has all keys of the config.
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    assert set_in_vain(cfg, tmp_path / "config.yaml").keys() == expected
+
+
+def test_other_models_and_parts_of_the_user_may_read_any_key():
+    key = "MODEL.ROI_HEADS.NUM_CLASSES"
+    zoo = load_config("configs/comparison/mask_rcnn_R18_persons.yaml", [key, 3])
+    assert set_in_vain(zoo, overrides=[key, 3]) == {}
+
+    class OfUser(META_ARCH_REGISTRY.get("SOLO")):
+        pass
+
+    class HeadOfUser(SOLOv2Head):
+        pass
+
+    META_ARCH_REGISTRY.register(OfUser)
+    SOLO_HEAD_REGISTRY.register(HeadOfUser)
+    try:
+        cfg = changed("MODEL.META_ARCHITECTURE", "OfUser")
+        assert set_in_vain(cfg, overrides=given(cfg)) == {}
+        cfg = changed("MODEL.SOLO.HEAD.NAME", "HeadOfUser")
+        key = "MODEL.SOLO.HEAD.NUM_COORD_CONVS"
+        assert set_in_vain(cfg, overrides=[key, 1]) == {}
+    finally:
+        del META_ARCH_REGISTRY._obj_map["OfUser"], SOLO_HEAD_REGISTRY._obj_map["HeadOfUser"]
+
+
+@pytest.mark.parametrize("key", ["MODEL.KEYPOINT_ON", "MODEL.LOAD_PROPOSALS"])
+@pytest.mark.usefixtures("data")
+def test_keypoints_and_proposals_change_nothing(key):
+    plain, cfg = tiny_config(), tiny_config()
+    override(cfg, [key, True])
+    expected, loader = prepare(plain), prepare(cfg)
+    assert len(loader.dataset) == len(expected.dataset) == 8
+    record = DatasetCatalog.get("job_train")[0]
+    mapper = SOLODatasetMapper(cfg, is_train=True)
+    sample = mapper(
+        {**record, "annotations": [{**a, "keypoints": [1, 1, 2]} for a in record["annotations"]]}
+    )
+    assert "proposals" not in sample
+    assert not sample["instances"].has("gt_keypoints")

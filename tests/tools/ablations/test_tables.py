@@ -1,0 +1,222 @@
+"""The ablation tables: what they claim about the configs, and each row as a model that trains."""
+
+import json
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.detectron2
+pytest.importorskip("detectron2")
+
+from detectron2.config import CfgNode  # noqa: E402
+from detectron2.modeling import build_model  # noqa: E402
+from detectron2.utils.events import EventStorage  # noqa: E402
+
+from solo_d2.config import load_config  # noqa: E402
+from solo_d2.utils.errors import ConfigError  # noqa: E402
+from tests.modeling.tiny import image  # noqa: E402
+from tools.ablations.tables import (  # noqa: E402
+    CONFIGS,
+    get_value,
+    read_tables,
+    settings,
+    varied_values,
+)
+
+TABLES = read_tables()
+ROWS = [
+    pytest.param(table, row, id=f"{table.name}-{row.name}")
+    for table in TABLES.values()
+    for row in table.rows
+]
+
+
+def leaves(node, prefix=""):
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def differences(a, b):
+    a, b = dict(leaves(a)), dict(leaves(b))
+    return {key for key in a if a[key] != b[key]}
+
+
+@pytest.mark.parametrize(("table", "row"), ROWS)
+def test_rows_differ_from_their_reference_in_the_claimed_keys_alone(table, row):
+    found = differences(load_config(str(row.config)), load_config(str(table.reference_row.config)))
+    assert found <= set(table.varies)
+    assert bool(found) == (row != table.reference_row)
+
+
+@pytest.mark.parametrize("table", TABLES.values(), ids=list(TABLES))
+def test_all_claimed_keys_vary(table):
+    rows = [varied_values(table, row) for row in table.rows]
+    for key in table.varies:
+        assert len({str(values[key]) for values in rows}) > 1, key
+
+
+@pytest.mark.parametrize("table", TABLES.values(), ids=list(TABLES))
+def test_rows_on_small_data_are_distinct(table):
+    rows = settings(table, quick=True)
+    assert len({str(row.overrides) for row in rows}) == len(rows)
+    assert len({row.label for row in rows}) == len(rows)
+    for row in rows:
+        assert set(row.overrides) <= set(table.varies)
+
+
+def test_configs_of_the_folder_and_of_the_tables_are_the_same():
+    used = {row.config for table in TABLES.values() for row in table.rows}
+    assert {c for c in used if c.parent.name == "ablations"} == set(
+        (CONFIGS / "ablations").glob("*.yaml")
+    )
+
+
+@pytest.mark.parametrize(
+    ("table", "values"),
+    {
+        "grid": {"12": 27.2, "24": 29.0, "36": 28.6, "pyramid": 35.8},
+        "coordconv": {"0": 32.2, "1": 35.8, "2": 35.7, "3": 35.8},
+        "loss": {"BCE": 30.0, "focal": 31.6, "Dice": 35.8},
+        "kernel": {
+            "3x3x64": 37.4,
+            "1x1x64": 37.4,
+            "1x1x128": 37.4,
+            "1x1x256": 37.8,
+            "1x1x512": 37.7,
+        },
+        "coord": {"none": 36.3, "kernel": 36.3, "feature": 37.1, "both": 37.8},
+        "nms": {"Hard-NMS": 36.3, "Soft-NMS": 36.5, "Fast NMS": 36.2, "Matrix NMS": 36.6},
+        "mask_feature": {"separate": 37.3, "unified": 37.8},
+        "schedule": {"1x": 34.8, "3x": 37.8},
+    }.items(),
+)
+def test_figures_of_the_papers(table, values):
+    assert {row.name: row.paper["AP"] for row in TABLES[table].rows} == values
+
+
+@pytest.mark.parametrize(
+    ("table", "row", "expected"),
+    [
+        ("coord", "feature", [False, True]),
+        ("coord", "kernel", [True, False]),
+        ("kernel", "3x3x64", [3, 64]),
+        ("loss", "BCE", ["bce", 10.0]),
+        ("loss", "focal", ["focal", 20.0]),
+        ("coordconv", "0", [0]),
+        ("alignment", "region grid", ["region_grid"]),
+        ("grid", "24", [["res3", "res4", "res5"], ["p3"], [8], [24], [[1, 2048]]]),
+        ("nms", "Fast NMS", ["fast"]),
+    ],
+)
+def test_values_of_rows(table, row, expected):
+    table = TABLES[table]
+    row = next(r for r in table.rows if r.name == row)
+    assert list(varied_values(table, row).values()) == expected
+
+
+def test_rows_of_the_papers_build():
+    """Full size, on torch's "meta" device, where tensors have no values."""
+    configs = {row.config for table in TABLES.values() for row in table.rows}
+    for config in sorted(configs):
+        if config.parent.name != "ablations":
+            continue  # tests/config/test_configs.py builds them
+        cfg = load_config(str(config), ["MODEL.DEVICE", "meta", "MODEL.SOLO.NUM_CLASSES", 80])
+        assert build_model(cfg).device.type == "meta", config
+
+
+@pytest.mark.parametrize(("table", "row"), ROWS)
+def test_rows_on_small_data_train_and_predict(table, row):
+    setting = next(s for s in settings(table, quick=True) if s.row == row)
+    cfg = load_config(str(setting.config_file), [x for o in setting.overrides.items() for x in o])
+    cfg.MODEL.SOLO.NUM_CLASSES = 5
+    torch.manual_seed(0)
+    model = build_model(cfg).train()
+    with EventStorage():
+        losses = model([image(), image(num=0)])
+    assert all(value.isfinite() for value in losses.values())
+    sum(losses.values()).backward()
+    idle = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert idle == []
+    with torch.no_grad():
+        result = model.eval()([image()])[0]["instances"]
+    assert result.pred_masks.shape[1:] == (96, 128)
+
+
+def test_a_row_on_a_config_of_ones_own_has_the_values_of_the_paper():
+    base = CONFIGS / "quickstart" / "solov2_shapes.yaml"
+    rows = settings(TABLES["kernel"], base=base)
+    assert [row.config_file for row in rows] == [base] * 5
+    widths = [row.overrides["MODEL.SOLO.MASK_FEATURE.OUT_CHANNELS"] for row in rows]
+    assert widths == [64, 64, 128, 256, 512]
+    assert [row.label for row in rows] == ["3x3x64", "1x1x64", "1x1x128", "1x1x256", "1x1x512"]
+
+
+def test_without_a_base_rows_are_their_configs():
+    for row in settings(TABLES["depth"]):
+        assert row.config_file == row.row.config
+        assert row.overrides == {}
+
+
+def test_small_data_keeps_what_has_no_meaning_there():
+    rows = {s.row.name: s for s in settings(TABLES["schedule"], quick=True)}
+    assert rows["1x"].overrides == {"SOLVER.MAX_ITER": 700}
+    assert rows["1x"].label == "1x (700 iterations)"
+    rows = {s.row.name: s for s in settings(TABLES["grid"], quick=True)}
+    assert rows["pyramid"].overrides == {}
+    assert rows["pyramid"].label == "pyramid"
+    assert rows["12"].overrides["MODEL.SOLO.IN_FEATURES"] == ["p3"]
+    assert rows["12"].overrides["MODEL.SOLO.NUM_GRIDS"] == [6]
+
+
+def test_a_head_without_the_varied_part_is_refused():
+    base = CONFIGS / "quickstart" / "solo_shapes.yaml"
+    with pytest.raises(ConfigError, match=r"solo_shapes.yaml has SOLOHead.*use .* SOLOv2Head"):
+        settings(TABLES["coord"], base=base)
+
+
+def test_unknown_key():
+    with pytest.raises(ConfigError, match=r"no config key MODEL\.SOLO\.NOTHING"):
+        get_value(load_config(str(TABLES["coord"].quick_base)), "MODEL.SOLO.NOTHING")
+
+
+def broken(change):
+    content = json.loads((CONFIGS / "ablations" / "tables.json").read_text())["coord"]
+    change(content)
+    return content
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("varies"), "'coord' must have .*varies"),
+        (lambda t: t.update(extra=1), "it has .*extra"),
+        (lambda t: t.update(reference="all"), "'coord' has no row 'all'"),
+        (lambda t: t["rows"]["none"].pop("paper"), "row 'none' must have"),
+        (lambda t: t["rows"]["none"]["paper"].update(PQ=1), "unknown metric: PQ"),
+        (lambda t: t["rows"]["none"].update(quick={"SEED": 1}), "does not vary: SEED"),
+        (lambda t: t["rows"]["none"].update(config="coco/none"), r"there is no .*coco/none\.yaml"),
+    ],
+)
+def test_broken_tables_are_named(tmp_path, change, message):
+    file = tmp_path / "ablations" / "tables.json"
+    file.parent.mkdir()
+    for folder in ("ablations", "coco", "quickstart"):
+        for config in (CONFIGS / folder).glob("solov2*.yaml"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (tmp_path / folder / config.name).write_text("")
+    file.write_text(json.dumps({"coord": broken(lambda t: None)}))
+    assert list(read_tables(file)) == ["coord"]
+    file.write_text(json.dumps({"coord": broken(change)}))
+    with pytest.raises(ConfigError, match=message):
+        read_tables(file)
+
+
+def test_unreadable_tables(tmp_path):
+    with pytest.raises(ConfigError, match=r"none\.json can't be read"):
+        read_tables(tmp_path / "none.json")
+    (tmp_path / "cut.json").write_text('{"coord": {')
+    with pytest.raises(ConfigError, match=r"cut\.json can't be read"):
+        read_tables(tmp_path / "cut.json")

@@ -1,0 +1,177 @@
+"""The benchmark of inference: its variants, those that cannot run, and the change of accuracy."""
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.detectron2
+pytest.importorskip("detectron2")
+
+from solo_d2.modeling.speed import FastNetwork, SpeedOptions  # noqa: E402
+from solo_d2.utils.errors import ConfigError  # noqa: E402
+from tests.export.fixed import fixed_inputs, fixed_sizes  # noqa: E402
+from tests.export.models import small_model  # noqa: E402
+from tests.modeling.tiny import tiny_config, tiny_model  # noqa: E402
+from tools.benchmarks import inference  # noqa: E402
+from tools.benchmarks.inference import resized, speed_options  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "tools"))
+import benchmark  # noqa: E402
+
+
+def parse(*arguments):
+    parser = argparse.ArgumentParser()
+    inference.add_arguments(parser)
+    return parser.parse_args([str(x) for x in arguments])
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("config")
+    cfg = tiny_config()
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("first",), ("second",)
+    (folder / "config.yaml").write_text(cfg.dump())
+    torch.save({"model": tiny_model(cfg, sure=True).state_dict()}, folder / "model.pth")
+    return folder / "config.yaml"
+
+
+def run(config, output, *arguments):
+    common = ["--config-file", config, "--device", "cpu", "--repeats", 1, "--output", output]
+    inference.run(parse(*common, *arguments))
+    return {row["name"]: row for row in json.loads(output.read_text())["rows"]}
+
+
+def test_table_and_file(config, tmp_path, capsys):
+    variants = ["fused+channels_last", "bf16", "cuda-graphs", "eager", "bf16"]
+    options = ("--size", "90x120", "--batch-sizes", 1, 3, "--variants", *variants)
+    rows = run(config, tmp_path / "results.json", *options)
+    assert list(rows) == ["eager", "fused+channels_last", "bf16", "cuda-graphs"]
+    printed = capsys.readouterr().out
+    assert "images of 90x120" in printed
+    assert "cuda-graphs cannot run here: TEST.SPEED.COMPILE is 'cuda-graphs'" in printed
+    lines = [line for line in printed.splitlines() if line.startswith("| ")]
+    assert len(lines) == 1 + 2 * 3 + 1  # head, three at two sizes, the one that cannot
+    assert len({line.count("|") for line in lines}) == 1
+    for row in rows.values():
+        assert set(row["batches"]) == (set() if row["failure"] else {"1", "3"})
+        assert row["figure"] is None
+    for batch in ("1", "3"):
+        assert rows["bf16"]["batches"][batch]["milliseconds"]["median"] > 0
+
+
+def test_times_are_of_an_image():
+    milliseconds = {"median": 80.0, "least": 40.0, "low": 60.0, "high": 100.0, "calls": 3}
+    rows = [
+        inference.Row(name, batches={4: {"milliseconds": times, "peak_bytes": 3 << 20}}, figure=x)
+        for name, times, x in (
+            ("eager", milliseconds, 50.0),
+            ("fast", milliseconds | {"median": 20.0, "least": 20.0}, 49.5),
+        )
+    ]
+    rows.append(inference.Row("other", failure="no reason"))
+    eager, fast, other = inference.table(rows, [4], "segm/AP")
+    assert eager["ms"] == "20 (15-25)"
+    assert eager["images/s"] == "50"
+    assert (fast["speed"], fast["of least"], fast["MiB"]) == ("4.00", "2.00", "3")
+    assert (fast["segm/AP"], fast["change"]) == ("49.50", "-0.50")
+    assert set(other.values()) == {"other", "see below", "-"}
+    assert other.keys() == eager.keys()
+
+
+def test_names_are_options():
+    assert SpeedOptions(**speed_options("fused+bf16+compiled")) == SpeedOptions(
+        fuse_bn=True, dtype="bfloat16", compile="dynamic"
+    )
+    for wrong, message in (("fast", "'fast' is no variant"), ("bf16+fp16", "an option twice")):
+        with pytest.raises(ValueError, match=message):
+            speed_options(wrong)
+        with pytest.raises(SystemExit):
+            parse("--config-file", "c", "--variants", wrong)
+    for name in inference.OPTIONS:
+        SpeedOptions(**speed_options(name))
+
+
+def test_images_of_a_size():
+    image = torch.full((3, 20, 30), 200, dtype=torch.uint8)
+    image[:, :, 15:] = 100
+    found = resized(image, (10, 24))
+    assert (found.shape, found.dtype) == ((3, 10, 24), torch.uint8)
+    assert found[0, 0, 0] == 200
+    assert found[0, 0, -1] == 100
+    assert resized(image, None) is image
+
+
+def use_data_set(monkeypatch, batches):
+    """Data sets of these batches, and a figure that tells the variants apart.
+
+    Returns the data sets that were asked for, and what was evaluated.
+    """
+    from solo_d2.data import catalog
+    from solo_d2.engine import Trainer
+    from solo_d2.evaluation import main_figure
+
+    asked, evaluated = [], []
+
+    def loader(cls, cfg, name):
+        asked.append(name)
+        yield from batches
+
+    def figure(cfg, name, model, metric):
+        is_fast = isinstance(vars(model).get("network"), FastNetwork)
+        evaluated.append((name, metric))
+        return math.nan if type(model).__name__ == "OnnxModel" else 50.0 - is_fast
+
+    monkeypatch.setattr(Trainer, "build_test_loader", classmethod(loader))
+    monkeypatch.setattr(main_figure, "main_figure", figure)
+    monkeypatch.setattr(catalog, "check_datasets", lambda names: None)
+    return asked, evaluated
+
+
+def test_figures_of_a_data_set(config, tmp_path, monkeypatch, capsys):
+    pixels = torch.randint(256, (3, 90, 120), dtype=torch.uint8)
+    batches = [[{"image": pixels, "height": 70, "width": 110}]] * 2
+    asked, evaluated = use_data_set(monkeypatch, batches)
+    weights = ("--weights", config.parent / "model.pth", "--dataset", "second")
+    rows = run(config, tmp_path / "a.json", *weights, "--variants", "channels_last")
+    assert asked == ["second"]
+    assert evaluated == [("second", "segm/AP")] * 2
+    figures = {name: row["figure"] for name, row in rows.items()}
+    assert figures == {"eager": 50.0, "channels_last": 49.0}
+    assert "| 49.00   | -1.00  |" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="has less images than --batch-sizes"):
+        run(config, tmp_path / "b.json", *weights, "--batch-sizes", 3)
+
+
+@pytest.mark.export
+def test_exports_are_made_and_calibrated(config, tmp_path, monkeypatch):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    asked, evaluated = use_data_set(monkeypatch, [fixed_inputs(0), fixed_inputs(1)])
+    cfg = tiny_config()
+    cfg.DATASETS.TRAIN = ("first",)
+    monkeypatch.setattr(inference, "load", lambda args: (cfg, small_model()))
+    arguments = ("--weights", "w", "--dataset", "second", "--batch-sizes", 2, "--variants")
+    with fixed_sizes():
+        rows = run(config, tmp_path / "a.json", *arguments, *inference.ONNX)
+    assert [row["failure"] for row in rows.values()] == [""] * 5
+    assert [row["figure"] for row in rows.values()] == [50.0, None, None, None, None]
+    assert asked == ["second", "first"]
+    assert len(evaluated) == 5
+
+
+def test_what_is_wrong_is_one_line(config, capsys):
+    given = ["inference", "--config-file", str(config), "--device", "cpu"]
+    for arguments, message in (
+        (["--dataset", "second"], "--dataset needs --weights"),
+        (["--batch-sizes", "0"], "--batch-sizes must be at least 1"),
+        (["--weights", "missing.pth"], "missing.pth does not exist"),
+    ):
+        assert benchmark.main([*given, *arguments]) != 0
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("benchmark: ")
+        assert message in line

@@ -1,0 +1,656 @@
+"""check_dataset: everything wrong is listed, lost objects are found, proposals are as derived."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BitMasks, Boxes, Instances
+
+from solo_d2.data.coco_format import register_coco_format
+from solo_d2.data.ignored import find_ignored
+from solo_d2.data.objects import (
+    FATES,
+    LEARNT,
+    NO_CELL,
+    NO_MASK,
+    NO_RANGE,
+    OUTSIDE,
+    VANISHED,
+    Objects,
+    TargetRule,
+)
+from solo_d2.engine import Trainer
+from solo_d2.utils.errors import DatasetError
+from tests.modeling.tiny import tiny_config
+from tools.dataset_check.proposal import (
+    propose,
+    propose_grid,
+    propose_ranges,
+    shared_cells,
+)
+
+pytestmark = pytest.mark.detectron2
+
+ROOT = Path(__file__).parents[2]
+SIZE = (96, 128)
+STRIDES = [8, 8, 16, 32, 32]
+PUBLISHED_RANGES = [[1, 96], [48, 192], [96, 384], [192, 768], [384, 2048]]
+
+
+def load_command():
+    """tools/check_dataset.py, in this process; `tools` is a name that other packages take, too."""
+    spec = importlib.util.spec_from_file_location("check_dataset", ROOT / "tools/check_dataset.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# --- what becomes of objects
+
+
+def instances(boxes, size=SIZE):
+    """Rectangles (XYXY)."""
+    masks = torch.zeros(len(boxes), *size, dtype=torch.bool)
+    for mask, (left, top, right, bottom) in zip(masks, boxes, strict=True):
+        mask[top:bottom, left:right] = True
+    result = Instances(size)
+    result.gt_boxes = Boxes(torch.tensor(boxes).float().reshape(-1, 4))
+    result.gt_classes = torch.zeros(len(boxes), dtype=torch.int64)
+    result.gt_masks = BitMasks(masks)
+    return result
+
+
+@pytest.fixture(scope="module")
+def config():
+    return tiny_config()  # grids 10, 8, 6, 5, 4; scales from 1 to 512
+
+
+def rule(cfg, **keys):
+    cfg = cfg.clone()
+    for key, value in keys.items():
+        cfg.MODEL.SOLO[key] = value
+    return TargetRule(cfg)
+
+
+def fates(found, objects):
+    return found.fates(found.layout(objects)).tolist()
+
+
+def test_an_object_alone_is_learnt(config):
+    assert fates(rule(config), instances([[10, 10, 50, 40]])) == [LEARNT]
+
+
+def test_an_object_in_no_range(config):
+    ranges = [[1, 24], [12, 30], [24, 39], [48, 160], [96, 512]]
+    boxes = [[0, 0, 40, 40], [0, 0, 20, 20]]
+    assert fates(rule(config, SCALE_RANGES=ranges), instances(boxes)) == [NO_RANGE, LEARNT]
+
+
+@pytest.mark.parametrize("conflict", ["all", "last", "nearest"])
+def test_an_object_whose_cells_belong_to_others(config, conflict):
+    # 12 pixels about the middle of a cell of 12.8 x 9.6: a claim on that cell alone, at one level.
+    boxes = [[52, 48, 62, 58], [53, 49, 61, 57]]
+    found = fates(rule(config, CELL_CONFLICT=conflict), instances(boxes))
+    # The later one is on top; both are equally near, but it is smaller.
+    assert found == [NO_CELL, LEARNT]
+    apart = instances([boxes[0], [90, 20, 98, 28]])
+    assert fates(rule(config, CELL_CONFLICT=conflict), apart) == [LEARNT, LEARNT]
+
+
+def test_an_object_without_a_pixel_at_the_masks_size(config):
+    # The masks have a pixel for 4 x 4, made of the middle 2 x 2.
+    objects = instances([[10, 8, 20, 9], [40, 40, 60, 60]])
+    assert fates(rule(config), objects) == [NO_MASK, LEARNT]
+
+
+def test_the_padded_size_is_the_models(config):
+    assert rule(config).padded_size(75, 100) == (96, 128)
+
+
+# --- proposals
+
+
+def objects(scales, centers=None, images=None):
+    count = len(scales)
+    centers = np.random.default_rng(0).random((count, 2)) if centers is None else centers
+    return Objects(
+        np.arange(count) if images is None else np.asarray(images),
+        np.asarray(scales, np.float32),
+        np.asarray(centers, np.float32),
+        np.zeros(count, np.int64),
+        [str(index) for index in range(count)],
+    )
+
+
+def test_shared_cells_by_hand():
+    centers = np.array([[0.1, 0.1], [0.2, 0.2], [0.6, 0.1], [0.1, 0.1], [1.0, 1.0]], np.float32)
+    images = np.array([0, 0, 0, 1, 1])
+    assert shared_cells(images, centers, 2) == pytest.approx(1 / 5)
+    assert shared_cells(images, centers, 10) == 0
+    assert shared_cells(images, centers, 1) == pytest.approx(3 / 5)
+    assert np.isnan(shared_cells(images[:0], centers[:0], 2))
+
+
+@pytest.mark.parametrize(
+    ("largest", "base"),
+    [
+        (384, 48),  # as in COCO at 800 pixels
+        (224, 28),  # as at 448 pixels
+        (40, 24),  # not below 3 strides
+        (2000, 96),  # nor above 12
+    ],
+)
+def test_ranges_put_a_tenth_of_the_objects_into_the_last_level(largest, base):
+    scales = np.r_[np.full(899, 5.0), np.full(101, float(largest))]
+    other = [[1, 2], [1, 2], [1, 2], [1, 2], [1, 2]]
+    found = propose_ranges(scales, other, STRIDES)
+    doubled = [base * 2**level for level in range(5)]
+    assert found[0] == [1, doubled[1]]
+    assert found[1:4] == [[doubled[i], doubled[i + 2]] for i in range(3)]
+    assert found[4] == [doubled[3], 2048]
+
+
+def test_ranges_that_fit_are_kept():
+    scales = np.r_[np.full(880, 5.0), np.full(120, 400.0)]
+    assert propose_ranges(scales, PUBLISHED_RANGES, STRIDES) == PUBLISHED_RANGES
+    # Unless an object is larger than all of them.
+    assert propose_ranges(np.r_[scales, 3000], PUBLISHED_RANGES, STRIDES)[-1] == [400, 3000]
+
+
+def test_ranges_of_other_numbers_of_levels():
+    scales = np.full(10, 100.0)
+    assert propose_ranges(scales, [[3, 5]], [8]) == [[1, 2048]]
+    assert propose_ranges(scales, [[3, 5], [4, 6]], [8, 16]) == [[1, 200], [100, 2048]]
+
+
+def test_a_grid_grows_until_few_share_a_cell():
+    # Pairs at a distance of 0.03 in x, in the middle of the cells of a grid of 16.
+    places = (np.random.default_rng(0).integers(0, 15, (200, 2)) + 0.49) / 16
+    centers = np.concatenate([places, places + [0.03, 0]])
+    images = np.tile(np.arange(200), 2)
+    assert shared_cells(images, centers, 12) > 0.06
+    found = propose_grid(images, centers, 12, 80)
+    assert shared_cells(images, centers, found) <= 0.06
+    assert all(shared_cells(images, centers, side) > 0.06 for side in range(12, found, 4))
+    assert propose_grid(images, centers, found + 4, 80) == found + 4  # never smaller
+    # Objects at the very same place never part: no grid is worth it.
+    centers = np.concatenate([places, places])
+    assert propose_grid(images, centers, 12, 80) == 12
+
+
+def test_a_proposal_counts_before_and_after():
+    scales = np.r_[np.full(50, 20.0), np.full(10, 500.0)]
+    found = propose(
+        objects(scales),
+        num_grids=[40, 36, 24, 16, 12],
+        scale_ranges=PUBLISHED_RANGES,
+        strides=STRIDES,
+        short_side=800,
+    )
+    assert found.num_grids == [40, 36, 24, 16, 12]
+    assert found.num_before == [50, 0, 0, 10, 10]
+    assert sum(found.num_after) >= 60
+    assert np.isnan(found.shared_before[1])
+    everything_gone = Objects(
+        *(getattr(objects([5.0]), key) for key in ("images", "scales", "centers")),
+        np.array([VANISHED]),
+        ["1"],
+    )
+    assert (
+        propose(
+            everything_gone,
+            num_grids=[40],
+            scale_ranges=[[1, 2048]],
+            strides=[8],
+            short_side=800,
+        )
+        is None
+    )
+
+
+# --- the command
+
+
+SQUARE = [20.0, 20.0, 70.0, 20.0, 70.0, 70.0, 20.0, 70.0]
+
+
+def annotation(key, segmentation, image=1, category=1, box=(20, 20, 50, 50), **others):
+    fields = {"id": key, "image_id": image, "category_id": category, "iscrowd": 0, "area": 2500.0}
+    return {**fields, "bbox": list(box), "segmentation": segmentation, **others}
+
+
+def good_content():
+    return {
+        "images": [
+            {"id": key, "file_name": f"{key}.png", "height": 96, "width": 128} for key in (1, 2, 3)
+        ],
+        "annotations": [
+            annotation(1, [SQUARE]),
+            annotation(2, [SQUARE], image=2, category=2),
+            annotation(3, {"size": [96, 128], "counts": [2000, 300, 9988]}, image=2, iscrowd=1),
+        ],
+        "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+    }
+
+
+@pytest.fixture
+def check(tmp_path):
+    """Write a json, run the command on it: `check(content, *arguments)` -> (code, report)."""
+    images = tmp_path / "images"
+    images.mkdir()
+    for key in (1, 2, 3):
+        cv2.imwrite(str(images / f"{key}.png"), np.full((96, 128, 3), 60 * key, np.uint8))
+    cfg = tiny_config()
+    cfg.MODEL.SOLO.NUM_CLASSES = 0
+    cfg.INPUT.MIN_SIZE_TRAIN = (96,)
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    (tmp_path / "output").mkdir()
+    command = load_command()
+
+    def run(content, *arguments):
+        (tmp_path / "a.json").write_text(json.dumps(content))
+        code = command.main(
+            [
+                *("--config-file", str(tmp_path / "config.yaml"), "--workers", "0"),
+                *("--train-json", str(tmp_path / "a.json"), "--train-images", str(images)),
+                *("--output", str(tmp_path / "output"), *arguments),
+            ]
+        )
+        file = tmp_path / "output/report.json"
+        datasets = json.loads(file.read_text())["datasets"] if file.is_file() else []
+        return code, {found["dataset"]: found for found in datasets}.get("custom_train")
+
+    run.images = images
+    run.output = tmp_path / "output"
+    yield run
+    DatasetCatalog.pop("custom_train", None)
+    MetadataCatalog.pop("custom_train", None)
+
+
+def test_a_good_data_set(check, capsys):
+    code, report = check(good_content())
+    assert code == 0
+    assert report["num_images"] == 3
+    assert report["num_annotations"] == 3
+    assert report["num_crowds"] == 1
+    assert report["num_objects"] == 2
+    assert report["num_images_without_objects"] == 1
+    assert report["problems"]["error"] == report["problems"]["skipped"] == {}
+    assert list(report["problems"]["notice"]) == ["many crowds"]
+    assert not any(report["lost_objects"].values())
+    page = cv2.imread(str(check.output / "custom_train.jpg"))
+    assert page.shape[0] > 320
+    printed = capsys.readouterr().out
+    assert "All 2 objects of 3 images are learnt by a cell." in printed
+    assert "Training would work." in printed
+
+
+def spoil(content):
+    """Everything that can be wrong in the entries, each once; where it is said to be."""
+    square, annotations = [SQUARE], content["annotations"]
+    rle = {"size": [128, 96], "counts": [12288]}
+    content["images"] += [
+        {"id": 4, "file_name": "missing.png", "height": 96, "width": 128},
+        {"id": 5, "file_name": "text.png", "height": 96, "width": 128},
+        {"id": 6, "file_name": "3.png", "height": 128, "width": 96},
+        {"id": 1, "file_name": "2.png", "height": 96, "width": 128},
+        {"id": 8, "file_name": "2.png", "height": 96},
+        {"id": 9, "file_name": "../a.json", "height": 96, "width": 128},
+        None,
+    ]
+    outside = [[value + 500 for value in SQUARE]]
+    annotations += [
+        annotation(10, square, image=70),
+        annotation(11, square, category=9),
+        annotation(11, square),
+        annotation(None, square),
+        annotation(12, [[5, 5, 9, 9]]),
+        annotation(13, [[5, 5, float("nan"), 9, 9, 9]]),
+        annotation(14, outside, box=(520, 520, 50, 50)),
+        annotation(15, [[10, 10, 20, 20, 30, 30]]),
+        annotation(16, rle),
+        annotation(17, None),
+        annotation(18, [[*SQUARE[:-1], 1e8]]),
+        annotation(19, square, ignore=1),
+        annotation(20, square, image=3, box=(20, 20, 70, 70)),
+        annotation(21, square, image=3, box=(20, 20, 70, 70)),
+        annotation(22, [SQUARE, [1, 1, 2, 2]], image=3, box=(19, 20, 50, 50)),
+        annotation(23, square, image=3, box=(100, 5, 20, 20)),
+        annotation(24, [[value * 2 for value in SQUARE]], image=3, box=(40, 40, 100, 100)),
+    ]
+    content["categories"] += [{"id": 2, "name": "cow"}, {"id": "x"}, {"id": 4, "name": "cat"}]
+
+
+EXPECTED = {
+    "error": {
+        "image file missing": ["image 4"],
+        "image cannot be used": ["image 6"],
+        "entry of another form": ["'images', entry 9 (from 0)"],
+        "image id used more than once": ["image '2.png'"],
+        "image incomplete": ["image '2.png'"],
+        "image outside the folder": ["image '../a.json'"],
+        "unknown category": ["annotation 11"],
+        "annotation id used more than once": ["annotation 11"],
+        "annotation without id": ["annotation None"],
+        "RLE of another size": ["annotation 16"],
+        "segmentation missing": ["annotation 17"],
+        "polygon far outside the image": ["annotation 18"],
+        "'ignore' is set": ["annotation 19"],
+        "category id used more than once": ["category 2"],
+        "category incomplete": ["category 'x'"],
+        "classes do not fit": ["custom_train"],
+    },
+    "skipped": {
+        "annotation of an unknown image": ["annotation 10"],
+        "image file cannot be read": ["image 5"],
+        "covers nothing": ["annotation 12", "annotation 13", "annotation 15"],
+        "part that covers nothing": ["annotation 22"],
+        "outside the image": ["annotation 14"],
+    },
+    "notice": {
+        "annotated more than once": ["annotation 21"],
+        "box does not fit its mask": ["annotation 23"],
+        "category name used more than once": ["category 'cat'"],
+        "classes without annotations": ["'categories'"],
+        "image file used more than once": ["image 6"],
+        "many crowds": ["data set 'custom_train'"],
+        "reaches beyond the image": ["annotation 24"],
+    },
+}
+
+
+def test_everything_that_is_wrong_is_listed(check, capsys):
+    content = good_content()
+    spoil(content)
+    (check.images / "text.png").write_text("<html>404</html>")
+    code, report = check(content)
+    assert code == 1
+    found = {
+        severity: {kind: [each["where"] for each in examples] for kind, examples in kinds.items()}
+        for severity, kinds in report["problems"].items()
+    }
+    assert found == EXPECTED
+    assert report["training_fails"] is True
+    assert report["lost_objects"][FATES[OUTSIDE]] == ["annotation 14"]
+    printed = capsys.readouterr().out
+    assert "3 x covers nothing" in printed
+    assert "annotation 16: the RLE is for 128 x 96 pixels" in printed
+    assert "Training would fail." in printed
+
+
+def test_names_that_no_font_has(check, capsys):
+    content = good_content()
+    content["categories"][0]["name"] = "猫 \U0001f408\n"
+    content["categories"][1]["name"] = "a" * 5000
+    content["annotations"].pop(1)
+    code, report = check(content)
+    assert code == 0
+    (notice,) = report["problems"]["notice"]["classes without annotations"]
+    assert len(notice["reason"]) < 300
+    assert (check.output / "custom_train.jpg").is_file()
+
+
+def test_the_json_alone(check):
+    (check.images / "3.png").write_text("no image")
+    code, report = check(good_content(), "--json-only")
+    assert code == 0
+    assert "num_objects" not in report
+    assert not (check.output / "custom_train.jpg").exists()
+
+
+def test_workers_find_the_same(check):
+    content = good_content()
+    content["annotations"].append(annotation(4, [SQUARE], image=3, box=(20, 20, 50, 51)))
+    content["annotations"].append(annotation(5, [SQUARE], image=3))
+    (check.images / "2.png").write_text("no image")
+    _, alone = check(content)
+    _, together = check(content, "--workers", "2")
+    assert alone == together
+    assert alone["lost_objects"][FATES[NO_CELL]] == ["annotation 4"]
+
+
+def test_images_whose_objects_are_not_followed_are_opened_too(check):
+    (check.images / "2.png").write_text("no image")
+    code, report = check(good_content(), "--objects", "0")
+    assert code == 0
+    (problem,) = report["problems"]["skipped"]["image file cannot be read"]
+    assert problem["where"] == "image 2"
+    assert "num_objects" not in report
+
+
+def test_more_unreadable_files_than_training_tolerates(check):
+    for name in ("2.png", "3.png"):
+        (check.images / name).write_text("no image")
+    limit = "DATALOADER.MAX_UNREADABLE_IMAGES"
+    assert check(good_content(), limit, "2")[0] == 0
+    code, report = check(good_content(), limit, "1")
+    assert code == 1
+    (problem,) = report["problems"]["error"]["too many unreadable image files"]
+    assert problem["reason"] == f"2, and {limit} is 1"
+
+
+def dense_content(count=150, radius=2):
+    """An image with many small squares."""
+    annotations = []
+    places = np.random.default_rng(0).integers(radius, [128 - radius, 96 - radius], (count, 2))
+    for key, (x, y) in enumerate(places.tolist(), start=1):
+        low, high = (x - radius, y - radius), (x + radius, y + radius)
+        square = [*low, high[0], low[1], *high, low[0], high[1]]
+        box = (*low, 2 * radius, 2 * radius)
+        annotations.append(annotation(key, [square], box=box))
+    return {**good_content(), "annotations": annotations}
+
+
+@pytest.mark.parametrize("sides", ["(96,)", "(0,)"], ids=["resized", "not resized"])
+def test_a_config_that_loses_objects_does_not_fit_and_proposals_hold_what_they_say(
+    check, capsys, sides
+):
+    size = ("INPUT.MIN_SIZE_TRAIN", sides)
+    code, report = check(dense_content(), *size)
+    assert code == 0
+    assert report["fits"] is False
+    assert report["lost_share"] > 0.4
+    lost = report["lost_objects"]
+    assert sum(map(len, lost.values())) == pytest.approx(150 * report["lost_share"])
+    assert len(lost[FATES[NO_CELL]]) > len(lost[FATES[NO_MASK]]) > 0
+    assert "Training would run, but" in capsys.readouterr().out
+    proposal, larger = report["proposal"], report["larger_images"]
+    assert larger["lost_share"] < proposal["lost_share"] < report["lost_share"]
+    assert larger["num_images"] == 1
+
+    def levels(values):
+        keys = ("NUM_GRIDS", "SCALE_RANGES")
+        return [part for key in keys for part in (f"MODEL.SOLO.{key}", str(values[key]))]
+
+    _, with_proposal = check(dense_content(), *size, *levels(proposal))
+    assert with_proposal["lost_share"] == pytest.approx(proposal["lost_share"])
+    inputs = [str(part) for key in larger if "INPUT" in key for part in (key, larger[key])]
+    inputs = [part.replace("[", "(").replace("]", ",)") for part in inputs]
+    _, with_larger = check(dense_content(), *inputs, *levels(larger))
+    assert with_larger["lost_share"] == pytest.approx(larger["lost_share"])
+
+
+def test_a_config_that_fits_states_its_loss(check):
+    _, report = check(good_content())
+    assert report["fits"] is True
+    assert report["lost_share"] == 0
+    assert "larger_images" not in report
+
+
+def test_other_training_sizes_are_looked_at(check):
+    content = good_content()
+    content["annotations"].append(annotation(4, [[5, 5, 15, 5, 15, 15, 5, 15]], box=(5, 5, 10, 10)))
+    sides = ("INPUT.MIN_SIZE_TRAIN", "(8, 96, 96)")
+    _, report = check(content, *sides)
+    assert report["lost_share"] == 0
+    assert report["lost_share_at_short_sides"] == {"8": 1.0}
+    assert report["fits"] is False
+
+
+def test_objects_are_followed_through_crops(check):
+    corners = [(1, 1), (117, 1), (1, 85), (117, 85)]
+    content = good_content()
+    content["annotations"] = [
+        annotation(key, [[x, y, x + 10, y, x + 10, y + 10, x, y + 10]], box=(x, y, 10, 10))
+        for key, (x, y) in enumerate(corners, start=1)
+    ]
+    crop = ("INPUT.CROP.ENABLED", "True", "INPUT.CROP.TYPE", "absolute")
+    _, report = check(content, *crop, "INPUT.CROP.SIZE", "[60, 60]")
+    assert report["num_objects"] < 4  # some are not in the crop
+    assert not report["lost_objects"][FATES[VANISHED]]
+
+
+BOXES = [annotation(1, []), annotation(2, [[]], image=2)]
+CROWDS = [annotation(1, [SQUARE], iscrowd=1), good_content()["annotations"][2]]
+OUTSIDE_ALONE = [annotation(1, [[value + 500 for value in SQUARE]])]
+
+
+@pytest.mark.parametrize("filtered", ["True", "False"])
+@pytest.mark.parametrize(
+    ("annotations", "kind", "reason"),
+    [
+        ([], "no objects", "none of the 3 images has an annotation"),
+        (BOXES, "no objects", "boxes but no masks"),
+        (CROWDS, "no objects", "only crowd regions"),
+        (OUTSIDE_ALONE, "no object is learnt", "1 x lies outside the image"),
+    ],
+    ids=["no annotation", "boxes alone", "crowds alone", "outside of the images"],
+)
+def test_nothing_to_train_on(check, annotations, kind, reason, filtered):
+    content = {**good_content(), "annotations": annotations}
+    code, report = check(content, "DATALOADER.FILTER_EMPTY_ANNOTATIONS", filtered)
+    assert code == 1
+    (problem,) = report["problems"]["error"][kind]
+    assert reason in problem["reason"]
+
+
+@pytest.mark.parametrize("filtered", [True, False])
+@pytest.mark.parametrize(
+    ("annotations", "reason"),
+    [
+        ([], "none of the 3 images has an annotation"),
+        (BOXES, "boxes but no masks"),
+        (CROWDS, "only crowd regions"),
+        (OUTSIDE_ALONE, "lies outside the image"),
+    ],
+    ids=["no annotation", "boxes alone", "crowds alone", "outside of the images"],
+)
+def test_training_refuses_nothing_to_train_on(check, annotations, reason, filtered):
+    file = check.output / "nothing.json"
+    file.write_text(json.dumps({**good_content(), "annotations": annotations}))
+    cfg = tiny_config()
+    cfg.MODEL.SOLO.NUM_CLASSES = 2
+    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = filtered
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.DATASETS.TRAIN = ("custom_train",)
+    cfg.OUTPUT_DIR = str(check.output)
+    register_coco_format("custom_train", file, check.images)
+    with pytest.raises(DatasetError, match=reason):
+        Trainer(cfg)
+
+
+def test_a_loader_of_ones_own_is_not_judged_by_the_config(check):
+    file = check.output / "outside.json"
+    file.write_text(json.dumps({**good_content(), "annotations": OUTSIDE_ALONE}))
+    register_coco_format("custom_train", file, check.images)
+    cfg = tiny_config()
+    cfg.MODEL.SOLO.NUM_CLASSES = 2
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.DATASETS.TRAIN = ("custom_train",)
+    cfg.OUTPUT_DIR = str(check.output)
+
+    class OwnLoader(Trainer):
+        @classmethod
+        def build_train_loader(cls, cfg):
+            return super().build_train_loader(cfg)
+
+    assert OwnLoader(cfg).max_iter == cfg.SOLVER.MAX_ITER
+
+
+def test_objects_of_one_of_several_training_sets_are_enough(check, tmp_path):
+    file = tmp_path / "background.json"
+    file.write_text(json.dumps({**good_content(), "annotations": []}))
+    register_coco_format("test_background", file, check.images)
+    try:
+        arguments = ("--dataset", "test_background", "DATASETS.TRAIN", "('custom_train',)")
+        assert check(good_content(), *arguments)[0] == 0
+    finally:
+        DatasetCatalog.pop("test_background")
+        MetadataCatalog.pop("test_background")
+
+
+def test_many_crowds_are_noticed_with_their_share(check):
+    content = good_content()
+    for key in range(10, 30):
+        box = (key, 20, 30, 30)
+        content["annotations"].append(annotation(key, [SQUARE], box=box, iscrowd=key % 2))
+    _, report = check(content)
+    (problem,) = report["problems"]["notice"]["many crowds"]
+    assert "11 of 23 annotations (47.8%) have 'iscrowd' 1" in problem["reason"]
+
+
+@pytest.mark.parametrize(
+    ("crowds", "classes", "noticed"),
+    [(5, [0], False), (6, [0], True), (5, [1], True), (0, [0], False)],
+    ids=["5 %", "6 %", "all of a class", "none"],
+)
+def test_few_crowds_as_in_coco_are_no_notice(crowds, classes, noticed):
+    annotations = [{"id": key, "category_id": 0} for key in range(100 - crowds)]
+    annotations += [
+        {"id": 100 + key, "category_id": classes[0], "iscrowd": 1} for key in range(crowds)
+    ]
+    records = [{"file_name": "a.png", "image_id": 1, "annotations": annotations}]
+    assert bool(find_ignored("a", records, ["cat", "dog"])) == noticed
+
+
+def test_another_number_of_classes(check):
+    code, report = check(good_content(), "MODEL.SOLO.NUM_CLASSES", "80")
+    assert code == 1
+    (problem,) = report["problems"]["error"]["classes do not fit"]
+    assert "MODEL.SOLO.NUM_CLASSES is 80" in problem["reason"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dataset", "coco_2017_trian"], "'coco_2017_trian' is not registered"),
+        (["MODEL.SOLO.NUM_GRID", "3"], "Non-existent key: MODEL.SOLO.NUM_GRID"),
+        (["MODEL.SOLO.NUM_GRIDS", "[3]"], "NUM_GRIDS"),
+    ],
+)
+def test_what_cannot_be_checked_is_one_line(check, capsys, arguments, message):
+    code, _ = check(good_content(), *arguments)
+    assert code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert line.startswith("check_dataset: ")
+    assert message in line
+
+
+def test_a_data_set_of_dicts_is_checked_entry_by_entry(check, capsys):
+    record = {"file_name": str(check.images / "1.png"), "height": 96, "width": 128, "image_id": 1}
+    common = {"bbox": [20.0, 20.0, 50.0, 50.0], "bbox_mode": 1}
+    record["annotations"] = [
+        {**common, "category_id": 0, "segmentation": [SQUARE]},
+        {**common, "category_id": 2, "segmentation": [SQUARE]},
+        {**common, "category_id": 1, "segmentation": 5},
+    ]
+    DatasetCatalog.register("test_dicts", lambda: [record])
+    MetadataCatalog.get("test_dicts").thing_classes = ["cat", "dog"]
+    try:
+        code, _ = check(good_content(), "--dataset", "test_dicts")
+        assert code == 1
+        report, other = json.loads((check.output / "report.json").read_text())["datasets"]
+        assert (report["dataset"], other["dataset"]) == ("test_dicts", "custom_train")
+        assert {kind: len(found) for kind, found in report["problems"]["error"].items()} == {
+            "class outside the data set's": 1,
+            "annotation cannot be used": 1,
+        }
+        assert report["num_objects"] == 1
+    finally:
+        DatasetCatalog.pop("test_dicts")
+        MetadataCatalog.pop("test_dicts")

@@ -1,0 +1,322 @@
+"""The sheet of all cells' masks: each tile is its cell's mask, the right ones have a frame."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import build_model
+from PIL import Image
+
+from solo_d2.modeling import SOLO_HEAD_REGISTRY
+from solo_d2.structures import Cells, HeadOutputs
+from solo_d2.utils.errors import ConfigError
+from tests.modeling.tiny import NUM_CLASSES, image, tiny_config, tiny_model
+from tools.figures import activations as module
+from tools.figures.activations import (
+    LevelActivations,
+    choose_level,
+    class_colors,
+    compose,
+    draw_cells,
+    draw_sheet,
+    find_level,
+    frame_width,
+    level_activations,
+    panel_size,
+    record,
+    shades,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+
+import draw_activations as command  # noqa: E402
+
+pytestmark = pytest.mark.detectron2
+
+HEADS = [name for name, _ in SOLO_HEAD_REGISTRY]
+COLORS = class_colors(NUM_CLASSES)
+
+
+def recorded(model, *samples):
+    with record(model.eval()) as recording, torch.no_grad():
+        model(list(samples))
+    return recording
+
+
+def cell_mask(model, recording, level, row, column):
+    """(H, W) of one cell of the last image, padding included."""
+    head = model.head
+    index = sum(side**2 for side in head.num_grids[:level]) + row * head.num_grids[level] + column
+    cells = Cells(len(recording.image_sizes) - 1, torch.tensor([index]), head.mask_groups[level])
+    with torch.no_grad():
+        return head.cell_masks(recording.outputs, cells)[0].numpy()
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_every_tile_is_the_mask_of_its_cell(head, monkeypatch):
+    monkeypatch.setattr(module, "MASK_CHUNK_ELEMENTS", 7 * 24 * 32)  # several parts a level
+    model = tiny_model(tiny_config(head), sure=True)
+    # The second image is padded to the first one's size.
+    recording = recorded(model, image(96, 128), image(64, 96))
+    assert recording.image_sizes == [(96, 128), (64, 96)]
+    for level, side in enumerate(model.head.num_grids):
+        stride = model.head.mask_strides[level]
+        height, width = 64 // stride, 96 // stride
+        found = level_activations(model.head, recording, level, tile=width, image=1)
+        assert found.feature == f"p{level + 2}"
+        assert found.probs.shape == (side, side, height, width)
+        for row, column in ((0, 0), (1, 2), (side - 1, side - 2)):
+            mask = cell_mask(model, recording, level, row, column)
+            tile = found.probs[row, column]
+            # A sigmoid can differ in its last bit by where it stands in memory.
+            np.testing.assert_allclose(tile, mask[:height, :width], rtol=1e-5)
+            assert tile.std() > 1e-3
+            logits = recording.outputs.class_logits[level][1, :, row, column]
+            assert found.scores[row, column] == pytest.approx(float(logits.max().sigmoid()))
+            assert found.classes[row, column] == int(logits.argmax())
+
+
+@pytest.fixture(scope="module")
+def sure_model():
+    return tiny_model(sure=True)
+
+
+def test_small_tiles_keep_proportions_and_mean(sure_model):
+    model = sure_model
+    recording = recorded(model, image(96, 128))
+    found = level_activations(model.head, recording, 2, tile=8)
+    assert found.probs.shape == (6, 6, 6, 8)
+    mask = cell_mask(model, recording, 2, 3, 4)
+    assert found.probs[3, 4].mean() == pytest.approx(mask.mean(), abs=0.05)
+
+
+def test_grid_covers_the_padded_input(sure_model):
+    found = level_activations(sure_model.head, recorded(sure_model, image(64, 100)), 3)
+    assert found.cell_size == pytest.approx((64 / 5 / 64, 128 / 5 / 100))
+
+
+def test_recording_ends_with_its_block(sure_model):
+    recording = recorded(sure_model, image())
+    outputs = recording.outputs
+    with torch.no_grad():
+        sure_model.eval()([image(64, 64)])
+    assert recording.outputs is outputs
+    assert recording.image_sizes == [(96, 128)]
+
+
+def test_too_large_a_sheet_is_refused(sure_model):
+    with pytest.raises(ConfigError, match="tiles of at most 1200 pixels"):
+        level_activations(sure_model.head, recorded(sure_model, image()), 0, tile=1201)
+
+
+def made_by_hand(side=3, height=16, width=20):
+    rng = np.random.default_rng(0)
+    scores = np.zeros((side, side), dtype=np.float32)
+    scores[1, 2], scores[2, 0] = 0.6, 0.3
+    return LevelActivations(
+        feature="p4",
+        probs=rng.random((side, side, height, width), dtype=np.float32),
+        scores=scores,
+        classes=np.arange(side**2).reshape(side, side) % NUM_CLASSES,
+        cell_size=(1 / side, 1 / side),
+    )
+
+
+def test_sheet_has_each_mask_and_frames_about_the_right_cells():
+    found = made_by_hand()
+    sheet = draw_sheet(found, COLORS, score_thresh=0.3)
+    frame = frame_width((16, 20))
+    pitch = 16 + 2 * frame + 1, 20 + 2 * frame + 1
+    assert sheet.shape == (3 * pitch[0] + 1, 3 * pitch[1] + 1, 3)
+    for row in range(3):
+        for column in range(3):
+            y, x = row * pitch[0] + 1, column * pitch[1] + 1
+            cell = sheet[y : y + pitch[0] - 1, x : x + pitch[1] - 1]
+            inner = cell[frame:-frame, frame:-frame]
+            grey = np.rint(found.probs[row, column] * 255).astype(int)
+            assert np.array_equal(inner, shades()[grey])
+            border = np.ones(cell.shape[:2], dtype=bool)
+            border[frame:-frame, frame:-frame] = False
+            framed = (row, column) == (1, 2)  # a score of the threshold is not above it
+            color = COLORS[found.classes[row, column]] if framed else module.SHEET_GROUND
+            assert (cell[border] == color).all()
+    for line in (sheet[:: pitch[0]], sheet[:, :: pitch[1]]):
+        assert (line == module.SHEET_GROUND).all()
+
+
+def test_shades_go_from_black_to_white():
+    assert shades()[0].tolist() == [0, 0, 0]
+    assert shades()[255].tolist() == [255, 255, 255]
+    assert (np.diff(shades().astype(int).sum(axis=1)) >= 0).all()
+
+
+def test_cells_are_filled_where_they_lie():
+    black = np.zeros((30, 60, 3), dtype=np.uint8)
+    drawn = draw_cells(black, made_by_hand(), COLORS, score_thresh=0.5)
+    color = np.rint(0.55 * COLORS[5 % NUM_CLASSES])
+    assert (drawn[11:20, 41:60] == color).all()  # row 1, column 2
+    drawn[11:20, 41:60] = 0
+    assert (drawn[[10, 20]] > 0).all()
+    assert (drawn[:, [20, 40]] > 0).all()
+    drawn[[10, 20]] = drawn[:, [20, 40]] = 0
+    assert not drawn.any()
+
+
+def test_picture_holds_input_result_and_sheet():
+    found = made_by_hand(height=160, width=200)
+    picture = np.full((32, 40, 3), 200, dtype=np.uint8)
+    result = np.full((64, 80, 3), (10, 20, 30), dtype=np.uint8)
+    names = [f"class {i}" for i in range(NUM_CLASSES)]
+    whole = compose(picture, result, found, names, COLORS, score_thresh=0.5)
+    sheet = draw_sheet(found, COLORS, score_thresh=0.5)
+    height, width = panel_size(found)
+    assert (whole == (10, 20, 30)).all(axis=2).sum() == height * width
+    assert width / height == pytest.approx(20 / 16, abs=0.05)
+    margin = (whole.shape[0] - sheet.shape[0]) // 3
+    left = 2 * margin + width
+    place = whole[margin : margin + sheet.shape[0], left : left + sheet.shape[1]]
+    assert np.array_equal(place, sheet)
+    below = whole[-2 * margin :]
+    assert (below == COLORS[found.classes[1, 2]]).all(axis=2).any()
+    nothing = compose(picture, result, found, names, COLORS, score_thresh=0.9)
+    assert not (nothing[-2 * margin :] == COLORS[found.classes[1, 2]]).all(axis=2).any()
+
+
+@pytest.mark.parametrize("count", [1, 7, 80])
+def test_classes_have_colours_of_their_own(count):
+    assert len({tuple(color) for color in class_colors(count).tolist()}) == count
+
+
+def test_level_of_the_most_instances():
+    ranges = [[1, 20], [10, 40], [30, 100]]
+    outputs = HeadOutputs(
+        class_logits=[torch.full((1, 2, 3, 3), value) for value in (-3.0, -1.0, -2.0)],
+        mask_size=(8, 8),
+    )
+
+    def boxes(*sides):
+        return torch.tensor([[5.0, 5, 5 + s, 5 + s] for s in sides]).reshape(-1, 4)
+
+    assert choose_level(outputs, boxes(50, 60, 5), ranges) == 2
+    assert choose_level(outputs, boxes(15, 35), ranges) == 1  # in the ranges of both
+    assert choose_level(outputs, boxes(15), ranges) == 0  # of equal ones the finer
+    assert choose_level(outputs, boxes(), ranges) == 1  # the highest class score
+    assert choose_level(outputs, boxes(500), ranges) == 1
+
+
+def test_levels_are_named_by_index_or_feature(sure_model):
+    head = sure_model.head
+    assert [find_level(head, name) for name in ("0", "4", "p2", "p5")] == [0, 4, 0, 3]
+    for name in ("5", "-1", "p7", ""):
+        with pytest.raises(ConfigError, match=r"no level '.*': choose one of 0 \(p2\), 1 \(p3\)"):
+            find_level(head, name)
+
+
+# ---------------------------------------------------------------- the command line
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """Arguments that name a tiny model which finds something in every image."""
+    folder = tmp_path_factory.mktemp("model")
+    cfg = tiny_config()
+    cfg.MODEL.SOLO.HEAD.PRIOR_PROB = 0.7
+    cfg.INPUT.MIN_SIZE_TEST, cfg.TEST.DETECTIONS_PER_IMAGE = 0, 3
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ()
+    torch.manual_seed(0)
+    torch.save({"model": build_model(cfg).state_dict()}, folder / "model.pth")
+    (folder / "config.yaml").write_text(cfg.dump())
+    return [
+        *("--config-file", str(folder / "config.yaml")),
+        *("--weights", str(folder / "model.pth"), "--device", "cpu"),
+    ]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    files = [tmp_path / "in" / name for name in ("a.png", "b.png")]
+    files[0].parent.mkdir()
+    for seed, file in enumerate(files):
+        pixels = np.random.default_rng(seed).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(file)
+    return files
+
+
+def run(model, *args):
+    return command.main([*model, *map(str, args)])
+
+
+def test_command_writes_a_picture_of_each_image(model, photos, tmp_path):
+    out = tmp_path / "out"
+    assert run(model, "--input", *photos, "--output", out, "--confidence-threshold", "0") == 0
+    assert sorted(path.name for path in out.iterdir()) == ["a.png", "b.png"]
+    assert min(Image.open(out / "a.png").size) > 500
+
+
+def test_level_and_tile_decide_the_size(model, photos, tmp_path):
+    sizes = []
+    for level in ("p3", "3"):
+        file = tmp_path / f"{level}.png"
+        args = ("--level", level, "--tile", "120", "--output", file)
+        assert run(model, "--input", photos[0], *args) == 0
+        sizes.append(Image.open(file).size)
+    # Sheets of 8 and 5 tiles of 90 x 120, frames of 5; the panels take half as much at the left.
+    for size, side in zip(sizes, (8, 5), strict=True):
+        assert size[0] == pytest.approx(1.5 * side * 131, rel=0.08)
+        assert size[1] == pytest.approx(side * 101, rel=0.2)
+
+
+def test_small_pictures_keep_their_texts():
+    found = made_by_hand()  # tiles of 16 x 20
+    names = [f"class {i}" for i in range(NUM_CLASSES)]
+    grey = np.full((32, 40, 3), 200, dtype=np.uint8)
+    whole = compose(grey, grey, found, names, COLORS, score_thresh=0.5)
+    assert panel_size(found) == (module.LEAST_PANEL, module.LEAST_PANEL * 20 // 16)
+    assert whole.shape[0] > 2 * module.LEAST_PANEL
+    color = COLORS[found.classes[1, 2]]
+    assert (whole[2 * module.LEAST_PANEL + 60 :] == color).all(axis=2).any()  # in the legend
+
+
+def test_images_of_a_data_set(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    names = [str(tmp_path / f"{index}.png") for index in range(9)]
+    for name in names:
+        Image.fromarray(np.zeros((48, 64, 3), dtype=np.uint8)).save(name)
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    DatasetCatalog.register("nine", lambda: [{"file_name": name} for name in names])
+    try:
+        args = ("--dataset", "nine", "--count", "3", "--tile", "12")
+        assert run(model, *args, "--output", tmp_path / "out") == 0
+    finally:
+        DatasetCatalog.remove("nine")
+        MetadataCatalog.remove("nine")
+    assert sorted(f.name for f in (tmp_path / "out").iterdir()) == ["0.png", "3.png", "6.png"]
+
+
+@pytest.mark.parametrize(
+    ("args", "reason"),
+    [
+        (("--level", "p9"), "no level 'p9': choose one of 0 (p2)"),
+        (("--tile", "9999"), "take tiles of at most"),
+        (("--input", "nowhere.png"), "No image file matches --input nowhere.png"),
+        (("--opts", "MODEL.SOLO.NO", "1"), "MODEL.SOLO.NO"),
+    ],
+)
+def test_command_names_what_is_wrong_and_leaves_nothing(
+    model, photos, tmp_path, capsys, args, reason
+):
+    output = tmp_path / "out.png"
+    assert run(model, "--input", photos[0], "--output", output, *args) == 2
+    assert reason in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_damaged_images_are_named(model, tmp_path, capsys):
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no image")
+    assert run(model, "--input", bad, "--output", tmp_path / "out.png") == 2
+    assert "bad.png: not an image" in capsys.readouterr().err

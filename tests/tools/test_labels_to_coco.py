@@ -1,0 +1,270 @@
+"""Folders of images and labels become COCO files that training reads."""
+
+import base64
+import io
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytestmark = pytest.mark.detectron2
+pytest.importorskip("detectron2")
+
+from pycocotools import mask as coco_mask  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
+
+import labels_to_coco  # noqa: E402
+
+from solo_d2 import DatasetError  # noqa: E402
+from solo_d2.data.coco_format import load_coco_format  # noqa: E402
+from tools.labels.labelled_folder import (  # noqa: E402
+    class_names_of,
+    read_labelled_folder,
+    split_images,
+)
+
+SIZE = (20, 30)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    images, labels = tmp_path / "images", tmp_path / "labels"
+    images.mkdir()
+    labels.mkdir()
+    for name in ("a.jpg", "b.png"):
+        Image.new("RGB", SIZE[::-1]).save(images / name)
+    return images, labels
+
+
+def mask_image(box, mode="L"):
+    mask = np.zeros(SIZE, np.uint8)
+    left, top, right, bottom = box
+    mask[top:bottom, left:right] = 255
+    return Image.fromarray(mask).convert(mode)
+
+
+def labelme(*shapes, height=SIZE[0], width=SIZE[1]):
+    return json.dumps({"shapes": shapes, "imageHeight": height, "imageWidth": width})
+
+
+def shape(label, points, kind="polygon", group=None, **more):
+    return {"label": label, "points": points, "shape_type": kind, "group_id": group, **more}
+
+
+SQUARE = [[2, 3], [10, 3], [10, 9], [2, 9]]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "RGB", "LA", "RGBA", "P"])
+def test_masks(folders, mode):
+    images, labels = folders
+    (labels / "b").mkdir()
+    mask_image((4, 5, 14, 11), mode).save(labels / "b" / "red_car_1.png")
+    mask_image((0, 0, 30, 20), mode).save(labels / "b" / "cat.png")
+    empty, found = read_labelled_folder(images, labels)
+    assert (empty.file_name, empty.objects) == ("a.jpg", [])
+    (cat, whole), (car, fields) = found.objects
+    assert (cat, car) == ("cat", "red_car")
+    assert fields["bbox"] == [4, 5, 10, 6]
+    assert (fields["area"], whole["area"]) == (60, 600)
+    assert coco_mask.decode(fields["segmentation"])[5:11, 4:14].all()
+
+
+def test_labelme_shapes(folders):
+    images, labels = folders
+    png = io.BytesIO()
+    Image.fromarray(np.ones((4, 6), bool)).save(png, "PNG")
+    data = base64.b64encode(png.getvalue()).decode()
+    (labels / "a.json").write_text(
+        labelme(
+            shape("dog", SQUARE),
+            shape("dog", [[20, 15], [12, 5]], "rectangle"),
+            shape("disc", [[15, 10], [15, 15]], "circle"),
+            shape("cat", SQUARE, group=1),
+            shape("cat", [[20, 10], [28, 10], [28, 18]], group=1),
+            shape("blob", [[24, 1], [29, 4]], "mask", mask=data),
+            shape("both", [[24, 1], [29, 4]], "mask", group=2, mask=data),
+            shape("both", SQUARE, group=2),
+        )
+    )
+    objects = read_labelled_folder(images, labels)[0].objects
+    assert [name for name, _ in objects] == ["dog", "dog", "disc", "cat", "blob", "both"]
+    dog, rectangle, disc, cat, blob, both = (fields for _, fields in objects)
+    assert dog["segmentation"] == [[2, 3, 10, 3, 10, 9, 2, 9]]
+    assert dog["bbox"] == [2, 3, 8, 6]
+    assert rectangle["area"] == 80
+    assert disc["area"] == pytest.approx(np.pi * 25, rel=0.1)
+    assert len(cat["segmentation"]) == 2
+    assert blob["bbox"] == [24, 1, 6, 4]
+    assert both["area"] == dog["area"] + 24
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("{", "no json of labelme"),
+        ("[]", "no json of labelme"),
+        ('{"objects": []}', "no list 'shapes'"),
+        (labelme({"points": SQUARE}), "shape 0: it has no 'label'"),
+        (labelme(shape(" ", SQUARE)), "shape 0: it has no 'label'"),
+        (labelme(5), "shape 0: it must be an object"),
+        (labelme(shape("a", SQUARE), height=SIZE[1], width=SIZE[0]), "EXIF"),
+        (labelme(shape("a", SQUARE), height=10), "10 x 30 pixels"),
+        (labelme(shape("a", SQUARE[:2])), "a polygon of 2 points, labelled 'a', has no area"),
+        (labelme(shape("a", SQUARE[:2], "line")), "a line of 2 points"),
+        (labelme(shape("a", SQUARE, "linestrip")), "a linestrip of 4 points, .* has no area"),
+        (labelme(shape("a", SQUARE[:2], "ellipse")), "'ellipse' of 2 points, .* cannot be read"),
+        (labelme(shape("a", [[2, 3], [9, 9], [2, 3], [2, 3]])), "labelled 'a', it has no area"),
+        (labelme(shape("a", SQUARE, group=1), shape("a", SQUARE[:2], group=1)), "shape 1: .* 2 p"),
+        (labelme(shape("a", [[0, "x"]])), "points cannot be read"),
+        (labelme(shape("a", [[0, float("nan")]] * 3)), "infinite"),
+        (labelme(shape("a", [[x + 100, y] for x, y in SQUARE])), "without a pixel"),
+        (labelme(shape("a", SQUARE, "mask", mask="?")), "cannot be decoded"),
+    ],
+)
+def test_refuses_labelme(folders, content, expected):
+    images, labels = folders
+    (labels / "a.json").write_text(content)
+    with pytest.raises(DatasetError, match=expected) as error:
+        read_labelled_folder(images, labels)
+    assert "a.json" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "drawn",
+    [
+        shape("a", SQUARE, "rectangle"),
+        shape("a", SQUARE, "rotation", direction=0.4),
+        shape("a", [*SQUARE, SQUARE[0]]),
+        shape("a", [[10, 9], [2, 3]], "rectangle"),
+        shape("a", [[2, 9], [10, 3]], "rectangle"),
+        shape("a", [[str(x), str(y)] for x, y in SQUARE]),
+        shape(" a ", SQUARE, None, flags=None, description=None),
+        {"label": "a", "points": SQUARE},
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_reads_what_forks_and_editors_write(folders, drawn, encoding):
+    images, labels = folders
+    content = {"shapes": [drawn], "imageHeight": "20", "imageWidth": 30.0, "imagePath": "..\\a.jpg"}
+    (labels / "a.json").write_text(json.dumps(content), encoding=encoding)
+    (labels / "._a.json").write_bytes(b"\0")  # of macOS
+    (images / "._a.jpg").write_bytes(b"\0")
+    [(label, fields)] = read_labelled_folder(images, labels)[0].objects
+    assert (label, fields["bbox"], fields["area"]) == ("a", [2, 3, 8, 6], 48)
+
+
+def test_other_files_among_the_labels_are_no_labels(folders):
+    images, labels = folders
+    for folder in folders:
+        (folder / "train.json").write_text('{"images": []}')
+    (images / "more").mkdir()
+    Image.new("L", (3, 3)).save(images / "more" / "z.png")
+    assert len(read_labelled_folder(images, labels)) == 2
+    assert len(read_labelled_folder(images, images)) == 2
+
+
+def test_all_that_cannot_be_used_is_named_at_once(folders, tmp_path, capsys):
+    images, labels = folders
+    line, point = shape("a", SQUARE[:2], "line"), shape("b", SQUARE[:1], "point")
+    (labels / "a.json").write_text(labelme(shape("a", SQUARE), line, shape("a", SQUARE), point))
+    (labels / "b.json").write_text("{")
+    (labels / "b").mkdir()
+    mask_image((0, 0, 0, 0)).save(labels / "b" / "x_1.PNG")
+    mask_image((0, 0, 4, 4)).save(labels / "b" / "x_2.bmp")
+    (labels / "c.json").write_text(labelme())
+    words = ["--images", str(images), "--labels", str(labels), "--output", str(tmp_path / "out")]
+    assert labels_to_coco.main(words) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert "6 labels" in lines[0]
+    for part, text in zip(
+        ["c.json", "a.json: shape 1", "a.json: shape 3", "b.json", "x_1.PNG", "x_2.bmp"],
+        lines[1:],
+        strict=True,
+    ):
+        assert part in text
+    assert not (tmp_path / "out").exists()
+    (labels / "a.json").write_text(labelme(*[line] * 200))
+    assert labels_to_coco.main(words) == 2
+    assert len(capsys.readouterr().err.splitlines()) < 60
+
+
+def test_refuses_masks(folders):
+    images, labels = folders
+    (labels / "a").mkdir()
+    file = labels / "a" / "x_1.png"
+    mask_image((0, 0, 0, 0)).save(file)
+    with pytest.raises(DatasetError, match=r"x_1.png has an object without a pixel"):
+        read_labelled_folder(images, labels)
+    Image.new("L", (5, 5), 1).save(file)
+    with pytest.raises(DatasetError, match=r"x_1.png has 5 x 5 pixels.*20 x 30"):
+        read_labelled_folder(images, labels)
+    file.write_text("text")
+    with pytest.raises(DatasetError, match=r"x_1.png cannot be read"):
+        read_labelled_folder(images, labels)
+
+
+def test_refuses_folders(folders, tmp_path):
+    images, labels = folders
+    with pytest.raises(DatasetError, match="does not exist"):
+        read_labelled_folder(images, tmp_path / "no")
+    with pytest.raises(DatasetError, match="has no images"):
+        read_labelled_folder(labels, labels)
+    (labels / "c.json").write_text(labelme())
+    with pytest.raises(DatasetError, match=r"c\.json: there is no image of that name"):
+        read_labelled_folder(images, labels)
+    (labels / "c.json").unlink()
+    Image.new("RGB", (3, 3)).save(images / "a.png")
+    with pytest.raises(DatasetError, match="several images are called a"):
+        read_labelled_folder(images, labels)
+    (images / "a.png").unlink()
+    with pytest.raises(DatasetError, match="None of the images"):
+        class_names_of(read_labelled_folder(images, labels))
+    (images / "a.jpg").write_text("text")
+    with pytest.raises(DatasetError, match=r"a.jpg cannot be read as an image"):
+        read_labelled_folder(images, labels)
+
+
+def test_image_that_exif_turns(folders):
+    images, labels = folders
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", SIZE).save(images / "a.jpg", exif=exif)  # 30 high, 20 wide, lying
+    assert read_labelled_folder(images, labels)[0].size == SIZE
+
+
+def test_split_stays_when_images_are_added(folders):
+    images, labels = folders
+    for index in range(60):
+        Image.new("RGB", SIZE[::-1]).save(images / f"{index}.png")
+    found = read_labelled_folder(images, labels)
+    train, val = split_images(found, 0.2)
+    assert (len(train), len(val)) == (50, 12)
+    # Of half the images most keep their part: all but those at the border of the order.
+    half_train, half_val = split_images(found[::2], 0.2)
+    names = {image.file_name for image in val}
+    assert sum(image.file_name in names for image in half_val) >= len(half_val) - 3
+    assert [len(part) for part in split_images(found[:2], 0.01)] == [1, 1]
+    with pytest.raises(DatasetError, match="two images"):
+        split_images(found[:1], 0.5)
+
+
+def test_command_makes_what_training_reads(tmp_path, capsys):
+    images, labels, output = (tmp_path / name for name in ("images", "labels", "out"))
+    command = ["--images", str(images), "--labels", str(labels), "--output", str(output)]
+    assert labels_to_coco.main([*command, "--example", "6", "--val-fraction", "0.34"]) == 0
+    train = load_coco_format("labelled_train", output / "train.json", images)
+    val = load_coco_format("labelled_val", output / "val.json", images)
+    assert (len(train), len(val)) == (4, 2)
+    assert sum(len(record["annotations"]) for record in train) > 4
+    first = json.loads((output / "train.json").read_text())["categories"]
+    assert first == json.loads((output / "val.json").read_text())["categories"]
+    before = (output / "train.json").read_bytes()
+    assert labels_to_coco.main([*command, "--example", "6"]) == 2
+    assert "exists" in capsys.readouterr().err
+    next(labels.glob("*/*.png")).write_text("damaged")
+    assert labels_to_coco.main(command) == 2
+    assert (output / "train.json").read_bytes() == before

@@ -1,0 +1,58 @@
+"""The curves are those of metrics.json; bad input is one line."""
+
+import json
+import sys
+from pathlib import Path
+
+import cv2
+import pytest
+
+# Detectron2 installs a package `tools`, so the file is imported from its folder.
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+
+from plot_metrics import curve, main, plot, read_metrics  # noqa: E402
+
+LINES = [
+    {"iteration": 9, "total_loss": 2.0},
+    {"iteration": 19, "total_loss": 1.5},
+    {"iteration": 19, "total_loss": 1.0, "segm/AP": 30.0},  # after a resume
+]
+
+
+def write(folder, lines, end=""):
+    folder.mkdir()
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "metrics.json").write_text(text + end)
+    return folder
+
+
+def test_curves(tmp_path):
+    metrics = read_metrics(write(tmp_path / "run", LINES, end='{"iteration": 2'))
+    assert curve(metrics, "total_loss") == ([9, 19], [2.0, 1.0])
+    assert curve(metrics, "segm/AP") == ([19], [30.0])
+    panel = plot({"a": metrics, "b": metrics[:1]}, ["total_loss"]).axes[0]
+    assert [list(line.get_ydata()) for line in panel.lines] == [[2.0, 1.0], [2.0]]
+
+
+def test_command_draws(tmp_path):
+    runs = [str(write(tmp_path / name, LINES)) for name in ("a", "b")]
+    assert main([*runs, "--output", str(tmp_path / "curves.png")]) == 0
+    height, width, _ = cv2.imread(str(tmp_path / "curves.png")).shape
+    assert width > 2 * height
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('not json\n{"iteration": 1}\n', "metrics.json, line 1 is not JSON"),
+        ('{"iteration": 1, "lr": 0.1}\n', "no training has 'segm/AP'; there are iteration, lr"),
+        (None, "metrics.json cannot be read: No such file"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, capsys, text, message):
+    if text is not None:
+        (tmp_path / "metrics.json").write_text(text)
+    output = tmp_path / "curves.png"
+    assert main([str(tmp_path), "--keys", "segm/AP", "--output", str(output)]) == 2
+    assert message in capsys.readouterr().err
+    assert not output.exists()

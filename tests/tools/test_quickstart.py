@@ -1,0 +1,233 @@
+"""The quickstart without its training: what it decides, reads, draws and returns."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+# Detectron2 installs a package `tools`, so the file is imported from its folder.
+sys.path.insert(0, str(ROOT / "tools"))
+
+import quickstart  # noqa: E402
+
+pytestmark = pytest.mark.detectron2
+
+METRICS = {"segm/AP": 60.0, "segm/AP50": 80.0, "segm/APl": math.nan, "bbox/AP": 55.5}
+
+
+@pytest.fixture
+def shapes(tmp_path, monkeypatch):
+    """A data set of three images, of which two have two objects."""
+    root = tmp_path / "datasets" / "shapes"
+    (root / "val").mkdir(parents=True)
+    (root / "annotations").mkdir()
+    objects = {"a.jpg": 2, "b.jpg": 1, "c.jpg": 3}
+    for name in objects:
+        Image.fromarray(np.zeros((20, 30, 3), dtype=np.uint8)).save(root / "val" / name)
+    content = {
+        "images": [{"id": i, "file_name": name} for i, name in enumerate(objects)],
+        "annotations": [{"image_id": i} for i, n in enumerate(objects.values()) for _ in range(n)],
+    }
+    (root / "annotations" / "instances_val.json").write_text(json.dumps(content))
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(root.parent))
+    return root
+
+
+@pytest.fixture
+def steps(monkeypatch, shapes):
+    """Names of the steps that were run; they write what the real ones write."""
+    done = []
+
+    def call(step, command, log=None):
+        done.append(step)
+        words = [str(word) for word in command]
+        if step == "Training":
+            output = Path(words[words.index("OUTPUT_DIR") + 1])
+            output.mkdir(parents=True, exist_ok=True)
+            (output / "model_final.pth").write_bytes(b"weights")
+            with (output / "metrics.json").open("a") as file:
+                file.write(json.dumps({"iteration": 9, **METRICS}) + "\n")
+        else:
+            for file in map(Path, words[words.index("--input") + 1 :]):
+                Path(words[words.index("--output") + 1]).mkdir(exist_ok=True)
+                overlay = Path(words[words.index("--output") + 1]) / file.name
+                Image.fromarray(np.full((60, 90, 3), 200, dtype=np.uint8)).save(overlay)
+
+    monkeypatch.setattr(quickstart, "call", call)
+    return done
+
+
+def test_montage_has_the_size_of_its_tiles():
+    images = [np.full(size, 90, dtype=np.uint8) for size in [(40, 60, 3), (70, 50, 3)]]
+    pairs = [(images[i % 2], np.full((200, 150, 3), 250, dtype=np.uint8)) for i in range(5)]
+    montage = quickstart.make_montage(pairs, caption="x", pairs_per_row=2, side=100, gap=9)
+    bar = 2 * 12
+    assert montage.shape == (bar + 3 * 109, 2 * (2 * 100 + 3 + 9) + 9, 3)
+    assert montage.dtype == np.uint8
+    assert (montage[bar + 50, 9 + 50] == 90).all()  # the first input, then its prediction
+    assert (montage[bar + 50, 9 + 103 + 50] == 250).all()
+    assert (montage[-50, -50] == 255).all()  # the last row has one pair only
+
+
+def test_montage_of_one_pair_with_a_long_caption_and_of_none():
+    pair = (np.zeros((5, 5, 3), dtype=np.uint8), np.zeros((5, 5, 3), dtype=np.uint8))
+    montage = quickstart.make_montage([pair], caption="a long line " * 9, side=30, gap=6)
+    assert montage.shape[1] == 2 * 30 + 2 + 12
+    with pytest.raises(ValueError, match="at least one"):
+        quickstart.make_montage([], caption="")
+
+
+def test_metrics_are_the_last_ones_of_this_run(tmp_path):
+    file = tmp_path / "metrics.json"
+    assert quickstart.read_metrics(file) == {}
+    file.write_text(json.dumps({"segm/AP": 1.0, "loss": 2}) + "\n")
+    start = file.stat().st_size
+    assert quickstart.read_metrics(file) == {"segm/AP": 1.0}
+    assert quickstart.read_metrics(file, start) == {}
+    with file.open("a") as lines:
+        lines.write('{"loss": 1}\n{"segm/AP": NaN, "bbox/AP": 3, "panoptic_seg/PQ": 7, "lr": 1}\n')
+        lines.write('{"loss": 1}\n{"segm/A')
+    found = quickstart.read_metrics(file, start)
+    assert math.isnan(found["segm/AP"])
+    assert found["bbox/AP"] == 3
+    assert found["panoptic_seg/PQ"] == 7
+    assert "lr" not in found
+
+
+def test_fingerprint_changes_with_config_base_overrides_and_code(tmp_path):
+    (tmp_path / "solo_d2").mkdir()
+    code = tmp_path / "solo_d2" / "a.py"
+    code.write_text("a = 1")
+    base, config = tmp_path / "base.yaml", tmp_path / "config.yaml"
+    base.write_text("SEED: 1")
+    config.write_text("_BASE_: base.yaml")
+
+    def digest(*opts):
+        return quickstart.fingerprint(config, opts, tmp_path)
+
+    seen = [digest(), digest("SEED", "2")]
+    base.write_text("SEED: 3")
+    seen.append(digest())
+    code.write_text("a = 2")
+    seen.append(digest())
+    assert len(set(seen)) == 4
+    (tmp_path / "README.md").write_text("not code")
+    assert digest() == seen[-1]
+
+
+def test_a_finished_training_is_used_again(tmp_path, steps, monkeypatch, capsys):
+    output = tmp_path / "output"
+    assert quickstart.main(["--output", str(output)]) == 0
+    out = capsys.readouterr().out
+    assert f"montage: {output / 'montage.png'}" in out
+    assert "60.0    55.5" in out
+    assert [name for name in ("a.jpg", "b.jpg", "c.jpg") if (output / "demo" / name).exists()] == [
+        "a.jpg",
+        "c.jpg",
+    ]
+    assert quickstart.main(["--output", str(output)]) == 0
+    assert steps == ["Training", "The demo", "The demo"]
+    assert quickstart.main(["--output", str(output), "--retrain"]) == 0
+    assert quickstart.main(["--output", str(output), "SEED", "7"]) == 0
+    assert steps.count("Training") == 3
+    (output / quickstart.STAMP).write_text("{half")
+    assert quickstart.main(["--output", str(output), "SEED", "7"]) == 0
+    assert steps.count("Training") == 4
+
+
+def test_panoptic_figures_are_shown_where_there_are_some():
+    figures = {"panoptic_seg/PQ": 61.5, "panoptic_seg/PQ_th": 70.0, "panoptic_seg/PQ_st": math.nan}
+    plain = quickstart.format_table(quickstart.Result(METRICS, 60.0), 90.0)
+    table = quickstart.format_table(quickstart.Result(METRICS | figures, 60.0), 90.0)
+    assert "PQ" not in plain
+    assert "things" in table
+    (line,) = [line for line in table.splitlines() if line.startswith("PQ")]
+    assert line.split() == ["PQ", "61.5", "70.0", "-"]
+
+
+def test_results_go_where_the_config_says():
+    config = ROOT / "configs/quickstart/panoptic_shapes.yaml"
+    assert quickstart.parse_args([]).output == Path("output/quickstart")
+    assert quickstart.parse_args(["--config-file", str(config)]).output == Path("output/panoptic")
+
+
+@pytest.mark.parametrize(("ap", "text"), [(54.9, "is 54.9"), (math.nan, "undefined")])
+def test_ap_below_the_floor_is_a_failure(tmp_path, steps, monkeypatch, capsys, ap, text):
+    monkeypatch.setitem(METRICS, "segm/AP", ap)
+    assert quickstart.main(["--output", str(tmp_path / "output")]) == 1
+    captured = capsys.readouterr()
+    assert text in captured.err
+    assert "the floor is 55" in captured.err
+    assert "montage:" in captured.out
+
+
+@pytest.fixture
+def quickstart_with(tmp_path, shapes, monkeypatch, capfd):
+    """Runs the quickstart with a program in place of train_net.py; its exit code and messages."""
+
+    def run(program):
+        (tmp_path / "train_net.py").write_text(f"import os, signal, sys, time\n{program}")
+        config = ROOT / "configs/quickstart/solov2_shapes.yaml"
+        code = quickstart.main(["--output", str(tmp_path / "output"), "--config-file", str(config)])
+        return code, capfd.readouterr().err.splitlines()
+
+    monkeypatch.setattr(quickstart, "ROOT", tmp_path)
+    (tmp_path / "output").mkdir()
+    return run
+
+
+def test_a_failing_training_is_named_and_leaves_no_stamp(tmp_path, quickstart_with):
+    (tmp_path / "output" / quickstart.STAMP).write_text("{}")
+    code, err = quickstart_with("sys.exit('DatasetError: no such thing')")
+    assert code == 1
+    assert "no such thing" in err[0]
+    assert "Training failed with exit code 1" in err[-1]
+    assert not (tmp_path / "output" / quickstart.STAMP).exists()
+
+
+@pytest.mark.parametrize(
+    ("end", "cause"),
+    [
+        (
+            "os.write(2, b'half a line'); os.kill(os.getpid(), 9)",
+            "by SIGKILL (mostly because memory ran out)",
+        ),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "by SIGSEGV"),
+        ("os.kill(os.getpid(), signal.SIGTERM)", "by SIGTERM"),
+        ("sys.exit(143)", "by SIGTERM"),
+        ("sys.exit(130)", "by SIGINT"),
+    ],
+)
+def test_a_training_that_is_ended_by_a_signal_is_named(tmp_path, quickstart_with, end, cause):
+    code, err = quickstart_with(end)
+    assert code == 1
+    assert [line for line in err[:-1] if line] in ([], ["half a line"])
+    for part in ("quickstart: Training was ended ", cause, tmp_path / "output" / "log.txt"):
+        assert str(part) in err[-1]
+    assert err[-1].startswith("quickstart: ")
+
+
+@pytest.mark.parametrize(
+    ("sent", "code", "name"), [("SIGINT", 130, "Ctrl-C"), ("SIGTERM", 143, "SIGTERM")]
+)
+def test_a_quickstart_that_is_stopped_ends_the_training_cleanly(
+    tmp_path, quickstart_with, sent, code, name
+):
+    gone = tmp_path / "training cleaned up"
+    found, err = quickstart_with(f"""
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+try:
+    os.kill(os.getppid(), signal.{sent})
+    time.sleep(60)
+finally:
+    time.sleep(0.5)
+    open({str(gone)!r}, "w").close()
+""")
+    assert (found, len(err)) == (code, 1)
+    assert f"Training was stopped by {name}; " in err[0]
+    assert gone.exists()

@@ -1,0 +1,353 @@
+"""What the user's own code raises keeps its traceback; bad values stay on one line."""
+
+import importlib.util
+import logging
+import os
+import subprocess
+import sys
+import textwrap
+import traceback
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.detectron2
+pytest.importorskip("detectron2")
+
+import torch  # noqa: E402
+from detectron2.data import DatasetCatalog, MetadataCatalog  # noqa: E402
+from detectron2.data import transforms as T  # noqa: E402
+from detectron2.engine import HookBase  # noqa: E402
+from detectron2.modeling import BACKBONE_REGISTRY, build_model  # noqa: E402
+
+from solo_d2.data import SOLODatasetMapper, check_datasets  # noqa: E402
+from solo_d2.data.loader import make_train_loader  # noqa: E402
+from solo_d2.engine import Trainer, setup  # noqa: E402
+from solo_d2.engine.launch import launch  # noqa: E402
+from solo_d2.export.pipeline import ExportPipeline  # noqa: E402
+from solo_d2.export.programs import describe, trace  # noqa: E402
+from solo_d2.inference import NMS  # noqa: E402
+from solo_d2.losses import MASK_LOSSES  # noqa: E402
+from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY  # noqa: E402
+from solo_d2.utils.commands import FAILED, run_command  # noqa: E402
+from solo_d2.utils.errors import ConfigError, DatasetError  # noqa: E402
+from solo_d2.utils.files import naming  # noqa: E402
+from solo_d2.utils.user_code import from_user_code, in_user_code, is_of_user, last_error  # noqa: E402
+from tests import jobs  # noqa: E402
+from tests.export.models import small_config, small_model  # noqa: E402
+from tests.modeling.tiny import image, tiny_config, tiny_model  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[2]
+KINDS = {
+    "KeyError": "raise KeyError('mine')",
+    "OSError": "open('/no/such/file_of_mine')",
+    "disk full": "raise OSError(28, 'No space left on device')",
+    "ValueError": "raise ValueError('mine')",
+    "AssertionError": "assert 1 == 2, 'mine'",
+    "RuntimeError": "import torch; torch.zeros(2) @ torch.zeros(3)",
+}
+RAISED = (KeyError, OSError, ValueError, AssertionError, RuntimeError)
+
+
+@pytest.fixture
+def mine(request, tmp_path):
+    """A module of the user; all in it that is called ends in `fail`."""
+    return load(tmp_path, KINDS[getattr(request, "param", "OSError")])
+
+
+each_kind = pytest.mark.parametrize("mine", KINDS, indirect=True)
+
+
+def load(folder, statement):
+    file = folder / "plugin_of_user.py"
+    file.write_text(
+        textwrap.dedent(
+            f"""
+            from detectron2.config import configurable
+            from detectron2.data import transforms as T
+            from detectron2.engine import HookBase
+            from solo_d2.data import SOLODatasetMapper
+            from solo_d2.modeling.heads import SOLOv2Head
+
+            def fail(*args, **kwargs):
+                {statement}
+
+            class Head(SOLOv2Head):
+                @configurable
+                def __init__(self, **arguments):
+                    super().__init__(**arguments)
+                    fail()
+
+            class Calls(SOLOv2Head):
+                forward = fail
+
+            class WithoutArguments(SOLOv2Head):
+                def __init__(self): pass
+
+            class Mapper(SOLODatasetMapper):
+                def __call__(self, record):
+                    sample = super().__call__(record)
+                    fail()
+
+            class Transform(T.Transform):
+                def apply_image(self, image): return image
+                def apply_coords(self, coords): fail()
+
+            class Hook(HookBase):
+                def after_step(self): fail()
+            """
+        )
+    )
+    spec = importlib.util.spec_from_file_location("plugin_of_user", file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["plugin_of_user"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def registered():
+    """Register things for a test: `registered(registry, name, thing)`."""
+    added = []
+
+    def add(registry, name, thing):
+        added.append((getattr(registry, "_obj_map", registry), name))
+        added[-1][0][name] = thing
+
+    yield add
+    for registry, name in added:
+        del registry[name]
+
+
+@pytest.fixture
+def dataset():
+    """Register a data set by its function."""
+
+    def add(function):
+        DatasetCatalog.register("of_user", function)
+        MetadataCatalog.get("of_user").thing_classes = ["a"]
+
+    yield add
+    DatasetCatalog.pop("of_user", None)
+    MetadataCatalog.pop("of_user", None)
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("job")
+    jobs.make_data(folder)
+    return folder, jobs.write_config(folder)
+
+
+def assert_shown(error, module):
+    """The traceback has the user's file and line, and the error is the user's."""
+    assert isinstance(error.value, RAISED)
+    assert not isinstance(error.value, (ConfigError, DatasetError))
+    text = "".join(traceback.format_exception(error.value))
+    assert f'File "{module.__file__}", line 9' in text
+    assert from_user_code(error.value)
+
+
+@each_kind
+def test_head_that_fails_in_its_constructor(mine, registered):
+    registered(SOLO_HEAD_REGISTRY, "Mine", mine.Head)
+    with pytest.raises(RAISED) as error:
+        build_model(tiny_config("Mine"))
+    assert_shown(error, mine)
+    if sys.version_info >= (3, 11):
+        assert "MODEL.SOLO" in error.value.__notes__[0]
+
+
+def test_backbone_function(mine, registered):
+    registered(BACKBONE_REGISTRY, "mine", mine.fail)
+    cfg = tiny_config()
+    cfg.MODEL.BACKBONE.NAME = "mine"
+    with pytest.raises(RAISED) as error:
+        build_model(cfg)
+    assert_shown(error, mine)
+
+
+def test_part_of_the_user_that_is_called_wrongly(tmp_path, registered):
+    """No line of the user's runs, yet it is the user's part that has to be changed."""
+    module = load(tmp_path, "pass")
+    registered(SOLO_HEAD_REGISTRY, "Mine", module.WithoutArguments)
+    with pytest.raises(TypeError):
+        build_model(tiny_config("Mine"))
+
+
+def test_head_nms_and_loss_that_fail_when_called(mine, registered):
+    registered(SOLO_HEAD_REGISTRY, "Mine", mine.Calls)
+    with pytest.raises(RAISED) as error:
+        build_model(tiny_config("Mine")).eval()([image()])
+    assert_shown(error, mine)
+    registered(NMS, "mine", (mine.fail, ()))
+    registered(MASK_LOSSES, "mine", (mine.fail, ()))
+    cfg = tiny_config()
+    cfg.MODEL.SOLO.NMS.TYPE = cfg.MODEL.SOLO.LOSS.MASK_TYPE = "mine"
+    model = tiny_model(cfg, sure=True)
+    for use in (model.eval, model.train):
+        with pytest.raises(RAISED) as error:
+            use()([image()])
+        assert_shown(error, mine)
+
+
+def test_export_of_a_backbone_that_fails(mine):
+    model = small_model()
+    pipeline = ExportPipeline(model)
+    info = describe(model, pipeline, small_config(), [], [])
+    pipeline.backbone.forward = mine.fail
+    with pytest.raises(RAISED) as error:
+        trace(pipeline, info)
+    assert_shown(error, mine)
+
+
+@each_kind
+def test_function_of_a_data_set(mine, dataset):
+    dataset(mine.fail)
+    check_datasets(["of_user"])
+    with pytest.raises(RAISED) as error:
+        DatasetCatalog.get("of_user")
+    assert_shown(error, mine)
+    cfg = tiny_config()
+    cfg.DATASETS.TRAIN = ("of_user",)
+    with pytest.raises(RAISED) as error:
+        Trainer.build_train_loader(cfg)
+    assert_shown(error, mine)
+
+
+def record(folder):
+    square = [[10.0, 10.0, 50.0, 10.0, 50.0, 50.0, 10.0, 50.0]]
+    return {
+        "file_name": str(folder / "train/1.png"),
+        "image_id": 1,
+        "height": 96,
+        "width": 128,
+        "annotations": [{"category_id": 0, "segmentation": square, "iscrowd": 0}],
+    }
+
+
+@pytest.mark.parametrize("mine", ["KeyError", "RuntimeError"], indirect=True)
+def test_transform(mine, job):
+    mapper = SOLODatasetMapper(tiny_config(), is_train=True)
+    mapper.augmentations = T.AugmentationList([mine.Transform()])
+    with pytest.raises(RAISED) as error:
+        mapper(record(job[0]))
+    assert_shown(error, mine)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_mapper_in_workers(mine, job, workers):
+    loader = make_train_loader(
+        [record(job[0])],
+        mine.Mapper(tiny_config(), is_train=True),
+        total_batch_size=1,
+        seed=0,
+        max_unreadable=0,
+        num_workers=workers,
+    )
+    with pytest.raises(RAISED) as error:
+        run_command("train", lambda: next(iter(loader)))
+    assert_shown(error, mine)
+
+
+@pytest.mark.parametrize("mine", ["OSError", "disk full"], indirect=True)
+def test_hook_of_a_training(mine, job, tmp_path, caplog):
+    """It neither becomes one line nor gets the name of OUTPUT_DIR."""
+
+    def main(args):
+        cfg = setup(args)
+        with naming(cfg.OUTPUT_DIR):
+            trainer = Trainer(cfg)
+            trainer.register_hooks([mine.Hook()])
+            trainer.train()
+
+    args = jobs.parse_args("--config-file", job[1], "OUTPUT_DIR", tmp_path / "out")
+    with (
+        caplog.at_level(logging.ERROR, "detectron2"),
+        pytest.raises(OSError, match="of_mine|No space") as error,
+    ):
+        run_command("", lambda: launch(main, args), failed=1)
+    assert_shown(error, mine)
+    assert error.value.filename != str(tmp_path / "out")
+
+
+SCRIPT = """
+import sys
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from solo_d2.utils.commands import run_command
+from solo_d2.engine import Trainer, argument_parser, setup
+from solo_d2.utils.files import naming
+from solo_d2.engine.launch import JobError, launch
+
+def load():
+    return open("/no/such/file_of_mine").read()
+
+def main(args):
+    DatasetCatalog.register("of_user", load)
+    MetadataCatalog.get("of_user").thing_classes = ["class 1", "class 2", "class 3"]
+    cfg = setup(args)
+    with naming(cfg.OUTPUT_DIR):
+        Trainer(cfg).train()
+
+if __name__ == "__main__":
+    args = argument_parser().parse_args()
+    sys.exit(run_command("", lambda: launch(main, args), errors=(JobError,), failed=1))
+"""
+
+
+def test_script_of_the_user_with_two_processes(job, tmp_path):
+    script = tmp_path / "train_mine.py"
+    script.write_text(SCRIPT)
+    opts = ["DATASETS.TRAIN", "('of_user',)", "OUTPUT_DIR", str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, str(script), "--config-file", str(job[1]), "--num-processes", "2", *opts],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    line = SCRIPT[: SCRIPT.index("return open")].count("\n") + 1
+    assert f'File "{script}", line {line}, in load' in done.stderr
+    assert "FileNotFoundError" in done.stderr
+
+
+def test_errors_of_values_are_one_line(tmp_path, capsys):
+    """The other half: the same kinds of errors, raised by ours and Detectron2's code."""
+    cfg = tiny_config()
+    cfg.MODEL.RESNETS.NUM_GROUPS = 7
+    assert run_command("train", lambda: build_model(cfg)) == FAILED
+    cfg = jobs.parse_args("--config-file", tmp_path / "none.yaml")
+    assert run_command("train", lambda: setup(cfg)) == FAILED
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert "MODEL.RESNETS" in lines[0]
+    assert "none.yaml" in lines[1]
+
+
+def test_owner_of_a_traceback_of_another_process(tmp_path):
+    def text(*files):
+        frames = "".join(f'  File "{file}", line 1, in x\n    x()\n' for file in files)
+        return f"-- Process\n\nTraceback (most recent call last):\n{frames}OSError: [Errno 5] a\n"
+
+    started = (
+        Path(torch.__file__).parents[1] / "multiprocessing/spawn.py",
+        ROOT / "solo_d2/engine/launch.py",
+    )
+    ours, mine = ROOT / "solo_d2/engine/setup.py", tmp_path / "mine.py"
+    assert in_user_code(text(*started, ROOT / "train_net.py", ours, mine, os.__file__))
+    assert in_user_code(text(*started, mine))
+    assert not in_user_code(text(*started, mine, ours, os.__file__))
+    assert not in_user_code(text(*started, ROOT / "train_net.py", ours, "<string>"))
+    assert in_user_code(text(*started, ROOT / "train_net.py", ours, "<stdin>"))
+    # Only the last of several errors counts.
+    chained = text(ours, mine) + "\nDuring handling:\n\n" + text(ours)
+    assert not in_user_code(chained)
+    assert last_error(chained) == "OSError: [Errno 5] a"
+
+
+def test_owner_of_a_class(tmp_path):
+    assert is_of_user(load(tmp_path, "pass").Head)
+    assert not is_of_user(SOLODatasetMapper)
+    assert not is_of_user(HookBase)

@@ -1,0 +1,1 @@
+"""Programs that set up, train, measure, convert and draw: `python tools/NAME.py`."""

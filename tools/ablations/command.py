@@ -1,0 +1,209 @@
+"""The command line of `tools/ablate.py`."""
+
+import argparse
+import itertools
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from solo_d2.utils.commands import Terminated, run_command
+from solo_d2.utils.errors import ConfigError
+from solo_d2.utils.files import save_json, save_text
+from tools.ablations.processes import Launch
+from tools.ablations.report import format_report, format_table, make_lines, report_content
+from tools.ablations.runs import Outcome, Run, plan_runs, run_all
+from tools.ablations.tables import METRICS, Setting, Table, read_tables, settings
+from tools.benchmarks.common import markdown_table
+
+DESCRIPTION = """\
+Rerun an ablation table of the papers and print it beside the paper's figures.
+
+    python tools/ablate.py --list
+    python tools/ablate.py coord --num-gpus 8                 as in the paper, on COCO
+    python tools/ablate.py coord --quick --seeds 1 2 3        small models on generated images
+    python tools/ablate.py coord --base-config my.yaml SOLVER.IMS_PER_BATCH 4
+    python tools/ablate.py nms --weights model_final.pth      evaluation alone
+
+What is finished is not run again, and an interrupted training goes on. The exit code is 1 if a run
+failed, 2 if the command can't be carried out.
+"""
+
+
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s TABLE [options] [KEY VALUE ...]",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("words", nargs="*", metavar="TABLE", help="see --list; then overrides for all rows")
+    add("--list", action="store_true", help="list the tables and end")
+    add("--quick", action="store_true", help="on the generated data, with values of its scale")
+    add("--base-config", type=Path, metavar="FILE", help="put the rows onto this config")
+    add("--seeds", nargs="+", default=["1"], metavar="N", help="(default: 1)")
+    add("--max-iter", type=_positive, default=0, metavar="N", help="shorten the training")
+    add("--metric", choices=METRICS, default="AP", help="that is shown (default: AP)")
+    add("--weights", type=Path, metavar="FILE", help="trained model of a table of evaluations")
+    add("--output", type=Path, default=Path("output/ablations"), metavar="DIR")
+    add("--jobs", type=_positive, default=1, metavar="N", help="runs beside each other")
+    add("--num-gpus", type=_positive, default=1, metavar="N", help="of one run")
+    add("--retrain", action="store_true", help="run again what is finished")
+    add("--dry-run", action="store_true", help="print the calls of train_net.py and end")
+    args = parser.parse_intermixed_args(argv)
+    # The option takes all words up to the next one, but overrides may follow the numbers.
+    numbers = list(itertools.takewhile(str.isdecimal, args.seeds))
+    words = [*args.words, *args.seeds[len(numbers) :]]
+    if not numbers:
+        parser.error(f"--seeds needs numbers, but is followed by {args.seeds[0]}")
+    args.seeds = [int(number) for number in numbers]
+    args.table, args.opts = words[0] if words else None, words[1:]
+    return args
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not positive")
+    return value
+
+
+def main(argv: Sequence[str], launch: Launch | None = None) -> int:
+    """Entry point; returns the exit code.
+
+    Args:
+        argv: the arguments.
+        launch: see `run_all`.
+    """
+    args = parse_args(argv)
+
+    def run() -> int:
+        tables = read_tables()
+        if args.list:
+            print(list_tables(tables.values()))
+            return 0
+        try:
+            return rerun(_choose(tables, args.table), args, launch)
+        except (KeyboardInterrupt, Terminated):
+            print("ablate: the same command goes on", file=sys.stderr)
+            raise
+
+    return run_command("ablate", run)
+
+
+def list_tables(tables: Iterable[Table]) -> str:
+    """A line for each table."""
+    return markdown_table(
+        [
+            {
+                "name": table.name,
+                "table": f"{table.title} ({table.source})",
+                "rows": "; ".join(row.name for row in table.rows),
+            }
+            for table in tables
+        ]
+    )
+
+
+def _choose(tables: dict[str, Table], name: str | None) -> Table:
+    if name not in tables:
+        found = f"There is no table {name!r}" if name else "No table is named"
+        raise ConfigError(f"{found}: choose one of {', '.join(tables)}")
+    return tables[name]
+
+
+def rerun(table: Table, args: argparse.Namespace, launch: Launch | None = None) -> int:
+    """Run a table, print it and write it beside the runs; returns the exit code.
+
+    Raises:
+        ConfigError: an argument does not fit the table.
+    """
+    check_arguments(table, args)
+    rows = settings(table, base=args.base_config, quick=args.quick)
+    folder = args.output / _base_name(table, args)
+    runs = plan_runs(
+        rows,
+        args.seeds[:1] if args.weights else args.seeds,
+        folder / "runs",
+        opts=args.opts,
+        max_iter=args.max_iter,
+        shared=table.reference if table.evaluation_only else "",
+        weights=args.weights,
+    )
+    if args.dry_run:
+        for run in runs:
+            print(f"# {run.label}\n{shlex.join(run.command(args.num_gpus))}")
+        return 0
+    outcomes = run_all(
+        runs, jobs=args.jobs, num_gpus=args.num_gpus, again=args.retrain, launch=launch
+    )
+    page = write_report(table, rows, runs, outcomes, args, folder)
+    print(f"\n{page}\n{folder / table.name}.md, .json")
+    return int(any(outcome.result is None for outcome in outcomes))
+
+
+def check_arguments(table: Table, args: argparse.Namespace) -> None:
+    """Refuse arguments that a table can't be run with.
+
+    Raises:
+        ConfigError: naming the argument.
+    """
+    if len(args.opts) % 2:
+        raise ConfigError(f"The overrides {' '.join(args.opts)!r} are not pairs of KEY VALUE")
+    ours = {"OUTPUT_DIR": "--output", "SEED": "--seeds"}
+    for key in args.opts[::2]:
+        if key in ours:
+            raise ConfigError(f"{key} can't be overridden here: use {ours[key]}")
+    given = {*args.opts[::2], *(("SOLVER.MAX_ITER", "SOLVER.STEPS") if args.max_iter else ())}
+    varied = sorted(given & set(table.varies))
+    if varied:
+        raise ConfigError(
+            f"Table {table.name!r} varies {', '.join(varied)}: it can't be the same for all rows"
+        )
+    if len(set(args.seeds)) < len(args.seeds):
+        raise ConfigError(f"--seeds {' '.join(map(str, args.seeds))} names one twice")
+    if args.weights and not table.evaluation_only:
+        raise ConfigError(
+            f"--weights is for tables that only evaluate; the rows of {table.name!r} are trained "
+            "(to start from weights: MODEL.WEIGHTS FILE)"
+        )
+    if args.weights and not args.weights.is_file():
+        raise ConfigError(f"The weights {args.weights} do not exist")
+
+
+def _base_name(table: Table, args: argparse.Namespace) -> str:
+    if args.base_config:
+        return args.base_config.stem + ("_quick" if args.quick else "")
+    return "quick" if args.quick else "paper"
+
+
+def write_report(
+    table: Table,
+    rows: Sequence[Setting],
+    runs: Sequence[Run],
+    outcomes: Sequence[Outcome],
+    args: argparse.Namespace,
+    folder: Path,
+) -> str:
+    """Write NAME.md and NAME.json into `folder`; returns the Markdown."""
+    base = args.base_config or (table.quick_base if args.quick else None)
+    seeds = sorted({run.seed for run in runs})
+    conditions = {
+        "base": str(base or "the paper's settings"),
+        "seeds": seeds,
+        "max_iter": args.max_iter or None,
+        "opts": list(args.opts),
+    }
+    words = [f"Base: {conditions['base']}", f"seeds {', '.join(map(str, seeds))}"]
+    words += [f"{args.max_iter} iterations"] if args.max_iter else []
+    words += [" ".join(args.opts)] if args.opts else []
+    lines = make_lines(rows, outcomes, args.metric)
+    reference = [row.row.name for row in rows].index(table.reference)
+    text = format_table(lines, reference, args.metric)
+    page = format_report(table, text, outcomes, words)
+    save_json(
+        folder / f"{table.name}.json", report_content(table, rows, lines, outcomes, conditions)
+    )
+    save_text(folder / f"{table.name}.md", page)
+    return page

@@ -1,0 +1,358 @@
+"""Training and evaluating the rows of a table: one process of train_net.py each.
+
+A run's folder is named by its config and a digest of it, so that equal runs of several tables (the
+paper's model is the reference of most) are made once, and no run overwrites another one's results.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import queue
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from solo_d2.config import load_config
+from solo_d2.data.whole_folder import lock_beside
+from solo_d2.utils.commands import cause_of_end
+from solo_d2.utils.files import save_json
+from tools.ablations.processes import Launch, Processes, gpu_slots
+from tools.ablations.tables import ROOT, Setting
+
+RESULT = "result.json"
+LOG = "console.log"
+# What the trainer writes: name -> value of the last evaluation.
+EVALUATION = "evaluation.json"
+MODEL = "model_final.pth"
+# What results depend on beside the config.
+CODE = ("solo_d2/**/*.py", "train_net.py")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row with one seed.
+
+    Attributes:
+        row: name of the row.
+        label: for messages.
+        seed: of the run.
+        config_file: what it is based on.
+        overrides: key -> value, all but OUTPUT_DIR.
+        folder: of what it leaves.
+        weights: the model that it evaluates; None: it trains its own.
+    """
+
+    row: str
+    label: str
+    seed: int
+    config_file: Path
+    overrides: Mapping[str, Any]
+    folder: Path
+    weights: Path | None
+
+    @property
+    def trained_model(self) -> Path:
+        """The model that is evaluated."""
+        return self.weights or self.folder / MODEL
+
+    def command(self, num_gpus: int = 1, *, resume: bool = False) -> list[str]:
+        """The call of train_net.py."""
+        command = [sys.executable, str(ROOT / "train_net.py"), "--config-file"]
+        command += [str(self.config_file), "--num-gpus", str(num_gpus)]
+        if num_gpus > 1:
+            command += ["--dist-url", "auto"]  # a port of its own, beside other runs
+        if self.weights:
+            command += ["--eval-only"]
+        elif resume:
+            command += ["--resume"]
+        for key, value in self.overrides.items():
+            command += [key, value if isinstance(value, str) else repr(value)]
+        return [*command, "OUTPUT_DIR", str(self.folder)]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to.
+
+    Attributes:
+        metrics: name such as "segm/AP" -> percent; NaN where it is not defined.
+        seconds: what training and evaluation took.
+        code: digest of the code that made it.
+    """
+
+    metrics: Mapping[str, float]
+    seconds: float
+    code: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        run: the run.
+        result: what it came to; None if it failed.
+        error: what went wrong, and where to look; "" if nothing.
+        reused: whether the result was there already.
+    """
+
+    run: Run
+    result: Result | None
+    error: str = ""
+    reused: bool = False
+
+
+def plan_runs(
+    settings: Sequence[Setting],
+    seeds: Sequence[int],
+    folder: Path,
+    *,
+    opts: Sequence[str] = (),
+    max_iter: int = 0,
+    shared: str = "",
+    weights: Path | None = None,
+) -> list[Run]:
+    """Make the runs of a table, seed by seed.
+
+    Args:
+        settings: its rows.
+        seeds: of the runs of each row.
+        folder: where the runs' folders are made.
+        opts: key, value, ... for all rows.
+        max_iter: length of the training, with SOLVER.STEPS scaled alike; 0: the config's.
+        shared: name of the row whose trained model all rows evaluate; "": each trains its own.
+        weights: a model that all rows evaluate instead; needs `shared`.
+
+    Raises:
+        ConfigError: a config or an override can't be used.
+    """
+    runs = []
+    for seed in seeds:
+        common = {"SEED": seed, **dict(zip(opts[::2], opts[1::2], strict=True))}
+        model = weights
+        # The row that trains comes first, as the others need its model.
+        for setting in sorted(settings, key=lambda s: s.row.name != shared):
+            overrides = {**setting.overrides, **_schedule(setting, max_iter), **common}
+            run = _make_run(setting, seed, overrides, folder, model)
+            runs.append(run)
+            if setting.row.name == shared:
+                model = run.trained_model
+    order = [setting.row.name for setting in settings]
+    return sorted(runs, key=lambda run: order.index(run.row))
+
+
+def _schedule(setting: Setting, max_iter: int) -> dict[str, Any]:
+    if not max_iter:
+        return {}
+    solver = load_config(str(setting.config_file), _flat(setting.overrides)).SOLVER
+    changed: dict[str, Any] = {"SOLVER.MAX_ITER": max_iter}
+    if any(step < solver.MAX_ITER for step in solver.STEPS):
+        # Each stays below the length; those that fall together at a few iterations become one.
+        steps = {step * max_iter // solver.MAX_ITER for step in solver.STEPS} - {0}
+        changed["SOLVER.STEPS"] = tuple(sorted(steps))
+    return changed
+
+
+def _make_run(
+    setting: Setting, seed: int, overrides: dict[str, Any], folder: Path, weights: Path | None
+) -> Run:
+    if weights:
+        overrides["MODEL.WEIGHTS"] = str(weights)
+    cfg = load_config(str(setting.config_file), _flat(overrides))
+    cfg.OUTPUT_DIR = ""
+    digest = hashlib.sha256(f"{weights is not None} {cfg.dump()}".encode()).hexdigest()[:8]
+    return Run(
+        row=setting.row.name,
+        label=f"{setting.label}, seed {seed}",
+        seed=seed,
+        config_file=setting.config_file,
+        overrides=overrides,
+        folder=folder / f"{setting.row.config.stem}_seed{seed}_{digest}",
+        weights=weights,
+    )
+
+
+def _flat(overrides: Mapping[str, Any]) -> list[Any]:
+    return [part for pair in overrides.items() for part in pair]
+
+
+def code_digest(root: Path = ROOT) -> str:
+    """A digest of the code that training and evaluation depend on."""
+    digest = hashlib.sha256()
+    for pattern in CODE:
+        for file in sorted(root.glob(pattern)):
+            digest.update(str(file.relative_to(root)).encode())
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def run_all(
+    runs: Sequence[Run],
+    *,
+    jobs: int = 1,
+    num_gpus: int = 1,
+    again: bool = False,
+    launch: Launch | None = None,
+    progress: Callable[[str], None] = print,
+) -> list[Outcome]:
+    """Carry out runs, those that train first; a failure does not stop the others.
+
+    Args:
+        runs: see `plan_runs`.
+        jobs: runs beside each other.
+        num_gpus: of one run.
+        again: whether finished runs are made again.
+        launch: starts the trainer; None: as a process.
+        progress: told each run's begin and end.
+
+    Returns:
+        The outcomes, in the order of `runs`.
+    """
+    processes = Processes()
+    runner = Runner(num_gpus, again, launch or processes, progress, code_digest())
+    slots: queue.SimpleQueue[Mapping[str, str]] = queue.SimpleQueue()
+    for slot in gpu_slots(jobs, num_gpus):
+        slots.put(slot)
+
+    def work(run: Run) -> Outcome:
+        slot = slots.get()
+        try:
+            return runner.carry_out(run, slot)
+        finally:
+            slots.put(slot)
+
+    outcomes = {}
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            for phase in ([r for r in runs if not r.weights], [r for r in runs if r.weights]):
+                futures = {pool.submit(work, run): run for run in phase}
+                for future in as_completed(futures):
+                    outcomes[id(futures[future])] = future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            processes.stop()
+            raise
+    return [outcomes[id(run)] for run in runs]
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Carries out single runs; the attributes are the arguments of `run_all`."""
+
+    num_gpus: int
+    again: bool
+    launch: Launch
+    progress: Callable[[str], None]
+    code: str
+
+    def carry_out(self, run: Run, environ: Mapping[str, str]) -> Outcome:
+        """Take the result that is there, or train and evaluate."""
+        try:
+            with lock_beside(run.folder):  # another table may be at the same run
+                result = None if self.again else self._finished(run)
+                if result is not None:
+                    return Outcome(run, result, reused=True)
+                _require_weights(run)
+                self.progress(f"{run.label}: begins, see {run.folder / LOG}")
+                result = self._make(run, environ)
+        except (RunError, OSError) as error:
+            self.progress(f"{run.label}: failed: {error}")
+            return Outcome(run, None, error=str(error))
+        ap = result.metrics.get("segm/AP", math.nan)
+        self.progress(f"{run.label}: AP {ap:.1f} after {result.seconds / 60:.1f} min")
+        return Outcome(run, result)
+
+    def _finished(self, run: Run) -> Result | None:
+        result = read_result(run)
+        if result is None:
+            return None
+        self.progress(f"{run.label}: done already, in {run.folder}")
+        if result.code != self.code:
+            self.progress(f"{run.label}: that was with other code; --retrain makes it again")
+        return result
+
+    def _make(self, run: Run, environ: Mapping[str, str]) -> Result:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        for name in (RESULT, EVALUATION):
+            (run.folder / name).unlink(missing_ok=True)
+        resume = not self.again and (run.folder / "last_checkpoint").is_file()
+        log = run.folder / LOG
+        start = time.monotonic()
+        code = self.launch(run.command(self.num_gpus, resume=resume), log, environ)
+        seconds = time.monotonic() - start
+        if code != 0:
+            raise RunError(f"ended {cause_of_end(code)}: {last_line(log)} (see {log})")
+        metrics = _read_numbers(run.folder / EVALUATION)
+        if "segm/AP" not in metrics:
+            raise RunError(f"there is no segm/AP in {run.folder / EVALUATION} (see {log})")
+        result = Result(metrics, seconds, self.code)
+        content = {**vars(result), "metrics": _nulls(metrics), "weights": _state(run.weights)}
+        save_json(run.folder / RESULT, content)
+        return result
+
+
+def _require_weights(run: Run) -> None:
+    if run.weights and not run.weights.is_file():
+        raise RunError(
+            f"there is no {run.weights}: its training failed, or the file was removed "
+            "(--retrain makes it again)"
+        )
+
+
+class RunError(RuntimeError):
+    """A run failed; the message says how, and where to look."""
+
+
+def read_result(run: Run) -> Result | None:
+    """The result of a run, if it is finished.
+
+    An evaluation counts while its model is the same file; models that were removed, to save space,
+    are taken to be.
+    """
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        content = json.loads((run.folder / RESULT).read_text(encoding="utf-8"))
+        if _state(run.weights) in ("", content["weights"]):
+            metrics = _numbers(content["metrics"])
+            return Result(metrics, float(content["seconds"]), content["code"])
+    return None
+
+
+def _state(weights: Path | None) -> str:
+    """Changes when a file is written anew; "" without one."""
+    if weights is None or not weights.is_file():
+        return ""
+    state = weights.stat()
+    return f"{state.st_size} bytes, {state.st_mtime_ns} ns"
+
+
+def last_line(log: Path) -> str:
+    """The last line of a log that is not empty, which mostly is the error."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+
+
+def _read_numbers(file: Path) -> dict[str, float]:
+    try:
+        return _numbers(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
+
+
+def _numbers(content: Mapping[str, float | None]) -> dict[str, float]:
+    return {key: math.nan if value is None else float(value) for key, value in content.items()}
+
+
+def _nulls(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    return {key: None if math.isnan(value) else value for key, value in metrics.items()}
+
+
+def finished(outcomes: Sequence[Outcome], row: str) -> Iterator[Result]:
+    """The results of a row."""
+    for outcome in outcomes:
+        if outcome.run.row == row and outcome.result is not None:
+            yield outcome.result

@@ -1,0 +1,302 @@
+"""Parameters and multiply-adds of configs, and the table of configs/README.md that shows them.
+
+Nothing is computed: tensors have a shape and a place on torch's "meta" device, so that the true
+input size takes a second. An image of COCO's usual 480x640 is scaled to INPUT.MIN_SIZE_TEST and
+padded. What is counted are the multiply-adds of convolutions (deformable ones with their offset
+convolution) and matrix products in backbone, head and semantic branch, one multiply-add as one.
+Norms, activations, resizes, the bilinear sampling of deformable convolutions, and all that depends
+on what is found in the image, such as SOLOv2's dynamic convolution, are not.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from solo_d2.config import load_config
+from solo_d2.data import resolve_num_classes
+from solo_d2.engine import Trainer
+from solo_d2.utils.errors import ConfigError
+from solo_d2.utils.files import save_text
+from tools.benchmarks.common import markdown_table
+
+IMAGE_SIZE = (480, 640)
+# Folders of configs/ that the table lists, in this order.
+FOLDERS = ("coco", "lvis", "cityscapes", "panoptic")
+# A 1x schedule: 12 epochs of COCO.
+ITERATIONS_OF_1X, BATCH_OF_1X = 90_000, 16
+BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
+PUBLISHED_KEYS = {"value", "metric", "split", "source"}
+
+SWINS = {
+    (96, (2, 2, 6, 2)): "Swin-T",
+    (96, (2, 2, 18, 2)): "Swin-S",
+    (128, (2, 2, 18, 2)): "Swin-B",
+    (192, (2, 2, 18, 2)): "Swin-L",
+}
+VITS = {(768, 12): "ViT-B", (1024, 24): "ViT-L", (1280, 32): "ViT-H"}
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """Size of a model.
+
+    Attributes:
+        parameters: all of them, frozen ones too; the constants of a frozen BatchNorm are none.
+        multiply_adds: of one image.
+        input_size: padded height and width of that image.
+    """
+
+    parameters: int
+    multiply_adds: int
+    input_size: tuple[int, int]
+
+
+def count_multiply_adds(function: Callable[..., Any], *inputs: Any) -> int:
+    """Multiply-adds of convolutions and matrix products in one call, without gradients.
+
+    Args:
+        function: a module or function of tensors, not on a GPU (its deformable convolution is one
+            operator that torch does not count).
+        *inputs: what it is called with.
+    """
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        function(*inputs)
+    return counter.get_total_flops() // 2  # torch counts multiplication and addition
+
+
+def measure(cfg: Any) -> Complexity:
+    """Build the model of a config and count.
+
+    Args:
+        cfg: the config; MODEL.DEVICE is not looked at.
+
+    Raises:
+        ConfigError: the model can't be built.
+    """
+    cfg = cfg.clone()
+    cfg.MODEL.DEVICE = "meta"
+    model = Trainer.build_model(cfg).eval()
+    divisor = max(1, model.backbone.size_divisibility)
+    height, width = (-(-side // divisor) * divisor for side in input_size(cfg))
+    images = torch.empty(1, 3, height, width, device="meta")
+    return Complexity(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        multiply_adds=count_multiply_adds(model.network, images),
+        input_size=(height, width),
+    )
+
+
+def input_size(cfg: Any) -> tuple[int, int]:
+    """Height and width, before padding, to which an image of `IMAGE_SIZE` is scaled in testing."""
+    short, longest = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+    if short == 0:  # images stay as they are
+        return IMAGE_SIZE
+    scale = min(short / min(IMAGE_SIZE), longest / max(IMAGE_SIZE))
+    height, width = (int(side * scale + 0.5) for side in IMAGE_SIZE)
+    return height, width
+
+
+def find_configs(root: Path) -> list[Path]:
+    """The configs that the table lists."""
+    return [path for folder in FOLDERS for path in sorted((root / folder).glob("*.yaml"))]
+
+
+def read_published(file: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Read the published figures, and what we know of ours.
+
+    Args:
+        file: JSON: name of the config, such as "coco/solov2_R50_3x" -> {"published": {"value",
+            "source", and optionally "metric" ("AP" unless said) and "split"}, "ours": text}, of
+            which either may be missing.
+        names: of the configs that there are.
+
+    Raises:
+        ConfigError: the file can't be read, or has a config or key that is not known.
+    """
+    try:
+        entries = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} can't be read: {error}") from error
+    if not isinstance(entries, dict):
+        raise ConfigError(f"{file} must hold one object, from configs to their figures")
+    unknown = sorted(set(entries) - set(names))
+    if unknown:
+        raise ConfigError(f"{file}: there is no config {', '.join(unknown)}")
+    for name, entry in entries.items():
+        figure = entry.get("published", {"value": 0, "source": ""})
+        fits = set(entry) <= {"published", "ours"} and set(figure) <= PUBLISHED_KEYS
+        if not fits or "source" not in figure or not isinstance(figure.get("value"), int | float):
+            raise ConfigError(
+                f"{file}: the entry of {name} must have published and ours, either optional, and "
+                "published a number as value and a source, with metric and split where they need "
+                "saying"
+            )
+    return entries
+
+
+def table_rows(
+    root: Path, published: dict[str, dict[str, Any]], progress: Callable[[str], None]
+) -> list[dict[str, str]]:
+    """Measure all configs; those that differ in training alone are measured once.
+
+    Args:
+        root: the folder configs/.
+        published: see `read_published`.
+        progress: told the name of each config.
+    """
+    known: dict[str, Complexity] = {}
+    sources = source_numbers(published)
+    rows = []
+    for path in find_configs(root):
+        name = config_name(root, path)
+        progress(name)
+        cfg = load_config(str(path))
+        resolve_num_classes(cfg)
+        entry = published.get(name, {})
+        key = _model_key(cfg)
+        if key not in known:
+            known[key] = measure(cfg)
+        rows.append(table_row(name, cfg, known[key], entry, sources))
+    return rows
+
+
+def table_row(
+    name: str,
+    cfg: Any,
+    complexity: Complexity,
+    entry: dict[str, Any],
+    sources: dict[str, int],
+) -> dict[str, str]:
+    """One row of the table.
+
+    Args:
+        name: of the config.
+        cfg: the config.
+        complexity: its size.
+        entry: its part of the published figures.
+        sources: number of each source.
+    """
+    return {
+        "config": f"[`{name}`]({name}.yaml)",
+        "backbone": backbone_name(cfg),
+        "schedule": _schedule(cfg),
+        "short side": _short_side(cfg),
+        "published": _published(entry.get("published"), sources),
+        "ours": entry.get("ours", "-"),
+        "parameters": f"{complexity.parameters / 1e6:.1f} M",
+        "multiply-adds": f"{complexity.multiply_adds / 1e9:.0f} G",
+        "at": "x".join(map(str, complexity.input_size)),
+    }
+
+
+def config_name(root: Path, path: Path) -> str:
+    """Name of a config in table and figures: its path below configs/ without ending."""
+    return path.relative_to(root).with_suffix("").as_posix()
+
+
+def source_numbers(published: dict[str, dict[str, Any]]) -> dict[str, int]:
+    """Number the sources of the published figures from 1, in the order of the file."""
+    sources = [entry["published"]["source"] for entry in published.values() if "published" in entry]
+    return {source: number for number, source in enumerate(dict.fromkeys(sources), start=1)}
+
+
+def backbone_name(cfg: Any) -> str:
+    """Short name of the backbone, such as R50, R101-DCNv2, X101-64x4d or Swin-T."""
+    model, builder = cfg.MODEL, cfg.MODEL.BACKBONE.NAME
+    if "swin" in builder:
+        return SWINS.get((model.SWIN.EMBED_DIM, tuple(model.SWIN.DEPTHS)), "Swin")
+    if "vit" in builder:
+        return VITS.get((model.VIT.EMBED_DIM, model.VIT.DEPTH), "ViT")
+    if "regnet" in builder:
+        return "RegNetY" if model.REGNET.SE_RATIO else "RegNetX"
+    resnets = model.RESNETS
+    groups, width = resnets.NUM_GROUPS, resnets.WIDTH_PER_GROUP
+    name = f"X{resnets.DEPTH}-{groups}x{width}d" if groups > 1 else f"R{resnets.DEPTH}"
+    if any(resnets.DEFORM_ON_PER_STAGE):
+        name += "-DCNv2" if resnets.DEFORM_MODULATED else "-DCN"
+    return name
+
+
+def _schedule(cfg: Any) -> str:
+    """In terms of COCO's; of a shorter one, iterations and batch size."""
+    solver = cfg.SOLVER
+    relative = solver.MAX_ITER * solver.IMS_PER_BATCH / BATCH_OF_1X / ITERATIONS_OF_1X
+    if relative < 1:
+        return f"{solver.MAX_ITER / 1000:.3g}k of {solver.IMS_PER_BATCH}"
+    return f"{relative:.3g}x"
+
+
+def _short_side(cfg: Any) -> str:
+    """Range in training, and the one in testing if it is not the largest."""
+    sides, tested = cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST
+    least, largest = min(sides), max(sides)
+    trained = str(least) if least == largest else f"{least}-{largest}"
+    return trained if tested == largest else f"{trained}, tested at {tested}"
+
+
+def _published(figure: dict[str, Any] | None, sources: dict[str, int]) -> str:
+    if figure is None:
+        return "-"
+    metric = figure.get("metric", "AP")
+    words = [] if metric == "AP" else [metric]
+    words.append(f"{figure['value']:.1f}")
+    if "split" in figure:
+        words.append(f"({figure['split']})")
+    return f"{' '.join(words)}[^{sources[figure['source']]}]"
+
+
+def _model_key(cfg: Any) -> str:
+    cfg = cfg.clone()
+    cfg.MODEL.WEIGHTS = ""
+    return f"{cfg.MODEL.dump()} {input_size(cfg)}"
+
+
+def format_table(rows: Sequence[dict[str, str]], sources: dict[str, int]) -> str:
+    """The table and its footnotes, as they stand between the markers."""
+    notes = "\n".join(f"[^{number}]: {source}" for source, number in sources.items())
+    return f"{markdown_table(rows)}\n\n{notes}".strip()
+
+
+def replace_table(text: str, table: str, file: Path) -> str:
+    """Put a table between the markers of a text; the rest stays.
+
+    Args:
+        text: with `BEGIN` and `END`, each once and in this order.
+        table: what is to stand between them.
+        file: for the message.
+
+    Raises:
+        ConfigError: the markers are not as they should be.
+    """
+    parts = re.split(f"({re.escape(BEGIN)}|{re.escape(END)})", text)
+    if parts[1::2] != [BEGIN, END]:
+        raise ConfigError(f"{file} must have the lines {BEGIN} and {END} once, in this order")
+    return f"{parts[0]}{BEGIN}\n{table}\n{END}{parts[4]}"
+
+
+def update_table(root: Path, progress: Callable[[str], None]) -> None:
+    """Measure all configs below a folder and rewrite the table of its README.md.
+
+    Args:
+        root: with README.md and published.json.
+        progress: told the name of each config.
+
+    Raises:
+        ConfigError: a file or config can't be used; README.md is then as it was.
+    """
+    readme = root / "README.md"
+    if not readme.is_file():
+        raise ConfigError(f"There is no {readme} to put the table into")
+    text = readme.read_text()
+    replace_table(text, "", readme)  # before minutes of work
+    names = [config_name(root, path) for path in find_configs(root)]
+    published = read_published(root / "published.json", names)
+    rows = table_rows(root, published, progress)
+    table = format_table(rows, source_numbers(published))
+    save_text(readme, replace_table(text, table, readme))

@@ -1,0 +1,297 @@
+"""COCO's figures from predictions: pycocotools, Detectron2, faster-coco-eval and this project.
+
+One run measures all in turns, on the same predictions, from a list of COCO's results to the twelve
+figures, and compares these with pycocotools'. "plain" is the way of each package, all categories at
+once; "ours" gives it the categories one by one, as evaluations of this project do. Of this project
+"auto" takes the first of these packages that is installed. Everything runs in one process; with
+several, each evaluates some categories.
+
+Predictions are drawn, or read from what an evaluation left (--truth, --predictions).
+"""
+
+import argparse
+import contextlib
+import importlib
+import io
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from solo_d2.ops.mask_geometry import mask_boxes
+from solo_d2.ops.rle import encode_masks
+from solo_d2.utils.files import save_json
+from tools.benchmarks.common import (
+    Timing,
+    add_common_arguments,
+    describe_machine,
+    markdown_table,
+    measure,
+    peak_memory,
+)
+from tools.benchmarks.nms import parse_size
+from tools.benchmarks.scenes import make_scene
+
+MIB = 1 << 20
+CPU = torch.device("cpu")
+TASKS = ("bbox", "segm")
+# Of COCO: classes, and objects of an image, of which few are crowd regions.
+NUM_CLASSES, NUM_OBJECTS, CROWD = 80, 7, 0.01
+# Predictions of each object, and of nothing; the class of a few is wrong. 53 of an image.
+COPIES, FALSE, WRONG_CLASS = 5, 18, 0.1
+MOST_MOVED = 8  # pixels
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `benchmark.py evaluation`."""
+    parser.add_argument("--images", type=int, default=500, help="to draw (%(default)s)")
+    parser.add_argument("--size", type=parse_size, default=(480, 640), help="of the images")
+    parser.add_argument("--truth", type=Path, help="COCO's json, instead of drawn objects")
+    parser.add_argument("--predictions", type=Path, help="COCO's results for --truth")
+    add_common_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure boxes and masks, print the tables, save the results."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    machine = describe_machine(CPU)
+    print(", ".join(f"{key} {value}" for key, value in machine.items()))
+    if args.truth and args.predictions:
+        truth, results = read_data_set(args.truth, args.predictions)
+    else:
+        truth, results = draw_data_set(args.images, args.size, args.seed)
+    counts = {"images": len(truth["images"]), "objects": len(truth["annotations"])}
+    counts["predictions"] = len(results)
+    print(", ".join(f"{number} {name}" for name, number in counts.items()))
+    print("\nmilliseconds: median (a tenth below - a tenth above); MiB: peak beyond the inputs")
+    tasks = {}
+    for task in TASKS:
+        tasks[task] = _run_task(args, truth, results, task)
+        print(f"\n{task}\n\n{markdown_table([_table_row(way) for way in tasks[task]])}")
+    if args.output:
+        save_json(args.output, {"machine": machine, "counts": counts, "tasks": tasks})
+
+
+def read_data_set(
+    truth_file: Path, predictions_file: Path
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Read ground truth and predictions in COCO's formats: pycocotools believes what they say.
+
+    Raises:
+        DatasetError: a file or an entry can't be used.
+    """
+    # Imported here, as options are listed where Detectron2 is missing too.
+    from solo_d2.data.coco_json import parse, read_text, sorted_categories
+    from solo_d2.data.coco_records import Records, add_annotations, add_images
+    from solo_d2.data.problems import SKIPPED, Problem
+    from solo_d2.data.segmentations import is_box
+    from solo_d2.evaluation.error_analysis import read_predictions
+    from solo_d2.utils.errors import DatasetError
+
+    def refuse(problem: Problem) -> None:
+        if problem.severity != SKIPPED:
+            raise DatasetError(f"{truth_file}: {problem}")
+
+    truth = parse(truth_file, read_text("", truth_file))
+    ids = [category["id"] for category in sorted_categories(truth_file, truth["categories"])]
+    records = Records(contiguous={key: index for index, key in enumerate(ids)})
+    add_images(records, truth["images"], "", refuse)
+    add_annotations(records, truth["annotations"], refuse)
+    if not records.fit_for_evaluator:
+        raise DatasetError(f"{truth_file}: an annotation covers nothing, or lacks bbox or area")
+    results = read_predictions(predictions_file, _index(truth), keep=("bbox",))
+    if not all(is_box(result.get("bbox")) for result in results):
+        raise DatasetError(f"{predictions_file}: a prediction has no 'bbox'")
+    return truth, list(results)
+
+
+def _index(truth: dict[str, Any]) -> Any:
+    from pycocotools.coco import COCO
+
+    coco = COCO()
+    coco.dataset = truth
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    return coco
+
+
+def draw_data_set(
+    num: int, size: tuple[int, int], seed: int
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Draw ground truth and predictions in COCO's formats.
+
+    Args:
+        num: images.
+        size: H and W.
+        seed: of the random numbers.
+    """
+    images: list[dict[str, Any]] = []
+    objects: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
+    for image_id in range(1, num + 1):
+        name = f"{image_id}.png"
+        images.append({"id": image_id, "height": size[0], "width": size[1], "file_name": name})
+        generator = torch.Generator().manual_seed(seed + image_id)
+        count = int(torch.poisson(torch.tensor(float(NUM_OBJECTS)), generator=generator))
+        masks, classes, _ = make_scene(count + FALSE, size, NUM_CLASSES, seed + image_id)
+        crowd = torch.rand(count, generator=generator) < CROWD
+        for entry, iscrowd in zip(
+            _annotations(masks[:count], classes[:count], image_id), crowd.tolist(), strict=True
+        ):
+            objects.append({**entry, "id": len(objects) + 1, "iscrowd": int(iscrowd)})
+        found, labels = _moved_copies(masks[:count], classes[:count], generator)
+        found, labels = torch.cat([found, masks[count:]]), torch.cat([labels, classes[count:]])
+        scores = torch.rand(len(found), generator=generator).tolist()
+        for entry, score in zip(_annotations(found, labels, image_id), scores, strict=True):
+            del entry["area"]
+            results.append({**entry, "score": score})
+    categories = [{"id": key, "name": f"class {key}"} for key in range(1, NUM_CLASSES + 1)]
+    return {"images": images, "annotations": objects, "categories": categories}, results
+
+
+def _moved_copies(
+    masks: Tensor, classes: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Masks some pixels off, and their classes, some of them wrong."""
+    masks, classes = masks.repeat(COPIES, 1, 1), classes.repeat(COPIES)
+    moves = torch.randint(-MOST_MOVED, MOST_MOVED + 1, (len(masks), 2), generator=generator)
+    for mask, move in zip(masks, moves.tolist(), strict=True):
+        mask.copy_(mask.roll(move, dims=(0, 1)))
+    other = torch.randint(NUM_CLASSES, (len(masks),), generator=generator)
+    wrong = torch.rand(len(masks), generator=generator) < WRONG_CLASS
+    return masks, torch.where(wrong, other, classes)
+
+
+def _annotations(masks: Tensor, classes: Tensor, image_id: int) -> list[dict[str, Any]]:
+    """Entries of COCO's json, without their ids."""
+    boxes = mask_boxes(masks)
+    boxes[:, 2:] -= boxes[:, :2]
+    return [
+        {
+            "image_id": image_id,
+            "category_id": label + 1,
+            "area": area,
+            "bbox": box,
+            "segmentation": {**rle, "counts": rle["counts"].decode("ascii")},
+        }
+        for label, area, box, rle in zip(
+            classes.tolist(),
+            masks.sum(dim=(1, 2)).tolist(),
+            boxes.tolist(),
+            encode_masks(masks),
+            strict=True,
+        )
+    ]
+
+
+def make_ways(
+    truth: dict[str, Any], results: list[dict[str, Any]], task: str
+) -> dict[str, Callable[[], Any]]:
+    """Functions that give the twelve figures, by name, with pycocotools' own first.
+
+    Packages that are not installed are left out.
+    """
+    # Imported here, as options are listed where Detectron2 is missing too.
+    from pycocotools.coco import COCO
+
+    from solo_d2.evaluation.average_precision import BACKENDS, load_backend
+    from solo_d2.utils.errors import ConfigError
+
+    ways: dict[str, Callable[[], Any]] = {}
+    for name in reversed(BACKENDS):
+        try:
+            evaluator = load_backend(name)[1]
+        except ConfigError as error:
+            print(error)
+            continue
+        coco_class, plain = COCO, evaluator
+        if name == "faster-coco-eval":  # its own way uses threads
+            package = importlib.import_module("faster_coco_eval")
+            coco_class, plain = package.COCO, package.COCOeval_faster
+        ways[f"plain, {name}"] = partial(_plain, coco_class, plain, truth, results, task)
+        ways[f"ours, {name}"] = partial(_ours, evaluator, truth, results, task)
+    return ways
+
+
+def _plain(
+    coco_class: Any,
+    evaluator: Callable[..., Any],
+    truth: dict[str, Any],
+    results: list[dict[str, Any]],
+    task: str,
+) -> Any:
+    # An evaluator writes into both. The box would be taken for the mask's area.
+    left_out = {"segm": "bbox", "bbox": "segmentation"}[task]
+    results = [{key: result[key] for key in result if key != left_out} for result in results]
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = coco_class()
+        coco.dataset = {**truth, "annotations": [dict(item) for item in truth["annotations"]]}
+        coco.createIndex()
+        evaluation = evaluator(coco, coco.loadRes(results), task)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation.stats[:12]
+
+
+def _ours(
+    evaluator: Callable[..., Any],
+    truth: dict[str, Any],
+    results: list[dict[str, Any]],
+    task: str,
+) -> Any:
+    from solo_d2.evaluation import average_precision as ap
+    from solo_d2.evaluation.coco_results import FastCOCOEvaluator, coco_summary
+
+    limits = FastCOCOEvaluator.max_predictions
+    images = ap.ImageIndex(truth["images"])
+    objects = ap.by_category(ap.truth_annotations(truth["annotations"], images))
+    predicted = ap.by_category(ap.predicted_annotations(results, task, images))
+    curves = {
+        key: ap.category_curves(
+            *(evaluator, objects[key], predicted.get(key, []), images),
+            iou_type=task,
+            max_predictions=limits,
+        )
+        for key in objects
+    }
+    categories = sorted(category["id"] for category in truth["categories"])
+    return coco_summary(ap.join_curves(curves, categories, len(limits)), limits)[0].stats
+
+
+def _run_task(
+    args: argparse.Namespace, truth: dict[str, Any], results: list[dict[str, Any]], task: str
+) -> list[dict[str, Any]]:
+    ways = make_ways(truth, results, task)
+    figures = {name: np.asarray(way()) for name, way in ways.items()}
+    timings = measure(ways, CPU, repeats=args.repeats, budget=args.budget)
+    reference = next(iter(ways))
+    return [
+        {
+            "way": name,
+            "milliseconds": asdict(timings[name]),
+            "speedup": timings[reference].median / timings[name].median,
+            "peak_bytes": peak_memory(way, CPU),
+            "ap": float(figures[name][0]),
+            "difference": float(np.abs(figures[name] - figures[reference]).max()),
+        }
+        for name, way in ways.items()
+    ]
+
+
+def _table_row(result: dict[str, Any]) -> dict[str, str]:
+    memory = result["peak_bytes"]
+    return {
+        "way": result["way"],
+        "ms": str(Timing(**result["milliseconds"])),
+        "speed-up": f"{result['speedup']:.1f}",
+        "MiB": "-" if memory is None else f"{memory / MIB:.0f}",
+        "AP": f"{100 * result['ap']:.4f}",
+        "largest difference": f"{result['difference']:.1e}",
+    }

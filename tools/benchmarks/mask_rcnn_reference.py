@@ -1,0 +1,123 @@
+"""Detectron2's Mask R-CNN beside our models: its config, its stages, and its size.
+
+Letters: P proposals, M instances.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from detectron2 import model_zoo
+from detectron2.config import CfgNode
+from detectron2.modeling.meta_arch import rcnn
+from detectron2.modeling.proposal_generator import proposal_utils
+from detectron2.modeling.roi_heads import fast_rcnn
+from torch import Tensor
+
+from solo_d2.checkpoint.checkpointer import SOLOCheckpointer
+from solo_d2.checkpoint.reading import read_checkpoint
+from solo_d2.utils.errors import ConfigError
+
+ZOO_CONFIG = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml"
+
+
+def zoo_config_file() -> str:
+    """The file of Mask R-CNN R50-FPN's config, which Detectron2 brings along."""
+    return str(model_zoo.get_config_file(ZOO_CONFIG))
+
+
+class _AsNamed(SOLOCheckpointer):
+    """Takes names as they are, where a SOLO would see the weights of a backbone."""
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        return {**read_checkpoint(filename), "source": None}
+
+
+def load_weights(model: Any, file: str) -> None:
+    """Load a checkpoint of Detectron2.
+
+    Args:
+        model: a Mask R-CNN.
+        file: path or URL.
+
+    Raises:
+        ConfigError: it cannot be had, or does not fit the model.
+    """
+    # Constants, which older versions saved.
+    constants = ("proposal_generator.anchor_generator.*", "pixel_mean", "pixel_std")
+    _AsNamed(model, whole=True, allow=constants).load(file)
+
+
+def check_mask_rcnn(cfg: CfgNode, file: str) -> None:
+    """Refuse the config of another model.
+
+    Args:
+        cfg: the config.
+        file: where it is from, for the message.
+
+    Raises:
+        ConfigError: it is not of a Mask R-CNN.
+    """
+    model = cfg.MODEL
+    if model.META_ARCHITECTURE != "GeneralizedRCNN" or not model.MASK_ON:
+        raise ConfigError(
+            f"{file} is no config of a Mask R-CNN: MODEL.META_ARCHITECTURE is "
+            f"{model.META_ARCHITECTURE!r}, MODEL.MASK_ON {model.MASK_ON}; they must be "
+            "'GeneralizedRCNN' and True"
+        )
+
+
+def stage_functions(model: Any) -> list[tuple[str, Any, str]]:
+    """Where inference spends its time.
+
+    Args:
+        model: a Mask R-CNN.
+
+    Returns:
+        Name of the stage, and the object and its attribute that is called for it. Some call others;
+        the inner one counts. "NMS" is that of proposals and of boxes.
+    """
+    roi_heads = model.roi_heads
+    return [
+        ("normalise, pad", model, "preprocess_image"),
+        ("backbone", model.backbone, "forward"),
+        ("head", model.proposal_generator, "forward"),
+        ("head", roi_heads, "forward"),
+        ("NMS", proposal_utils, "batched_nms"),
+        ("NMS", fast_rcnn, "batched_nms"),
+        ("masks", roi_heads.mask_pooler, "forward"),
+        ("masks", roi_heads.mask_head, "forward"),
+        ("resize of masks", rcnn, "detector_postprocess"),
+    ]
+
+
+def parts_of_network(
+    model: Any, num_proposals: int, num_instances: int
+) -> tuple[Callable[[Tensor], Any], Callable[[Tensor], Any]]:
+    """What is computed of an image whatever is in it, and the most that its objects take.
+
+    Args:
+        model: a Mask R-CNN.
+        num_proposals: P, for which boxes are predicted.
+        num_instances: M, for which masks are.
+
+    Returns:
+        Two functions of images (B, 3, H, W), normalised and padded: backbone and the convolutions
+        of the proposals; and the box and mask heads on regions.
+    """
+    proposals, roi_heads = model.proposal_generator, model.roi_heads
+
+    def of_image(images: Tensor) -> Any:
+        features = model.backbone(images)
+        return proposals.rpn_head([features[name] for name in proposals.in_features])
+
+    def of_objects(images: Tensor) -> Any:
+        channels = model.backbone.output_shape()[roi_heads.box_in_features[0]].channels
+        sizes = (roi_heads.box_pooler.output_size, roi_heads.mask_pooler.output_size)
+        boxes, masks = (
+            torch.empty(number, channels, *size, device=images.device)
+            for number, size in zip((num_proposals, num_instances), sizes, strict=True)
+        )
+        return roi_heads.box_predictor(roi_heads.box_head(boxes)), roi_heads.mask_head.layers(masks)
+
+    return of_image, of_objects

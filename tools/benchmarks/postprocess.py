@@ -1,0 +1,344 @@
+"""From head outputs to final masks, beside plain PyTorch written from SOLOv2's paper.
+
+Shape letters: M candidates, T cells of all levels, E channels of the mask feature, H and W its rows
+and columns, K classes.
+
+One run measures both in turns, on the same outputs, whole and stage by stage. "plain" makes the
+float masks of all candidates, compares overlaps by a float32 product, enlarges all instances at
+once, and encodes masks one by one with pycocotools; it makes no boxes.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pycocotools.mask
+import torch
+from torch.nn import functional as F
+
+from solo_d2.inference import MaskDecoder, class_probabilities, filter_scores
+from solo_d2.ops.backends import BACKENDS, choose_backend
+from solo_d2.ops.mask_geometry import mask_boxes
+from solo_d2.ops.matrix_nms import matrix_nms
+from solo_d2.ops.rle import encode_masks
+from solo_d2.structures import Candidates, Predictions, cell_levels
+from solo_d2.utils.files import save_json
+from tools.benchmarks.common import (
+    Timing,
+    add_common_arguments,
+    describe_machine,
+    gpu_peak,
+    markdown_table,
+    measure,
+    peak_memory,
+)
+from tools.benchmarks.head_outputs import (
+    NUM_GRIDS,
+    SceneOutputs,
+    cell_masks,
+    make_outputs,
+    mask_product,
+    to_device,
+)
+from tools.benchmarks.nms import parse_size, plain_matrix_nms
+
+MIB = 1 << 20
+# Published settings.
+STRIDES, MASK_STRIDE = (8, 8, 16, 32, 32), 4
+SCORE_THRESH, MASK_THRESH, PRE_NMS_TOPK, KEEP_THRESH, MAX_DETECTIONS = 0.1, 0.5, 500, 0.05, 100
+
+# Float32 operations (a multiply-add is two) of one multiprocessor in one clock, by compute
+# capability, without tensor cores.
+FLOAT32_OPS_PER_CLOCK = {
+    (7, 5): 128,
+    (8, 0): 128,
+    (8, 6): 256,
+    (8, 9): 256,
+    (9, 0): 256,
+    (10, 0): 256,
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `benchmark.py postprocess`."""
+    parser.add_argument("--num", type=int, nargs="+", default=[600], help="candidates")
+    parser.add_argument("--cells", type=int, help="in which they are; default: each in its own")
+    parser.add_argument("--size", type=parse_size, default=(200, 304), help="of the mask feature")
+    parser.add_argument("--channels", type=int, default=256)
+    parser.add_argument("--classes", type=int, default=80)
+    parser.add_argument(
+        "--output-size", type=parse_size, nargs="+", default=[(800, 1216), (480, 640)]
+    )
+    parser.add_argument("--backend", choices=BACKENDS, default="auto")
+    parser.add_argument(
+        "--no-product", action="store_true", help="ours gets masks as probabilities, as of SOLO"
+    )
+    parser.add_argument("--peak-float32", type=float, help="TFLOPS of a GPU that names none itself")
+    add_common_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure all combinations, print the tables, save the results."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    machine = describe_machine(args.device)
+    print(", ".join(f"{key} {value}" for key, value in machine.items()))
+    results = [
+        _run_case(args, num, output_size) for num in args.num for output_size in args.output_size
+    ]
+    print("\nmilliseconds: median (a tenth below - a tenth above); MiB: peak beyond the inputs")
+    for result in results:
+        found, output = result["found"], "x".join(str(side) for side in result["output_size"])
+        print(
+            f"\n{result['num']} candidates in {result['cells']} cells, output {output}: "
+            f"{found['instances']} instances; beside plain: {found['pixels_that_differ']} pixels "
+            f"of {found['pixels']} differ, {found['boxes_that_differ']} boxes, scores by "
+            f"{found['largest_score_difference']:.1g}, classes equal: {found['classes_equal']}\n"
+        )
+        print(markdown_table([_table_row(name, row) for name, row in result["stages"].items()]))
+        if "floor_ms" in result:
+            print(f"floor {result['floor_ms']:.3g} ms, share {result['share_of_floor']:.0%}")
+    if args.output:
+        save_json(args.output, {"machine": machine, "results": results})
+
+
+class Ours:
+    """The stages of this project's decoder."""
+
+    def __init__(self, device: torch.device, backend: str = "auto", *, product: bool = True):
+        self.decoder = MaskDecoder(
+            cell_masks=cell_masks,
+            mask_product=mask_product if product else None,
+            backend=backend,
+            cell_levels=cell_levels(NUM_GRIDS, device),
+            strides=torch.tensor(STRIDES, device=device).float(),
+            mask_strides=(MASK_STRIDE,) * len(NUM_GRIDS),
+            mask_groups=(0,) * len(NUM_GRIDS),
+            nms=partial(matrix_nms, backend=backend),
+        )
+
+    def classes(self, outputs: SceneOutputs) -> Candidates:
+        """Class probabilities and the candidates."""
+        return filter_scores(class_probabilities(outputs.class_logits)[0], SCORE_THRESH)
+
+    def masks(self, outputs: SceneOutputs, found: Candidates) -> Candidates:
+        """Binary masks and mask scores of the candidates that enter NMS."""
+        return self.decoder.score_masks(outputs, 0, found)
+
+    def nms(self, outputs: SceneOutputs, found: Candidates) -> Candidates:
+        """The instances."""
+        return self.decoder.suppress(found)
+
+    def resize(
+        self,
+        outputs: SceneOutputs,
+        found: Candidates,
+        image_size: tuple[int, int],
+        output_size: tuple[int, int],
+    ) -> Predictions:
+        """Their masks at the output size, and boxes."""
+        return self.decoder.finish(outputs, 0, found, image_size, output_size)
+
+    def rle(self, found: Predictions) -> list[dict[str, Any]]:
+        """Their encoded masks."""
+        return encode_masks(found.masks)
+
+
+class Plain:
+    """The same, written down as the paper says. Soft masks wait for the resize in `masks`."""
+
+    def __init__(self, device: torch.device):
+        self.strides = torch.tensor(STRIDES, device=device)[cell_levels(NUM_GRIDS, device)]
+
+    def classes(self, outputs: SceneOutputs) -> Candidates:
+        """Class probabilities and the candidates."""
+        probs = []
+        for logits in outputs.class_logits:
+            scores = logits.sigmoid()
+            best = F.max_pool2d(scores, 2, stride=1, padding=1)[:, :, :-1, :-1]
+            probs.append((scores * (best == scores))[0].flatten(1).T)
+        scores = torch.cat(probs)
+        cells, classes = (scores > SCORE_THRESH).nonzero(as_tuple=True)
+        return Candidates(cells, classes, scores[cells, classes])
+
+    def masks(self, outputs: SceneOutputs, found: Candidates) -> Candidates:
+        """Soft masks of all candidates; those that enter NMS."""
+        logits = outputs.kernels[found.cells] @ outputs.mask_feature.flatten(1)
+        soft = logits.sigmoid().view(-1, *outputs.mask_size)
+        masks = (soft > MASK_THRESH).float()
+        areas = masks.sum((1, 2))
+        keep = areas > self.strides[found.cells]
+        soft, masks, areas = soft[keep], masks[keep], areas[keep]
+        scores = found.scores[keep] * (soft * masks).sum((1, 2)) / areas
+        order = scores.argsort(descending=True)[:PRE_NMS_TOPK]
+        return Candidates(
+            found.cells[keep][order], found.classes[keep][order], scores[order], soft[order]
+        )
+
+    def nms(self, outputs: SceneOutputs, found: Candidates) -> Candidates:
+        """The instances."""
+        assert found.masks is not None
+        masks = (found.masks > MASK_THRESH).float()
+        _, scores = plain_matrix_nms(masks, found.classes, found.scores)
+        keep = scores >= KEEP_THRESH
+        kept = Candidates(found.cells[keep], found.classes[keep], scores[keep], found.masks[keep])
+        return kept.select(kept.scores.argsort(descending=True)[:MAX_DETECTIONS])
+
+    def resize(
+        self,
+        outputs: SceneOutputs,
+        found: Candidates,
+        image_size: tuple[int, int],
+        output_size: tuple[int, int],
+    ) -> Predictions:
+        """Their masks at the output size, without boxes."""
+        assert found.masks is not None
+        size = (MASK_STRIDE * outputs.mask_size[0], MASK_STRIDE * outputs.mask_size[1])
+        soft = F.interpolate(found.masks[None], size=size, mode="bilinear", align_corners=False)
+        soft = soft[:, :, : image_size[0], : image_size[1]]
+        soft = F.interpolate(soft, size=output_size, mode="bilinear", align_corners=False)
+        masks = soft[0] > MASK_THRESH
+        return Predictions(found.scores, found.classes, masks, masks.new_zeros(len(masks), 4))
+
+    def rle(self, found: Predictions) -> list[dict[str, Any]]:
+        """Their encoded masks."""
+        masks = found.masks.cpu().numpy()
+        return [
+            pycocotools.mask.encode(np.array(mask[:, :, None], order="F", dtype="uint8"))[0]
+            for mask in masks
+        ]
+
+
+def decode(
+    way: Ours | Plain,
+    outputs: SceneOutputs,
+    image_size: tuple[int, int],
+    output_size: tuple[int, int],
+) -> Predictions:
+    """All stages up to the final masks."""
+    found = way.nms(outputs, way.masks(outputs, way.classes(outputs)))
+    return way.resize(outputs, found, image_size, output_size)
+
+
+def stage_calls(
+    way: Ours | Plain,
+    outputs: SceneOutputs,
+    image_size: tuple[int, int],
+    output_size: tuple[int, int],
+) -> dict[str, Callable[[], Any]]:
+    """Each stage on what the one before it gives, and all up to the final masks."""
+    found = way.classes(outputs)
+    scored = way.masks(outputs, found)
+    kept = way.nms(outputs, scored)
+    final = way.resize(outputs, kept, image_size, output_size)
+    return {
+        "classes": partial(way.classes, outputs),
+        "masks": partial(way.masks, outputs, found),
+        "NMS": partial(way.nms, outputs, scored),
+        "resize": partial(way.resize, outputs, kept, image_size, output_size),
+        "all": partial(decode, way, outputs, image_size, output_size),
+        "RLE": partial(way.rle, final),
+    }
+
+
+def agreement(ours: Predictions, plain: Predictions) -> dict[str, Any]:
+    """How far the two are from each other."""
+    if len(ours.scores) != len(plain.scores):
+        raise RuntimeError(f"{len(ours.scores)} instances, plain finds {len(plain.scores)}")
+    differences = (ours.scores - plain.scores).abs()
+    return {
+        "instances": len(ours.scores),
+        "classes_equal": torch.equal(ours.classes, plain.classes),
+        "largest_score_difference": float(differences.max()) if len(differences) else 0.0,
+        "pixels": plain.masks.numel(),
+        "pixels_that_differ": int((ours.masks != plain.masks).sum()),
+        "boxes_that_differ": int((ours.boxes != mask_boxes(plain.masks)).any(dim=1).sum()),
+    }
+
+
+def _run_case(args: argparse.Namespace, num: int, output_size: tuple[int, int]) -> dict[str, Any]:
+    num_cells = args.cells or num
+    outputs = make_outputs(num, args.size, args.channels, args.classes, num_cells, args.seed)
+    outputs = to_device(outputs, args.device)
+    image_size = (MASK_STRIDE * args.size[0], MASK_STRIDE * args.size[1])
+    ours = Ours(args.device, args.backend, product=not args.no_product)
+    ways: dict[str, Ours | Plain] = {"ours": ours, "plain": Plain(args.device)}
+    results = {name: decode(way, outputs, image_size, output_size) for name, way in ways.items()}
+    found = agreement(results["ours"], results["plain"])
+    del results
+    # Before what the stages are given is made, which else would be there too.
+    peaks = {
+        name: peak_memory(partial(decode, way, outputs, image_size, output_size), args.device)
+        for name, way in ways.items()
+    }
+    calls = {name: stage_calls(way, outputs, image_size, output_size) for name, way in ways.items()}
+    stages: dict[str, Any] = {}
+    for stage in calls["ours"]:
+        functions = {name: calls[name][stage] for name in ways}
+        timings = measure(functions, args.device, repeats=args.repeats, budget=args.budget)
+        stages[stage] = {
+            "milliseconds": {name: asdict(timing) for name, timing in timings.items()},
+            "speedup": timings["plain"].median / timings["ours"].median,
+        }
+    stages["all"]["peak_bytes"] = peaks
+    result = {
+        "num": num,
+        "cells": num_cells,
+        "size": list(args.size),
+        "channels": args.channels,
+        "classes": args.classes,
+        "output_size": list(output_size),
+        "backend": choose_backend(args.backend, args.device),
+        "product": not args.no_product,
+        "found": found,
+        "stages": stages,
+    }
+    floor = _floor_ms(args, result)
+    if floor is not None:
+        result["floor_ms"] = floor
+        result["share_of_floor"] = floor / stages["all"]["milliseconds"]["ours"]["median"]
+    return result
+
+
+def _floor_ms(args: argparse.Namespace, result: dict[str, Any]) -> float | None:
+    """Milliseconds below which it cannot be done in float32, or None on a CPU.
+
+    The masks of all cells are products, and again those of the instances; the feature is read once,
+    binary masks are written and read once, and final masks written.
+    """
+    peak = gpu_peak(args)
+    if peak is None:
+        return None
+    properties = torch.cuda.get_device_properties(args.device)
+    float32 = args.peak_float32
+    per_clock = FLOAT32_OPS_PER_CLOCK.get((properties.major, properties.minor))
+    if float32 is None and per_clock and hasattr(properties, "clock_rate"):
+        float32 = per_clock * properties.multi_processor_count * properties.clock_rate / 1e9
+    if float32 is None:
+        print("no share of the floor: give --peak-float32")
+        return None
+    pixels = args.size[0] * args.size[1]
+    operations = 2 * (result["cells"] + result["found"]["instances"]) * args.channels * pixels
+    num_bytes = 4 * args.channels * pixels + 2 * result["cells"] * pixels
+    num_bytes += result["found"]["pixels"]
+    return 1000 * max(num_bytes / peak.bandwidth, operations / (float32 * 1e12))
+
+
+def _table_row(stage: str, row: dict[str, Any]) -> dict[str, str]:
+    timings = {name: Timing(**values) for name, values in row["milliseconds"].items()}
+    peaks = row.get("peak_bytes", {})
+    memory = {
+        name: "" if peaks.get(name) is None else f"{peaks[name] / MIB:.0f}" for name in timings
+    }
+    return {
+        "stage": stage,
+        "ours ms": str(timings["ours"]),
+        "plain ms": str(timings["plain"]),
+        "speed-up": f"{row['speedup']:.1f}",
+        "of least": f"{timings['plain'].least / timings['ours'].least:.1f}",
+        "ours MiB": memory["ours"],
+        "plain MiB": memory["plain"],
+    }

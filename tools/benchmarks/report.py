@@ -1,0 +1,371 @@
+"""One page about inference with a model: every stage, size, memory, speed and accuracy.
+
+Detectron2's Mask R-CNN R50-FPN goes through the same in turns, in the same run: the same files, at
+the same size, to masks at the size of the image that are encoded and drawn. The page says what was
+measured on which machine.
+
+Without --images and --dataset the images are smooth noise. Without --weights, and for Mask R-CNN
+without --reference-weights, a model is random: what it finds, and so what its stages after the
+head cost, says nothing. Compare only backbone and head in that case.
+"""
+
+import argparse
+import importlib.metadata
+import math
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from itertools import chain, cycle, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from solo_d2.utils.errors import ConfigError
+from solo_d2.utils.files import save_json, save_text
+from tools.benchmarks.common import (
+    Timing,
+    add_common_arguments,
+    describe_machine,
+    measure,
+    peak_memory,
+)
+from tools.benchmarks.inference import load, resized
+from tools.benchmarks.nms import parse_size
+from tools.benchmarks.report_text import format_report
+
+OURS, REFERENCE = "this model", "Mask R-CNN"
+# As many files take turns, or as the largest batch has.
+NUM_IMAGES = 8
+# Height and width of noise, those of most of COCO's photos, and how many pixels a blob is wide.
+NOISE_SIZE, BLOB = (480, 640), 8
+PACKAGES = ("detectron2", "torchvision", "numpy", "opencv-python", "pillow", "pycocotools")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `benchmark.py report`."""
+    add = parser.add_argument
+    add("--config-file", required=True, metavar="FILE")
+    add("--weights", metavar="FILE", help="default: a random model")
+    add("--dataset", metavar="NAME", help="to evaluate on, and for the images unless --images")
+    add("--images", nargs="+", metavar="FILE", help="files, folders or globs; default: noise")
+    add("--batch-sizes", type=int, nargs="+", default=[1, 8], metavar="B")
+    add(
+        "--size",
+        type=parse_size,
+        metavar="HxW",
+        help="to which images are resized; default: as the config says",
+    )
+    add("--reference-config", metavar="FILE", help="of a Mask R-CNN; default: Detectron2's R50-FPN")
+    add("--reference-weights", metavar="FILE", help="of the Mask R-CNN; default: random ones")
+    add_common_arguments(parser, output="Markdown file (.md) for the report; a .json goes beside")
+    add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="of the config")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure, print the report, write it.
+
+    Raises:
+        ConfigError: an option, config, weights or image cannot be used.
+        DatasetError: the data set is unknown or incomplete.
+    """
+    _check(args)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure_report(args, Path(folder))
+    text = format_report(found)
+    print(text)
+    if args.output:
+        save_json(args.output.with_suffix(".json"), found)
+        save_text(args.output, text)
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse what cannot be, before minutes of work; name no batch size twice."""
+    from solo_d2.api.outputs import require_writable
+
+    if min(args.batch_sizes) < 1:
+        raise ConfigError("--batch-sizes must be at least 1")
+    if args.size and min(args.size) < 1:
+        raise ConfigError("--size must be at least 1x1")
+    if args.repeats < 1:
+        raise ConfigError("--repeats must be at least 1")
+    args.batch_sizes = list(dict.fromkeys(args.batch_sizes))
+    if args.output:
+        if args.output.suffix != ".md":
+            raise ConfigError(f"--output {args.output} must end in .md; a .json is put beside it")
+        require_writable(args.output)
+
+
+def measure_report(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Everything that the report says, ready for json.
+
+    Args:
+        args: of `benchmark.py report`.
+        folder: for noise.
+    """
+    pipelines = make_pipelines(args)
+    files, source = find_images(args, pipelines[OURS].cfg, folder)
+    sizes = _model_sizes(pipelines, files[0])
+    first = args.batch_sizes[0]
+    timings = {batch: _time_batch(args, pipelines, files, batch) for batch in args.batch_sizes}
+    found = {
+        name: [len(x) for file in files for x in pipeline.run([file])]
+        for name, pipeline in pipelines.items()
+    }
+    metric, figures = evaluate(args, pipelines)
+    return {
+        "config": args.config_file,
+        "weights": args.weights,
+        "reference_config": args.reference_config,
+        "reference_weights": args.reference_weights,
+        "opts": args.opts,
+        "images": {"source": source, "files": len(files)},
+        "machine": describe_machine(args.device) | describe_versions(args.device),
+        "dataset": args.dataset,
+        "metric": metric,
+        "stages_of_batch": first,
+        "models": {
+            name: {
+                **sizes[name],
+                "instances": sum(found[name]) / len(files),
+                "figure": figures.get(name),
+                "batches": {batch: timings[batch][name] for batch in timings},
+            }
+            for name in pipelines
+        },
+    }
+
+
+def make_pipelines(args: argparse.Namespace) -> dict[str, Any]:
+    """Both models, ready to run.
+
+    Raises:
+        ConfigError: one cannot be made, or they cannot be compared.
+    """
+    # Here and below, as options are listed where Detectron2 is missing too.
+    from solo_d2.api.classes import find_classes
+    from tools.benchmarks import mask_rcnn_reference, stages
+
+    cfg, model = load(args)
+    reference_cfg, reference = _load_reference(args, cfg)
+    sides = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+    names = find_classes(cfg).names
+    num = reference_cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    reference_names = names if num == len(names) else [f"class {index}" for index in range(num)]
+    return {
+        OURS: stages.Pipeline(cfg, model, names, *sides, args.size, stages.stage_functions(model)),
+        REFERENCE: stages.Pipeline(
+            *(reference_cfg, reference, reference_names, *sides, args.size),
+            mask_rcnn_reference.stage_functions(reference),
+        ),
+    }
+
+
+def _load_reference(args: argparse.Namespace, cfg: Any) -> tuple[Any, Any]:
+    """The Mask R-CNN, with as many classes as the model where it is random."""
+    from solo_d2.config import load_config
+    from solo_d2.engine import Trainer
+    from tools.benchmarks.mask_rcnn_reference import (
+        check_mask_rcnn,
+        load_weights,
+        zoo_config_file,
+    )
+
+    file = args.reference_config or zoo_config_file()
+    reference = load_config(file)
+    check_mask_rcnn(reference, file)
+    reference.TEST.DETECTIONS_PER_IMAGE = cfg.TEST.DETECTIONS_PER_IMAGE
+    reference.MODEL.DEVICE = str(args.device)
+    heads, num_classes = reference.MODEL.ROI_HEADS, cfg.MODEL.SOLO.NUM_CLASSES
+    if not args.reference_weights:
+        heads.NUM_CLASSES = num_classes
+    if args.dataset and heads.NUM_CLASSES != num_classes:
+        raise ConfigError(
+            f"{file} has {heads.NUM_CLASSES} classes, {args.config_file} {num_classes}: they "
+            "cannot be compared on a data set. Leave out --dataset or --reference-weights, or name "
+            "a fitting --reference-config"
+        )
+    torch.manual_seed(args.seed)
+    model = Trainer.build_model(reference).eval()
+    if args.reference_weights:
+        load_weights(model, args.reference_weights)
+    return reference, model
+
+
+def find_images(args: argparse.Namespace, cfg: Any, folder: Path) -> tuple[list[Path], str]:
+    """Files that can be read, at least one, and what they are.
+
+    Raises:
+        ConfigError: one cannot be used, or there is none.
+    """
+    from solo_d2.api.images import ImageError, expand_inputs, read_image
+    from solo_d2.engine import Trainer
+
+    number = _number_of_images(args)
+    if args.images:
+        files, missing = expand_inputs(args.images)
+        if missing:
+            raise ConfigError(f"--images {' '.join(missing)}: there is no image")
+        files, source = files[:number], "files of --images"
+    elif args.dataset:
+        loader = chain.from_iterable(Trainer.build_test_loader(cfg, args.dataset))
+        files = [Path(entry["file_name"]) for entry in islice(loader, number)]
+        source = f"the first of {args.dataset}"
+    else:
+        files, source = _make_noise(args, folder), "smooth noise"
+    try:
+        height, width = read_image(files[0]).shape[:2]
+        for file in files[1:]:
+            read_image(file)
+    except ImageError as error:
+        raise ConfigError(str(error)) from error
+    return files, f"{source}, {height}x{width} and the like"
+
+
+def _number_of_images(args: argparse.Namespace) -> int:
+    return max(NUM_IMAGES, *args.batch_sizes)
+
+
+def _make_noise(args: argparse.Namespace, folder: Path) -> list[Path]:
+    """Blobs of random colours, which take about as long to decode as a photo."""
+    from solo_d2.api.images import save_image
+
+    generator = torch.Generator().manual_seed(args.seed)
+    shape = (3, NOISE_SIZE[0] // BLOB, NOISE_SIZE[1] // BLOB)
+    files = [folder / f"{index}.jpg" for index in range(_number_of_images(args))]
+    for file in files:
+        blobs = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
+        save_image(file, resized(blobs, NOISE_SIZE).permute(1, 2, 0).contiguous().numpy())
+    return files
+
+
+def _model_sizes(pipelines: Mapping[str, Any], file: Path) -> dict[str, dict[str, Any]]:
+    from tools.benchmarks.stages import model_size
+
+    return {
+        name: model_size(pipeline, file, reference=name == REFERENCE)
+        for name, pipeline in pipelines.items()
+    }
+
+
+def _time_batch(
+    args: argparse.Namespace, pipelines: Mapping[str, Any], files: Sequence[Path], batch: int
+) -> dict[str, dict[str, Any]]:
+    """Time and memory of a batch size, of both models in turns, on the same batches.
+
+    Returns:
+        For each model the milliseconds of an image, as timings: "whole", "model" (from its input to
+        masks) and, of the first batch size, "stages"; and "peak_bytes" of a whole batch.
+    """
+    print(f"batches of {batch} ...", flush=True)
+    staged: dict[str, list[dict[str, float]]] = {name: [] for name in pipelines}
+    functions: dict[tuple[str, str], Callable[[], Any]] = {}
+    batches = _batches(files, batch)
+    for name, pipeline in pipelines.items():
+        inputs = [[pipeline.resize(pipeline.decode(file)) for file in part] for part in batches]
+        functions[name, "whole"] = in_turn(pipeline.run, batches)
+        functions[name, "model"] = in_turn(torch.no_grad()(pipeline.model), inputs)
+        if batch == args.batch_sizes[0]:
+            step = in_turn(pipeline.run_staged, batches)
+            functions[name, "stages"] = partial(_keep, staged[name], step)
+    timings = measure(
+        {" ".join(key): function for key, function in functions.items()},
+        args.device,
+        repeats=args.repeats,
+        budget=args.budget,
+    )
+    results: dict[str, dict[str, Any]] = {}
+    for name, pipeline in pipelines.items():
+        results[name] = {
+            part: _of_image(timings[f"{name} {part}"], batch) for part in ("whole", "model")
+        }
+        if staged[name]:
+            results[name]["stages"] = _stage_timings(staged[name][1:], batch)  # without warm-up
+        results[name]["peak_bytes"] = peak_memory(partial(pipeline.run, batches[0]), args.device)
+    return results
+
+
+def _batches(files: Sequence[Path], batch: int) -> list[list[Path]]:
+    """Each file once or, where the last batch would be short, some of the first twice."""
+    repeated = cycle(files)
+    return [[next(repeated) for _ in range(batch)] for _ in range(-(-len(files) // batch))]
+
+
+def in_turn(function: Callable[[Any], Any], arguments: Sequence[Any]) -> Callable[[], Any]:
+    """A function that calls another with the next of some arguments each time, round and round."""
+    waiting = cycle(arguments)
+    return lambda: function(next(waiting))
+
+
+def _keep(results: list[Any], function: Callable[[], Any]) -> None:
+    results.append(function())
+
+
+def _of_image(timing: Timing, batch: int) -> dict[str, float]:
+    """A batch's timing divided among its images."""
+    values = asdict(timing)
+    return {key: x if key == "calls" else x / batch for key, x in values.items()}
+
+
+def _stage_timings(runs: Sequence[Mapping[str, float]], batch: int) -> dict[str, dict[str, float]]:
+    """Of each stage, in the order of the work; and of their sum in each run."""
+    from tools.benchmarks.stages import STAGES
+
+    present = [stage for stage in STAGES if any(stage in run for run in runs)]
+    samples = {stage: [run.get(stage, 0.0) for run in runs] for stage in present}
+    samples["sum"] = [sum(run.values()) for run in runs]
+    return {stage: _of_image(Timing.of(values), batch) for stage, values in samples.items()}
+
+
+def evaluate(
+    args: argparse.Namespace, pipelines: Mapping[str, Any]
+) -> tuple[str, dict[str, float | None]]:
+    """The main figure of the same models on --dataset, in percent.
+
+    Returns:
+        Its name and that of each model which has one: Mask R-CNN if it is trained, and the figure
+        is that of masks. None stands for a figure that is not defined.
+    """
+    if not args.dataset:
+        return "", {}
+    from solo_d2.engine import best_metric
+    from solo_d2.evaluation.main_figure import main_figure
+
+    cfg = pipelines[OURS].cfg
+    metric = best_metric(cfg)
+    names = [OURS]
+    if args.reference_weights and metric == "segm/AP":
+        names.append(REFERENCE)
+    figures = {}
+    for name in names:
+        own = cfg.clone()
+        own.INPUT.FORMAT = pipelines[name].cfg.INPUT.FORMAT
+        figure = main_figure(own, args.dataset, pipelines[name].model, metric)
+        figures[name] = figure if math.isfinite(figure) else None
+    return metric, figures
+
+
+def describe_versions(device: torch.device) -> dict[str, Any]:
+    """What runs, beside what `describe_machine` says."""
+    import solo_d2
+
+    described: dict[str, Any] = {"solo_d2": solo_d2.__version__, "system": platform.platform()}
+    for name in PACKAGES:
+        try:
+            described[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # OpenCV has a package without windows too
+    described["cores"] = os.cpu_count()
+    if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()):
+        size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        described["memory, GiB"] = round(size / (1 << 30), 1)
+    if device.type == "cuda":
+        described["CUDA"] = torch.version.cuda
+        memory = torch.cuda.get_device_properties(device).total_memory
+        described["memory of the GPU, GiB"] = round(memory / (1 << 30), 1)
+    return described

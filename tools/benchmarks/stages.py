@@ -1,0 +1,226 @@
+"""Inference from an image file to masks that are encoded and drawn, whole and stage by stage.
+
+For `benchmark.py report`. Stages are timed by wrapping the functions that the model itself calls,
+for one run: what is timed is what runs, and without the wraps nothing is slower.
+"""
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from solo_d2 import inference
+from solo_d2.api.backends import model_input
+from solo_d2.api.images import read_image
+from solo_d2.export.pixels import input_size
+from solo_d2.ops.rle import encode_masks
+from solo_d2.structures import Cells
+from solo_d2.visualization.overlay import draw_instances
+from tools.benchmarks.complexity import count_multiply_adds
+from tools.benchmarks.mask_rcnn_reference import parts_of_network
+
+OTHER = "other"
+# In the order of the work.
+STAGES = (
+    "decode",
+    "resize",
+    "normalise, pad",
+    "backbone",
+    "head",
+    "semantic branch",
+    "masks",
+    "NMS",
+    "resize of masks",
+    "panoptic merge",
+    "RLE",
+    "drawing",
+    OTHER,
+)
+
+
+class Stopwatch:
+    """Adds up the time of stages, of which the innermost runs.
+
+    Attributes:
+        milliseconds: of each stage that was entered.
+    """
+
+    def __init__(self, device: torch.device):
+        """Start with nothing.
+
+        Args:
+            device: what the stages run on; it is waited for where one begins or ends.
+        """
+        self.milliseconds: dict[str, float] = {}
+        self._device = device
+        self._running: list[str] = []
+        self._since = 0.0
+
+    def timed(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, whose time is that of the stage."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with self.running(stage):
+                return function(*args, **kwargs)
+
+        return call
+
+    @contextmanager
+    def running(self, stage: str) -> Iterator[None]:
+        """Count the time of a block for the stage."""
+        self._add()
+        self._running.append(stage)
+        try:
+            yield
+        finally:
+            self._add()
+            self._running.pop()
+
+    def _add(self) -> None:
+        """Count the time since the last change for the stage that ran."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        now = time.perf_counter()
+        if self._running:
+            stage = self._running[-1]
+            spent = 1000 * (now - self._since)
+            self.milliseconds[stage] = self.milliseconds.get(stage, 0.0) + spent
+        self._since = now
+
+
+@dataclass
+class Pipeline:
+    """From files to results.
+
+    Attributes:
+        cfg: of the model.
+        model: in eval mode.
+        class_names: for drawing.
+        short_side: INPUT.MIN_SIZE_TEST of the images, 0 to leave them as they are.
+        long_side: INPUT.MAX_SIZE_TEST.
+        size: height and width of all images instead; None for none.
+        functions: where the model spends its time, as of `stage_functions`.
+    """
+
+    cfg: Any
+    model: Any
+    class_names: Sequence[str]
+    short_side: int
+    long_side: int
+    size: tuple[int, int] | None
+    functions: list[tuple[str, Any, str]] = field(default_factory=list)
+
+    @torch.no_grad()
+    def run(self, files: Sequence[Path]) -> list[Any]:
+        """Everything, for a batch of files; the results are Detectron2's Instances."""
+        images = [self.decode(file) for file in files]
+        outputs = self.model([self.resize(image) for image in images])
+        found = [output["instances"] for output in outputs]
+        for image, instances in zip(images, found, strict=True):
+            self.encode(instances)
+            self.draw(image, instances)
+        return found
+
+    def run_staged(self, files: Sequence[Path]) -> dict[str, float]:
+        """The same; returns the milliseconds of each stage, of which `OTHER` is what is left."""
+        stopwatch = Stopwatch(torch.device(self.cfg.MODEL.DEVICE))
+        own = [("decode", "decode"), ("resize", "resize"), ("RLE", "encode"), ("drawing", "draw")]
+        functions = [*self.functions, *((stage, self, name) for stage, name in own)]
+        with ExitStack() as stack:
+            for stage, owner, name in functions:
+                timed = stopwatch.timed(stage, getattr(owner, name))
+                stack.enter_context(patch.object(owner, name, timed))
+            with stopwatch.running(OTHER):
+                self.run(files)
+        return stopwatch.milliseconds
+
+    def decode(self, file: Path) -> NDArray[np.uint8]:
+        """(H, W, 3) uint8 RGB of a file."""
+        return read_image(file)
+
+    def resize(self, image: NDArray[np.uint8]) -> dict[str, Any]:
+        """The model's input."""
+        height, width = image.shape[:2]
+        size = self.size or input_size((height, width), self.short_side, self.long_side)
+        return model_input(image, size, self.cfg.INPUT.FORMAT)
+
+    def encode(self, instances: Any) -> list[dict[str, Any]]:
+        """Masks as COCO's RLE."""
+        return encode_masks(instances.pred_masks)
+
+    def draw(self, image: NDArray[np.uint8], instances: Any) -> NDArray[np.uint8]:
+        """The overlay for video."""
+        contours = self.cfg.MODEL.SOLO.MASK_TARGET == "contour"
+        return draw_instances(image, instances, self.class_names, contours=contours)
+
+
+def stage_functions(model: Any) -> list[tuple[str, Any, str]]:
+    """Where inference of a SOLO spends its time.
+
+    Returns:
+        Name of the stage, and the object and its attribute that is called for it. Each head and
+        both architectures have these.
+    """
+    decoder = inference.MaskDecoder
+    functions = [
+        ("normalise, pad", model, "preprocess_image"),
+        ("backbone", model.backbone, "forward"),
+        ("head", model.head, "forward"),
+        ("masks", inference, "class_probabilities"),
+        ("masks", inference, "filter_scores"),
+        ("masks", decoder, "score_masks"),
+        ("NMS", decoder, "suppress"),
+        ("resize of masks", decoder, "finish"),
+    ]
+    if hasattr(model, "semantic_branch"):
+        functions.append(("semantic branch", model.semantic_branch, "forward"))
+        functions.append(("panoptic merge", model, "combine"))
+    return functions
+
+
+def model_size(pipeline: Pipeline, file: Path, *, reference: bool) -> dict[str, Any]:
+    """Parameters and multiply-adds, see `tools.benchmarks.complexity`.
+
+    Args:
+        pipeline: with the model.
+        file: the image whose input is counted.
+        reference: whether the model is a Mask R-CNN.
+
+    Returns:
+        parameters; input_size, padded; multiply_adds of the image whatever is in it; and
+        multiply_adds_of_objects, the most that its objects take: the masks of the candidates that
+        enter mask NMS, or the box heads of all proposals and the mask heads of all instances.
+    """
+    image = pipeline.resize(pipeline.decode(file))
+    shape = pipeline.model.preprocess_image([image]).tensor.shape
+    model, cfg = copy.deepcopy(pipeline.model).to("meta"), pipeline.cfg
+    images = torch.empty(shape, device="meta")
+    if reference:
+        number = cfg.MODEL.RPN.POST_NMS_TOPK_TEST
+        parts = parts_of_network(model, number, cfg.TEST.DETECTIONS_PER_IMAGE)
+    else:
+        parts = model.network, _masks_of_candidates(model, images, cfg.MODEL.SOLO.PRE_NMS_TOPK)
+    of_image, of_objects = (count_multiply_adds(part, images) for part in parts)
+    return {
+        "parameters": sum(parameter.numel() for parameter in pipeline.model.parameters()),
+        "input_size": list(shape[-2:]),
+        "multiply_adds": of_image,
+        "multiply_adds_of_objects": of_objects,
+    }
+
+
+def _masks_of_candidates(model: Any, images: Tensor, number: int) -> Callable[[Tensor], Any]:
+    """The head's masks of some cells, without the network before them."""
+    with torch.no_grad():
+        outputs = model.network(images).head
+    cells = Cells(0, torch.zeros(number, dtype=torch.int64, device=images.device))
+    return lambda images: model.head.finest_masks(outputs, cells)

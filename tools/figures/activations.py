@@ -1,0 +1,376 @@
+"""What each cell of a level predicts, as a picture; figure 4 of the SOLO paper (arXiv:1912.04488).
+
+A model is run as usual while its head is recorded; then the mask of every cell of one level is
+made, whether or not its class score would let it become an instance. The masks are laid out as the
+cells lie in the image: tile (i, j) of the sheet is the mask that cell (i, j) predicts.
+
+S grid side, K classes, T cells of all levels, H W rows and columns of masks, h w those of tiles.
+Images are (H, W, 3) uint8 RGB.
+"""
+
+import colorsys
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from solo_d2.inference import MASK_CHUNK_ELEMENTS
+from solo_d2.modeling.heads import SOLOHeadBase
+from solo_d2.structures import Cells, HeadOutputs
+from solo_d2.utils.errors import ConfigError
+from solo_d2.visualization.text import text_font
+
+# Width of a sheet in pixels, about, where the size of its tiles is not given; and the least tile.
+SHEET, LEAST_TILE = 1100, 10
+# Least height of input and result in the picture, in pixels.
+LEAST_PANEL = 200
+# Largest side of a sheet in pixels, less frames; such a picture takes about 2 GB to make.
+MAX_SHEET = 12_000
+# Up to this many classes have hues of the same distance.
+EVEN_HUES = 12
+# Colours of the picture, RGB.
+PAPER, INK, SHEET_GROUND = (255, 255, 255), (40, 44, 52), (58, 62, 70)
+
+
+@dataclass
+class Recording:
+    """What passed through a model when it was last called.
+
+    Attributes:
+        batches: what its head predicted for the last batch; empty before there was one.
+        image_sizes: height and width of each image of the last batch inside the padded input.
+    """
+
+    batches: list[HeadOutputs] = field(default_factory=list)
+    image_sizes: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def outputs(self) -> HeadOutputs:
+        """What the head predicted for the last batch; IndexError before there was one."""
+        return self.batches[-1]
+
+
+@contextlib.contextmanager
+def record(model: nn.Module) -> Iterator[Recording]:
+    """Keep what the head of a model predicts, as long as the block lasts.
+
+    Args:
+        model: with a `head`, taking Detectron2's standard inputs.
+    """
+    recording = Recording()
+
+    def before(_: nn.Module, args: tuple[Any, ...]) -> None:
+        recording.image_sizes = [tuple(x["image"].shape[-2:]) for x in args[0]]
+
+    def after(_: nn.Module, __: tuple[Any, ...], outputs: HeadOutputs) -> None:
+        recording.batches[:] = [outputs]
+
+    handles = [
+        model.register_forward_pre_hook(before),
+        model.head.register_forward_hook(after),  # type: ignore[union-attr]
+    ]
+    try:
+        yield recording
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def find_level(head: SOLOHeadBase, name: str) -> int:
+    """Index of a level that is named by its index or by its feature.
+
+    Raises:
+        ConfigError: there is no such level; the message lists all.
+    """
+    known = [str(level) for level in range(len(head.in_features))]
+    for names in (known, list(head.in_features)):
+        if name in names:
+            return names.index(name)
+    listed = ", ".join(f"{i} ({name})" for i, name in enumerate(head.in_features))
+    raise ConfigError(f"There is no level {name!r}: choose one of {listed}")
+
+
+def choose_level(
+    outputs: HeadOutputs, boxes: Tensor, scale_ranges: Sequence[Sequence[float]]
+) -> int:
+    """The level that is responsible for the most of the found instances; of equal ones the finer.
+
+    Args:
+        outputs: of the head, for one image.
+        boxes: (M, 4) XYXY of the instances, in pixels of the network's input.
+        scale_ranges: least and greatest sqrt(width * height) of the instances of each level.
+
+    Returns:
+        Its index; where no instance is in any range, that of the highest class score.
+    """
+    widths, heights = (boxes[:, 2:] - boxes[:, :2]).unbind(dim=1)
+    scales = (widths * heights).sqrt()
+    counts = [int(((scales >= low) & (scales <= high)).sum()) for low, high in scale_ranges]
+    if max(counts) > 0:
+        return counts.index(max(counts))
+    best = [float(logits.max()) for logits in outputs.class_logits]
+    return best.index(max(best))
+
+
+@dataclass(frozen=True)
+class LevelActivations:
+    """The masks and class scores of all cells of a level, for one image.
+
+    Attributes:
+        feature: name of the level's feature.
+        probs: (S, S, h, w) float32, the mask probabilities of cell (i, j) inside the image.
+        scores: (S, S) float32, the highest class probability of each cell.
+        classes: (S, S) int64, that class.
+        cell_size: height and width of a cell, relative to those of the image. The grid covers the
+            padded input, so that its last cells may lie outside of the image.
+    """
+
+    feature: str
+    probs: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    classes: NDArray[np.int64]
+    cell_size: tuple[float, float]
+
+
+@torch.no_grad()
+def level_activations(
+    head: SOLOHeadBase,
+    recording: Recording,
+    level: int,
+    *,
+    tile: int | None = None,
+    image: int = 0,
+) -> LevelActivations:
+    """Make the masks of all cells of a level, some at a time, and bring them to the tiles' size.
+
+    Args:
+        head: of the model.
+        recording: of the model's run.
+        level: its index.
+        tile: longer side of a tile in pixels; None: such that a sheet is about `SHEET` wide.
+        image: index in the batch.
+
+    Raises:
+        ConfigError: the sheet would be larger than `MAX_SHEET`.
+    """
+    outputs = recording.outputs
+    side, stride = head.num_grids[level], head.mask_strides[level]
+    height, width = recording.image_sizes[image]
+    tile = tile or max(LEAST_TILE, SHEET // side)
+    if tile * side > MAX_SHEET:
+        raise ConfigError(
+            f"{side} x {side} tiles of {tile} pixels make too large a picture: take tiles of at "
+            f"most {MAX_SHEET // side} pixels"
+        )
+    scale = tile / max(height, width)
+    size = max(1, round(scale * height)), max(1, round(scale * width))
+    finest = min(head.mask_strides)
+    padded = outputs.mask_size[0] * finest, outputs.mask_size[1] * finest
+    padded_tile = max(size[0], round(scale * padded[0])), max(size[1], round(scale * padded[1]))
+
+    class_probs = outputs.class_logits[level][image].float().sigmoid()
+    first = sum(grid**2 for grid in head.num_grids[:level])
+    index = torch.arange(first, first + side**2, device=class_probs.device)
+    chunk = max(1, MASK_CHUNK_ELEMENTS // (padded[0] * padded[1] // stride**2))
+    tiles = []
+    for part in index.split(chunk):
+        probs = head.cell_masks(outputs, Cells(image, part, head.mask_groups[level])).float()
+        probs = F.interpolate(probs[None], padded_tile, mode="bilinear", antialias=True)[0]
+        tiles.append(probs[:, : size[0], : size[1]])
+    scores, classes = class_probs.max(dim=0)
+    return LevelActivations(
+        feature=head.in_features[level],
+        probs=torch.cat(tiles).view(side, side, *size).cpu().numpy(),
+        scores=scores.cpu().numpy(),
+        classes=classes.cpu().numpy(),
+        cell_size=(padded[0] / side / height, padded[1] / side / width),
+    )
+
+
+def frame_width(tile_size: tuple[int, int]) -> int:
+    """Width of the frames around tiles of a size, in pixels."""
+    return max(2, min(tile_size) // 16)
+
+
+def draw_sheet(
+    activations: LevelActivations, colors: NDArray[np.uint8], *, score_thresh: float
+) -> NDArray[np.uint8]:
+    """Lay out the masks of all cells, as the cells lie in the image.
+
+    Args:
+        activations: of one level.
+        colors: (K, 3) RGB.
+        score_thresh: cells whose class score is above have a frame in the colour of their class.
+
+    Returns:
+        Of `sheet_size`. The tile of cell (i, j) starts `frame_width` + 1 pixels below and beside
+        (i * (h + 2 * frame_width + 1), j * ...). Mask probabilities are drawn as `shades`.
+    """
+    side, _, height, width = activations.probs.shape
+    frame = frame_width((height, width))
+    pitch = height + 2 * frame + 1, width + 2 * frame + 1
+    # A pixel of the ground comes before each tile, and after the last ones.
+    canvas = np.empty((side, side, *pitch, 3), dtype=np.uint8)
+    canvas[:] = SHEET_GROUND
+    framed = activations.scores > score_thresh
+    canvas[framed, 1:, 1:] = colors[activations.classes[framed]][:, None, None]
+    levels = np.rint(activations.probs * 255).astype(np.uint8)
+    canvas[:, :, 1 + frame : 1 + frame + height, 1 + frame : 1 + frame + width] = shades()[levels]
+    sheet = np.empty((*sheet_size(activations), 3), dtype=np.uint8)
+    sheet[:] = SHEET_GROUND
+    sheet[:-1, :-1] = canvas.swapaxes(1, 2).reshape(side * pitch[0], side * pitch[1], 3)
+    return sheet
+
+
+def shades() -> NDArray[np.uint8]:
+    """(256, 3) RGB: mask probabilities from 0, black, over blue grey to 1, white."""
+    levels = np.arange(256, dtype=np.uint8)
+    colors = cv2.applyColorMap(levels, cv2.COLORMAP_BONE).reshape(256, 3)
+    return colors[:, ::-1].astype(np.uint8)  # from BGR
+
+
+def draw_cells(
+    image: NDArray[np.uint8],
+    activations: LevelActivations,
+    colors: NDArray[np.uint8],
+    *,
+    score_thresh: float,
+) -> NDArray[np.uint8]:
+    """Draw the grid over an image, with the cells that have a frame in the sheet filled.
+
+    Args:
+        image: of any size, the whole image.
+        activations: of one level.
+        colors: (K, 3) RGB.
+        score_thresh: see `draw_sheet`.
+    """
+    height, width = image.shape[:2]
+    rows = np.floor((np.arange(height) + 0.5) / (activations.cell_size[0] * height)).astype(int)
+    columns = np.floor((np.arange(width) + 0.5) / (activations.cell_size[1] * width)).astype(int)
+    opacity = np.where(activations.scores > score_thresh, 0.55, 0.0)[rows][:, columns, None]
+    fill = colors[activations.classes][rows][:, columns]
+    result = image * (1 - opacity) + fill * opacity
+    line = np.diff(rows, prepend=rows[0])[:, None] | np.diff(columns, prepend=columns[0])[None]
+    result = np.where((line > 0)[..., None], 0.55 * result + 0.45 * 255, result)
+    return np.rint(result).astype(np.uint8)
+
+
+def sheet_size(activations: LevelActivations) -> tuple[int, int]:
+    """Height and width of what `draw_sheet` makes."""
+    side, _, *tile = activations.probs.shape
+    border = 2 * frame_width((tile[0], tile[1])) + 1
+    return side * (tile[0] + border) + 1, side * (tile[1] + border) + 1
+
+
+def panel_size(activations: LevelActivations) -> tuple[int, int]:
+    """Height and width of input and result in the picture; two are as high as the sheet or more."""
+    height, width = sheet_size(activations)
+    panel_height = max(LEAST_PANEL, (height - _line_height(width)) // 2)
+    tile_height, tile_width = activations.probs.shape[2:]
+    return panel_height, max(1, round(panel_height * tile_width / tile_height))
+
+
+def _font_size(sheet_width: int) -> int:
+    return max(12, sheet_width // 64)
+
+
+def _line_height(sheet_width: int) -> int:
+    return round(1.9 * _font_size(sheet_width))
+
+
+def class_colors(num_classes: int) -> NDArray[np.uint8]:
+    """(K, 3) RGB: hues spread evenly; of many classes, such that neighbours differ."""
+    step = 1 / num_classes if num_classes <= EVEN_HUES else 0.618034  # golden ratio
+    lightness = (0.62, 0.55, 0.72)  # all legible on black
+    colors = [
+        colorsys.hls_to_rgb((0.58 + index * step) % 1.0, lightness[index % 3], 0.85)
+        for index in range(num_classes)
+    ]
+    return np.rint(255 * np.array(colors)).astype(np.uint8)
+
+
+def compose(
+    image: NDArray[np.uint8],
+    result: NDArray[np.uint8],
+    activations: LevelActivations,
+    class_names: Sequence[str],
+    colors: NDArray[np.uint8],
+    *,
+    score_thresh: float,
+) -> NDArray[np.uint8]:
+    """The picture: input and result at the left, the sheet at the right, a legend below.
+
+    Args:
+        image: what the model saw.
+        result: the instances drawn over it, of the same proportions.
+        activations: of one level.
+        class_names: of the K classes.
+        colors: (K, 3) RGB.
+        score_thresh: see `draw_sheet`.
+    """
+    sheet = Image.fromarray(draw_sheet(activations, colors, score_thresh=score_thresh))
+    font = text_font(_font_size(sheet.width))
+    line = _line_height(sheet.width)
+    height, width = panel_size(activations)
+    small = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
+    cells = draw_cells(small, activations, colors, score_thresh=score_thresh)
+    shown = np.unique(activations.classes[activations.scores > score_thresh]).tolist()
+    entries = [(class_names[index], tuple(colors[index].tolist())) for index in shown]
+    above = f"a class score above {score_thresh:g}"
+    title = f"cells with {above}:" if entries else f"no cell has {above}"
+
+    caption = f"input, {len(activations.scores)} x {len(activations.scores)} cells"
+    # Where tiles are small or few, the texts and panels make the picture larger.
+    body = max(sheet.height, 2 * height + line)
+    x = 2 * line + max(width, round(font.getlength(caption)))
+    lower, legend = line + body - height, 2 * line + body
+    total = max(x + sheet.width + line, round(font.getlength(title) + 30 * font.size))
+    canvas = Image.new("RGB", (total, legend + line), PAPER)
+    for place, picture in (
+        ((line, line), Image.fromarray(cells)),
+        ((line, lower), Image.fromarray(result).resize((width, height), Image.Resampling.LANCZOS)),
+        ((x, line), sheet),
+    ):
+        canvas.paste(picture, place)
+    _text(canvas, (line, line // 2), caption, font)
+    _text(canvas, (line, lower - line // 2), "result", font)
+    _text(canvas, (x, line // 2), f"mask of each cell of level {activations.feature}", font)
+    _legend(canvas, (line, legend), title, entries, font)
+    return np.array(canvas)
+
+
+def _legend(
+    canvas: Image.Image,
+    start: tuple[int, int],
+    title: str,
+    entries: Sequence[tuple[str, tuple[int, ...]]],
+    font: ImageFont.FreeTypeFont,
+) -> None:
+    """Write a title and coloured names on a line, as many as it holds."""
+    (x, y), size = start, round(font.size)
+    _text(canvas, (x, y), title, font)
+    x += round(font.getlength(title)) + size
+    for index, (name, color) in enumerate(entries):
+        length = round(font.getlength(name)) + 3 * size
+        if x + length > canvas.width - 3 * size:
+            _text(canvas, (x, y), f"+ {len(entries) - index}", font)
+            return
+        box = (x, y - size // 2, x + size, y + size - size // 2)
+        ImageDraw.Draw(canvas).rectangle(box, fill=color)
+        _text(canvas, (x + size + size // 2, y), name, font)
+        x += length
+
+
+def _text(
+    canvas: Image.Image, start: tuple[int, int], text: str, font: ImageFont.FreeTypeFont
+) -> None:
+    """Write a line that starts at a point, centred on its height."""
+    ImageDraw.Draw(canvas).text(start, text, fill=INK, font=font, anchor="lm")

@@ -1,0 +1,386 @@
+"""What SOLO makes of an image, step by step, by the functions that train and infer.
+
+Targets are those of `assign_grid_targets`, class scores those of `class_probabilities`, candidates
+and their new scores those of the model's own decoder; here they are only drawn.
+
+L levels, S grid side, T cells of all levels, K classes, N instances, M candidates, E channels of
+the mask feature, H W rows and columns. Images are (H, W, 3) uint8 RGB.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from solo_d2.inference import class_probabilities, filter_scores
+from solo_d2.modeling.meta_arch.solo import SOLO
+from solo_d2.ops.mask_geometry import mask_centers
+from solo_d2.structures import Candidates, Cells, GridTargets, HeadOutputs
+from solo_d2.utils.errors import ConfigError
+from solo_d2.visualization.canvas import (
+    Color,
+    Panel,
+    Plate,
+    arrange,
+    as_square,
+    grey_map,
+    heat_map,
+    signed_map,
+)
+from tools.figures.activations import class_colors
+
+GRID, PALE, WHITE, GREY = (120, 126, 138), (190, 190, 190), (255, 255, 255), (128, 128, 128)
+# A candidate whose score NMS leaves, and one whose score it takes.
+LEFT, TAKEN = (60, 200, 90), (235, 60, 50)
+# Channels of the mask feature that are drawn for a kernel, and candidates of the NMS picture.
+NUM_CHANNELS, NUM_CANDIDATES = 4, 12
+
+
+@dataclass(frozen=True)
+class Scene:
+    """An annotated image, and what a model makes of it.
+
+    Attributes:
+        image: the network's input, padded in grey.
+        image_size: height and width without the padding.
+        instances: Detectron2's, the ground truth: N instances at that size.
+        targets: of training.
+        outputs: of the head.
+    """
+
+    image: NDArray[np.uint8]
+    image_size: tuple[int, int]
+    instances: Any
+    targets: GridTargets
+    outputs: HeadOutputs
+
+    @property
+    def num_instances(self) -> int:
+        """N."""
+        return len(self.instances)
+
+
+@torch.no_grad()
+def make_scene(model: SOLO, sample: dict[str, Any]) -> Scene:
+    """Assign the targets of a training sample and run the model on it.
+
+    Args:
+        model: in evaluation mode.
+        sample: of the mapper for training: "image" and "instances".
+
+    Raises:
+        ConfigError: there is no instance to draw.
+    """
+    if len(sample["instances"]) == 0:
+        raise ConfigError(f"{sample.get('file_name', 'The image')} has no instance: take another")
+    images = model.preprocess_image([sample])
+    pixels = sample["image"].flip(0) if model.input_format == "BGR" else sample["image"]
+    rgb = pixels.permute(1, 2, 0).numpy().clip(0, 255).astype(np.uint8)
+    padded = np.full((*images.tensor.shape[-2:], 3), GREY, dtype=np.uint8)
+    padded[: rgb.shape[0], : rgb.shape[1]] = rgb
+    return Scene(
+        image=padded,
+        image_size=images.image_sizes[0],
+        instances=sample["instances"].to("cpu"),
+        targets=model.assign_targets([sample["instances"]], images),
+        outputs=model.head(model.backbone(images.tensor)),
+    )
+
+
+def draw_targets(model: SOLO, scene: Scene, *, size: int = 400) -> NDArray[np.uint8]:
+    """For each level its grid, the instances of its scale range, and their positive cells.
+
+    Args:
+        model: whose levels they are.
+        scene: the image.
+        size: longer side of a panel in pixels.
+    """
+    panels = []
+    for level, (low, high) in enumerate(model.scale_ranges):
+        claims = _claims(scene.targets, model.head.num_grids, level)
+        chosen = {instance for _, instance in claims}
+        plate = _level_plate(model, scene, level, size, claims)
+        side = model.head.num_grids[level]
+        panels.append(
+            Panel(
+                plate.picture,
+                f"{model.head.in_features[level]}: {side} x {side} cells",
+                f"objects of {low:g} to {high:g} px: {len(chosen)} of {scene.num_instances}\n"
+                f"{len({cell for cell, _ in claims})} positive cells",
+            )
+        )
+    return arrange([panels[start : start + 2] for start in range(0, len(panels), 2)])
+
+
+def draw_center(
+    model: SOLO, scene: Scene, *, instance: int | None = None, size: int = 520
+) -> NDArray[np.uint8]:
+    """One instance close up: box, mass centre, centre region and positive cells of its first level.
+
+    Args:
+        model: whose levels they are.
+        scene: the image.
+        instance: its index; None: the one with the most positive cells on a level.
+        size: longer side of the picture in pixels, about.
+    """
+    samples = [
+        (cells, index, level)
+        for level in range(len(model.head.num_grids))
+        for index, cells in _cells_of_instances(scene.targets, model.head.num_grids, level).items()
+        if instance in (None, index)
+    ]
+    if not samples:
+        raise ConfigError("No instance is in the scale range of a level: see SCALE_RANGES")
+    cells, index, level = max(samples, key=lambda sample: (len(sample[0]), -sample[2]))
+    box = scene.instances.gt_boxes.tensor[index].tolist()
+    margin = 0.35 * max(box[2] - box[0], box[3] - box[1])
+    height, width = scene.image.shape[:2]
+    crop = [
+        max(0, int(box[0] - margin)),
+        max(0, int(box[1] - margin)),
+        min(width, round(box[2] + margin)),
+        min(height, round(box[3] + margin)),
+    ]
+    scale = size / max(crop[2] - crop[0], crop[3] - crop[1])
+    plate = _level_plate(model, scene, level, round(scale * max(height, width)), [
+        (cell, index) for cell in cells
+    ])  # fmt: skip
+    plate.rectangle(box, WHITE, 2)
+    left, top, right, bottom = (round(value * plate.scale) for value in crop)
+    extent = (box[2] - box[0]) * (box[3] - box[1])
+    side = model.head.num_grids[level]
+    return arrange(
+        [
+            [
+                Panel(
+                    plate.picture[top:bottom, left:right],
+                    f"scale {extent**0.5:.0f} px: level {model.head.in_features[level]}, "
+                    f"{side} x {side} cells",
+                    f"thin: box; thick: centre region, {model.center_scale:g} of the box, about\n"
+                    f"the mass centre (dot); filled: the {len(cells)} positive cells",
+                )
+            ]
+        ]
+    )
+
+
+def draw_scores(model: SOLO, scene: Scene, *, size: int = 250) -> NDArray[np.uint8]:
+    """The highest class probability of each cell, before and after point NMS, level by level.
+
+    Args:
+        model: that predicted them.
+        scene: the image.
+        size: longer side of a panel in pixels.
+    """
+    thresh = model.decoder.score_thresh
+    sides = model.head.num_grids
+    kept = class_probabilities(scene.outputs.class_logits)[0].amax(dim=1)
+    after = kept.split([side * side for side in sides])
+    rows: list[list[Panel]] = [[], []]
+    for level, side in enumerate(sides):
+        logits = scene.outputs.class_logits[level][0].float()
+        for row, scores in enumerate((logits.sigmoid().amax(dim=0), after[level])):
+            title = f"{model.head.in_features[level]}: {side} x {side}" if row == 0 else ""
+            count = int((scores > thresh).sum())
+            words = f"{count} above {thresh:g}" + (", point NMS" if row else "")
+            picture = heat_map(scene.image, scores.view(side, side).cpu().numpy(), size)
+            rows[row].append(Panel(picture, title, words))
+    return arrange(rows)
+
+
+def draw_kernels(
+    model: SOLO, scene: Scene, *, count: int = 3, size: int = 210
+) -> NDArray[np.uint8]:
+    """From cell to mask, for the best cells: the kernel, channels that it weighs most, the mask.
+
+    Heads whose masks are no product of a kernel and a feature have the cell and its mask alone.
+
+    Args:
+        model: that predicted them.
+        scene: the image.
+        count: instances, the best ones after NMS.
+        size: longer side of a panel in pixels.
+    """
+    found = model.decoder.suppress(_candidates(model, scene))
+    levels = model.cell_levels[found.cells].tolist()
+    rows = []
+    for index in range(min(count, len(found))):
+        cell, level = found.cells[index : index + 1], levels[index]
+        cells = Cells(0, cell, model.head.mask_groups[level])
+        rows.append(_kernel_row(model, scene, cells, level, size))
+    if not rows:
+        raise ConfigError("The model finds nothing in this image: take another, or train longer")
+    return arrange(rows)
+
+
+def draw_nms(
+    model: SOLO, scene: Scene, class_names: Sequence[str], *, size: int = 190
+) -> NDArray[np.uint8]:
+    """The best candidates with their scores before and after mask NMS.
+
+    Args:
+        model: that predicted them.
+        scene: the image.
+        class_names: of the K classes.
+        size: longer side of a panel in pixels.
+    """
+    decoder = model.decoder
+    found = _candidates(model, scene)
+    if len(found) == 0:
+        raise ConfigError("The model finds nothing in this image: take another, or train longer")
+    new_scores = decoder.nms(_masks(found), found.classes, found.scores)
+    probs = class_probabilities(scene.outputs.class_logits)[0][found.cells, found.classes]
+    panels = []
+    for index in range(min(NUM_CANDIDATES, len(found))):
+        score, new_score = float(found.scores[index]), float(new_scores[index])
+        maskness, decay = score / float(probs[index]), new_score / score
+        panels.append(
+            Panel(
+                _candidate_picture(scene, _masks(found)[index], size, decay),
+                class_names[int(found.classes[index])],
+                f"{probs[index]:.2f} x {maskness:.2f} = {score:.2f}\n"
+                f"NMS: x {decay:.2f} = {new_score:.2f}"
+                + ("" if new_score >= decoder.keep_thresh else ", removed"),
+            )
+        )
+    return arrange([panels[start : start + 4] for start in range(0, len(panels), 4)], font_size=15)
+
+
+# Name of each picture -> what draws it of a model, a scene and the names of the classes.
+PICTURES: dict[str, Callable[[SOLO, Scene, Sequence[str]], NDArray[np.uint8]]] = {
+    "targets": lambda model, scene, _: draw_targets(model, scene),
+    "center": lambda model, scene, _: draw_center(model, scene),
+    "scores": lambda model, scene, _: draw_scores(model, scene),
+    "kernels": lambda model, scene, _: draw_kernels(model, scene),
+    "nms": draw_nms,
+}
+
+
+def _claims(
+    targets: GridTargets, num_grids: Sequence[int], level: int
+) -> list[tuple[tuple[int, int], int]]:
+    """((row, column), instance) of each mask sample of a level, for a batch of one image."""
+    start = sum(targets.num_samples[0][:level])
+    part = slice(start, start + targets.num_samples[0][level])
+    side = num_grids[level]
+    first = [0, *accumulate(s * s for s in num_grids)][level]
+    cells = (targets.cells[part] - first).tolist()
+    instances = targets.instances[part].tolist()
+    return [(divmod(cell, side), instance) for cell, instance in zip(cells, instances, strict=True)]
+
+
+def _cells_of_instances(
+    targets: GridTargets, num_grids: Sequence[int], level: int
+) -> dict[int, list[tuple[int, int]]]:
+    result: dict[int, list[tuple[int, int]]] = {}
+    for cell, instance in _claims(targets, num_grids, level):
+        result.setdefault(instance, []).append(cell)
+    return result
+
+
+def _colors(count: int) -> list[Color]:
+    return [(int(r), int(g), int(b)) for r, g, b in class_colors(count)]
+
+
+def _level_plate(
+    model: SOLO,
+    scene: Scene,
+    level: int,
+    size: int,
+    claims: Sequence[tuple[tuple[int, int], int]],
+) -> Plate:
+    """The image with a level's grid, the claimed cells, and the instances that claim them."""
+    height, width = scene.image.shape[:2]
+    side = model.head.num_grids[level]
+    pitch = height / side, width / side
+    plate = Plate(scene.image, size / max(height, width))
+    plate.picture[:] = np.rint(0.55 * plate.picture + 0.45 * 60)
+    colors = _colors(scene.num_instances)
+    for (row, column), instance in claims:
+        left, top = column * pitch[1], row * pitch[0]
+        plate.fill((left, top, left + pitch[1], top + pitch[0]), colors[instance], 0.75)
+    plate.grid(pitch, side, GRID)
+    chosen = {instance for _, instance in claims}
+    masks = scene.instances.gt_masks.tensor
+    centers, _ = mask_centers(masks)
+    padding = (0, width - masks.shape[2], 0, height - masks.shape[1])
+    padded = torch.nn.functional.pad(masks, padding).numpy()
+    for index, mask in enumerate(padded):
+        plate.outline(mask, colors[index] if index in chosen else PALE, 2 if index in chosen else 1)
+    for index in sorted(chosen):
+        left, top, right, bottom = scene.instances.gt_boxes.tensor[index].tolist()
+        x, y = centers[index].tolist()
+        half_w, half_h = (0.5 * model.center_scale * e for e in (right - left, bottom - top))
+        plate.rectangle((x - half_w, y - half_h, x + half_w, y + half_h), WHITE, 3)
+        plate.dot((x, y), colors[index], 4)
+    return plate
+
+
+@torch.no_grad()
+def _candidates(model: SOLO, scene: Scene) -> Candidates:
+    """The candidates of NMS, with masks, by falling score."""
+    decoder = model.decoder
+    probs = class_probabilities(scene.outputs.class_logits)[0]
+    return decoder.score_masks(scene.outputs, 0, filter_scores(probs, decoder.score_thresh))
+
+
+def _masks(found: Candidates) -> Tensor:
+    assert found.masks is not None
+    return found.masks
+
+
+@torch.no_grad()
+def _kernel_row(model: SOLO, scene: Scene, cells: Cells, level: int, size: int) -> list[Panel]:
+    """A cell, its kernel and what is made of it."""
+    side = model.head.num_grids[level]
+    first = sum(s * s for s in model.head.num_grids[:level])
+    row, column = divmod(int(cells.index) - first, side)
+    height, width = scene.image.shape[:2]
+    pitch = height / side, width / side
+    plate = Plate(scene.image, size / max(height, width))
+    plate.grid(pitch, side, GRID)
+    left, top = column * pitch[1], row * pitch[0]
+    plate.rectangle((left, top, left + pitch[1], top + pitch[0]), (255, 220, 0), 3)
+    name = model.head.in_features[level]
+    panels = [Panel(plate.picture, f"cell ({row}, {column}) of {name}")]
+    product = model.head.mask_product(scene.outputs, cells)
+    if product is not None:
+        kernel, feature = product[0][0].cpu(), product[1].cpu()
+        panels.append(
+            Panel(signed_map(as_square(kernel.numpy()), size), f"kernel: {len(kernel)} weights")
+        )
+        # How much each channel moves the result.
+        weight = kernel.abs() * feature.flatten(1).std(dim=1)
+        for channel in weight.topk(min(NUM_CHANNELS, len(weight))).indices.tolist():
+            title = f"channel {channel}: {kernel[channel]:+.2f}"
+            panels.append(
+                Panel(grey_map((feature[channel] / feature[channel].max()).numpy(), size), title)
+            )
+    mask = model.head.finest_masks(scene.outputs, cells)[0]
+    panels.append(Panel(grey_map(mask.float().cpu().numpy(), size), "mask probability"))
+    return panels
+
+
+def _candidate_picture(scene: Scene, mask: Tensor, size: int, decay: float) -> NDArray[np.uint8]:
+    """A candidate's mask over the image: green where NMS leaves its score, red where it takes it.
+
+    Args:
+        scene: the image.
+        mask: (H, W) bool at the finest mask stride.
+        size: longer side of the picture in pixels.
+        decay: in [0, 1], the factor of NMS.
+    """
+    height, width = scene.image.shape[:2]
+    plate = Plate(scene.image, size / max(height, width))
+    red, green, blue = (decay * a + (1 - decay) * b for a, b in zip(LEFT, TAKEN, strict=True))
+    color = round(red), round(green), round(blue)
+    large = cv2.resize(mask.cpu().numpy().astype(np.uint8), (width, height)) > 0
+    plate.tint(large, color, 0.5)
+    plate.outline(large, color, 2)
+    return plate.picture

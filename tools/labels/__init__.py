@@ -1,0 +1,1 @@
+"""Reading labelled folders, for tools/labels_to_coco.py."""
