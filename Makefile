@@ -24,14 +24,15 @@ demo: setup # train, evaluate and show SOLOv2 on generated images, in minutes on
 docs: setup # build the site of the documentation in build/site
 	"$(python)" -m mkdocs build --strict
 
-lint: setup # check format, lint and types
-	"$(python)" -m ruff format --check . && "$(python)" -m ruff check . && "$(python)" -m mypy
+lint: setup # check format, lint, types and the layers of imports
+	"$(python)" -m ruff format --check . && "$(python)" -m ruff check . && \
+		"$(python)" -m mypy && PYTHONPATH=. "$(dir $(python))lint-imports"
 
 format: setup # rewrite files with ruff
 	"$(python)" -m ruff check --fix-only . && "$(python)" -m ruff format .
 
 clean: # remove caches, nothing that was installed or trained
-	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build
 	find solo_d2 tests tools demo -name __pycache__ -prune -exec rm -rf {} +
 
 # Variables, for example `make test TORCH="torch==2.10.0 torchvision==0.25.0"`:

@@ -6,7 +6,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "add_solo_config": "solo_d2.config",
+    "add_solo_config": "solo_d2.modeling",
     "ConfigError": "solo_d2.utils.errors",
     "DatasetError": "solo_d2.utils.errors",
     "ImageError": "solo_d2.utils.images",

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Rerun the ablation tables of the papers; see solo_d2/ablations."""
+"""Rerun the ablation tables of the papers; see tools/ablations."""
 
 import sys
 from pathlib import Path

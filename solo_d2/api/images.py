@@ -1,4 +1,4 @@
-"""Image files in and out: finding them and writing only whole ones; `solo_d2.utils.images` reads them.
+"""Find image files, and write whole ones; `solo_d2.utils.images` reads them.
 
 Neither torch nor Detectron2 is imported here. Images are (H, W, 3) uint8 RGB.
 """

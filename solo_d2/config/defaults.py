@@ -20,13 +20,13 @@ from solo_d2.utils.user_code import from_user_code
 
 
 def add_solo_config(cfg: CfgNode) -> None:
-    """Add the keys of SOLO to Detectron2's config, in place, and register the models.
+    """Add the keys of SOLO to Detectron2's config, in place.
+
+    The models are registered by importing `solo_d2.modeling`; `solo_d2.add_solo_config` does both.
 
     Args:
         cfg: a config made by `detectron2.config.get_cfg()`.
     """
-    import solo_d2.modeling  # noqa: F401  (registers meta-architectures, heads and backbones)
-
     # The classes, as the categories of a COCO json: [{"id": 1, "isthing": 1, "name": "cat"}, ...],
     # things in the order of their indices, then stuff. Training fills it from the first data set of
     # DATASETS.TRAIN and saves it in config.yaml and in each checkpoint, whose classes come first

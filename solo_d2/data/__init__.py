@@ -17,7 +17,6 @@ _PUBLIC = {
     "ensure_converted": "solo_d2.data.panoptic_conversion",
     "register_coco_format": "solo_d2.data.coco_format",
     "load_coco_format": "solo_d2.data.coco_format",
-    "check_dataset": "tools.dataset_check.run",
     "check_datasets": "solo_d2.data.catalog",
     "register_datasets_of_config": "solo_d2.data.catalog",
     "require_model_classes": "solo_d2.data.catalog",

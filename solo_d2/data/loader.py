@@ -15,54 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
-from detectron2.data.build import _train_loader_from_config, trivial_batch_collator
-from detectron2.data.common import DatasetFromList
+from detectron2.data.build import trivial_batch_collator
 from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from solo_d2.data.copy_paste import wrap_with_copy_paste
-from solo_d2.data.lvis_format import use_own_lvis_loaders
-from solo_d2.data.other_models import without_other_inputs
-from solo_d2.data.training_data import (
-    nothing_to_train,
-    require_learnt_objects,
-    require_objects,
-)
 from solo_d2.data.unreadable import UNREADABLE, too_many_unreadable
 from solo_d2.utils.errors import ConfigError, DatasetError, UnreadableImageError
-from solo_d2.utils.user_code import from_user_code
-
-
-def build_train_loader(cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any]) -> DataLoader[Any]:
-    """Make the infinite training loader of a config.
-
-    Args:
-        cfg: the config; SEED fixes order and augmentation (-1 too is a seed here).
-        mapper: makes a training sample of a data set dict; with copy-paste of two.
-
-    Returns:
-        Batches of SOLVER.IMS_PER_BATCH / processes samples, as lists. Set
-        `loader.batch_sampler.start_batch` before the first batch is taken to go on from there.
-
-    Raises:
-        DatasetError: the data cannot be used, or holds nothing that the model could learn.
-    """
-    parts = _load_parts(cfg, mapper)
-    require_objects(cfg, parts["dataset"])
-    images = DatasetFromList(parts["dataset"], copy=False)
-    return make_train_loader(
-        images,
-        wrap_with_copy_paste(cfg, mapper, images),
-        sampler=parts["sampler"],
-        total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-        seed=cfg.SEED,
-        aspect_ratio_grouping=parts["aspect_ratio_grouping"],
-        max_unreadable=cfg.DATALOADER.MAX_UNREADABLE_IMAGES,
-    )
 
 
 def make_train_loader(
@@ -76,7 +36,7 @@ def make_train_loader(
     num_workers: int = 0,
     aspect_ratio_grouping: bool = True,
 ) -> DataLoader[Any]:
-    """Make the infinite training loader of a data set; see `build_train_loader`.
+    """Make the infinite training loader of a data set; see `build_train_loader` of the engine.
 
     Args:
         dataset: data set dicts.
@@ -114,21 +74,6 @@ def make_train_loader(
     )
 
 
-def _load_parts(cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
-    """Data set and sampler by Detectron2."""
-    use_own_lvis_loaders(cfg.DATASETS.TRAIN)
-    try:
-        return _train_loader_from_config(without_other_inputs(cfg), mapper=mapper)
-    except AssertionError as error:  # how Detectron2 says that there is nothing
-        if from_user_code(error):
-            raise
-        names = ", ".join(cfg.DATASETS.TRAIN) or "none"
-        reason = nothing_to_train(cfg.DATASETS.TRAIN) if cfg.DATASETS.TRAIN else "none is named"
-        raise DatasetError(
-            f"The data sets of DATASETS.TRAIN ({names}) cannot be used: {reason}"
-        ) from error
-
-
 class TrainLoader(DataLoader[Any]):
     """Raises what is wrong with the data in its own words, without a worker's traceback."""
 
@@ -139,20 +84,6 @@ class TrainLoader(DataLoader[Any]):
                 if isinstance(sample, DatasetError):
                     raise sample
             yield batch
-
-
-def require_learnt(cfg: CfgNode, model: Any, loader: Any) -> None:
-    """Refuse data of which no object reaches a cell, see `require_learnt_objects`.
-
-    Args:
-        cfg: of the training.
-        model: a SOLO model.
-        loader: of the training; others than `make_train_loader` makes pass.
-    """
-    images = getattr(getattr(loader, "dataset", None), "dataset", None)
-    if isinstance(images, SeededDataset):
-        mapper = getattr(images.mapper, "mapper", images.mapper)  # without copy-paste
-        require_learnt_objects(cfg, model, images.dataset, mapper)
 
 
 class _ErrorsAsSamples(Dataset[Any]):

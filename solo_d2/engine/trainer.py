@@ -29,7 +29,6 @@ from solo_d2.checkpoint.saved_classes import KEY as CLASSES_KEY
 from solo_d2.data import SOLODatasetMapper
 from solo_d2.data.catalog import training_categories
 from solo_d2.data.classes import Category, difference
-from solo_d2.data.loader import build_train_loader, require_learnt
 from solo_d2.data.other_models import without_other_inputs
 from solo_d2.data.stuff_classes import is_panoptic
 from solo_d2.engine.checks import FULL_MODEL, check_run_config
@@ -43,6 +42,7 @@ from solo_d2.engine.hooks import (
 from solo_d2.engine.launch import distribute
 from solo_d2.engine.reservation import release, reserve
 from solo_d2.engine.step import StepTrainer, step_options, unwrap
+from solo_d2.engine.training_data import build_train_loader, require_learnt
 from solo_d2.evaluation import build_evaluator, evaluate_dataset, evaluation_loader
 from solo_d2.modeling.backbones import layer_lr_factor
 from solo_d2.modeling.checks import check_meta_architecture

@@ -1,7 +1,7 @@
 """Image files for exported models, with NumPy and OpenCV alone.
 
-Sizes, orientations and pixels are those of `solo_d2.utils.images`, which needs Pillow, for all ordinary
-files, but OpenCV differs in some others:
+Sizes, orientations and pixels are those of `solo_d2.utils.images`, which needs Pillow, for all
+ordinary files, but OpenCV differs in some others:
 
 - CMYK is converted by another formula (a level on average); 16-bit images are divided by 256,
   whatever depth their values have; float images are refused.

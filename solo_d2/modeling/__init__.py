@@ -1,5 +1,6 @@
 """Detectron2 glue: backbones, heads, mask feature and meta-architectures, registered on import."""
 
+from solo_d2.config import add_solo_config
 from solo_d2.modeling import backbones as _backbones  # noqa: F401  (registers them)
 from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY, SOLOv2Head, build_solo_head
 from solo_d2.modeling.mask_features import MaskFeatureBranch
@@ -11,5 +12,6 @@ __all__ = [
     "MaskFeatureBranch",
     "PanopticSOLO",
     "SOLOv2Head",
+    "add_solo_config",
     "build_solo_head",
 ]

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from solo_d2.visualization.colors import INK, PAPER, probability_colors
 from solo_d2.visualization.text import text_font
-from tools.figures.activations import INK, PAPER, shades
 
 Color = tuple[int, int, int]
 
@@ -170,7 +170,7 @@ def heat_map(image: NDArray[np.uint8], values: NDArray[np.float32], size: int) -
 def grey_map(values: NDArray[np.float32], size: int) -> NDArray[np.uint8]:
     """Values (H, W) in [0, 1] in the shades of the activation sheets; `size` is the longer side."""
     levels = np.rint(255 * values.clip(0, 1)).astype(np.uint8)
-    return Plate(shades()[levels], size / max(levels.shape)).picture
+    return Plate(probability_colors()[levels], size / max(levels.shape)).picture
 
 
 def signed_map(values: NDArray[np.float32], size: int) -> NDArray[np.uint8]:

@@ -1,10 +1,16 @@
-"""Colours of instances and of stuff."""
+"""Colours of instances, of stuff and of drawings."""
 
 import colorsys
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
 
 # RGB in [0, 1].
 Color = tuple[float, float, float]
 
+# Background and lines of drawings, RGB.
+PAPER, INK = (255, 255, 255), (40, 44, 52)
 # Hues that follow each other at this step never repeat and stay apart (golden ratio).
 _HUE_STEP = 0.618034
 
@@ -18,3 +24,10 @@ def instance_color(index: int) -> Color:
 def stuff_color(label: int) -> Color:
     """A muted colour for a label of stuff, RGB in [0, 1]; the same in every image."""
     return colorsys.hls_to_rgb((0.1 + label * _HUE_STEP) % 1.0, 0.5, 0.3)
+
+
+def probability_colors() -> NDArray[np.uint8]:
+    """Return (256, 3) RGB for probabilities from 0, black, through blue grey to 1, white."""
+    levels = np.arange(256, dtype=np.uint8)
+    colors = cv2.applyColorMap(levels, cv2.COLORMAP_BONE).reshape(256, 3)
+    return colors[:, ::-1].astype(np.uint8)  # from BGR

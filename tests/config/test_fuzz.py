@@ -28,10 +28,10 @@ from solo_d2.config import load_config, override  # noqa: E402
 from solo_d2.config.rules import leaves  # noqa: E402
 from solo_d2.data import SOLODatasetMapper  # noqa: E402
 from solo_d2.data.augmentation import build_train_augmentation  # noqa: E402
-from solo_d2.data.loader import build_train_loader  # noqa: E402
 from solo_d2.data.stuff_classes import is_panoptic  # noqa: E402
 from solo_d2.engine import Trainer  # noqa: E402
 from solo_d2.engine.checks import check_run_config  # noqa: E402
+from solo_d2.engine.training_data import build_train_loader  # noqa: E402
 from solo_d2.modeling.checks import NORMS  # noqa: E402
 from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY  # noqa: E402
 from solo_d2.modeling.speed import SpeedOptions, speed_up  # noqa: E402

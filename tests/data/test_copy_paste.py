@@ -11,7 +11,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from solo_d2 import add_solo_config
 from solo_d2.data import SOLODatasetMapper
 from solo_d2.data.copy_paste import CopyPaste, paste_instances, wrap_with_copy_paste
-from solo_d2.data.loader import build_train_loader
+from solo_d2.engine.training_data import build_train_loader
 from solo_d2.utils.errors import ConfigError
 
 pytestmark = pytest.mark.detectron2

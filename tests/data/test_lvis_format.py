@@ -14,8 +14,8 @@ from detectron2.data.datasets.lvis import load_lvis_json, register_lvis_instance
 from solo_d2.config import load_config
 from solo_d2.data import check_datasets, register_datasets_of_config
 from solo_d2.data.entries import read_entries
-from solo_d2.data.loader import build_train_loader
 from solo_d2.data.lvis_format import load_lvis_format, use_own_lvis_loaders
+from solo_d2.engine.training_data import build_train_loader
 from solo_d2.evaluation.lvis_results import FastLVISEvaluator
 from solo_d2.utils.errors import DatasetError
 

@@ -193,8 +193,8 @@ OF_USER = f'{TRACEBACK}  File "/home/me/my_mapper.py", line 7, in read\n    open
         ),
         (
             ProcessRaisedException(
-                f"{TRACEBACK}solo_d2.utils.errors.ConfigError: X\n\nThe above exception was the direct "
-                f"cause of the following exception:\n\n{OF_USER}ValueError: mine\n",
+                f"{TRACEBACK}solo_d2.utils.errors.ConfigError: X\n\nThe above exception was the "
+                f"direct cause of the following exception:\n\n{OF_USER}ValueError: mine\n",
                 *(1, 7),
             ),
             ProcessRaisedException,

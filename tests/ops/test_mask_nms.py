@@ -29,7 +29,7 @@ PARAMS = {
     "class_agnostic": False,
     "backend": "auto",
 }
-# Triton is left to tests/kernels: its interpreter is slow.
+# Triton is left to tests/ops/triton: its interpreter is slow.
 ON_CPU = ("torch", "tiled")
 
 cases = st.builds(

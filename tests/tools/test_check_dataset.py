@@ -13,7 +13,8 @@ from detectron2.structures import BitMasks, Boxes, Instances
 
 from solo_d2.data.coco_format import register_coco_format
 from solo_d2.data.ignored import find_ignored
-from solo_d2.data.objects import (
+from solo_d2.engine import Trainer
+from solo_d2.engine.objects import (
     FATES,
     LEARNT,
     NO_CELL,
@@ -24,7 +25,6 @@ from solo_d2.data.objects import (
     Objects,
     TargetRule,
 )
-from solo_d2.engine import Trainer
 from solo_d2.utils.errors import DatasetError
 from tests.modeling.tiny import tiny_config
 from tools.dataset_check.proposal import (

@@ -12,6 +12,7 @@ from PIL import Image
 from solo_d2.modeling import SOLO_HEAD_REGISTRY
 from solo_d2.structures import Cells, HeadOutputs
 from solo_d2.utils.errors import ConfigError
+from solo_d2.visualization.colors import probability_colors
 from tests.modeling.tiny import NUM_CLASSES, image, tiny_config, tiny_model
 from tools.figures import activations as module
 from tools.figures.activations import (
@@ -26,7 +27,6 @@ from tools.figures.activations import (
     level_activations,
     panel_size,
     record,
-    shades,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -137,7 +137,7 @@ def test_sheet_has_each_mask_and_frames_about_the_right_cells():
             cell = sheet[y : y + pitch[0] - 1, x : x + pitch[1] - 1]
             inner = cell[frame:-frame, frame:-frame]
             grey = np.rint(found.probs[row, column] * 255).astype(int)
-            assert np.array_equal(inner, shades()[grey])
+            assert np.array_equal(inner, probability_colors()[grey])
             border = np.ones(cell.shape[:2], dtype=bool)
             border[frame:-frame, frame:-frame] = False
             framed = (row, column) == (1, 2)  # a score of the threshold is not above it
@@ -147,10 +147,10 @@ def test_sheet_has_each_mask_and_frames_about_the_right_cells():
         assert (line == module.SHEET_GROUND).all()
 
 
-def test_shades_go_from_black_to_white():
-    assert shades()[0].tolist() == [0, 0, 0]
-    assert shades()[255].tolist() == [255, 255, 255]
-    assert (np.diff(shades().astype(int).sum(axis=1)) >= 0).all()
+def test_probability_colors_go_from_black_to_white():
+    assert probability_colors()[0].tolist() == [0, 0, 0]
+    assert probability_colors()[255].tolist() == [255, 255, 255]
+    assert (np.diff(probability_colors().astype(int).sum(axis=1)) >= 0).all()
 
 
 def test_cells_are_filled_where_they_lie():

@@ -14,7 +14,7 @@ from detectron2.config import CfgNode
 
 from solo_d2.data.augmentation import usual_short_side
 from solo_d2.data.input_checks import LARGEST_SQUARE
-from solo_d2.data.objects import LEARNT, Inspection, Inspector, Layout, Objects, TargetRule
+from solo_d2.engine.objects import LEARNT, Inspection, Inspector, Layout, Objects, TargetRule
 from tools.dataset_check.proposal import Proposal, propose
 
 # Share of lost objects up to which a config fits; on COCO the published ones lose 2.5 %.

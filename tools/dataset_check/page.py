@@ -8,7 +8,7 @@ import numpy as np
 from detectron2.data.detection_utils import convert_image_to_rgb
 from numpy.typing import NDArray
 
-from solo_d2.data.objects import FATES, LEARNT, Inspector
+from solo_d2.engine.objects import FATES, LEARNT, Inspector
 from solo_d2.utils.errors import DatasetError
 from solo_d2.visualization.canvas import Panel, Plate, arrange
 from solo_d2.visualization.colors import instance_color

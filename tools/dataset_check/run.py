@@ -11,7 +11,9 @@ from tqdm import tqdm
 
 from solo_d2.data.entries import read_entries
 from solo_d2.data.ignored import find_ignored, is_object, without_objects
-from solo_d2.data.objects import (
+from solo_d2.data.problems import ERROR, NOTICE, Problem
+from solo_d2.data.stuff_classes import is_panoptic
+from solo_d2.engine.objects import (
     LEARNT,
     UNREADABLE_FILE,
     Inspection,
@@ -19,9 +21,7 @@ from solo_d2.data.objects import (
     Objects,
     TargetRule,
 )
-from solo_d2.data.problems import ERROR, NOTICE, Problem
-from solo_d2.data.stuff_classes import is_panoptic
-from solo_d2.data.training_data import none_learnt, why_nothing
+from solo_d2.engine.training_data import none_learnt, why_nothing
 from tools.dataset_check.fit import Fit, FitFinder
 
 # The kind of problem of a data set of which no annotation is an object to learn.

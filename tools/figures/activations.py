@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -26,6 +25,7 @@ from solo_d2.inference import MASK_CHUNK_ELEMENTS
 from solo_d2.modeling.heads import SOLOHeadBase
 from solo_d2.structures import Cells, HeadOutputs
 from solo_d2.utils.errors import ConfigError
+from solo_d2.visualization.colors import INK, PAPER, probability_colors
 from solo_d2.visualization.text import text_font
 
 # Width of a sheet in pixels, about, where the size of its tiles is not given; and the least tile.
@@ -37,7 +37,7 @@ MAX_SHEET = 12_000
 # Up to this many classes have hues of the same distance.
 EVEN_HUES = 12
 # Colours of the picture, RGB.
-PAPER, INK, SHEET_GROUND = (255, 255, 255), (40, 44, 52), (58, 62, 70)
+SHEET_GROUND = (58, 62, 70)
 
 
 @dataclass
@@ -212,7 +212,7 @@ def draw_sheet(
 
     Returns:
         Of `sheet_size`. The tile of cell (i, j) starts `frame_width` + 1 pixels below and beside
-        (i * (h + 2 * frame_width + 1), j * ...). Mask probabilities are drawn as `shades`.
+        (i * (h + 2 * frame_width + 1), j * ...). Mask probabilities have `probability_colors`.
     """
     side, _, height, width = activations.probs.shape
     frame = frame_width((height, width))
@@ -223,18 +223,13 @@ def draw_sheet(
     framed = activations.scores > score_thresh
     canvas[framed, 1:, 1:] = colors[activations.classes[framed]][:, None, None]
     levels = np.rint(activations.probs * 255).astype(np.uint8)
-    canvas[:, :, 1 + frame : 1 + frame + height, 1 + frame : 1 + frame + width] = shades()[levels]
+    canvas[:, :, 1 + frame : 1 + frame + height, 1 + frame : 1 + frame + width] = (
+        probability_colors()[levels]
+    )
     sheet = np.empty((*sheet_size(activations), 3), dtype=np.uint8)
     sheet[:] = SHEET_GROUND
     sheet[:-1, :-1] = canvas.swapaxes(1, 2).reshape(side * pitch[0], side * pitch[1], 3)
     return sheet
-
-
-def shades() -> NDArray[np.uint8]:
-    """(256, 3) RGB: mask probabilities from 0, black, over blue grey to 1, white."""
-    levels = np.arange(256, dtype=np.uint8)
-    colors = cv2.applyColorMap(levels, cv2.COLORMAP_BONE).reshape(256, 3)
-    return colors[:, ::-1].astype(np.uint8)  # from BGR
 
 
 def draw_cells(

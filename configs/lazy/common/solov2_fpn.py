@@ -1,4 +1,4 @@
-"""SOLOv2 on ResNet-50-FPN: configs/base/solov2_fpn.yaml and the defaults of solo_d2/config/defaults.py."""
+"""SOLOv2 on ResNet-50-FPN: configs/base/solov2_fpn.yaml and the defaults of solo_d2/config."""
 
 from detectron2.config import LazyCall as L
 from detectron2.layers import ShapeSpec

@@ -1,26 +1,92 @@
-"""Refuses data that holds nothing to learn, with the reason."""
+"""The training data of a config: its loader, and the reason if it holds nothing to learn."""
 
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.data.build import _train_loader_from_config
+from detectron2.data.common import DatasetFromList
+from torch.utils.data import DataLoader
 
 from solo_d2.data.coco_records import BOX_ONLY, COVERS_NOTHING, OUTSIDE
+from solo_d2.data.copy_paste import wrap_with_copy_paste
 from solo_d2.data.entries import read_entries
 from solo_d2.data.ignored import is_object, without_objects
+from solo_d2.data.loader import SeededDataset, make_train_loader
+from solo_d2.data.lvis_format import use_own_lvis_loaders
 from solo_d2.data.mapper import SOLODatasetMapper
-from solo_d2.data.objects import FATES, LEARNT, Inspector, Objects, TargetRule
+from solo_d2.data.other_models import without_other_inputs
 from solo_d2.data.problems import Problem, count_reasons
 from solo_d2.data.stuff_classes import is_panoptic
+from solo_d2.engine.objects import FATES, LEARNT, Inspector, Objects, TargetRule
 from solo_d2.utils.errors import DatasetError
+from solo_d2.utils.user_code import from_user_code
 
 logger = logging.getLogger(__name__)
 
 # A training follows the objects of this many images to find one that is learnt.
 _MOST_IMAGES = 50
 _NOTHING = "There is nothing to train on in the data sets of DATASETS.TRAIN"
+
+
+def build_train_loader(cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any]) -> DataLoader[Any]:
+    """Make the infinite training loader of a config.
+
+    Args:
+        cfg: the config; SEED fixes order and augmentation (-1 too is a seed here).
+        mapper: makes a training sample of a data set dict; with copy-paste of two.
+
+    Returns:
+        Batches of SOLVER.IMS_PER_BATCH / processes samples, as lists. Set
+        `loader.batch_sampler.start_batch` before the first batch is taken to go on from there.
+
+    Raises:
+        DatasetError: the data cannot be used, or holds nothing that the model could learn.
+    """
+    parts = _load_parts(cfg, mapper)
+    require_objects(cfg, parts["dataset"])
+    images = DatasetFromList(parts["dataset"], copy=False)
+    return make_train_loader(
+        images,
+        wrap_with_copy_paste(cfg, mapper, images),
+        sampler=parts["sampler"],
+        total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        seed=cfg.SEED,
+        aspect_ratio_grouping=parts["aspect_ratio_grouping"],
+        max_unreadable=cfg.DATALOADER.MAX_UNREADABLE_IMAGES,
+    )
+
+
+def _load_parts(cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+    """Data set and sampler by Detectron2."""
+    use_own_lvis_loaders(cfg.DATASETS.TRAIN)
+    try:
+        return _train_loader_from_config(without_other_inputs(cfg), mapper=mapper)
+    except AssertionError as error:  # how Detectron2 says that there is nothing
+        if from_user_code(error):
+            raise
+        names = ", ".join(cfg.DATASETS.TRAIN) or "none"
+        reason = nothing_to_train(cfg.DATASETS.TRAIN) if cfg.DATASETS.TRAIN else "none is named"
+        raise DatasetError(
+            f"The data sets of DATASETS.TRAIN ({names}) cannot be used: {reason}"
+        ) from error
+
+
+def require_learnt(cfg: CfgNode, model: Any, loader: Any) -> None:
+    """Refuse data of which no object reaches a cell, see `require_learnt_objects`.
+
+    Args:
+        cfg: of the training.
+        model: a SOLO model.
+        loader: of the training; others than `make_train_loader` makes pass.
+    """
+    images = getattr(getattr(loader, "dataset", None), "dataset", None)
+    if isinstance(images, SeededDataset):
+        mapper = getattr(images.mapper, "mapper", images.mapper)  # without copy-paste
+        require_learnt_objects(cfg, model, images.dataset, mapper)
 
 
 def why_nothing(problems: Sequence[Problem], records: Sequence[dict[str, Any]]) -> str:
