@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 
+import solo_d2.modeling  # noqa: F401  (registers the models)
 from solo_d2.checkpoint.derive import class_names, derive_config, settings_in_text
 from solo_d2.checkpoint.formats import FORMATS, recognise
 from solo_d2.checkpoint.matching import Match, match

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 from detectron2.data.build import _train_loader_from_config
 from detectron2.data.common import DatasetFromList
 from torch.utils.data import DataLoader
@@ -128,7 +129,8 @@ def nothing_to_train(names: Sequence[str]) -> str:
     reasons = []
     for name in names:
         problems: list[Problem] = []
-        records = read_entries(name, problems.append).records
+        # The entries of a data set that a function makes need names of classes; its dicts do not.
+        records = read_entries(name, problems.append).records or DatasetCatalog.get(name)
         if len(without_objects(records)) == len(records):
             reasons.append(f"'{name}': {why_nothing(problems, records)}")
     return "; ".join(reasons)

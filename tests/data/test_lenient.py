@@ -352,7 +352,7 @@ def test_panoptic_files_are_read_alike(tmp_path):
 
 
 def test_configs_and_predictions_with_a_byte_order_mark(tmp_path):
-    from solo_d2.config import get_cfg
+    from detectron2.config import get_cfg
 
     (tmp_path / "a.yaml").write_text("VERSION: 2\nSEED: 5\n", encoding="utf-8-sig")
     cfg = get_cfg()

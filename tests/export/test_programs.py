@@ -129,7 +129,7 @@ def test_onnx_file_is_standard_and_described(exported):
     assert [bool(name) for name in free] == [True, False, True, True]
     info = load_onnx(exported.onnx).info
     assert info == exported.export.info
-    assert info.class_names == [f"class {index}" for index in range(5)]
+    assert info.class_names == [f"thing {index}" for index in range(5)]
     assert (info.min_size, info.max_size, info.size_divisor) == (96, 160, 32)
     assert (info.topk, info.max_detections, info.precision) == (500, 50, "float32")
 
