@@ -242,36 +242,43 @@ def test_data_of_things_or_stuff_alone(tmp_path, kind, reason):
     assert "NUM_CLASSES" not in str(error.value)
 
 
-def test_the_check_gives_the_reason_of_the_training(tmp_path, capsys):
-    def without_grass(content):
-        content["categories"].pop()
+@pytest.fixture
+def command(tmp_path):
+    """Return a function that makes arguments of train_net.py and check_dataset.py."""
 
-    def opts(name, change=None):
-        root = files.write(tmp_path / name, change)
-        kinds = ("panoptic-json", "panoptic-dir", "images")
-        return [part for pair in zip(kinds, paths(root), strict=True) for part in pair]
-
-    given = [
-        f"--{split}-{part}" if index % 2 == 0 else part
-        for split, change in (("train", None), ("val", without_grass))
-        for index, part in enumerate(opts(split, change))
-    ]
-    file = tmp_path / "tiny.yaml"
-    cfg = panoptic_config()
-    cfg.MODEL.SOLO.NUM_CLASSES = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 0
-    file.write_text(cfg.dump())
-    try:
+    def arguments(change_val=None):
+        given = []
+        for split, change in (("train", None), ("val", change_val)):
+            root = files.write(tmp_path / split, change)
+            kinds = ("panoptic-json", "panoptic-dir", "images")
+            for kind, path in zip(kinds, paths(root), strict=True):
+                given += [f"--{split}-{kind}", path]
+        file = tmp_path / "tiny.yaml"
+        cfg = panoptic_config()
+        cfg.MODEL.SOLO.NUM_CLASSES = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 0
+        file.write_text(cfg.dump())
         args = argument_parser().parse_args(["--config-file", str(file), *given])
-        with pytest.raises(ConfigError) as error:
-            setup(args)
-        others = {"dataset": [], "json_only": False, "objects": 9, "workers": 0, "output": None}
-        vars(args).update(others)
-        assert check(args)  # training would fail
-    finally:
-        for name in ("custom_train", "custom_val"):
-            DatasetCatalog.pop(name, None)
-            MetadataCatalog.pop(name, None)
+        args.dataset, args.output = [], None
+        args.json_only, args.objects, args.workers = False, 9, 0
+        return args
+
+    yield arguments
+    for name in ("custom_train", "custom_val"):
+        DatasetCatalog.pop(name, None)
+        MetadataCatalog.pop(name, None)
+
+
+def test_the_check_gives_the_reason_of_the_training(command, capsys):
+    args = command(lambda content: content["categories"].pop())
+    with pytest.raises(ConfigError) as error:
+        setup(args)
+    assert check(args)  # training would fail
     assert str(error.value) in capsys.readouterr().out
+
+
+def test_the_check_reads_every_label_of_stuff(command, capsys):
+    check(command())
+    assert "has the label" not in capsys.readouterr().out
 
 
 def test_different_stuff_classes_name_what_is_missing(tmp_path):

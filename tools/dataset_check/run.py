@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -120,8 +121,10 @@ def check_dataset(
         return found
     cfg = cfg.clone()
     cfg.defrost()
-    # Any numbers will do: `resolve_num_classes` says what is wrong with those of the data.
-    cfg.MODEL.SOLO.NUM_CLASSES, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 1, 2
+    # Numbers with which a model can be built: `resolve_num_classes` reports those of the data.
+    cfg.MODEL.SOLO.NUM_CLASSES = 1
+    num_stuff = len(MetadataCatalog.get(name).get("stuff_classes", ()))
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = max(2, num_stuff)
     rule = TargetRule(cfg)
     rule.params["num_classes"] = len(found.class_names)
     found.inspector = Inspector(cfg, rule, len(found.class_names))
