@@ -267,9 +267,15 @@ def check(tmp_path):
 
     run.images = images
     run.output = tmp_path / "output"
+    _forget_data()  # a test of another module in this process may have left its own
     yield run
-    DatasetCatalog.pop("custom_train", None)
-    MetadataCatalog.pop("custom_train", None)
+    _forget_data()
+
+
+def _forget_data():
+    for catalog in (DatasetCatalog, MetadataCatalog):
+        for name in ("custom_train", "custom_val"):
+            catalog.pop(name, None)
 
 
 def test_a_good_data_set(check, capsys):
