@@ -370,8 +370,8 @@ class Trainer(DefaultTrainer):
         found = difference(saved, self.categories(), titles) if saved else ""
         if found:
             logger.warning(
-                f"The classes differ: {found}. Weights of classes are kept by their order, so each "
-                "class goes on with those of the one that had its place"
+                f"The classes differ: {found}. Class weights are kept by position: each class "
+                "continues from the class that was at its position"
             )
 
 

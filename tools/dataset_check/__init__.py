@@ -1,6 +1,6 @@
-"""What would go wrong in training on a data set, found before hours are spent.
+"""Find what would go wrong in training on a data set, before hours are spent.
 
-`entries` reads the json, `objects` opens the images and follows each object to its cells,
-`proposal` derives grids and scale ranges, `page` draws samples, `report` words it all, and
-`run.check_dataset` does one after the other. `tools/check_dataset.py` is the command.
+`run.check_dataset` reads the annotations (`solo_d2.data.entries`), opens the images and assigns
+each object to its cells (`solo_d2.engine.objects`). `fit` judges the config, `proposal` derives
+grids and scale ranges, `page` draws samples, and `report` formats the findings.
 """
