@@ -1,4 +1,7 @@
-"""What every test relies on: Triton's interpreter, thread counts, and skips with a reason.
+"""What every test relies on: Triton's interpreter, thread counts, isolation, skips with a reason.
+
+Catalogs, loggers and the environment are restored after each test and each module, so that the
+order of tests does not matter.
 
 Without Detectron2 the tests that need it are skipped, in whichever way they come to it: by the
 marker `detectron2`, or by an import in the test module or in what it imports. In CI its absence is
@@ -19,6 +22,8 @@ share_cores()
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+
+from tests.isolation import restored  # noqa: E402
 
 HAS_GPU = torch.cuda.is_available()
 HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
@@ -67,10 +72,17 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason=NEEDS_DETECTRON2))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _isolated_module():
+    with restored():
+        yield
+
+
 @pytest.fixture(autouse=True)
-def _our_messages_reach_caplog(monkeypatch):
-    """A run that a test has set up keeps our messages to its own handlers."""
-    monkeypatch.setattr(logging.getLogger("solo_d2"), "propagate", True)
+def _isolated_test(_isolated_module):
+    with restored():
+        logging.getLogger("solo_d2").propagate = True
+        yield
 
 
 _not_run = set()

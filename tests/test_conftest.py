@@ -69,7 +69,8 @@ def suite(tmp_path_factory):
 def run(folder, *args, ci=""):
     markers = ["-o", "markers=detectron2\ngpu\nreliability", "--strict-markers", "-c", os.devnull]
     command = [sys.executable, "-m", "pytest", "-p", "hide", "-p", "no:cacheprovider", *markers]
-    environ = {**os.environ, "PYTHONPATH": str(folder), "CI": ci}
+    path = os.pathsep.join((str(folder), str(Path(__file__).parents[1])))
+    environ = {**os.environ, "PYTHONPATH": path, "CI": ci}
     command += ["-ra", f"--rootdir={folder}", *(args or ["."])]
     return subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True)
 
