@@ -35,7 +35,7 @@ from solo_d2.ops.paste_masks import paste_masks
 from solo_d2.ops.point_nms import point_nms
 from solo_d2.ops.soft_nms import soft_nms
 from solo_d2.ops.threads import one_thread
-from solo_d2.structures import Candidates, Cells, HeadOutputs, Predictions, flatten_levels
+from solo_d2.structures import Candidates, GridCells, HeadOutputs, Predictions, flatten_levels
 
 # Each NMS maps (masks, labels, scores, **params) to new scores; 0 removes. Here with the parameters
 # that it takes beside those of all.
@@ -99,13 +99,13 @@ class MaskDecoder:
         max_detections: most instances of an image.
     """
 
-    cell_masks: Callable[[HeadOutputs, Cells], Tensor]
+    cell_masks: Callable[[HeadOutputs, GridCells], Tensor]
     cell_levels: Tensor
     strides: Tensor
     mask_strides: tuple[int, ...]
     mask_groups: tuple[int, ...]
     nms: Callable[[Tensor, Tensor, Tensor], Tensor]
-    mask_product: Callable[[HeadOutputs, Cells], tuple[Tensor, Tensor] | None] | None = None
+    mask_product: Callable[[HeadOutputs, GridCells], tuple[Tensor, Tensor] | None] | None = None
     contours: bool = False
     backend: str = "auto"
     score_thresh: float = 0.1
@@ -189,7 +189,7 @@ class MaskDecoder:
         """`score_masks` for few enough candidates to make all their binary masks."""
         # Several classes of a cell share its mask.
         cells, mask_index = found.cells.unique(return_inverse=True)
-        masks, areas, soft_sums = self._binary_masks(outputs, Cells(image, cells))
+        masks, areas, soft_sums = self._binary_masks(outputs, GridCells(image, cells))
         maskness = soft_sums / areas.clamp(min=1)
         scores = found.scores * maskness[mask_index]
         large = areas[mask_index] > self.strides[self.cell_levels[found.cells]]
@@ -200,7 +200,7 @@ class MaskDecoder:
             masks = masks.index_select(0, mask_index[index])
         return Candidates(found.cells[index], found.classes[index], scores[index], masks)
 
-    def _binary_masks(self, outputs: HeadOutputs, cells: Cells) -> BinaryMasks:
+    def _binary_masks(self, outputs: HeadOutputs, cells: GridCells) -> BinaryMasks:
         product = None
         if self.mask_product is not None and not self.contours:
             product = self.mask_product(outputs, cells)
@@ -250,7 +250,7 @@ class MaskDecoder:
         Returns:
             The instances in the same order.
         """
-        soft_masks = self.soft_masks(outputs, Cells(image, found.cells))
+        soft_masks = self.soft_masks(outputs, GridCells(image, found.cells))
         return self.paste(found.scores, found.classes, soft_masks, image_size, output_size)
 
     def paste(
@@ -292,17 +292,17 @@ class MaskDecoder:
             start += len(probs)
         return Predictions(scores, classes, masks, boxes)
 
-    def soft_masks(self, outputs: HeadOutputs, cells: Cells) -> Iterator[Tensor]:
+    def soft_masks(self, outputs: HeadOutputs, cells: GridCells) -> Iterator[Tensor]:
         """Soft masks (P', H, W) float32 at the finest stride, some cells at a time.
 
         Contours are filled.
         """
         chunk = max(1, MASK_CHUNK_ELEMENTS // (outputs.mask_size[0] * outputs.mask_size[1]))
         for part in cells.index.split(chunk):
-            probs = self._soft_masks_of_part(outputs, Cells(cells.image, part))
+            probs = self._soft_masks_of_part(outputs, GridCells(cells.image, part))
             yield fill_contours(probs, self.mask_thresh) if self.contours else probs
 
-    def _soft_masks_of_part(self, outputs: HeadOutputs, cells: Cells) -> Tensor:
+    def _soft_masks_of_part(self, outputs: HeadOutputs, cells: GridCells) -> Tensor:
         if len(set(self.mask_groups)) == 1:
             return self.cell_masks(outputs, cells).float()
         result = torch.empty(len(cells.index), *outputs.mask_size, device=cells.index.device)
@@ -312,7 +312,7 @@ class MaskDecoder:
             chosen = (cell_groups == group).nonzero()[:, 0]
             if len(chosen) == 0:
                 continue
-            part = Cells(cells.image, cells.index[chosen], group)
+            part = GridCells(cells.image, cells.index[chosen], group)
             result[chosen] = self.cell_masks(outputs, part).float()
         return result
 

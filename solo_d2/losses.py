@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from solo_d2.ops.mask_sums import BatchMasks, sum_masks
-from solo_d2.structures import BatchTotals, Cells, GridTargets, HeadOutputs
+from solo_d2.structures import BatchTotals, GridCells, GridTargets, HeadOutputs
 
 SMALLEST_PROBABILITY = torch.finfo(torch.float32).tiny
 # Temporary memory of a loss, in MiB.
@@ -193,7 +193,7 @@ class MaskHead(Protocol):
     def mask_maps(self, outputs: Any, group: int) -> Sequence[Tensor]:
         """(B, C, H, W) each."""
 
-    def mask_params(self, outputs: Any, cells: Cells) -> Sequence[Tensor]:
+    def mask_params(self, outputs: Any, cells: GridCells) -> Sequence[Tensor]:
         """(P, ...) each."""
 
     def make_masks(self, maps: Sequence[Tensor], params: Sequence[Tensor]) -> Tensor:
@@ -342,7 +342,7 @@ def _sum_form(
 
 def _groups_of_samples(
     targets: GridTargets, head: MaskHead
-) -> Iterator[tuple[Cells, Tensor, list[int], int]]:
+) -> Iterator[tuple[GridCells, Tensor, list[int], int]]:
     """The mask samples of each mask group: cells, instances, number by image, mask stride."""
     device = targets.cells.device
     starts = [0, *accumulate(n for levels in targets.num_samples for n in levels)]
@@ -359,7 +359,7 @@ def _groups_of_samples(
         cell, instances = (
             torch.cat([x[span] for span in spans]) for x in (targets.cells, targets.instances)
         )
-        cells = Cells(image.to(device, non_blocking=True), cell, group)
+        cells = GridCells(image.to(device, non_blocking=True), cell, group)
         yield cells, instances, num_per_image, head.mask_strides[first]
 
 

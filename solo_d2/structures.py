@@ -41,7 +41,7 @@ class NetworkOutputs:
 
 
 @dataclass(frozen=True)
-class Cells:
+class GridCells:
     """Some cells of one image, or of several.
 
     Attributes:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from solo_d2.inference import MaskDecoder, build_nms, class_probabilities, filter_scores
-from solo_d2.structures import Cells, cell_levels
+from solo_d2.structures import GridCells, cell_levels
 from tests.fakes import kernel_masks, kernel_outputs, kernel_product
 from tests.golden import levels, load_golden
 
@@ -171,7 +171,7 @@ def test_cells_of_several_mask_groups_keep_their_order():
     decoder = make_decoder(
         num_grids=(1, 1), strides=(8, 8), cell_masks=group_masks, mask_groups=(0, 1)
     )
-    masks = torch.cat(list(decoder.soft_masks(outputs, Cells(0, torch.tensor([1, 0, 1])))))
+    masks = torch.cat(list(decoder.soft_masks(outputs, GridCells(0, torch.tensor([1, 0, 1])))))
     assert masks.shape == (3, 8, 8)
     assert masks[:, 0, 0].tolist() == [1, 0, 1]
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from solo_d2.inference import MaskDecoder, class_probabilities
 from solo_d2.modeling.meta_arch.solo import SOLO, to_instances
 from solo_d2.ops.view_fusion import ViewFusion, to_frame
-from solo_d2.structures import Cells, HeadOutputs
+from solo_d2.structures import GridCells, HeadOutputs
 from solo_d2.utils.errors import ConfigError
 
 
@@ -112,7 +112,7 @@ class SOLOWithTTA(nn.Module):
         """Merge what one view shows."""
         class_probs = class_probabilities(outputs.class_logits)[0]
         found = decoder.find(outputs, 0, class_probs)
-        soft_masks = decoder.soft_masks(outputs, Cells(0, found.cells))
+        soft_masks = decoder.soft_masks(outputs, GridCells(0, found.cells))
         masks = [spanning(probs, min(decoder.mask_strides)) for probs in soft_masks]
         fusion.add(found.scores, found.classes, torch.cat([fusion.mask_sums[:0], *masks]))
 

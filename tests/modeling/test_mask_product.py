@@ -6,7 +6,7 @@ import torch
 pytestmark = pytest.mark.detectron2
 pytest.importorskip("detectron2")
 
-from solo_d2.structures import Cells  # noqa: E402
+from solo_d2.structures import GridCells  # noqa: E402
 from tests.modeling.tiny import image, tiny_config, tiny_model  # noqa: E402
 
 
@@ -19,7 +19,7 @@ def outputs_of(model):
 @pytest.mark.parametrize("cells", [[], [0], [3, 200, 3, 7]])
 def test_product_gives_the_masks(cells):
     model = tiny_model(sure=True).eval()
-    outputs, cells = outputs_of(model), Cells(1, torch.tensor(cells, dtype=torch.int64))
+    outputs, cells = outputs_of(model), GridCells(1, torch.tensor(cells, dtype=torch.int64))
     kernels, feature = model.head.mask_product(outputs, cells)
     probs = (kernels @ feature.flatten(1)).view(-1, *outputs.mask_size).sigmoid()
     torch.testing.assert_close(probs, model.head.cell_masks(outputs, cells))
@@ -29,7 +29,7 @@ def test_larger_kernels_are_no_product():
     cfg = tiny_config()
     cfg.MODEL.SOLO.HEAD.KERNEL_SIZE = 3
     model = tiny_model(cfg, sure=True).eval()
-    assert model.head.mask_product(outputs_of(model), Cells(0, torch.tensor([1, 2]))) is None
+    assert model.head.mask_product(outputs_of(model), GridCells(0, torch.tensor([1, 2]))) is None
     assert len(model([image()])[0]["instances"]) > 0
 
 

@@ -19,7 +19,7 @@ from solo_d2.modeling.heads import (  # noqa: E402
     SOLOv2Head,
 )
 from solo_d2.modeling.heads.decoupled_solo import DecoupledSOLOOutputs  # noqa: E402
-from solo_d2.structures import Cells, HeadOutputs, cell_levels  # noqa: E402
+from solo_d2.structures import GridCells, HeadOutputs, cell_levels  # noqa: E402
 from solo_d2.targets import assign_grid_targets  # noqa: E402
 
 FEATURES = ["p2", "p3", "p4", "p5", "p6"]
@@ -88,7 +88,7 @@ def load_head(name):
 
 def cells_of_level(level, image):
     start = sum(s * s for s in GRIDS[:level])
-    return Cells(image, torch.arange(start, start + GRIDS[level] ** 2), level)
+    return GridCells(image, torch.arange(start, start + GRIDS[level] ** 2), level)
 
 
 @pytest.mark.parametrize("name", HEADS)

@@ -10,7 +10,7 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 from solo_d2.modeling import SOLO_HEAD_REGISTRY
-from solo_d2.structures import Cells, HeadOutputs
+from solo_d2.structures import GridCells, HeadOutputs
 from solo_d2.utils.errors import ConfigError
 from solo_d2.visualization.colors import probability_colors
 from tests.modeling.tiny import NUM_CLASSES, image, tiny_config, tiny_model
@@ -50,7 +50,9 @@ def cell_mask(model, recording, level, row, column):
     """(H, W) of one cell of the last image, padding included."""
     head = model.head
     index = sum(side**2 for side in head.num_grids[:level]) + row * head.num_grids[level] + column
-    cells = Cells(len(recording.image_sizes) - 1, torch.tensor([index]), head.mask_groups[level])
+    cells = GridCells(
+        len(recording.image_sizes) - 1, torch.tensor([index]), head.mask_groups[level]
+    )
     with torch.no_grad():
         return head.cell_masks(recording.outputs, cells)[0].numpy()
 

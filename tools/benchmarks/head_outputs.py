@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from solo_d2.ops.dynamic_conv import dynamic_conv
-from solo_d2.structures import Cells, HeadOutputs, flatten_levels
+from solo_d2.structures import GridCells, HeadOutputs, flatten_levels
 from tools.benchmarks.scenes import make_scene
 
 # Published.
@@ -89,12 +89,12 @@ def to_device(outputs: SceneOutputs, device: torch.device) -> SceneOutputs:
     )
 
 
-def cell_masks(outputs: Any, cells: Cells) -> Tensor:
+def cell_masks(outputs: Any, cells: GridCells) -> Tensor:
     """Like `SOLOv2Head.cell_masks`."""
     return dynamic_conv(outputs.kernels[cells.index], outputs.mask_feature).sigmoid_()
 
 
-def mask_product(outputs: Any, cells: Cells) -> tuple[Tensor, Tensor]:
+def mask_product(outputs: Any, cells: GridCells) -> tuple[Tensor, Tensor]:
     """Like `SOLOv2Head.mask_product`."""
     return outputs.kernels[cells.index], outputs.mask_feature
 
@@ -130,7 +130,7 @@ class KernelHead:
         """The mask feature."""
         return (outputs.mask_feature,)
 
-    def mask_params(self, outputs: KernelOutputs, cells: Cells) -> Sequence[Tensor]:
+    def mask_params(self, outputs: KernelOutputs, cells: GridCells) -> Sequence[Tensor]:
         """The kernels of the cells."""
         return (flatten_levels(outputs.kernel_params)[cells.image, cells.index],)
 

@@ -23,7 +23,7 @@ from solo_d2.api.backends import model_input
 from solo_d2.api.images import read_image
 from solo_d2.export.pixels import input_size
 from solo_d2.ops.rle import encode_masks
-from solo_d2.structures import Cells
+from solo_d2.structures import GridCells
 from solo_d2.visualization.overlay import draw_instances
 from tools.benchmarks.complexity import count_multiply_adds
 from tools.benchmarks.mask_rcnn_reference import parts_of_network
@@ -222,5 +222,5 @@ def _masks_of_candidates(model: Any, images: Tensor, number: int) -> Callable[[T
     """The head's masks of some cells, without the network before them."""
     with torch.no_grad():
         outputs = model.network(images).head
-    cells = Cells(0, torch.zeros(number, dtype=torch.int64, device=images.device))
+    cells = GridCells(0, torch.zeros(number, dtype=torch.int64, device=images.device))
     return lambda images: model.head.finest_masks(outputs, cells)

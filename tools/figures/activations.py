@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from solo_d2.inference import MASK_CHUNK_ELEMENTS
 from solo_d2.modeling.heads import SOLOHeadBase
-from solo_d2.structures import Cells, HeadOutputs
+from solo_d2.structures import GridCells, HeadOutputs
 from solo_d2.utils.errors import ConfigError
 from solo_d2.visualization.colors import INK, PAPER, probability_colors
 from solo_d2.visualization.text import text_font
@@ -182,7 +182,7 @@ def level_activations(
     chunk = max(1, MASK_CHUNK_ELEMENTS // (padded[0] * padded[1] // stride**2))
     tiles = []
     for part in index.split(chunk):
-        probs = head.cell_masks(outputs, Cells(image, part, head.mask_groups[level])).float()
+        probs = head.cell_masks(outputs, GridCells(image, part, head.mask_groups[level])).float()
         probs = F.interpolate(probs[None], padded_tile, mode="bilinear", antialias=True)[0]
         tiles.append(probs[:, : size[0], : size[1]])
     scores, classes = class_probs.max(dim=0)

@@ -21,7 +21,7 @@ from torch import Tensor
 from solo_d2.inference import class_probabilities, filter_scores
 from solo_d2.modeling.meta_arch.solo import SOLO
 from solo_d2.ops.mask_geometry import mask_centers
-from solo_d2.structures import Candidates, Cells, GridTargets, HeadOutputs
+from solo_d2.structures import Candidates, GridCells, GridTargets, HeadOutputs
 from solo_d2.utils.errors import ConfigError
 from solo_d2.visualization.canvas import (
     Color,
@@ -212,7 +212,7 @@ def draw_kernels(
     rows = []
     for index in range(min(count, len(found))):
         cell, level = found.cells[index : index + 1], levels[index]
-        cells = Cells(0, cell, model.head.mask_groups[level])
+        cells = GridCells(0, cell, model.head.mask_groups[level])
         rows.append(_kernel_row(model, scene, cells, level, size))
     if not rows:
         raise ConfigError("The model finds nothing in this image: take another, or train longer")
@@ -336,7 +336,7 @@ def _masks(found: Candidates) -> Tensor:
 
 
 @torch.no_grad()
-def _kernel_row(model: SOLO, scene: Scene, cells: Cells, level: int, size: int) -> list[Panel]:
+def _kernel_row(model: SOLO, scene: Scene, cells: GridCells, level: int, size: int) -> list[Panel]:
     """A cell, its kernel and what is made of it."""
     side = model.head.num_grids[level]
     first = sum(s * s for s in model.head.num_grids[:level])

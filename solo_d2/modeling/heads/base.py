@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from solo_d2.modeling.layers import ConvTower, predictor
-from solo_d2.structures import Cells, HeadOutputs
+from solo_d2.structures import GridCells, HeadOutputs
 
 Outputs = TypeVar("Outputs", bound=HeadOutputs)
 
@@ -143,7 +143,7 @@ class SOLOHeadBase(nn.Module, ABC, Generic[Outputs]):
         """
 
     @abstractmethod
-    def mask_params(self, outputs: Outputs, cells: Cells) -> Sequence[Tensor]:
+    def mask_params(self, outputs: Outputs, cells: GridCells) -> Sequence[Tensor]:
         """What tells the masks of chosen cells from each other.
 
         Args:
@@ -167,7 +167,7 @@ class SOLOHeadBase(nn.Module, ABC, Generic[Outputs]):
             (P, H, W) mask probabilities.
         """
 
-    def cell_masks(self, outputs: Outputs, cells: Cells) -> Tensor:
+    def cell_masks(self, outputs: Outputs, cells: GridCells) -> Tensor:
         """Make the masks of chosen cells.
 
         Args:
@@ -180,7 +180,7 @@ class SOLOHeadBase(nn.Module, ABC, Generic[Outputs]):
         maps = [x[cells.image] for x in self.mask_maps(outputs, cells.group)]
         return self.make_masks(maps, self.mask_params(outputs, cells))
 
-    def finest_masks(self, outputs: Outputs, cells: Cells) -> Tensor:
+    def finest_masks(self, outputs: Outputs, cells: GridCells) -> Tensor:
         """The masks of chosen cells at the finest mask stride, for inference.
 
         Args:
@@ -192,7 +192,7 @@ class SOLOHeadBase(nn.Module, ABC, Generic[Outputs]):
         """
         return resize(self.cell_masks(outputs, cells)[None], outputs.mask_size)[0]
 
-    def mask_product(self, outputs: Outputs, cells: Cells) -> tuple[Tensor, Tensor] | None:
+    def mask_product(self, outputs: Outputs, cells: GridCells) -> tuple[Tensor, Tensor] | None:
         """The factors of the masks of chosen cells, for a head whose masks are a matrix product.
 
         Inference then never makes all pixels of all float masks at once.
@@ -269,7 +269,7 @@ class LevelMasksHead(SOLOHeadBase[Outputs]):
     def _make_mask_branch(self, num_coord_convs: int) -> None:
         """Make the layers that masks come from."""
 
-    def cells_of_level(self, cells: Cells) -> Tensor:
+    def cells_of_level(self, cells: GridCells) -> Tensor:
         """(P,) int64 in [0, S^2): cells of one level, counted from its first one."""
         return cells.index - sum(side * side for side in self.num_grids[: cells.group])
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from solo_d2.modeling.heads.base import SOLO_HEAD_REGISTRY, LevelMasksHead, resize
 from solo_d2.modeling.layers import predictor
-from solo_d2.structures import Cells, HeadOutputs
+from solo_d2.structures import GridCells, HeadOutputs
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class DecoupledSOLOHead(LevelMasksHead[DecoupledSOLOOutputs]):
         """The level's maps of columns and rows; see `SOLOHeadBase.mask_maps`."""
         return outputs.column_logits[group], outputs.row_logits[group]
 
-    def mask_params(self, outputs: DecoupledSOLOOutputs, cells: Cells) -> Sequence[Tensor]:
+    def mask_params(self, outputs: DecoupledSOLOOutputs, cells: GridCells) -> Sequence[Tensor]:
         """Column and row of each cell, (P,) int64; see `SOLOHeadBase.mask_params`."""
         cell, side = self.cells_of_level(cells), self.num_grids[cells.group]
         return cell % side, cell // side
@@ -88,7 +88,7 @@ class DecoupledSOLOHead(LevelMasksHead[DecoupledSOLOOutputs]):
         column, row = _factors(maps, params)
         return column * row
 
-    def finest_masks(self, outputs: DecoupledSOLOOutputs, cells: Cells) -> Tensor:
+    def finest_masks(self, outputs: DecoupledSOLOOutputs, cells: GridCells) -> Tensor:
         """As published, the maps are resized before they are multiplied."""
         maps = [x[cells.image] for x in self.mask_maps(outputs, cells.group)]
         column, row = (

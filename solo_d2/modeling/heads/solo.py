@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from solo_d2.modeling.heads.base import SOLO_HEAD_REGISTRY, LevelMasksHead, resize
 from solo_d2.modeling.layers import predictor
 from solo_d2.ops.dynamic_conv import dynamic_conv
-from solo_d2.structures import Cells, HeadOutputs
+from solo_d2.structures import GridCells, HeadOutputs
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class SOLOHead(LevelMasksHead[SOLOOutputs]):
         """The level's mask feature; see `SOLOHeadBase.mask_maps`."""
         return (outputs.mask_features[group],)
 
-    def mask_params(self, outputs: SOLOOutputs, cells: Cells) -> Sequence[Tensor]:
+    def mask_params(self, outputs: SOLOOutputs, cells: GridCells) -> Sequence[Tensor]:
         """Kernels (P, C) and biases (P,) of the cells' channels; see `SOLOHeadBase.mask_params`."""
         conv = cast(nn.Conv2d, self.mask_logits[cells.group])
         chosen = self.cells_of_level(cells)

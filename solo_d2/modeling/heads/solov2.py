@@ -17,7 +17,7 @@ from solo_d2.modeling.layers import predictor
 from solo_d2.modeling.mask_features import MaskFeatureBranch, SeparateMaskFeatures
 from solo_d2.ops.coords import append_coords
 from solo_d2.ops.dynamic_conv import dynamic_conv
-from solo_d2.structures import Cells, HeadOutputs, flatten_levels
+from solo_d2.structures import GridCells, HeadOutputs, flatten_levels
 
 MASK_FEATURE_TYPES = ("unified", "separate")
 
@@ -159,7 +159,7 @@ class SOLOv2Head(SOLOHeadBase[SOLOv2Outputs]):
         """The mask feature; see `SOLOHeadBase.mask_maps`."""
         return (outputs.mask_features[group],)
 
-    def mask_params(self, outputs: SOLOv2Outputs, cells: Cells) -> Sequence[Tensor]:
+    def mask_params(self, outputs: SOLOv2Outputs, cells: GridCells) -> Sequence[Tensor]:
         """The cells' kernels (P, D); see `SOLOHeadBase.mask_params`."""
         levels, image = outputs.kernel_params, cells.image
         if isinstance(image, int):  # only its kernels are laid out by cell
@@ -171,7 +171,9 @@ class SOLOv2Head(SOLOHeadBase[SOLOv2Outputs]):
         (feature,), (kernels,) = maps, params
         return dynamic_conv(kernels, feature).sigmoid_()
 
-    def mask_product(self, outputs: SOLOv2Outputs, cells: Cells) -> tuple[Tensor, Tensor] | None:
+    def mask_product(
+        self, outputs: SOLOv2Outputs, cells: GridCells
+    ) -> tuple[Tensor, Tensor] | None:
         """The cells' kernels and the mask feature, for 1x1; see `SOLOHeadBase.mask_product`."""
         if self.kernel_size > 1 or not self.is_unified:
             return None
