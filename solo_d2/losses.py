@@ -188,7 +188,7 @@ class MaskHead(Protocol):
 
     mask_strides: tuple[int, ...]
     mask_groups: tuple[int, ...]
-    mask_halo: int
+    kernel_radius: int
 
     def mask_maps(self, outputs: Any, group: int) -> Sequence[Tensor]:
         """(B, C, H, W) each."""
@@ -310,7 +310,7 @@ def mask_loss_sum(
     for cells, instances, num_per_image, stride in _groups_of_samples(targets, head):
         maps = head.mask_maps(outputs, cells.group)
         params = head.mask_params(outputs, cells)
-        batch = BatchMasks(maps, params, head.make_masks, num_per_image, head.mask_halo)
+        batch = BatchMasks(maps, params, head.make_masks, num_per_image, head.kernel_radius)
         sum_form = _sum_form(mask_loss)
         if sum_form is not None and batch.num_bytes > memory_mib << 20:
             pixel_sums, of_sums = sum_form

@@ -30,7 +30,7 @@ class BatchMasks:
         maps: (B, C, H, W) each, at the size of the masks.
         params: (P, ...) each, what tells the masks of an image from each other; by image.
         make: maps (C, h, W) of an image and params (p, ...) to masks (p, h, W).
-        halo: a row of masks depends on so many rows of maps above and below it.
+        radius: a row of masks depends on so many rows of maps above and below it.
         num_per_image: B numbers of masks, together P; on the host.
     """
 
@@ -38,7 +38,7 @@ class BatchMasks:
     params: Sequence[Tensor]
     make: Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
     num_per_image: Sequence[int]
-    halo: int = 0
+    radius: int = 0
 
     @property
     def num_bytes(self) -> int:
@@ -81,9 +81,9 @@ def sum_masks(
     Returns:
         (P, J).
     """
-    work = _Work(masks.make, pixel_sums, masks.num_per_image, masks.halo, len(masks.maps), memory)
+    plan = _StripSums(masks.make, pixel_sums, masks.num_per_image, masks.radius, len(masks.maps), memory)
     inputs = (*masks.maps, *masks.params)
-    return cast(Tensor, _SumMasks.apply(work, targets, instances, *inputs))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _SumMasks.apply(plan, targets, instances, *inputs))  # type: ignore[no-untyped-call]
 
 
 class _Strip(NamedTuple):
@@ -97,7 +97,7 @@ class _Strip(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Work:
+class _StripSums:
     """What the passes do; without tensors, which would outlive the backward pass.
 
     "Inputs" are the maps, then the params.
@@ -106,7 +106,7 @@ class _Work:
     make: Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
     pixel_sums: Callable[[Tensor, Tensor], Tensor]
     num_per_image: Sequence[int]
-    halo: int
+    radius: int
     num_maps: int
     memory: int
 
@@ -121,7 +121,7 @@ class _Work:
             rows = max(1, self.memory // max(1, row_bytes))
             for start in range(0, height if num else 1, rows):
                 stop = min(start + rows, height) if num else 0
-                needed = slice(max(0, start - self.halo), stop + self.halo)
+                needed = slice(max(0, start - self.radius), stop + self.radius)
                 yield _Strip(image, samples, start, stop, needed)
             first += num
 
@@ -147,9 +147,9 @@ class _SumMasks(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, work: _Work, targets: Tensor, instances: Tensor, *inputs: Tensor
+        ctx: Any, plan: _StripSums, targets: Tensor, instances: Tensor, *inputs: Tensor
     ) -> Tensor:
-        ctx.work = work
+        ctx.plan = plan
         ctx.save_for_backward(targets, instances, *inputs)
         device = targets.device.type
         # The backward pass runs outside of the caller's autocast, but has to make the same masks.
@@ -162,8 +162,8 @@ class _SumMasks(torch.autograd.Function):
         }
         sums: list[Tensor] = []
         with torch.autocast(**ctx.autocast):
-            for strip in work.strips(inputs):
-                part = work.sums(strip, work.cut(inputs, strip), targets, instances)
+            for strip in plan.strips(inputs):
+                part = plan.sums(strip, plan.cut(inputs, strip), targets, instances)
                 if strip.image == len(sums):
                     sums.append(part)
                 else:
@@ -173,21 +173,21 @@ class _SumMasks(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_sums: Tensor) -> tuple[Tensor | None, ...]:
-        work, (targets, instances, *inputs) = ctx.work, ctx.saved_tensors
+        plan, (targets, instances, *inputs) = ctx.plan, ctx.saved_tensors
         wanted = ctx.needs_input_grad[3:]
         grads = [
             torch.zeros_like(x) if want else None for x, want in zip(inputs, wanted, strict=True)
         ]
-        for strip in work.strips(inputs):
+        for strip in plan.strips(inputs):
             pieces = [
                 x.detach().requires_grad_(want)
-                for x, want in zip(work.cut(inputs, strip), wanted, strict=True)
+                for x, want in zip(plan.cut(inputs, strip), wanted, strict=True)
             ]
             with torch.enable_grad(), torch.autocast(**ctx.autocast):
-                sums = work.sums(strip, pieces, targets, instances)
+                sums = plan.sums(strip, pieces, targets, instances)
             leaves = [x for x in pieces if x.requires_grad]
             parts = torch.autograd.grad(sums, leaves, grad_sums[strip.samples])
-            places = [x for x in work.cut(grads, strip) if x is not None]
+            places = [x for x in plan.cut(grads, strip) if x is not None]
             for place, part in zip(places, parts, strict=True):
                 place += part
         return None, None, None, *grads

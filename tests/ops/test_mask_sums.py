@@ -29,7 +29,7 @@ def make_case(kind, counts, dtype=torch.float32):
     """Masks of images, with targets and their instances; all inputs want gradients."""
     torch.manual_seed(0)
     shape = (len(counts), CHANNELS, HEIGHT, WIDTH)
-    num, halo, make = sum(counts), 0, by_kernels
+    num, radius, make = sum(counts), 0, by_kernels
     maps = [torch.randn(shape, dtype=dtype)]
     if kind == "products":
         make = by_columns_and_rows
@@ -37,11 +37,11 @@ def make_case(kind, counts, dtype=torch.float32):
         params = [torch.randint(CHANNELS, (num,)) for _ in range(2)]
     else:
         side = {"1x1": 1, "3x3": 3}[kind]
-        halo = side // 2
+        radius = side // 2
         params = [torch.randn(num, side**2 * CHANNELS, dtype=dtype)]
     for x in (*maps, *params):
         x.requires_grad_(x.is_floating_point())
-    masks = BatchMasks(maps, params, make, counts, halo)
+    masks = BatchMasks(maps, params, make, counts, radius)
     targets = torch.rand(4, HEIGHT, WIDTH) > 0.5
     return masks, targets, torch.randint(4, (num,))
 
@@ -92,7 +92,7 @@ def test_gradients_equal_differences(kind, loss):
     def losses(*inputs):
         maps = inputs[: len(masks.maps)]
         params = inputs[len(maps) :] or masks.params
-        case = BatchMasks(maps, params, masks.make, masks.num_per_image, masks.halo)
+        case = BatchMasks(maps, params, masks.make, masks.num_per_image, masks.radius)
         pixel_sums, of_sums = SUM_FORMS[LOSSES[loss]]
         return of_sums(sum_masks(case, targets, instances, pixel_sums, memory=4000), HEIGHT * WIDTH)
 

@@ -115,16 +115,16 @@ class KernelOutputs(HeadOutputs):
 class KernelHead:
     """Makes the masks of `KernelOutputs`, as `SOLOv2Head` does; all levels are one mask group."""
 
-    def __init__(self, mask_strides: Sequence[int], mask_halo: int = 0):
+    def __init__(self, mask_strides: Sequence[int], kernel_radius: int = 0):
         """Make the head.
 
         Args:
             mask_strides: stride of the masks of each level.
-            mask_halo: half the side of the kernels, rounded down.
+            kernel_radius: half the side of the kernels, rounded down.
         """
         self.mask_strides = tuple(mask_strides)
         self.mask_groups = (0,) * len(self.mask_strides)
-        self.mask_halo = mask_halo
+        self.kernel_radius = kernel_radius
 
     def mask_maps(self, outputs: KernelOutputs, group: int) -> Sequence[Tensor]:
         """The mask feature."""

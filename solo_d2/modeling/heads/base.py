@@ -36,7 +36,7 @@ class SOLOHeadBase(nn.Module, ABC, Generic[Outputs]):
         num_grids: grid side S of each level.
         mask_strides: stride in input pixels of the masks of each level.
         mask_groups: mask group of each level, not falling.
-        mask_halo: a row of masks depends on so many rows of their maps above and below it.
+        kernel_radius: a row of masks depends on so many rows of their maps above and below it.
     """
 
     # Whether the keys of MODEL.SOLO.MASK_FEATURE mean something to the head.
@@ -44,7 +44,7 @@ class SOLOHeadBase(nn.Module, ABC, Generic[Outputs]):
 
     mask_strides: tuple[int, ...]
     mask_groups: tuple[int, ...]
-    mask_halo: int = 0
+    kernel_radius: int = 0
 
     def __init__(
         self,
@@ -160,7 +160,7 @@ class SOLOHeadBase(nn.Module, ABC, Generic[Outputs]):
 
         Args:
             maps: (C, H, W) each, or some of their rows, then H is the number of these; the masks'
-                rows within `mask_halo` of a cut are wrong and not used.
+                rows within `kernel_radius` of a cut are wrong and not used.
             params: of P cells of that image; P may be 0.
 
         Returns:

@@ -86,7 +86,7 @@ class SOLOv2Head(SOLOHeadBase[SOLOv2Outputs]):
             **class_branch,
         )
         self.kernel_size = kernel_size
-        self.mask_halo = kernel_size // 2
+        self.kernel_radius = kernel_size // 2
         self.kernel_coords = kernel_coords
         self.mask_in_features = tuple(mask_in_features)
         self.kernel_tower = self._make_tower(in_channels=self.in_channels + 2 * kernel_coords)
