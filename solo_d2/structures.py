@@ -87,8 +87,8 @@ class BatchTotals:
         num_positive_cells: as of `GridTargets`.
         num_mask_samples: P.
         num_conflicts: as of `GridTargets`.
-        num_labelled: pixels with a semantic label; None where the batch has no further parts, and
-            for models without a semantic branch.
+        num_labelled: pixels with a semantic label; None where the batch is not divided, and for
+            models without a semantic branch.
     """
 
     num_positive_cells: int
@@ -97,24 +97,24 @@ class BatchTotals:
     num_labelled: int | None = None
 
     @classmethod
-    def of(cls, parts: Sequence[GridTargets]) -> "BatchTotals":
-        """Sums over the parts of a batch."""
+    def of(cls, micro_batches: Sequence[GridTargets]) -> "BatchTotals":
+        """Sums over the micro-batches of a batch."""
         return cls(
-            num_positive_cells=sum(targets.num_positive_cells for targets in parts),
-            num_mask_samples=sum(len(targets.cells) for targets in parts),
-            num_conflicts=sum(targets.num_conflicts for targets in parts),
+            num_positive_cells=sum(targets.num_positive_cells for targets in micro_batches),
+            num_mask_samples=sum(len(targets.cells) for targets in micro_batches),
+            num_conflicts=sum(targets.num_conflicts for targets in micro_batches),
         )
 
 
 @dataclass(frozen=True)
-class BatchPart:
-    """What a part of a batch that is trained on part by part must know to act as in the whole.
+class MicroBatch:
+    """What a micro-batch needs so that gradients add up to those of the whole batch.
 
     Attributes:
-        index: the place of the part, from 0.
+        index: of the micro-batch, from 0.
         padded_size: height and width of the padded input of the whole batch, which the grids
             divide.
-        targets: of this part.
+        targets: of this micro-batch.
         totals: of the whole batch.
     """
 

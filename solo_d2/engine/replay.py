@@ -106,7 +106,7 @@ def replay_step(model: nn.Module, content: Mapping[str, Any], process: int) -> R
         model,
         [batch],
         torch.optim.SGD(parameters, lr=0.0),
-        num_parts=content["num_parts"],
+        num_micro_batches=content["num_micro_batches"],
         precision=None if precision == torch.float32 else precision,
     )
     trainer.grad_scaler = torch.amp.GradScaler(

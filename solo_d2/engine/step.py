@@ -1,4 +1,4 @@
-"""One step of training: a batch in parts, in mixed precision, with the gradients clipped.
+"""One step of training: gradient accumulation, mixed precision, gradient clipping.
 
 Before the optimizer takes it all processes look at its figures together: at losses and gradients
 that are not finite (`solo_d2.engine.bad_step`), and at the number of images that could not be read
@@ -50,7 +50,7 @@ def step_options(cfg: CfgNode) -> dict[str, Any]:
     clip = solver.CLIP_GRADIENTS
     clip_full_model = clip.ENABLED and clip.CLIP_TYPE == FULL_MODEL
     return {
-        "num_parts": solver.ACCUMULATE_STEPS,
+        "num_micro_batches": solver.ACCUMULATE_STEPS,
         "precision": getattr(torch, solver.AMP.DTYPE) if solver.AMP.ENABLED else None,
         "clip_gradients": partial(
             clip_grad_norm_, max_norm=clip.CLIP_VALUE, norm_type=clip.NORM_TYPE
@@ -65,9 +65,9 @@ def step_options(cfg: CfgNode) -> dict[str, Any]:
 class StepTrainer(SimpleTrainer):
     """Detectron2's inner trainer; with mixed precision also for the CPU and bfloat16.
 
-    A batch may be worked off in parts to save memory. Their gradients add up to those of the whole
-    batch, since the model divides the losses of each by counts of the whole (`SOLO.plan_parts`).
-    In several processes gradients are exchanged once a batch.
+    A batch may be divided into micro-batches to save memory. Their gradients add up to those of the
+    whole batch, since the model divides the losses of each by counts of the whole
+    (`SOLO.plan_micro_batches`). Several processes exchange gradients once a batch.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class StepTrainer(SimpleTrainer):
         data_loader: Iterable[list[dict[str, Any]]],
         optimizer: torch.optim.Optimizer,
         *,
-        num_parts: int = 1,
+        num_micro_batches: int = 1,
         precision: torch.dtype | None = None,
         clip_gradients: Callable[[list[Tensor]], Tensor] | None = None,
         max_unreadable: int = 0,
@@ -88,7 +88,8 @@ class StepTrainer(SimpleTrainer):
             model: gives a dict of losses of a batch.
             data_loader: batches.
             optimizer: of the model's parameters.
-            num_parts: parts of a batch; with more than one the model needs `plan_parts`.
+            num_micro_batches: micro-batches of a batch; with more than one the model needs
+                `plan_micro_batches`.
             precision: torch.float16 or torch.bfloat16 for mixed precision; None for none.
             clip_gradients: shortens the gradients of a list of parameters in place and returns the
                 norm that they had.
@@ -96,12 +97,12 @@ class StepTrainer(SimpleTrainer):
             record: what a step with bad numbers is written with; None: it is not written.
         """
         super().__init__(model, data_loader, optimizer)
-        if num_parts > 1 and not hasattr(unwrap(model), "plan_parts"):
+        if num_micro_batches > 1 and not hasattr(unwrap(model), "plan_micro_batches"):
             raise ConfigError(
-                f"SOLVER.ACCUMULATE_STEPS is {num_parts}, but must be 1 for a model such as "
-                f"{type(unwrap(model)).__name__}: only SOLO models train on parts of a batch"
+                f"SOLVER.ACCUMULATE_STEPS is {num_micro_batches}, but must be 1 for a "
+                f"{type(unwrap(model)).__name__}: only SOLO models accumulate gradients"
             )
-        self.num_parts = num_parts
+        self.num_micro_batches = num_micro_batches
         self.clip_gradients = clip_gradients
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.device_type = self.parameters[0].device.type
@@ -157,7 +158,7 @@ class StepTrainer(SimpleTrainer):
                 iteration=self.iter,
                 record=self.record,
                 others={
-                    "num_parts": self.num_parts,
+                    "num_micro_batches": self.num_micro_batches,
                     "precision": str(self.precision or torch.float32).removeprefix("torch."),
                     "loss_scale": self.grad_scaler.get_scale(),
                 },
@@ -170,7 +171,7 @@ class StepTrainer(SimpleTrainer):
     def compute_gradients(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Add the gradients of a batch, true to scale, to the parameters'; return its losses."""
         total: dict[str, Tensor] = {}
-        for arguments, exchange in self._parts(batch):
+        for arguments, exchange in self._micro_batches(batch):
             with exchange:
                 with torch.autocast(
                     self.device_type, self.precision, enabled=self.precision is not None
@@ -184,18 +185,20 @@ class StepTrainer(SimpleTrainer):
         self.grad_scaler.unscale_(self.optimizer)
         return total
 
-    def _parts(
+    def _micro_batches(
         self, batch: list[dict[str, Any]]
     ) -> Iterator[tuple[tuple[Any, ...], AbstractContextManager[None]]]:
-        """The model's arguments for each part, and the context that it is trained in."""
-        if self.num_parts == 1:
+        """The model's arguments for each micro-batch, and the context that it is trained in."""
+        if self.num_micro_batches == 1:
             yield (batch,), nullcontext()
             return
-        bounds = [len(batch) * i // self.num_parts for i in range(self.num_parts + 1)]
-        parts = [batch[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
-        plans = unwrap(self.model).plan_parts(parts)
-        for inputs, plan in zip(parts, plans, strict=True):
-            more_follow = plan.index < self.num_parts - 1
+        bounds = [
+            len(batch) * i // self.num_micro_batches for i in range(self.num_micro_batches + 1)
+        ]
+        micro_batches = [batch[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+        plans = unwrap(self.model).plan_micro_batches(micro_batches)
+        for inputs, plan in zip(micro_batches, plans, strict=True):
+            more_follow = plan.index < self.num_micro_batches - 1
             if more_follow and isinstance(self.model, DistributedDataParallel):
                 yield (inputs, plan), self.model.no_sync()
             else:

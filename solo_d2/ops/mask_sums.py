@@ -81,7 +81,9 @@ def sum_masks(
     Returns:
         (P, J).
     """
-    plan = _StripSums(masks.make, pixel_sums, masks.num_per_image, masks.radius, len(masks.maps), memory)
+    plan = _StripSums(
+        masks.make, pixel_sums, masks.num_per_image, masks.radius, len(masks.maps), memory
+    )
     inputs = (*masks.maps, *masks.params)
     return cast(Tensor, _SumMasks.apply(plan, targets, instances, *inputs))  # type: ignore[no-untyped-call]
 

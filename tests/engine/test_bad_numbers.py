@@ -212,13 +212,15 @@ def stopped(folder, cfg, spoil=lambda model: None, **options):
     return str(error.value), folder / "bad_step_0000003.pth"
 
 
-@pytest.mark.parametrize(("make_config", "num_parts"), [(tiny_config, 1), (panoptic_config, 2)])
-def test_a_replay_finds_where_it_begins(tmp_path, make_config, num_parts, capsys):
+@pytest.mark.parametrize(
+    ("make_config", "num_micro_batches"), [(tiny_config, 1), (panoptic_config, 2)]
+)
+def test_a_replay_finds_where_it_begins(tmp_path, make_config, num_micro_batches, capsys):
     def spoil(model):
         with torch.no_grad():
             model.backbone.bottom_up.res4[0].conv2.weight[0, 0, 0, 0] = NAN
 
-    said, file = stopped(tmp_path, make_config(), spoil, num_parts=num_parts)
+    said, file = stopped(tmp_path, make_config(), spoil, num_micro_batches=num_micro_batches)
     assert "loss_cls is nan" in said
     assert "Images: 2.jpg, 0.jpg, 1.jpg." in said
     assert f"tools/replay_step.py {file}" in said

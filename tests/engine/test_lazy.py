@@ -125,7 +125,7 @@ def test_trains_and_evaluates_with_what_the_trainer_can(lazy, shapes, tmp_path):
     saved = torch.load(tmp_path / "model_final.pth", weights_only=True)
     assert saved["trainer"]["hooks"]["EMA"] == {"num_steps": 2}
     assert "segm/AP" in json.loads((tmp_path / "evaluation.json").read_text())
-    assert trainer._trainer.num_parts == 2
+    assert trainer._trainer.num_micro_batches == 2
     assert trainer._trainer.precision == torch.bfloat16
     assert trainer._trainer.clip_gradients is not None
 

@@ -50,12 +50,12 @@ def step(trainer):
 
 
 @pytest.mark.parametrize("make_config", [tiny_config, panoptic_config])
-@pytest.mark.parametrize("num_parts", [2, 5])
-def test_parts_teach_what_the_whole_batch_does(make_config, num_parts):
+@pytest.mark.parametrize("num_micro_batches", [2, 5])
+def test_parts_teach_what_the_whole_batch_does(make_config, num_micro_batches):
     models = [tiny_model(make_config()) for _ in range(2)]
     logged = [
-        step(trainer_of(model, num_parts=parts))
-        for model, parts in zip(models, (1, num_parts), strict=True)
+        step(trainer_of(model, num_micro_batches=parts))
+        for model, parts in zip(models, (1, num_micro_batches), strict=True)
     ]
     for name, value in logged[0].items():
         if not name.endswith("data_time"):
@@ -90,7 +90,7 @@ def test_gradients_are_exchanged_once_a_batch(tmp_path):
             return future
 
         model.register_comm_hook(None, count)
-        step(trainer_of(model, num_parts=3))
+        step(trainer_of(model, num_micro_batches=3))
     finally:
         torch.distributed.destroy_process_group()
     assert sum(calls) == 1
@@ -105,7 +105,7 @@ def test_mixed_precision_trains_on_the_cpu():
     seen = set()
     tower = next(m for m in model.head.modules() if isinstance(m, nn.Conv2d))
     tower.register_forward_hook(lambda _module, _inputs, output: seen.add(output.dtype))
-    found = step(trainer_of(model, num_parts=2, precision=torch.bfloat16))
+    found = step(trainer_of(model, num_micro_batches=2, precision=torch.bfloat16))
     expected = step(trainer_of(exact))
     assert seen == {torch.bfloat16}
     assert found["total_loss"] == pytest.approx(expected["total_loss"], rel=0.02)
@@ -174,4 +174,4 @@ def test_the_scale_of_gradients_is_resumed():
 
 def test_other_models_are_not_trained_in_parts():
     with pytest.raises(ConfigError, match="ACCUMULATE_STEPS is 2.*Linear"):
-        trainer_of(nn.Linear(2, 2), num_parts=2)
+        trainer_of(nn.Linear(2, 2), num_micro_batches=2)

@@ -17,7 +17,7 @@ from solo_d2.modeling.meta_arch.solo import SOLO
 from solo_d2.modeling.semantic import SemanticBranch, SharedSemanticBranch, build_semantic_branch
 from solo_d2.ops.panoptic_merge import merge_panoptic
 from solo_d2.ops.panoptic_scores import resize_scores
-from solo_d2.structures import BatchPart, NetworkOutputs
+from solo_d2.structures import MicroBatch, NetworkOutputs
 from solo_d2.utils.errors import DatasetError
 
 # Of semantic scores: certain beyond any doubt, and far from float16's largest number.
@@ -78,7 +78,7 @@ class PanopticSOLO(SOLO):
     def forward(
         self,
         batched_inputs: list[dict[str, Any]],
-        part: BatchPart | None = None,
+        micro_batch: MicroBatch | None = None,
         *,
         score_thresh: float | None = None,
     ) -> Any:
@@ -87,7 +87,7 @@ class PanopticSOLO(SOLO):
         Args:
             batched_inputs: as of `SOLO`; for training also "sem_seg", (H, W) int64, 0 for all
                 things, 1, 2, ... for stuff, or the ignored value.
-            part: as of `SOLO`.
+            micro_batch: as of `SOLO`.
             score_thresh: as of `SOLO`; also the least score of instances in the segmentation,
                 instead of the model's own for that.
 
@@ -96,7 +96,7 @@ class PanopticSOLO(SOLO):
             Detectron2's PanopticFPN gives: "instances" as of `SOLO`, "sem_seg" (C, height, width)
             float32 logits, and "panoptic_seg" as of `merge_panoptic`.
         """
-        return super().forward(batched_inputs, part, score_thresh=score_thresh)
+        return super().forward(batched_inputs, micro_batch, score_thresh=score_thresh)
 
     def network(self, images: Tensor) -> NetworkOutputs:
         """Backbone, head and semantic branch; see `SOLO.network`."""
@@ -109,11 +109,11 @@ class PanopticSOLO(SOLO):
         batched_inputs: list[dict[str, Any]],
         images: ImageList,
         outputs: NetworkOutputs,
-        part: BatchPart,
+        micro_batch: MicroBatch,
     ) -> dict[str, Tensor]:
-        losses = super()._losses(batched_inputs, images, outputs, part)
+        losses = super()._losses(batched_inputs, images, outputs, micro_batch)
         logits = cast(Tensor, outputs.semantic_logits)
-        return losses | {"loss_sem_seg": self.semantic_loss(batched_inputs, logits, part)}
+        return losses | {"loss_sem_seg": self.semantic_loss(batched_inputs, logits, micro_batch)}
 
     def postprocess(
         self,
@@ -132,25 +132,27 @@ class PanopticSOLO(SOLO):
             )
         ]
 
-    def plan_parts(self, parts: Sequence[list[dict[str, Any]]]) -> list[BatchPart]:
+    def plan_micro_batches(self, micro_batches: Sequence[list[dict[str, Any]]]) -> list[MicroBatch]:
         """As of `SOLO`, with the labelled pixels."""
-        labels = [sem_seg for part in parts for sem_seg in semantic_labels(part)]
+        labels = [
+            sem_seg for micro_batch in micro_batches for sem_seg in semantic_labels(micro_batch)
+        ]
         num_labelled = sum(int((x != self.ignore_value).sum()) for x in labels)
         return [
             replace(plan, totals=replace(plan.totals, num_labelled=num_labelled))
-            for plan in super().plan_parts(parts)
+            for plan in super().plan_micro_batches(micro_batches)
         ]
 
     def semantic_loss(
         self,
         batched_inputs: list[dict[str, Any]],
         logits: Tensor,
-        part: BatchPart | None = None,
+        micro_batch: MicroBatch | None = None,
     ) -> Tensor:
         """The weighted loss, at the size of the padded input; padding is ignored."""
         labels = self._pad(
             [x.to(self.device, non_blocking=True) for x in semantic_labels(batched_inputs)],
-            part.padded_size if part else None,
+            micro_batch.padded_size if micro_batch else None,
             self.ignore_value,
         ).tensor
         logits = F.interpolate(
@@ -160,7 +162,7 @@ class PanopticSOLO(SOLO):
             logits,
             labels,
             ignore_value=self.ignore_value,
-            num_labelled=part.totals.num_labelled if part else None,
+            num_labelled=micro_batch.totals.num_labelled if micro_batch else None,
         )
         return self.semantic_loss_weight * loss
 

@@ -24,9 +24,9 @@ from solo_d2.modeling.checks import check_model_config, check_model_keys
 from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY, SOLOHeadBase, build_solo_head
 from solo_d2.modeling.visualize import draw_training_image
 from solo_d2.structures import (
-    BatchPart,
     BatchTotals,
     GridTargets,
+    MicroBatch,
     NetworkOutputs,
     Predictions,
     cell_levels,
@@ -160,7 +160,7 @@ class SOLO(nn.Module):
     def forward(
         self,
         batched_inputs: list[dict[str, Any]],
-        part: BatchPart | None = None,
+        micro_batch: MicroBatch | None = None,
         *,
         score_thresh: float | None = None,
     ) -> Any:
@@ -170,8 +170,8 @@ class SOLO(nn.Module):
             batched_inputs: for each image "image", (C, H, W) in `input_format`; for training
                 "instances" with gt_boxes, gt_classes and gt_masks (BitMasks or PolygonMasks); for
                 inference optionally "height" and "width" of the output.
-            part: for training, what `plan_parts` says of these inputs where they are a part of a
-                batch.
+            micro_batch: for training with gradient accumulation, what `plan_micro_batches` returns
+                for these inputs.
             score_thresh: for inference, least score of an instance where that is more than the
                 model's own; None for that.
 
@@ -179,14 +179,16 @@ class SOLO(nn.Module):
             In training a dict of scalar losses; else for each image {"instances": Instances} with
             pred_masks (M, height, width) bool, pred_boxes, scores and pred_classes, best first.
         """
-        images = self.preprocess_image(batched_inputs, part.padded_size if part else None)
+        images = self.preprocess_image(
+            batched_inputs, micro_batch.padded_size if micro_batch else None
+        )
         if not self.training:
             outputs = self.network(images.tensor)
             return self.postprocess(batched_inputs, images, outputs, score_thresh)
         # Before the network runs: the wait for counts then finds little to wait for, and the masks
         # at full size are gone when activations come.
-        part = part or self._whole_batch(batched_inputs, images)
-        return self._losses(batched_inputs, images, self.network(images.tensor), part)
+        micro_batch = micro_batch or self._whole_batch(batched_inputs, images)
+        return self._losses(batched_inputs, images, self.network(images.tensor), micro_batch)
 
     def network(self, images: Tensor) -> NetworkOutputs:
         """Backbone and head: the part whose work does not depend on what is in the images.
@@ -224,41 +226,44 @@ class SOLO(nn.Module):
         return ImageList(F.pad(padded.tensor, missing, value=value), padded.image_sizes)
 
     @torch.no_grad()
-    def plan_parts(self, parts: Sequence[list[dict[str, Any]]]) -> list[BatchPart]:
-        """Find what the parts of a batch must know for their losses to add up to the batch's.
+    def plan_micro_batches(self, micro_batches: Sequence[list[dict[str, Any]]]) -> list[MicroBatch]:
+        """Prepare gradient accumulation: the losses of the micro-batches add up to the batch's.
 
         Args:
-            parts: the training inputs of a batch, cut into parts.
+            micro_batches: the training inputs of a batch, divided.
 
         Returns:
-            For each part what `forward` takes beside its inputs.
+            What `forward` takes with the inputs of each micro-batch.
         """
-        sizes = [x["image"].shape[-2:] for part in parts for x in part]
+        sizes = [x["image"].shape[-2:] for inputs in micro_batches for x in inputs]
         largest = [max(lengths) for lengths in zip(*sizes, strict=True)]
         padded = self._pad([torch.empty(1, *largest, device="meta")])  # has a size, but no memory
-        targets = [self.assign_targets([x["instances"] for x in part], padded) for part in parts]
+        targets = [
+            self.assign_targets([x["instances"] for x in inputs], padded)
+            for inputs in micro_batches
+        ]
         totals = BatchTotals.of(targets)
         padded_size = (padded.tensor.shape[-2], padded.tensor.shape[-1])
-        return [BatchPart(i, padded_size, own, totals) for i, own in enumerate(targets)]
+        return [MicroBatch(i, padded_size, own, totals) for i, own in enumerate(targets)]
 
-    def _whole_batch(self, batched_inputs: list[dict[str, Any]], images: ImageList) -> BatchPart:
-        """The only part of a batch that is trained on as a whole."""
+    def _whole_batch(self, batched_inputs: list[dict[str, Any]], images: ImageList) -> MicroBatch:
+        """The only micro-batch of a batch that is not divided."""
         targets = self.assign_targets([x["instances"] for x in batched_inputs], images)
         height, width = images.tensor.shape[-2:]
-        return BatchPart(0, (height, width), targets, BatchTotals.of([targets]))
+        return MicroBatch(0, (height, width), targets, BatchTotals.of([targets]))
 
     def _losses(
         self,
         batched_inputs: list[dict[str, Any]],
         images: ImageList,
         outputs: NetworkOutputs,
-        part: BatchPart,
+        micro_batch: MicroBatch,
     ) -> dict[str, Tensor]:
-        totals = part.totals
+        totals = micro_batch.totals
         losses = solo_losses(
-            outputs.head, part.targets, head=self.head, totals=totals, **self.loss_params
+            outputs.head, micro_batch.targets, head=self.head, totals=totals, **self.loss_params
         )
-        if part.index > 0:
+        if micro_batch.index > 0:
             return losses  # what follows is logged once for a batch
         storage = get_event_storage()
         storage.put_scalar("targets/num_positive_cells", totals.num_positive_cells)
