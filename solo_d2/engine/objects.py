@@ -28,16 +28,16 @@ from solo_d2.structures import GridTargets
 from solo_d2.targets import assign_cells, assign_grid_targets
 from solo_d2.utils.errors import DatasetError, UnreadableImageError
 
-# What becomes of an object, by its number in `Objects.fates`; all but the first are losses.
-FATES = (
-    "learnt",
+# What becomes of an object, by its number in `Objects.outcomes`; all but the first are losses.
+OUTCOMES = (
+    "assigned to a cell",
     "vanishes when the image is resized",
     "in no scale range",
     "all its cells belong to others",
     "empty at the size of the masks",
     "lies outside the image",
 )
-LEARNT, VANISHED, NO_RANGE, NO_CELL, NO_MASK, OUTSIDE = range(len(FATES))
+ASSIGNED, VANISHED, NO_RANGE, NO_CELL, NO_MASK, OUTSIDE = range(len(OUTCOMES))
 # Parameters of `assign_cells`.
 _CELL_PARAMS = ("num_grids", "scale_ranges", "num_classes", "center_scale", "cell_conflict")
 # The kind of problem of an image file that cannot be read; training takes another, up to a limit.
@@ -56,14 +56,14 @@ class Objects:
         scales: (N,) float32 sqrt(w * h) of the box in pixels; NaN for what vanished.
         centers: (N, 2) float32 x and y of the mass centre, in units of the padded input; NaN for
             what vanished.
-        fates: (N,) int64 place in FATES.
+        outcomes: (N,) int64 place in OUTCOMES.
         names: (N,) of the annotations.
     """
 
     images: NDArray[np.int64]
     scales: NDArray[np.float32]
     centers: NDArray[np.float32]
-    fates: NDArray[np.int64]
+    outcomes: NDArray[np.int64]
     names: list[str]
 
     @classmethod
@@ -73,7 +73,7 @@ class Objects:
             np.concatenate([np.zeros(0, np.int64), *(part.images for part in parts)]),
             np.concatenate([np.zeros(0, np.float32), *(part.scales for part in parts)]),
             np.concatenate([np.zeros((0, 2), np.float32), *(part.centers for part in parts)]),
-            np.concatenate([np.zeros(0, np.int64), *(part.fates for part in parts)]),
+            np.concatenate([np.zeros(0, np.int64), *(part.outcomes for part in parts)]),
             [name for part in parts for name in part.names],
         )
 
@@ -205,8 +205,8 @@ class TargetRule:
         other.params = {**self.params, **levels}
         return other
 
-    def fates(self, layout: Layout) -> Tensor:
-        """What becomes of each of N instances of an image: (N,) int64, see `FATES`."""
+    def outcomes(self, layout: Layout) -> Tensor:
+        """What becomes of each of N instances of an image: (N,) int64, see `OUTCOMES`."""
         params = {key: self.params[key] for key in _CELL_PARAMS}
         boxes = torch.from_numpy(layout.boxes)
         targets = assign_cells(
@@ -230,10 +230,10 @@ class TargetRule:
         scale = box_scales(boxes)[:, None]
         ranges = torch.tensor(self.params["scale_ranges"], dtype=torch.float32)
         in_range = ((scale >= ranges[:, 0]) & (scale <= ranges[:, 1])).any(dim=1)
-        fates = torch.full((count,), LEARNT)
+        outcomes = torch.full((count,), ASSIGNED)
         for lost, number in ((~has_mask, NO_MASK), (~owns, NO_CELL), (~in_range, NO_RANGE)):
-            fates[lost] = number
-        return fates
+            outcomes[lost] = number
+        return outcomes
 
 
 def box_scales(boxes: Tensor) -> Tensor:
@@ -377,20 +377,20 @@ class Inspector:
             return [_image_problem(record, error)]
         return []
 
-    def fates(
+    def outcomes(
         self, instances: Instances, layout: Layout | None, count: int
     ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """What becomes of the annotations of the image that was mapped last.
 
         Returns:
-            (N,) the fates, and (N,) whether a crop has left the annotation in.
+            (N,) the outcomes, and (N,) whether a crop has left the annotation in.
         """
-        fates, inside = np.full(count, VANISHED), np.ones(count, bool)
-        fates[list(self.mapper.outside)] = OUTSIDE
+        outcomes, inside = np.full(count, VANISHED), np.ones(count, bool)
+        outcomes[list(self.mapper.outside)] = OUTSIDE
         inside[list(self.mapper.cut_off)] = False
         if layout is not None:
-            fates[instances.gt_names.numpy()] = self.rule.fates(layout).numpy()
-        return fates, inside
+            outcomes[instances.gt_names.numpy()] = self.rule.outcomes(layout).numpy()
+        return outcomes, inside
 
     def _objects(
         self, index: int, instances: Instances, layout: Layout | None, names: list[str]
@@ -403,10 +403,10 @@ class Inspector:
             height, width = layout.padded_size
             scales[found] = box_scales(torch.from_numpy(layout.boxes)).numpy()
             centers[found] = layout.centers / np.array([width, height], np.float32)
-        fates, inside = self.fates(instances, layout, count)
+        outcomes, inside = self.outcomes(instances, layout, count)
         kept = [name for name, there in zip(names, inside, strict=True) if there]
         images = np.full(len(kept), index)
-        return Objects(images, scales[inside], centers[inside], fates[inside], kept)
+        return Objects(images, scales[inside], centers[inside], outcomes[inside], kept)
 
 
 def _image_problem(record: dict[str, Any], error: DatasetError) -> Problem:

@@ -21,13 +21,13 @@ from solo_d2.data.mapper import SOLODatasetMapper
 from solo_d2.data.other_models import without_other_inputs
 from solo_d2.data.problems import Problem, count_reasons
 from solo_d2.data.stuff_classes import is_panoptic
-from solo_d2.engine.objects import FATES, LEARNT, Inspector, Objects, TargetRule
+from solo_d2.engine.objects import ASSIGNED, OUTCOMES, Inspector, Objects, TargetRule
 from solo_d2.utils.errors import DatasetError
 from solo_d2.utils.user_code import from_user_code
 
 logger = logging.getLogger(__name__)
 
-# A training follows the objects of this many images to find one that is learnt.
+# A training follows the objects of this many images to find one that is assigned to a cell.
 _MOST_IMAGES = 50
 _NOTHING = "There is nothing to train on in the data sets of DATASETS.TRAIN"
 
@@ -76,8 +76,8 @@ def _load_parts(cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any]) -> dict[s
         ) from error
 
 
-def require_learnt(cfg: CfgNode, model: Any, loader: Any) -> None:
-    """Refuse data of which no object reaches a cell, see `require_learnt_objects`.
+def require_assigned(cfg: CfgNode, model: Any, loader: Any) -> None:
+    """Refuse data of which no object reaches a cell, see `require_assigned_objects`.
 
     Args:
         cfg: of the training.
@@ -87,7 +87,7 @@ def require_learnt(cfg: CfgNode, model: Any, loader: Any) -> None:
     images = getattr(getattr(loader, "dataset", None), "dataset", None)
     if isinstance(images, SeededDataset):
         mapper = getattr(images.mapper, "mapper", images.mapper)  # without copy-paste
-        require_learnt_objects(cfg, model, images.dataset, mapper)
+        require_assigned_objects(cfg, model, images.dataset, mapper)
 
 
 def why_nothing(problems: Sequence[Problem], records: Sequence[dict[str, Any]]) -> str:
@@ -152,10 +152,10 @@ def require_objects(cfg: CfgNode, records: Any) -> None:
         raise DatasetError(f"{_NOTHING}: {nothing_to_train(cfg.DATASETS.TRAIN)}")
 
 
-def require_learnt_objects(cfg: CfgNode, model: Any, images: Any, mapper: Any) -> None:
+def require_assigned_objects(cfg: CfgNode, model: Any, images: Any, mapper: Any) -> None:
     """Refuse to train an instance model on objects of which none reaches a cell.
 
-    Objects of random images are followed until one is learnt, nearly always in the first image.
+    Follow objects of random images until one is assigned to a cell, nearly always in the first.
 
     Args:
         cfg: of the training.
@@ -164,7 +164,7 @@ def require_learnt_objects(cfg: CfgNode, model: Any, images: Any, mapper: Any) -
         mapper: of the training. What others than this project's do with an object is not known.
 
     Raises:
-        DatasetError: no object of all images is learnt.
+        DatasetError: no object of any image is assigned to a cell.
     """
     if is_panoptic(cfg) or type(mapper) is not SOLODatasetMapper:
         return
@@ -172,26 +172,30 @@ def require_learnt_objects(cfg: CfgNode, model: Any, images: Any, mapper: Any) -
     followed: list[Objects] = []
     for index in random.Random(0).sample(range(len(images)), len(images)):
         if len(followed) == _MOST_IMAGES:
-            logger.warning("Of %d images drawn at random %s", len(followed), none_learnt(followed))
+            logger.warning(
+                "Of %d images drawn at random %s", len(followed), describe_outcomes(followed)
+            )
             return
         if not any(map(is_object, images[index].get("annotations", ()))):
             continue
         objects = inspector.inspect(index, images[index], with_objects=True).objects
-        if objects is None or (objects.fates == LEARNT).any():  # None: another check's business
+        if (
+            objects is None or (objects.outcomes == ASSIGNED).any()
+        ):  # None: another check's business
             return
         followed.append(objects)
     if followed:
-        raise DatasetError(f"{_NOTHING}: {none_learnt(followed)}")
+        raise DatasetError(f"{_NOTHING}: {describe_outcomes(followed)}")
 
 
-def none_learnt(parts: Sequence[Objects]) -> str:
-    """Say what becomes of objects of which none is learnt, and what to change."""
+def describe_outcomes(parts: Sequence[Objects]) -> str:
+    """Say what becomes of objects of which none is assigned to a cell, and what to change."""
     objects = Objects.join(parts)
-    total = len(objects.fates)
+    total = len(objects.outcomes)
     counts = ", ".join(
-        f"{(objects.fates == fate).sum()} x {name}"
-        for fate, name in enumerate(FATES)
-        if (objects.fates == fate).any()
+        f"{(objects.outcomes == outcome).sum()} x {name}"
+        for outcome, name in enumerate(OUTCOMES)
+        if (objects.outcomes == outcome).any()
     )
     return (
         f"none of {total} objects reaches a cell at its size in training ({counts}). Change "

@@ -15,11 +15,11 @@ from solo_d2.data.coco_format import register_coco_format
 from solo_d2.data.ignored import find_ignored
 from solo_d2.engine import Trainer
 from solo_d2.engine.objects import (
-    FATES,
-    LEARNT,
+    ASSIGNED,
     NO_CELL,
     NO_MASK,
     NO_RANGE,
+    OUTCOMES,
     OUTSIDE,
     VANISHED,
     Objects,
@@ -77,35 +77,35 @@ def rule(cfg, **keys):
     return TargetRule(cfg)
 
 
-def fates(found, objects):
-    return found.fates(found.layout(objects)).tolist()
+def outcomes(found, objects):
+    return found.outcomes(found.layout(objects)).tolist()
 
 
-def test_an_object_alone_is_learnt(config):
-    assert fates(rule(config), instances([[10, 10, 50, 40]])) == [LEARNT]
+def test_an_object_alone_is_assigned(config):
+    assert outcomes(rule(config), instances([[10, 10, 50, 40]])) == [ASSIGNED]
 
 
 def test_an_object_in_no_range(config):
     ranges = [[1, 24], [12, 30], [24, 39], [48, 160], [96, 512]]
     boxes = [[0, 0, 40, 40], [0, 0, 20, 20]]
-    assert fates(rule(config, SCALE_RANGES=ranges), instances(boxes)) == [NO_RANGE, LEARNT]
+    assert outcomes(rule(config, SCALE_RANGES=ranges), instances(boxes)) == [NO_RANGE, ASSIGNED]
 
 
 @pytest.mark.parametrize("conflict", ["all", "last", "nearest"])
 def test_an_object_whose_cells_belong_to_others(config, conflict):
     # 12 pixels about the middle of a cell of 12.8 x 9.6: a claim on that cell alone, at one level.
     boxes = [[52, 48, 62, 58], [53, 49, 61, 57]]
-    found = fates(rule(config, CELL_CONFLICT=conflict), instances(boxes))
+    found = outcomes(rule(config, CELL_CONFLICT=conflict), instances(boxes))
     # The later one is on top; both are equally near, but it is smaller.
-    assert found == [NO_CELL, LEARNT]
+    assert found == [NO_CELL, ASSIGNED]
     apart = instances([boxes[0], [90, 20, 98, 28]])
-    assert fates(rule(config, CELL_CONFLICT=conflict), apart) == [LEARNT, LEARNT]
+    assert outcomes(rule(config, CELL_CONFLICT=conflict), apart) == [ASSIGNED, ASSIGNED]
 
 
 def test_an_object_without_a_pixel_at_the_masks_size(config):
     # The masks have a pixel for 4 x 4, made of the middle 2 x 2.
     objects = instances([[10, 8, 20, 9], [40, 40, 60, 60]])
-    assert fates(rule(config), objects) == [NO_MASK, LEARNT]
+    assert outcomes(rule(config), objects) == [NO_MASK, ASSIGNED]
 
 
 def test_the_padded_size_is_the_models(config):
@@ -292,7 +292,7 @@ def test_a_good_data_set(check, capsys):
     page = cv2.imread(str(check.output / "custom_train.jpg"))
     assert page.shape[0] > 320
     printed = capsys.readouterr().out
-    assert "All 2 objects of 3 images are learnt by a cell." in printed
+    assert "All 2 objects of 3 images are assigned to cells." in printed
     assert "Training would work." in printed
 
 
@@ -382,7 +382,7 @@ def test_everything_that_is_wrong_is_listed(check, capsys):
     }
     assert found == EXPECTED
     assert report["training_fails"] is True
-    assert report["lost_objects"][FATES[OUTSIDE]] == ["annotation 14"]
+    assert report["lost_objects"][OUTCOMES[OUTSIDE]] == ["annotation 14"]
     printed = capsys.readouterr().out
     assert "3 x covers nothing" in printed
     assert "annotation 16: the RLE is for 128 x 96 pixels" in printed
@@ -417,7 +417,7 @@ def test_workers_find_the_same(check):
     _, alone = check(content)
     _, together = check(content, "--workers", "2")
     assert alone == together
-    assert alone["lost_objects"][FATES[NO_CELL]] == ["annotation 4"]
+    assert alone["lost_objects"][OUTCOMES[NO_CELL]] == ["annotation 4"]
 
 
 def test_images_whose_objects_are_not_followed_are_opened_too(check):
@@ -463,7 +463,7 @@ def test_a_config_that_loses_objects_does_not_fit_and_proposals_hold_what_they_s
     assert report["lost_share"] > 0.4
     lost = report["lost_objects"]
     assert sum(map(len, lost.values())) == pytest.approx(150 * report["lost_share"])
-    assert len(lost[FATES[NO_CELL]]) > len(lost[FATES[NO_MASK]]) > 0
+    assert len(lost[OUTCOMES[NO_CELL]]) > len(lost[OUTCOMES[NO_MASK]]) > 0
     assert "Training would run, but" in capsys.readouterr().out
     proposal, larger = report["proposal"], report["larger_images"]
     assert larger["lost_share"] < proposal["lost_share"] < report["lost_share"]
@@ -508,7 +508,7 @@ def test_objects_are_followed_through_crops(check):
     crop = ("INPUT.CROP.ENABLED", "True", "INPUT.CROP.TYPE", "absolute")
     _, report = check(content, *crop, "INPUT.CROP.SIZE", "[60, 60]")
     assert report["num_objects"] < 4  # some are not in the crop
-    assert not report["lost_objects"][FATES[VANISHED]]
+    assert not report["lost_objects"][OUTCOMES[VANISHED]]
 
 
 BOXES = [annotation(1, []), annotation(2, [[]], image=2)]
@@ -523,7 +523,7 @@ OUTSIDE_ALONE = [annotation(1, [[value + 500 for value in SQUARE]])]
         ([], "no objects", "none of the 3 images has an annotation"),
         (BOXES, "no objects", "boxes but no masks"),
         (CROWDS, "no objects", "only crowd regions"),
-        (OUTSIDE_ALONE, "no object is learnt", "1 x lies outside the image"),
+        (OUTSIDE_ALONE, "no object is assigned to a cell", "1 x lies outside the image"),
     ],
     ids=["no annotation", "boxes alone", "crowds alone", "outside of the images"],
 )

@@ -217,26 +217,26 @@ class InferenceBenchmark:
 
     def measure(self) -> None:
         """Fill in the rows."""
-        from tools.benchmarks.inference_variants import Workshop
+        from tools.benchmarks.inference_variants import VariantBuilder
 
         with tempfile.TemporaryDirectory() as folder:
-            workshop = Workshop(self.cfg, self.model, Path(folder), self._calibration)
+            builder = VariantBuilder(self.cfg, self.model, Path(folder), self._calibration)
             models = {}
             for name, row in self.rows.items():
                 print(f"making {name} ...", flush=True)
                 try:
-                    models[name] = workshop.make(name)
+                    models[name] = builder.make(name)
                     models[name](self.images[: self.args.batch_sizes[0]])  # compiles
                 except ConfigError as error:
                     row.failure = " ".join(str(error).split())
                     models.pop(name, None)
             for batch in self.args.batch_sizes:
-                self._measure_batch(workshop, models, batch)
+                self._measure_batch(builder, models, batch)
             if self.args.dataset:
                 self._evaluate(models)
 
     @torch.no_grad()
-    def _measure_batch(self, workshop: Any, models: Mapping[str, Any], batch: int) -> None:
+    def _measure_batch(self, builder: Any, models: Mapping[str, Any], batch: int) -> None:
         """Time and memory of a batch size, for all variants in turns."""
         args, images = self.args, self.images[:batch]
         calls = {name: partial(model, images) for name, model in models.items()}
@@ -245,7 +245,7 @@ class InferenceBenchmark:
             device = args.device
             if name in ONNX:
                 # A session keeps the memory that it once took, so a new one shows what it takes.
-                call, device = partial(workshop.make(name), images), CPU
+                call, device = partial(builder.make(name), images), CPU
             self.rows[name].batches[batch] = {
                 "milliseconds": asdict(timings[name]),
                 "peak_bytes": peak_memory(call, device),

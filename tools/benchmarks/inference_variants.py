@@ -24,7 +24,7 @@ Model = Callable[[list[dict[str, Any]]], Any]
 
 
 @dataclass
-class Workshop:
+class VariantBuilder:
     """Makes the variants of a model.
 
     Attributes:

@@ -14,7 +14,7 @@ from detectron2.config import CfgNode
 
 from solo_d2.data.augmentation import usual_short_side
 from solo_d2.data.input_checks import LARGEST_SQUARE
-from solo_d2.engine.objects import LEARNT, Inspection, Inspector, Layout, Objects, TargetRule
+from solo_d2.engine.objects import ASSIGNED, Inspection, Inspector, Layout, Objects, TargetRule
 from tools.dataset_check.proposal import Proposal, propose
 
 # Share of lost objects up to which a config fits; on COCO the published ones lose 2.5 %.
@@ -250,13 +250,13 @@ def _mask_pixels(inspection: Inspection) -> int:
 
 def lost_share(rule: TargetRule, inspections: Sequence[Inspection]) -> float:
     """Share of the objects that no cell would learn."""
-    total = sum(len(each.objects.fates) for each in inspections if each.objects is not None)
-    learnt = sum(
-        int((rule.fates(each.layout) == LEARNT).sum())
+    total = sum(len(each.objects.outcomes) for each in inspections if each.objects is not None)
+    assigned = sum(
+        int((rule.outcomes(each.layout) == ASSIGNED).sum())
         for each in inspections
         if each.layout is not None
     )
-    return 1 - learnt / total if total else 0.0
+    return 1 - assigned / total if total else 0.0
 
 
 def _changed(cfg: CfgNode, keys: dict[str, Any]) -> CfgNode:

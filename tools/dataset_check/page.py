@@ -1,4 +1,4 @@
-"""A page of samples as training sees them: masks, classes, and in red what is not learnt."""
+"""A page of samples as training sees them; objects that no cell is assigned are red."""
 
 import random
 from collections import Counter
@@ -8,7 +8,7 @@ import numpy as np
 from detectron2.data.detection_utils import convert_image_to_rgb
 from numpy.typing import NDArray
 
-from solo_d2.engine.objects import FATES, LEARNT, Inspector
+from solo_d2.engine.objects import ASSIGNED, OUTCOMES, Inspector
 from solo_d2.utils.errors import DatasetError
 from solo_d2.visualization.canvas import Panel, Plate, arrange
 from solo_d2.visualization.colors import instance_color
@@ -48,7 +48,7 @@ def _choose(found: Findings, count: int, seed: int) -> list[int]:
     """Indices of images."""
     assert found.objects is not None
     lost = np.bincount(
-        found.objects.images[found.objects.fates != LEARNT], minlength=len(found.records)
+        found.objects.images[found.objects.outcomes != ASSIGNED], minlength=len(found.records)
     )
     worst = [int(index) for index in np.argsort(-lost, kind="stable")[: count // 2] if lost[index]]
     others = [index for index in range(len(found.records)) if index not in worst]
@@ -69,9 +69,11 @@ def _panel(
         convert_image_to_rgb(image, inspector.mapper.image_format), HEIGHT / image.shape[0]
     )
     layout = inspector.rule.layout(instances) if len(instances) else None
-    all_fates, inside = inspector.fates(instances, layout, len(names))
-    fates = all_fates[instances.gt_names.numpy()].tolist()
-    colors = [instance_color(i) if fate == LEARNT else RED for i, fate in enumerate(fates)]
+    all_outcomes, inside = inspector.outcomes(instances, layout, len(names))
+    outcomes = all_outcomes[instances.gt_names.numpy()].tolist()
+    colors = [
+        instance_color(i) if outcome == ASSIGNED else RED for i, outcome in enumerate(outcomes)
+    ]
     labels = []
     for mask, color, label in zip(
         instances.gt_masks.tensor.numpy(), colors, instances.gt_classes.tolist(), strict=False
@@ -84,12 +86,15 @@ def _panel(
     boxes = instances.gt_boxes.tensor.numpy() * plate.scale
     write_labels(plate.picture, labels, boxes, colors, LETTERS)
     return Panel(
-        plate.picture, str(record.get("image_id", "")), _caption(all_fates[inside].tolist())
+        plate.picture, str(record.get("image_id", "")), _caption(all_outcomes[inside].tolist())
     )
 
 
-def _caption(fates: list[int]) -> str:
-    lost = Counter(fate for fate in fates if fate != LEARNT)
+def _caption(outcomes: list[int]) -> str:
+    lost = Counter(outcome for outcome in outcomes if outcome != ASSIGNED)
     return "\n".join(
-        [f"{len(fates)} objects", *(f"{count} {FATES[fate]}" for fate, count in lost.items())]
+        [
+            f"{len(outcomes)} objects",
+            *(f"{count} {OUTCOMES[outcome]}" for outcome, count in lost.items()),
+        ]
     )

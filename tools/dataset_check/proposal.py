@@ -91,7 +91,7 @@ def propose(
     Returns:
         The proposal, equal to the config where that fits; None without objects.
     """
-    there = ~np.isin(objects.fates, (VANISHED, OUTSIDE))
+    there = ~np.isin(objects.outcomes, (VANISHED, OUTSIDE))
     images, scales, centers = objects.images[there], objects.scales[there], objects.centers[there]
     if len(scales) == 0:
         return None

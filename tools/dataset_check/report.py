@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 
 from solo_d2.data.problems import ERROR, NOTICE, SKIPPED, Problem
 from solo_d2.data.stuff_classes import is_panoptic
-from solo_d2.engine.objects import FATES, LEARNT, Objects
+from solo_d2.engine.objects import ASSIGNED, OUTCOMES, Objects
 from tools.benchmarks.common import markdown_table
 from tools.dataset_check.fit import LOST_LIMIT, Fit
 from tools.dataset_check.proposal import Proposal
@@ -33,15 +33,15 @@ def format_findings(found: Findings, cfg: CfgNode) -> str:
     )
     if found.num_without_objects and found.name in cfg.DATASETS.TRAIN:
         filtered = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-        fate = "left out" if filtered else "trained on, as negatives"
+        outcome = "left out" if filtered else "trained on, as negatives"
         if is_panoptic(cfg) and not filtered:
-            fate += " and for their stuff labels"
-        head += f"\nImages without objects are {fate} ("
+            outcome += " and for their stuff labels"
+        head += f"\nImages without objects are {outcome} ("
         head += f"DATALOADER.FILTER_EMPTY_ANNOTATIONS {filtered})"
     parts = [head, *_format_problems(found.problems)]
     if not found.problems:
         parts.append("Nothing is wrong with its entries" + (" and files." * bool(found.inspector)))
-    if found.objects is not None and len(found.objects.fates):
+    if found.objects is not None and len(found.objects.outcomes):
         parts.append(_format_objects(found.objects, found.num_inspected))
     if found.fit is not None:
         parts.append(_format_fit(found.fit, cfg))
@@ -53,7 +53,7 @@ def format_conclusion(all_findings: Sequence[Findings]) -> str:
     if any(found.training_fails for found in all_findings):
         return "Training would fail."
     lossy = [
-        f"{found.fit.most_lost:.1%} of the objects of {found.name} would not be learnt"
+        f"{found.fit.most_lost:.1%} of the objects of {found.name} would not be assigned to a cell"
         + " at the size that loses most" * (found.fit.most_lost > found.fit.lost)
         for found in all_findings
         if found.fit is not None and not found.fit.good
@@ -84,17 +84,17 @@ def group(problems: Any) -> dict[str, list[Problem]]:
 
 
 def _format_objects(objects: Objects, num_images: int) -> str:
-    total = len(objects.fates)
+    total = len(objects.outcomes)
     lines = [f"Of {total} objects of {num_images} images, at their size in training, are lost:"]
-    for fate, name in enumerate(FATES):
-        lost = np.flatnonzero(objects.fates == fate)
-        if fate == LEARNT or len(lost) == 0:
+    for outcome, name in enumerate(OUTCOMES):
+        lost = np.flatnonzero(objects.outcomes == outcome)
+        if outcome == ASSIGNED or len(lost) == 0:
             continue
         examples = ", ".join(objects.names[index] for index in lost[:EXAMPLES])
         dots = ", ..." * (len(lost) > EXAMPLES)
         lines.append(f"  {len(lost)} ({len(lost) / total:.1%}) {name}: {examples}{dots}")
     if len(lines) == 1:
-        lines = [f"All {total} objects of {num_images} images are learnt by a cell."]
+        lines = [f"All {total} objects of {num_images} images are assigned to cells."]
     scales = objects.scales[~np.isnan(objects.scales)]
     if len(scales):
         values = np.quantile(scales, _QUANTILES)
@@ -154,7 +154,7 @@ def _format_verdict(fit: Fit) -> str:
     verb = "fit" if fit.good else "do not fit"
     lines = [
         f"The config's image size, grids and scale ranges {verb}: {fit.lost:.1%} of the objects "
-        f"would not be learnt (at most {LOST_LIMIT:.0%} should be)."
+        f"would not be assigned to a cell (at most {LOST_LIMIT:.0%} should be)."
     ]
     lines += [
         f"At a short side of {side} pixels (INPUT.MIN_SIZE_TRAIN) it would be {share:.1%}"
@@ -215,11 +215,11 @@ def to_json(found: Findings) -> dict[str, Any]:
     objects = found.objects
     if objects is not None:
         content["num_inspected_images"] = found.num_inspected
-        content["num_objects"] = len(objects.fates)
+        content["num_objects"] = len(objects.outcomes)
         content["lost_objects"] = {
-            name: [objects.names[index] for index in np.flatnonzero(objects.fates == fate)]
-            for fate, name in enumerate(FATES)
-            if fate != LEARNT
+            name: [objects.names[index] for index in np.flatnonzero(objects.outcomes == outcome)]
+            for outcome, name in enumerate(OUTCOMES)
+            if outcome != ASSIGNED
         }
     if found.fit is not None:
         content |= _fit_to_json(found.fit)

@@ -15,14 +15,14 @@ from solo_d2.data.ignored import find_ignored, is_object, without_objects
 from solo_d2.data.problems import ERROR, NOTICE, Problem
 from solo_d2.data.stuff_classes import is_panoptic
 from solo_d2.engine.objects import (
-    LEARNT,
+    ASSIGNED,
     UNREADABLE_FILE,
     Inspection,
     Inspector,
     Objects,
     TargetRule,
 )
-from solo_d2.engine.training_data import none_learnt, why_nothing
+from solo_d2.engine.training_data import describe_outcomes, why_nothing
 from tools.dataset_check.fit import Fit, FitFinder
 
 # The kind of problem of a data set of which no annotation is an object to learn.
@@ -164,11 +164,13 @@ def refuse_nothing(cfg: CfgNode, trained: Sequence[Findings]) -> None:
             ]
         return
     followed = [found.objects for found in trained if found.objects is not None]
-    fates = Objects.join(followed).fates
-    if len(fates) and not (fates == LEARNT).any():
+    outcomes = Objects.join(followed).outcomes
+    if len(outcomes) and not (outcomes == ASSIGNED).any():
         where = ", ".join(f"'{found.name}'" for found in trained)
         trained[0].problems.append(
-            Problem("no object is learnt", f"data set {where}", none_learnt(followed))
+            Problem(
+                "no object is assigned to a cell", f"data set {where}", describe_outcomes(followed)
+            )
         )
 
 
