@@ -16,10 +16,11 @@ def restored() -> Iterator[None]:
     yield
     _restore(os.environ, environment, keep="PYTEST_CURRENT_TEST")
     for logger in set(_loggers()) - set(loggers):
-        loggers[logger] = (logging.NOTSET, True, [], [])
-    for logger, (level, propagate, handlers, filters) in loggers.items():
+        loggers[logger] = (logging.NOTSET, True, False, [], [])
+    for logger, (level, propagate, disabled, handlers, filters) in loggers.items():
         logger.setLevel(level)
-        logger.propagate, logger.handlers[:], logger.filters[:] = propagate, handlers, filters
+        logger.propagate, logger.disabled = propagate, disabled
+        logger.handlers[:], logger.filters[:] = handlers, filters
     if module := sys.modules.get("detectron2.utils.logger"):
         module.setup_logger.cache_clear()  # or it leaves out handlers that are gone
     if module := sys.modules.get("detectron2.data.catalog"):
@@ -35,8 +36,8 @@ def restored() -> Iterator[None]:
 def _loggers():
     names = [n for n in logging.root.manager.loggerDict if n.partition(".")[0] in PACKAGES]
     return {
-        (x := logging.getLogger(name)): (x.level, x.propagate, [*x.handlers], [*x.filters])
-        for name in names
+        x: (x.level, x.propagate, x.disabled, [*x.handlers], [*x.filters])
+        for x in map(logging.getLogger, names)
     }
 
 
