@@ -4,13 +4,12 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Iterator
 
 PACKAGES = ("solo_d2", "detectron2", "fvcore")
 
 
 @contextlib.contextmanager
-def restored() -> Iterator[None]:
+def restored():
     """Restore catalogs, loggers and the environment on leaving."""
     environment, loggers, catalogs = dict(os.environ), _loggers(), _catalogs()
     yield
@@ -23,8 +22,8 @@ def restored() -> Iterator[None]:
         logger.handlers[:], logger.filters[:] = handlers, filters
     if module := sys.modules.get("detectron2.utils.logger"):
         module.setup_logger.cache_clear()  # or it leaves out handlers that are gone
-    if module := sys.modules.get("detectron2.data.catalog"):
-        loaders, metadata = catalogs
+    if catalogs:
+        module, (loaders, metadata) = sys.modules["detectron2.data.catalog"], catalogs
         _restore(module.DatasetCatalog.data, loaders)
         _restore(
             module.MetadataCatalog.data, {name: entry for name, (entry, _) in metadata.items()}
@@ -42,11 +41,11 @@ def _loggers():
 
 
 def _catalogs():
-    """Loaders by name; metadata and their attributes by name."""
+    """Loaders by name; metadata and their attributes by name; None before the first import."""
     if module := sys.modules.get("detectron2.data.catalog"):
         metadata = {name: (x, dict(vars(x))) for name, x in module.MetadataCatalog.items()}
         return dict(module.DatasetCatalog), metadata
-    return {}, {}
+    return None
 
 
 def _restore(current, before, keep=None):
