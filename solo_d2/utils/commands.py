@@ -1,4 +1,4 @@
-"""What all commands have in common: errors on one line, and a clean end when told to stop."""
+"""What all commands share: errors on one line, and a clean end after SIGTERM."""
 
 import atexit
 import contextlib
@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -25,15 +26,15 @@ _SOON = 10.0
 # Seconds that a process has to end when it was told to.
 _PATIENCE = 5.0
 Errors = tuple[type[Exception], ...]
-# Told on one line wherever they come from.
+# Printed on one line wherever they come from.
 _OWN: Errors = (BadNumbersError, ConfigError, DatasetError)
 
 
 def share_cores() -> None:
-    """Let threads of OpenMP sleep while they wait for one another, unless the user has decided.
+    """Let OpenMP's threads sleep while they wait for one another, unless the user has decided.
 
-    By default they spin, which costs milliseconds in each operation as soon as other programs use
-    the cores too. The variable is read when torch is imported, and by programs that are started.
+    By default they spin, which costs milliseconds in each operation while other programs use the
+    cores. The variable is read when torch is imported, and by programs that are started.
     """
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
@@ -42,8 +43,7 @@ def share_cores() -> None:
 class Terminated(SystemExit):
     """SIGTERM has come, as SLURM, Kubernetes and `timeout` send it before they kill.
 
-    No Exception, so that nothing takes it for a failure; what is in the midst of writing removes
-    its temporary files.
+    Not an Exception, so that nothing takes it for a failure.
     """
 
     def __init__(self) -> None:
@@ -53,26 +53,30 @@ class Terminated(SystemExit):
 def run_command(
     name: str, work: Callable[[], object], *, errors: Errors = (), failed: int = FAILED
 ) -> int:
-    """Do what a command does.
+    """Run a command; print the errors that a user can mend on one line.
 
     Args:
-        name: of the command, which begins its messages; "": the kind of error does.
+        name: of the command, which begins its messages; "": the type of the error does.
         work: may return an exit code; anything but a number is taken for 0.
-        errors: what it raises to be told on one line, beside those of `solo_d2.utils.errors` and
-            OSError. Anything else is a defect of ours or of the user's own code; so are these
-            errors and OSError where code of the user is involved. All of that is raised.
+        errors: types to print on one line, besides those of `solo_d2.utils.errors` and OSError.
+            These and OSError are raised where code of the user is involved, like all other errors.
         failed: exit code of such errors.
 
     Returns:
         The exit code; `INTERRUPTED` after Ctrl-C and `TERMINATED` after SIGTERM.
     """
-    told: Errors = (*_OWN, OSError, *errors)
-    with sigterm_raises() as stopped, _quiet_logging(told):
+    mendable: Errors = (*_OWN, OSError, *errors)
+    with sigterm_raises() as stopped, _quiet_logging(mendable):
         try:
-            result = _work(work, stopped)
+            try:
+                result = work()
+            except Exception as error:
+                if stopped():  # also of workers and other processes, whose end raises errors here
+                    raise Terminated from error
+                raise
             return result if isinstance(result, int) else 0
-        except told as error:
-            if not _is_told(error, told):
+        except mendable as error:
+            if not _is_mendable(error, mendable):
                 raise
             text = describe(error) if isinstance(error, OSError) else str(error)
             print(f"{name or type(error).__name__}: {text}", file=sys.stderr)
@@ -87,9 +91,9 @@ def run_command(
             return TERMINATED
 
 
-def _is_told(error: BaseException | None, told: Errors) -> bool:
-    """Whether an error is told on one line, and not shown with its traceback."""
-    return isinstance(error, _OWN) or (isinstance(error, told) and not from_user_code(error))
+def _is_mendable(error: BaseException | None, mendable: Errors) -> bool:
+    """Whether an error is printed on one line, without its traceback."""
+    return isinstance(error, _OWN) or (isinstance(error, mendable) and not from_user_code(error))
 
 
 def cause_of_end(exit_code: int) -> str:
@@ -106,26 +110,6 @@ def cause_of_end(exit_code: int) -> str:
     except ValueError:  # a real-time signal
         name = f"signal {number}"
     return f"by {name}" + (" (mostly because memory ran out)" if number == signal.SIGKILL else "")
-
-
-def run_process(main: Callable[..., object], *args: Any) -> None:
-    """What a process does that a command has started: it ends cleanly when the command does."""
-    with sigterm_raises() as stopped:
-        _work(lambda: main(*args), stopped)
-
-
-def _work(work: Callable[[], object], stopped: Callable[[], bool]) -> object:
-    """Do the work; what it raises after SIGTERM is `Terminated`.
-
-    The signal may have ended workers of loaders and other processes of the job too, and their end
-    raises errors here.
-    """
-    try:
-        return work()
-    except Exception as error:
-        if stopped():
-            raise Terminated from error
-        raise
 
 
 @contextlib.contextmanager
@@ -164,7 +148,7 @@ def sigterm_raises() -> Iterator[Callable[[], bool]]:
 
 
 def _wait_for_processes() -> None:
-    """See that all have ended: Python drops a signal that comes to one that was just forked."""
+    """End all children: Python drops a signal that comes to one that was just forked."""
     for process in multiprocessing.active_children():
         process.terminate()
         process.join(_PATIENCE)
@@ -173,34 +157,27 @@ def _wait_for_processes() -> None:
 
 
 def _close_logs() -> None:
-    """Close log files, which may be on a full disk; Detectron2 would report that after our line."""
+    """Close log files, which may be on a full disk, before Detectron2 reports that at exit."""
     for handler in _log_files():
         with contextlib.suppress(OSError, ValueError):
             handler.stream.close()
 
 
 def shorten_log_errors() -> None:
-    """Let a log file that cannot be written say so once, not by a traceback for each record."""
+    """Report a log file that cannot be written once, not by a traceback for each record."""
     for handler in _log_files():
-        handler.handleError = _LogErrors(handler)  # type: ignore[method-assign]
+        handler.handleError = partial(_report_once, handler)  # type: ignore[method-assign]
 
 
-class _LogErrors:
-    """Handles what a log file's handler raises."""
-
-    def __init__(self, handler: "logging.StreamHandler[Any]"):
-        self.handler, self.said = handler, False
-
-    def __call__(self, record: logging.LogRecord) -> None:
-        error = sys.exc_info()[1]
-        if not isinstance(error, OSError):  # a call that logs is wrong
-            type(self.handler).handleError(self.handler, record)
-        elif not self.said:
-            self.said = True
-            print(
-                describe(OSError(error.errno, error.strerror, self.handler.stream.name)),
-                file=sys.stderr,
-            )
+def _report_once(handler: "logging.StreamHandler[Any]", record: logging.LogRecord) -> None:
+    """Print why a log file cannot be written, the first time."""
+    error = sys.exc_info()[1]
+    if not isinstance(error, OSError):  # a call that logs is wrong
+        type(handler).handleError(handler, record)
+    elif not hasattr(handler, "reported"):
+        handler.reported = True  # type: ignore[attr-defined]
+        named = OSError(error.errno, error.strerror, handler.stream.name)
+        print(describe(named), file=sys.stderr)
 
 
 def _log_files() -> "Iterator[logging.StreamHandler[Any]]":
@@ -213,11 +190,11 @@ def _log_files() -> "Iterator[logging.StreamHandler[Any]]":
 
 
 @contextlib.contextmanager
-def _quiet_logging(told: Errors) -> Iterator[None]:
-    """Leave out the stack traces of errors that are told anyway."""
+def _quiet_logging(mendable: Errors) -> Iterator[None]:
+    """Keep tracebacks of errors that are printed on one line out of Detectron2's log."""
 
     def is_news(record: logging.LogRecord) -> bool:
-        return not (record.exc_info and _is_told(record.exc_info[1], told))
+        return not (record.exc_info and _is_mendable(record.exc_info[1], mendable))
 
     loop = logging.getLogger("detectron2.engine.train_loop")  # it logs what training raises
     loop.addFilter(is_news)

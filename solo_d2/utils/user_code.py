@@ -51,11 +51,6 @@ def calls_user_code(traceback: TracebackType | None) -> bool:
     return _called_user([_owner(file) for file in _frames(traceback)])
 
 
-def in_user_code(traceback_text: str) -> bool:
-    """As `from_user_code`, for an error of another process, of which the text is left."""
-    return _concerns_user(list(_files_in_text(traceback_text)))
-
-
 def is_of_user(thing: Callable[..., Any]) -> bool:
     """Whether a class or function is defined by the user; unknown ones count as such."""
     module = sys.modules.get(getattr(thing, "__module__", None) or "")
@@ -66,13 +61,6 @@ def note_part(error: BaseException, text: str) -> None:
     """Add a line to an error's traceback, where Python can (3.11)."""
     if sys.version_info >= (3, 11):
         error.add_note(text)
-
-
-def last_error(traceback_text: str) -> str:
-    """The error that a printed traceback ends with, "module.Type: text" (which may have lines)."""
-    lines = traceback_text.rpartition(_HEAD)[2].strip("\n").split("\n")
-    first = next((i for i, line in enumerate(lines) if line and not line.startswith(" ")), 0)
-    return "\n".join(lines[first:]).strip()
 
 
 def _concerns_user(files: list[str]) -> bool:
