@@ -1,22 +1,31 @@
-"""Reading of COCO's json files, with errors that name what is wrong. No Detectron2 needed."""
+"""Reading of COCO's json files, with errors that name file, entry and key. No Detectron2 needed.
 
+`FIELDS` describes the keys of the entries of each list. Panoptic and LVIS files add their own.
+"""
+
+import functools
 import json
+import logging
 import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from solo_d2.data.json_text import read_json_text, say_once
 from solo_d2.data.locations import where_datasets_are
-from solo_d2.data.problems import Refusal
+from solo_d2.data.problems import Problem, Refusal, Report, refuse_errors
 from solo_d2.utils.errors import DatasetError, shown
 
+logger = logging.getLogger(__name__)
+
+_GZIP = b"\x1f\x8b"
 # How many names or ids a message lists.
 _LISTED = 5
-_LISTS = ("images", "annotations", "categories")
-# Keys whose values are whole numbers, lists of them or, of segments, of objects with such keys.
+# What a file should be, for messages.
+INSTANCES = "an instances"
+# Keys whose values are whole numbers or lists of them, and of `segments_info` lists of objects.
 _WHOLE_KEYS = {
     "images": ("id", "height", "width", "not_exhaustive_category_ids", "neg_category_ids"),
     "annotations": ("id", "image_id", "category_id", "iscrowd", "segments_info"),
@@ -25,25 +34,137 @@ _WHOLE_KEYS = {
 _SEGMENT_KEYS = ("id", "category_id", "iscrowd")
 # Floats below it hold every whole number.
 _MOST_EXACT = 2**53
-MIXED_IDS = "some ids are numbers and others texts, so they have no order: write all as numbers"
-# What a file should be, for messages.
-INSTANCES = "an instances"
 # Beyond this pycocotools' run lengths do not fit their type.
 _MOST_PIXELS = 2**31
 
 
-def read_text(name: str, json_file: str | Path) -> str:
-    """Content of an annotation file.
+def is_whole(value: Any) -> TypeGuard[int]:
+    """Whether a value is a whole number, which true and false are not."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
-    Args:
-        name: of the data set, for the message; may be empty.
-        json_file: the file.
+
+def is_id(value: Any) -> TypeGuard[int | str]:
+    """Whether a value may be an id: numbers in COCO, texts in Cityscapes' panoptic files."""
+    return is_whole(value) or isinstance(value, str)
+
+
+@dataclass(frozen=True)
+class Field:
+    """A key of an entry.
+
+    Attributes:
+        key: its name.
+        allowed: what its value must be, in words.
+        holds: whether a value may be; of a missing key it is None.
+        optional: whether the key may be missing.
+    """
+
+    key: str
+    allowed: str
+    holds: Callable[[Any], bool]
+    optional: bool = False
+
+
+ID = Field("id", "a whole number or a text", is_id)
+IMAGE_ID = Field("image_id", ID.allowed, is_id)
+CATEGORY_ID = Field("category_id", ID.allowed, is_id)
+ISCROWD = Field("iscrowd", "0 or 1", lambda value: value in (0, 1), optional=True)
+_NAME = Field("name", "a text", lambda value: isinstance(value, str))
+_FILE_NAME = Field(
+    "file_name",
+    "the name of a file",
+    lambda value: isinstance(value, str) and value != "" and "\0" not in value,
+)
+_SIDE = (
+    f"a whole number from 1 to {_MOST_PIXELS}",
+    lambda v: is_whole(v) and 0 < v <= _MOST_PIXELS,
+)
+FIELDS: dict[str, tuple[Field, ...]] = {
+    "images": (ID, _FILE_NAME, Field("height", *_SIDE), Field("width", *_SIDE)),
+    "annotations": (
+        ID,
+        IMAGE_ID,
+        CATEGORY_ID,
+        ISCROWD,
+        Field("ignore", "left out or false; mark groups by 'iscrowd'", lambda value: not value),
+    ),
+    "categories": (ID, _NAME),
+}
+
+
+def load_json(file: str | Path) -> Any:
+    """Parse a json file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
 
     Raises:
-        DatasetError: it is missing, or no text that `read_json_text` reads.
+        OSError: the file cannot be read.
+        ValueError: it is no json, has another encoding or is compressed; the message says which.
+        RecursionError: it is nested too deeply.
     """
+    return json.loads(_decode(file)[0])
+
+
+def _decode(file: str | Path) -> tuple[str, str]:
+    """The text of a json file, without a byte order mark, and its encoding."""
+    data = Path(file).read_bytes()
+    if data.startswith(_GZIP):
+        raise ValueError("it is compressed by gzip. Unpack it (gunzip)")
+    encoding = json.detect_encoding(data)
     try:
-        return read_json_text(json_file)
+        return data.decode(encoding), encoding
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is no {encoding} text ({error}). Save it as UTF-8") from error
+
+
+@functools.cache
+def log_once(file: str | Path, what: str) -> None:
+    """Log how a file is read that is written in an unusual way, once in a process."""
+    logger.warning("%s %s", file, what)
+
+
+def read_lists(
+    json_file: str | Path, report: Report, name: str = "", kind: str = INSTANCES
+) -> dict[str, Any]:
+    """Read a COCO json and check that it has its three lists.
+
+    Numbers are normalized, see `_normalize`. A file of instances may lack 'annotations', as those
+    of COCO's test sets do.
+
+    Args:
+        json_file: the file.
+        report: receives entries that are no objects, which are then left out.
+        name: of the data set, for messages; may be empty.
+        kind: what file it should be, with its article, for messages.
+
+    Raises:
+        DatasetError: it is missing, not JSON, or something else.
+    """
+    text = _read_text(name, json_file)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        cure = "If it is incomplete, write it again"
+        if "Extra data" in str(error):
+            cure = "Write one object; several, as in JSON Lines, are not read"
+        raise DatasetError(f"{json_file} is not valid JSON ({error}). {cure}") from error
+    for part in FIELDS:
+        if not isinstance(content, dict) or not isinstance(content.get(part), list):
+            if part == "annotations" and kind == INSTANCES and part not in content:
+                continue
+            raise DatasetError(
+                f"{json_file} has no list '{part}', so it is not {kind} file in COCO format"
+            )
+        for place, entry in enumerate(content[part]):
+            if not isinstance(entry, dict):
+                reason = f"every entry must be an object, it is {shown(entry)}"
+                report(Problem("entry of another form", _place(part, place), reason))
+        content[part] = [entry for entry in content[part] if isinstance(entry, dict)]
+    _normalize(json_file, content)
+    return content
+
+
+def _read_text(name: str, json_file: str | Path) -> str:
+    try:
+        text, encoding = _decode(json_file)
     except FileNotFoundError:
         title = f" of data set '{name}'" if name else ""
         raise DatasetError(
@@ -52,75 +173,42 @@ def read_text(name: str, json_file: str | Path) -> str:
         ) from None
     except (OSError, ValueError) as error:
         raise DatasetError(f"{json_file} cannot be read: {error}") from error
+    if encoding != "utf-8":
+        log_once(json_file, f"is read as {encoding}")
+    return text
 
 
-def parse(json_file: str | Path, text: str, kind: str = INSTANCES) -> dict[str, Any]:
-    """Parse a COCO json and check that it has its three lists of objects.
-
-    Numbers are normalized, see `normalize`. A file of instances may lack 'annotations', as those of
-    COCO's test sets do.
-
-    Args:
-        json_file: where the text is from, for messages.
-        text: the content.
-        kind: what file it should be, with its article, for messages.
-
-    Raises:
-        DatasetError: it is not JSON, or something else.
-    """
-    content = parse_lists(json_file, text, kind)
-    for key in _LISTS:
-        for place, reason in not_objects(content.get(key, ())):
-            raise DatasetError(f"{json_file}: '{key}', entry {place} (from 0): {reason}")
-    return content
+def _place(part: str, place: int) -> str:
+    return f"'{part}', entry {place} (from 0)"
 
 
-def parse_lists(json_file: str | Path, text: str, kind: str = INSTANCES) -> dict[str, Any]:
-    """The same without a look at the entries of the lists, which may be anything."""
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        cure = "If it is incomplete, write it again"
-        if "Extra data" in str(error):
-            cure = "Write one object; several, as in JSON Lines, are not read"
-        raise DatasetError(f"{json_file} is not valid JSON ({error}). {cure}") from error
-    for key in _LISTS:
-        if key == "annotations" and kind == INSTANCES and key not in content:
-            continue
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise DatasetError(
-                f"{json_file} has no list '{key}', so it is not {kind} file in COCO format"
-            )
-    normalize(json_file, content)
-    return content
-
-
-def normalize(json_file: str | Path, content: dict[str, Any]) -> None:
+def _normalize(json_file: str | Path, content: dict[str, list[dict[str, Any]]]) -> None:
     """Bring into one form what can only mean one thing, in place, and log each kind once.
 
     Ids, sizes and flags such as 1.0 become whole numbers, and names such as 7 texts. Of images and
     categories that are listed twice, with the same content, one is left.
-
-    Args:
-        json_file: where the content is from.
-        content: lists of entries, which may be anything.
     """
     floats: Counter[str] = Counter()
     for part, keys in _WHOLE_KEYS.items():
         for entry in content.get(part, ()):
-            if isinstance(entry, dict):
-                _make_whole(entry, keys, floats)
+            _make_whole(entry, keys, floats)
     for key, count in floats.items():
-        say_once(json_file, f"has '{key}' as a float such as 1.0 ({count} times), read as 1")
-    for entry in content.get("categories", ()):
-        if isinstance(entry, dict) and is_whole(entry.get("name")):
-            entry["name"] = str(entry["name"])
+        log_once(json_file, f"has '{key}' as a float such as 1.0 ({count} times), read as 1")
+    for category in content["categories"]:
+        if is_whole(category.get("name")):
+            category["name"] = str(category["name"])
     for part in ("images", "categories"):
-        unique = _without_repeated(content.get(part, ()))
+        first: dict[int | str, Any] = {}
+        unique = []
+        for entry in content.get(part, ()):
+            key = entry.get("id")
+            known = first.setdefault(key, entry) if is_id(key) else entry
+            if known is entry or known != entry:
+                unique.append(entry)
         repeated = len(content.get(part, ())) - len(unique)
         if repeated:
             content[part] = unique
-            say_once(
+            log_once(
                 json_file, f"lists some of '{part}' again ({repeated} times), which is ignored"
             )
 
@@ -132,149 +220,125 @@ def _make_whole(entry: dict[str, Any], keys: Iterable[str], floats: Counter[str]
         if isinstance(value, float) and value.is_integer() and abs(value) < _MOST_EXACT:
             floats[key] += 1
             return int(value)
+        if isinstance(value, dict) and key == "segments_info":
+            _make_whole(value, _SEGMENT_KEYS, floats)
         return value
 
     for key in keys:
         value = entry.get(key)
         if isinstance(value, list):
-            for item in value:
-                if isinstance(item, dict):
-                    _make_whole(item, _SEGMENT_KEYS, floats)
             entry[key] = [whole(item) for item in value]
         elif isinstance(value, float):
             entry[key] = whole(value)
 
 
-def _without_repeated(entries: Sequence[Any]) -> list[Any]:
-    """Entries without those that equal an earlier one of the same id."""
-    first: dict[int | str, Any] = {}
-    kept = []
-    for entry in entries:
-        key = entry.get("id") if isinstance(entry, dict) else None
-        if is_id(key):
-            if key in first and first[key] == entry:
-                continue
-            first.setdefault(key, entry)
-        kept.append(entry)
-    return kept
+def usable_entries(
+    entries: Iterable[dict[str, Any]],
+    part: str,
+    report: Report,
+    *,
+    fields: Sequence[Field] | None = None,
+    within: str = "",
+) -> Iterator[dict[str, Any]]:
+    """Yield the entries of a list whose keys have allowed values and whose ids differ.
 
-
-def not_objects(entries: Sequence[Any]) -> Iterator[tuple[int, str]]:
-    """Places of entries that are no objects, each with what is wrong."""
+    Args:
+        entries: of the list.
+        part: name of the list.
+        report: receives what is wrong with the others.
+        fields: keys to check; None: those of `FIELDS`.
+        within: what the list belongs to, before the name of an entry in messages.
+    """
+    fields = FIELDS[part] if fields is None else fields
+    what = {"categories": "category", "segments_info": "segment"}.get(part, part[:-1])
+    seen: set[int | str] = set()
     for place, entry in enumerate(entries):
-        if not isinstance(entry, dict):
-            yield place, f"every entry must be an object, it is {shown(entry)}"
+        where = f"{within}{what} {shown(entry.get('id'))}"
+        for field in fields:
+            value = entry.get(field.key)
+            if not field.holds(value) and not (field.optional and field.key not in entry):
+                if field is fields[0]:  # without an id the name says nothing
+                    where = f"{within}{_place(part, place)}"
+                reason = f"'{field.key}' must be {field.allowed}, it is {shown(value)}"
+                report(Problem(f"{what} with an invalid '{field.key}'", where, reason))
+                break
+        else:
+            if entry["id"] in seen:
+                reason = f"the id is used more than once: give every {what} an id of its own"
+                report(Problem(f"{what} id used more than once", where, reason))
+                continue
+            seen.add(entry["id"])
+            yield entry
 
 
-def read_sorted_categories(json_file: str | Path) -> list[dict[str, Any]]:
+def require_possible_size(image: dict[str, Any]) -> None:
+    """Raise Refusal for an image of more pixels than a mask can have."""
+    if image["height"] * image["width"] > _MOST_PIXELS:
+        reason = f"{image['height']} x {image['width']} pixels (height x width) are too many"
+        raise Refusal("image of impossible size", reason)
+
+
+def sorted_categories(
+    categories: Any, report: Report, fields: Sequence[Field] | None = None
+) -> list[dict[str, Any]]:
+    """Check the categories of a COCO json, and sort the usable ones by id.
+
+    Args:
+        categories: the list.
+        report: receives what is wrong with the others.
+        fields: see `usable_entries`.
+    """
+    found = list(usable_entries(categories, "categories", report, fields=fields))
+    if not found:
+        report(Problem("no categories", "'categories'", "the list has no usable entry"))
+    if len({isinstance(category["id"], str) for category in found}) > 1:
+        reason = "some ids are numbers and others texts, so they have no order: write all alike"
+        report(Problem("category ids of two kinds", "'categories'", reason))
+    return sorted(found, key=lambda category: _order(category["id"]))
+
+
+def read_sorted_categories(
+    json_file: str | Path, fields: Sequence[Field] | None = None
+) -> list[dict[str, Any]]:
     """Read the categories of a COCO json, by id, without parsing the rest of it.
+
+    Args:
+        json_file: the file.
+        fields: see `usable_entries`.
 
     Raises:
         DatasetError: the file is missing, not JSON, or has no proper categories.
     """
-    text = read_text("", json_file)
+    text = _read_text("", json_file)
+    refuse = refuse_errors(json_file)
     matches = list(re.finditer(r'"categories"\s*:\s*', text))
-    if len(matches) == 1:
-        try:
-            categories = json.JSONDecoder().raw_decode(text, matches[0].end())[0]
-        except (ValueError, RecursionError):
-            categories = None
-        content = {"categories": categories if isinstance(categories, list) else []}
-        normalize(json_file, content)
-    else:
-        content = parse(json_file, text)
-    return sorted_categories(json_file, content["categories"])
+    if len(matches) != 1:
+        return sorted_categories(read_lists(json_file, refuse)["categories"], refuse, fields)
+    try:
+        found = json.JSONDecoder().raw_decode(text, matches[0].end())[0]
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+        raise DatasetError(f"{json_file}: 'categories' must be a list of objects")
+    content = {"categories": found}
+    _normalize(json_file, content)
+    return sorted_categories(content["categories"], refuse, fields)
 
 
-def sorted_categories(json_file: str | Path, categories: Any) -> list[dict[str, Any]]:
-    """Check the categories of a COCO json, and sort them by id.
-
-    Raises:
-        DatasetError: one has no proper id or name, or an id is used twice.
-    """
-    if not isinstance(categories, list) or not categories or not all(map(is_category, categories)):
-        entries = categories if isinstance(categories, list) else []
-        wrong = next((f", not {shown(c)}" for c in entries if not is_category(c)), "")
-        raise DatasetError(
-            f"{json_file}: 'categories' must be a list of objects with an 'id' (whole number or "
-            f"text) and a 'name'{wrong}"
-        )
-    ids = [category["id"] for category in categories]
-    require_unique(json_file, "category", ids)
-    if mixes_kinds(ids):
-        raise DatasetError(f"{json_file}: 'categories': {MIXED_IDS}")
-    return sorted(categories, key=lambda category: category["id"])
-
-
-def is_whole(value: Any) -> TypeGuard[int]:
-    """Whether a value is a whole number, which true and false are not."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def is_id(value: Any) -> TypeGuard[int | str]:
-    """Whether a value may be an id: a whole number or a text."""
-    return is_whole(value) or isinstance(value, str)
-
-
-def mixes_kinds(ids: Iterable[int | str]) -> bool:
-    """Whether some ids are numbers and others texts."""
-    return len({isinstance(key, str) for key in ids}) > 1
+def _order(key: int | str) -> tuple[bool, Any]:
+    return isinstance(key, str), key
 
 
 def in_order(ids: Iterable[Any]) -> list[Any]:
     """Ids by value, numbers before texts."""
-    return sorted(ids, key=lambda key: (isinstance(key, str), key))
+    return sorted(ids, key=_order)
 
 
 def is_category(category: Any) -> bool:
-    """Whether an entry of 'categories' has an id and a name."""
-    return (
-        isinstance(category, dict)
-        and is_id(category.get("id"))
-        and isinstance(category.get("name"), str)
+    """Whether a value has the id and name of a category."""
+    return isinstance(category, dict) and all(
+        field.holds(category.get(field.key)) for field in FIELDS["categories"]
     )
-
-
-# Keys of an image. Ids are numbers in COCO, and texts in Cityscapes' panoptic files.
-_IMAGE_KEYS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-    ("id", is_id, "whole number or text"),
-    ("file_name", lambda value: isinstance(value, str), "text"),
-    ("height", is_whole, "whole number"),
-    ("width", is_whole, "whole number"),
-)
-
-
-def require_image(image: dict[str, Any]) -> None:
-    """Check the id, file name, height and width of an image.
-
-    Raises:
-        Refusal: naming the key.
-    """
-    for key, is_valid, words in _IMAGE_KEYS:
-        value = image.get(key)
-        if not is_valid(value):
-            raise Refusal("image incomplete", f"needs a {words} '{key}', it is {shown(value)}")
-    height, width, name = image["height"], image["width"], image["file_name"]
-    if height < 1 or width < 1 or height * width > _MOST_PIXELS:
-        size = f"{shown(height)} x {shown(width)}"
-        reason = f"has an impossible size: {size} pixels (height x width)"
-        raise Refusal("image of impossible size", reason)
-    if not name or "\0" in name:
-        raise Refusal("image incomplete", f"needs a file name, it is {shown(name)}")
-
-
-def require_unique(json_file: str | Path, what: str, ids: Iterable[Any]) -> None:
-    """Check that no id is used twice.
-
-    Raises:
-        DatasetError: naming the ids.
-    """
-    twice = [str(key) for key, count in Counter(ids).items() if count > 1]
-    if twice:
-        raise DatasetError(
-            f"{json_file}: {len(twice)} {what} ids are used more than once: {some(twice)}. "
-            "Give every entry an id of its own"
-        )
 
 
 def some(items: Sequence[Any]) -> str:

@@ -1,20 +1,32 @@
-"""From the entries of a COCO json to Detectron2's dataset dicts, each of them checked.
+"""From the entries of COCO's and LVIS's json files to Detectron2's dataset dicts.
 
-What is wrong is reported, not raised: loading turns the first error into an exception, a check of
-the data set (`solo_d2.dataset_check`) lists all of them. So both know the same rules.
+What is wrong is reported, not raised: loading turns the first error into an exception, the check of
+a data set lists all of them. So both follow the same rules.
 """
 
+import contextlib
 import os
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from detectron2.structures import BoxMode
 
-from solo_d2.data.coco_json import in_order, is_id, is_whole, require_image, some
+from solo_d2.data.coco_json import (
+    FIELDS,
+    Field,
+    in_order,
+    is_whole,
+    read_lists,
+    require_possible_size,
+    some,
+    sorted_categories,
+    usable_entries,
+)
 from solo_d2.data.image_folder import ImageFolder, require_inside
-from solo_d2.data.problems import NOTICE, SKIPPED, Problem, Refusal, Report
+from solo_d2.data.locations import where_datasets_are
+from solo_d2.data.problems import ERROR, NOTICE, SKIPPED, Problem, Refusal, Report
 from solo_d2.data.segmentations import (
     clean_segmentation,
     is_box,
@@ -22,7 +34,7 @@ from solo_d2.data.segmentations import (
     polygon_defect,
     segmentation_box,
 )
-from solo_d2.utils.errors import shown
+from solo_d2.utils.errors import DatasetError, shown
 
 # Kinds of problems: of annotations that are left out as a whole or in part, and of repetitions.
 COVERS_NOTHING = "covers nothing"
@@ -33,22 +45,37 @@ ANNOTATED_TWICE = "annotated more than once"
 FILE_USED_TWICE = "image file used more than once"
 # Why an annotation of a data set for object detection covers nothing.
 BOX_ONLY = "there is a box but no mask"
+# LVIS: categories of an image in which not every object is annotated, and that are not in it.
+LVIS_KEYS = ("not_exhaustive_category_ids", "neg_category_ids")
+
+
+def _is_id_list(value: Any) -> bool:
+    return isinstance(value, list) and all(map(is_whole, value))
+
+
+_LVIS_FIELDS = tuple(
+    Field(key, "a list of whole numbers", _is_id_list, optional=True) for key in LVIS_KEYS
+)
 
 
 @dataclass
 class Records:
-    """What a COCO json holds.
+    """What a json holds.
 
     Attributes:
         by_id: dataset dicts by image id.
+        class_names: of the K classes.
         contiguous: from category ids to classes.
-        missing: paths of the image files that are not there, with hints what to do about it.
+        missing: paths of the image files that are not there.
+        num_annotations: entries of 'annotations'.
         fit_for_evaluator: whether pycocotools can evaluate against the file as it is.
     """
 
     by_id: dict[Any, dict[str, Any]] = field(default_factory=dict)
+    class_names: list[str] = field(default_factory=list)
     contiguous: dict[Any, int] = field(default_factory=dict)
-    missing: dict[str, str] = field(default_factory=dict)
+    missing: set[str] = field(default_factory=set)
+    num_annotations: int = 0
     fit_for_evaluator: bool = True
 
     def in_order(self) -> list[dict[str, Any]]:
@@ -56,128 +83,159 @@ class Records:
         return [self.by_id[key] for key in in_order(self.by_id)]
 
 
-def add_images(
+def read_records(
+    json_file: str | Path,
+    image_root: str | Path,
+    report: Report,
+    metadata: Any = None,
+    *,
+    files_are_there: bool = True,
+) -> Records:
+    """Read a json of COCO or LVIS.
+
+    Args:
+        json_file: the file.
+        image_root: folder that its file names are relative to.
+        report: receives what is wrong; the entry is then left out.
+        metadata: of the data set in Detectron2's catalog. Classes that are known there must be
+            those of the file. The `evaluator_type` "lvis" means LVIS's format.
+        files_are_there: False to look for no image files.
+
+    Raises:
+        DatasetError: the file cannot be used at all, or the image folder is missing.
+    """
+    metadata = {} if metadata is None else metadata
+    is_lvis = metadata.get("evaluator_type") == "lvis"
+    content = read_lists(json_file, report, metadata.get("name", ""))
+    if files_are_there and not os.path.isdir(image_root):
+        raise DatasetError(
+            f"The image folder of {json_file} is missing: looked for "
+            f"{os.path.abspath(image_root)}. " + where_datasets_are("")
+        )
+    annotations = content.get("annotations", [])
+    categories = sorted_categories(content["categories"], report)
+    records = Records(
+        class_names=[category["name"] for category in categories],
+        contiguous={category["id"]: index for index, category in enumerate(categories)},
+        num_annotations=len(annotations),
+    )
+    _compare_classes(records, metadata, report, by_name=not is_lvis)
+    _add_images(records, content["images"], image_root, report, is_lvis, files_are_there)
+    _add_annotations(records, annotations, report)
+    _notice_repetitions(records, report)
+    return records
+
+
+def _compare_classes(records: Records, metadata: Any, report: Report, *, by_name: bool) -> None:
+    """Compare with the classes that a built-in data set has, and number them alike."""
+    known = metadata.get("thing_classes")
+    if known is None:
+        return
+    ids = metadata.get("thing_dataset_id_to_contiguous_id")
+    ids = ids or {number + 1: number for number in range(len(known))}
+    other = in_order(set(records.contiguous) ^ set(ids))
+    pairs = zip(records.class_names, known, strict=False)
+    if other:
+        reason = (
+            f"the file has {len(records.contiguous)}, the data set {len(known)}; ids in only one "
+            f"of them: {some(other)}. Is it a file of another version?"
+        )
+        report(Problem("other categories than expected", "'categories'", reason))
+    elif by_name and records.class_names != list(known):
+        differing = [f"{shown(a)} instead of {shown(b)}" for a, b in pairs if a != b]
+        report(Problem("other categories than expected", "'categories'", some(differing)))
+    else:
+        records.contiguous = {key: ids[key] for key in records.contiguous}
+
+
+def _add_images(
     records: Records,
     images: Iterable[dict[str, Any]],
     image_root: str | Path,
     report: Report,
-    extra_keys: Sequence[str] = (),
+    is_lvis: bool,
+    files_are_there: bool,
 ) -> None:
-    """Make the dataset dicts of images, without annotations.
-
-    Args:
-        records: where they go.
-        images: entries of the json.
-        image_root: folder that their file names are relative to.
-        report: told what is wrong; the entry is then left out.
-        extra_keys: keys of lists that the dataset dicts have too.
-    """
+    """Make the dataset dicts of images, without annotations."""
     folder = ImageFolder(image_root)
-    for image in images:
+    fields = FIELDS["images"] + _LVIS_FIELDS * is_lvis
+    images = map(_with_file_name, images) if is_lvis else images
+    missing: list[tuple[str, str]] = []
+    for image in usable_entries(images, "images", report, fields=fields):
+        where, name = f"image {shown(image['id'])}", image["file_name"]
         try:
-            require_image(image)
-            require_inside(image["file_name"], image_root)
-            if image["id"] in records.by_id:
-                reason = (
-                    f"has the id {shown(image['id'])}, which is used more than once: give every "
-                )
-                raise Refusal("image id used more than once", reason + "image an id of its own")
-            for key in extra_keys:
-                _require_ids(key, image.get(key, []))
+            require_possible_size(image)
+            require_inside(name, image_root)
         except Refusal as error:
-            name = image.get("file_name", image.get("id"))
-            report(Problem(error.kind, f"image {shown(name)}", str(error)))
+            report(Problem(error.kind, where, str(error)))
             continue
-        path = folder.find(image["file_name"])
+        path = folder.find(name)
         if path is None:
-            path = os.path.join(image_root, image["file_name"])
-            records.missing[path] = folder.hint(image["file_name"]) if not records.missing else ""
+            path = os.path.join(image_root, name)
+            missing.append((where, name))
+            records.missing.add(path)
         records.by_id[image["id"]] = {
             "file_name": path,
             "height": image["height"],
             "width": image["width"],
             "image_id": image["id"],
-            **{key: image.get(key, []) for key in extra_keys},
+            **{key: image.get(key, []) for key in LVIS_KEYS if is_lvis},
             "annotations": [],
         }
+    for where, name in missing if files_are_there else ():
+        reason = f"{some([name])} is missing in {os.path.abspath(image_root)}, as are the files of "
+        reason += f"{len(missing)} of {len(records.by_id)} images{folder.hint(name)}"
+        report(Problem("image file missing", where, reason))
     folder.say_unusual()
 
 
-def _require_ids(key: str, ids: Any) -> None:
-    if not isinstance(ids, list) or not all(map(is_whole, ids)):
-        reason = f"needs a list of category ids '{key}', it is {shown(ids)}"
-        raise Refusal("image incomplete", reason)
+def _with_file_name(image: dict[str, Any]) -> dict[str, Any]:
+    """Name an image's file: LVIS has the folder, train2017 or val2017, in its address alone."""
+    address = image.get("coco_url")
+    if not isinstance(address, str) or "/" not in address:
+        return image
+    return {**image, "file_name": "/".join(address.split("/")[-2:])}
 
 
-def add_annotations(
+def _add_annotations(
     records: Records, annotations: Iterable[dict[str, Any]], report: Report
 ) -> None:
-    """Add annotations to the dataset dicts of their images.
-
-    Args:
-        records: with the images and categories.
-        annotations: entries of the json.
-        report: told what is wrong, and what is left out; the entry is then not added.
-    """
-    seen: set[int | str] = set()
-    for annotation in annotations:
-        where = f"annotation {shown(annotation.get('id'))}"
+    """Add annotations to the dataset dicts of their images."""
+    for annotation in usable_entries(annotations, "annotations", report):
+        where = f"annotation {shown(annotation['id'])}"
         try:
-            record = _check_ids(annotation, records, seen)
-            if record is None:
-                records.fit_for_evaluator = False
-                reason = f"image {shown(annotation['image_id'])} is not among the 'images'"
-                report(Problem(UNKNOWN_IMAGE, where, reason, SKIPPED))
-                continue
+            record = _image_of(annotation, records)
             item = _convert(annotation, record, records, where, report)
         except Refusal as error:
-            report(Problem(error.kind, where, str(error)))
-            continue
-        if item is None:
+            severity = SKIPPED if error.kind in (COVERS_NOTHING, UNKNOWN_IMAGE) else ERROR
+            report(Problem(error.kind, where, str(error), severity))
             records.fit_for_evaluator = False
         else:
             record["annotations"].append(item)
 
 
-def _check_ids(
-    annotation: dict[str, Any], records: Records, seen: set[int | str]
-) -> dict[str, Any] | None:
-    """Check ids and flags of an annotation; the dataset dict of its image, None for no image."""
-    key = annotation.get("id")
-    if not is_id(key):
-        reason = f"every annotation needs an 'id', a whole number or a text, it is {shown(key)}"
-        raise Refusal("annotation without id", reason)
-    if key in seen:
-        reason = "the id is used more than once: give every annotation its own"
-        raise Refusal("annotation id used more than once", reason)
-    seen.add(key)
-    category, image = annotation.get("category_id"), annotation.get("image_id")
-    if not is_id(category) or category not in records.contiguous:
+def _image_of(annotation: dict[str, Any], records: Records) -> dict[str, Any]:
+    """The dataset dict of an annotation's image."""
+    category, image = annotation["category_id"], annotation["image_id"]
+    if category not in records.contiguous:
         known = some(in_order(records.contiguous))
         reason = f"category_id {shown(category)} is not among the 'categories' ({known})"
         raise Refusal("unknown category", reason + _other_kind(category, records.contiguous))
-    if not is_id(image) or (image not in records.by_id and _other_kind(image, records.by_id)):
-        reason = f"image_id {shown(image)} is not among the 'images'"
-        raise Refusal(UNKNOWN_IMAGE, reason + _other_kind(image, records.by_id))
-    if annotation.get("ignore"):
-        reason = "'ignore' is not supported: remove it, or use 'iscrowd'"
-        raise Refusal("'ignore' is set", reason)
-    crowd = annotation.get("iscrowd", 0)
-    if crowd not in (0, 1):
-        reason = f"'iscrowd' must be 0 or 1, it is {shown(crowd)}: correct it, or leave it out"
-        raise Refusal("'iscrowd' is neither 0 nor 1", reason)
-    return records.by_id.get(image)
+    if image not in records.by_id:
+        cause = _other_kind(image, records.by_id)
+        kind = "'image_id' of another kind" if cause else UNKNOWN_IMAGE
+        raise Refusal(kind, f"image_id {shown(image)} is not among the 'images'{cause}")
+    return records.by_id[image]
 
 
-def _other_kind(key: Any, known: Container[Any]) -> str:
+def _other_kind(key: int | str, known: Container[Any]) -> str:
     """The cause, for a message, where a text stands for a number or a number for a text."""
-    if isinstance(key, str):
-        number = int(key) if key.isascii() and key.isdigit() and len(key) < 20 else None
-        if number in known:
-            return f": it is a text, the id there is the number {number}. Write both alike"
-    elif is_whole(key) and abs(key) < 2**63 and str(key) in known:
-        return f": it is a number, the id there is the text '{key}'. Write both alike"
-    return ""
+    other: int | str | None = None
+    with contextlib.suppress(ValueError):  # no number, or one of thousands of digits
+        other = int(key) if isinstance(key, str) else str(key)
+    if other is None or other not in known:
+        return ""
+    return f", but {shown(other)} is: write texts or numbers in both places"
 
 
 def _convert(
@@ -186,45 +244,37 @@ def _convert(
     records: Records,
     where: str,
     report: Report,
-) -> dict[str, Any] | None:
-    """Detectron2's form of an annotation; None if it covers nothing."""
-    given = annotation.get("segmentation")
+) -> dict[str, Any]:
+    """Detectron2's form of an annotation."""
+    given, box = annotation.get("segmentation"), annotation.get("bbox")
     try:
         segmentation = clean_segmentation(given, record["height"], record["width"])
     except Refusal as error:
         raise Refusal(error.kind, f"{error} (image {record['file_name']})") from None
     if segmentation is None:
-        report(Problem(COVERS_NOTHING, where, _why_nothing(annotation), SKIPPED))
-        return None
+        raise Refusal(COVERS_NOTHING, _why_nothing(annotation))
     if isinstance(segmentation, list) and _lies_outside(segmentation, record):
-        reason = f"lies outside {record['file_name']}"
-        report(Problem(OUTSIDE, where, reason, SKIPPED))
-    box = annotation.get("bbox")
-    if not is_box(box):
-        records.fit_for_evaluator = False
-        box = segmentation_box(segmentation)
-    if "iscrowd" not in annotation or not is_number(annotation.get("area")):
-        records.fit_for_evaluator = False
-    if not _is_plain(given):
-        records.fit_for_evaluator = False
-    if isinstance(given, list) and len(segmentation) < len(given):
-        records.fit_for_evaluator = False
+        report(Problem(OUTSIDE, where, f"lies outside {record['file_name']}", SKIPPED))
+    is_partial = isinstance(given, list) and len(segmentation) < len(given)
+    if is_partial:
         report(Problem(PART_COVERS_NOTHING, where, _why_nothing(annotation), SKIPPED))
+    complete = is_box(box) and is_number(annotation.get("area")) and "iscrowd" in annotation
+    if is_partial or not complete or not _has_plain_numbers(given):
+        records.fit_for_evaluator = False
     item = {
         "id": annotation["id"],
         "iscrowd": int(annotation.get("iscrowd", 0)),
-        "bbox": box,
+        "bbox": box if is_box(box) else segmentation_box(segmentation),
         "bbox_mode": BoxMode.XYWH_ABS,
         "category_id": records.contiguous[annotation["category_id"]],
         "segmentation": segmentation,
     }
-    keypoints = annotation.get("keypoints")
-    if keypoints:
-        item["keypoints"] = _keypoints(keypoints)
+    if annotation.get("keypoints"):
+        item["keypoints"] = _keypoints(annotation["keypoints"])
     return item
 
 
-def _is_plain(segmentation: Any) -> bool:
+def _has_plain_numbers(segmentation: Any) -> bool:
     """Whether its numbers are written as evaluators take them."""
     if isinstance(segmentation, dict):
         counts = segmentation["counts"]
@@ -252,7 +302,17 @@ def _lies_outside(polygons: list[Any], record: dict[str, Any]) -> bool:
     return x >= width or y >= height or x + across <= 0 or y + down <= 0
 
 
-def notice_repetitions(records: Records, report: Report) -> None:
+def _keypoints(keypoints: Any) -> list[float]:
+    """As Detectron2: from pixel indices to coordinates."""
+    if not isinstance(keypoints, list) or not all(
+        isinstance(value, float) or is_number(value) for value in keypoints
+    ):
+        reason = "'keypoints' must be numbers x, y, v, x, y, v, ..."
+        raise Refusal("annotation with invalid 'keypoints'", reason)
+    return [value if index % 3 == 2 else value + 0.5 for index, value in enumerate(keypoints)]
+
+
+def _notice_repetitions(records: Records, report: Report) -> None:
     """Report image files that several images name, and objects annotated more than once."""
     files: set[str] = set()
     for record in records.by_id.values():
@@ -269,14 +329,3 @@ def notice_repetitions(records: Records, report: Report) -> None:
                 reason = f"has the class and box of annotation {seen[key]}"
                 report(Problem(ANNOTATED_TWICE, where, reason, NOTICE))
             seen[key] = annotation["id"]
-
-
-def _keypoints(keypoints: Any) -> list[float]:
-    """As Detectron2: from pixel indices to coordinates."""
-    if not isinstance(keypoints, list) or not all(
-        isinstance(value, float) or is_number(value) for value in keypoints
-    ):
-        raise Refusal(
-            "keypoints of another form", "'keypoints' must be numbers x, y, v, x, y, v, ..."
-        )
-    return [value if index % 3 == 2 else value + 0.5 for index, value in enumerate(keypoints)]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
-from solo_d2.data.json_text import say_once
+from solo_d2.data.coco_json import log_once
 from solo_d2.data.problems import Refusal
 from solo_d2.utils.errors import shown
 
@@ -20,15 +20,11 @@ def leaves_folder(name: str, folder: str | Path) -> bool:
 
 
 def require_inside(name: str, folder: str | Path) -> None:
-    """Check that an image is in its folder, so that no json can name other files of the machine.
-
-    Raises:
-        Refusal: it is not.
-    """
+    """Raise Refusal for a name outside of the folder, so that no json reads other files."""
     if leaves_folder(name, folder):
         reason = (
-            f"has the file name {shown(name)}, which is not inside the image folder {folder}; no "
-            "others are read. Name the folder that holds all images, or correct the name"
+            f"'file_name' {shown(name)} is not inside the image folder {folder}; no others are "
+            "read. Name the folder that holds all images, or correct the name"
         )
         raise Refusal("image outside the folder", reason)
 
@@ -47,14 +43,14 @@ class ImageFolder:
     """Finds the files that a json names, by one listing of each folder."""
 
     def __init__(self, root: str | Path) -> None:
-        """Start without a look at the disk; names are relative to `root`."""
+        """Remember the folder that names are relative to; nothing is read yet."""
         self.root = os.fspath(root)
         self._listings: dict[str, set[str]] = {}
         self._composed: dict[str, dict[str, str]] = {}
         self._unusual: Counter[str] = Counter()
 
     def find(self, name: str) -> str | None:
-        """The path of a file; None if there is no such file inside the folder.
+        """Return the path of a file; None if there is no such file inside the folder.
 
         A name that is there is taken as it is. Otherwise backslashes may stand for slashes, percent
         codes for characters, and Unicode's composed characters for decomposed ones.
@@ -78,7 +74,7 @@ class ImageFolder:
         return None
 
     def hint(self, name: str) -> str:
-        """What to do about a file that is not found, as the end of a message; may be empty."""
+        """Say what to do about a file that is not found, as the end of a message; or nothing."""
         name = name.replace("\\", "/")
         folder, base = os.path.split(os.path.join(self.root, name))
         for other in self._listing(folder):
@@ -91,7 +87,7 @@ class ImageFolder:
     def say_unusual(self) -> None:
         """Log how names were read that are not those of the files, once for each kind."""
         for what, count in self._unusual.items():
-            say_once(self.root, f"has files that the json names {what} ({count} times)")
+            log_once(self.root, f"has files that the json names {what} ({count} times)")
 
     def _listing(self, folder: str) -> set[str]:
         if folder not in self._listings:

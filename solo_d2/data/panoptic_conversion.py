@@ -28,14 +28,16 @@ from solo_d2.data.panoptic_json import (
     IGNORE_LABEL,
     PanopticCategories,
     PanopticJson,
+    collect_panoptic_json,
     locate_segments,
     read_panoptic_json,
     read_segment_ids,
     require_size,
 )
+from solo_d2.data.problems import Problem, Report
 from solo_d2.data.whole_folder import only_writer, whole_folder
 from solo_d2.data.workers import num_workers
-from solo_d2.utils.errors import DatasetError
+from solo_d2.utils.errors import DatasetError, shown
 from solo_d2.utils.images import write_image
 
 # Raise it whenever the same files give another conversion.
@@ -246,80 +248,70 @@ def describe_image(
     # The last one is found by -1: no segment.
     labels = [*(stuff_ids.get(item["category_id"], 0) for item in segments), IGNORE_LABEL]
     stuff = np.array(labels, np.uint8)[places]
-    runs = _runs_by_label(places, len(segments))
     objects = [
         {
             "image_id": annotation["image_id"],
             "category_id": segment["category_id"],
             "segment_id": segment["id"],
-            **_describe_runs(*part, ids.shape, int(segment["iscrowd"])),
+            **_describe_rle(rle, int(segment["iscrowd"])),
         }
-        for segment, part in zip(segments, runs, strict=True)
+        for segment, rle in zip(segments, _rles_by_label(places, len(segments)), strict=True)
         if segment["category_id"] not in stuff_ids
     ]
     return stuff, objects
 
 
-def _runs_by_label(
-    labels: NDArray[np.intp], count: int
-) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Find the runs of each label from 0 to count - 1, column by column.
+def _rles_by_label(labels: NDArray[np.intp], count: int) -> list[dict[str, Any]]:
+    """Encode the pixels of each label from 0 to count - 1 of (H, W) labels.
 
     One pass for all: a mask of the whole image for each of hundreds takes a minute where the image
     is large.
-
-    Args:
-        labels: (H, W).
-        count: of the labels that are wanted; others are left out.
-
-    Returns:
-        Places of the first pixels of the runs, and of those after the last, in H * W.
     """
+    height, width = labels.shape
     flat = labels.T.ravel()
     starts = np.flatnonzero(np.diff(flat, prepend=flat[0] - 1))
-    ends = np.append(starts[1:], len(flat))
+    edges = np.stack([starts, np.append(starts[1:], flat.size)], axis=1)
     found = flat[starts]
     order = found.argsort(kind="stable")
     bounds = np.searchsorted(found[order], np.arange(count + 1))
-    return [
-        (starts[order[first:last]], ends[order[first:last]])
-        for first, last in zip(bounds[:-1], bounds[1:], strict=True)
-    ]
-
-
-def _describe_runs(
-    starts: NDArray[np.intp], ends: NDArray[np.intp], size: tuple[int, ...], iscrowd: int
-) -> dict[str, Any]:
-    """What `describe_mask` says of the mask of these runs."""
-    height, width = size
-    counts = np.diff(np.stack([starts, ends], axis=1).ravel(), prepend=0, append=height * width)
-    if counts[-1] == 0:  # as pycocotools encodes a mask
-        counts = counts[:-1]
-    runs = {"size": [height, width], "counts": counts.tolist()}
-    rle = coco_mask.frPyObjects(runs, height, width)
-    (columns, rows), (last_columns, last_rows) = (
-        np.divmod(places, height) for places in (starts, ends - 1)
-    )
-    # A run that goes on in the next column has the last row and the first.
-    tall = (columns != last_columns).any()
-    top, bottom = (0, height) if tall else (int(rows.min()), int(last_rows.max()) + 1)
-    left, right = int(columns[0]), int(last_columns[-1]) + 1
-    return {
-        "bbox": [left, top, right - left, bottom - top],
-        "area": int((ends - starts).sum()),
-        "iscrowd": iscrowd,
-        "segmentation": {"size": [height, width], "counts": rle["counts"].decode("ascii")},
-    }
+    rles = []
+    for first, last in zip(bounds[:-1], bounds[1:], strict=True):
+        runs = np.diff(edges[order[first:last]].ravel(), prepend=0, append=flat.size)
+        if runs[-1] == 0:  # as pycocotools encodes a mask
+            runs = runs[:-1]
+        plain = {"size": [height, width], "counts": runs.tolist()}
+        rles.append(coco_mask.frPyObjects(plain, height, width))
+    return rles
 
 
 def describe_mask(mask: NDArray[np.bool_], iscrowd: int = 0) -> dict[str, Any]:
     """COCO's fields of a mask (H, W) with pixels: tight XYWH box, area, crowd, compressed RLE."""
-    rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    left, top = int(columns[0]), int(rows[0])
+    return _describe_rle(coco_mask.encode(np.asfortranarray(mask, np.uint8)), iscrowd)
+
+
+def _describe_rle(rle: dict[str, Any], iscrowd: int) -> dict[str, Any]:
     return {
-        "bbox": [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top],
-        "area": int(mask.sum()),
+        "bbox": [int(value) for value in coco_mask.toBbox(rle)],
+        "area": int(coco_mask.area(rle)),
         "iscrowd": iscrowd,
         "segmentation": {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")},
     }
+
+
+def report_panoptic_problems(metadata: Any, report: Report) -> None:
+    """Report all that keeps a panoptic data set from its conversion.
+
+    Args:
+        metadata: of the data set.
+        report: receives each problem.
+
+    Raises:
+        DatasetError: the json or its categories cannot be used at all.
+    """
+    root = Path(metadata.panoptic_root)
+    content = collect_panoptic_json(metadata.panoptic_json, report, metadata.name, root)
+    for key, annotation in content.annotations.items():
+        try:
+            describe_image(root, annotation, content.images[key], content.categories)
+        except DatasetError as error:
+            report(Problem("panoptic PNG cannot be used", f"image {shown(key)}", str(error)))

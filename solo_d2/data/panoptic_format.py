@@ -13,7 +13,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.logger import log_first_n
 
-from solo_d2.data.coco_format import load_coco_format
+from solo_d2.data.coco_format import is_registered, load_coco_format
 from solo_d2.data.coco_json import some
 from solo_d2.data.locations import datasets_root
 from solo_d2.data.panoptic_conversion import (
@@ -29,7 +29,7 @@ from solo_d2.data.panoptic_json import (
     read_categories,
     read_panoptic_json,
 )
-from solo_d2.utils.errors import ConfigError, DatasetError
+from solo_d2.utils.errors import DatasetError
 
 
 def register_panoptic_format(
@@ -68,20 +68,14 @@ def register_panoptic_format(
         "json_file": os.fspath(folder / INSTANCES),
         "sem_seg_root": os.fspath(folder / STUFF),
     }
-    known = MetadataCatalog.get(name)
-    if name in DatasetCatalog:
-        for key, path in paths.items():
-            found = known.get(key)
-            if found is None or os.path.abspath(found) != os.path.abspath(path):
-                raise ConfigError(
-                    f"DATASETS.COCO_PANOPTIC_FORMAT: the data set name '{name}' is taken: its "
-                    f"{key} is {found}, not {path}. Choose another name"
-                )
+    if is_registered(name, paths, "DATASETS.COCO_PANOPTIC_FORMAT"):
         return
     DatasetCatalog.register(name, functools.partial(_load_converted, name, folder))
     # What its conversion makes need not be there before.
     made = ("json_file", "sem_seg_root")
-    known.set(evaluator_type=evaluator_type, made_on_first_use=made, **paths, **metadata)
+    MetadataCatalog.get(name).set(
+        evaluator_type=evaluator_type, made_on_first_use=made, **paths, **metadata
+    )
 
 
 def register_cityscapes_separated() -> None:

@@ -16,18 +16,22 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from solo_d2.data.coco_json import (
+    CATEGORY_ID,
+    FIELDS,
+    ISCROWD,
+    Field,
     in_order,
     is_id,
     is_whole,
-    parse,
+    read_lists,
     read_sorted_categories,
-    read_text,
-    require_image,
+    require_possible_size,
     some,
     sorted_categories,
+    usable_entries,
 )
-from solo_d2.data.image_folder import ImageFolder
-from solo_d2.data.problems import ERROR, SKIPPED, Problem, Refusal, Report
+from solo_d2.data.image_folder import ImageFolder, leaves_folder
+from solo_d2.data.problems import SKIPPED, Problem, Refusal, Report, refuse_errors
 from solo_d2.data.segmentations import is_number
 from solo_d2.utils.errors import DatasetError, shown
 from solo_d2.utils.images import write_image
@@ -40,6 +44,20 @@ IGNORE_LABEL = 255
 WITHOUT_ENTRY = "panoptic image without an entry"
 # Name of stuff class 0, all pixels of things.
 THINGS = "things"
+_CATEGORY_FIELDS = (
+    Field(
+        "id",
+        "a text, or a whole number other than 0 (no segment)",
+        lambda v: is_id(v) and v != 0,
+    ),
+    *FIELDS["categories"][1:],
+    Field("isthing", "0 or 1, as in a panoptic file", lambda value: value in (0, 1)),
+)
+_SEGMENT_FIELDS = (
+    Field("id", f"a whole number from 1 to {MAX_ID - 1}", lambda v: is_whole(v) and 0 < v < MAX_ID),
+    CATEGORY_ID,
+    ISCROWD,
+)
 
 
 @dataclass(frozen=True)
@@ -97,33 +115,17 @@ def read_categories(json_file: str | Path) -> PanopticCategories:
     Raises:
         DatasetError: the file is missing, not JSON, or has no proper categories.
     """
-    return split_categories(json_file, read_sorted_categories(json_file))
+    return split_categories(json_file, read_sorted_categories(json_file, _CATEGORY_FIELDS))
 
 
 def split_categories(
     json_file: str | Path, categories: Sequence[dict[str, Any]]
 ) -> PanopticCategories:
-    """Tell things from stuff.
-
-    Args:
-        json_file: where the categories are from, for messages.
-        categories: with `id`, `name` and `isthing`, by id.
+    """Divide categories, sorted by id, into things and stuff.
 
     Raises:
-        DatasetError: one cannot be used, or there is no thing.
+        DatasetError: there is no thing, or too much stuff; it names `json_file`.
     """
-    for category in categories:
-        if category.get("isthing") not in (0, 1):
-            raise DatasetError(
-                f"{json_file}: category {category['id']} ({shown(category['name'])}) needs "
-                f"'isthing' 0 or 1, it is {shown(category.get('isthing'))}. Is this a panoptic "
-                "file?"
-            )
-        if category["id"] == 0:
-            raise DatasetError(
-                f"{json_file}: category {shown(category['name'])} has the id 0, which means 'no "
-                "segment'. Number categories from 1"
-            )
     things, stuff = ([c for c in categories if c["isthing"] == kind] for kind in (1, 0))
     if not things:
         raise DatasetError(f"{json_file}: no category has 'isthing' 1, so there are no instances")
@@ -143,7 +145,7 @@ def _is_color(value: Any) -> bool:
 def read_panoptic_json(
     json_file: str | Path, name: str = "", png_root: str | Path | None = None
 ) -> PanopticJson:
-    """Read and check a panoptic json; the PNGs are not looked at.
+    """Read and check a panoptic json; the PNGs are not read.
 
     Args:
         json_file: the file.
@@ -153,12 +155,7 @@ def read_panoptic_json(
     Raises:
         DatasetError: the first thing that is wrong; naming file, image and segment.
     """
-
-    def refuse(problem: Problem) -> None:
-        if problem.severity == ERROR:
-            raise DatasetError(f"{json_file}: {problem}")
-
-    return collect_panoptic_json(json_file, refuse, name, png_root)
+    return collect_panoptic_json(json_file, refuse_errors(json_file), name, png_root)
 
 
 def collect_panoptic_json(
@@ -168,7 +165,7 @@ def collect_panoptic_json(
 
     Args:
         json_file: the file.
-        report: told what is wrong; the image or annotation is then left out.
+        report: receives what is wrong; the image or annotation is then left out.
         name: of the data set, for messages; may be empty.
         png_root: folder of the PNGs, where their names are looked up as `ImageFolder` does. None:
             they are taken as they are.
@@ -176,30 +173,31 @@ def collect_panoptic_json(
     Raises:
         DatasetError: the file or its categories cannot be used at all.
     """
-    content = parse(json_file, read_text(name, json_file), "a panoptic")
-    categories = split_categories(json_file, sorted_categories(json_file, content["categories"]))
+    content = read_lists(json_file, report, name, "a panoptic")
+    refuse = refuse_errors(json_file)
+    categories = split_categories(
+        json_file, sorted_categories(content["categories"], refuse, _CATEGORY_FIELDS)
+    )
     images: dict[int | str, dict[str, Any]] = {}
-    for image in content["images"]:
+    for image in usable_entries(content["images"], "images", report):
         try:
-            require_image(image)
-            if image["id"] in images:
-                reason = f"has the id {shown(image['id'])}, which is used more than once"
-                raise Refusal("image id used more than once", reason)
+            require_possible_size(image)
+            images[image["id"]] = image
         except Refusal as error:
-            name = shown(image.get("file_name", image.get("id")))
-            report(Problem(error.kind, f"image {name}", str(error)))
-            continue
-        images[image["id"]] = image
-    known = categories.thing_ids.keys() | categories.stuff_ids.keys()
-    annotations: dict[int | str, dict[str, Any]] = {}
-    pngs: set[str] = set()
+            report(Problem(error.kind, f"image {shown(image['id'])}", str(error)))
     if png_root is not None:
         _look_up_pngs(content["annotations"], png_root)
+    known = categories.thing_ids | categories.stuff_ids
+    annotations: dict[int | str, dict[str, Any]] = {}
+    pngs: set[str] = set()
     for annotation in content["annotations"]:
-        problems = list(_annotation_problems(annotation, images, annotations, pngs, known))
-        for problem in problems:
-            report(problem)
-        if not problems:
+        where = f"image {shown(annotation.get('image_id'))}"
+        try:
+            _check_annotation(annotation, images, annotations, pngs)
+        except Refusal as error:
+            report(Problem(error.kind, where, str(error)))
+            continue
+        if _check_segments(annotation["segments_info"], known, where, report):
             annotations[annotation["image_id"]] = annotation
             pngs.add(without_extension(annotation["file_name"]))
     keys = [annotation.get("image_id") for annotation in content["annotations"]]
@@ -222,76 +220,59 @@ def _look_up_pngs(annotations: Sequence[dict[str, Any]], png_root: str | Path) -
     folder.say_unusual()
 
 
-def _is_below(png: str) -> bool:
-    """Whether a name stays in any folder that it is relative to: another one is written to too."""
-    return not os.path.isabs(png) and os.path.normpath(png).split(os.sep)[0] != os.pardir
-
-
 def without_extension(png: str) -> str:
     """What the names of a PNG and of what is made of it have in common."""
     return os.path.splitext(os.path.normpath(png))[0]
 
 
-def _annotation_problems(
+def _check_annotation(
     annotation: dict[str, Any],
     images: Container[Any],
     annotated: Container[Any],
     pngs: Container[str],
-    known: Collection[int],
-) -> Iterator[Problem]:
-    """What is wrong with the entry of an image; segments without `iscrowd` get it.
+) -> None:
+    """Raise Refusal if the entry of an image cannot be used, segments apart.
 
     Args:
         annotation: the entry.
         images: ids of the images.
         annotated: ids of those that have an entry already.
         pngs: of these, without extension.
-        known: ids of the categories.
     """
     key, png = annotation.get("image_id"), annotation.get("file_name")
-    where = f"image {shown(key)}"
     if not is_id(key) or key not in images:
-        reason = "the image_id of an entry of 'annotations' is not among the 'images'"
-        yield Problem("annotation of an unknown image", where, reason)
-        return
+        reason = "the 'image_id' of an entry of 'annotations' is not among the 'images'"
+        raise Refusal("annotation of an unknown image", reason)
     if key in annotated:
-        reason = "has more than one entry in 'annotations'"
-        yield Problem("image annotated more than once", where, reason)
-    if not isinstance(png, str) or not _is_below(png) or "\0" in png:
+        raise Refusal("image annotated more than once", "has more than one entry in 'annotations'")
+    if not isinstance(png, str) or "\0" in png or os.path.isabs(png) or leaves_folder(png, ""):
         reason = f"'file_name' must be a PNG in the folder, it is {shown(png)}"
-        yield Problem("PNG outside the folder", where, reason)
-    elif without_extension(png) in pngs:
+        raise Refusal("PNG outside the folder", reason)
+    if without_extension(png) in pngs:
         reason = f"'file_name' is {shown(png)}, which is another image's PNG too"
-        yield Problem("PNG used more than once", where, reason)
+        raise Refusal("PNG used more than once", reason)
     segments = annotation.get("segments_info")
     if not isinstance(segments, list) or not all(isinstance(item, dict) for item in segments):
-        reason = "'segments_info' must be a list of objects"
-        yield Problem("segments of another form", where, reason)
-        return
-    seen: set[int] = set()
+        raise Refusal("segments of another form", "'segments_info' must be a list of objects")
+
+
+def _check_segments(
+    segments: list[dict[str, Any]], known: Collection[Any], where: str, report: Report
+) -> bool:
+    """Report what is wrong with an image's segments; those without `iscrowd` get it."""
+    usable = list(
+        usable_entries(
+            segments, "segments_info", report, fields=_SEGMENT_FIELDS, within=f"{where}: "
+        )
+    )
+    unknown = [segment for segment in usable if segment["category_id"] not in known]
+    for segment in unknown:
+        reason = f"category_id {shown(segment['category_id'])} is not among the 'categories' ("
+        place = f"{where}: segment {segment['id']}"
+        report(Problem("unknown category", place, reason + some(in_order(known)) + ")"))
     for segment in segments:
-        try:
-            _check_segment(segment, seen, known)
-        except Refusal as error:
-            yield Problem(error.kind, f"{where}: segment {shown(segment.get('id'))}", str(error))
-
-
-def _check_segment(segment: dict[str, Any], seen: set[int], known: Collection[int]) -> None:
-    """Check one of an image's segments; `seen` are the ids of those before it."""
-    key, category = segment.get("id"), segment.get("category_id")
-    if not is_whole(key) or not 0 < key < MAX_ID:
-        reason = f"the id must be a whole number from 1 to {MAX_ID - 1}"
-        raise Refusal("segment id out of range", reason)
-    if key in seen:
-        raise Refusal("segment id used more than once", "the id is used more than once")
-    seen.add(key)
-    if not is_id(category) or category not in known:
-        known_ids = some(in_order(known))
-        reason = f"category_id {shown(category)} is not among the 'categories' ({known_ids})"
-        raise Refusal("unknown category", reason)
-    if segment.setdefault("iscrowd", 0) not in (0, 1):
-        reason = f"'iscrowd' must be 0 or 1, it is {shown(segment['iscrowd'])}"
-        raise Refusal("'iscrowd' is neither 0 nor 1", reason)
+        segment.setdefault("iscrowd", 0)
+    return not unknown and len(usable) == len(segments)
 
 
 def read_segment_ids(file: str | Path) -> NDArray[np.int32]:
@@ -351,10 +332,7 @@ def check_segments(
     """
     ids = read_segment_ids(file)
     require_size(file, ids.shape, image)
-    # Neighbours are mostly equal: far less is left to sort.
-    rows = ids.ravel()
-    found = set(np.unique(rows[np.flatnonzero(np.diff(rows, prepend=rows[0] - 1))]).tolist())
-    _require_same(file, found - {0}, [segment["id"] for segment in segments])
+    locate_segments(file, ids, segments)
 
 
 def write_segment_ids(file: str | Path, ids: NDArray[np.integer[Any]]) -> None:
@@ -364,7 +342,7 @@ def write_segment_ids(file: str | Path, ids: NDArray[np.integer[Any]]) -> None:
 
 
 def locate_segments(
-    file: str | Path, ids: NDArray[np.int32], segments: list[dict[str, Any]]
+    file: str | Path, ids: NDArray[np.int32], segments: Sequence[dict[str, Any]]
 ) -> NDArray[np.intp]:
     """Find which listed segment each pixel of a panoptic PNG belongs to.
 
@@ -385,14 +363,10 @@ def locate_segments(
     places = order[places]
     counts = np.bincount(places.ravel(), minlength=len(listed))
     found = {*np.unique(ids[listed[places] != ids]).tolist(), *listed[1:][counts[1:] > 0].tolist()}
-    _require_same(file, found, listed[1:].tolist())
-    return places - 1
-
-
-def _require_same(file: str | Path, found: set[int], listed: Sequence[int]) -> None:
-    unlisted = sorted(found.difference(listed))
-    absent = [key for key in listed if key not in found]
+    unlisted = sorted(found.difference(listed.tolist()))
+    absent = [key for key in listed[1:].tolist() if key not in found]
     if unlisted:
         raise DatasetError(f"{file} has segment ids that the json does not list: {some(unlisted)}")
     if absent:
         raise DatasetError(f"{file} has no pixel of segments that the json lists: {some(absent)}")
+    return places - 1

@@ -3,12 +3,15 @@
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
+
+from solo_d2.utils.errors import DatasetError
 
 # Training refuses the data set.
 ERROR = "error"
 # Training leaves the entry, or a part of it, out.
 SKIPPED = "skipped"
-# Training takes it as it is, though it hardly is what was meant.
+# Training takes it as it is, though it is probably a mistake.
 NOTICE = "notice"
 
 
@@ -32,14 +35,8 @@ class Problem:
         return f"{self.where}: {self.reason}"
 
 
-# Told of each problem. What loads a data set raises DatasetError for errors here.
+# Receives each problem. Loading passes `refuse_errors`, the check of a data set a list's `append`.
 Report = Callable[[Problem], None]
-
-
-def count_reasons(problems: Iterable[Problem]) -> str:
-    """The reasons of problems with their counts, the most frequent first."""
-    counts = Counter(problem.reason for problem in problems).most_common()
-    return ", ".join(f"{count} x {reason}" for reason, count in counts)
 
 
 class Refusal(ValueError):
@@ -49,3 +46,21 @@ class Refusal(ValueError):
         """Name the kind of problem, see `Problem`, and the reason."""
         super().__init__(reason)
         self.kind = kind
+
+
+def refuse_errors(json_file: str | Path, others: list[Problem] | None = None) -> Report:
+    """Return a report that raises DatasetError for the first error and collects the others."""
+
+    def report(problem: Problem) -> None:
+        if problem.severity == ERROR:
+            raise DatasetError(f"{json_file}: {problem}")
+        if others is not None:
+            others.append(problem)
+
+    return report
+
+
+def count_reasons(problems: Iterable[Problem]) -> str:
+    """The reasons of problems with their counts, the most frequent first."""
+    counts = Counter(problem.reason for problem in problems).most_common()
+    return ", ".join(f"{count} x {reason}" for reason, count in counts)

@@ -1,6 +1,5 @@
 """Checks of one COCO segmentation, and its box. No Detectron2 needed."""
 
-import contextlib
 import math
 from typing import Any
 
@@ -19,6 +18,7 @@ _LONGEST_OUTLINE = 2**24
 _USUAL_SIZE = 2048
 # Floats below it hold every whole number.
 _MOST_EXACT = 2**53
+_OTHER_FORM, _DAMAGED = "segmentation of another form", "RLE damaged"
 
 
 def clean_segmentation(segmentation: Any, height: int, width: int) -> Any:
@@ -40,20 +40,16 @@ def clean_segmentation(segmentation: Any, height: int, width: int) -> Any:
     """
     if isinstance(segmentation, dict):
         return _clean_rle(segmentation, height, width)
-    if isinstance(segmentation, list):
-        if segmentation and isinstance(segmentation[0], (int, float, str)):
-            raise Refusal(
-                "segmentation of another form",
-                "the segmentation is a flat list, not a list of polygons "
-                "[[x0, y0, x1, y1, ...], ...]",
-            )
+    if isinstance(segmentation, list) and not any(map(np.isscalar, segmentation[:1])):
         limit = _LONGEST_OUTLINE * min(1.0, max(height, width) / _USUAL_SIZE)
-        return [_numbers(p) for p in segmentation if polygon_defect(p, limit) is None] or None
-    raise Refusal(
-        "segmentation missing" if segmentation is None else "segmentation of another form",
-        "the segmentation must be a list of polygons or an RLE with 'size' and 'counts', it is "
-        f"{'missing' if segmentation is None else type(segmentation).__name__}",
+        kept = [part for part in segmentation if polygon_defect(part, limit) is None]
+        # Texts become numbers; all others stay as they are.
+        return [_array(p).tolist() if str in set(map(type, p)) else p for p in kept] or None
+    reason = (
+        "'segmentation' must be a list of polygons [[x0, y0, x1, y1, ...], ...] or an RLE with "
+        f"'size' and 'counts', it is {shown(segmentation)}"
     )
+    raise Refusal("segmentation missing" if segmentation is None else _OTHER_FORM, reason)
 
 
 def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
@@ -66,12 +62,16 @@ def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
     return clean
 
 
-def _numbers(polygon: Any) -> Any:
-    """A polygon whose numbers may be written as texts, as pycocotools reads them too."""
-    if isinstance(polygon, list) and str in set(map(type, polygon)):
-        with contextlib.suppress(TypeError, ValueError):
-            return [float(value) for value in polygon]
-    return polygon
+def _array(values: Any) -> NDArray[Any]:
+    """An array of numbers, which may be written as texts, as pycocotools reads them too.
+
+    Its kind is none of "iuf" where there is anything else.
+    """
+    try:
+        array = np.asarray(values)
+        return array.astype(np.float64) if array.dtype.kind == "U" else array
+    except (TypeError, ValueError, OverflowError):  # lists of different lengths, or words
+        return np.asarray(None)
 
 
 def polygon_defect(polygon: Any, limit: float = math.inf) -> str | None:
@@ -84,16 +84,12 @@ def polygon_defect(polygon: Any, limit: float = math.inf) -> str | None:
     Raises:
         Refusal: it is no list of numbers, or goes beyond the limit.
     """
-    try:
-        points = np.asarray(_numbers(polygon))
-    except ValueError:  # lists of different lengths
-        points = np.asarray(None)
-    if points.dtype.kind not in "iuf":
-        reason = f"a polygon must be a list of numbers, it is {shown(polygon)}"
-        raise Refusal("segmentation of another form", reason)
-    if points.ndim != 1:
-        reason = "a polygon must be a flat list [x0, y0, x1, y1, ...]"
-        raise Refusal("segmentation of another form", reason)
+    points = _array(polygon)
+    if points.dtype.kind not in "iuf" or points.ndim != 1:
+        reason = (
+            f"a polygon must be a list of numbers [x0, y0, x1, y1, ...], it is {shown(polygon)}"
+        )
+        raise Refusal(_OTHER_FORM, reason)
     if points.size < 6:
         return "under 3 points"
     if points.size % 2:
@@ -129,26 +125,20 @@ def _clean_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any] |
     if size is None or counts is None:
         raise Refusal("RLE incomplete", "the RLE lacks 'size' or 'counts'")
     if not isinstance(size, (list, tuple)) or list(size) != [height, width]:
-        raise Refusal(
-            "RLE of another size",
-            f"the RLE is for {_times(size)} pixels ('size', height x width), the image has "
-            f"{height} x {width}",
-        )
+        reason = f"the RLE's 'size' is {shown(size)}, the image has {height} x {width} pixels"
+        raise Refusal("RLE of another size", reason)
     runs = _runs(counts)
     # Each first, so that the sum cannot overflow.
     pixels = height * width
     if runs.ndim != 1 or (runs < 0).any() or (runs > pixels).any() or int(runs.sum()) != pixels:
-        raise Refusal(
-            "RLE of another size",
-            f"the RLE's 'counts' cover {runs.sum(dtype=np.float64):.0f} pixels, the image has "
-            f"{pixels}",
-        )
+        covered = runs.sum(dtype=np.float64)
+        reason = f"the RLE's 'counts' cover {covered:.0f} pixels, the image has {pixels}"
+        raise Refusal("RLE of another size", reason)
     if int(runs[1::2].sum()) == 0:
         return None
     if isinstance(counts, list):
-        return dict(
-            coco_mask.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)
-        )
+        plain = {"size": [height, width], "counts": runs.tolist()}
+        return dict(coco_mask.frPyObjects(plain, height, width))
     return {"size": [height, width], "counts": counts}
 
 
@@ -156,28 +146,14 @@ def _runs(counts: Any) -> NDArray[np.int64]:
     """Run lengths of an RLE of either kind, not negative unless they are damaged."""
     if isinstance(counts, (str, bytes)):
         return decode_counts(counts)
-    if not isinstance(counts, list):
-        raise Refusal(
-            "RLE damaged",
-            f"the RLE's 'counts' must be a str or a list, not {type(counts).__name__}",
-        )
-    try:
-        runs = np.asarray(counts if counts else np.zeros(0, np.int64))
-    except ValueError:  # lists of different lengths
-        runs = np.asarray(None)
-    if runs.dtype.kind in "fU":  # such as 300.0 or "300"
-        with contextlib.suppress(ValueError, OverflowError):
-            numbers = runs.astype(np.float64)
-            if (np.abs(numbers) < _MOST_EXACT).all() and (numbers == np.rint(numbers)).all():
-                runs = numbers.astype(np.int64)
+    runs = _array(counts or np.zeros(0, np.int64)) if isinstance(counts, list) else _array(None)
+    if runs.dtype.kind == "f":  # such as 300.0 or "300"
+        if (np.abs(runs) < _MOST_EXACT).all() and (runs == np.rint(runs)).all():
+            runs = runs.astype(np.int64)
     if runs.dtype.kind not in "iu":
-        raise Refusal("RLE damaged", "the RLE's 'counts' must be whole numbers")
+        reason = f"the RLE's 'counts' must be a text or whole numbers, they are {shown(counts)}"
+        raise Refusal(_DAMAGED, reason)
     return runs
-
-
-def _times(size: Any) -> str:
-    numbers = isinstance(size, list) and len(size) == 2 and all(map(is_number, size))
-    return f"{size[0]} x {size[1]}" if numbers else shown(size)
 
 
 def decode_counts(counts: str | bytes) -> NDArray[np.int64]:
@@ -192,21 +168,16 @@ def decode_counts(counts: str | bytes) -> NDArray[np.int64]:
     Raises:
         Refusal: the text is not a compressed RLE.
     """
-    try:
-        data = counts.encode("ascii") if isinstance(counts, str) else counts
-    except UnicodeEncodeError:
-        raise Refusal("RLE damaged", "the RLE's 'counts' are damaged") from None
+    data = counts.encode(errors="surrogatepass") if isinstance(counts, str) else counts
     codes = np.frombuffer(data, np.uint8).astype(np.int64) - 48
     if codes.size == 0:
         return codes
     last = (codes & 0x20) == 0
-    if (codes < 0).any() or (codes > 63).any() or not last[-1]:
-        raise Refusal("RLE damaged", "the RLE's 'counts' are damaged")
     ends = np.flatnonzero(last)
     starts = np.concatenate([[0], ends[:-1] + 1])
     lengths = ends - starts + 1
-    if int(lengths.max()) > 7:
-        raise Refusal("RLE damaged", "the RLE's 'counts' are damaged")
+    if (codes < 0).any() or (codes > 63).any() or not last[-1] or int(lengths.max()) > 7:
+        raise Refusal(_DAMAGED, "the RLE's 'counts' are damaged")
     place = np.arange(codes.size) - np.repeat(starts, lengths)
     runs = np.add.reduceat((codes & 0x1F) << (5 * place), starts)
     runs -= np.where(codes[ends] & 0x10, np.int64(1) << (5 * lengths), 0)

@@ -23,8 +23,8 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from pycocotools.coco import COCO
 
-from solo_d2.data.coco_json import parse, read_text
-from solo_d2.data.problems import Refusal
+from solo_d2.data.coco_json import read_lists
+from solo_d2.data.problems import Refusal, refuse_errors
 from solo_d2.data.segmentations import (
     clean_segmentation,
     is_box,
@@ -129,7 +129,7 @@ def read_ground_truth(dataset_name: str) -> COCO:
         content = convert_to_coco_dict(dataset_name)
     else:
         path = PathManager.get_local_path(json_file)
-        content = parse(json_file, read_text(dataset_name, path))
+        content = read_lists(path, refuse_errors(path), dataset_name)
         if metadata.get("json_file") is None:
             images = ImageIndex(content["images"])
             content["annotations"] = as_loaded(content.get("annotations", ()), images)

@@ -35,7 +35,7 @@ from detectron2.evaluation.coco_evaluation import COCOeval_opt
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from solo_d2.data.json_text import load_json
+from solo_d2.data.coco_json import load_json
 from solo_d2.data.segmentations import to_rle
 from solo_d2.evaluation.build import build_evaluator
 from solo_d2.utils.errors import ConfigError, DatasetError

@@ -1,6 +1,7 @@
 """Bad entries of a COCO json, kind by kind: what the check says of each, and what training does."""
 
 import json
+import re
 
 import cv2
 import numpy as np
@@ -31,6 +32,7 @@ NAME = "test_bad_annotations"
 # Places of the good content.
 IMAGE, POLYGONS, RLE, RUNS = ("images", 0), *(("annotations", index) for index in range(3))
 SEGMENTATION, FIRST = (*POLYGONS, "segmentation"), (*POLYGONS, "segmentation", 0)
+SIZE, COUNTS = ("segmentation", "size"), ("segmentation", "counts")
 OUTSIDE = [value + 100 for value in SQUARE]
 
 
@@ -42,15 +44,22 @@ def of(*values, where, key=None):
 
 # Training refuses the file; the check lists it as an error of this kind.
 REFUSED = {
-    "image incomplete": {
+    "image with an invalid 'id'": {
         **of(None, True, 1.5, [1], {}, NAN, where=IMAGE, key="id"),
-        **of(None, 5, "", True, ["a.png"], "a\0.png", where=IMAGE, key="file_name"),
-        **of(None, True, "20", 20.5, [20], INF, where=IMAGE, key="height"),
         "no id": gone(*IMAGE, "id"),
+    },
+    "image with an invalid 'file_name'": {
+        **of(None, 5, "", True, ["a.png"], "a\0.png", where=IMAGE, key="file_name"),
         "no file_name": gone(*IMAGE, "file_name"),
+    },
+    "image with an invalid 'height'": of(
+        None, True, "20", 20.5, [20], INF, where=IMAGE, key="height"
+    ),
+    "image with an invalid 'width'": {
+        **of(0, -20, 10**11, 10**400, where=IMAGE, key="width"),
         "no width": gone(*IMAGE, "width"),
     },
-    "image of impossible size": of(0, -20, 10**9, 10**400, where=IMAGE, key="width"),
+    "image of impossible size": of(10**9, where=IMAGE, key="width"),
     "image id used more than once": {"again": put("images", 1, "id", value=1)},
     "image outside the folder": of(
         "../a.png", "/a.png", "x/../../a.png", where=IMAGE, key="file_name"
@@ -63,24 +72,29 @@ REFUSED = {
         **of(None, 5, "a", [{}], where=POLYGONS),
         **of(None, 5, "cat", [3, "cat"], where=("categories", 1)),
     },
-    "annotation without id": {
-        **of(None, True, 1.5, [1], NAN, where=POLYGONS, key="id"),
+    "annotation with an invalid 'id'": {
+        **of(None, True, 1.5, [1], NAN, 1e300, where=POLYGONS, key="id"),
         "no id": gone(*POLYGONS, "id"),
     },
     "annotation id used more than once": {"again": twice(*POLYGONS)},
-    "unknown category": {
-        **of(None, True, "3", 4, 3.5, [3], {}, 10**30, where=POLYGONS, key="category_id"),
+    "annotation with an invalid 'category_id'": {
+        **of(None, True, 3.5, [3], {}, where=POLYGONS, key="category_id"),
         "no category_id": gone(*POLYGONS, "category_id"),
     },
-    "annotation of an unknown image": {
-        **of(None, True, "1", 1.5, [1], where=POLYGONS, key="image_id"),
+    "unknown category": of("3", 4, 10**30, where=POLYGONS, key="category_id"),
+    "annotation with an invalid 'image_id'": {
+        **of(None, True, 1.5, [1], where=POLYGONS, key="image_id"),
         "no image_id": gone(*POLYGONS, "image_id"),
     },
-    "'ignore' is set": of(1, True, "yes", where=POLYGONS, key="ignore"),
-    "'iscrowd' is neither 0 nor 1": of(None, 2, -1, "0", [], NAN, where=POLYGONS, key="iscrowd"),
+    "'image_id' of another kind": of("1", where=POLYGONS, key="image_id"),
+    "annotation with an invalid 'ignore'": of(1, True, "yes", where=POLYGONS, key="ignore"),
+    "annotation with an invalid 'iscrowd'": of(
+        None, 2, -1, 0.5, "0", [], NAN, where=POLYGONS, key="iscrowd"
+    ),
     "segmentation missing": {"gone": gone(*SEGMENTATION), "null": put(*SEGMENTATION, value=None)},
     "segmentation of another form": {
         **of(5, True, "P0", SQUARE, [None], ["a"], [5], where=SEGMENTATION),
+        **of([{"size": [20, 30], "counts": [600]}], where=SEGMENTATION),
         **of(None, 5, "a", {}, [None] * 6, ["1 px"] * 6, [True] * 6, where=FIRST),
         **of([[1, 2], [3, 4], [5, 6]], [[SQUARE]], [1, 2, [3], 4, 5, 6], where=FIRST),
         **of([10**30] * 6, where=FIRST),
@@ -92,39 +106,24 @@ REFUSED = {
         "empty": put(*SEGMENTATION, value={}),
     },
     "RLE of another size": {
-        **of(
-            [WIDTH, HEIGHT],
-            [HEIGHT],
-            600,
-            "20",
-            [None, 30],
-            where=(*RLE, "segmentation"),
-            key="size",
-        ),
-        **of(
-            [100, 30],
-            [600, 1],
-            [-30, 630],
-            [[600]],
-            [2**63 - 1] * 2,
-            where=(*RUNS, "segmentation"),
-            key="counts",
-        ),
-        **of([], "", where=(*RUNS, "segmentation"), key="counts"),
+        **of([30, 20], [20], 600, "20", [None, 30], [20.5, 30], where=(*RLE, *SIZE)),
+        **of([100, 30], [600, 1], [-30, 630], [[600]], [2**63 - 1] * 2, where=(*RUNS, *COUNTS)),
+        **of([], "", where=(*RUNS, *COUNTS)),
     },
     "RLE damaged": {
-        **of("PPPP", "ĀĀ", "\0", "猫", 5, {}, where=(*RLE, "segmentation"), key="counts"),
-        **of(["0x258"], [300.5, 299.5], [None], where=(*RUNS, "segmentation"), key="counts"),
+        **of("PPPP", "ĀĀ", "\0", "猫", "\ud800", 5, {}, where=(*RLE, *COUNTS)),
+        **of(["0x258"], [300.5, 299.5], [None], where=(*RUNS, *COUNTS)),
     },
-    "keypoints of another form": of(
+    "annotation with invalid 'keypoints'": of(
         5, "ab", ["a"] * 3, [None, 2, 1], where=POLYGONS, key="keypoints"
     ),
-    "category incomplete": {
-        **of(None, True, 3.5, [3], where=("categories", 0), key="id"),
-        **of(None, True, 5.5, ["cat"], where=("categories", 0), key="name"),
-    },
+    "category with an invalid 'id'": of(None, True, 3.5, [3], where=("categories", 0), key="id"),
+    "category with an invalid 'name'": of(
+        None, True, 5.5, ["cat"], where=("categories", 0), key="name"
+    ),
     "category ids of two kinds": of("3", where=("categories", 0), key="id"),
     "category id used more than once": {"again": put("categories", 1, "id", value=3)},
+    "no categories": of([], where=("categories",)),
     "data set cannot be loaded": {
         **{f"no {key}": gone(key) for key in ("images", "categories")},
         "annotations are null": put("annotations", value=None),
@@ -137,7 +136,7 @@ LEFT_OUT = {
     "covers nothing": {
         **of([], [[]], [[1, 2, 3, 4]], [[NAN] * 6], [[1, 2, INF, 4, 5, 6]], where=SEGMENTATION),
         **of([[1, 2, 3, 4, 5, 6, 7]], [[1, 1, 5, 5, 9, 9]], [[3, 3] * 4], where=SEGMENTATION),
-        **of([600], encoded(0, 0, 0, 0)["counts"], where=(*RUNS, "segmentation"), key="counts"),
+        **of([600], encoded(0, 0, 0, 0)["counts"], where=(*RUNS, *COUNTS)),
     },
     "annotation of an unknown image": of(7, -1, "none", where=POLYGONS, key="image_id"),
     "part that covers nothing": of([], [1, 2, 3, 4], [NAN] * 6, [3, 3] * 4, where=FIRST),
@@ -209,17 +208,25 @@ def read(folder):
 
 
 @pytest.mark.parametrize(("change", "severity", "kind"), CASES)
-def test_kind_by_kind(read, change, severity, kind):
+def test_kind_by_kind(read, folder, change, severity, kind):
     problems, loaded = read(changed(coco_content(), [change]))
     found = {(problem.severity, problem.kind) for problem in problems}
     assert ((severity, kind) in found) == (kind != "taken"), found
     for problem in problems:
         assert_readable(str(problem))
+    errors = [problem for problem in problems if problem.severity == ERROR]
     if severity == ERROR:
         assert_readable(loaded)
+        if kind == "data set cannot be loaded":
+            assert loaded == errors[0].reason
+        else:  # loading names the file and the first that the check lists
+            assert loaded == f"{folder / 'bad.json'}: {errors[0]}"
+            assert re.match(
+                r"'\w+'(, entry \d+ \(from 0\))?$|(image|annotation|category) ", errors[0].where
+            )
         assert "bad.json" in loaded
     else:
-        assert ERROR not in {severity for severity, _ in found}
+        assert not errors
         assert len(loaded) == 2
         left_out = kind in ("covers nothing", "annotation of an unknown image")
         assert sum(len(record["annotations"]) for record in loaded) == 4 - left_out

@@ -17,6 +17,7 @@ from solo_d2.data import load_coco_format, register_coco_format
 from solo_d2.data.coco_json import read_sorted_categories
 from solo_d2.data.segmentations import clean_segmentation, decode_counts
 from solo_d2.utils.errors import ConfigError, DatasetError
+from tests.json_damage import changed, gone, put
 
 pytestmark = pytest.mark.detectron2
 
@@ -105,158 +106,10 @@ def test_class_names_are_those_of_the_loader(dataset):
     assert [x["name"] for x in read_sorted_categories(dataset.root / "a.json")] == expected
 
 
-def set_in(*path, value):
-    def change(content):
-        for key in path[:-1]:
-            content = content[key]
-        content[path[-1]] = value
-
-    return change
-
-
-def delete_in(*path):
-    def change(content):
-        for key in path[:-1]:
-            content = content[key]
-        del content[path[-1]]
-
-    return change
-
-
-REFUSED = {
-    "no images": (delete_in("images"), "has no list 'images'"),
-    "annotations are null": (set_in("annotations", value=None), "has no list 'annotations'"),
-    "no categories": (delete_in("categories"), "has no list 'categories'"),
-    "image is a number": (
-        set_in("images", 0, value=5),
-        "'images', entry 0 .* must be an object, it is 5",
-    ),
-    "empty categories": (set_in("categories", value=[]), "'categories' must be a list of objects"),
-    "category without name": (delete_in("categories", 0, "name"), "'categories' must be"),
-    "category twice": (set_in("categories", 0, "id", value=3), "category ids .* more than once: 3"),
-    "unknown category": (
-        set_in("annotations", 1, "category_id", value=99),
-        r"annotation 2: category_id 99 is not among the 'categories' \(3, 18\)",
-    ),
-    "unhashable category": (
-        set_in("annotations", 1, "category_id", value=[3]),
-        r"annotation 2: category_id \[3\]",
-    ),
-    "image is a text": (
-        set_in("annotations", 0, "image_id", value="7"),
-        "annotation 1: image_id '7' is not among the 'images': .* the id there is the number 7",
-    ),
-    "annotation twice": (set_in("annotations", 1, "id", value=1), "annotation 1: the id is used"),
-    "annotation without id": (
-        delete_in("annotations", 1, "id"),
-        "annotation None: .* needs an 'id'",
-    ),
-    "image twice": (set_in("images", 0, "id", value=7), "'sub/a.png': has the id 7, which is"),
-    "image without height": (delete_in("images", 1, "height"), "'sub/a.png': needs .* 'height'"),
-    "image outside": (
-        set_in("images", 0, "file_name", value="sub/../../a.json"),
-        "not inside the image folder",
-    ),
-    "image absolute": (
-        set_in("images", 0, "file_name", value="/etc/hosts"),
-        "not inside the image",
-    ),
-    "missing images": (
-        set_in("images", 0, "file_name", value="z.png"),
-        "1 of the 3 images.* z.png",
-    ),
-    "ignore": (set_in("annotations", 0, "ignore", value=1), "annotation 1: 'ignore'"),
-    "no segmentation": (delete_in("annotations", 0, "segmentation"), "annotation 1: .* is missing"),
-    "segmentation is a number": (
-        set_in("annotations", 0, "segmentation", value=4),
-        r"annotation 1: .* it is int \(image .*a.png\)",
-    ),
-    "flat list": (set_in("annotations", 0, "segmentation", value=SQUARE), "1: .* is a flat list"),
-    "polygon of words": (
-        set_in("annotations", 0, "segmentation", value=[["a"] * 6]),
-        "annotation 1: a polygon must be a list of numbers",
-    ),
-    "RLE without counts": (
-        set_in("annotations", 0, "segmentation", value={"size": [40, 60]}),
-        "annotation 1: the RLE lacks",
-    ),
-    "RLE of another size": (
-        set_in("annotations", 0, "segmentation", "size", value=[60, 40]),
-        "annotation 1: the RLE is for 60 x 40 pixels .* 40 x 60",
-    ),
-    "damaged RLE": (
-        set_in("annotations", 0, "segmentation", "counts", value="PPPP"),
-        "annotation 1: the RLE's 'counts' are damaged",
-    ),
-    "RLE of one number": (
-        set_in("annotations", 0, "segmentation", "size", value=40),
-        "annotation 1: the RLE is for 40 pixels",
-    ),
-    "RLE counts in words": (
-        set_in("annotations", 0, "segmentation", "counts", value=["twelve", "1200"]),
-        "annotation 1: the RLE's 'counts' must be whole numbers",
-    ),
-    "RLE counts beyond 64 bits": (
-        set_in("annotations", 0, "segmentation", "counts", value=[2**63 - 1] * 2 + [2402]),
-        "annotation 1: the RLE's 'counts' cover",
-    ),
-    "polygon of texts": (
-        set_in("annotations", 0, "segmentation", value=[[f"{value} px" for value in SQUARE]]),
-        "annotation 1: a polygon must be a list of numbers",
-    ),
-    "polygon far outside": (
-        set_in("annotations", 0, "segmentation", value=[[*SQUARE[:-1], 1e9]]),
-        "annotation 1: a polygon reaches to 1000000000 pixels, far outside",
-    ),
-    "crowd is a text": (
-        set_in("annotations", 0, "iscrowd", value="no"),
-        "annotation 1: 'iscrowd' must be 0 or 1, it is 'no'",
-    ),
-    "keypoints of words": (
-        set_in("annotations", 4, "keypoints", value=["a", "b", "c"]),
-        "annotation 5: 'keypoints' must be numbers",
-    ),
-    "image without pixels": (
-        set_in("images", 1, "height", value=0),
-        "'sub/a.png': has an impossible size: 0 x 60",
-    ),
-    "image of too many pixels": (
-        set_in("images", 1, "width", value=10**11),
-        "'sub/a.png': has an impossible size",
-    ),
-    "file name with NUL": (
-        set_in("images", 1, "file_name", value="a\0.png"),
-        "needs a file name",
-    ),
-    "short RLE": (
-        set_in("annotations", 0, "segmentation", "counts", value=[10, 10]),
-        "annotation 1: the RLE's 'counts' cover 20 pixels, the image has 2400",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_refused(dataset, case):
-    change, message = REFUSED[case]
-    content = good_content()
-    if "RLE" in case:
-        content["annotations"][0]["segmentation"] = rle_of(2, 3, 10, 20)
-    change(content)
-    with pytest.raises(DatasetError, match=message) as caught:
-        dataset(content)
-    assert "a.json" in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("text", ["", "{", '{"images": [', "[1, 2", "\x00" * 40])
+@pytest.mark.parametrize("text", ["", "{", '{"images": [', "\x00" * 40, "[" * 200_000])
 def test_not_json(dataset, text):
     with pytest.raises(DatasetError, match=r"a\.json is not valid JSON"):
         dataset(text)
-
-
-def test_not_json_deeply_nested(dataset):
-    with pytest.raises(DatasetError, match=r"a\.json"):
-        dataset("[" * 200_000)
 
 
 def test_missing_json_says_where_it_looked(tmp_path, monkeypatch):
@@ -338,25 +191,26 @@ def test_a_box_that_is_none_is_computed(dataset, box, segmentation):
 @pytest.mark.parametrize(
     "change",
     [
-        delete_in("annotations", 0, "iscrowd"),
-        delete_in("annotations", 1, "area"),
-        set_in("annotations", 0, "segmentation", value=[[], SQUARE]),
-        lambda content: content["annotations"].append(annotation(50, NOTHING["one point"])),
+        gone("annotations", 0, "iscrowd"),
+        gone("annotations", 1, "area"),
+        put("annotations", 0, "segmentation", value=[[], SQUARE]),
+        put("annotations", 5, value=annotation(50, NOTHING["one point"])),
     ],
 )
 def test_a_file_that_pycocotools_cannot_evaluate_is_evaluated_as_loaded(dataset, tmp_path, change):
     content = good_content()
-    change(content)
+    content["annotations"].append(annotation(6, [SQUARE]))
     name = "test_evaluated"
-    dataset(content, name)
+    dataset(changed(content, [change]), name)
     register_coco_format(name, tmp_path / "a.json", tmp_path / "images")
-    DatasetCatalog.get(name)
+    num_objects = sum(len(record["annotations"]) for record in DatasetCatalog.get(name))
+    assert num_objects == 5 + (change[0][1] != 5)
     assert MetadataCatalog.get(name).get("json_file") is None
     evaluator = COCOEvaluator(name, output_dir=str(tmp_path / "out"), distributed=False)
     evaluator.reset()
     for image in DatasetCatalog.get(name):
         evaluator.process([image], [{}])
-    assert len(evaluator._coco_api.anns) == 5
+    assert len(evaluator._coco_api.anns) == num_objects
     # and the config may be read again
     register_coco_format(name, tmp_path / "a.json", tmp_path / "images")
 

@@ -18,6 +18,7 @@ from solo_d2.data.lvis_format import load_lvis_format, use_own_lvis_loaders
 from solo_d2.engine.training_data import build_train_loader
 from solo_d2.evaluation.lvis_results import FastLVISEvaluator
 from solo_d2.utils.errors import DatasetError
+from tests.json_damage import changed, gone, put
 
 pytestmark = pytest.mark.detectron2
 
@@ -138,50 +139,49 @@ def test_a_loader_of_ones_own_is_left_alone():
         MetadataCatalog.pop("test_lvis_mine")
 
 
-def test_another_versions_categories_are_refused(write):
-    data = content()
-    data["categories"].append({"id": 4, "name": "ambulance"})
-    write(data)
-    with pytest.raises(DatasetError, match=r"lvis\.json: .* has 3 categories, the file 4; .*: 4\."):
-        load_lvis_format(NAME)
-
-
 def test_a_check_reads_the_same(write):
-    data = content()
-    write(data)
+    write(content())
     problems = []
     entries = read_entries(NAME, problems.append)
     assert entries.records == load_lvis_format(NAME)
     assert entries.class_names == CLASSES
     assert [problem.kind for problem in problems] == ["classes without annotations"]
-    data["categories"].pop()
-    del data["images"][0]["coco_url"]
-    write(data)
-    problems.clear()
-    assert len(read_entries(NAME, problems.append).records) == 2
-    kinds = {problem.kind for problem in problems}
-    assert {"other categories than expected", "image incomplete"} < kinds
 
 
-@pytest.mark.parametrize("address", [None, 3, "none"])
-def test_an_image_without_address_is_named(write, address):
+LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
+REFUSED = [
+    ("image with an invalid 'file_name'", gone("images", 1, "coco_url")),
+    *(
+        ("image with an invalid 'file_name'", put("images", 1, "coco_url", value=value))
+        for value in (None, 3, "none")
+    ),
+    ("other categories than expected", put("categories", 3, value={"id": 4, "name": "ambulance"})),
+    ("other categories than expected", gone("categories", 2)),
+    *(
+        (f"image with an invalid '{key}'", put("images", 1, key, value=value))
+        for key in LISTS
+        for value in (None, 3, "1", [None], [[1]], [True], {})
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "change"), REFUSED)
+def test_refused_by_loading_and_check(write, kind, change):
     data = content()
-    data["images"][1]["coco_url"] = address
-    write(data)
-    with pytest.raises(DatasetError, match=r"lvis\.json: image 5: needs a text 'file_name'"):
+    data["categories"].append(None)
+    data = changed(data, [change])
+    data["categories"] = [entry for entry in data["categories"] if entry]
+    file, problems = write(data), []
+    read_entries(NAME, problems.append)
+    (found,) = [problem for problem in problems if problem.kind == kind]
+    with pytest.raises(DatasetError) as caught:
         load_lvis_format(NAME)
+    assert str(caught.value) == f"{file}: {found}"
 
 
-@pytest.mark.parametrize("key", ["neg_category_ids", "not_exhaustive_category_ids"])
-@pytest.mark.parametrize("value", [None, 3, "1", [None], [[1]], [True], {}])
-def test_category_lists_of_another_form(write, key, value):
-    data = content()
-    data["images"][1][key] = value
-    write(data)
-    with pytest.raises(DatasetError, match=f"needs a list of category ids '{key}'"):
-        load_lvis_format(NAME)
-    del data["images"][1][key]
-    write(data)
+@pytest.mark.parametrize("key", LISTS)
+def test_lists_of_categories_may_be_missing(write, key):
+    write(changed(content(), [gone("images", 1, key)]))
     assert load_lvis_format(NAME)[0][key] == []
 
 

@@ -214,22 +214,18 @@ def test_in_inference_annotations_are_dropped(record):
     assert "annotations" not in sample
 
 
-BAD_SEGMENTATIONS = {
-    "missing": (None, "annotation 31: the segmentation .* it is missing"),
-    "number": (3, "annotation 31: .* it is int"),
-    "RLE of another size": (
-        {"size": [9, 9], "counts": [81]},
-        "annotation 31: the RLE is for 9 x 9",
-    ),
-    "bitmap of another size": (np.ones((9, 9), np.uint8), "annotation 31: the RLE is for 9 x 9"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_SEGMENTATIONS)
-def test_a_bad_annotation_is_named(record, case):
-    segmentation, message = BAD_SEGMENTATIONS[case]
+@pytest.mark.parametrize(
+    ("segmentation", "key"),
+    [
+        (None, "'segmentation'"),
+        (3, "'segmentation'"),
+        ({"size": [9, 9], "counts": [81]}, "'size'"),
+        (np.ones((9, 9), np.uint8), "'size'"),
+    ],
+)
+def test_a_bad_annotation_is_named(record, segmentation, key):
     record["annotations"] = [annotation([POLYGON]), annotation(segmentation, id=31)]
-    with pytest.raises(DatasetError, match=rf"a\.png: {message}"):
+    with pytest.raises(DatasetError, match=rf"a\.png: annotation 31: .*{key}"):
         SOLODatasetMapper(config())(record)
     del record["annotations"][1]["id"]
     with pytest.raises(DatasetError, match=r"a\.png: annotation number 1 of the image: "):

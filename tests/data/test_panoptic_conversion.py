@@ -11,6 +11,7 @@ from pycocotools import mask as coco_mask
 
 from tests import panoptic_files as files
 from tests.conftest import HAS_DETECTRON2
+from tests.json_damage import changed, gone, put
 
 if not HAS_DETECTRON2:
     sys.modules["detectron2"] = None  # an ImportError at once: conversion does without it
@@ -106,132 +107,92 @@ def test_segments_are_described_as_their_masks(tmp_path):
         things = PanopticCategories([{"id": 3, "name": "cat"}], [])
         _, objects = conversion.describe_image(tmp_path, annotation, image, things)
         for found, segment in zip(objects, segments, strict=True):
-            expected = conversion.describe_mask(ids == segment["id"], segment["iscrowd"])
+            mask = ids == segment["id"]
+            expected = conversion.describe_mask(mask, segment["iscrowd"])
             assert {key: found[key] for key in expected} == expected
+            assert np.array_equal(coco_mask.decode(found["segmentation"]), mask)
+            rows, columns = np.nonzero(mask)
+            box = [columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1]
+            assert (found["bbox"], found["area"]) == (box, mask.sum())
 
 
-def pixels_change(root, place, value):
+ENTRIES, PNGS = ("annotations", 0), ("annotations", 1, "file_name")
+SEGMENT = (*ENTRIES, "segments_info", 1)
+MORE_STUFF = [{"id": 100 + i, "name": "x", "isthing": 0} for i in range(255)]
+
+
+def repainted(place, value):
     ids = files.IDS.copy()
     ids[place] = value
-    Image.fromarray(files.id_pixels(ids)).save(root / "panoptic" / "1.png")
+    return Image.fromarray(files.id_pixels(ids))
 
 
-def set_segment(index, **values):
-    return lambda root: rewrite(
-        root, lambda c: c["annotations"][0]["segments_info"][index].update(values)
-    )
-
-
-def rewrite(root, change):
-    content = files.content()
-    change(content)
-    (root / "panoptic.json").write_text(json.dumps(content))
-
-
-def change_json(change):
-    return lambda root: rewrite(root, change)
-
-
-def save(name, image):
-    return lambda root: image.save(root / "panoptic" / name)
-
-
-ERRORS = {
+# Changes of the json, and what the message has.
+JSON_ERRORS = {
     "unknown category": (
-        set_segment(1, category_id=4),
-        r"panoptic\.json: image 1: segment 70000: category_id 4 is not among .*\(3, 5, 9, 21\)",
+        put(*SEGMENT, "category_id", value=4),
+        "image 1: segment 70000: category_id 4",
     ),
-    "category no number": (set_segment(1, category_id=[3]), r"segment 70000: category_id \[3\]"),
-    "segment twice": (set_segment(1, id=files.SKY), "image 1: segment 300: .* more than once"),
-    "segment 0": (set_segment(1, id=0), "image 1: segment 0: the id must be .* to 16777215"),
-    "segment too large": (set_segment(1, id=256**3), "segment 16777216: the id must be"),
-    "no segments": (
-        change_json(lambda c: c["annotations"][1].pop("segments_info")),
-        "image 2: 'segments_info' must be a list",
+    "category no number": (put(*SEGMENT, "category_id", value=[3]), "segment 70000: 'category_id'"),
+    "segment twice": (
+        put(*SEGMENT, "id", value=files.SKY),
+        "image 1: segment 300: .* more than once",
     ),
-    "image twice": (
-        change_json(lambda c: c["annotations"][1].update(image_id=1)),
-        "image 1: has more than one entry",
-    ),
-    "unknown image": (
-        change_json(lambda c: c["annotations"][1].update(image_id=6)),
-        "image 6: .* of 'annotations' is not among the 'images'",
-    ),
-    "PNG twice": (
-        change_json(lambda c: c["annotations"][1].update(file_name="1.png")),
-        r"image 2: 'file_name' is '1\.png', which is another image's PNG too",
-    ),
-    "PNG outside": (
-        change_json(lambda c: c["annotations"][1].update(file_name="../2.png")),
-        r"image 2: 'file_name' must be a PNG in the folder, it is '\.\./2\.png'",
-    ),
+    "segment 0": (put(*SEGMENT, "id", value=0), "image 1: .*entry 1 .* 'id' .* 16777215, it is 0"),
+    "segment too large": (put(*SEGMENT, "id", value=256**3), "'id' .* it is 16777216"),
+    "segment true": (put(*SEGMENT, "id", value=True), "'id' .* it is True"),
+    "crowd null": (put(*SEGMENT, "iscrowd", value=None), "image 1: segment 70000: 'iscrowd'"),
+    "no segments": (gone("annotations", 1, "segments_info"), "image 2: 'segments_info'"),
+    "image twice": (put("annotations", 1, "image_id", value=1), "image 1: has more than one entry"),
+    "unknown image": (put("annotations", 1, "image_id", value=6), "image 6: .*'image_id'"),
+    "PNG twice": (put(*PNGS, value="1.png"), r"image 2: 'file_name' is '1\.png'"),
+    "PNG outside": (put(*PNGS, value="../2.png"), r"image 2: 'file_name' .*'\.\./2\.png'"),
     "one stuff map of two PNGs": (
-        change_json(lambda c: c["annotations"][1].update(file_name="./1.jpg")),
-        r"image 2: 'file_name' is '\./1\.jpg', which is another image's PNG too",
+        put(*PNGS, value="./1.jpg"),
+        r"image 2: 'file_name' is '\./1\.jpg'",
     ),
-    "crowd of no number": (
-        set_segment(1, iscrowd=None),
-        "image 1: segment 70000: 'iscrowd' must be 0 or 1, it is None",
+    "image true": (put("images", 0, "id", value=True), "'images', entry 0 .*'id'"),
+    "image without width": (gone("images", 1, "width"), "image 2: 'width'"),
+    "no isthing": (gone("categories", 1, "isthing"), "category 3: 'isthing'"),
+    "category 0": (put("categories", 0, "id", value=0), "'categories', entry 0 .*'id'"),
+    "no things": (put("categories", value=MORE_STUFF[:2]), "'isthing'"),
+    "stuff": (
+        put("categories", value=[*files.CATEGORIES, *MORE_STUFF]),
+        "257 stuff .* at most 254",
     ),
-    "segment true": (set_segment(1, id=True), "image 1: segment True: the id must be"),
-    "image true": (
-        change_json(lambda c: c["images"][0].update(id=True)),
-        r"image '1\.jpg': needs a whole number or text 'id', it is True",
-    ),
-    "image without width": (
-        change_json(lambda c: c["images"][1].pop("width")),
-        r"'2\.jpg': needs a whole number 'width'",
-    ),
-    "instances json": (
-        change_json(lambda c: [x.pop("isthing") for x in c["categories"]]),
-        r"category 3 \('cat'\) needs 'isthing'.* Is this a panoptic file\?",
-    ),
-    "category 0": (
-        change_json(lambda c: c["categories"][0].update(id=0)),
-        "category 'sky' has the id 0",
-    ),
-    "no things": (
-        change_json(lambda c: [x.update(isthing=0) for x in c["categories"]]),
-        "no category has 'isthing' 1",
-    ),
-    "too many stuff classes": (
-        change_json(
-            lambda c: c["categories"].extend(
-                {"id": 100 + i, "name": "x", "isthing": 0} for i in range(253)
-            )
-        ),
-        "255 stuff categories, but at most 254",
-    ),
-    "missing PNG": (
-        lambda root: (root / "panoptic" / "2.png").unlink(),
-        r"panoptic PNG .*/panoptic/2\.png is missing",
-    ),
-    "damaged PNG": (
-        lambda root: (root / "panoptic" / "2.png").write_bytes(b"no png"),
-        r"2\.png cannot be read: Unidentified",
-    ),
-    "semantic PNG": (save("2.png", Image.new("L", (6, 4))), r"2\.png has the mode 'L'"),
-    "another size": (
-        save("2.png", Image.new("RGB", (4, 6))),
-        r"2\.png has 6 x 4 pixels \(height x width\), the json says 4 x 6",
-    ),
-    "not listed": (
-        lambda root: pixels_change(root, (0, 0), 77),
-        r"1\.png has segment ids that the json does not list: 77",
-    ),
-    "absent": (
-        lambda root: pixels_change(root, slice(2, 4), 0),
-        r"1\.png has no pixel of segments that the json lists: 70000, 4",
-    ),
-    "no json": (lambda root: (root / "panoptic.json").unlink(), r"panoptic\.json cannot be read"),
+}
+# Files of the panoptic folder in the place of the good ones; None: removed.
+PNG_ERRORS = {
+    "missing PNG": ("2.png", None, r"/panoptic/2\.png is missing"),
+    "damaged PNG": ("2.png", b"no png", r"2\.png cannot be read: Unidentified"),
+    "semantic PNG": ("2.png", Image.new("L", (6, 4)), r"2\.png has the mode 'L'"),
+    "another size": ("2.png", Image.new("RGB", (4, 6)), r"2\.png has 6 x 4 pixels .* 4 x 6"),
+    "not listed": ("1.png", repainted((0, 0), 77), r"1\.png .* not list: 77"),
+    "absent": ("1.png", repainted(slice(2, 4), 0), r"1\.png has no pixel .*: 70000, 4"),
 }
 
 
-@pytest.mark.parametrize("case", ERRORS)
+def write(root, *changes):
+    (root / "panoptic.json").write_text(json.dumps(changed(files.content(), changes)))
+
+
+@pytest.mark.parametrize("case", [*JSON_ERRORS, *PNG_ERRORS, "no json"])
 def test_errors_name_file_and_segment_and_leave_nothing(tmp_path, case):
-    damage, message = ERRORS[case]
     root = files.write(tmp_path / "data")
-    damage(root)
+    if case in JSON_ERRORS:
+        change, message = JSON_ERRORS[case]
+        write(root, change)
+        message = rf"panoptic\.json.*{message}"
+    elif case in PNG_ERRORS:
+        name, content, message = PNG_ERRORS[case]
+        (root / "panoptic" / name).unlink()
+        if isinstance(content, bytes):
+            (root / "panoptic" / name).write_bytes(content)
+        elif content is not None:
+            content.save(root / "panoptic" / name)
+    else:
+        (root / "panoptic.json").unlink()
+        message = r"panoptic\.json cannot be read"
     before = sorted(root.rglob("*"))
     with pytest.raises(DatasetError, match=message) as caught:
         convert(root)
@@ -247,7 +208,7 @@ def test_done_once_until_the_json_changes(tmp_path):
     assert (folder / "instances.json").read_text() == "mine"  # nothing was done again
     convert(root, force=True)
     assert len(read_instances(folder)["annotations"]) == 2
-    set_segment(2, category_id=3)(root)
+    write(root, put(*ENTRIES, "segments_info", 2, "category_id", value=3))
     convert(root)
     assert [a["category_id"] for a in read_instances(folder)["annotations"]] == [3, 3]
 

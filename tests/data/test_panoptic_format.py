@@ -168,9 +168,9 @@ def test_a_check_lists_all_that_is_wrong(tmp_path):
     problems = []
     assert read_entries("test_mine", problems.append).records == []
     assert [(problem.kind, problem.where) for problem in problems] == [
-        ("image of impossible size", "image '3.jpg'"),
+        ("image with an invalid 'height'", "image 3"),
+        ("segment with an invalid 'id'", "image 1: 'segments_info', entry 2 (from 0)"),
         ("unknown category", "image 1: segment 70000"),
-        ("segment id out of range", "image 1: segment 0"),
         ("annotation of an unknown image", "image 9"),
         ("panoptic PNG cannot be used", "image 2"),
         ("panoptic PNG cannot be used", "image 5"),

@@ -274,7 +274,7 @@ def test_polygons_are_predictions_too(dataset, tmp_path):
         ({"score": None}, "score is None"),
         (
             {"segmentation": {"size": [9, 9], "counts": "Q1"}},
-            "RLE is for 9 x 9 pixels .*, the image has 40",
+            r"'size' is \[9, 9\], the image has 40",
         ),
     ],
 )

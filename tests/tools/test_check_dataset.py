@@ -337,18 +337,19 @@ EXPECTED = {
         "image file missing": ["image 4"],
         "image cannot be used": ["image 6"],
         "entry of another form": ["'images', entry 9 (from 0)"],
-        "image id used more than once": ["image '2.png'"],
-        "image incomplete": ["image '2.png'"],
-        "image outside the folder": ["image '../a.json'"],
+        "image id used more than once": ["image 1"],
+        "image with an invalid 'width'": ["image 8"],
+        "image outside the folder": ["image 9"],
         "unknown category": ["annotation 11"],
         "annotation id used more than once": ["annotation 11"],
-        "annotation without id": ["annotation None"],
+        "annotation with an invalid 'id'": ["'annotations', entry 6 (from 0)"],
         "RLE of another size": ["annotation 16"],
         "segmentation missing": ["annotation 17"],
         "polygon far outside the image": ["annotation 18"],
-        "'ignore' is set": ["annotation 19"],
+        "annotation with an invalid 'ignore'": ["annotation 19"],
         "category id used more than once": ["category 2"],
-        "category incomplete": ["category 'x'"],
+        "category with an invalid 'name'": ["category 'x'"],
+        "category ids of two kinds": ["'categories'"],
         "classes do not fit": ["custom_train"],
     },
     "skipped": {
@@ -385,7 +386,7 @@ def test_everything_that_is_wrong_is_listed(check, capsys):
     assert report["lost_objects"][OUTCOMES[OUTSIDE]] == ["annotation 14"]
     printed = capsys.readouterr().out
     assert "3 x covers nothing" in printed
-    assert "annotation 16: the RLE is for 128 x 96 pixels" in printed
+    assert "annotation 16: the RLE's 'size' is [128, 96]" in printed
     assert "Training would fail." in printed
 
 

@@ -87,23 +87,16 @@ def read_data_set(
         DatasetError: a file or an entry can't be used.
     """
     # Imported here, as options are listed where Detectron2 is missing too.
-    from solo_d2.data.coco_json import parse, read_text, sorted_categories
-    from solo_d2.data.coco_records import Records, add_annotations, add_images
-    from solo_d2.data.problems import SKIPPED, Problem
+    from solo_d2.data.coco_json import read_lists
+    from solo_d2.data.coco_records import read_records
+    from solo_d2.data.problems import refuse_errors
     from solo_d2.data.segmentations import is_box
     from solo_d2.evaluation.error_analysis import read_predictions
     from solo_d2.utils.errors import DatasetError
 
-    def refuse(problem: Problem) -> None:
-        if problem.severity != SKIPPED:
-            raise DatasetError(f"{truth_file}: {problem}")
-
-    truth = parse(truth_file, read_text("", truth_file))
-    ids = [category["id"] for category in sorted_categories(truth_file, truth["categories"])]
-    records = Records(contiguous={key: index for index, key in enumerate(ids)})
-    add_images(records, truth["images"], "", refuse)
-    add_annotations(records, truth["annotations"], refuse)
-    if not records.fit_for_evaluator:
+    refuse = refuse_errors(truth_file)
+    truth = read_lists(truth_file, refuse)
+    if not read_records(truth_file, "", refuse, files_are_there=False).fit_for_evaluator:
         raise DatasetError(f"{truth_file}: an annotation covers nothing, or lacks bbox or area")
     results = read_predictions(predictions_file, _index(truth), keep=("bbox",))
     if not all(is_box(result.get("bbox")) for result in results):

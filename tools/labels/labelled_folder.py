@@ -26,8 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from solo_d2.data.coco_json import some
-from solo_d2.data.json_text import load_json
+from solo_d2.data.coco_json import load_json, some
 from solo_d2.data.panoptic_conversion import describe_mask
 from solo_d2.data.problems import Refusal
 from solo_d2.data.segmentations import clean_segmentation, polygon_defect
@@ -120,7 +119,7 @@ def _strays(labels: Path, stems: Container[str]) -> Iterator[Path]:
                 yield path
         elif path.suffix == ".json" and path.stem not in stems:
             with contextlib.suppress(OSError, ValueError, RecursionError):
-                content = load_json(path, quiet=True)
+                content = load_json(path)
                 if isinstance(content, dict) and "shapes" in content:
                     yield path
 
@@ -250,7 +249,7 @@ def _read_labelme(
         DatasetError: the whole file cannot be used.
     """
     try:
-        content = load_json(file, quiet=True)
+        content = load_json(file)
     except (OSError, ValueError, RecursionError) as error:
         raise DatasetError(f"{file} is no json of labelme: {first_line(error)}") from error
     shapes = content.get("shapes") if isinstance(content, dict) else None
