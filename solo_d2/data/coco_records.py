@@ -183,8 +183,9 @@ def _add_images(
             "annotations": [],
         }
     for where, name in missing if files_are_there else ():
-        reason = f"{some([name])} is missing in {os.path.abspath(image_root)}, as are the files of "
-        reason += f"{len(missing)} of {len(records.by_id)} images{folder.hint(name)}"
+        count = f"{len(missing)} of {len(records.by_id)} image files"
+        reason = f"{some([name])} is missing in {os.path.abspath(image_root)} (missing: {count})"
+        reason += folder.hint(name)
         report(Problem("image file missing", where, reason))
     folder.say_unusual()
 

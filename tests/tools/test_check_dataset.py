@@ -349,7 +349,6 @@ EXPECTED = {
         "annotation with an invalid 'ignore'": ["annotation 19"],
         "category id used more than once": ["category 2"],
         "category with an invalid 'name'": ["category 'x'"],
-        "category ids of two kinds": ["'categories'"],
         "classes do not fit": ["custom_train"],
     },
     "skipped": {
