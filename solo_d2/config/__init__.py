@@ -1,7 +1,7 @@
 """Every config key with its default, and reading, overriding and checking configs."""
 
-from solo_d2.config.defaults import (
-    add_solo_config,
+from solo_d2.config.defaults import add_solo_config
+from solo_d2.config.files import (
     configs_folder,
     default_config,
     find_config_file,

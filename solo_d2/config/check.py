@@ -9,14 +9,9 @@ from functools import cache
 from typing import Any
 
 from solo_d2.config import default_config
-from solo_d2.config.rules import Rule, leaves, require, similar, wrong_type
+from solo_d2.config.rules import Rule, leaves, require, wrong_type
 from solo_d2.utils.errors import ConfigError
 
-# Sections of this project, which have no keys but those of solo_d2/config/defaults.py.
-OWN_SECTIONS = (
-    *("MODEL.SOLO", "MODEL.SWIN", "MODEL.VIT", "MODEL.REGNET"),
-    *("INPUT.LSJ", "INPUT.COPY_PASTE", "SOLVER.EMA", "TEST.SPEED"),
-)
 # In the place of defaults that do not tell of what type the elements are.
 EXAMPLES = {
     "MODEL.SOLO.SCALE_RANGES": [[1.0]],  # any numbers
@@ -30,7 +25,7 @@ EXAMPLES = {
 def check_config(
     cfg: Mapping[str, Any], sections: Collection[str], rules: Mapping[str, Rule]
 ) -> None:
-    """Raise a ConfigError for the first key that is missing or unknown, or has a wrong value.
+    """Raise a ConfigError for the first key that is missing or has a wrong value.
 
     Args:
         cfg: a config.
@@ -39,9 +34,6 @@ def check_config(
     """
     values = dict(_within(leaves(cfg), sections))
     examples = dict(_within(_examples(), sections))
-    for key, _ in _within(values.items(), OWN_SECTIONS):
-        if key not in examples:
-            raise ConfigError(f"{key} is unknown{similar(key, examples)}")
     for key, example in examples.items():
         if key not in values:
             raise ConfigError(

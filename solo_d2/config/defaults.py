@@ -4,19 +4,9 @@
 constructor (`from_config`) or one function of the trainer.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from detectron2.config import CfgNode
 
-from detectron2.config import CfgNode, get_cfg
-from detectron2.utils.file_io import PathManager
-from yaml import YAMLError
-
-from solo_d2.config.files import check_config_files
-from solo_d2.config.rules import MERGE_ERRORS, merge_reason
-from solo_d2.utils.errors import ConfigError, shown
 from solo_d2.utils.images import MAX_PIXELS
-from solo_d2.utils.user_code import from_user_code
 
 
 def add_solo_config(cfg: CfgNode) -> None:
@@ -43,86 +33,6 @@ def add_solo_config(cfg: CfgNode) -> None:
     _add_data_keys(cfg)
     _add_solver_keys(cfg)
     _add_speed_keys(cfg.TEST)
-
-
-def default_config() -> CfgNode:
-    """Detectron2's config with our keys."""
-    cfg = get_cfg()
-    add_solo_config(cfg)
-    return cfg
-
-
-def configs_folder() -> Path:
-    """The configs of this project: inside the package if it came as a wheel, else beside it."""
-    package = Path(__file__).resolve().parents[1]
-    inside = package / "configs"
-    return inside if inside.is_dir() else package.parent / "configs"
-
-
-def find_config_file(config_file: str) -> str:
-    """Where a config is.
-
-    Args:
-        config_file: path or URL. A path that is not there is looked for among this project's
-            configs, with or without "configs/" before it.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    if not config_file:
-        raise ConfigError("No config is given: name one of configs/ by --config-file FILE")
-    if "://" in config_file or Path(config_file).is_file():
-        return config_file
-    name = config_file.removeprefix("configs/")
-    own = configs_folder() / name
-    if own.is_file():
-        return str(own)
-    raise ConfigError(
-        f"The config file {config_file} does not exist, nor is {name} in {configs_folder()}"
-    )
-
-
-def load_config(config_file: str, overrides: Sequence[Any] = ()) -> CfgNode:
-    """Read a YAML on top of Detectron2's and our defaults.
-
-    Args:
-        config_file: see `find_config_file`; YAML that would run code is refused.
-        overrides: see `override`.
-
-    Raises:
-        ConfigError: the file or an override cannot be used; the message names it.
-    """
-    config_file = find_config_file(config_file)
-    cfg = default_config()
-    try:
-        check_config_files(config_file, PathManager.open)
-        cfg.merge_from_file(config_file, allow_unsafe=False)
-    except ConfigError:
-        raise
-    except (*MERGE_ERRORS, OSError, YAMLError) as error:
-        if from_user_code(error):  # such as a handler of addresses
-            raise
-        raise ConfigError(f"{config_file}: {merge_reason(error, cfg)}") from error
-    override(cfg, overrides)
-    return cfg
-
-
-def override(cfg: CfgNode, overrides: Sequence[Any]) -> None:
-    """Change keys of a config, in place.
-
-    Args:
-        cfg: not frozen.
-        overrides: key, value, key, value, ...; values as Python objects or their text.
-
-    Raises:
-        ConfigError: a key is unknown, or a value has the wrong type.
-    """
-    try:
-        cfg.merge_from_list(list(overrides))
-    except MERGE_ERRORS as error:
-        given = shown(" ".join(x if isinstance(x, str) else shown(x) for x in overrides))
-        reason = merge_reason(error, cfg)
-        raise ConfigError(f"The overrides {given} can't be used: {reason}") from error
 
 
 def _add_grid_keys(solo: CfgNode) -> None:

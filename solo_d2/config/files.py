@@ -1,84 +1,92 @@
-"""YAML files of configs, looked at before they are read: those of strangers are no reason to wait.
+"""Reading configs: defaults, YAML files and overrides."""
 
-An alias (`*name`) stands for a whole part of the file, and Detectron2 copies that part for each: a
-file of a few lines can mean billions of keys. No Detectron2 needed.
-"""
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-import os
-from collections.abc import Callable
-from typing import IO, Any
+from detectron2.config import CfgNode, get_cfg
+from yaml import YAMLError
 
-import yaml
-
-from solo_d2.utils.errors import ConfigError
-
-# Characters of a file, entries that it may mean with all its aliases (ours have some hundred, and
-# seven for each class of MODEL.CLASSES), and files that one may be based on, each as often as it is
-# named.
-_LONGEST, _MOST_ENTRIES, _MOST_FILES = 2**20, 100_000, 100
-BASE = "_BASE_"
+from solo_d2.config.defaults import add_solo_config
+from solo_d2.config.rules import MERGE_ERRORS, merge_reason
+from solo_d2.utils.errors import ConfigError, shown
+from solo_d2.utils.user_code import from_user_code
 
 
-def check_config_files(config_file: str, open_text: Callable[[str], IO[Any]]) -> None:
-    """Look at a config and all that it is based on.
+def default_config() -> CfgNode:
+    """Detectron2's config with our keys."""
+    cfg = get_cfg()
+    add_solo_config(cfg)
+    return cfg
+
+
+def configs_folder() -> Path:
+    """The configs of this project: inside the package if it came as a wheel, else beside it."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def find_config_file(config_file: str) -> str:
+    """Where a config is.
 
     Args:
-        config_file: path or URL.
-        open_text: opens both.
+        config_file: path or URL. A path that is not there is looked for among this project's
+            configs, with or without "configs/" before it.
 
     Raises:
-        ConfigError: a file is too large, means too much, or is based on itself.
-        OSError: a file cannot be opened.
-        yaml.YAMLError: one is no YAML.
-        RecursionError: one is nested too deeply.
+        ConfigError: there is none.
     """
-    waiting: list[tuple[str, tuple[str, ...]]] = [(config_file, ())]
-    for _ in range(_MOST_FILES):
-        if not waiting:
-            return
-        file, above = waiting.pop()
-        name = file if "://" in file else os.path.realpath(file)
-        if name in above:
-            raise ConfigError(f"{file} is based on itself: change {BASE} there")
-        with open_text(file) as opened:
-            text = opened.read(_LONGEST + 1)
-        waiting += [(base, (*above, name)) for base in _check(file, text)]
-    raise ConfigError(f"{config_file} is based on more than {_MOST_FILES} files")
+    if not config_file:
+        raise ConfigError("No config is given: name one of configs/ by --config-file FILE")
+    if "://" in config_file or Path(config_file).is_file():
+        return config_file
+    name = config_file.removeprefix("configs/")
+    own = configs_folder() / name
+    if own.is_file():
+        return str(own)
+    raise ConfigError(
+        f"The config file {config_file} does not exist, nor is {name} in {configs_folder()}"
+    )
 
 
-def _check(file: str, text: str) -> list[str]:
-    """Look at a file; what it is based on."""
-    if len(text) > _LONGEST:
-        raise ConfigError(f"{file} has more than {_LONGEST} characters, so it is no config")
-    node = yaml.compose(text, yaml.SafeLoader)
-    if node is None:
-        return []
-    if _count(node, {}) > _MOST_ENTRIES:
-        raise ConfigError(
-            f"{file} means more than {_MOST_ENTRIES} entries, by aliases (*name) of aliases: write "
-            "out what is meant"
-        )
-    bases = map(os.path.expanduser, _bases(node))
-    remote = ("/", "https://", "http://")
-    return [b if b.startswith(remote) else os.path.join(os.path.dirname(file), b) for b in bases]
+def load_config(config_file: str, overrides: Sequence[Any] = ()) -> CfgNode:
+    """Read a YAML on top of Detectron2's and our defaults.
+
+    Args:
+        config_file: see `find_config_file`; YAML that would run code is refused.
+        overrides: see `override`.
+
+    Raises:
+        ConfigError: the file or an override cannot be used; the message names it.
+    """
+    config_file = find_config_file(config_file)
+    cfg = default_config()
+    try:
+        cfg.merge_from_file(config_file, allow_unsafe=False)
+    except ConfigError:
+        raise
+    except (*MERGE_ERRORS, OSError, YAMLError) as error:
+        if from_user_code(error):  # such as a handler of addresses
+            raise
+        raise ConfigError(f"{config_file}: {merge_reason(error, cfg)}") from error
+    override(cfg, overrides)
+    return cfg
 
 
-def _count(node: yaml.Node, known: dict[int, int]) -> int:
-    """Entries of a part with all its aliases; `known` are those of its parts, by identity."""
-    if id(node) not in known:
-        known[id(node)] = _MOST_ENTRIES + 1  # for one that has itself as a part
-        parts: list[yaml.Node] = []
-        if isinstance(node, yaml.MappingNode):
-            parts = [part for pair in node.value for part in pair]
-        elif isinstance(node, yaml.SequenceNode):
-            parts = node.value
-        known[id(node)] = 1 + sum(_count(part, known) for part in parts)
-    return known[id(node)]
+def override(cfg: CfgNode, overrides: Sequence[Any]) -> None:
+    """Change keys of a config, in place.
 
+    Args:
+        cfg: not frozen.
+        overrides: key, value, key, value, ...; values as Python objects or their text.
 
-def _bases(node: yaml.Node) -> list[str]:
-    """What the file is based on; Detectron2 refuses values of another kind."""
-    pairs = node.value if isinstance(node, yaml.MappingNode) else []
-    values = [value for key, value in pairs if key.value == BASE]
-    nodes = [x for v in values for x in (v.value if isinstance(v, yaml.SequenceNode) else [v])]
-    return [x.value for x in nodes if isinstance(x, yaml.ScalarNode) and x.value]
+    Raises:
+        ConfigError: a key is unknown, or a value has the wrong type.
+    """
+    try:
+        cfg.merge_from_list(list(overrides))
+    except MERGE_ERRORS as error:
+        given = shown(" ".join(x if isinstance(x, str) else shown(x) for x in overrides))
+        reason = merge_reason(error, cfg)
+        raise ConfigError(f"The overrides {given} can't be used: {reason}") from error

@@ -1,5 +1,6 @@
 """What the value of a config key may be: rules, and types by examples."""
 
+import math
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -8,11 +9,6 @@ from typing import Any
 
 from solo_d2.utils.errors import ConfigError, shown
 
-# What whole numbers and float32 hold.
-LARGEST_INT = 2**63 - 1
-LARGEST_FLOAT = 3.4e38
-# Numbers of a tensor that a layer may have. The largest backbones of Detectron2 have 10 million.
-MOST_NUMBERS_OF_TENSOR = 100_000_000
 # MODEL.META_ARCHITECTURE of this project's models; those of others may read any key.
 OWN_MODELS = ("SOLO", "PanopticSOLO")
 # What yacs and Detectron2 raise for what they cannot merge.
@@ -38,13 +34,13 @@ def between(low: float, high: float, unit: str = "") -> Rule:
 
 
 def at_least(low: float, unit: str = "") -> Rule:
-    """`low` or more."""
-    return Rule(lambda value: low <= value, f"at least {low}{unit}")
+    """`low` or more, but finite."""
+    return Rule(lambda value: low <= value < math.inf, f"at least {low}{unit}")
 
 
-def above(low: float, high: float = LARGEST_FLOAT) -> Rule:
+def above(low: float, high: float = math.inf) -> Rule:
     """More than `low`, and at most `high`."""
-    limit = "" if high == LARGEST_FLOAT else f", at most {high}"
+    limit = "" if high == math.inf else f", at most {high}"
     return Rule(lambda value: low < value <= high, f"above {low}{limit}")
 
 
@@ -106,12 +102,11 @@ def wrong_type(value: Any, example: Any) -> str | None:
         return None if isinstance(value, bool) else "True or False"
     if isinstance(example, str):
         return None if isinstance(value, str) else "a text"
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if isinstance(example, int):
-        whole = number and isinstance(value, int) and abs(value) <= LARGEST_INT
+        whole = isinstance(value, int) and not isinstance(value, bool)
         return None if whole else "a whole number"
-    known = number and (abs(value) <= LARGEST_FLOAT or abs(value) == float("inf"))
-    if known or example is None and value is None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if (number and value == value) or (example is None and value is None):  # NaN is no number
         return None
     return "a number" if example is not None else "None or a number"
 
@@ -135,6 +130,8 @@ def merge_reason(error: Exception, cfg: Mapping[str, Any]) -> str:
     unknown = re.fullmatch(r"Non-existent (?:config )?key: (\S+)", text)
     if unknown:
         return text + similar(unknown[1], (key for key, _ in leaves(cfg)))
-    if isinstance(error, (TypeError, AttributeError, RecursionError)) or not text:
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply, or based on itself (_BASE_)"
+    if isinstance(error, (TypeError, AttributeError)) or not text:
         return f"{type(error).__name__}: {text}"
     return text

@@ -10,7 +10,6 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from solo_d2.config.rules import MOST_NUMBERS_OF_TENSOR
 from solo_d2.data.classes import (
     Category,
     dataset_categories,
@@ -95,7 +94,8 @@ def resolve_num_classes(cfg: CfgNode, names: Iterable[str] | None = None) -> int
     _require_equal_classes(classes, with_stuff=is_panoptic(cfg))
     first = next(iter(classes))
     wanted = len(things(classes[first]))
-    _require_possible_number(names[0], wanted, cfg.MODEL.SOLO.HEAD.CONV_DIM)
+    if wanted < 1:
+        raise DatasetError(f"Data set '{names[0]}' has no categories, so there is nothing to learn")
     if number not in (0, wanted):
         raise ConfigError(
             f"MODEL.SOLO.NUM_CLASSES is {number}, but {first} has {wanted} classes. "
@@ -105,19 +105,6 @@ def resolve_num_classes(cfg: CfgNode, names: Iterable[str] | None = None) -> int
         resolve_num_stuff_classes(cfg, names)
         cfg.MODEL.SOLO.NUM_CLASSES = wanted
     return wanted
-
-
-def _require_possible_number(name: str, wanted: int, width: int) -> None:
-    """Refuse a data set's number of classes that no head can have: nobody has set a key to it."""
-    if wanted < 1:
-        raise DatasetError(f"Data set '{name}' has no categories, so there is nothing to learn")
-    most = MOST_NUMBERS_OF_TENSOR // (9 * max(1, width))  # of a 3x3 convolution
-    if wanted > most:
-        raise DatasetError(
-            f"Data set '{name}' has {wanted:,} categories, but a head of MODEL.SOLO.HEAD.CONV_DIM "
-            f"{width} can have {most:,} classes at most. Does each object have a category of its "
-            "own?"
-        )
 
 
 @contextlib.contextmanager

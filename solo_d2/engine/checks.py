@@ -20,15 +20,13 @@ PRECISIONS = ("float16", "bfloat16")
 # SOLVER.CLIP_GRADIENTS.CLIP_TYPE: Detectron2's own two clip each parameter for itself.
 FULL_MODEL = "full_model"
 CLIP_TYPES = ("value", "norm", FULL_MODEL)
-# Images of an iteration; one more is a typo, and would be collected until memory is full.
-LARGEST_BATCH = 65_536
 SCHEDULES = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR")
 
 SECTIONS = (
     *("SOLVER", "TEST", "DATASETS", "SEED", "OUTPUT_DIR", "CUDNN_BENCHMARK", "FLOAT32_PRECISION"),
     *("VIS_PERIOD", "MODEL.DEVICE", "MODEL.WEIGHTS", "MODEL.WEIGHTS_ALLOW", "MODEL.CLASSES"),
 )
-_RATE = between(0, 1e6)
+_RATE = at_least(0)
 _ITERATIONS = at_least(1, " iteration")
 RULES = {
     "SOLVER.OPTIMIZER": one_of(OPTIMIZERS),
@@ -39,7 +37,7 @@ RULES = {
     "SOLVER.CLIP_GRADIENTS.NORM_TYPE": above(0, float("inf")),
     "SOLVER.EMA.DECAY": Rule(lambda decay: 0 <= decay < 1, "in [0, 1)"),
     "SOLVER.EARLY_STOPPING_PATIENCE": at_least(0, " evaluations; 0: never"),
-    "SOLVER.IMS_PER_BATCH": between(1, LARGEST_BATCH, " images"),
+    "SOLVER.IMS_PER_BATCH": at_least(1, " image"),
     "SOLVER.REFERENCE_IMS_PER_BATCH": at_least(0, " images; 0: never scaled"),
     "SOLVER.REFERENCE_WORLD_SIZE": at_least(0, " processes; 0: never scaled"),
     "SOLVER.ACCUMULATE_STEPS": at_least(1, " part"),
@@ -54,7 +52,7 @@ RULES = {
     ),
     "SOLVER.BIAS_LR_FACTOR": _RATE,
     "SOLVER.GAMMA": between(0, 1),
-    "SOLVER.NUM_DECAYS": between(1, 1000),
+    "SOLVER.NUM_DECAYS": at_least(1),
     "SOLVER.MAX_ITER": _ITERATIONS,
     "SOLVER.STEPS": Rule(
         lambda steps: all(a < b for a, b in pairwise((0, *steps))),

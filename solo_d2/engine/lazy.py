@@ -27,7 +27,7 @@ from solo_d2.engine.checks import FULL_MODEL
 from solo_d2.engine.trainer import Trainer, save_figures, warn_of_random_weights
 from solo_d2.evaluation.check import check_evaluation
 from solo_d2.evaluation.run import NotingMapper, evaluate_dataset
-from solo_d2.modeling.building import building, refusing
+from solo_d2.modeling.building import refusing
 from solo_d2.utils.errors import ConfigError, DatasetError, shown
 
 logger = logging.getLogger("solo_d2")
@@ -202,7 +202,7 @@ def build_lazy_model(lazy: DictConfig, cfg: CfgNode) -> nn.Module:
     Raises:
         ConfigError: it cannot be constructed.
     """
-    with building("model", "the lazy config's `model`"):
+    with refusing("The lazy config's `model`"):
         model: nn.Module = instantiate(lazy.model)
     return model.to(cfg.MODEL.DEVICE)
 

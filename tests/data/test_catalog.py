@@ -86,13 +86,10 @@ def test_different_classes_name_both_data_sets_and_what_is_missing(register):
         resolve_num_classes(config(["test_one", "test_three"]))
 
 
-@pytest.mark.parametrize(
-    ("number", "reason"), [(0, "no categories"), (60_000, "60,000 categories")]
-)
-def test_numbers_of_classes_that_no_model_can_have_are_the_datas_fault(register, number, reason):
-    register("test_odd", [str(index) for index in range(number)])
+def test_no_categories_are_the_datas_fault(register):
+    register("test_odd", [])
     for cfg in (config(["test_odd"]), config(["test_odd"], number=7)):
-        with pytest.raises(DatasetError, match=f"'test_odd' has {reason}") as error:
+        with pytest.raises(DatasetError, match="test_odd") as error:
             resolve_num_classes(cfg)
         assert "NUM_CLASSES" not in str(error.value)
 

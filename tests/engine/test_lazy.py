@@ -177,10 +177,9 @@ def test_unknown_and_bad_keys_are_named(lazy):
     [
         (
             "model.head.conv_dim=33",
-            "the lazy config's `model` describe cannot be built: ValueError",
+            "lazy config's `model` cannot be built: ValueError",
         ),
-        ("model.head.norm=XN", "`model` describe cannot be built"),
-        ("model.backbone.bottom_up.stem.out_channels=1000000000", "1000000000"),
+        ("model.head.norm=XN", "`model` cannot be built"),
         ("model.head.conv_dim=0", "without any number"),
         ("optimizer.lr=-1", "optimizer cannot be built: ValueError: Invalid learning rate"),
         ("lr_multiplier.warmup_method=slow", "lr_multiplier cannot be built"),

@@ -13,7 +13,6 @@ import numpy as np
 from detectron2.config import CfgNode
 
 from solo_d2.data.augmentation import usual_short_side
-from solo_d2.data.input_checks import LARGEST_SQUARE
 from solo_d2.engine.objects import ASSIGNED, Inspection, Inspector, Layout, Objects, TargetRule
 from tools.dataset_check.proposal import Proposal, propose
 
@@ -194,7 +193,7 @@ class FitFinder:
         given = self.cfg.INPUT
         if given.LSJ.ENABLED:
             size = round(given.LSJ.SIZE * factor)
-            return {"INPUT.LSJ.SIZE": size} if size <= min(LARGEST_SQUARE, _LARGEST_SIDE) else {}
+            return {"INPUT.LSJ.SIZE": size} if size <= _LARGEST_SIDE else {}
         sizes = [_image_size(records[each.index], each) for each in sample]
         own = float(np.median([min(size) for size in sizes]))
         sides = tuple(round((side or own) * factor) for side in given.MIN_SIZE_TRAIN)

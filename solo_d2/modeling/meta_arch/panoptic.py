@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from solo_d2.losses import semantic_loss
-from solo_d2.modeling.building import building
+from solo_d2.modeling.building import refusing
 from solo_d2.modeling.checks import check_panoptic_config
 from solo_d2.modeling.meta_arch.solo import SOLO
 from solo_d2.modeling.semantic import SemanticBranch, SharedSemanticBranch, build_semantic_branch
@@ -59,7 +59,7 @@ class PanopticSOLO(SOLO):
         arguments = super().from_config(cfg)
         input_shape = arguments["backbone"].output_shape()
         check_panoptic_config(cfg, input_shape)
-        with building("semantic branch", "MODEL.SEM_SEG_HEAD"):
+        with refusing("The semantic branch that MODEL.SEM_SEG_HEAD describes"):
             branch = build_semantic_branch(cfg, input_shape, arguments["head"])
         semantic, combine = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.PANOPTIC_FPN.COMBINE
         return {

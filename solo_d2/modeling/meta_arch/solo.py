@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from solo_d2.inference import MaskDecoder, build_nms
 from solo_d2.losses import build_mask_loss, solo_losses
-from solo_d2.modeling.building import backbone_sections, building
+from solo_d2.modeling.building import backbone_sections, refusing
 from solo_d2.modeling.checks import check_model_config, check_model_keys
 from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY, SOLOHeadBase, build_solo_head
 from solo_d2.modeling.visualize import draw_training_image
@@ -101,11 +101,12 @@ class SOLO(nn.Module):
         """Translate the config to arguments."""
         check_model_keys(cfg)
         make_backbone = BACKBONE_REGISTRY.get(cfg.MODEL.BACKBONE.NAME)
-        with building("backbone", *backbone_sections(cfg), by=make_backbone):
+        sections = " and ".join(backbone_sections(cfg))
+        with refusing(f"The backbone that {sections} describe", make_backbone):
             backbone = build_backbone(cfg)
         check_model_config(cfg, backbone)
         make_head = SOLO_HEAD_REGISTRY.get(cfg.MODEL.SOLO.HEAD.NAME)
-        with building("head", "MODEL.SOLO", by=make_head):
+        with refusing("The head that MODEL.SOLO describes", make_head):
             head = build_solo_head(cfg, backbone.output_shape())
         solo = cfg.MODEL.SOLO
         nms_params = {
