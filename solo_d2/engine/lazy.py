@@ -19,12 +19,13 @@ from torch import nn
 from solo_d2.checkpoint.checkpointer import SOLOCheckpointer
 from solo_d2.checkpoint.saved_classes import adopt_saved_classes
 from solo_d2.config import default_config, override
-from solo_d2.data.catalog import require_model_classes, training_categories
+from solo_d2.data.catalog import require_model_classes
 from solo_d2.data.classes import Category
 from solo_d2.data.lvis_format import use_own_lvis_loaders
 from solo_d2.engine.bad_step import RunRecord
 from solo_d2.engine.checks import FULL_MODEL
 from solo_d2.engine.trainer import Trainer, save_figures, warn_of_random_weights
+from solo_d2.engine.training_data import explaining_no_data
 from solo_d2.evaluation.check import check_evaluation
 from solo_d2.evaluation.run import NotingMapper, evaluate_dataset
 from solo_d2.modeling.building import refusing
@@ -76,6 +77,7 @@ def trainer_config(lazy: DictConfig) -> CfgNode:
         )
     cfg = default_config()
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = FULL_MODEL
+    cfg.DATASETS.TRAIN = tuple(_data_sets(lazy, "train"))
     target = lazy.model.get("_target_")  # a class, or its name
     cfg.MODEL.META_ARCHITECTURE = getattr(target, "__name__", str(target).rpartition(".")[2])
     for name, key in KEYS.items():
@@ -129,8 +131,11 @@ class LazyTrainer(Trainer):
 
     def build_train_loader(self, cfg: CfgNode) -> Any:  # type: ignore[override]
         """The loader of the config."""
-        use_own_lvis_loaders(_data_sets(self.lazy, "train"))
-        with refusing("The loader of the lazy config's dataloader.train"):
+        use_own_lvis_loaders(cfg.DATASETS.TRAIN)
+        with (
+            refusing("The loader of the lazy config's dataloader.train"),
+            explaining_no_data(cfg.DATASETS.TRAIN),
+        ):
             return instantiate(self.lazy.dataloader.train)
 
     def build_optimizer(  # type: ignore[override]
@@ -152,44 +157,22 @@ class LazyTrainer(Trainer):
 
     def categories(self) -> list[Category]:
         """The classes of the config's data set, if it is one of Detectron2's catalog."""
-        return lazy_categories(self.lazy, self.cfg)
+        try:
+            found = super().categories()
+        except DatasetError as error:
+            logger.warning("Checkpoints will have no class names: %s", error)
+            return []
+        if not found:
+            logger.warning(
+                "Checkpoints will have no class names: dataloader.train.dataset has no `names`"
+            )
+        return found
 
     def test(  # type: ignore[override]
         self, cfg: CfgNode, model: nn.Module
     ) -> "OrderedDict[str, Any]":
         """Evaluate on the test loader; OUTPUT_DIR/evaluation.json keeps the last figures."""
         return evaluate_lazy(self.lazy, cfg, model)
-
-
-def lazy_categories(lazy: DictConfig, cfg: CfgNode) -> list[Category]:
-    """The classes of the data set of dataloader.train.
-
-    Args:
-        lazy: with `dataloader`.
-        cfg: what `trainer_config` makes of it.
-
-    Returns:
-        The categories; empty, with a warning, if its `dataset` has no names of Detectron2's
-        catalog.
-    """
-    cfg = _editable(cfg)
-    cfg.DATASETS.TRAIN = tuple(_data_sets(lazy, "train"))
-    try:
-        found = training_categories(cfg)
-    except DatasetError as error:
-        logger.warning("Checkpoints will have no class names: %s", error)
-        return []
-    if not found:
-        logger.warning(
-            "Checkpoints will have no class names: dataloader.train.dataset has no `names`"
-        )
-    return found
-
-
-def _editable(cfg: CfgNode) -> CfgNode:
-    cfg = cfg.clone()
-    cfg.defrost()
-    return cfg
 
 
 def build_lazy_model(lazy: DictConfig, cfg: CfgNode) -> nn.Module:
@@ -244,7 +227,8 @@ def evaluate_weights(lazy: DictConfig, cfg: CfgNode) -> "OrderedDict[str, Any]":
     """
     model = build_lazy_model(lazy, cfg)
     warn_of_random_weights(cfg)
-    with_classes = _editable(cfg)
+    with_classes = cfg.clone()
+    with_classes.defrost()
     adopt_saved_classes(with_classes)
     require_model_classes(with_classes, _data_sets(lazy, "test"))
     SOLOCheckpointer(model, save_dir=cfg.OUTPUT_DIR, whole=True).load(cfg.MODEL.WEIGHTS)

@@ -42,11 +42,10 @@ from solo_d2.engine.hooks import (
 from solo_d2.engine.launch import distribute
 from solo_d2.engine.reservation import release, reserve
 from solo_d2.engine.step import StepTrainer, step_options, unwrap
-from solo_d2.engine.training_data import build_train_loader, require_assigned
+from solo_d2.engine.training_data import build_train_loader, require_trainable
 from solo_d2.evaluation import build_evaluator, evaluate_dataset, evaluation_loader
 from solo_d2.modeling.backbones import layer_lr_factor
 from solo_d2.modeling.checks import check_meta_architecture
-from solo_d2.modeling.meta_arch.solo import SOLO
 from solo_d2.modeling.speed import SpeedOptions, speed_up
 from solo_d2.modeling.training_speed import speed_up_training
 from solo_d2.modeling.tta import SOLOWithTTA
@@ -88,10 +87,7 @@ class Trainer(DefaultTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
-        # Only of this loader is it known that its images are those of the config.
-        loaders = [getattr(kind.build_train_loader, "__func__", None) for kind in (self, Trainer)]
-        if isinstance(model, SOLO) and loaders[0] is loaders[1]:
-            require_assigned(cfg, model, data_loader)
+        require_trainable(cfg.DATASETS.TRAIN, model, data_loader)
         self._trainer = StepTrainer(distribute(model), data_loader, optimizer, **step_options(cfg))
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg

@@ -1,8 +1,9 @@
-"""The training data of a config: its loader, and the reason if it holds nothing to learn."""
+"""The training data of a config: its loader, and the reason if it holds nothing to train on."""
 
+import contextlib
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -17,19 +18,17 @@ from solo_d2.data.entries import read_entries
 from solo_d2.data.ignored import is_object, without_objects
 from solo_d2.data.loader import SeededDataset, make_train_loader
 from solo_d2.data.lvis_format import use_own_lvis_loaders
-from solo_d2.data.mapper import SOLODatasetMapper
 from solo_d2.data.other_models import without_other_inputs
 from solo_d2.data.problems import Problem, count_reasons
-from solo_d2.data.stuff_classes import is_panoptic
-from solo_d2.engine.objects import ASSIGNED, OUTCOMES, Inspector, Objects, TargetRule
+from solo_d2.modeling.meta_arch.panoptic import PanopticSOLO
+from solo_d2.modeling.meta_arch.solo import SOLO
 from solo_d2.utils.errors import DatasetError
 from solo_d2.utils.user_code import from_user_code
 
 logger = logging.getLogger(__name__)
 
-# A training follows the objects of this many images to find one that is assigned to a cell.
-_MOST_IMAGES = 50
-_NOTHING = "There is nothing to train on in the data sets of DATASETS.TRAIN"
+# Training samples to look at for an object that is assigned to a cell; nearly always one is enough.
+_NUM_SAMPLES = 50
 
 
 def build_train_loader(cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any]) -> DataLoader[Any]:
@@ -44,10 +43,11 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any]) ->
         `loader.batch_sampler.start_batch` before the first batch is taken to go on from there.
 
     Raises:
-        DatasetError: the data cannot be used, or holds nothing that the model could learn.
+        DatasetError: the data cannot be used, or is empty.
     """
-    parts = _load_parts(cfg, mapper)
-    require_objects(cfg, parts["dataset"])
+    use_own_lvis_loaders(cfg.DATASETS.TRAIN)
+    with explaining_no_data(cfg.DATASETS.TRAIN):
+        parts = _train_loader_from_config(without_other_inputs(cfg), mapper=mapper)
     images = DatasetFromList(parts["dataset"], copy=False)
     return make_train_loader(
         images,
@@ -61,33 +61,64 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any]) ->
     )
 
 
-def _load_parts(cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
-    """Data set and sampler by Detectron2."""
-    use_own_lvis_loaders(cfg.DATASETS.TRAIN)
+@contextlib.contextmanager
+def explaining_no_data(names: Sequence[str]) -> Iterator[None]:
+    """Give the reason where Detectron2 asserts that data sets are not empty, as a DatasetError."""
     try:
-        return _train_loader_from_config(without_other_inputs(cfg), mapper=mapper)
-    except AssertionError as error:  # how Detectron2 says that there is nothing
+        yield
+    except AssertionError as error:
         if from_user_code(error):
             raise
-        names = ", ".join(cfg.DATASETS.TRAIN) or "none"
-        reason = nothing_to_train(cfg.DATASETS.TRAIN) if cfg.DATASETS.TRAIN else "none is named"
-        raise DatasetError(
-            f"The data sets of DATASETS.TRAIN ({names}) cannot be used: {reason}"
-        ) from error
+        reason = nothing_to_train(names) if names else "no data set is named"
+        raise _nothing(names, reason or str(error)) from error
 
 
-def require_assigned(cfg: CfgNode, model: Any, loader: Any) -> None:
-    """Refuse data of which no object reaches a cell, see `require_assigned_objects`.
+def require_trainable(names: Sequence[str], model: Any, loader: Any) -> None:
+    """Refuse to train an instance model on data without an object, or none that reaches a cell.
 
     Args:
-        cfg: of the training.
-        model: a SOLO model.
-        loader: of the training; others than `make_train_loader` makes pass.
+        names: of the data sets of the loader.
+        model: that is trained; panoptic models and those that are not SOLO's pass.
+        loader: of the training; others than those of `make_train_loader` pass.
+
+    Raises:
+        DatasetError: no image has an object, or none in `_NUM_SAMPLES` training samples of all
+            images is assigned to a cell. Where there are more images a warning is logged.
     """
-    images = getattr(getattr(loader, "dataset", None), "dataset", None)
-    if isinstance(images, SeededDataset):
-        mapper = getattr(images.mapper, "mapper", images.mapper)  # without copy-paste
-        require_assigned_objects(cfg, model, images.dataset, mapper)
+    samples = getattr(getattr(loader, "dataset", None), "dataset", None)
+    if not isinstance(samples, SeededDataset) or not isinstance(model, SOLO):
+        return
+    if isinstance(model, PanopticSOLO):
+        return
+    records = samples.dataset
+    with_objects = [
+        index
+        for index in range(len(records))
+        if any(map(is_object, records[index].get("annotations", ())))
+    ]
+    if not with_objects:
+        raise _nothing(names, nothing_to_train(names))
+    random.Random(0).shuffle(with_objects)
+    for place in range(_NUM_SAMPLES):
+        try:
+            sample = samples[place, with_objects[place % len(with_objects)]]
+        except DatasetError:  # training reports it
+            return
+        targets = model.plan_micro_batches([[sample]])[0].targets
+        if targets.num_positive_cells and any(masks.any() for masks in targets.masks.values()):
+            return
+    reason = (
+        "no object is assigned to a cell at its size in training. Change INPUT.MIN_SIZE_TRAIN, "
+        "MODEL.SOLO.SCALE_RANGES or NUM_GRIDS; tools/check_dataset.py lists reasons and proposes "
+        "values"
+    )
+    if len(with_objects) <= _NUM_SAMPLES:
+        raise _nothing(names, reason)
+    logger.warning("Of %d training samples drawn at random %s", _NUM_SAMPLES, reason)
+
+
+def _nothing(names: Sequence[str], reason: str) -> DatasetError:
+    return DatasetError(f"There is nothing to train on in DATASETS.TRAIN {tuple(names)}: {reason}")
 
 
 def why_nothing(problems: Sequence[Problem], records: Sequence[dict[str, Any]]) -> str:
@@ -134,71 +165,3 @@ def nothing_to_train(names: Sequence[str]) -> str:
         if len(without_objects(records)) == len(records):
             reasons.append(f"'{name}': {why_nothing(problems, records)}")
     return "; ".join(reasons)
-
-
-def require_objects(cfg: CfgNode, records: Any) -> None:
-    """Refuse to train an instance model on images without an object.
-
-    Args:
-        cfg: of the training.
-        records: dataset dicts of the training; what is no list passes.
-
-    Raises:
-        DatasetError: naming data sets and reasons.
-    """
-    if not isinstance(records, list) or is_panoptic(cfg):
-        return
-    if len(without_objects(records)) == len(records):
-        raise DatasetError(f"{_NOTHING}: {nothing_to_train(cfg.DATASETS.TRAIN)}")
-
-
-def require_assigned_objects(cfg: CfgNode, model: Any, images: Any, mapper: Any) -> None:
-    """Refuse to train an instance model on objects of which none reaches a cell.
-
-    Follow objects of random images until one is assigned to a cell, nearly always in the first.
-
-    Args:
-        cfg: of the training.
-        model: the SOLO model that is trained.
-        images: dataset dicts of the training.
-        mapper: of the training. What others than this project's do with an object is not known.
-
-    Raises:
-        DatasetError: no object of any image is assigned to a cell.
-    """
-    if is_panoptic(cfg) or type(mapper) is not SOLODatasetMapper:
-        return
-    inspector = Inspector(cfg, TargetRule(cfg, model), model.num_classes)
-    followed: list[Objects] = []
-    for index in random.Random(0).sample(range(len(images)), len(images)):
-        if len(followed) == _MOST_IMAGES:
-            logger.warning(
-                "Of %d images drawn at random %s", len(followed), describe_outcomes(followed)
-            )
-            return
-        if not any(map(is_object, images[index].get("annotations", ()))):
-            continue
-        objects = inspector.inspect(index, images[index], with_objects=True).objects
-        if (
-            objects is None or (objects.outcomes == ASSIGNED).any()
-        ):  # None: another check's business
-            return
-        followed.append(objects)
-    if followed:
-        raise DatasetError(f"{_NOTHING}: {describe_outcomes(followed)}")
-
-
-def describe_outcomes(parts: Sequence[Objects]) -> str:
-    """Say what becomes of objects of which none is assigned to a cell, and what to change."""
-    objects = Objects.join(parts)
-    total = len(objects.outcomes)
-    counts = ", ".join(
-        f"{(objects.outcomes == outcome).sum()} x {name}"
-        for outcome, name in enumerate(OUTCOMES)
-        if (objects.outcomes == outcome).any()
-    )
-    return (
-        f"none of {total} objects reaches a cell at its size in training ({counts}). Change "
-        "INPUT.MIN_SIZE_TRAIN, MODEL.SOLO.SCALE_RANGES or NUM_GRIDS; tools/check_dataset.py "
-        "proposes values"
-    )

@@ -188,6 +188,7 @@ def test_unknown_and_bad_keys_are_named(lazy):
         ("train.seed=4294967296", "SEED is 4294967296"),
         ("train.ema.decay=2", "train.ema.decay is 2"),
         ("dataloader.train.dataset.names=gone", "gone"),
+        (f"model.scale_ranges={[[5000, 6000]] * 5}", "nothing to train on"),
     ],
 )
 def test_what_cannot_be_constructed_is_refused(lazy, shapes, tmp_path, override, named):
@@ -196,6 +197,18 @@ def test_what_cannot_be_constructed_is_refused(lazy, shapes, tmp_path, override,
         LazyTrainer(lazy)
     assert named in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("filtered", [True, False])
+def test_data_without_objects_is_refused(lazy, shapes, tmp_path, filtered):
+    lazy = make_tiny(lazy, shapes, tmp_path)
+    content = json.loads((shapes / "annotations/instances_train.json").read_text())
+    (tmp_path / "empty.json").write_text(json.dumps(content | {"annotations": []}))
+    register_coco_format("lazy_empty", tmp_path / "empty.json", shapes / "train")
+    lazy.dataloader.train.dataset.names = "lazy_empty"
+    lazy.dataloader.train.dataset.filter_empty = filtered
+    with pytest.raises(DatasetError, match="'lazy_empty': none of the 24 images"):
+        LazyTrainer(lazy)
 
 
 def test_a_part_that_is_missing_is_named(lazy):

@@ -14,7 +14,9 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from solo_d2.data.coco_format import register_coco_format
 from solo_d2.data.ignored import find_ignored
 from solo_d2.engine import Trainer
-from solo_d2.engine.objects import (
+from solo_d2.utils.errors import DatasetError
+from tests.modeling.tiny import tiny_config
+from tools.dataset_check.objects import (
     ASSIGNED,
     NO_CELL,
     NO_MASK,
@@ -25,8 +27,6 @@ from solo_d2.engine.objects import (
     Objects,
     TargetRule,
 )
-from solo_d2.utils.errors import DatasetError
-from tests.modeling.tiny import tiny_config
 from tools.dataset_check.proposal import (
     propose,
     propose_grid,
@@ -542,7 +542,7 @@ def test_nothing_to_train_on(check, annotations, kind, reason, filtered):
         ([], "none of the 3 images has an annotation"),
         (BOXES, "boxes but no masks"),
         (CROWDS, "only crowd regions"),
-        (OUTSIDE_ALONE, "lies outside the image"),
+        (OUTSIDE_ALONE, "no object is assigned to a cell"),
     ],
     ids=["no annotation", "boxes alone", "crowds alone", "outside of the images"],
 )
@@ -558,24 +558,6 @@ def test_training_refuses_nothing_to_train_on(check, annotations, reason, filter
     register_coco_format("custom_train", file, check.images)
     with pytest.raises(DatasetError, match=reason):
         Trainer(cfg)
-
-
-def test_a_loader_of_ones_own_is_not_judged_by_the_config(check):
-    file = check.output / "outside.json"
-    file.write_text(json.dumps({**good_content(), "annotations": OUTSIDE_ALONE}))
-    register_coco_format("custom_train", file, check.images)
-    cfg = tiny_config()
-    cfg.MODEL.SOLO.NUM_CLASSES = 2
-    cfg.DATALOADER.NUM_WORKERS = 0
-    cfg.DATASETS.TRAIN = ("custom_train",)
-    cfg.OUTPUT_DIR = str(check.output)
-
-    class OwnLoader(Trainer):
-        @classmethod
-        def build_train_loader(cls, cfg):
-            return super().build_train_loader(cfg)
-
-    assert OwnLoader(cfg).max_iter == cfg.SOLVER.MAX_ITER
 
 
 def test_objects_of_one_of_several_training_sets_are_enough(check, tmp_path):

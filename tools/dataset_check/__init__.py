@@ -1,6 +1,6 @@
 """Find what would go wrong in training on a data set, before hours are spent.
 
 `run.check_dataset` reads the annotations (`solo_d2.data.entries`), opens the images and assigns
-each object to its cells (`solo_d2.engine.objects`). `fit` judges the config, `proposal` derives
+each object to its cells (`objects`). `fit` judges the config, `proposal` derives
 grids and scale ranges, `page` draws samples, and `report` formats the findings.
 """

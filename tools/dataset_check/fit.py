@@ -13,7 +13,7 @@ import numpy as np
 from detectron2.config import CfgNode
 
 from solo_d2.data.augmentation import usual_short_side
-from solo_d2.engine.objects import ASSIGNED, Inspection, Inspector, Layout, Objects, TargetRule
+from tools.dataset_check.objects import ASSIGNED, Inspection, Inspector, Layout, Objects, TargetRule
 from tools.dataset_check.proposal import Proposal, propose
 
 # Share of lost objects up to which a config fits; on COCO the published ones lose 2.5 %.

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from solo_d2.engine.objects import OUTSIDE, VANISHED, Objects
+from tools.dataset_check.objects import OUTSIDE, VANISHED, Objects
 
 LARGEST_SHARE = 0.1
 LEAST_BASE, LARGEST_BASE = 3, 12

@@ -9,9 +9,9 @@ from detectron2.config import CfgNode
 
 from solo_d2.data.problems import ERROR, NOTICE, SKIPPED, Problem
 from solo_d2.data.stuff_classes import is_panoptic
-from solo_d2.engine.objects import ASSIGNED, OUTCOMES, Objects
 from tools.benchmarks.common import markdown_table
 from tools.dataset_check.fit import LOST_LIMIT, Fit
+from tools.dataset_check.objects import ASSIGNED, OUTCOMES, Objects
 from tools.dataset_check.proposal import Proposal
 from tools.dataset_check.run import Findings
 

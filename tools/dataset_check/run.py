@@ -14,16 +14,17 @@ from solo_d2.data.entries import read_entries
 from solo_d2.data.ignored import find_ignored, is_object, without_objects
 from solo_d2.data.problems import ERROR, NOTICE, Problem
 from solo_d2.data.stuff_classes import is_panoptic
-from solo_d2.engine.objects import (
+from solo_d2.engine.training_data import why_nothing
+from tools.dataset_check.fit import Fit, FitFinder
+from tools.dataset_check.objects import (
     ASSIGNED,
     UNREADABLE_FILE,
     Inspection,
     Inspector,
     Objects,
     TargetRule,
+    describe_outcomes,
 )
-from solo_d2.engine.training_data import describe_outcomes, why_nothing
-from tools.dataset_check.fit import Fit, FitFinder
 
 # The kind of problem of a data set of which no annotation is an object to learn.
 NO_OBJECTS = "no objects"

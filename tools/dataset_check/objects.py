@@ -432,3 +432,19 @@ def _box_problems(instances: Instances, names: list[str]) -> list[Problem]:
             instances.gt_names[odd].tolist(), (common / union)[odd].tolist(), strict=True
         )
     ]
+
+
+def describe_outcomes(parts: Sequence[Objects]) -> str:
+    """Say what becomes of objects of which none is assigned to a cell, and what to change."""
+    objects = Objects.join(parts)
+    total = len(objects.outcomes)
+    counts = ", ".join(
+        f"{(objects.outcomes == outcome).sum()} x {name}"
+        for outcome, name in enumerate(OUTCOMES)
+        if (objects.outcomes == outcome).any()
+    )
+    return (
+        f"none of {total} objects reaches a cell at its size in training ({counts}). Change "
+        "INPUT.MIN_SIZE_TRAIN, MODEL.SOLO.SCALE_RANGES or NUM_GRIDS; tools/check_dataset.py "
+        "proposes values"
+    )
