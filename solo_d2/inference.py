@@ -12,6 +12,7 @@ are made, go the way of masks, and at the end the contours of the enlarged regio
 contours themselves could not be compared: duplicates that are a pixel apart hardly overlap.
 """
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -37,15 +38,14 @@ from solo_d2.ops.soft_nms import soft_nms
 from solo_d2.ops.threads import one_thread
 from solo_d2.structures import Candidates, GridCells, HeadOutputs, Predictions, flatten_levels
 
-# Each NMS maps (masks, labels, scores, **params) to new scores; 0 removes. Here with the parameters
-# that it takes beside those of all.
-NMS: dict[str, tuple[Callable[..., Tensor], tuple[str, ...]]] = {
-    "matrix": (matrix_nms, ("kernel", "sigma")),
-    "hard": (hard_nms, ("thresh",)),
-    "soft": (soft_nms, ("kernel", "sigma", "thresh")),
-    "fast": (fast_nms, ("thresh",)),
+# Each NMS maps (masks, labels, scores, *, parameters) to new scores; 0 removes. A model gives it
+# the keys of MODEL.SOLO.NMS that are named as its parameters.
+NMS: dict[str, Callable[..., Tensor]] = {
+    "matrix": matrix_nms,
+    "hard": hard_nms,
+    "soft": soft_nms,
+    "fast": fast_nms,
 }
-NMS_PARAMS = ("class_agnostic", "backend")
 
 # Elements of the soft masks that a head makes at once (24 MiB as float32): enough for its product
 # to be fast, and little enough for the host's allocator to use the memory again.
@@ -57,15 +57,15 @@ def build_nms(name: str, params: Mapping[str, Any]) -> Callable[[Tensor, Tensor,
 
     Args:
         name: a key of `NMS`.
-        params: at least the parameters of that NMS; others are left alone.
+        params: parameters by name; those that the NMS does not take are ignored.
 
     Returns:
         `f(masks, labels, scores) -> new scores`.
     """
     if name not in NMS:
         raise ValueError(f"unknown mask NMS {name!r}: choose one of {', '.join(sorted(NMS))}")
-    function, keys = NMS[name]
-    return partial(function, **{key: params[key] for key in keys + NMS_PARAMS})
+    taken = inspect.signature(NMS[name]).parameters
+    return partial(NMS[name], **{key: params[key] for key in params if key in taken})
 
 
 @dataclass(frozen=True)

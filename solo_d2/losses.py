@@ -7,6 +7,7 @@ B images, L levels, S grid side, T cells of all levels, K classes, P cells or ma
 rows and columns of a mask.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
@@ -127,14 +128,10 @@ def _at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-# Each mask loss f(mask_probs, masks, **params) -> (P,), with the parameters that it takes. A new
-# one may look at neighbouring pixels.
+# Each mask loss maps (mask_probs, masks, *, parameters) to (P,); it may look at neighboring pixels.
+# A model gives it the keys of MODEL.SOLO.LOSS that are named as its parameters.
 MaskLoss = Callable[..., Tensor]
-MASK_LOSSES: dict[str, tuple[MaskLoss, tuple[str, ...]]] = {
-    "dice": (dice_loss, ()),
-    "bce": (bce_loss, ("pos_weight",)),
-    "focal": (mask_focal_loss, ("alpha", "gamma")),
-}
+MASK_LOSSES: dict[str, MaskLoss] = {"dice": dice_loss, "bce": bce_loss, "focal": mask_focal_loss}
 
 
 def build_mask_loss(name: str, params: Mapping[str, Any]) -> MaskLoss:
@@ -142,15 +139,15 @@ def build_mask_loss(name: str, params: Mapping[str, Any]) -> MaskLoss:
 
     Args:
         name: a key of `MASK_LOSSES`.
-        params: at least the parameters of that loss; others are ignored.
+        params: parameters by name; those that the loss does not take are ignored.
 
     Returns:
         `f(mask_probs, masks) -> (P,)`.
     """
     if name not in MASK_LOSSES:
         raise ValueError(f"unknown mask loss {name!r}: choose one of {', '.join(MASK_LOSSES)}")
-    loss, keys = MASK_LOSSES[name]
-    return partial(loss, **{key: params[key] for key in keys})
+    taken = inspect.signature(MASK_LOSSES[name]).parameters
+    return partial(MASK_LOSSES[name], **{key: params[key] for key in params if key in taken})
 
 
 def _dice_sums(mask_probs: Tensor, masks: Tensor) -> Tensor:

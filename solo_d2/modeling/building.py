@@ -1,7 +1,8 @@
 """Building parts of a model from a config: what cannot be built is a ConfigError."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -34,6 +35,57 @@ def refusing(described: str, by: Callable[..., Any] | None = None) -> Iterator[N
             note_part(error, f"{described} cannot be built")
             raise
         raise ConfigError(f"{described} cannot be built: {first_line(error)}") from error
+
+
+def read_params(
+    function: Callable[..., Any],
+    inputs: Sequence[str],
+    section: str,
+    node: CfgNode,
+    keys: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Read the parameters of an NMS or a loss from the config keys of the same names in capitals.
+
+    A parameter without a key keeps its default.
+
+    Args:
+        function: takes the inputs, then its parameters.
+        inputs: names of the inputs, for messages.
+        section: name of the config section with the keys.
+        node: that section.
+        keys: keys by parameter, where they are named otherwise.
+
+    Returns:
+        The values by parameter.
+
+    Raises:
+        ConfigError: a parameter has neither key nor default, or the function does not take the
+            inputs.
+    """
+    keys = keys or {}
+    signature = inspect.signature(function)
+    name = getattr(function, "__name__", repr(function))
+    params = {}
+    for index, parameter in enumerate(signature.parameters.values()):
+        is_input = index < len(inputs) and parameter.kind is not parameter.KEYWORD_ONLY
+        if is_input or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        key = keys.get(parameter.name, parameter.name.upper())
+        if key in node:
+            params[parameter.name] = node[key]
+        elif parameter.default is parameter.empty:
+            raise ConfigError(
+                f"{section}.{key} is missing, which the parameter {parameter.name!r} of {name} "
+                "takes: declare the key (docs/extending.md), or give the parameter a default"
+            )
+    try:
+        signature.bind(*inputs, **params)
+    except TypeError as error:
+        raise ConfigError(
+            f"{section} chooses {name}{signature}, which must take {', '.join(inputs)} and then "
+            f"its parameters: {error}"
+        ) from error
+    return params
 
 
 def backbone_sections(cfg: CfgNode) -> tuple[str, ...]:

@@ -92,7 +92,6 @@ RULES = {
     "MODEL.SOLO.MASK_FEATURE.DEFORM": one_of(DEFORMS),
     "MODEL.SOLO.LOSS.CLS_WEIGHT": _WEIGHT,
     "MODEL.SOLO.LOSS.MASK_WEIGHT": _WEIGHT,
-    "MODEL.SOLO.LOSS.MASK_TYPE": one_of(MASK_LOSSES),
     "MODEL.SOLO.LOSS.MASK_POS_WEIGHT": _WEIGHT,
     "MODEL.SOLO.LOSS.FOCAL_ALPHA": between(0, 1),
     "MODEL.SOLO.LOSS.FOCAL_GAMMA": at_least(0),
@@ -102,7 +101,6 @@ RULES = {
     "MODEL.SOLO.KEEP_THRESH_TEST": PROBABILITY,
     "MODEL.SOLO.PRE_NMS_TOPK": _SOME,
     "MODEL.SOLO.MASK_BACKEND": one_of(BACKENDS),
-    "MODEL.SOLO.NMS.TYPE": one_of(NMS),
     "MODEL.SOLO.NMS.KERNEL": one_of(("gaussian", "linear")),
     "MODEL.SOLO.NMS.SIGMA": at_least(0),
     "MODEL.SOLO.NMS.THRESH": between(0, 1),
@@ -134,6 +132,8 @@ def check_model_keys(cfg: CfgNode) -> None:
     registered = {
         "MODEL.BACKBONE.NAME": one_of(sorted(name for name, _ in BACKBONE_REGISTRY)),
         "MODEL.SOLO.HEAD.NAME": one_of(sorted(name for name, _ in SOLO_HEAD_REGISTRY)),
+        "MODEL.SOLO.NMS.TYPE": one_of(NMS),
+        "MODEL.SOLO.LOSS.MASK_TYPE": one_of(MASK_LOSSES),
     }
     check_config(cfg, SECTIONS, {**RULES, **registered})
 

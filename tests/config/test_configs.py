@@ -1,6 +1,7 @@
 """Every YAML loads, builds and takes a step; every key of ours is read and none is unknown."""
 
 import io
+import itertools
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from detectron2.utils.events import EventStorage  # noqa: E402
 
 from solo_d2 import add_solo_config  # noqa: E402
 from solo_d2.engine import Trainer  # noqa: E402
+from solo_d2.inference import NMS  # noqa: E402
+from solo_d2.losses import MASK_LOSSES  # noqa: E402
 from tests.modeling.tiny import image, panoptic_config, with_sem_seg  # noqa: E402
 
 CONFIGS = sorted(
@@ -116,5 +119,7 @@ def test_every_key_is_read():
     for part in ("SOLO", "SEM_SEG_HEAD", "PANOPTIC_FPN"):
         expected |= set(leaves(cfg.MODEL[part], part))
         dict.__setitem__(cfg.MODEL, part, Recorder(cfg.MODEL[part], seen, part))
-    build_model(cfg)
+    for nms, mask_loss in itertools.zip_longest(NMS, MASK_LOSSES, fillvalue="dice"):
+        cfg.MODEL.SOLO.NMS.TYPE, cfg.MODEL.SOLO.LOSS.MASK_TYPE = nms, mask_loss
+        build_model(cfg)
     assert expected - seen == OF_OTHER_MODELS

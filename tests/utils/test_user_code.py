@@ -179,8 +179,8 @@ def test_head_nms_and_loss_that_fail_when_called(mine, registered):
     with pytest.raises(RAISED) as error:
         build_model(tiny_config("Mine")).eval()([image()])
     assert_shown(error, mine)
-    registered(NMS, "mine", (mine.fail, ()))
-    registered(MASK_LOSSES, "mine", (mine.fail, ()))
+    registered(NMS, "mine", mine.fail)
+    registered(MASK_LOSSES, "mine", mine.fail)
     cfg = tiny_config()
     cfg.MODEL.SOLO.NMS.TYPE = cfg.MODEL.SOLO.LOSS.MASK_TYPE = "mine"
     model = tiny_model(cfg, sure=True)

@@ -100,7 +100,7 @@ def _run_case(
 ) -> dict[str, Any]:
     scene = make_scene(num, size, num_classes, args.seed)
     scene = tuple(x.to(args.device) for x in scene)
-    function = NMS[name][0]
+    function = NMS[name]
     ours = partial(function, *scene, backend=args.backend)
     plain: Callable[[], Any] = partial(function, *scene, backend="torch")
     if name == "matrix":
@@ -139,10 +139,10 @@ def agreement(name: str, scene: tuple[Tensor, ...], backend: str) -> dict[str, f
         backend: ours.
     """
     masks, labels, scores = scene
-    ours = NMS[name][0](*scene, backend=backend)
+    ours = NMS[name](*scene, backend=backend)
     counts, expected = plain_matrix_nms(*scene)
     if name != "matrix":
-        expected = NMS[name][0](*scene, backend="torch")
+        expected = NMS[name](*scene, backend="torch")
     competes = (labels[:, None] == labels[None, :]).triu()
     differs = (mask_overlaps(masks, labels, backend=backend) != counts) & competes
     return {

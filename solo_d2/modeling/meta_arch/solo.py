@@ -17,9 +17,9 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from solo_d2.inference import MaskDecoder, build_nms
-from solo_d2.losses import build_mask_loss, solo_losses
-from solo_d2.modeling.building import backbone_sections, refusing
+from solo_d2.inference import NMS, MaskDecoder, build_nms
+from solo_d2.losses import MASK_LOSSES, build_mask_loss, solo_losses
+from solo_d2.modeling.building import backbone_sections, read_params, refusing
 from solo_d2.modeling.checks import check_model_config, check_model_keys
 from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY, SOLOHeadBase, build_solo_head
 from solo_d2.modeling.visualize import draw_training_image
@@ -32,6 +32,9 @@ from solo_d2.structures import (
     cell_levels,
 )
 from solo_d2.targets import assign_grid_targets
+
+# Keys of MODEL.SOLO.LOSS for parameters of mask losses that are named otherwise.
+LOSS_KEYS = {"pos_weight": "MASK_POS_WEIGHT", "alpha": "FOCAL_ALPHA", "gamma": "FOCAL_GAMMA"}
 
 
 @META_ARCH_REGISTRY.register()
@@ -109,18 +112,16 @@ class SOLO(nn.Module):
         with refusing("The head that MODEL.SOLO describes", make_head):
             head = build_solo_head(cfg, backbone.output_shape())
         solo = cfg.MODEL.SOLO
-        nms_params = {
-            "kernel": solo.NMS.KERNEL,
-            "sigma": solo.NMS.SIGMA,
-            "thresh": solo.NMS.THRESH,
-            "class_agnostic": solo.NMS.CLASS_AGNOSTIC,
-            "backend": solo.NMS.BACKEND,
-        }
-        mask_loss_params = {
-            "pos_weight": solo.LOSS.MASK_POS_WEIGHT,
-            "alpha": solo.LOSS.FOCAL_ALPHA,
-            "gamma": solo.LOSS.FOCAL_GAMMA,
-        }
+        nms_params = read_params(
+            NMS[solo.NMS.TYPE], ("masks", "labels", "scores"), "MODEL.SOLO.NMS", solo.NMS
+        )
+        mask_loss_params = read_params(
+            MASK_LOSSES[solo.LOSS.MASK_TYPE],
+            ("mask_probs", "masks"),
+            "MODEL.SOLO.LOSS",
+            solo.LOSS,
+            LOSS_KEYS,
+        )
         return {
             "backbone": backbone,
             "head": head,
