@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 from detectron2.data.detection_utils import convert_image_to_rgb
-from detectron2.utils.visualizer import Visualizer
 
 from solo_d2.structures import Predictions
 
@@ -24,6 +23,8 @@ def draw_training_image(
     Returns:
         (3, H, 2W) uint8, RGB.
     """
+    from detectron2.utils.visualizer import Visualizer  # imports matplotlib
+
     image = convert_image_to_rgb(inputs["image"].permute(1, 2, 0), input_format)
     image = np.clip(image, 0, 255).astype(np.uint8)
     gt = inputs["instances"]

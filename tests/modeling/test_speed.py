@@ -11,7 +11,6 @@ pytestmark = pytest.mark.detectron2
 pytest.importorskip("detectron2")
 
 from detectron2.layers import FrozenBatchNorm2d  # noqa: E402
-from torch._dynamo.testing import CompileCounter  # noqa: E402
 
 from solo_d2.engine import Trainer, evaluate  # noqa: E402
 from solo_d2.engine import trainer as trainer_module  # noqa: E402
@@ -130,6 +129,8 @@ def test_half_precision_is_used(monkeypatch):
 @pytest.fixture
 def counter(monkeypatch):
     """Compiles to what runs eagerly, and counts graphs."""
+    from torch._dynamo.testing import CompileCounter
+
     counter, real = CompileCounter(), torch.compile
     torch.compiler.reset()
     monkeypatch.setattr(torch, "compile", lambda *a, **k: real(*a, backend=counter, **k))
