@@ -25,6 +25,8 @@ import torch  # noqa: E402
 
 from tests.isolation import restored  # noqa: E402
 
+pytest_plugins = ["tests.export.exported"]
+
 HAS_GPU = torch.cuda.is_available()
 HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
 NEEDS_DETECTRON2 = "Detectron2 is not installed (see `make help`)"

@@ -84,6 +84,22 @@ def images(*sizes, seed=0):
     return [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
 
 
+# Of the batch that benchmarks and 8-bit convolutions are tested with.
+SIZE, OUTPUT_SIZE = (120, 224), (135, 233)
+
+
+def detectron2_inputs(seed=0):
+    """A batch of two images as Detectron2's inputs."""
+    return [
+        {
+            "image": torch.from_numpy(pixels.transpose(2, 0, 1).copy()),
+            "height": OUTPUT_SIZE[0],
+            "width": OUTPUT_SIZE[1],
+        }
+        for pixels in images(SIZE, SIZE, seed=seed)
+    ]
+
+
 def blank(height, width):
     return np.full((height, width, 3), BLANK, np.uint8)
 

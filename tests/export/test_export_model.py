@@ -11,8 +11,6 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 pytestmark = [pytest.mark.detectron2, pytest.mark.export]
-pytest.importorskip("onnxscript")
-pytest.importorskip("onnxruntime")
 
 from demo import demo  # noqa: E402
 from solo_d2 import ConfigError, Predictor  # noqa: E402
@@ -20,7 +18,7 @@ from solo_d2.api.classes import Classes  # noqa: E402
 from solo_d2.export.agreement import TOLERANCES  # noqa: E402
 from solo_d2.export.pipeline import ExportPipeline  # noqa: E402
 from solo_d2.export.runner import Detector  # noqa: E402
-from tests.export.conftest import CLASSES, model_arguments  # noqa: E402
+from tests.export.exported import CLASSES, model_arguments  # noqa: E402
 from tests.export.models import pipeline_detector  # noqa: E402
 from tests.export.test_runner import run_without_torch  # noqa: E402
 
@@ -74,10 +72,10 @@ def test_runs_without_torch(exported):
 
 
 @pytest.fixture
-def export(tool, folder, monkeypatch, tmp_path):
+def export(export_tool, export_folder, monkeypatch, tmp_path):
     """Runs the command line without tracing: whether to write is decided alike for all formats."""
     made = []
-    monkeypatch.setattr(tool, "trace", lambda pipeline, info: made.append((pipeline, info)))
+    monkeypatch.setattr(export_tool, "trace", lambda pipeline, info: made.append((pipeline, info)))
 
     def save(export, path):
         path.touch()
@@ -85,19 +83,25 @@ def export(tool, folder, monkeypatch, tmp_path):
     def load(path):
         return pipeline_detector(*made[-1])
 
-    monkeypatch.setitem(tool.FORMATS, "torch-export", (save, load))
+    monkeypatch.setitem(export_tool.FORMATS, "torch-export", (save, load))
 
     def run(*args):
         output = tmp_path / "out" / "model.pt2"
-        arguments = [*model_arguments(folder), "--format", "torch-export", "--output", output]
-        return tool.main([str(argument) for argument in (*arguments, *args)])
+        arguments = [
+            *model_arguments(export_folder),
+            "--format",
+            "torch-export",
+            "--output",
+            output,
+        ]
+        return export_tool.main([str(argument) for argument in (*arguments, *args)])
 
     return run
 
 
 @pytest.fixture
-def images(folder):
-    return "--check-images", folder / "images"
+def images(export_folder):
+    return "--check-images", export_folder / "images"
 
 
 def shift_pixels(monkeypatch, number):
@@ -128,12 +132,12 @@ def test_too_few_candidates_are_explained(export, images, tmp_path, capsys):
 
 
 @pytest.fixture
-def truth(folder, tmp_path):
+def truth(export_folder, tmp_path):
     """Arguments that name a data set whose truth is what the model finds."""
     images, annotations = [], []
     for image_id, name in enumerate(("a.png", "b.png")):
         place = tmp_path / f"found {image_id}"
-        found = run_demo(place, folder / "images" / name, *model_arguments(folder))
+        found = run_demo(place, export_folder / "images" / name, *model_arguments(export_folder))
         height, width = found[0]["segmentation"]["size"]
         images.append({"id": image_id, "file_name": name, "height": height, "width": width})
         annotations += [{**one, "image_id": image_id, "iscrowd": 0} for one in found]
@@ -142,7 +146,7 @@ def truth(folder, tmp_path):
         annotation.update(id=number, area=width * height)
     content = {"images": images, "annotations": annotations, "categories": CLASSES}
     (tmp_path / "truth.json").write_text(json.dumps(content))
-    entry = ["test_truth", str(tmp_path / "truth.json"), str(folder / "images")]
+    entry = ["test_truth", str(tmp_path / "truth.json"), str(export_folder / "images")]
     options = "--opts", "DATALOADER.NUM_WORKERS", 0, "DATASETS.COCO_FORMAT", [entry]
     yield "--check-dataset", "test_truth", *options
     for catalog in (DatasetCatalog, MetadataCatalog):
@@ -190,9 +194,9 @@ def test_what_cannot_be_exported_is_named(export, images, tmp_path, capsys):
         ["--output", "model.onnx", "--topk", "0"],
     ],
 )
-def test_arguments_that_do_not_fit(tool, args):
+def test_arguments_that_do_not_fit(export_tool, args):
     with pytest.raises(SystemExit):
-        tool.parse_args(["--config-file", "c", *args])
+        export_tool.parse_args(["--config-file", "c", *args])
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,6 @@ from torch import nn
 
 pytestmark = [pytest.mark.detectron2, pytest.mark.export]
 pytest.importorskip("detectron2")
-onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxscript")
-onnxruntime = pytest.importorskip("onnxruntime")
 
 from solo_d2 import ConfigError  # noqa: E402
 from solo_d2.export import packages  # noqa: E402
@@ -27,10 +24,10 @@ from solo_d2.export.programs import (  # noqa: E402
     save_program,
     trace,
 )
+from solo_d2.modeling import SOLO_HEAD_REGISTRY  # noqa: E402
 from tests.export.models import (  # noqa: E402
     IDS,
     NAMES,
-    VARIANTS,
     assert_detector_agrees,
     assert_same,
     expected_of,
@@ -39,18 +36,16 @@ from tests.export.models import (  # noqa: E402
     small_model,
 )
 
-# On top of `VARIANTS`: once the backbone that most models have, and few deformable convolutions,
-# which become many nodes.
-GALLERY = {
-    "solo": [
-        *("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone"),
-        *("MODEL.SOLO.IN_FEATURES", ["p2", "p6"]),
-    ],
-    "decoupled": [],
-    "decoupled light, deformable": ["MODEL.SOLO.HEAD.DEFORM", ""],
-    "solov2, linear": [],
-    "solov2 separate, 3x3 kernels, deformable": [
-        *("MODEL.SOLO.HEAD.DEFORM", "", "MODEL.SOLO.MASK_FEATURE.DEFORM", "v2"),
+# Heads that are exported together, with all ways to make masks: 1x1 and 3x3 kernels, masks of each
+# level or of all, products of maps. Deformable convolutions become many nodes; one is enough.
+HEADS = {
+    "solo": ["MODEL.SOLO.HEAD.NAME", "SOLOHead"],
+    "decoupled": ["MODEL.SOLO.HEAD.NAME", "DecoupledSOLOHead"],
+    "light": ["MODEL.SOLO.HEAD.NAME", "DecoupledSOLOLightHead", "MODEL.SOLO.HEAD.DEFORM", "v1"],
+    "solov2 in float16": ["MODEL.SOLO.HEAD.KERNEL_SIZE", 3],
+    "solov2 separate": [
+        *("MODEL.SOLO.MASK_FEATURE.TYPE", "separate", "MODEL.SOLO.MASK_FEATURE.NUM_CONVS", 1),
+        *("MODEL.SOLO.HEAD.ALIGN", "region_grid"),
     ],
 }
 # For the compiler: quick rather than good code.
@@ -71,10 +66,12 @@ class Gallery(nn.Module):
         self.pipelines = nn.ModuleList(pipelines)
 
     def forward(self, images, image_sizes):
-        """Class logits (B, K, T) and masks of some cells of each pipeline."""
-        results = []
+        """Class logits (B, K, T) and masks of some cells of each head, on the same features."""
+        first, results = self.pipelines[0], []
+        features = first.backbone(first.normalise(images, image_sizes))
         for pipeline in self.pipelines:
-            outputs = pipeline.head(pipeline.backbone(pipeline.normalise(images, image_sizes)))
+            inputs = {name: feature.to(pipeline.dtype) for name, feature in features.items()}
+            outputs = pipeline.head(inputs)
             cells = torch.arange(3, len(pipeline.cell_strides), 7).expand(images.shape[0], -1)
             results.append(torch.cat([x.flatten(2) for x in outputs.class_logits], 2).float())
             results.append(pipeline.cell_masks(outputs, cells))
@@ -83,13 +80,12 @@ class Gallery(nn.Module):
 
 def test_every_head_in_onnx(tmp_path):
     """The steps after the heads are the same for all: `exported` has them."""
-    assert GALLERY.keys() == VARIANTS.keys()
-    models = {name: small_model(*VARIANTS[name], *GALLERY[name]) for name in VARIANTS}
-    pipelines = [
-        ExportPipeline(model, half=name == "solov2, linear") for name, model in models.items()
-    ]
-    gallery = Gallery(pipelines)
-    info = describe(models["solo"], pipelines[0], small_config(), NAMES, IDS)
+    onnx, onnxruntime = (pytest.importorskip(name) for name in ("onnx", "onnxruntime"))
+    pytest.importorskip("onnxscript")
+    models = {name: small_model(*overrides) for name, overrides in HEADS.items()}
+    assert {type(model.head) for model in models.values()} == {x for _, x in SOLO_HEAD_REGISTRY}
+    gallery = Gallery(ExportPipeline(x, half="float16" in name) for name, x in models.items())
+    info = describe(models["solo"], gallery.pipelines[0], small_config(), NAMES, IDS)
     names = [f"{kind} of {name}" for name in models for kind in ("classes", "masks")]
     save_onnx(replace(trace(gallery, info), outputs=names), tmp_path / "heads.onnx")
     types = {tensor.data_type for tensor in onnx.load(tmp_path / "heads.onnx").graph.initializer}
@@ -106,7 +102,7 @@ def test_every_head_in_onnx(tmp_path):
             results = gallery(*(torch.from_numpy(value) for value in inputs.values()))
         for name, expected in zip(names, results, strict=True):
             # Logits of float16 have a dozen bits, of which rounding takes some.
-            atol = 0.05 if "solov2, linear" in name else 2e-4
+            atol = 0.05 if "float16" in name else 2e-4
             np.testing.assert_allclose(found[name], expected.numpy(), 0, atol, err_msg=name)
 
 
@@ -120,6 +116,8 @@ def test_onnx_agrees_with_the_model(exported):
 
 
 def test_onnx_file_is_standard_and_described(exported):
+    import onnx
+
     proto = onnx.load(exported.onnx)
     onnx.checker.check_model(proto, full_check=True)
     assert {opset.domain for opset in proto.opset_import} == {""}

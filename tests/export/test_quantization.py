@@ -1,5 +1,6 @@
 """8-bit convolutions: what is quantised, what stays, what is refused; and the command line."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,39 +10,32 @@ import torch
 
 pytestmark = [pytest.mark.detectron2, pytest.mark.export]
 pytest.importorskip("detectron2")
-onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxscript")
-pytest.importorskip("onnxruntime")
 
 from solo_d2.data import catalog  # noqa: E402
 from solo_d2.data.classes import make_categories  # noqa: E402
 from solo_d2.export.onnx_model import OnnxModel, detector_inputs  # noqa: E402
-from solo_d2.export.pipeline import ExportPipeline  # noqa: E402
-from solo_d2.export.programs import describe, save_onnx, trace  # noqa: E402
 from solo_d2.export.quantization import load_detector, quantize_onnx  # noqa: E402
 from solo_d2.utils.errors import ConfigError  # noqa: E402
-from tests.export.fixed import OUTPUT_SIZE, fixed_inputs, fixed_sizes  # noqa: E402
-from tests.export.models import small_config, small_model  # noqa: E402
+from tests.export.exported import CLASSES  # noqa: E402
+from tests.export.models import OUTPUT_SIZE, detectron2_inputs, small_config  # noqa: E402
 
 # Detectron2 installs a package `tools`, so the file is imported from its folder.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 import quantize_onnx as tool  # noqa: E402
 
+NAMES, IDS = ([x[key] for x in CLASSES] for key in ("name", "id"))
+
 
 @pytest.fixture(scope="module")
-def float_file(tmp_path_factory):
-    model = small_model()
-    pipeline = ExportPipeline(model)
-    info = describe(model, pipeline, small_config(), list("abcde"), [1, 2, 3, 4, 5])
+def float_file(exported, tmp_path_factory):
     path = tmp_path_factory.mktemp("float") / "model.onnx"
-    with fixed_sizes():
-        save_onnx(trace(pipeline, info), path)
+    shutil.copy(exported.onnx, path)
     return path
 
 
 def calibration(path):
     detector = load_detector(path)
-    return (detector.graph_inputs(*detector_inputs(fixed_inputs(seed))) for seed in range(3))
+    return (detector.graph_inputs(*detector_inputs(detectron2_inputs(seed))) for seed in range(3))
 
 
 @pytest.fixture(scope="module", params=["static", "7-bit", "dynamic"])
@@ -52,16 +46,20 @@ def quantised(request, float_file):
     return path
 
 
+def nodes(path, *kinds):
+    import onnx
+
+    return [node for node in onnx.load(str(path)).graph.node if node.op_type in kinds]
+
+
 def count(path, *kinds):
-    return sum(node.op_type in kinds for node in onnx.load(str(path)).graph.node)
-
-
-def convolutions_of(path):
-    return [node for node in onnx.load(str(path)).graph.node if node.op_type == "Conv"]
+    return len(nodes(path, *kinds))
 
 
 def weights_of(path):
     """The 8-bit constants that are as large as a kernel."""
+    import onnx
+
     tensors = onnx.load(str(path)).graph.initializer
     kinds = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
     return [
@@ -70,7 +68,7 @@ def weights_of(path):
 
 
 def test_all_convolutions_and_nothing_else(float_file, quantised):
-    convolutions = len(convolutions_of(float_file))
+    convolutions = count(float_file, "Conv")
     assert convolutions > 10
     if quantised.stem == "dynamic":
         assert count(quantised, "ConvInteger") == convolutions
@@ -79,7 +77,7 @@ def test_all_convolutions_and_nothing_else(float_file, quantised):
         assert count(quantised, "Conv") == convolutions
         assert 0 < count(quantised, "QuantizeLinear") <= 2 * convolutions
     assert count(quantised, "MatMul") == count(float_file, "MatMul") > 0
-    assert len(weights_of(quantised)) == len({x.input[1] for x in convolutions_of(float_file)})
+    assert len(weights_of(quantised)) == len({x.input[1] for x in nodes(float_file, "Conv")})
 
 
 def test_seven_bits_where_they_are_wanted(quantised):
@@ -90,8 +88,8 @@ def test_seven_bits_where_they_are_wanted(quantised):
 def test_finds_nearly_the_same(float_file, quantised):
     detector = load_detector(quantised)
     assert detector.info.precision == "int8"
-    expected = OnnxModel(load_detector(float_file))(fixed_inputs())[0]["instances"]
-    found = OnnxModel(detector)(fixed_inputs())[0]["instances"]
+    expected = OnnxModel(load_detector(float_file))(detectron2_inputs())[0]["instances"]
+    found = OnnxModel(detector)(detectron2_inputs())[0]["instances"]
     assert found.image_size == found.pred_masks.shape[1:] == OUTPUT_SIZE
     assert abs(len(found) - len(expected)) <= 5
     best = min(10, len(found))
@@ -111,18 +109,18 @@ def test_without_images_there_is_no_scale(float_file, tmp_path):
         quantize_onnx(float_file, tmp_path / "model.onnx", iter(()))
 
 
-def run_tool(float_file, output, monkeypatch, figures, *args, classes="abcde"):
+def run_tool(float_file, output, monkeypatch, figures, *args, classes=NAMES):
     """Run the command line on a data set that is not there, with these figures (8 bits, float)."""
     taken, left = [], iter(figures)
 
     def loader(cls, cfg, name):
         for seed in range(10):
             taken.append((name, seed))
-            yield fixed_inputs(seed)
+            yield detectron2_inputs(seed)
 
     monkeypatch.setattr(tool.Trainer, "build_test_loader", classmethod(loader))
     monkeypatch.setattr(tool, "check_datasets", lambda names: None)
-    monkeypatch.setattr(catalog, "categories", lambda name: make_categories(classes, range(5)))
+    monkeypatch.setattr(catalog, "categories", lambda name: make_categories(classes, IDS))
     monkeypatch.setattr(tool, "main_figure", lambda cfg, name, model, metric: next(left))
     config = float_file.parent / "config.yaml"
     cfg = small_config("DATASETS.TRAIN", ("first",), "DATASETS.TEST", ("second",))
@@ -140,14 +138,14 @@ def test_the_tool_writes_what_is_good_enough(float_file, tmp_path, monkeypatch, 
     assert "second: segm/AP 50.000 in float32, 49.500 in 8 bits" in printed
     info = load_detector(output).info
     assert info.precision == "int8"
-    assert (info.class_names, info.class_ids) == (list("abcde"), [1, 2, 3, 4, 5])
+    assert (info.class_names, info.class_ids) == (NAMES, IDS)
 
 
 def test_the_tool_refuses_a_data_set_of_other_classes(float_file, tmp_path, monkeypatch, capsys):
     output = tmp_path / "int8.onnx"
-    code, taken = run_tool(float_file, output, monkeypatch, (), classes="abcdx")
+    code, taken = run_tool(float_file, output, monkeypatch, (), classes=[*NAMES[:4], "x"])
     assert (code, taken, output.exists()) == (2, [], False)
-    assert "only the model has 'e'; only data set 'second' has 'x'" in capsys.readouterr().err
+    assert "only the model has 'thing 4'; only data set 'second' has 'x'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("figures", [(48.9, 50.0), (float("nan"), 50.0)])

@@ -59,7 +59,7 @@ def test_equals_the_loop(num, seed, thresholds):
 
 
 def detectron2_merge(masks, scores, classes, semantic, *thresholds):
-    module = pytest.importorskip("tools.benchmarks.panoptic_reference")
+    module = pytest.importorskip("tools.benchmarks.panoptic")
     names = ("overlap_thresh", "stuff_area_limit", "score_thresh")
     options = dict(zip(names, thresholds, strict=True))
     return module.merge_panoptic_detectron2(masks, scores, classes, semantic, **options)

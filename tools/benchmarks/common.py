@@ -1,136 +1,206 @@
-"""What the benchmarks share: time, peak memory, the floor of a GPU, tables and files."""
+"""What the benchmarks share: arguments, times, peak memory, the machine, tables and files."""
 
 import argparse
 import ctypes
 import os
 import platform
-import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.benchmark import Measurement, TaskSpec, Timer
 
-# Dense 8-bit integer operations (a multiply-add is two) of one multiprocessor in one clock, by
-# compute capability; from the vendor's peak figures over multiprocessors and boost clock.
-INT8_OPS_PER_CLOCK = {
-    (7, 5): 2048,
-    (8, 0): 4096,
-    (8, 6): 2048,
-    (8, 9): 2048,
-    (9, 0): 8192,
-    (10, 0): 16384,
-}
+from solo_d2.utils.files import save_json
 
+MIB = 1 << 20
+# Least seconds of each function in a turn; slower ones are called twice.
+MIN_RUN_TIME = 0.1
 
-@dataclass(frozen=True)
-class Timing:
-    """Milliseconds of a function that was called several times.
-
-    Attributes:
-        median: of all calls.
-        least: of all calls.
-        low: a tenth of the calls was faster.
-        high: a tenth of the calls was slower.
-        calls: how many there were, without warm-up.
-    """
-
-    median: float
-    least: float
-    low: float
-    high: float
-    calls: int
-
-    @classmethod
-    def of(cls, samples: Sequence[float]) -> "Timing":
-        """Summarise at least one sample."""
-        ordered = sorted(samples)
-        last = len(ordered) - 1
-        return cls(
-            median=statistics.median(ordered),
-            least=ordered[0],
-            low=ordered[round(0.1 * last)],
-            high=ordered[round(0.9 * last)],
-            calls=len(ordered),
-        )
-
-    def __str__(self) -> str:
-        return f"{self.median:.3g} ({self.low:.3g}-{self.high:.3g})"
+Functions = Mapping[str, Callable[[], Any]]
+# Milliseconds of a call: "median" and "iqr", the interquartile range.
+Timing = dict[str, float]
 
 
 def add_common_arguments(
-    parser: argparse.ArgumentParser, *, output: str = "json file for the results"
+    parser: argparse.ArgumentParser, *, output: str = "JSON file for the results"
 ) -> None:
     """Add what every benchmark takes; `output` says what its --output is."""
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", type=torch.device, default=torch.device(default))
-    parser.add_argument("--threads", type=int, help="of the CPU; default: what torch takes")
+    parser.add_argument("--threads", type=int, help="of the CPU; default: torch's")
     parser.add_argument(
-        "--repeats", type=int, default=11, help="calls of each function (%(default)s)"
-    )
-    parser.add_argument(
-        "--budget",
-        type=float,
-        default=20.0,
-        help="seconds after which a case stops early, with at least 3 calls (%(default)s)",
+        "--repeats", type=int, default=5, help="turns of all functions (%(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help=output)
-    parser.add_argument("--peak-bandwidth", type=float, help="GB/s of a GPU that names none itself")
-    parser.add_argument("--peak-int8", type=float, help="dense TOPS of a GPU, likewise")
 
 
-def measure(
-    functions: Mapping[str, Callable[[], Any]],
-    device: torch.device,
-    *,
-    repeats: int = 11,
-    budget: float = 20.0,
-) -> dict[str, Timing]:
-    """Time functions in turns, so that what else the machine does meets all of them alike.
+def parse_size(text: str) -> tuple[int, int]:
+    """Height and width from "200x304"."""
+    try:
+        height, width = (int(side) for side in text.split("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 200x304") from None
+    return height, width
+
+
+def begin(args: argparse.Namespace, device: torch.device | None = None) -> dict[str, Any]:
+    """Set the number of threads, describe and print the machine; see `describe_machine`."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    machine = describe_machine(device or args.device)
+    print(", ".join(f"{key} {value}" for key, value in machine.items()))
+    return machine
+
+
+def run_cases(
+    args: argparse.Namespace,
+    cases: Iterable[dict[str, Any]],
+    row: Callable[[dict[str, Any]], dict[str, str]],
+) -> None:
+    """Measure cases, print their table, save the results.
 
     Args:
-        functions: what to time, by name.
-        device: where they run. On CUDA the time is the device's, from events about the call.
-        repeats: calls of each after one to warm up.
-        budget: seconds; once spent, three calls of each are enough.
+        args: of the benchmark.
+        cases: the results, measured one after another as they are asked for.
+        row: makes a result a row of the table.
+    """
+    machine = begin(args)
+    results = []
+    for result in cases:
+        results.append(result)
+        print(".", end="", flush=True)
+    print("\n\nmilliseconds: median (interquartile range); MiB: peak beyond the inputs\n")
+    print(markdown_table([row(result) for result in results]))
+    if args.output:
+        save_json(args.output, {"machine": machine, "results": results})
+
+
+def measure(functions: Functions, repeats: int) -> dict[str, Timing]:
+    """Time functions in turns, so that other work of the machine slows all of them alike.
+
+    Args:
+        functions: what to time, by name. On CUDA the device is waited for.
+        repeats: turns.
 
     Returns:
         The timing of each, by name.
     """
-    for function in functions.values():
-        function()
-    samples: dict[str, list[float]] = {name: [] for name in functions}
-    started = time.perf_counter()
-    for turn in range(repeats):
-        if turn >= 3 and time.perf_counter() - started > budget:
-            break
-        for name, function in functions.items():
-            samples[name].append(_milliseconds(function, device))
-    return {name: Timing.of(values) for name, values in samples.items()}
+    threads = torch.get_num_threads()
+    timers = {
+        name: Timer("call()", globals={"call": function}, num_threads=threads)
+        for name, function in functions.items()
+    }
+    found: dict[str, list[Measurement]] = {name: [] for name in timers}
+    for _ in range(repeats):
+        for name, timer in timers.items():
+            found[name].append(timer.blocked_autorange(min_run_time=MIN_RUN_TIME))
+    return {name: _timing(*Measurement.merge(parts)) for name, parts in found.items()}
 
 
-def _milliseconds(function: Callable[[], Any], device: torch.device) -> float:
-    if device.type == "cuda":
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize(device)
-        start.record()
-        function()
-        stop.record()
-        stop.synchronize()
-        return start.elapsed_time(stop)
-    begin = time.perf_counter()
-    function()
-    return 1000 * (time.perf_counter() - begin)
+def timing_of(seconds: Sequence[float], calls: int = 1) -> Timing:
+    """The timing of samples.
+
+    Args:
+        seconds: at least one sample.
+        calls: how many a sample has.
+    """
+    return _timing(Measurement(calls, list(seconds), TaskSpec("", "")))
+
+
+def _timing(measurement: Measurement) -> Timing:
+    return {"median": 1000 * measurement.median, "iqr": 1000 * measurement.iqr}
+
+
+def timing_text(timing: Timing) -> str:
+    """Median and interquartile range for a table."""
+    return f"{timing['median']:.3g} ({timing['iqr']:.2g})"
+
+
+def memory_text(num_bytes: int | None) -> str:
+    """MiB for a table."""
+    return "-" if num_bytes is None else f"{num_bytes / MIB:.0f}"
+
+
+def size_text(size: Iterable[int]) -> str:
+    """Sides for a table, such as 200x304."""
+    return "x".join(map(str, size))
+
+
+def compare(functions: Functions, args: argparse.Namespace, **memory: Any) -> dict[str, Any]:
+    """Time functions in turns and find their peak memory.
+
+    Args:
+        functions: two or more, of which the second one is what the first is compared with.
+        args: of the benchmark.
+        **memory: peak_bytes where they are known.
+    """
+    ours, reference = list(functions)[:2]
+    timings = measure(functions, args.repeats)
+    result = {
+        "milliseconds": timings,
+        "speedup": timings[reference]["median"] / timings[ours]["median"],
+    }
+    return result | (
+        memory or {"peak_bytes": {k: peak_memory(f, args.device) for k, f in functions.items()}}
+    )
+
+
+def comparison_columns(result: Mapping[str, Any]) -> dict[str, str]:
+    """The columns of what `compare` returned."""
+    times = {f"{key} ms": timing_text(timing) for key, timing in result["milliseconds"].items()}
+    memory = {f"{key} MiB": memory_text(value) for key, value in result["peak_bytes"].items()}
+    return {**times, "speed-up": f"{result['speedup']:.1f}", **memory}
+
+
+class Stopwatch:
+    """Adds up the time of stages, of which the innermost runs.
+
+    Attributes:
+        seconds: of each stage that was entered.
+    """
+
+    def __init__(self, device: torch.device):
+        """Start with nothing.
+
+        Args:
+            device: what the stages run on; it is waited for where one begins or ends.
+        """
+        self.seconds: dict[str, float] = {}
+        self._device = device
+        self._running: list[str] = []
+        self._since = 0.0
+
+    @contextmanager
+    def running(self, stage: str) -> Iterator[None]:
+        """Count the time of a block, or of the function that this decorates, for the stage."""
+        self._add()
+        self._running.append(stage)
+        try:
+            yield
+        finally:
+            self._add()
+            self._running.pop()
+
+    def _add(self) -> None:
+        """Count the time since the last change for the stage that ran."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        now = time.perf_counter()
+        if self._running:
+            stage = self._running[-1]
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._since
+        self._since = now
 
 
 def peak_memory(function: Callable[[], Any], device: torch.device) -> int | None:
     """Bytes that a call takes at most beyond what is there before it.
 
     On a CPU these are pages of the process, of which Linux keeps the high-water mark; what the
-    allocator holds back is given up first. None where this is not to be had.
+    allocator holds back is given up first. None where this is unavailable.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -156,45 +226,8 @@ def _status_bytes(key: str) -> int:
     raise OSError(f"no {key}")
 
 
-@dataclass(frozen=True)
-class Peak:
-    """What a GPU could do at best.
-
-    Attributes:
-        bandwidth: bytes per second.
-        int8: 8-bit operations per second, dense; a multiply-add is two.
-    """
-
-    bandwidth: float
-    int8: float
-
-    def floor_ms(self, num_bytes: float, num_ops: float) -> float:
-        """Milliseconds below which work of that size cannot be done."""
-        return 1000 * max(num_bytes / self.bandwidth, num_ops / self.int8)
-
-
-def gpu_peak(args: argparse.Namespace) -> Peak | None:
-    """The peak of `args.device`, from the arguments or else from its properties; None on a CPU.
-
-    Returns None too where a GPU says nothing and no argument does.
-    """
-    if args.device.type != "cuda":
-        return None
-    properties = torch.cuda.get_device_properties(args.device)
-    bandwidth, int8 = args.peak_bandwidth, args.peak_int8
-    if bandwidth is None and hasattr(properties, "memory_clock_rate"):  # kHz; two bits a clock
-        bandwidth = 2 * properties.memory_clock_rate * properties.memory_bus_width / 8 / 1e6
-    per_clock = INT8_OPS_PER_CLOCK.get((properties.major, properties.minor))
-    if int8 is None and per_clock and hasattr(properties, "clock_rate"):
-        int8 = per_clock * properties.multi_processor_count * properties.clock_rate / 1e9
-    if bandwidth is None or int8 is None:
-        print("no share of the floor: give --peak-bandwidth and --peak-int8")
-        return None
-    return Peak(bandwidth * 1e9, int8 * 1e12)
-
-
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """What a reader must know to judge the figures."""
+    """What a reader must know to judge the times."""
     described: dict[str, Any] = {
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -219,14 +252,6 @@ def _processor() -> str:
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows of equal keys as a table; the keys are its head."""
-    if not rows:
-        return ""
-    head = list(rows[0])
-    cells = [head] + [[str(row[key]) for key in head] for row in rows]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
-    lines = [
-        "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |"
-        for line in cells
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)
+    from tabulate import tabulate  # one of Detectron2's packages
+
+    return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)

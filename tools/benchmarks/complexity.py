@@ -10,7 +10,7 @@ on what is found in the image, such as SOLOv2's dynamic convolution, are not.
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from solo_d2.data import resolve_num_classes
 from solo_d2.engine import Trainer
 from solo_d2.utils.errors import ConfigError
 from solo_d2.utils.files import save_text
-from tools.benchmarks.common import markdown_table
+from tools.benchmarks.common import markdown_table, size_text
 
 IMAGE_SIZE = (480, 640)
 # Folders of configs/ that the table lists, in this order.
@@ -31,7 +31,6 @@ FOLDERS = ("coco", "lvis", "cityscapes", "panoptic")
 # A 1x schedule: 12 epochs of COCO.
 ITERATIONS_OF_1X, BATCH_OF_1X = 90_000, 16
 BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
-PUBLISHED_KEYS = {"value", "metric", "split", "source"}
 
 SWINS = {
     (96, (2, 2, 6, 2)): "Swin-T",
@@ -102,106 +101,53 @@ def input_size(cfg: Any) -> tuple[int, int]:
     return height, width
 
 
-def find_configs(root: Path) -> list[Path]:
-    """The configs that the table lists."""
-    return [path for folder in FOLDERS for path in sorted((root / folder).glob("*.yaml"))]
-
-
-def read_published(file: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Read the published figures, and what we know of ours.
-
-    Args:
-        file: JSON: name of the config, such as "coco/solov2_R50_3x" -> {"published": {"value",
-            "source", and optionally "metric" ("AP" unless said) and "split"}, "ours": text}, of
-            which either may be missing.
-        names: of the configs that there are.
-
-    Raises:
-        ConfigError: the file can't be read, or has a config or key that is not known.
-    """
-    try:
-        entries = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file} can't be read: {error}") from error
-    if not isinstance(entries, dict):
-        raise ConfigError(f"{file} must hold one object, from configs to their figures")
-    unknown = sorted(set(entries) - set(names))
-    if unknown:
-        raise ConfigError(f"{file}: there is no config {', '.join(unknown)}")
-    for name, entry in entries.items():
-        figure = entry.get("published", {"value": 0, "source": ""})
-        fits = set(entry) <= {"published", "ours"} and set(figure) <= PUBLISHED_KEYS
-        if not fits or "source" not in figure or not isinstance(figure.get("value"), int | float):
-            raise ConfigError(
-                f"{file}: the entry of {name} must have published and ours, either optional, and "
-                "published a number as value and a source, with metric and split where they need "
-                "saying"
-            )
-    return entries
+def find_configs(root: Path) -> dict[str, Path]:
+    """The configs that the table lists, by their name: the path below configs/ without ending."""
+    paths = [path for folder in FOLDERS for path in sorted((root / folder).glob("*.yaml"))]
+    return {path.relative_to(root).with_suffix("").as_posix(): path for path in paths}
 
 
 def table_rows(
-    root: Path, published: dict[str, dict[str, Any]], progress: Callable[[str], None]
+    configs: Mapping[str, Path], published: dict[str, Any], progress: Callable[[str], None]
 ) -> list[dict[str, str]]:
     """Measure all configs; those that differ in training alone are measured once.
 
     Args:
-        root: the folder configs/.
-        published: see `read_published`.
+        configs: see `find_configs`.
+        published: name of a config -> {"published": {"value", "source", and optionally "metric"
+            ("AP" unless said) and "split"}, "ours": text}, of which either may be missing.
         progress: told the name of each config.
     """
     known: dict[str, Complexity] = {}
     sources = source_numbers(published)
     rows = []
-    for path in find_configs(root):
-        name = config_name(root, path)
+    for name, path in configs.items():
         progress(name)
         cfg = load_config(str(path))
         resolve_num_classes(cfg)
-        entry = published.get(name, {})
-        key = _model_key(cfg)
+        cfg.MODEL.WEIGHTS = ""
+        key = f"{cfg.MODEL.dump()} {input_size(cfg)}"
         if key not in known:
             known[key] = measure(cfg)
-        rows.append(table_row(name, cfg, known[key], entry, sources))
+        complexity, entry = known[key], published.get(name, {})
+        rows.append(
+            {
+                "config": f"[`{name}`]({name}.yaml)",
+                "backbone": backbone_name(cfg),
+                "schedule": schedule(cfg),
+                "short side": _short_side(cfg),
+                "published": _published(entry.get("published"), sources),
+                "ours": entry.get("ours", "-"),
+                "parameters": f"{complexity.parameters / 1e6:.1f} M",
+                "multiply-adds": f"{complexity.multiply_adds / 1e9:.0f} G",
+                "at": size_text(complexity.input_size),
+            }
+        )
     return rows
 
 
-def table_row(
-    name: str,
-    cfg: Any,
-    complexity: Complexity,
-    entry: dict[str, Any],
-    sources: dict[str, int],
-) -> dict[str, str]:
-    """One row of the table.
-
-    Args:
-        name: of the config.
-        cfg: the config.
-        complexity: its size.
-        entry: its part of the published figures.
-        sources: number of each source.
-    """
-    return {
-        "config": f"[`{name}`]({name}.yaml)",
-        "backbone": backbone_name(cfg),
-        "schedule": _schedule(cfg),
-        "short side": _short_side(cfg),
-        "published": _published(entry.get("published"), sources),
-        "ours": entry.get("ours", "-"),
-        "parameters": f"{complexity.parameters / 1e6:.1f} M",
-        "multiply-adds": f"{complexity.multiply_adds / 1e9:.0f} G",
-        "at": "x".join(map(str, complexity.input_size)),
-    }
-
-
-def config_name(root: Path, path: Path) -> str:
-    """Name of a config in table and figures: its path below configs/ without ending."""
-    return path.relative_to(root).with_suffix("").as_posix()
-
-
-def source_numbers(published: dict[str, dict[str, Any]]) -> dict[str, int]:
-    """Number the sources of the published figures from 1, in the order of the file."""
+def source_numbers(published: dict[str, Any]) -> dict[str, int]:
+    """Number the sources of the published results from 1, in the order of the file."""
     sources = [entry["published"]["source"] for entry in published.values() if "published" in entry]
     return {source: number for number, source in enumerate(dict.fromkeys(sources), start=1)}
 
@@ -223,7 +169,7 @@ def backbone_name(cfg: Any) -> str:
     return name
 
 
-def _schedule(cfg: Any) -> str:
+def schedule(cfg: Any) -> str:
     """In terms of COCO's; of a shorter one, iterations and batch size."""
     solver = cfg.SOLVER
     relative = solver.MAX_ITER * solver.IMS_PER_BATCH / BATCH_OF_1X / ITERATIONS_OF_1X
@@ -240,44 +186,12 @@ def _short_side(cfg: Any) -> str:
     return trained if tested == largest else f"{trained}, tested at {tested}"
 
 
-def _published(figure: dict[str, Any] | None, sources: dict[str, int]) -> str:
-    if figure is None:
+def _published(result: dict[str, Any] | None, sources: dict[str, int]) -> str:
+    if result is None:
         return "-"
-    metric = figure.get("metric", "AP")
-    words = [] if metric == "AP" else [metric]
-    words.append(f"{figure['value']:.1f}")
-    if "split" in figure:
-        words.append(f"({figure['split']})")
-    return f"{' '.join(words)}[^{sources[figure['source']]}]"
-
-
-def _model_key(cfg: Any) -> str:
-    cfg = cfg.clone()
-    cfg.MODEL.WEIGHTS = ""
-    return f"{cfg.MODEL.dump()} {input_size(cfg)}"
-
-
-def format_table(rows: Sequence[dict[str, str]], sources: dict[str, int]) -> str:
-    """The table and its footnotes, as they stand between the markers."""
-    notes = "\n".join(f"[^{number}]: {source}" for source, number in sources.items())
-    return f"{markdown_table(rows)}\n\n{notes}".strip()
-
-
-def replace_table(text: str, table: str, file: Path) -> str:
-    """Put a table between the markers of a text; the rest stays.
-
-    Args:
-        text: with `BEGIN` and `END`, each once and in this order.
-        table: what is to stand between them.
-        file: for the message.
-
-    Raises:
-        ConfigError: the markers are not as they should be.
-    """
-    parts = re.split(f"({re.escape(BEGIN)}|{re.escape(END)})", text)
-    if parts[1::2] != [BEGIN, END]:
-        raise ConfigError(f"{file} must have the lines {BEGIN} and {END} once, in this order")
-    return f"{parts[0]}{BEGIN}\n{table}\n{END}{parts[4]}"
+    metric = result["metric"] + " " if "metric" in result else ""
+    split = f" ({result['split']})" if "split" in result else ""
+    return f"{metric}{result['value']:.1f}{split}[^{sources[result['source']]}]"
 
 
 def update_table(root: Path, progress: Callable[[str], None]) -> None:
@@ -290,13 +204,18 @@ def update_table(root: Path, progress: Callable[[str], None]) -> None:
     Raises:
         ConfigError: a file or config can't be used; README.md is then as it was.
     """
-    readme = root / "README.md"
-    if not readme.is_file():
-        raise ConfigError(f"There is no {readme} to put the table into")
-    text = readme.read_text()
-    replace_table(text, "", readme)  # before minutes of work
-    names = [config_name(root, path) for path in find_configs(root)]
-    published = read_published(root / "published.json", names)
-    rows = table_rows(root, published, progress)
-    table = format_table(rows, source_numbers(published))
-    save_text(readme, replace_table(text, table, readme))
+    readme, file = root / "README.md", root / "published.json"
+    for needed in (readme, file):
+        if not needed.is_file():
+            raise ConfigError(f"There is no {needed}")
+    parts = re.split(f"({re.escape(BEGIN)}|{re.escape(END)})", readme.read_text())
+    if parts[1::2] != [BEGIN, END]:
+        raise ConfigError(f"{readme} must have the lines {BEGIN} and {END} once, in this order")
+    configs, published = find_configs(root), json.loads(file.read_text())
+    unknown = sorted(set(published) - set(configs))
+    if unknown:
+        raise ConfigError(f"{file}: there is no config {', '.join(unknown)}")
+    table = markdown_table(table_rows(configs, published, progress))
+    notes = "\n".join(f"[^{number}]: {x}" for x, number in source_numbers(published).items())
+    body = f"{table}\n\n{notes}".strip()
+    save_text(readme, f"{parts[0]}{BEGIN}\n{body}\n{END}{parts[4]}")

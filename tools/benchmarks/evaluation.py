@@ -1,7 +1,7 @@
-"""COCO's figures from predictions: pycocotools, Detectron2, faster-coco-eval and this project.
+"""COCO's metrics from predictions: pycocotools, Detectron2, faster-coco-eval and this project.
 
 One run measures all in turns, on the same predictions, from a list of COCO's results to the twelve
-figures, and compares these with pycocotools'. "plain" is the way of each package, all categories at
+metrics, and compares these with pycocotools'. "plain" is the way of each package, all categories at
 once; "ours" gives it the categories one by one, as evaluations of this project do. Of this project
 "auto" takes the first of these packages that is installed. Everything runs in one process; with
 several, each evaluates some categories.
@@ -13,8 +13,8 @@ import argparse
 import contextlib
 import importlib
 import io
+import json
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,17 +27,17 @@ from solo_d2.ops.mask_geometry import mask_boxes
 from solo_d2.ops.rle import encode_masks
 from solo_d2.utils.files import save_json
 from tools.benchmarks.common import (
-    Timing,
     add_common_arguments,
-    describe_machine,
+    begin,
     markdown_table,
     measure,
+    memory_text,
+    parse_size,
     peak_memory,
+    timing_text,
 )
-from tools.benchmarks.nms import parse_size
 from tools.benchmarks.scenes import make_scene
 
-MIB = 1 << 20
 CPU = torch.device("cpu")
 TASKS = ("bbox", "segm")
 # Of COCO: classes, and objects of an image, of which few are crowd regions.
@@ -51,67 +51,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `benchmark.py evaluation`."""
     parser.add_argument("--images", type=int, default=500, help="to draw (%(default)s)")
     parser.add_argument("--size", type=parse_size, default=(480, 640), help="of the images")
-    parser.add_argument("--truth", type=Path, help="COCO's json, instead of drawn objects")
+    parser.add_argument("--truth", type=Path, help="COCO's JSON, instead of drawn objects")
     parser.add_argument("--predictions", type=Path, help="COCO's results for --truth")
     add_common_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Measure boxes and masks, print the tables, save the results."""
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    machine = describe_machine(CPU)
-    print(", ".join(f"{key} {value}" for key, value in machine.items()))
+    machine = begin(args, CPU)
     if args.truth and args.predictions:
-        truth, results = read_data_set(args.truth, args.predictions)
+        truth, results = (json.loads(file.read_bytes()) for file in (args.truth, args.predictions))
     else:
         truth, results = draw_data_set(args.images, args.size, args.seed)
     counts = {"images": len(truth["images"]), "objects": len(truth["annotations"])}
     counts["predictions"] = len(results)
     print(", ".join(f"{number} {name}" for name, number in counts.items()))
-    print("\nmilliseconds: median (a tenth below - a tenth above); MiB: peak beyond the inputs")
+    print("\nmilliseconds: median (interquartile range); MiB: peak beyond the inputs")
     tasks = {}
     for task in TASKS:
         tasks[task] = _run_task(args, truth, results, task)
         print(f"\n{task}\n\n{markdown_table([_table_row(way) for way in tasks[task]])}")
     if args.output:
         save_json(args.output, {"machine": machine, "counts": counts, "tasks": tasks})
-
-
-def read_data_set(
-    truth_file: Path, predictions_file: Path
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Read ground truth and predictions in COCO's formats: pycocotools believes what they say.
-
-    Raises:
-        DatasetError: a file or an entry can't be used.
-    """
-    # Imported here, as options are listed where Detectron2 is missing too.
-    from solo_d2.data.coco_json import read_lists
-    from solo_d2.data.coco_records import read_records
-    from solo_d2.data.problems import refuse_errors
-    from solo_d2.data.segmentations import is_box
-    from solo_d2.evaluation.error_analysis import read_predictions
-    from solo_d2.utils.errors import DatasetError
-
-    refuse = refuse_errors(truth_file)
-    truth = read_lists(truth_file, refuse)
-    if not read_records(truth_file, "", refuse, files_are_there=False).fit_for_evaluator:
-        raise DatasetError(f"{truth_file}: an annotation covers nothing, or lacks bbox or area")
-    results = read_predictions(predictions_file, _index(truth), keep=("bbox",))
-    if not all(is_box(result.get("bbox")) for result in results):
-        raise DatasetError(f"{predictions_file}: a prediction has no 'bbox'")
-    return truth, list(results)
-
-
-def _index(truth: dict[str, Any]) -> Any:
-    from pycocotools.coco import COCO
-
-    coco = COCO()
-    coco.dataset = truth
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco.createIndex()
-    return coco
 
 
 def draw_data_set(
@@ -186,7 +147,7 @@ def _annotations(masks: Tensor, classes: Tensor, image_id: int) -> list[dict[str
 def make_ways(
     truth: dict[str, Any], results: list[dict[str, Any]], task: str
 ) -> dict[str, Callable[[], Any]]:
-    """Functions that give the twelve figures, by name, with pycocotools' own first.
+    """Functions that give the twelve metrics, by name, with pycocotools' own first.
 
     Packages that are not installed are left out.
     """
@@ -262,29 +223,28 @@ def _run_task(
     args: argparse.Namespace, truth: dict[str, Any], results: list[dict[str, Any]], task: str
 ) -> list[dict[str, Any]]:
     ways = make_ways(truth, results, task)
-    figures = {name: np.asarray(way()) for name, way in ways.items()}
-    timings = measure(ways, CPU, repeats=args.repeats, budget=args.budget)
+    metrics = {name: np.asarray(way()) for name, way in ways.items()}
+    timings = measure(ways, args.repeats)
     reference = next(iter(ways))
     return [
         {
             "way": name,
-            "milliseconds": asdict(timings[name]),
-            "speedup": timings[reference].median / timings[name].median,
+            "milliseconds": timings[name],
+            "speedup": timings[reference]["median"] / timings[name]["median"],
             "peak_bytes": peak_memory(way, CPU),
-            "ap": float(figures[name][0]),
-            "difference": float(np.abs(figures[name] - figures[reference]).max()),
+            "ap": float(metrics[name][0]),
+            "difference": float(np.abs(metrics[name] - metrics[reference]).max()),
         }
         for name, way in ways.items()
     ]
 
 
 def _table_row(result: dict[str, Any]) -> dict[str, str]:
-    memory = result["peak_bytes"]
     return {
         "way": result["way"],
-        "ms": str(Timing(**result["milliseconds"])),
+        "ms": timing_text(result["milliseconds"]),
         "speed-up": f"{result['speedup']:.1f}",
-        "MiB": "-" if memory is None else f"{memory / MIB:.0f}",
+        "MiB": memory_text(result["peak_bytes"]),
         "AP": f"{100 * result['ap']:.4f}",
         "largest difference": f"{result['difference']:.1e}",
     }

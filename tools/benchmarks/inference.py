@@ -12,10 +12,10 @@ is found then, and what follows the network costs next to nothing.
 """
 
 import argparse
+import copy
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -29,14 +29,16 @@ from solo_d2.utils.files import save_json
 from tools.benchmarks.common import (
     Timing,
     add_common_arguments,
-    describe_machine,
+    begin,
     markdown_table,
     measure,
+    memory_text,
+    parse_size,
     peak_memory,
+    size_text,
+    timing_text,
 )
-from tools.benchmarks.nms import parse_size
 
-MIB = 1 << 20
 CPU = torch.device("cpu")
 EAGER = "eager"
 # Options of TEST.SPEED by a short name.
@@ -115,23 +117,6 @@ def speed_options(name: str) -> dict[str, Any]:
     return options
 
 
-@dataclass
-class Row:
-    """What is known of a variant.
-
-    Attributes:
-        name: of the variant.
-        failure: why it cannot run here; "" if it can.
-        batches: for each batch size its timing ("milliseconds" of a batch) and "peak_bytes".
-        figure: of the data set, in percent; None without one, or if it is not defined.
-    """
-
-    name: str
-    failure: str = ""
-    batches: dict[int, dict[str, Any]] = field(default_factory=dict)
-    figure: float | None = None
-
-
 def run(args: argparse.Namespace) -> None:
     """Measure all variants, print the table, save the results.
 
@@ -139,126 +124,180 @@ def run(args: argparse.Namespace) -> None:
         ConfigError: config, weights or sizes cannot be used.
         DatasetError: the data set is unknown or incomplete.
     """
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    machine = describe_machine(args.device)
-    print(", ".join(f"{key} {value}" for key, value in machine.items()))
+    machine = begin(args)
     if min(args.batch_sizes) < 1:
         raise ConfigError("--batch-sizes must be at least 1")
-    benchmark = InferenceBenchmark(args)
-    benchmark.measure()
-    rows = list(benchmark.rows.values())
+    cfg, model = load(args)
+    images = take_images(args, cfg)
+    size = list(images[0]["image"].shape[1:])
+    with tempfile.TemporaryDirectory() as folder:
+        variants = Variants(args, cfg, model, images, Path(folder))
+        metric, rows = measure_variants(variants)
     print(
-        f"\nimages of {'x'.join(map(str, benchmark.size))} and the like; ms: of an image, median "
-        "(a tenth below - a tenth above); MiB: peak of a batch beyond the model\n"
+        f"\nimages of {size_text(size)} and the like; ms: of an image, median (interquartile "
+        "range); MiB: peak of a batch beyond the model\n"
     )
-    print(markdown_table(table(rows, args.batch_sizes, benchmark.metric)))
+    print(markdown_table(table(rows, args.batch_sizes, metric)))
     for row in rows:
-        if row.failure:
-            print(f"\n{row.name} cannot run here: {row.failure}")
+        if row["failure"]:
+            print(f"\n{row['name']} cannot run here: {row['failure']}")
     if args.output:
-        found = {"size": benchmark.size, "metric": benchmark.metric}
-        save_json(args.output, {"machine": machine, **found, "rows": [asdict(x) for x in rows]})
+        save_json(args.output, {"machine": machine, "size": size, "metric": metric, "rows": rows})
 
 
-class InferenceBenchmark:
-    """A model, images, and what its variants do with them.
+def take_images(args: argparse.Namespace, cfg: Any) -> list[dict[str, Any]]:
+    """Detectron2's inputs, as many as the largest batch has, on the host."""
+    count = max(args.batch_sizes)
+    if not args.dataset:
+        generator = torch.Generator().manual_seed(args.seed)
+        shape = (3, *(args.size or NOISE_SIZE))
+        return [
+            {"image": torch.randint(256, shape, generator=generator, dtype=torch.uint8)}
+            for _ in range(count)
+        ]
+    from solo_d2.engine import Trainer
 
-    Attributes:
-        rows: by the name of the variant, eager first.
-        size: height and width of the first image.
-        metric: name of the figure; "" without a data set.
-    """
+    loader = Trainer.build_test_loader(cfg, args.dataset)
+    images = list(islice(chain.from_iterable(loader), count))
+    if len(images) < count:
+        raise ConfigError(f"--dataset {args.dataset} has less images than --batch-sizes")
+    return [
+        {"image": resized(x["image"], args.size), "height": x["height"], "width": x["width"]}
+        for x in images
+    ]
 
-    def __init__(self, args: argparse.Namespace):
-        """Load the model and images.
+
+class Variants:
+    """Makes the variants of a model, which itself stays as it is."""
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        cfg: Any,
+        model: Any,
+        images: list[dict[str, Any]],
+        folder: Path,
+    ):
+        """Make no variant yet.
 
         Args:
             args: of `benchmark.py inference`.
+            cfg: of the model.
+            model: in eval mode.
+            images: see `take_images`.
+            folder: where exported files go.
         """
-        self.args = args
-        self.cfg, self.model = load(args)
-        self.images = self._take_images()
-        self.size = list(self.images[0]["image"].shape[1:])
-        self.rows = {name: Row(name) for name in dict.fromkeys((EAGER, *args.variants))}
-        self.metric = ""
+        self.args, self.cfg, self.model = args, cfg, model
+        self.images, self.folder = images, folder
 
-    def _take_images(self) -> list[dict[str, Any]]:
-        """As many as the largest batch has, on the host."""
-        args, count = self.args, max(self.args.batch_sizes)
-        if not args.dataset:
-            generator = torch.Generator().manual_seed(args.seed)
-            shape = (3, *(args.size or NOISE_SIZE))
-            return [
-                {"image": torch.randint(256, shape, generator=generator, dtype=torch.uint8)}
-                for _ in range(count)
-            ]
+    def make(self, name: str) -> Any:
+        """Make a variant, which takes and gives what a model of Detectron2 does.
+
+        Raises:
+            ConfigError: it is unavailable here.
+        """
+        from solo_d2.export.onnx_model import OnnxModel
+        from solo_d2.export.quantization import load_detector
+        from solo_d2.modeling.speed import SpeedOptions, speed_up
+
+        if name == EAGER:
+            return self.model
+        if name not in ONNX:
+            return speed_up(copy.deepcopy(self.model), SpeedOptions(**speed_options(name)))
+        return OnnxModel(load_detector(self._onnx_file(name), threads=torch.get_num_threads()))
+
+    def _onnx_file(self, name: str) -> Path:
+        """The file of a variant of `ONNX`, made where it is missing."""
+        from solo_d2.export.quantization import quantize_onnx
+
+        path = self.folder / f"{name}.onnx"
+        if not path.exists() and name in ("onnx", "onnx-fp16"):
+            self._export(path, half=name == "onnx-fp16")
+        elif not path.exists():
+            calibration = None if name == "onnx-int8-dynamic" else self._calibration()
+            quantize_onnx(self._onnx_file("onnx"), path, calibration)
+        return path
+
+    def _export(self, path: Path, *, half: bool) -> None:
+        from solo_d2.api.classes import find_classes
+        from solo_d2.export.packages import require_packages
+        from solo_d2.export.pipeline import ExportPipeline
+        from solo_d2.export.programs import describe, save_onnx, trace
+
+        require_packages("onnx", "onnxscript", "onnxruntime")  # before a minute of work
+        pipeline = ExportPipeline(self.model, half=half)
+        classes = find_classes(self.cfg)
+        info = describe(self.model, pipeline, self.cfg, classes.names, classes.json_ids)
+        save_onnx(trace(pipeline, info), path)
+
+    def _calibration(self) -> list[Any]:
+        """The graph's inputs for the scales of 8-bit convolutions."""
         from solo_d2.engine import Trainer
+        from solo_d2.export.onnx_model import detector_inputs
+        from solo_d2.export.quantization import load_detector
 
-        loader = Trainer.build_test_loader(self.cfg, args.dataset)
-        images = list(islice(chain.from_iterable(loader), count))
-        if len(images) < count:
-            raise ConfigError(f"--dataset {args.dataset} has less images than --batch-sizes")
-        return [
-            {"image": resized(x["image"], args.size), "height": x["height"], "width": x["width"]}
-            for x in images
-        ]
+        batches: Any = [[image] for image in self.images]
+        if self.args.dataset:
+            if not self.cfg.DATASETS.TRAIN:
+                raise ConfigError("onnx-int8 is calibrated on DATASETS.TRAIN, which is empty")
+            loader = Trainer.build_test_loader(self.cfg, self.cfg.DATASETS.TRAIN[0])
+            batches = islice(loader, self.args.calibration_images)
+        detector = load_detector(self._onnx_file("onnx"))
+        return [detector.graph_inputs(*detector_inputs(batch)) for batch in batches]
 
-    def _calibration(self) -> list[list[dict[str, Any]]]:
-        """Batches for the scales of 8-bit convolutions."""
-        if not self.args.dataset:
-            return [[image] for image in self.images]
-        from solo_d2.engine import Trainer
 
-        if not self.cfg.DATASETS.TRAIN:
-            raise ConfigError("onnx-int8 is calibrated on DATASETS.TRAIN, which is empty")
-        loader = Trainer.build_test_loader(self.cfg, self.cfg.DATASETS.TRAIN[0])
-        return list(islice(loader, self.args.calibration_images))
+def measure_variants(variants: Variants) -> tuple[str, list[dict[str, Any]]]:
+    """Time all variants in turns, and evaluate each if there is a data set.
 
-    def measure(self) -> None:
-        """Fill in the rows."""
-        from tools.benchmarks.inference_variants import VariantBuilder
-
-        with tempfile.TemporaryDirectory() as folder:
-            builder = VariantBuilder(self.cfg, self.model, Path(folder), self._calibration)
-            models = {}
-            for name, row in self.rows.items():
-                print(f"making {name} ...", flush=True)
-                try:
-                    models[name] = builder.make(name)
-                    models[name](self.images[: self.args.batch_sizes[0]])  # compiles
-                except ConfigError as error:
-                    row.failure = " ".join(str(error).split())
-                    models.pop(name, None)
-            for batch in self.args.batch_sizes:
-                self._measure_batch(builder, models, batch)
-            if self.args.dataset:
-                self._evaluate(models)
-
-    @torch.no_grad()
-    def _measure_batch(self, builder: Any, models: Mapping[str, Any], batch: int) -> None:
-        """Time and memory of a batch size, for all variants in turns."""
-        args, images = self.args, self.images[:batch]
-        calls = {name: partial(model, images) for name, model in models.items()}
-        timings = measure(calls, args.device, repeats=args.repeats, budget=args.budget)
-        for name, call in calls.items():
-            device = args.device
-            if name in ONNX:
-                # A session keeps the memory that it once took, so a new one shows what it takes.
-                call, device = partial(builder.make(name), images), CPU
-            self.rows[name].batches[batch] = {
-                "milliseconds": asdict(timings[name]),
-                "peak_bytes": peak_memory(call, device),
-            }
-
-    def _evaluate(self, models: Mapping[str, Any]) -> None:
+    Returns:
+        The name of the metric, "" without a data set; and for each variant, eager first, its
+        "name", "failure" (why it cannot run here, or ""), "batches" (batch size to "milliseconds"
+        of a batch and "peak_bytes") and "metric" (percent; None without one, or if undefined).
+    """
+    args = variants.args
+    rows: dict[str, dict[str, Any]] = {
+        name: {"name": name, "failure": "", "batches": {}, "metric": None}
+        for name in dict.fromkeys((EAGER, *args.variants))
+    }
+    models = {}
+    for name, row in rows.items():
+        print(f"making {name} ...", flush=True)
+        try:
+            model = variants.make(name)
+            model(variants.images[: args.batch_sizes[0]])  # compiles
+        except ConfigError as error:
+            row["failure"] = " ".join(str(error).split())
+        else:
+            models[name] = model
+    for batch in args.batch_sizes:
+        for name, found in _measure_batch(variants, models, batch).items():
+            rows[name]["batches"][batch] = found
+    metric = ""
+    if args.dataset:
         from solo_d2.engine import best_metric
         from solo_d2.evaluation.main_figure import main_figure
 
-        self.metric = best_metric(self.cfg)
+        metric = best_metric(variants.cfg)
         for name, model in models.items():
-            figure = main_figure(self.cfg, self.args.dataset, model, self.metric)
-            self.rows[name].figure = figure if math.isfinite(figure) else None
+            value = main_figure(variants.cfg, args.dataset, model, metric)
+            rows[name]["metric"] = value if math.isfinite(value) else None
+    return metric, list(rows.values())
+
+
+@torch.no_grad()
+def _measure_batch(variants: Variants, models: Mapping[str, Any], batch: int) -> dict[str, Any]:
+    """Time and memory of a batch size, for all variants in turns."""
+    args, images = variants.args, variants.images[:batch]
+    calls = {name: partial(model, images) for name, model in models.items()}
+    timings = measure(calls, args.repeats)
+    found = {}
+    for name, call in calls.items():
+        device = args.device
+        if name in ONNX:
+            # A session keeps the memory that it once took, so a new one shows what it takes.
+            call, device = partial(variants.make(name), images), CPU
+        found[name] = {"milliseconds": timings[name], "peak_bytes": peak_memory(call, device)}
+    return found
 
 
 def load(args: argparse.Namespace) -> tuple[Any, Any]:
@@ -300,37 +339,39 @@ def resized(image: torch.Tensor, size: tuple[int, int] | None) -> torch.Tensor:
     return found.round().clamp(0, 255).byte()
 
 
-def table(rows: Sequence[Row], batches: Sequence[int], metric: str) -> list[dict[str, str]]:
+def table(
+    rows: Sequence[Mapping[str, Any]], batches: Sequence[int], metric: str
+) -> list[dict[str, str]]:
     """Rows to print, batch size after batch size; one for a variant that cannot run."""
-    eager = next(row for row in rows if row.name == EAGER)
-    lines = []
-    for batch in batches:
-        for row in rows:
-            if batch in row.batches:
-                lines.append(_line(row, eager, batch, metric))
-    for row in rows:
-        if row.failure:
-            lines.append(dict.fromkeys(lines[0], "-") | {"variant": row.name, "ms": "see below"})
-    return lines
+    eager = next(row for row in rows if row["name"] == EAGER)
+    lines = [
+        _line(row, eager, batch, metric)
+        for batch in batches
+        for row in rows
+        if batch in row["batches"]
+    ]
+    failed = [row["name"] for row in rows if row["failure"]]
+    return lines + [
+        dict.fromkeys(lines[0], "-") | {"variant": name, "ms": "see below"} for name in failed
+    ]
 
 
-def _line(row: Row, eager: Row, batch: int, metric: str) -> dict[str, str]:
-    timing, eager_timing = (
-        Timing(**found.batches[batch]["milliseconds"]) for found in (row, eager)
-    )
-    times = {name: getattr(timing, name) / batch for name in ("median", "least", "low", "high")}
-    peak = row.batches[batch]["peak_bytes"]
+def _line(
+    row: Mapping[str, Any], eager: Mapping[str, Any], batch: int, metric: str
+) -> dict[str, str]:
+    timing, eager_timing = (found["batches"][batch]["milliseconds"] for found in (row, eager))
+    of_image: Timing = {key: value / batch for key, value in timing.items()}
     line = {
-        "variant": row.name,
+        "variant": row["name"],
         "batch": str(batch),
-        "ms": str(replace(timing, **times)),
-        "images/s": f"{1000 / times['median']:.3g}",
-        "speed": f"{eager_timing.median / timing.median:.2f}",
-        "of least": f"{eager_timing.least / timing.least:.2f}",
-        "MiB": "-" if peak is None else f"{peak / MIB:.0f}",
+        "ms": timing_text(of_image),
+        "images/s": f"{1000 / of_image['median']:.3g}",
+        "speed": f"{eager_timing['median'] / timing['median']:.2f}",
+        "MiB": memory_text(row["batches"][batch]["peak_bytes"]),
     }
     if metric:
         line |= {metric: "-", "change": "-"}
-    if row.figure is not None and eager.figure is not None:
-        line |= {metric: f"{row.figure:.2f}", "change": f"{row.figure - eager.figure:+.2f}"}
+        value, reference = row["metric"], eager["metric"]
+        if value is not None and reference is not None:
+            line |= {metric: f"{value:.2f}", "change": f"{value - reference:+.2f}"}
     return line

@@ -4,12 +4,12 @@ Shape letters: N masks, H and W rows and columns, K classes.
 
 One run measures both in turns, on the same masks. "plain" is one float32 product of all masks,
 N x N matrices and a label matrix, as SOLOv2 (arXiv:2003.10152, section 2.2) describes it; for the
-types other than matrix it is this project's reference backend.
+types other than matrix it is this project's reference backend. With --peak-bandwidth and
+--peak-int8 of a GPU the table also shows the time below which the work cannot be done.
 """
 
 import argparse
-from collections.abc import Callable
-from dataclasses import asdict
+import itertools
 from functools import partial
 from typing import Any
 
@@ -20,60 +20,34 @@ from solo_d2.inference import NMS
 from solo_d2.ops.backends import BACKENDS, choose_backend
 from solo_d2.ops.mask_geometry import mask_boxes
 from solo_d2.ops.mask_iou import mask_overlaps
-from solo_d2.utils.files import save_json
 from tools.benchmarks.common import (
-    Peak,
-    Timing,
     add_common_arguments,
-    describe_machine,
-    gpu_peak,
-    markdown_table,
-    measure,
-    peak_memory,
+    compare,
+    comparison_columns,
+    parse_size,
+    run_cases,
+    size_text,
 )
 from tools.benchmarks.scenes import make_scene
-
-MIB = 1 << 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `benchmark.py nms`."""
-    parser.add_argument("--num", type=int, nargs="+", default=[100, 500, 2000])
-    parser.add_argument("--size", type=parse_size, nargs="+", default=[(112, 152), (200, 304)])
-    parser.add_argument("--classes", type=int, nargs="+", default=[1, 10, 80])
-    parser.add_argument("--type", choices=sorted(NMS), nargs="+", default=["matrix"])
-    parser.add_argument("--backend", choices=BACKENDS, default="auto")
+    add = parser.add_argument
+    add("--num", type=int, nargs="+", default=[100, 500, 2000])
+    add("--size", type=parse_size, nargs="+", default=[(112, 152), (200, 304)])
+    add("--classes", type=int, nargs="+", default=[1, 10, 80])
+    add("--type", choices=sorted(NMS), nargs="+", default=["matrix"])
+    add("--backend", choices=BACKENDS, default="auto")
+    add("--peak-bandwidth", type=float, help="GB/s of the GPU")
+    add("--peak-int8", type=float, help="dense TOPS of the GPU")
     add_common_arguments(parser)
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """Height and width from "200x304"."""
-    try:
-        height, width = (int(side) for side in text.split("x"))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 200x304") from None
-    return height, width
 
 
 def run(args: argparse.Namespace) -> None:
     """Measure all combinations, print the table, save the results."""
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    machine = describe_machine(args.device)
-    print(", ".join(f"{key} {value}" for key, value in machine.items()))
-    peak = gpu_peak(args)
-    results = []
-    for size in args.size:
-        for num in args.num:
-            for num_classes in args.classes:
-                for name in args.type:
-                    result = _run_case(args, name, num, size, num_classes, peak)
-                    results.append(result)
-                    print(".", end="", flush=True)
-    print("\n\nmilliseconds: median (a tenth below - a tenth above); MiB: peak beyond the masks\n")
-    print(markdown_table([_table_row(result) for result in results]))
-    if args.output:
-        save_json(args.output, {"machine": machine, "results": results})
+    cases = itertools.product(args.size, args.num, args.classes, args.type)
+    run_cases(args, (_run_case(args, *case) for case in cases), _table_row)
 
 
 def plain_matrix_nms(
@@ -91,22 +65,12 @@ def plain_matrix_nms(
 
 
 def _run_case(
-    args: argparse.Namespace,
-    name: str,
-    num: int,
-    size: tuple[int, int],
-    num_classes: int,
-    peak: Peak | None,
+    args: argparse.Namespace, size: tuple[int, int], num: int, num_classes: int, name: str
 ) -> dict[str, Any]:
-    scene = make_scene(num, size, num_classes, args.seed)
-    scene = tuple(x.to(args.device) for x in scene)
-    function = NMS[name]
-    ours = partial(function, *scene, backend=args.backend)
-    plain: Callable[[], Any] = partial(function, *scene, backend="torch")
-    if name == "matrix":
-        plain = partial(plain_matrix_nms, *scene)
-    timings = measure(
-        {"ours": ours, "plain": plain}, args.device, repeats=args.repeats, budget=args.budget
+    scene = tuple(x.to(args.device) for x in make_scene(num, size, num_classes, args.seed))
+    ours = partial(NMS[name], *scene, backend=args.backend)
+    plain = (
+        partial(plain_matrix_nms, *scene) if name == "matrix" else partial(ours, backend="torch")
     )
     result: dict[str, Any] = {
         "type": name,
@@ -114,19 +78,15 @@ def _run_case(
         "size": list(size),
         "classes": num_classes,
         "backend": choose_backend(args.backend, args.device),
-        "milliseconds": {key: asdict(timing) for key, timing in timings.items()},
-        "speedup": timings["plain"].median / timings["ours"].median,
-        "peak_bytes": {
-            "ours": peak_memory(ours, args.device),
-            "plain": peak_memory(plain, args.device),
-        },
+        **compare({"ours": ours, "plain": plain}, args),
         "agreement": agreement(name, scene, args.backend),
-        "work": work(*scene[:2]),
     }
-    if peak is not None:
-        floor = peak.floor_ms(result["work"]["bytes"], result["work"]["operations"])
-        result["floor_ms"] = floor
-        result["share_of_floor"] = floor / timings["ours"].median
+    if args.peak_bandwidth and args.peak_int8:
+        seconds = work(*scene[:2]) / torch.tensor(
+            [1e9 * args.peak_bandwidth, 1e12 * args.peak_int8]
+        )
+        result["floor_ms"] = 1000 * float(seconds.max())
+        result["share_of_floor"] = result["floor_ms"] / result["milliseconds"]["ours"]["median"]
     return result
 
 
@@ -151,8 +111,8 @@ def agreement(name: str, scene: tuple[Tensor, ...], backend: str) -> dict[str, f
     }
 
 
-def work(masks: Tensor, labels: Tensor) -> dict[str, float]:
-    """What cannot be avoided when 0/1 bytes are multiplied.
+def work(masks: Tensor, labels: Tensor) -> Tensor:
+    """(2,) float64 bytes and operations that cannot be avoided when 0/1 bytes are multiplied.
 
     Each byte of the masks is read once. Of each pair of one class, the pixels in the common part of
     their boxes are multiplied and summed up (two operations a pixel).
@@ -162,33 +122,21 @@ def work(masks: Tensor, labels: Tensor) -> dict[str, float]:
     high = torch.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
     pixels = (high - low).clamp(min=0).prod(dim=2)
     competes = (labels[:, None] == labels[None, :]).triu(diagonal=1)
-    return {
-        "bytes": float(masks.numel()),
-        "operations": 2 * float((pixels * competes).sum()),
-    }
+    return torch.stack([pixels.new_tensor(masks.numel()), 2 * (pixels * competes).sum()]).cpu()
 
 
 def _table_row(result: dict[str, Any]) -> dict[str, str]:
-    timings = {key: Timing(**value) for key, value in result["milliseconds"].items()}
-    memory = {
-        key: "-" if value is None else f"{value / MIB:.0f}"
-        for key, value in result["peak_bytes"].items()
-    }
     row = {
         "NMS": result["type"],
+        "backend": result["backend"],
         "N": str(result["num"]),
-        "size": "x".join(str(side) for side in result["size"]),
+        "size": size_text(result["size"]),
         "classes": str(result["classes"]),
-        f"ours ({result['backend']}) ms": str(timings["ours"]),
-        "plain ms": str(timings["plain"]),
-        "speed-up": f"{result['speedup']:.1f}",
-        "of least": f"{timings['plain'].least / timings['ours'].least:.1f}",
-        "ours MiB": memory["ours"],
-        "plain MiB": memory["plain"],
+        **comparison_columns(result),
         "counts off": str(result["agreement"]["pairs_that_differ"]),
         "scores off": f"{result['agreement']['largest_score_difference']:.1g}",
     }
     if "floor_ms" in result:
         row["floor ms"] = f"{result['floor_ms']:.3g}"
-        row["share"] = f"{100 * result['share_of_floor']:.0f} %"
+        row["share"] = f"{result['share_of_floor']:.0%}"
     return row

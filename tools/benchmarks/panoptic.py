@@ -6,8 +6,9 @@ One run measures both in turns, on the same masks and labels, and checks that th
 """
 
 import argparse
-from dataclasses import asdict
+import itertools
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -15,51 +16,36 @@ from torch import Tensor
 
 from solo_d2.ops.mask_geometry import mask_boxes
 from solo_d2.ops.panoptic_merge import merge_panoptic
-from solo_d2.utils.files import save_json
 from tools.benchmarks.common import (
-    Timing,
     add_common_arguments,
-    describe_machine,
-    markdown_table,
-    measure,
-    peak_memory,
+    compare,
+    comparison_columns,
+    parse_size,
+    run_cases,
+    size_text,
 )
-from tools.benchmarks.nms import parse_size
 from tools.benchmarks.scenes import make_scene
 
-MIB = 1 << 20
 # Of COCO: classes of things, labels of stuff with the one for all things.
 NUM_CLASSES, NUM_LABELS = 80, 54
-# Published settings.
-OVERLAP_THRESH, STUFF_AREA_LIMIT = 0.5, 4096
+# Published settings, but every instance may take part.
+THRESHOLDS: dict[str, Any] = {"overlap_thresh": 0.5, "stuff_area_limit": 4096, "score_thresh": 0.0}
 # Side of the squares of one label, relative to the image.
 LABEL_SIDE = 0.15
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `benchmark.py panoptic`."""
+    sizes = [(480, 640), (1080, 1920)]
     parser.add_argument("--num", type=int, nargs="+", default=[10, 30, 100], help="instances")
-    parser.add_argument(
-        "--size",
-        type=parse_size,
-        nargs="+",
-        default=[(480, 640), (1080, 1920)],
-        help="of the image",
-    )
+    parser.add_argument("--size", type=parse_size, nargs="+", default=sizes, help="of the image")
     add_common_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Measure all combinations, print the table, save the results."""
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    machine = describe_machine(args.device)
-    print(", ".join(f"{key} {value}" for key, value in machine.items()))
-    results = [_run_case(args, num, size) for size in args.size for num in args.num]
-    print("\nmilliseconds: median (a tenth below - a tenth above); MiB: peak beyond the inputs\n")
-    print(markdown_table([_table_row(result) for result in results]))
-    if args.output:
-        save_json(args.output, {"machine": machine, "results": results})
+    cases = itertools.product(args.size, args.num)
+    run_cases(args, (_run_case(args, *case) for case in cases), _table_row)
 
 
 def make_labels(size: tuple[int, int], seed: int) -> Tensor:
@@ -72,58 +58,46 @@ def make_labels(size: tuple[int, int], seed: int) -> Tensor:
     return labels[: size[0], : size[1]].contiguous()
 
 
-def _run_case(args: argparse.Namespace, num: int, size: tuple[int, int]) -> dict[str, Any]:
-    # Imported here, as options are listed where Detectron2 is missing too.
-    from tools.benchmarks.panoptic_reference import merge_panoptic_detectron2
+def merge_panoptic_detectron2(
+    masks: Tensor, scores: Tensor, classes: Tensor, semantic: Tensor, **thresholds: Any
+) -> tuple[Tensor, list[dict[str, Any]]]:
+    """Call Detectron2's function; arguments and result are those of `merge_panoptic`.
 
-    masks, classes, scores = (
-        x.to(args.device) for x in make_scene(num, size, NUM_CLASSES, args.seed)
-    )
+    It needs neither boxes nor the number of labels, leaves the order of equal scores open, and can
+    list segments without pixels.
+    """
+    # Imported here, as options are listed where Detectron2 is missing too.
+    from detectron2.modeling.meta_arch.panoptic_fpn import combine_semantic_and_instance_outputs
+
+    instances = SimpleNamespace(pred_masks=masks, scores=scores, pred_classes=classes)
+    keys = "overlap_thresh", "stuff_area_limit", "score_thresh"
+    limits = (thresholds[key] for key in keys)
+    return combine_semantic_and_instance_outputs(instances, semantic, *limits)
+
+
+def _run_case(args: argparse.Namespace, size: tuple[int, int], num: int) -> dict[str, Any]:
+    scene = make_scene(num, size, NUM_CLASSES, args.seed)
+    masks, classes, scores = (x.to(args.device) for x in scene)
     labels = make_labels(size, args.seed).to(args.device)
-    thresholds: dict[str, Any] = {
-        "overlap_thresh": OVERLAP_THRESH,
-        "stuff_area_limit": STUFF_AREA_LIMIT,
-        "score_thresh": 0.0,
-    }
     boxes = mask_boxes(masks)
-    ours = partial(
-        merge_panoptic,
-        *(masks, boxes, scores, classes, labels),
-        num_labels=NUM_LABELS,
-        **thresholds,
-    )
-    detectron2 = partial(merge_panoptic_detectron2, masks, scores, classes, labels, **thresholds)
-    functions = {"ours": ours, "detectron2": detectron2}
-    found, expected = ours(), detectron2()
-    timings = measure(functions, args.device, repeats=args.repeats, budget=args.budget)
+    ours = partial(merge_panoptic, masks, boxes, scores, classes, labels, num_labels=NUM_LABELS)
+    theirs = partial(merge_panoptic_detectron2, masks, scores, classes, labels)
+    functions = {"ours": partial(ours, **THRESHOLDS), "Detectron2": partial(theirs, **THRESHOLDS)}
+    found, expected = (function() for function in functions.values())
     return {
         "num": num,
         "size": list(size),
         "segments": len(found[1]),
         "equal": torch.equal(found[0], expected[0]) and found[1] == expected[1],
-        "milliseconds": {name: asdict(timing) for name, timing in timings.items()},
-        "speedup": timings["detectron2"].median / timings["ours"].median,
-        "peak_bytes": {
-            name: peak_memory(function, args.device) for name, function in functions.items()
-        },
+        **compare(functions, args),
     }
 
 
 def _table_row(result: dict[str, Any]) -> dict[str, str]:
-    timings = {name: Timing(**values) for name, values in result["milliseconds"].items()}
-    memory = {
-        name: "-" if value is None else f"{value / MIB:.0f}"
-        for name, value in result["peak_bytes"].items()
-    }
     return {
         "N": str(result["num"]),
-        "size": "x".join(str(side) for side in result["size"]),
+        "size": size_text(result["size"]),
         "segments": str(result["segments"]),
-        "ours ms": str(timings["ours"]),
-        "Detectron2 ms": str(timings["detectron2"]),
-        "speed-up": f"{result['speedup']:.1f}",
-        "of least": f"{timings['detectron2'].least / timings['ours'].least:.1f}",
-        "ours MiB": memory["ours"],
-        "Detectron2 MiB": memory["detectron2"],
+        **comparison_columns(result),
         "equal": "yes" if result["equal"] else "NO",
     }

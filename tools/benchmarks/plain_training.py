@@ -9,7 +9,7 @@ columns.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -52,45 +52,30 @@ def plain_targets(
     center_scale: float = 0.2,
     cell_conflict: str = "all",
 ) -> PlainTargets:
-    """Assign the instances of a batch to cells, as `assign_grid_targets` does.
-
-    Args:
-        boxes: for each image (N, 4) float32, XYXY.
-        classes: for each image (N,) int64.
-        masks: for each image (N, H, W) bool.
-        padded_size: height and width of the batch.
-        num_grids: grid side S of each level.
-        scale_ranges: least and largest scale of each level.
-        mask_strides: of each level.
-        num_classes: K.
-        center_scale: size of the centre region relative to the box.
-        cell_conflict: "all" or "last".
-    """
+    """Assign the instances of a batch to cells; arguments as of `assign_grid_targets`."""
     device = classes[0].device
-    all_classes, all_cells, all_masks = [], [], []
+    targets = PlainTargets(torch.empty(0), [], [])
+    class_maps = []
     for image in zip(boxes, classes, masks, strict=True):
         box, label, mask = (x.cpu().numpy() for x in image)
-        class_maps, cells, small = [], [], []
+        class_map = np.full(sum(side * side for side in num_grids), num_classes)
+        cells, downsampled = [], []
         first = 0
         for side, scales, stride in zip(num_grids, scale_ranges, mask_strides, strict=True):
-            class_map = np.full(side * side, num_classes)
-            samples = _assign_level(box, mask, padded_size, side, scales, center_scale)
             chosen: dict[Any, tuple[int, NDArray[np.uint8]]] = {}
-            for cell, n in samples:
-                class_map[cell] = label[n]
+            for cell, n in _assign_level(box, mask, padded_size, side, scales, center_scale):
+                class_map[first + cell] = label[n]
                 key = cell if cell_conflict == "last" else (cell, n)
-                chosen[key] = cell, _shrink(mask[n], stride, padded_size)
-            size = (padded_size[0] // stride, padded_size[1] // stride)
-            found = [mask for _, mask in chosen.values()]
-            stacked = np.stack(found) if found else np.zeros((0, *size), np.uint8)
-            class_maps.append(torch.from_numpy(class_map))
-            cells.append(torch.tensor([first + c for c, _ in chosen.values()]).long().to(device))
-            small.append(torch.from_numpy(stacked).to(device))
+                chosen[key] = first + cell, _downsample(mask[n], stride, padded_size)
+            none = np.zeros((0, *(length // stride for length in padded_size)), np.uint8)
+            found = np.stack([x for _, x in chosen.values()]) if chosen else none
+            cells.append(torch.tensor([cell for cell, _ in chosen.values()]).long().to(device))
+            downsampled.append(torch.from_numpy(found).to(device))
             first += side * side
-        all_classes.append(torch.cat(class_maps).to(device))
-        all_cells.append(cells)
-        all_masks.append(small)
-    return PlainTargets(torch.stack(all_classes), all_cells, all_masks)
+        class_maps.append(torch.from_numpy(class_map))
+        targets.cells.append(cells)
+        targets.masks.append(downsampled)
+    return replace(targets, classes=torch.stack(class_maps).to(device))
 
 
 def _assign_level(
@@ -128,7 +113,7 @@ def _cell(coordinate: np.float32, size: int, side: int) -> int:
     return int(np.floor_divide(coordinate / F32(size), F32(1.0 / side)))
 
 
-def _shrink(
+def _downsample(
     mask: NDArray[np.bool_], stride: int, padded_size: tuple[int, int]
 ) -> NDArray[np.uint8]:
     """The padded mask, bilinearly at the stride."""

@@ -9,8 +9,8 @@ once, and encodes masks one by one with pycocotools; it makes no boxes.
 """
 
 import argparse
+import itertools
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -27,13 +27,14 @@ from solo_d2.ops.rle import encode_masks
 from solo_d2.structures import Candidates, Predictions, cell_levels
 from solo_d2.utils.files import save_json
 from tools.benchmarks.common import (
-    Timing,
     add_common_arguments,
-    describe_machine,
-    gpu_peak,
+    begin,
+    compare,
+    comparison_columns,
     markdown_table,
-    measure,
+    parse_size,
     peak_memory,
+    size_text,
 )
 from tools.benchmarks.head_outputs import (
     NUM_GRIDS,
@@ -43,64 +44,44 @@ from tools.benchmarks.head_outputs import (
     mask_product,
     to_device,
 )
-from tools.benchmarks.nms import parse_size, plain_matrix_nms
+from tools.benchmarks.nms import plain_matrix_nms
 
-MIB = 1 << 20
 # Published settings.
 STRIDES, MASK_STRIDE = (8, 8, 16, 32, 32), 4
 SCORE_THRESH, MASK_THRESH, PRE_NMS_TOPK, KEEP_THRESH, MAX_DETECTIONS = 0.1, 0.5, 500, 0.05, 100
 
-# Float32 operations (a multiply-add is two) of one multiprocessor in one clock, by compute
-# capability, without tensor cores.
-FLOAT32_OPS_PER_CLOCK = {
-    (7, 5): 128,
-    (8, 0): 128,
-    (8, 6): 256,
-    (8, 9): 256,
-    (9, 0): 256,
-    (10, 0): 256,
-}
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `benchmark.py postprocess`."""
-    parser.add_argument("--num", type=int, nargs="+", default=[600], help="candidates")
-    parser.add_argument("--cells", type=int, help="in which they are; default: each in its own")
-    parser.add_argument("--size", type=parse_size, default=(200, 304), help="of the mask feature")
-    parser.add_argument("--channels", type=int, default=256)
-    parser.add_argument("--classes", type=int, default=80)
-    parser.add_argument(
-        "--output-size", type=parse_size, nargs="+", default=[(800, 1216), (480, 640)]
-    )
-    parser.add_argument("--backend", choices=BACKENDS, default="auto")
-    parser.add_argument(
-        "--no-product", action="store_true", help="ours gets masks as probabilities, as of SOLO"
-    )
-    parser.add_argument("--peak-float32", type=float, help="TFLOPS of a GPU that names none itself")
+    add = parser.add_argument
+    add("--num", type=int, nargs="+", default=[600], help="candidates")
+    add("--cells", type=int, help="in which they are; default: each in its own")
+    add("--size", type=parse_size, default=(200, 304), help="of the mask feature")
+    add("--channels", type=int, default=256)
+    add("--classes", type=int, default=80)
+    add("--output-size", type=parse_size, nargs="+", default=[(800, 1216), (480, 640)])
+    add("--backend", choices=BACKENDS, default="auto")
+    add("--no-product", action="store_true", help="ours gets masks as probabilities, as of SOLO")
     add_common_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Measure all combinations, print the tables, save the results."""
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    machine = describe_machine(args.device)
-    print(", ".join(f"{key} {value}" for key, value in machine.items()))
-    results = [
-        _run_case(args, num, output_size) for num in args.num for output_size in args.output_size
-    ]
-    print("\nmilliseconds: median (a tenth below - a tenth above); MiB: peak beyond the inputs")
+    machine = begin(args)
+    cases = itertools.product(args.num, args.output_size)
+    results = [_run_case(args, *case) for case in cases]
+    print("\nmilliseconds: median (interquartile range); MiB: peak beyond the inputs")
     for result in results:
-        found, output = result["found"], "x".join(str(side) for side in result["output_size"])
+        found = result["found"]
         print(
-            f"\n{result['num']} candidates in {result['cells']} cells, output {output}: "
-            f"{found['instances']} instances; beside plain: {found['pixels_that_differ']} pixels "
-            f"of {found['pixels']} differ, {found['boxes_that_differ']} boxes, scores by "
+            f"\n{result['num']} candidates in {result['cells']} cells, output "
+            f"{size_text(result['output_size'])}: {found['instances']} instances; beside plain: "
+            f"{found['pixels_that_differ']} pixels of {found['pixels']} differ, "
+            f"{found['boxes_that_differ']} boxes, scores by "
             f"{found['largest_score_difference']:.1g}, classes equal: {found['classes_equal']}\n"
         )
-        print(markdown_table([_table_row(name, row) for name, row in result["stages"].items()]))
-        if "floor_ms" in result:
-            print(f"floor {result['floor_ms']:.3g} ms, share {result['share_of_floor']:.0%}")
+        stages = result["stages"].items()
+        print(markdown_table([{"stage": name, **comparison_columns(x)} for name, x in stages]))
     if args.output:
         save_json(args.output, {"machine": machine, "results": results})
 
@@ -262,29 +243,23 @@ def agreement(ours: Predictions, plain: Predictions) -> dict[str, Any]:
 def _run_case(args: argparse.Namespace, num: int, output_size: tuple[int, int]) -> dict[str, Any]:
     num_cells = args.cells or num
     outputs = make_outputs(num, args.size, args.channels, args.classes, num_cells, args.seed)
-    outputs = to_device(outputs, args.device)
-    image_size = (MASK_STRIDE * args.size[0], MASK_STRIDE * args.size[1])
+    sizes = (MASK_STRIDE * args.size[0], MASK_STRIDE * args.size[1]), output_size
+    inputs = to_device(outputs, args.device), *sizes
     ours = Ours(args.device, args.backend, product=not args.no_product)
     ways: dict[str, Ours | Plain] = {"ours": ours, "plain": Plain(args.device)}
-    results = {name: decode(way, outputs, image_size, output_size) for name, way in ways.items()}
-    found = agreement(results["ours"], results["plain"])
-    del results
-    # Before what the stages are given is made, which else would be there too.
-    peaks = {
-        name: peak_memory(partial(decode, way, outputs, image_size, output_size), args.device)
-        for name, way in ways.items()
+    found = agreement(*(decode(way, *inputs) for way in ways.values()))
+    # Before the inputs of the stages are made, which would be counted otherwise.
+    peaks = {k: peak_memory(partial(decode, way, *inputs), args.device) for k, way in ways.items()}
+    calls = {name: stage_calls(way, *inputs) for name, way in ways.items()}
+    stages = {
+        stage: compare(
+            {name: calls[name][stage] for name in ways},
+            args,
+            peak_bytes=peaks if stage == "all" else dict.fromkeys(ways),
+        )
+        for stage in calls["ours"]
     }
-    calls = {name: stage_calls(way, outputs, image_size, output_size) for name, way in ways.items()}
-    stages: dict[str, Any] = {}
-    for stage in calls["ours"]:
-        functions = {name: calls[name][stage] for name in ways}
-        timings = measure(functions, args.device, repeats=args.repeats, budget=args.budget)
-        stages[stage] = {
-            "milliseconds": {name: asdict(timing) for name, timing in timings.items()},
-            "speedup": timings["plain"].median / timings["ours"].median,
-        }
-    stages["all"]["peak_bytes"] = peaks
-    result = {
+    return {
         "num": num,
         "cells": num_cells,
         "size": list(args.size),
@@ -295,50 +270,4 @@ def _run_case(args: argparse.Namespace, num: int, output_size: tuple[int, int]) 
         "product": not args.no_product,
         "found": found,
         "stages": stages,
-    }
-    floor = _floor_ms(args, result)
-    if floor is not None:
-        result["floor_ms"] = floor
-        result["share_of_floor"] = floor / stages["all"]["milliseconds"]["ours"]["median"]
-    return result
-
-
-def _floor_ms(args: argparse.Namespace, result: dict[str, Any]) -> float | None:
-    """Milliseconds below which it cannot be done in float32, or None on a CPU.
-
-    The masks of all cells are products, and again those of the instances; the feature is read once,
-    binary masks are written and read once, and final masks written.
-    """
-    peak = gpu_peak(args)
-    if peak is None:
-        return None
-    properties = torch.cuda.get_device_properties(args.device)
-    float32 = args.peak_float32
-    per_clock = FLOAT32_OPS_PER_CLOCK.get((properties.major, properties.minor))
-    if float32 is None and per_clock and hasattr(properties, "clock_rate"):
-        float32 = per_clock * properties.multi_processor_count * properties.clock_rate / 1e9
-    if float32 is None:
-        print("no share of the floor: give --peak-float32")
-        return None
-    pixels = args.size[0] * args.size[1]
-    operations = 2 * (result["cells"] + result["found"]["instances"]) * args.channels * pixels
-    num_bytes = 4 * args.channels * pixels + 2 * result["cells"] * pixels
-    num_bytes += result["found"]["pixels"]
-    return 1000 * max(num_bytes / peak.bandwidth, operations / (float32 * 1e12))
-
-
-def _table_row(stage: str, row: dict[str, Any]) -> dict[str, str]:
-    timings = {name: Timing(**values) for name, values in row["milliseconds"].items()}
-    peaks = row.get("peak_bytes", {})
-    memory = {
-        name: "" if peaks.get(name) is None else f"{peaks[name] / MIB:.0f}" for name in timings
-    }
-    return {
-        "stage": stage,
-        "ours ms": str(timings["ours"]),
-        "plain ms": str(timings["plain"]),
-        "speed-up": f"{row['speedup']:.1f}",
-        "of least": f"{timings['plain'].least / timings['ours'].least:.1f}",
-        "ours MiB": memory["ours"],
-        "plain MiB": memory["plain"],
     }

@@ -16,7 +16,6 @@ import os
 import platform
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from itertools import chain, cycle, islice
 from pathlib import Path
@@ -31,10 +30,11 @@ from tools.benchmarks.common import (
     add_common_arguments,
     describe_machine,
     measure,
+    parse_size,
     peak_memory,
+    timing_of,
 )
 from tools.benchmarks.inference import load, resized
-from tools.benchmarks.nms import parse_size
 from tools.benchmarks.report_text import format_report
 
 OURS, REFERENCE = "this model", "Mask R-CNN"
@@ -72,7 +72,17 @@ def run(args: argparse.Namespace) -> None:
         ConfigError: an option, config, weights or image cannot be used.
         DatasetError: the data set is unknown or incomplete.
     """
-    _check(args)
+    from solo_d2.api.outputs import require_writable
+
+    for option in ("batch_sizes", "size", "repeats"):
+        value = getattr(args, option)
+        if value is not None and min(value if isinstance(value, list | tuple) else [value]) < 1:
+            raise ConfigError(f"--{option.replace('_', '-')} must be at least 1")
+    if args.output:  # before minutes of work
+        if args.output.suffix != ".md":
+            raise ConfigError(f"--output {args.output} must end in .md; a .json is put beside it")
+        require_writable(args.output)
+    args.batch_sizes = list(dict.fromkeys(args.batch_sizes))
     if args.threads:
         torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as folder:
@@ -82,23 +92,6 @@ def run(args: argparse.Namespace) -> None:
     if args.output:
         save_json(args.output.with_suffix(".json"), found)
         save_text(args.output, text)
-
-
-def _check(args: argparse.Namespace) -> None:
-    """Refuse what cannot be, before minutes of work; name no batch size twice."""
-    from solo_d2.api.outputs import require_writable
-
-    if min(args.batch_sizes) < 1:
-        raise ConfigError("--batch-sizes must be at least 1")
-    if args.size and min(args.size) < 1:
-        raise ConfigError("--size must be at least 1x1")
-    if args.repeats < 1:
-        raise ConfigError("--repeats must be at least 1")
-    args.batch_sizes = list(dict.fromkeys(args.batch_sizes))
-    if args.output:
-        if args.output.suffix != ".md":
-            raise ConfigError(f"--output {args.output} must end in .md; a .json is put beside it")
-        require_writable(args.output)
 
 
 def measure_report(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -117,7 +110,7 @@ def measure_report(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         name: [len(x) for file in files for x in pipeline.run([file])]
         for name, pipeline in pipelines.items()
     }
-    metric, figures = evaluate(args, pipelines)
+    metric, values = evaluate(args, pipelines)
     return {
         "config": args.config_file,
         "weights": args.weights,
@@ -133,7 +126,7 @@ def measure_report(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             name: {
                 **sizes[name],
                 "instances": sum(found[name]) / len(files),
-                "figure": figures.get(name),
+                "metric": values.get(name),
                 "batches": {batch: timings[batch][name] for batch in timings},
             }
             for name in pipelines
@@ -206,7 +199,7 @@ def find_images(args: argparse.Namespace, cfg: Any, folder: Path) -> tuple[list[
     from solo_d2.api.images import ImageError, expand_inputs, read_image
     from solo_d2.engine import Trainer
 
-    number = _number_of_images(args)
+    number = max(NUM_IMAGES, *args.batch_sizes)
     if args.images:
         files, missing = expand_inputs(args.images)
         if missing:
@@ -217,7 +210,7 @@ def find_images(args: argparse.Namespace, cfg: Any, folder: Path) -> tuple[list[
         files = [Path(entry["file_name"]) for entry in islice(loader, number)]
         source = f"the first of {args.dataset}"
     else:
-        files, source = _make_noise(args, folder), "smooth noise"
+        files, source = _make_noise(args, folder, number), "smooth noise"
     try:
         height, width = read_image(files[0]).shape[:2]
         for file in files[1:]:
@@ -227,17 +220,13 @@ def find_images(args: argparse.Namespace, cfg: Any, folder: Path) -> tuple[list[
     return files, f"{source}, {height}x{width} and the like"
 
 
-def _number_of_images(args: argparse.Namespace) -> int:
-    return max(NUM_IMAGES, *args.batch_sizes)
-
-
-def _make_noise(args: argparse.Namespace, folder: Path) -> list[Path]:
+def _make_noise(args: argparse.Namespace, folder: Path, number: int) -> list[Path]:
     """Blobs of random colours, which take about as long to decode as a photo."""
     from solo_d2.api.images import save_image
 
     generator = torch.Generator().manual_seed(args.seed)
     shape = (3, NOISE_SIZE[0] // BLOB, NOISE_SIZE[1] // BLOB)
-    files = [folder / f"{index}.jpg" for index in range(_number_of_images(args))]
+    files = [folder / f"{index}.jpg" for index in range(number)]
     for file in files:
         blobs = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
         save_image(file, resized(blobs, NOISE_SIZE).permute(1, 2, 0).contiguous().numpy())
@@ -264,25 +253,21 @@ def _time_batch(
     """
     print(f"batches of {batch} ...", flush=True)
     staged: dict[str, list[dict[str, float]]] = {name: [] for name in pipelines}
-    functions: dict[tuple[str, str], Callable[[], Any]] = {}
+    functions: dict[str, Callable[[], Any]] = {}
     batches = _batches(files, batch)
     for name, pipeline in pipelines.items():
         inputs = [[pipeline.resize(pipeline.decode(file)) for file in part] for part in batches]
-        functions[name, "whole"] = in_turn(pipeline.run, batches)
-        functions[name, "model"] = in_turn(torch.no_grad()(pipeline.model), inputs)
+        functions[f"{name} whole"] = in_turn(pipeline.run, batches)
+        functions[f"{name} model"] = in_turn(torch.no_grad()(pipeline.model), inputs)
         if batch == args.batch_sizes[0]:
             step = in_turn(pipeline.run_staged, batches)
-            functions[name, "stages"] = partial(_keep, staged[name], step)
-    timings = measure(
-        {" ".join(key): function for key, function in functions.items()},
-        args.device,
-        repeats=args.repeats,
-        budget=args.budget,
-    )
+            functions[f"{name} stages"] = partial(_keep, staged[name], step)
+    timings = measure(functions, args.repeats)
     results: dict[str, dict[str, Any]] = {}
     for name, pipeline in pipelines.items():
         results[name] = {
-            part: _of_image(timings[f"{name} {part}"], batch) for part in ("whole", "model")
+            part: {key: value / batch for key, value in timings[f"{name} {part}"].items()}
+            for part in ("whole", "model")
         }
         if staged[name]:
             results[name]["stages"] = _stage_timings(staged[name][1:], batch)  # without warm-up
@@ -306,30 +291,24 @@ def _keep(results: list[Any], function: Callable[[], Any]) -> None:
     results.append(function())
 
 
-def _of_image(timing: Timing, batch: int) -> dict[str, float]:
-    """A batch's timing divided among its images."""
-    values = asdict(timing)
-    return {key: x if key == "calls" else x / batch for key, x in values.items()}
-
-
-def _stage_timings(runs: Sequence[Mapping[str, float]], batch: int) -> dict[str, dict[str, float]]:
+def _stage_timings(runs: Sequence[Mapping[str, float]], batch: int) -> dict[str, Timing]:
     """Of each stage, in the order of the work; and of their sum in each run."""
     from tools.benchmarks.stages import STAGES
 
     present = [stage for stage in STAGES if any(stage in run for run in runs)]
     samples = {stage: [run.get(stage, 0.0) for run in runs] for stage in present}
     samples["sum"] = [sum(run.values()) for run in runs]
-    return {stage: _of_image(Timing.of(values), batch) for stage, values in samples.items()}
+    return {stage: timing_of(values, batch) for stage, values in samples.items()}
 
 
 def evaluate(
     args: argparse.Namespace, pipelines: Mapping[str, Any]
 ) -> tuple[str, dict[str, float | None]]:
-    """The main figure of the same models on --dataset, in percent.
+    """The main metric of the same models on --dataset, in percent.
 
     Returns:
-        Its name and that of each model which has one: Mask R-CNN if it is trained, and the figure
-        is that of masks. None stands for a figure that is not defined.
+        Its name and the value of each model which has one: Mask R-CNN if it is trained, and the
+        metric is that of masks. None stands for an undefined value.
     """
     if not args.dataset:
         return "", {}
@@ -341,13 +320,13 @@ def evaluate(
     names = [OURS]
     if args.reference_weights and metric == "segm/AP":
         names.append(REFERENCE)
-    figures = {}
+    values = {}
     for name in names:
         own = cfg.clone()
         own.INPUT.FORMAT = pipelines[name].cfg.INPUT.FORMAT
-        figure = main_figure(own, args.dataset, pipelines[name].model, metric)
-        figures[name] = figure if math.isfinite(figure) else None
-    return metric, figures
+        value = main_figure(own, args.dataset, pipelines[name].model, metric)
+        values[name] = value if math.isfinite(value) else None
+    return metric, values
 
 
 def describe_versions(device: torch.device) -> dict[str, Any]:

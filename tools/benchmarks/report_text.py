@@ -1,11 +1,10 @@
 """The page of `benchmark.py report`, in Markdown."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from itertools import chain
 from typing import Any
 
-from tools.benchmarks.common import Timing, markdown_table
-
-MIB = 1 << 20
+from tools.benchmarks.common import markdown_table, memory_text, size_text, timing_text
 
 
 def format_report(found: Mapping[str, Any]) -> str:
@@ -25,7 +24,7 @@ def format_report(found: Mapping[str, Any]) -> str:
         "they can take: the masks of all candidates that enter mask NMS, or the box heads of all "
         "proposals and the mask heads of all instances.",
         f"## Stages, in batches of {batch}",
-        "Milliseconds of an image, median (a tenth below - a tenth above). The whole was timed "
+        "Milliseconds of an image, median (interquartile range). The whole was timed "
         "without the stages, in turns with them. In Mask R-CNN the head is that of proposals and "
         "of boxes, and NMS is that of both.",
         markdown_table(_stages(models, batch)),
@@ -65,25 +64,22 @@ def _subject(found: Mapping[str, Any]) -> list[str]:
 
 
 def _summary(found: Mapping[str, Any]) -> list[dict[str, str]]:
-    def size(model: Mapping[str, Any]) -> str:
-        return "x".join(map(str, model["input_size"]))
-
-    def whole(model: Mapping[str, Any]) -> str:
-        return f"{model['batches'][found['stages_of_batch']]['whole']['median']:.3g}"
-
-    rows = {
+    batch = found["stages_of_batch"]
+    rows: dict[str, Callable[[Mapping[str, Any]], str]] = {
         "parameters, M": lambda model: f"{model['parameters'] / 1e6:.2f}",
-        "input": size,
+        "input": lambda model: size_text(model["input_size"]),
         "multiply-adds of the image, G": lambda model: f"{model['multiply_adds'] / 1e9:.2f}",
         "multiply-adds of objects, G": lambda model: (
             f"{model['multiply_adds_of_objects'] / 1e9:.2f}"
         ),
         "instances in an image": lambda model: f"{model['instances']:.1f}",
-        f"ms of an image, in batches of {found['stages_of_batch']}": whole,
+        f"ms of an image, in batches of {batch}": lambda model: (
+            f"{model['batches'][batch]['whole']['median']:.3g}"
+        ),
     }
     if found["metric"]:
         rows[f"{found['metric']} on {found['dataset']}"] = lambda model: (
-            "-" if model["figure"] is None else f"{model['figure']:.2f}"
+            "-" if model["metric"] is None else f"{model['metric']:.2f}"
         )
     return [
         {"": label} | {name: text(model) for name, model in found["models"].items()}
@@ -97,12 +93,12 @@ def _stages(models: Mapping[str, Any], batch: int) -> list[dict[str, str]]:
         for name, model in models.items()
     }
     # Both models' own, in the order of the one that has more of them.
-    names = max((list(column) for column in columns.values()), key=len)
-    names += [stage for column in columns.values() for stage in column if stage not in names]
+    longest = max(columns.values(), key=len)
+    names = dict.fromkeys(chain(longest, *columns.values()))
     return [
         {"stage": stage}
         | {
-            name: str(Timing(**column[stage])) if stage in column else "-"
+            name: timing_text(column[stage]) if stage in column else "-"
             for name, column in columns.items()
         }
         for stage in names
@@ -114,17 +110,9 @@ def _throughput(models: Mapping[str, Any]) -> list[dict[str, str]]:
     for batch in next(iter(models.values()))["batches"]:
         for name, model in models.items():
             result = model["batches"][batch]
-            whole, alone = (Timing(**result[part]) for part in ("whole", "model"))
-            peak = result["peak_bytes"]
-            rows.append(
-                {
-                    "batch": str(batch),
-                    "": name,
-                    "whole ms": str(whole),
-                    "images/s": f"{1000 / whole.median:.3g}",
-                    "model ms": str(alone),
-                    "model images/s": f"{1000 / alone.median:.3g}",
-                    "MiB": "-" if peak is None else f"{peak / MIB:.0f}",
-                }
-            )
+            rows.append({"batch": str(batch), "": name})
+            for part, label in (("whole", ""), ("model", "model ")):
+                rows[-1][f"{part} ms"] = timing_text(result[part])
+                rows[-1][f"{label}images/s"] = f"{1000 / result[part]['median']:.3g}"
+            rows[-1]["MiB"] = memory_text(result["peak_bytes"])
     return rows

@@ -5,9 +5,8 @@ for one run: what is timed is what runs, and without the wraps nothing is slower
 """
 
 import copy
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from solo_d2.export.pixels import input_size
 from solo_d2.ops.rle import encode_masks
 from solo_d2.structures import GridCells
 from solo_d2.visualization.overlay import draw_instances
+from tools.benchmarks.common import Stopwatch
 from tools.benchmarks.complexity import count_multiply_adds
 from tools.benchmarks.mask_rcnn_reference import parts_of_network
 
@@ -45,56 +45,6 @@ STAGES = (
     "drawing",
     OTHER,
 )
-
-
-class Stopwatch:
-    """Adds up the time of stages, of which the innermost runs.
-
-    Attributes:
-        milliseconds: of each stage that was entered.
-    """
-
-    def __init__(self, device: torch.device):
-        """Start with nothing.
-
-        Args:
-            device: what the stages run on; it is waited for where one begins or ends.
-        """
-        self.milliseconds: dict[str, float] = {}
-        self._device = device
-        self._running: list[str] = []
-        self._since = 0.0
-
-    def timed(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, whose time is that of the stage."""
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            with self.running(stage):
-                return function(*args, **kwargs)
-
-        return call
-
-    @contextmanager
-    def running(self, stage: str) -> Iterator[None]:
-        """Count the time of a block for the stage."""
-        self._add()
-        self._running.append(stage)
-        try:
-            yield
-        finally:
-            self._add()
-            self._running.pop()
-
-    def _add(self) -> None:
-        """Count the time since the last change for the stage that ran."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        now = time.perf_counter()
-        if self._running:
-            stage = self._running[-1]
-            spent = 1000 * (now - self._since)
-            self.milliseconds[stage] = self.milliseconds.get(stage, 0.0) + spent
-        self._since = now
 
 
 @dataclass
@@ -131,17 +81,17 @@ class Pipeline:
         return found
 
     def run_staged(self, files: Sequence[Path]) -> dict[str, float]:
-        """The same; returns the milliseconds of each stage, of which `OTHER` is what is left."""
+        """The same; returns the seconds of each stage, of which `OTHER` is what is left."""
         stopwatch = Stopwatch(torch.device(self.cfg.MODEL.DEVICE))
         own = [("decode", "decode"), ("resize", "resize"), ("RLE", "encode"), ("drawing", "draw")]
         functions = [*self.functions, *((stage, self, name) for stage, name in own)]
         with ExitStack() as stack:
             for stage, owner, name in functions:
-                timed = stopwatch.timed(stage, getattr(owner, name))
+                timed = stopwatch.running(stage)(getattr(owner, name))
                 stack.enter_context(patch.object(owner, name, timed))
             with stopwatch.running(OTHER):
                 self.run(files)
-        return stopwatch.milliseconds
+        return stopwatch.seconds
 
     def decode(self, file: Path) -> NDArray[np.uint8]:
         """(H, W, 3) uint8 RGB of a file."""

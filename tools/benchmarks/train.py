@@ -15,60 +15,68 @@ and level at once, as published code does.
 """
 
 import argparse
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from solo_d2.losses import mask_loss_sum
+from solo_d2.ops.mask_geometry import mask_boxes
+from solo_d2.structures import GridTargets
+from solo_d2.targets import assign_grid_targets
 from solo_d2.utils.files import save_json
-from tools.benchmarks.common import Timing, add_common_arguments, describe_machine, markdown_table
-from tools.benchmarks.nms import parse_size
+from tools.benchmarks.common import (
+    MIB,
+    add_common_arguments,
+    begin,
+    compare,
+    comparison_columns,
+    markdown_table,
+    parse_size,
+    size_text,
+    timing_text,
+)
+from tools.benchmarks.head_outputs import NUM_GRIDS, KernelHead, KernelOutputs
+from tools.benchmarks.plain_training import PlainTargets, plain_mask_loss, plain_targets
+from tools.benchmarks.scenes import make_scene
 
-MIB = 1 << 20
 PARTS = ("step", "targets", "loss", "dense")
+# Published settings of the 800 pixel models.
+SCALE_RANGES = ((1, 96), (48, 192), (96, 384), (192, 768), (384, 2048))
+MASK_STRIDE, NUM_CLASSES, CHANNELS = 4, 80, 256
+
+Instances = tuple[list[Tensor], list[Tensor], list[Tensor]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `benchmark.py train`."""
-    parser.add_argument("--config-file", help="of the model, for the step")
-    parser.add_argument("--parts", choices=PARTS, nargs="+", default=list(PARTS))
-    parser.add_argument("--batch", type=int, default=2, help="images of a step (%(default)s)")
-    parser.add_argument(
-        "--instances", type=int, default=30, help="objects of an image (%(default)s)"
-    )
-    parser.add_argument(
-        "--image-size",
-        type=parse_size,
-        default=(480, 640),
-        help="of the drawn images of the step, before they are scaled (480x640)",
-    )
-    parser.add_argument("--dataset", action="store_true", help="take images of DATASETS.TRAIN")
-    parser.add_argument("--images", type=int, default=16, help="for the targets (%(default)s)")
-    parser.add_argument(
-        "--size", type=parse_size, default=(800, 1216), help="of all but the step (800x1216)"
-    )
-    parser.add_argument("--dense", type=int, default=300, help="objects (%(default)s)")
-    parser.add_argument("--bfloat16", action="store_true", help="autocast of loss and dense")
-    parser.add_argument(
-        "--memory-mib", type=int, default=64, help="as MODEL.SOLO.LOSS.MEMORY_MIB (%(default)s)"
-    )
+    add = parser.add_argument
+    add("--config-file", help="of the model, for the step")
+    add("--parts", choices=PARTS, nargs="+", default=list(PARTS))
+    add("--batch", type=int, default=2, help="images of a step (%(default)s)")
+    add("--instances", type=int, default=30, help="objects of an image (%(default)s)")
+    add("--image-size", type=parse_size, default=(480, 640),
+        help="of the drawn images of the step, before they are scaled (480x640)")  # fmt: skip
+    add("--dataset", action="store_true", help="take images of DATASETS.TRAIN")
+    add("--images", type=int, default=16, help="for the targets (%(default)s)")
+    add("--size", type=parse_size, default=(800, 1216), help="of all but the step (800x1216)")
+    add("--dense", type=int, default=300, help="objects (%(default)s)")
+    add("--bfloat16", action="store_true", help="autocast of loss and dense")
+    add("--memory-mib", type=int, default=64, help="as MODEL.SOLO.LOSS.MEMORY_MIB (%(default)s)")
     add_common_arguments(parser)
-    parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, help="changes of the config: KEY VALUE ..."
-    )
+    add("opts", nargs=argparse.REMAINDER, help="changes of the config: KEY VALUE ...")
 
 
 def run(args: argparse.Namespace) -> None:
     """Measure what was asked for, print the tables, save the results."""
     # Imported here, as options are listed where Detectron2 is missing too.
-    from tools.benchmarks.training_parts import run_mask_loss, run_targets
     from tools.benchmarks.training_step import StepBenchmark
 
-    if args.threads:
-        torch.set_num_threads(args.threads)
     step = StepBenchmark(args) if "step" in args.parts else None  # refuses a bad config first
-    machine = describe_machine(args.device)
-    print(", ".join(f"{key} {value}" for key, value in machine.items()))
-    print("\nmilliseconds: median (a tenth below - a tenth above); MiB: peak beyond what was there")
+    machine = begin(args)
+    print("\nmilliseconds: median (interquartile range); MiB: peak beyond what was there")
     results: dict[str, Any] = {}
     if step is not None:
         results["step"] = step.run()
@@ -85,22 +93,120 @@ def run(args: argparse.Namespace) -> None:
         save_json(args.output, {"machine": machine, "results": results})
 
 
+def draw_instances(
+    num_images: int, num: int, size: tuple[int, int], device: torch.device, seed: int
+) -> Instances:
+    """Boxes, classes and masks of `num` instances in each of some images."""
+    boxes, classes, masks = [], [], []
+    for image in range(num_images):
+        of_image, labels, _ = make_scene(num, size, NUM_CLASSES, seed + image, distinct=True)
+        boxes.append(mask_boxes(of_image).to(device))
+        classes.append(labels.to(device))
+        masks.append(of_image.to(device))
+    return boxes, classes, masks
+
+
+def assignment(
+    size: tuple[int, int],
+) -> tuple[Callable[..., GridTargets], Callable[..., PlainTargets]]:
+    """Ours and the plain function, called with boxes, classes and masks."""
+    settings: dict[str, Any] = {
+        "padded_size": size,
+        "num_grids": NUM_GRIDS,
+        "scale_ranges": SCALE_RANGES,
+        "mask_strides": (MASK_STRIDE,) * len(NUM_GRIDS),
+        "num_classes": NUM_CLASSES,
+    }
+    return partial(assign_grid_targets, **settings), partial(plain_targets, **settings)
+
+
+def run_targets(args: argparse.Namespace) -> dict[str, Any]:
+    """Target assignment of `args.images` images with `args.instances` instances each."""
+    instances = draw_instances(args.images, args.instances, args.size, args.device, args.seed)
+    assign_ours, assign_plain = assignment(args.size)
+    ours, plain = partial(assign_ours, *instances), partial(assign_plain, *instances)
+    return {
+        "case": "targets",
+        "images": args.images,
+        "instances": args.instances,
+        "size": list(args.size),
+        "samples": len(ours().cells),
+        "difference": 0.0 if same_targets(ours(), plain()) else 1.0,
+        **compare({"ours": ours, "plain": plain}, args),
+    }
+
+
+def same_targets(ours: GridTargets, plain: PlainTargets) -> bool:
+    """Whether classes, samples and their masks are the same."""
+    cells = torch.cat([cells for levels in plain.cells for cells in levels])
+    masks = torch.cat([masks for levels in plain.masks for masks in levels])
+    return (
+        torch.equal(ours.classes, plain.classes)
+        and torch.equal(ours.cells, cells)
+        and torch.equal(ours.masks[MASK_STRIDE][ours.instances], masks.bool())
+    )
+
+
+def run_mask_loss(args: argparse.Namespace, num_images: int, num: int) -> dict[str, Any]:
+    """Mask loss with gradients of random kernels and mask feature, for `num` instances an image."""
+    instances = draw_instances(num_images, num, args.size, args.device, args.seed)
+    assign_ours, assign_plain = assignment(args.size)
+    targets, plain = assign_ours(*instances), assign_plain(*instances)
+    outputs = _random_outputs(num_images, args.size, args.device, args.seed)
+    head = KernelHead([MASK_STRIDE] * len(NUM_GRIDS))
+    inputs = [*outputs.kernel_params, outputs.mask_feature]
+
+    def with_gradients(loss: Callable[[], Tensor]) -> tuple[Tensor, ...]:
+        with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bfloat16):
+            value = loss()
+        return value.detach(), *torch.autograd.grad(value, inputs)
+
+    ours = partial(mask_loss_sum, outputs, targets, head=head, memory_mib=args.memory_mib)
+    functions = {
+        "ours": partial(with_gradients, ours),
+        "plain": partial(with_gradients, partial(plain_mask_loss, outputs, plain, head=head)),
+    }
+    found = zip(functions["ours"](), functions["plain"](), strict=True)
+    return {
+        "case": "mask loss",
+        "images": num_images,
+        "instances": num,
+        "size": list(args.size),
+        "samples": len(targets.cells),
+        "difference": max(float((a - b).norm() / b.norm()) for a, b in found),
+        **compare(functions, args),
+    }
+
+
+def _random_outputs(
+    num_images: int, size: tuple[int, int], device: torch.device, seed: int
+) -> KernelOutputs:
+    """Kernels and a mask feature as from a head at the start of training, with gradients."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (num_images, CHANNELS, size[0] // MASK_STRIDE, size[1] // MASK_STRIDE)
+    feature = torch.randn(shape, generator=generator).relu_().to(device).requires_grad_()
+    kernels = [
+        (0.05 * torch.randn(num_images, CHANNELS, side, side, generator=generator))
+        .to(device)
+        .requires_grad_()
+        for side in NUM_GRIDS
+    ]
+    return KernelOutputs([], shape[2:], kernels, feature)
+
+
 def _print_step(result: dict[str, Any]) -> None:
     ours, plain = (result["pipelines"][name] for name in ("ours", "plain"))
     rows = [
         {
             "stage": stage,
-            "ours ms": str(Timing(**ours["milliseconds"][stage])),
-            "plain ms": str(Timing(**plain["milliseconds"][stage])),
-            "speed-up": _ratio(
-                plain["milliseconds"][stage]["median"], ours["milliseconds"][stage]["median"]
-            ),
+            "ours ms": timing_text(timing),
+            "plain ms": timing_text(plain["milliseconds"][stage]),
+            "speed-up": f"{plain['milliseconds'][stage]['median'] / timing['median']:.1f}",
         }
-        for stage in ours["milliseconds"]
+        for stage, timing in ours["milliseconds"].items()
     ]
     for label, key, unit in (("images/s", "images_per_second", 1), ("MiB", "peak_bytes", MIB)):
-        values = [x[key] for x in (ours, plain)]
-        texts = ["-" if x is None else f"{x / unit:.3g}" for x in values]
+        texts = ["-" if x[key] is None else f"{x[key] / unit:.3g}" for x in (ours, plain)]
         rows.append({"stage": label, "ours ms": texts[0], "plain ms": texts[1], "speed-up": ""})
     print(
         f"\n{result['config_file']}: {result['batch']} images of {result['input_size']}, "
@@ -110,25 +216,14 @@ def _print_step(result: dict[str, Any]) -> None:
 
 
 def _part_row(result: dict[str, Any]) -> dict[str, str]:
-    timings = {name: Timing(**values) for name, values in result["milliseconds"].items()}
-    peaks = result["peak_bytes"]
-    known = None not in peaks.values()
+    ours, plain = (result["peak_bytes"][name] for name in ("ours", "plain"))
     return {
         "case": result["case"],
         "images": str(result["images"]),
         "objects": str(result["instances"]),
-        "size": "x".join(str(side) for side in result["size"]),
+        "size": size_text(result["size"]),
         "samples": str(result["samples"]),
-        "ours ms": str(timings["ours"]),
-        "plain ms": str(timings["plain"]),
-        "speed-up": f"{result['speedup']:.1f}",
-        "of least": _ratio(timings["plain"].least, timings["ours"].least),
-        "ours MiB": f"{peaks['ours'] / MIB:.0f}" if known else "-",
-        "plain MiB": f"{peaks['plain'] / MIB:.0f}" if known else "-",
-        "share": f"{peaks['ours'] / peaks['plain']:.2f}" if known else "-",
+        **comparison_columns(result),
+        "share": f"{ours / plain:.2f}" if ours is not None and plain else "-",
         "differ by": f"{result['difference']:.1g}",
     }
-
-
-def _ratio(plain: float, ours: float) -> str:
-    return f"{plain / ours:.1f}" if ours else "-"

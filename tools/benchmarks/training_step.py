@@ -1,14 +1,9 @@
-"""The stages of a training step of a config, ours and plain in turns.
-
-B images of the batch.
-"""
+"""The stages of a training step of a config, ours and plain in turns."""
 
 import argparse
 import copy
 import tempfile
-import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +19,7 @@ from solo_d2.losses import solo_losses
 from solo_d2.ops.mask_geometry import mask_boxes
 from solo_d2.ops.rle import encode_masks
 from solo_d2.utils.errors import ConfigError
-from tools.benchmarks.common import Timing, peak_memory
+from tools.benchmarks.common import Stopwatch, peak_memory, size_text, timing_of
 from tools.benchmarks.plain_training import plain_losses, plain_targets
 from tools.benchmarks.scenes import make_scene
 
@@ -54,101 +49,89 @@ class StepBenchmark:
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.precision == torch.float16
         )
-        self.pipelines = {"ours": self._ours, "plain": self._plain}
 
     def run(self) -> dict[str, Any]:
-        """Measure; the results as json."""
+        """Measure; the results as JSON."""
+        seconds: dict[str, list[dict[str, float]]] = {"ours": [], "plain": []}
         with tempfile.TemporaryDirectory() as folder:
-            batches = self._batches(Path(folder))
-            return self._measure(batches)
-
-    def _measure(self, batches: Iterator[list[dict[str, Any]]]) -> dict[str, Any]:
-        laps: dict[str, list[dict[str, float]]] = {name: [] for name in self.pipelines}
-        started = time.perf_counter()
-        for turn in range(1 + self.args.repeats):  # the first is to warm up
-            if turn > 3 and time.perf_counter() - started > self.args.budget:
-                break
-            watch = Stopwatch(self.device)
-            batch = next(batches)
-            watch.lap("data")
-            for name in self.pipelines:
-                laps[name].append({**watch.laps, **self.step(batch, name)})
-        compared = self._compare(batch)
+            batches = self.batches(Path(folder))
+            for _ in range(1 + self.args.repeats):  # the first is to warm up
+                watch = Stopwatch(self.device)
+                with watch.running("data"):
+                    batch = next(batches)
+                for name, runs in seconds.items():
+                    runs.append(watch.seconds | self.step(batch, name))
         return {
             "config_file": self.args.config_file,
             "batch": len(batch),
             "precision": str(self.precision or torch.float32).removeprefix("torch."),
-            **compared,
-            "pipelines": {name: self._summary(laps[name][1:], batch, name) for name in laps},
+            **self.compare(batch),
+            "pipelines": {
+                name: self._summary(runs[1:], batch, name) for name, runs in seconds.items()
+            },
         }
 
     def _summary(
-        self, laps: list[dict[str, float]], batch: list[dict[str, Any]], name: str
+        self, runs: list[dict[str, float]], batch: list[dict[str, Any]], name: str
     ) -> dict[str, Any]:
-        timings = {stage: Timing.of([lap[stage] for lap in laps]) for stage in STAGES}
-        whole = Timing.of([sum(lap.values()) - lap["data"] for lap in laps])
+        timings = {stage: timing_of([run[stage] for run in runs]) for stage in STAGES}
+        whole = timing_of([sum(run.values()) - run["data"] for run in runs])
         return {
-            "milliseconds": {
-                **{stage: asdict(timing) for stage, timing in timings.items()},
-                "all but data": asdict(whole),
-            },
-            "images_per_second": 1000 * len(batch) / whole.median,
+            "milliseconds": {**timings, "all but data": whole},
+            "images_per_second": 1000 * len(batch) / whole["median"],
             "peak_bytes": peak_memory(lambda: self.step(batch, name), self.device),
         }
 
     def step(self, batch: list[dict[str, Any]], name: str) -> dict[str, float]:
-        """Take a step; milliseconds of its stages but data.
+        """Take a step; seconds of its stages but data.
 
         Args:
             batch: training inputs.
-            name: of the pipeline.
+            name: "ours" or "plain".
         """
         watch = Stopwatch(self.device)
-        loss = torch.stack(list(self.pipelines[name](batch, watch).values())).sum()
-        self.scaler.scale(loss).backward()
-        watch.lap("backward")
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad()
-        watch.lap("optimizer")
-        return watch.laps
+        loss = torch.stack(list(self.losses(batch, name, watch).values())).sum()
+        with watch.running("backward"):
+            self.scaler.scale(loss).backward()
+        with watch.running("optimizer"):
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.optimizer.zero_grad()
+        return watch.seconds
 
-    def _compare(self, batch: list[dict[str, Any]]) -> dict[str, Any]:
-        """What is in the batch, and how far the losses of the pipelines are from each other."""
-        with torch.no_grad():
-            ours, plain = (f(batch, Stopwatch(self.device)) for f in self.pipelines.values())
-        images = self.model.preprocess_image(batch)
-        targets = self.model.assign_targets([x["instances"] for x in batch], images)
-        return {
-            "input_size": "x".join(str(side) for side in images.tensor.shape[-2:]),
-            "samples": len(targets.cells),
-            "difference": max(((ours[k] - plain[k]).abs() / plain[k]).item() for k in plain),
-        }
+    def losses(self, batch: list[dict[str, Any]], name: str, watch: Stopwatch) -> dict[str, Tensor]:
+        """The losses, as `SOLO.forward` comes to them, or with targets and losses in loops.
 
-    def _ours(self, batch: list[dict[str, Any]], watch: "Stopwatch") -> dict[str, Tensor]:
-        """The losses, as `SOLO.forward` comes to them."""
-        images = self.model.preprocess_image(batch)
-        watch.lap("forward")
-        targets = self.model.assign_targets([x["instances"] for x in batch], images)
-        watch.lap("targets")
-        with self._autocast():
-            outputs = self.model.network(images.tensor)
-            watch.lap("forward")
-            losses = solo_losses(
-                outputs.head, targets, head=self.model.head, **self.model.loss_params
-            )
-        watch.lap("loss")
-        return losses | self._semantic_loss(batch, outputs, watch)
-
-    def _plain(self, batch: list[dict[str, Any]], watch: "Stopwatch") -> dict[str, Tensor]:
-        """The losses in loops, after the network as published."""
+        Args:
+            batch: training inputs.
+            name: "ours" or "plain".
+            watch: gets the time of the stages.
+        """
         model = self.model
-        images = model.preprocess_image(batch)
-        with self._autocast():
+        autocast = torch.autocast(
+            self.device.type, self.precision, enabled=self.precision is not None
+        )
+        with watch.running("forward"):
+            images = model.preprocess_image(batch)
+        with watch.running("targets"):
+            assign = model.assign_targets if name == "ours" else self._plain_targets
+            targets = assign([x["instances"] for x in batch], images)
+        with watch.running("forward"), autocast:
             outputs = model.network(images.tensor)
-        watch.lap("forward")
-        targets = plain_targets(
-            *zip(*(model.gt_tensors(x["instances"]) for x in batch), strict=True),
+        with watch.running("loss"), autocast:
+            params = dict(model.loss_params)
+            if name == "plain":
+                del params["memory_mib"]
+            function: Any = solo_losses if name == "ours" else plain_losses
+            losses = function(outputs.head, targets, head=model.head, **params)
+            if outputs.semantic_logits is not None:
+                losses["loss_sem_seg"] = model.semantic_loss(batch, outputs.semantic_logits)
+        return losses
+
+    def _plain_targets(self, instances: list[Any], images: Any) -> Any:
+        model = self.model
+        return plain_targets(
+            *zip(*(model.gt_tensors(x) for x in instances), strict=True),
             padded_size=tuple(images.tensor.shape[-2:]),
             num_grids=model.head.num_grids,
             scale_ranges=model.scale_ranges,
@@ -157,28 +140,22 @@ class StepBenchmark:
             center_scale=model.center_scale,
             cell_conflict=model.cell_conflict,
         )
-        watch.lap("targets")
-        params = {key: value for key, value in model.loss_params.items() if key != "memory_mib"}
-        with self._autocast():
-            losses = plain_losses(outputs.head, targets, head=model.head, **params)
-        watch.lap("loss")
-        return losses | self._semantic_loss(batch, outputs, watch)
 
-    def _semantic_loss(
-        self, batch: list[dict[str, Any]], outputs: Any, watch: "Stopwatch"
-    ) -> dict[str, Tensor]:
-        """Of a panoptic model, the same in both."""
-        if outputs.semantic_logits is None:
-            return {}
-        with self._autocast():
-            loss = self.model.semantic_loss(batch, outputs.semantic_logits)
-        watch.lap("loss")
-        return {"loss_sem_seg": loss}
+    def compare(self, batch: list[dict[str, Any]]) -> dict[str, Any]:
+        """What is in the batch, and how far ours and the plain losses are from each other."""
+        with torch.no_grad():
+            ours, plain = (
+                self.losses(batch, name, Stopwatch(self.device)) for name in ("ours", "plain")
+            )
+        images = self.model.preprocess_image(batch)
+        targets = self.model.assign_targets([x["instances"] for x in batch], images)
+        return {
+            "input_size": size_text(images.tensor.shape[-2:]),
+            "samples": len(targets.cells),
+            "difference": max(((ours[k] - plain[k]).abs() / plain[k]).item() for k in plain),
+        }
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self.precision, enabled=self.precision is not None)
-
-    def _batches(self, folder: Path) -> Iterator[list[dict[str, Any]]]:
+    def batches(self, folder: Path) -> Iterator[list[dict[str, Any]]]:
         """Batches without end, each mapped when it is asked for."""
         if self.args.dataset:
             yield from Trainer.build_train_loader(self.cfg)
@@ -187,24 +164,6 @@ class StepBenchmark:
         mapper = SOLODatasetMapper(self.cfg, is_train=True)
         while True:
             yield [mapper(copy.deepcopy(image)) for image in images]
-
-
-class Stopwatch:
-    """Adds up the milliseconds of stages; waits for the device at the end of each."""
-
-    def __init__(self, device: torch.device):
-        """Start."""
-        self.device = device
-        self.laps: dict[str, float] = {}
-        self.last = time.perf_counter()
-
-    def lap(self, stage: str) -> None:
-        """What has passed since the last call was `stage`."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        now = time.perf_counter()
-        self.laps[stage] = self.laps.get(stage, 0.0) + 1000 * (now - self.last)
-        self.last = now
 
 
 def _prepare_config(args: argparse.Namespace) -> Any:
@@ -220,8 +179,8 @@ def _prepare_config(args: argparse.Namespace) -> Any:
     solo = cfg.MODEL.SOLO
     if solo.CELL_CONFLICT == "nearest" or solo.MASK_TARGET != "mask":
         raise ConfigError(
-            "MODEL.SOLO.CELL_CONFLICT must be 'all' or 'last' here, and MASK_TARGET 'mask': what "
-            "else there is, is not published and has nothing to stand beside"
+            "MODEL.SOLO.CELL_CONFLICT must be 'all' or 'last' here, and MASK_TARGET 'mask': there "
+            "is nothing plain to compare other values with"
         )
     if args.dataset:
         register_datasets_of_config(cfg)

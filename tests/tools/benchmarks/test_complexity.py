@@ -123,8 +123,7 @@ def test_backbone_names(overrides, name):
 def test_schedule_is_in_terms_of_cocos_unless_it_is_shorter(iterations, batch, text):
     cfg = tiny_config()
     cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH = iterations, batch
-    row = complexity.table_row("coco/a", cfg, complexity.Complexity(1, 2, (3, 4)), {}, {})
-    assert row["schedule"] == text
+    assert complexity.schedule(cfg) == text
 
 
 TINY = """
@@ -192,47 +191,30 @@ def test_same_models_are_measured_once(folder, monkeypatch):
     assert isinstance(calls[0], CfgNode)
 
 
-@pytest.mark.parametrize(
-    ("figures", "message"),
-    [
-        ({"coco/c": {}}, "no config coco/c"),
-        ({"coco/a": {"publised": {}}}, "coco/a"),
-        ({"coco/a": {"published": {"value": 1.0}}}, "coco/a"),
-        ({"coco/a": {"published": {"value": 1.0, "source": "x", "ap": 2}}}, "coco/a"),
-        ({"coco/a": {"published": {"value": "1.0", "source": "x"}}}, "coco/a"),
-        ([], "coco/a|published.json"),
-    ],
-)
-def test_wrong_figures_are_refused(folder, figures, message):
-    (folder / "published.json").write_text(json.dumps(figures))
+def test_unknown_configs_are_refused(folder, capsys):
+    (folder / "published.json").write_text(json.dumps({"coco/c": {}}))
     before = (folder / "README.md").read_text()
-    with pytest.raises(ConfigError, match=message):
-        complexity.update_table(folder, lambda name: None)
-    assert (folder / "README.md").read_text() == before
-
-
-def test_an_error_is_one_line_and_a_code(folder, capsys):
-    (folder / "published.json").write_text("{")
     assert run_command(folder) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"model_table: {folder / 'published.json'} can't be read")
+    assert line.startswith("model_table: ")
+    assert "coco/c" in line
+    assert (folder / "README.md").read_text() == before
 
 
 @pytest.mark.parametrize("text", ["", "{begin}", "{end}\n{begin}", "{begin}{end}{begin}{end}"])
 def test_wrong_markers_are_refused(folder, text):
     text = text.format(begin=complexity.BEGIN, end=complexity.END)
     (folder / "README.md").write_text(text)
-    with pytest.raises(ConfigError, match=r"README\.md must have the lines"):
+    with pytest.raises(ConfigError, match=r"README\.md"):
         complexity.update_table(folder, lambda name: pytest.fail("measured first"))
 
 
 def test_the_table_lists_every_config():
     """If this fails, run tools/model_table.py."""
-    paths = complexity.find_configs(CONFIGS)
-    names = [complexity.config_name(CONFIGS, path) for path in paths]
-    published = complexity.read_published(CONFIGS / "published.json", names)
+    published = json.loads((CONFIGS / "published.json").read_text())
     text = (CONFIGS / "README.md").read_text()
-    assert re.findall(r"^\| \[`(.*?)`\]", text, re.MULTILINE) == names
+    names = re.findall(r"^\| \[`(.*?)`\]", text, re.MULTILINE)
+    assert names == list(complexity.find_configs(CONFIGS))
     for name, entry in published.items():
         if "published" in entry:
             line = re.search(rf"^\| \[`{name}`\].*$", text, re.MULTILINE)[0]

@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,10 +13,10 @@ import torch
 pytestmark = pytest.mark.detectron2
 pytest.importorskip("detectron2")
 
+from solo_d2.export import programs  # noqa: E402
 from solo_d2.modeling.speed import FastNetwork, SpeedOptions  # noqa: E402
 from solo_d2.utils.errors import ConfigError  # noqa: E402
-from tests.export.fixed import fixed_inputs, fixed_sizes  # noqa: E402
-from tests.export.models import small_model  # noqa: E402
+from tests.export.models import detectron2_inputs  # noqa: E402
 from tests.modeling.tiny import tiny_config, tiny_model  # noqa: E402
 from tools.benchmarks import inference  # noqa: E402
 from tools.benchmarks.inference import resized, speed_options  # noqa: E402
@@ -59,25 +60,26 @@ def test_table_and_file(config, tmp_path, capsys):
     assert len({line.count("|") for line in lines}) == 1
     for row in rows.values():
         assert set(row["batches"]) == (set() if row["failure"] else {"1", "3"})
-        assert row["figure"] is None
+        assert row["metric"] is None
     for batch in ("1", "3"):
         assert rows["bf16"]["batches"][batch]["milliseconds"]["median"] > 0
 
 
 def test_times_are_of_an_image():
-    milliseconds = {"median": 80.0, "least": 40.0, "low": 60.0, "high": 100.0, "calls": 3}
     rows = [
-        inference.Row(name, batches={4: {"milliseconds": times, "peak_bytes": 3 << 20}}, figure=x)
-        for name, times, x in (
-            ("eager", milliseconds, 50.0),
-            ("fast", milliseconds | {"median": 20.0, "least": 20.0}, 49.5),
-        )
+        {
+            "name": name,
+            "failure": "",
+            "batches": {4: {"milliseconds": {"median": median, "iqr": 8.0}, "peak_bytes": 3 << 20}},
+            "metric": metric,
+        }
+        for name, median, metric in (("eager", 80.0, 50.0), ("fast", 20.0, 49.5))
     ]
-    rows.append(inference.Row("other", failure="no reason"))
+    rows.append({"name": "other", "failure": "no reason", "batches": {}, "metric": None})
     eager, fast, other = inference.table(rows, [4], "segm/AP")
-    assert eager["ms"] == "20 (15-25)"
+    assert eager["ms"] == "20 (2)"
     assert eager["images/s"] == "50"
-    assert (fast["speed"], fast["of least"], fast["MiB"]) == ("4.00", "2.00", "3")
+    assert (fast["speed"], fast["MiB"]) == ("4.00", "3")
     assert (fast["segm/AP"], fast["change"]) == ("49.50", "-0.50")
     assert set(other.values()) == {"other", "see below", "-"}
     assert other.keys() == eager.keys()
@@ -140,28 +142,29 @@ def test_figures_of_a_data_set(config, tmp_path, monkeypatch, capsys):
     rows = run(config, tmp_path / "a.json", *weights, "--variants", "channels_last")
     assert asked == ["second"]
     assert evaluated == [("second", "segm/AP")] * 2
-    figures = {name: row["figure"] for name, row in rows.items()}
+    figures = {name: row["metric"] for name, row in rows.items()}
     assert figures == {"eager": 50.0, "channels_last": 49.0}
-    assert "| 49.00   | -1.00  |" in capsys.readouterr().out
+    assert capsys.readouterr().out.rstrip().endswith("| 49.00     | -1.00    |")
     with pytest.raises(ConfigError, match="has less images than --batch-sizes"):
         run(config, tmp_path / "b.json", *weights, "--batch-sizes", 3)
 
 
 @pytest.mark.export
-def test_exports_are_made_and_calibrated(config, tmp_path, monkeypatch):
-    pytest.importorskip("onnxscript")
-    pytest.importorskip("onnxruntime")
-    asked, evaluated = use_data_set(monkeypatch, [fixed_inputs(0), fixed_inputs(1)])
+def test_exports_are_made_and_calibrated(config, exported, tmp_path, monkeypatch):
+    asked, evaluated = use_data_set(monkeypatch, [detectron2_inputs(0), detectron2_inputs(1)])
     cfg = tiny_config()
     cfg.DATASETS.TRAIN = ("first",)
-    monkeypatch.setattr(inference, "load", lambda args: (cfg, small_model()))
+    traced = []
+    monkeypatch.setattr(inference, "load", lambda args: (cfg, exported.model))
+    monkeypatch.setattr(programs, "trace", lambda pipeline, info: traced.append(info.precision))
+    monkeypatch.setattr(programs, "save_onnx", lambda _, path: shutil.copy(exported.onnx, path))
     arguments = ("--weights", "w", "--dataset", "second", "--batch-sizes", 2, "--variants")
-    with fixed_sizes():
-        rows = run(config, tmp_path / "a.json", *arguments, *inference.ONNX)
+    rows = run(config, tmp_path / "a.json", *arguments, *inference.ONNX)
     assert [row["failure"] for row in rows.values()] == [""] * 5
-    assert [row["figure"] for row in rows.values()] == [50.0, None, None, None, None]
+    assert [row["metric"] for row in rows.values()] == [50.0, None, None, None, None]
     assert asked == ["second", "first"]
     assert len(evaluated) == 5
+    assert traced == ["float32", "float16"]
 
 
 def test_what_is_wrong_is_one_line(config, capsys):

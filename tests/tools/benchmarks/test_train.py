@@ -13,12 +13,8 @@ from solo_d2.utils.errors import ConfigError  # noqa: E402
 from tests.modeling.tiny import panoptic_config, tiny_config  # noqa: E402
 from tools.benchmarks import train  # noqa: E402
 from tools.benchmarks.plain_training import plain_targets  # noqa: E402
-from tools.benchmarks.training_parts import (  # noqa: E402
-    assignment,
-    draw_instances,
-    same_targets,
-)
-from tools.benchmarks.training_step import STAGES, StepBenchmark, Stopwatch  # noqa: E402
+from tools.benchmarks.train import assignment, draw_instances, same_targets  # noqa: E402
+from tools.benchmarks.training_step import STAGES, StepBenchmark  # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -65,14 +61,17 @@ def test_plain_step_gives_the_losses_of_the_model(conflict, tmp_path):
     step = StepBenchmark(
         parse(f"--config-file {file} --parts step --instances 40 --image-size 60x80 --batch 1")
     )
-    batch = next(step._batches(tmp_path))
+    batch = next(step.batches(tmp_path))
     weights = [p.detach().clone() for p in step.model.parameters()]
-    assert step._compare(batch)["difference"] < 1e-5
+    assert step.compare(batch)["difference"] < 1e-5
     step.step(batch, "plain")
     assert any((a != b).any() for a, b in zip(weights, step.model.parameters(), strict=True))
-    wrong = {key: 1.25 * value for key, value in step._plain(batch, Stopwatch(CPU)).items()}
-    step.pipelines["plain"] = lambda batch, watch: wrong
-    assert step._compare(batch)["difference"] == pytest.approx(0.2, rel=1e-3)
+    losses = step.losses
+    step.losses = lambda batch, name, watch: {
+        key: value * (1.25 if name == "plain" else 1)
+        for key, value in losses(batch, name, watch).items()
+    }
+    assert step.compare(batch)["difference"] == pytest.approx(0.2, rel=1e-3)
 
 
 def test_difference_is_seen():

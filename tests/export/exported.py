@@ -1,4 +1,4 @@
-"""One export by the command line, for all tests: it takes seconds."""
+"""One export by the command line, for all tests: it takes seconds. A plugin of conftest.py."""
 
 import sys
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class Exported:
 
 
 @pytest.fixture(scope="session")
-def tool():
+def export_tool():
     """The module of the command line."""
     # Detectron2 installs a package `tools`, so the file is imported from its folder.
     sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
@@ -40,7 +40,7 @@ def tool():
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory):
+def export_folder(tmp_path_factory):
     """A config and weights of a small model, and images."""
     import torch
 
@@ -72,21 +72,21 @@ def _save_pictures(folder):
 
 
 @pytest.fixture(scope="session")
-def exported(tool, folder):
+def exported(export_tool, export_folder):
     """The model as ONNX."""
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
     from tests.export.models import small_model
 
     made = []
-    trace = tool.trace
-    output = folder / "out" / "model.onnx"
+    trace = export_tool.trace
+    output = export_folder / "out" / "model.onnx"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tool, "trace", lambda *args: made.append(trace(*args)) or made[-1])
-        arguments = [*model_arguments(folder), "--check-images", folder / "images"]
-        assert tool.main([*map(str, arguments), "--output", str(output)]) == 0
+        patch.setattr(export_tool, "trace", lambda *args: made.append(trace(*args)) or made[-1])
+        arguments = [*model_arguments(export_folder), "--check-images", export_folder / "images"]
+        assert export_tool.main([*map(str, arguments), "--output", str(output)]) == 0
     assert [file.name for file in output.parent.iterdir()] == ["model.onnx"]
-    return Exported(folder, small_model(), made[0], output)
+    return Exported(export_folder, small_model(), made[0], output)
 
 
 def model_arguments(folder):
