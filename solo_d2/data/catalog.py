@@ -27,6 +27,21 @@ from solo_d2.data.stuff_classes import is_panoptic, resolve_num_stuff_classes
 from solo_d2.utils.errors import ConfigError, DatasetError
 from solo_d2.utils.user_code import from_user_code, note_part
 
+# Keys of DATASETS that describe data sets: function, number of arguments, and these in words.
+_FORMATS: dict[str, tuple[Callable[..., None], tuple[int, ...], str]] = {
+    "COCO_FORMAT": (
+        register_coco_format,
+        (3,),
+        "[name, json file, image folder], such as [['my_train', 'my/train.json', 'my/images']]",
+    ),
+    "COCO_PANOPTIC_FORMAT": (
+        register_panoptic_format,
+        (4, 5),
+        "[name, panoptic json, folder of its PNGs, image folder] and maybe the folder of their "
+        "conversion, such as [['my_train', 'my/panoptic.json', 'my/panoptic', 'my/images']]",
+    ),
+}
+
 
 def register_datasets_of_config(cfg: CfgNode) -> None:
     """Register what DATASETS.COCO_FORMAT and COCO_PANOPTIC_FORMAT name; again is harmless.
@@ -36,23 +51,14 @@ def register_datasets_of_config(cfg: CfgNode) -> None:
     Raises:
         ConfigError: an entry has another form, or its name already means other files.
     """
-    for entry in cfg.DATASETS.COCO_FORMAT:
-        if not isinstance(entry, (list, tuple)) or [type(part) for part in entry] != [str] * 3:
-            raise ConfigError(
-                "DATASETS.COCO_FORMAT must be a list of [name, json file, image folder], for "
-                f"example [['my_train', 'my/train.json', 'my/images']]; one entry is {entry!r}"
-            )
-        register_coco_format(*entry)
-    for entry in cfg.DATASETS.COCO_PANOPTIC_FORMAT:
-        texts = isinstance(entry, (list, tuple)) and all(isinstance(part, str) for part in entry)
-        if not texts or len(entry) not in (4, 5):
-            raise ConfigError(
-                "DATASETS.COCO_PANOPTIC_FORMAT must be a list of [name, panoptic json, folder of "
-                "its PNGs, image folder], and maybe the folder of their conversion, for example "
-                "[['my_train', 'my/panoptic.json', 'my/panoptic', 'my/images']]; one entry is "
-                f"{entry!r}"
-            )
-        register_panoptic_format(*entry)
+    for kind, (register, lengths, form) in _FORMATS.items():
+        for entry in cfg.DATASETS[kind]:
+            texts = isinstance(entry, (list, tuple)) and all(isinstance(x, str) for x in entry)
+            if not texts or len(entry) not in lengths:
+                raise ConfigError(
+                    f"DATASETS.{kind} must be a list of {form}; one entry is {entry!r}"
+                )
+            register(*entry)
     use_own_lvis_loaders((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
 
 

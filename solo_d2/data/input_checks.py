@@ -1,7 +1,5 @@
 """Refuses settings of INPUT, TEST.AUG and DATALOADER that cannot work, before images are read."""
 
-from typing import Any
-
 from detectron2.config import CfgNode
 
 from solo_d2.config.check import check_config
@@ -51,26 +49,24 @@ def check_input_config(cfg: CfgNode) -> None:
     """Raise a ConfigError for the first key that cannot work, alone or with others."""
     check_config(cfg, SECTIONS, RULES)
     given, views = cfg.INPUT, cfg.TEST.AUG
-    for key, sides, longest_key, longest in (
+    test_sizes = views.MIN_SIZES if views.ENABLED else ()
+    for key, value, largest, limit in (
         ("INPUT.MIN_SIZE_TRAIN", given.MIN_SIZE_TRAIN, "MAX_SIZE_TRAIN", given.MAX_SIZE_TRAIN),
-        ("INPUT.MIN_SIZE_TEST", [given.MIN_SIZE_TEST], "MAX_SIZE_TEST", given.MAX_SIZE_TEST),
-        (
-            "TEST.AUG.MIN_SIZES",
-            views.MIN_SIZES if views.ENABLED else (),
-            "MAX_SIZE",
-            views.MAX_SIZE,
-        ),
+        ("INPUT.MIN_SIZE_TEST", given.MIN_SIZE_TEST, "MAX_SIZE_TEST", given.MAX_SIZE_TEST),
+        ("TEST.AUG.MIN_SIZES", test_sizes, "MAX_SIZE", views.MAX_SIZE),
     ):
         # Short sides would never have the length that is asked for.
-        allowed = f"at most {longest_key} ({longest})"
-        require(max(sides, default=0) <= longest, key, _value(cfg, key), allowed)
+        sides = [value] if isinstance(value, int) else value
+        require(max(sides, default=0) <= limit, key, value, f"at most {largest} ({limit})")
     if given.MIN_SIZE_TRAIN_SAMPLING == "range":
         sides = given.MIN_SIZE_TRAIN
         ordered = len(sides) == 2 and sides[0] <= sides[1]
         allowed = "the least and the largest side with MIN_SIZE_TRAIN_SAMPLING 'range'"
         require(ordered, "INPUT.MIN_SIZE_TRAIN", sides, allowed)
+    prob, mask_format = cfg.INPUT.COPY_PASTE.PROB, given.MASK_FORMAT
+    allowed = f"'bitmask' with INPUT.COPY_PASTE.PROB {prob}: copy-paste needs bitmaps"
+    require(prob == 0 or mask_format == "bitmask", "INPUT.MASK_FORMAT", mask_format, allowed)
     _check_crop(cfg)
-    _check_copy_paste(cfg)
 
 
 def _check_crop(cfg: CfgNode) -> None:
@@ -93,15 +89,3 @@ def _check_crop(cfg: CfgNode) -> None:
         ignored,
         "from 0 to 255 with INPUT.LSJ.ENABLED, which pads the stuff maps of 8 bits with it",
     )
-
-
-def _check_copy_paste(cfg: CfgNode) -> None:
-    prob, mask_format = cfg.INPUT.COPY_PASTE.PROB, cfg.INPUT.MASK_FORMAT
-    allowed = f"'bitmask' with INPUT.COPY_PASTE.PROB {prob}: copy-paste needs bitmaps"
-    require(prob == 0 or mask_format == "bitmask", "INPUT.MASK_FORMAT", mask_format, allowed)
-
-
-def _value(cfg: CfgNode, key: str) -> Any:
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg

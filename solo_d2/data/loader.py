@@ -1,10 +1,9 @@
 """The training loader: Detectron2's data sets, samplers and mappers, resumable to the exact sample.
 
-Three things differ from Detectron2's own loader. Batches are put together from indices before any
-image is read, so that a resumed training can skip what was seen without reading it. The random
-augmentation of a sample depends on the seed and on its place in the stream alone, not on the number
-of workers or on which worker had it. And for an image that cannot be read another one is taken,
-which depends on the same two; the sample tells (`solo_d2.data.unreadable`).
+Three things differ from Detectron2's own loader. Batches are formed from indices before any image
+is read, so a resumed training skips what was seen without reading it. The random augmentation of a
+sample depends on the seed and on its place in the stream alone, not on the workers. And another
+image, which depends on the same two, replaces one that cannot be read (see `unreadable`).
 """
 
 import itertools
@@ -62,11 +61,8 @@ def make_train_loader(
     groups = [0] * len(dataset)
     if aspect_ratio_grouping:
         groups = [int(d["width"] > d["height"]) for d in dataset]
-    samples = SeededDataset(
-        dataset, mapper, seed=seed, groups=groups, max_unreadable=max_unreadable
-    )
     return TrainLoader(
-        _ErrorsAsSamples(samples),
+        SeededDataset(dataset, mapper, seed=seed, groups=groups, max_unreadable=max_unreadable),
         batch_sampler=GroupedBatchSampler(sampler, groups, total_batch_size // processes),
         num_workers=num_workers,
         collate_fn=trivial_batch_collator,
@@ -75,31 +71,15 @@ def make_train_loader(
 
 
 class TrainLoader(DataLoader[Any]):
-    """Raises what is wrong with the data in its own words, without a worker's traceback."""
+    """Raises the DatasetErrors that its data set returns, without a worker's traceback."""
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:  # type: ignore[override]
-        """Yield batches; DatasetError in the place of one that cannot be made."""
+        """Yield batches."""
         for batch in super().__iter__():
             for sample in batch:
                 if isinstance(sample, DatasetError):
                     raise sample
             yield batch
-
-
-class _ErrorsAsSamples(Dataset[Any]):
-    """A data set whose DatasetErrors are returned: raised in a worker they would be wrapped."""
-
-    def __init__(self, dataset: "SeededDataset"):
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, place_and_index: tuple[int, int]) -> Any:
-        try:
-            return self.dataset[place_and_index]
-        except DatasetError as error:
-            return error
 
 
 class GroupedBatchSampler(Sampler[list[tuple[int, int]]]):
@@ -174,8 +154,8 @@ class SeededDataset(Dataset[Any]):
     def __getitem__(self, place_and_index: tuple[int, int]) -> Any:
         """Map the data set dict of an index for a place in the stream.
 
-        Raises:
-            DatasetError: too many images cannot be read, or one cannot be used for another reason.
+        A DatasetError (too many images cannot be read, or one cannot be used for another reason) is
+        returned: raised in a worker it would be wrapped.
         """
         place, index = place_and_index
         unreadable: dict[str, str] = {}
@@ -186,11 +166,13 @@ class SeededDataset(Dataset[Any]):
                 unreadable[error.file] = error.reason
                 if len(unreadable) > self.max_unreadable:
                     break
+            except DatasetError as error:
+                return error
             else:
                 if unreadable:
                     sample[UNREADABLE] = unreadable | sample.get(UNREADABLE, {})
                 return sample
-        raise too_many_unreadable(unreadable, self.max_unreadable)
+        return too_many_unreadable(unreadable, self.max_unreadable)
 
     def _candidates(self, place: int, index: int) -> Iterator[int]:
         """The index itself, then all others in random order, those of its group first."""

@@ -1,8 +1,10 @@
 """Detectron2's dataset mapper: masks of every kind, images without objects, clear errors."""
 
+import contextlib
 import copy
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,23 +38,13 @@ from solo_d2.utils.user_code import from_user_code, note_part
 INPUT_FORMATS = ("BGR", "RGB")
 # What Pillow raises for stuff maps that are no proper images (SyntaxError: broken PNG).
 READ_ERRORS = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
+    *(OSError, ValueError, SyntaxError, EOFError),
+    *(struct.error, zlib.error, Image.DecompressionBombError),
 )
 # What Detectron2, NumPy and torch raise for values that no annotation should have.
 _ANNOTATION_ERRORS = (
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    AssertionError,
-    OverflowError,
-    RuntimeError,
+    *(ValueError, TypeError, KeyError, IndexError),
+    *(AssertionError, OverflowError, RuntimeError),
 )
 
 
@@ -141,7 +133,8 @@ class SOLODatasetMapper(DatasetMapper):
         stuff = self._read_stuff(dataset_dict) if self.num_sem_seg_classes else None
         inputs = AugInput(pixels, sem_seg=stuff)
         transforms = self.augmentations(inputs)
-        pixels = _contiguous(inputs.image.transpose(2, 0, 1))
+        # A copy without the negative stride that `np.ascontiguousarray` leaves to a width of 1.
+        pixels = np.array(inputs.image.transpose(2, 0, 1), order="C")
         sample["image"] = torch.from_numpy(pixels)
         if inputs.sem_seg is not None:
             sample["sem_seg"] = torch.from_numpy(inputs.sem_seg.astype(np.int64))
@@ -154,14 +147,8 @@ class SOLODatasetMapper(DatasetMapper):
     def _read_stuff(self, dataset_dict: dict[str, Any]) -> NDArray[np.uint8]:
         """(H, W) labels of the stuff map, of the image's size."""
         check_stuff_file(dataset_dict)
-        file = dataset_dict["sem_seg_file_name"]
-        try:
+        with _reading_stuff(dataset_dict) as file:
             labels: NDArray[np.uint8] = detection_utils.read_image(file, "L")[:, :, 0]
-        except READ_ERRORS as error:
-            raise DatasetError(
-                f"{file}, the stuff map of {dataset_dict['file_name']}, cannot be read: "
-                f"{type(error).__name__}: {error}"
-            ) from error
         return labels
 
     def _check_labels(self, sem_seg: torch.Tensor, file: Any) -> None:
@@ -207,18 +194,16 @@ class SOLODatasetMapper(DatasetMapper):
         original_shape: tuple[int, int],
     ) -> Instances:
         segmentations = [annotation.pop("segmentation") for annotation in annotations]
-        transformed = []
         for annotation in annotations:
             if not self.use_keypoint:
                 annotation.pop("keypoints", None)
-            annotation = transform_instance_annotations(
+            transform_instance_annotations(
                 annotation,
                 transforms,
                 image_shape,
                 keypoint_hflip_indices=self.keypoint_hflip_indices,
             )
-            transformed.append(annotation)
-        instances = annotations_to_instances(transformed, image_shape)
+        instances = annotations_to_instances(annotations, image_shape)
         if self.instance_mask_format == "polygon":
             instances.gt_masks = _polygon_masks(segmentations, transforms)
         else:
@@ -291,31 +276,19 @@ def _without_empty(instances: Instances) -> Instances:
 def _polygon_masks(segmentations: list[Any], transforms: TransformList) -> PolygonMasks:
     if not all(isinstance(segmentation, list) for segmentation in segmentations):
         raise ValueError("INPUT.MASK_FORMAT 'polygon' takes polygons only, not RLE")
-    parts = [
-        [np.asarray(polygon, np.float64).reshape(-1, 2) for polygon in polygons]
-        for polygons in segmentations
-    ]
-    return PolygonMasks(
-        [[p.reshape(-1) for p in transforms.apply_polygons(polygons)] for polygons in parts]
-    )
-
-
-def _contiguous(array: NDArray[Any]) -> NDArray[Any]:
-    """A copy without the negative stride that `np.ascontiguousarray` leaves to a width of 1."""
-    return np.array(array, order="C")
+    masks = []
+    for polygons in segmentations:
+        parts = [np.asarray(polygon, np.float64).reshape(-1, 2) for polygon in polygons]
+        masks.append([part.reshape(-1) for part in transforms.apply_polygons(parts)])
+    return PolygonMasks(masks)
 
 
 def _clear_padding(
     masks: torch.Tensor, transforms: TransformList, original_shape: tuple[int, int]
 ) -> None:
-    """Clear masks where the image was padded, in place.
+    """Clear masks (N, H, W) where the image was padded, in place; the transforms keep the axes.
 
     Polygons may reach there, and Detectron2 pads bitmaps with the stuff label for nothing, 255.
-
-    Args:
-        masks: (N, H, W) bool.
-        transforms: by which the image was augmented; axes stay parallel.
-        original_shape: height and width of the image before that.
     """
     height, width = original_shape
     corners = transforms.apply_box(np.array([[0.0, 0.0, width, height]]))[0]
@@ -326,16 +299,16 @@ def _clear_padding(
     masks[:, :, right:] = False
 
 
-def check_stuff_file(dataset_dict: dict[str, Any]) -> None:
-    """Check by its header that a stuff map can be read with its image."""
+@contextlib.contextmanager
+def _reading_stuff(dataset_dict: dict[str, Any]) -> Iterator[Any]:
+    """Yield the name of an image's stuff map; what fails while it is read becomes DatasetError."""
     image_file, file = dataset_dict["file_name"], dataset_dict.get("sem_seg_file_name")
     if file is None:
         raise DatasetError(
             f"{image_file} has no stuff map (sem_seg_file_name), which a panoptic model trains on"
         )
     try:
-        with Image.open(file) as stuff:
-            mode, (width, height) = stuff.mode, stuff.size
+        yield file
     except FileNotFoundError:
         raise DatasetError(f"{file}, the stuff map of {image_file}, is missing") from None
     except READ_ERRORS as error:
@@ -343,6 +316,12 @@ def check_stuff_file(dataset_dict: dict[str, Any]) -> None:
             f"{file}, the stuff map of {image_file}, cannot be read: "
             f"{type(error).__name__}: {error}"
         ) from error
+
+
+def check_stuff_file(dataset_dict: dict[str, Any]) -> None:
+    """Check by its header that a stuff map can be read with its image."""
+    with _reading_stuff(dataset_dict) as file, Image.open(file) as stuff:
+        mode, (width, height) = stuff.mode, stuff.size
     if mode != "L":
         raise DatasetError(
             f"{file} has the mode {mode!r}, but a stuff map must be an 8-bit image of one channel"
@@ -350,8 +329,8 @@ def check_stuff_file(dataset_dict: dict[str, Any]) -> None:
     expected = (dataset_dict.get("height", height), dataset_dict.get("width", width))
     if (height, width) != expected:
         raise DatasetError(
-            f"{file} has {height} x {width} pixels (height x width), its image {image_file} has "
-            f"{expected[0]} x {expected[1]}"
+            f"{file} has {height} x {width} pixels (height x width), its image "
+            f"{dataset_dict['file_name']} has {expected[0]} x {expected[1]}"
         )
 
 

@@ -85,7 +85,7 @@ def require_trainable(names: Sequence[str], model: Any, loader: Any) -> None:
         DatasetError: no image has an object, or none in `_NUM_SAMPLES` training samples of all
             images is assigned to a cell. Where there are more images a warning is logged.
     """
-    samples = getattr(getattr(loader, "dataset", None), "dataset", None)
+    samples = getattr(loader, "dataset", None)
     if not isinstance(samples, SeededDataset) or not isinstance(model, SOLO):
         return
     if isinstance(model, PanopticSOLO):
@@ -100,9 +100,8 @@ def require_trainable(names: Sequence[str], model: Any, loader: Any) -> None:
         raise _nothing(names, nothing_to_train(names))
     random.Random(0).shuffle(with_objects)
     for place in range(_NUM_SAMPLES):
-        try:
-            sample = samples[place, with_objects[place % len(with_objects)]]
-        except DatasetError:  # training reports it
+        sample = samples[place, with_objects[place % len(with_objects)]]
+        if isinstance(sample, DatasetError):  # training reports it
             return
         targets = model.plan_micro_batches([[sample]])[0].targets
         if targets.num_positive_cells and any(masks.any() for masks in targets.masks.values()):

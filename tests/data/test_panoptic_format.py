@@ -361,38 +361,3 @@ def test_panoptic_shapes_agree_with_instances_and_stuff(shapes):
             if not segment["isthing"]:
                 assert np.array_equal(ids == segment["id"], stuff == segment["category_id"])
         assert {s["id"] for s in record["segments_info"]} == set(np.unique(ids))
-
-
-def test_an_older_folder_is_completed_when_panoptic_is_loaded(shapes, tmp_path):
-    from solo_d2.data.shapes.folder import ensure_panoptic, ensure_shapes
-
-    def contents(root):
-        paths = (path for path in root.rglob("*") if path.is_file())
-        return {str(path.relative_to(root)): path.read_bytes() for path in paths}
-
-    root = tmp_path / "shapes"
-    shutil.copytree(shapes, root)
-    for path in [*root.glob("panoptic*"), *root.glob("annotations/panoptic*")]:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    ensure_shapes(root)  # instances alone need nothing more
-    assert not list(root.glob("panoptic*"))
-    (root / "panoptic_train").mkdir()  # of a process that died half-way
-    (root / "panoptic_train" / "rest.png").write_bytes(b"")
-    ensure_panoptic(root)
-    assert contents(root) == contents(shapes)
-    assert not list(tmp_path.glob(".shapes.tmp-*"))
-
-
-def test_a_folder_that_this_generator_did_not_draw_is_refused(shapes, tmp_path):
-    import json
-
-    from solo_d2.data.shapes.folder import ensure_panoptic
-
-    root = tmp_path / "shapes"
-    shutil.copytree(shapes, root)
-    (root / "annotations" / "panoptic_val.json").unlink()
-    stamp = json.loads((root / "dataset.json").read_text())
-    (root / "dataset.json").write_text(json.dumps({**stamp, "seed": 6}))
-    with pytest.raises(DatasetError, match=r"instances_val\.json has other images .* seed 6"):
-        ensure_panoptic(root)
-    assert not (root / "annotations" / "panoptic_val.json").exists()

@@ -6,12 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from solo_d2.data.shapes.folder import (
-    ShapesParams,
-    default_root,
-    ensure_panoptic,
-    ensure_shapes,
-)
+from solo_d2.data.shapes.folder import ShapesParams, default_root, ensure_shapes
 from solo_d2.utils.commands import run_command
 
 
@@ -44,7 +39,6 @@ def run(args: argparse.Namespace) -> None:
     """Do what the command line says."""
     params = ShapesParams(args.num_train, args.num_val, args.seed)
     root = ensure_shapes(args.output, params, force=args.force)
-    ensure_panoptic(root)
     print(f"The data set 'shapes' is in {root.absolute()}")
 
 

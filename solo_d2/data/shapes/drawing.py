@@ -102,9 +102,10 @@ def draw_image(seed: int, split: str, index: int) -> Drawing:
         split: one of SPLITS.
         index: of the image, not negative.
     """
-    places, paint = _streams(seed, split, index)
-    stuff = _draw_stuff(places)
-    height, width = stuff.shape
+    streams = np.random.SeedSequence([seed, SPLITS.index(split), index]).spawn(2)
+    places, paint = (np.random.default_rng(stream) for stream in streams)
+    height, width = (int(side) for side in places.integers(*SIDE_RANGE, 2, endpoint=True))
+    stuff = _stuff_map(places, height, width)
     objects, owner = _place_objects(places, height, width)
 
     canvas = _paint_stuff(paint, stuff)
@@ -113,22 +114,6 @@ def draw_image(seed: int, split: str, index: int) -> Drawing:
     masks = owner[None] == np.arange(len(objects))[:, None, None]
     classes = np.array([item.thing for item in objects], np.int64)
     return Drawing(_develop(paint, canvas), masks, classes, stuff)
-
-
-def draw_stuff(seed: int, split: str, index: int) -> NDArray[np.uint8]:
-    """The stuff map of `draw_image` alone, which takes far less time."""
-    return _draw_stuff(_streams(seed, split, index)[0])
-
-
-def _streams(seed: int, split: str, index: int) -> list[np.random.Generator]:
-    """Random numbers for where things are, and for how they are painted."""
-    streams = np.random.SeedSequence([seed, SPLITS.index(split), index]).spawn(2)
-    return [np.random.default_rng(stream) for stream in streams]
-
-
-def _draw_stuff(places: np.random.Generator) -> NDArray[np.uint8]:
-    height, width = (int(side) for side in places.integers(*SIDE_RANGE, 2, endpoint=True))
-    return _stuff_map(places, height, width)
 
 
 def _stuff_map(rng: np.random.Generator, height: int, width: int) -> NDArray[np.uint8]:

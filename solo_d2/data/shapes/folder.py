@@ -5,10 +5,10 @@ Layout, in COCO format:
     DIR/dataset.json                      what was made: generator version, seed, counts
     DIR/train/000000000000.jpg ...        images
     DIR/val/...
-    DIR/annotations/instances_train.json
-    DIR/annotations/instances_val.json
-
-and the panoptic annotations, see `panoptic`.
+    DIR/annotations/instances_train.json ...
+    DIR/annotations/panoptic_train.json ...
+    DIR/panoptic_train/000000000000.png ...        segment ids
+    DIR/panoptic_stuff_train/000000000000.png ...  0 all things, 1, 2, ... stuff classes
 """
 
 import json
@@ -18,14 +18,16 @@ from typing import Any
 
 import cv2
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from solo_d2.data.locations import datasets_root
 from solo_d2.data.panoptic_conversion import describe_mask
-from solo_d2.data.shapes.drawing import SPLITS, THING_CLASSES, draw_image
-from solo_d2.data.shapes.panoptic import add_panoptic, has_panoptic, write_panoptic
+from solo_d2.data.panoptic_json import write_segment_ids
+from solo_d2.data.shapes.drawing import SPLITS, STUFF_CLASSES, THING_CLASSES, Drawing, draw_image
 from solo_d2.data.whole_folder import NEW, OLD, only_writer, sibling
 from solo_d2.utils.errors import DatasetError
+from solo_d2.utils.images import write_image
 
 # Raise it whenever the same seed gives other images or annotations.
 GENERATOR_VERSION = 1
@@ -34,6 +36,19 @@ STAMP = "dataset.json"
 JPEG_PARAMS = (
     *(cv2.IMWRITE_JPEG_QUALITY, 95),
     *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444),
+)
+# RGB of each thing and each stuff class, in overlays.
+THING_COLORS = (
+    *((230, 60, 60), (60, 140, 230), (245, 180, 40), (170, 80, 220), (60, 190, 90)),
+    *((240, 120, 190), (70, 200, 210)),
+)
+_STUFF_COLORS = ((150, 195, 240), (110, 160, 60), (40, 90, 150), (165, 95, 70))
+# Of the panoptic json: first the things, then the stuff.
+CATEGORIES = tuple(
+    {"id": index, "name": name, "isthing": int(name in THING_CLASSES), "color": list(color)}
+    for index, (name, color) in enumerate(
+        zip(THING_CLASSES + STUFF_CLASSES, THING_COLORS + _STUFF_COLORS, strict=True), start=1
+    )
 )
 
 
@@ -113,19 +128,18 @@ def _is_ready(root: Path, params: ShapesParams | None, force: bool) -> bool:
             f"{STAMP}). It is left as it is: move it away, or name another folder."
         )
     found = _read_stamp(root / STAMP)
+    # Earlier versions wrote no panoptic annotations.
+    found["panoptic"] = (root / "annotations" / "panoptic_val.json").is_file()
     wanted = params.stamp() if params else {**found, "generator_version": GENERATOR_VERSION}
-    if found == wanted:
-        return True
-    if force:
-        return False
+    wanted["panoptic"] = True
     differences = ", ".join(
-        f"{key} is {found.get(key)}, wanted {wanted[key]}"
-        for key in wanted
-        if found.get(key) != wanted[key]
+        f"{key} is {found.get(key)}, wanted {value}"
+        for key, value in wanted.items()
+        if found.get(key) != value
     )
-    sizes = params or ShapesParams(
-        **{k: v for k, v in found.items() if k in asdict(ShapesParams())}
-    )
+    if not differences or force:
+        return not differences
+    sizes = params or ShapesParams(**{key: found[key] for key in asdict(ShapesParams())})
     raise DatasetError(
         f"The data set 'shapes' in {root.absolute()} is another one: {differences}. Make it anew "
         f"by 'python -m solo_d2.data.shapes --output {root} --num-train {sizes.num_train} "
@@ -161,72 +175,70 @@ def _write_and_rename(root: Path, params: ShapesParams) -> None:
                 raise
 
 
-def ensure_panoptic(root: Path | str) -> None:
-    """Add the panoptic annotations to a data set that was written by an earlier version.
-
-    They follow from what is there; nothing else is changed. Cheap when they are there; safe to call
-    from many processes at once.
-
-    Args:
-        root: folder of a data set that `ensure_shapes` has made or accepted.
-
-    Raises:
-        DatasetError: they cannot be written.
-    """
-    root = Path(root)
-    if has_panoptic(root):
-        return
-    try:
-        with only_writer(root):
-            seed = _read_stamp(root / STAMP)["seed"]
-            with sibling(root) as work:
-                for split in SPLITS:
-                    add_panoptic(root, work, split, seed)
-    except OSError as error:
-        raise DatasetError(
-            f"The panoptic annotations of the data set 'shapes' cannot be added to "
-            f"{root.absolute()}: {error}. Name another folder by DETECTRON2_DATASETS"
-        ) from error
-
-
 def _write_split(folder: Path, split: str, params: ShapesParams) -> None:
-    (folder / split).mkdir()
-    (folder / "annotations").mkdir(exist_ok=True)
+    """Write images, stuff maps and both jsons of a split."""
+    for name in (split, f"panoptic_{split}", f"panoptic_stuff_{split}", "annotations"):
+        (folder / name).mkdir(exist_ok=True)
     images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
+    instances: list[dict[str, Any]] = []
+    panoptic: list[dict[str, Any]] = []
     indices = range(params.count(split))
     for index in tqdm(indices, f"shapes {split}", unit="image", mininterval=1.0):
-        image, objects = _write_image(folder, split, params.seed, index)
+        drawing = draw_image(params.seed, split, index)
+        image = _write_image(folder / split, index, drawing)
         images.append(image)
+        objects = [
+            {"category_id": int(thing) + 1, **describe_mask(mask)}
+            for mask, thing in zip(drawing.masks, drawing.classes, strict=True)
+        ]
         for item in objects:
-            annotations.append({"id": len(annotations) + 1, **item})
-    content = {
+            instances.append({"id": len(instances) + 1, "image_id": image["id"], **item})
+        name = f"{index:012d}.png"
+        segments = _write_panoptic(folder, split, name, drawing, objects)
+        panoptic.append({"image_id": image["id"], "file_name": name, "segments_info": segments})
+    common = {
         "info": {"description": f"Generated shapes, {split}", **params.stamp()},
         "licenses": [],
         "images": images,
-        "annotations": annotations,
-        "categories": [
-            {"id": index + 1, "name": name, "supercategory": "shape"}
-            for index, name in enumerate(THING_CLASSES)
-        ],
     }
-    (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
-    write_panoptic(folder, split, params.seed)
+    categories = [
+        {"id": index + 1, "name": name, "supercategory": "shape"}
+        for index, name in enumerate(THING_CLASSES)
+    ]
+    for kind, annotations, classes in (
+        ("instances", instances, categories),
+        ("panoptic", panoptic, CATEGORIES),
+    ):
+        content = {**common, "annotations": annotations, "categories": classes}
+        (folder / "annotations" / f"{kind}_{split}.json").write_text(json.dumps(content))
 
 
-def _write_image(
-    folder: Path, split: str, seed: int, index: int
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Draw and write one image; its COCO entry, and those of its objects without ids."""
-    drawing = draw_image(seed, split, index)
+def _write_image(folder: Path, index: int, drawing: Drawing) -> dict[str, Any]:
+    """Write the pixels of an image; its entry in COCO's format."""
     name = f"{index:012d}.jpg"
     bgr = np.ascontiguousarray(drawing.image[..., ::-1])
-    encoded = cv2.imencode(".jpg", bgr, JPEG_PARAMS)[1]
-    (folder / split / name).write_bytes(encoded.tobytes())
+    (folder / name).write_bytes(cv2.imencode(".jpg", bgr, JPEG_PARAMS)[1].tobytes())
     height, width = drawing.stuff.shape
-    image = {"id": index + 1, "file_name": name, "height": height, "width": width}
-    objects = [
-        {"image_id": index + 1, "category_id": int(thing) + 1, **describe_mask(mask)}
-        for mask, thing in zip(drawing.masks, drawing.classes, strict=True)
+    return {"id": index + 1, "file_name": name, "height": height, "width": width}
+
+
+def _write_panoptic(
+    folder: Path, split: str, name: str, drawing: Drawing, objects: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Write both PNGs of an image; its segments, numbered from 1: objects, then stuff by class."""
+    ids = np.zeros(drawing.stuff.shape, np.int32)
+    for number, mask in enumerate(drawing.masks, start=1):
+        ids[mask] = number
+    labels = np.where(ids == 0, drawing.stuff + 1, 0).astype(np.uint8)
+    described = [*objects]
+    for label in np.unique(labels[labels > 0]).tolist():
+        described.append(
+            {"category_id": len(THING_CLASSES) + label, **describe_mask(labels == label)}
+        )
+        ids[labels == label] = len(described)
+    write_segment_ids(folder / f"panoptic_{split}" / name, ids)
+    write_image(folder / f"panoptic_stuff_{split}" / name, Image.fromarray(labels), format="PNG")
+    return [
+        {"id": number, **{key: item[key] for key in item if key != "segmentation"}}
+        for number, item in enumerate(described, start=1)
     ]
-    return image, objects

@@ -11,8 +11,7 @@ from solo_d2.data.coco_format import load_coco_format
 from solo_d2.data.panoptic_format import load_panoptic
 from solo_d2.data.panoptic_json import split_categories
 from solo_d2.data.shapes.drawing import SPLITS, STUFF_CLASSES, THING_CLASSES
-from solo_d2.data.shapes.folder import default_root, ensure_panoptic, ensure_shapes
-from solo_d2.data.shapes.panoptic import CATEGORIES, THING_COLORS
+from solo_d2.data.shapes.folder import CATEGORIES, THING_COLORS, default_root, ensure_shapes
 
 
 def register_shapes(root: Path | str | None = None) -> None:
@@ -70,5 +69,4 @@ def _load_shapes(root: Path, split: str) -> list[dict[str, Any]]:
 
 def _load_panoptic(root: Path, split: str) -> list[dict[str, Any]]:
     ensure_shapes(root)
-    ensure_panoptic(root)
     return load_panoptic(f"shapes_{split}_panoptic")
