@@ -243,7 +243,7 @@ def _add_data_keys(cfg: CfgNode) -> None:
     # Whether evaluations keep the panoptic predictions in COCO's format, in the folder `panoptic`
     # of the evaluator's output.
     cfg.TEST.KEEP_PANOPTIC_PREDICTIONS = False
-    # What counts AP of COCO's and LVIS's format: "detectron2", "faster-coco-eval" or "pycocotools";
+    # What computes AP of COCO's format: "detectron2", "faster-coco-eval" or "pycocotools";
     # "auto": the first of them that is installed. The figures are equal.
     cfg.TEST.AP_BACKEND = "auto"
     # Image files that training may fail to read; each is logged, and another image takes its place.

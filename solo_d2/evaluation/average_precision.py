@@ -1,12 +1,11 @@
-"""COCO's average precision, category by category, by the best evaluator at hand.
+"""COCO's average precision, category by category.
 
-Categories never meet in COCO's rules, so each is given to the evaluator alone, with the images that
-have something of it. The figures are the same; but the evaluators spend most of their time on pairs
-of an image and a category without objects and predictions, of which COCO has 30 for one that is not
-empty and LVIS thousands, and a category is small enough to be given to another process.
+Categories are independent in COCO's rules. So each is evaluated alone, with the images that have
+something of it: evaluators spend most of their time on empty pairs of image and category, and
+processes share the categories.
 
 T IoU thresholds, R recall levels, K categories, A area ranges, M limits of predictions per image
-and category: COCO's axes. Absent figures are -1, as pycocotools has it.
+and category: COCO's axes. Undefined values are -1, as in pycocotools.
 """
 
 import contextlib
@@ -21,21 +20,20 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
+from pycocotools.cocoeval import Params
 
-from solo_d2.data.problems import Refusal
 from solo_d2.data.segmentations import clean_segmentation, is_number
-from solo_d2.utils.errors import ConfigError, DatasetError, shown
+from solo_d2.utils.errors import ConfigError, DatasetError, first_line, shown
 
-# Annotations or predictions of COCO's format, and those of each category id.
+# An annotation or prediction in COCO's format.
 Annotation = dict[str, Any]
-ByCategory = Mapping[Any, Sequence[Annotation]]
 # Precision (T, R, 1, A, M) and recall (T, 1, A, M) of a category, float64.
 Curves = tuple[NDArray[np.float64], NDArray[np.float64]]
 
-# What a prediction is compared by.
+# IoU types, and the key of a prediction that each compares.
 _SHAPE = {"bbox": "bbox", "segm": "segmentation"}
 IOU_TYPES = tuple(_SHAPE)
-# Evaluators with the interface of pycocotools, the fastest first: module and class.
+# Evaluators with pycocotools' interface, the fastest first: module and class.
 BACKENDS = {
     "detectron2": ("detectron2.evaluation.fast_eval_api", "COCOeval_opt"),
     "faster-coco-eval": ("faster_coco_eval", "COCOeval_faster"),
@@ -77,9 +75,13 @@ def load_backend(name: str) -> tuple[str, Callable[..., Any]]:
 
 
 class ImageIndex:
-    """Places of the images of a data set in the order of their ids, and their sizes.
+    """The images of a data set in the order of their ids.
 
-    Evaluators written in C++ take whole numbers alone; ids may be texts.
+    Evaluators in C++ take integer ids, but ids may be texts: an image's place stands for its id.
+
+    Attributes:
+        place: of each image id.
+        sizes: height and width of the image at each place.
     """
 
     def __init__(self, images: Iterable[Mapping[str, Any]]):
@@ -97,40 +99,37 @@ class ImageIndex:
                 "file. Do the files of the data set belong together?"
             ) from None
 
+    def record(self, place: int) -> dict[str, Any]:
+        """Return the image at a place in COCO's format."""
+        height, width = self.sizes[place]
+        return {"id": place, "height": height, "width": width}
+
 
 def truth_annotations(
     annotations: Iterable[Mapping[str, Any]], images: ImageIndex
 ) -> list[Annotation]:
-    """What is compared with predictions, in its order.
+    """Select what evaluators compare predictions with.
 
     Args:
-        annotations: of COCO's format. Without `iscrowd` they are no crowd regions; those of images
-            that the file does not list are left out.
+        annotations: of COCO's format; `iscrowd` is 0 where it is missing. Those of images that the
+            file does not list are left out.
         images: of the data set.
 
     Returns:
         Dicts of image_id (the place in `images`), category_id, iscrowd, area, bbox and
-        segmentation.
+        segmentation, in the given order.
     """
-    return [
-        {
-            "image_id": images[annotation["image_id"]],
-            "category_id": annotation["category_id"],
-            "iscrowd": int(annotation.get("iscrowd", 0)),
-            "area": annotation["area"],
-            "bbox": annotation["bbox"],
-            "segmentation": _with_whole_size(annotation.get("segmentation")),
-        }
-        for annotation in annotations
-        if annotation["image_id"] in images.place
-    ]
-
-
-def _with_whole_size(segmentation: Any) -> Any:
-    """Return a segmentation with integers in an RLE's size, which faster-coco-eval requires."""
-    if not isinstance(segmentation, dict):
-        return segmentation
-    return {**segmentation, "size": [int(side) for side in segmentation["size"]]}
+    kept = []
+    for annotation in annotations:
+        if annotation["image_id"] in images.place:
+            segmentation = annotation.get("segmentation")
+            if isinstance(segmentation, dict):  # faster-coco-eval requires integers
+                size = [int(side) for side in segmentation["size"]]
+                segmentation = {**segmentation, "size": size}
+            same = {key: annotation[key] for key in ("category_id", "area", "bbox")}
+            place, crowd = images[annotation["image_id"]], int(annotation.get("iscrowd", 0))
+            kept.append({**same, "image_id": place, "iscrowd": crowd, "segmentation": segmentation})
+    return kept
 
 
 def check_annotations(
@@ -139,7 +138,7 @@ def check_annotations(
     """Check the entries of an annotation file that `truth_annotations` and evaluators read.
 
     Args:
-        annotations: of COCO's format.
+        annotations: of COCO's format. Those of images that the file does not list are ignored.
         images: of the data set.
         categories: ids of all categories.
 
@@ -147,38 +146,31 @@ def check_annotations(
         DatasetError: naming the annotation.
     """
     for annotation in annotations:
-        where = f"annotation {shown(annotation.get('id'))}"
         if annotation.get("image_id") not in images.place:
             continue
-        if annotation.get("category_id") not in categories:
-            category = shown(annotation.get("category_id"))
-            raise DatasetError(f"{where}: category_id {category} is not among the 'categories'")
-        if annotation.get("iscrowd", 0) not in (0, 1):
-            value = shown(annotation["iscrowd"])
-            raise DatasetError(f"{where}: 'iscrowd' must be 0 or 1, it is {value}")
-        if not is_number(annotation.get("area")):
-            value = shown(annotation.get("area"))
-            raise DatasetError(f"{where}: 'area' must be a number, it is {value}")
         box = annotation.get("bbox")
-        if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(map(is_number, box)):
-            raise DatasetError(f"{where}: 'bbox' must be four numbers, it is {shown(box)}")
-        segmentation = annotation.get("segmentation")
+        valid = {
+            "category_id": annotation.get("category_id") in categories,
+            "iscrowd": annotation.get("iscrowd", 0) in (0, 1),
+            "area": is_number(annotation.get("area")),
+            "bbox": isinstance(box, (list, tuple)) and len(box) == 4 and all(map(is_number, box)),
+        }
         size = images.sizes[images[annotation["image_id"]]]
         try:
-            clean_segmentation(segmentation, *size)
-            if isinstance(segmentation, list):  # pycocotools takes fewer than training does
-                coco_mask.frPyObjects(segmentation, *size)
-        except Refusal as error:
-            raise DatasetError(f"{where}: {error}") from error
+            for key in (key for key in valid if not valid[key]):
+                raise ValueError(f"'{key}' cannot be {shown(annotation.get(key))}")
+            clean_segmentation(annotation.get("segmentation"), *size)
+            if isinstance(annotation["segmentation"], list):
+                coco_mask.frPyObjects(annotation["segmentation"], *size)  # takes fewer polygons
         except Exception as error:
-            reason = "pycocotools cannot draw its polygons, each of which needs 3 points"
-            raise DatasetError(f"{where}: {reason}: {shown(segmentation)}") from error
+            reason = error if isinstance(error, ValueError) else first_line(error)
+            raise DatasetError(f"annotation {shown(annotation.get('id'))}: {reason}") from error
 
 
 def predicted_annotations(
     predictions: Sequence[Mapping[str, Any]], iou_type: str, images: ImageIndex
 ) -> list[Annotation]:
-    """What is compared with the truth. Areas are those of what is compared, masks or boxes.
+    """Select what evaluators compare with the truth, with the areas of the masks or boxes.
 
     Args:
         predictions: of COCO's result format.
@@ -215,22 +207,22 @@ def mask_areas(rles: Sequence[Mapping[str, Any]]) -> list[int]:
     return [area for start in starts for area in coco_mask.area(rles[start : start + 255]).tolist()]
 
 
-def by_category(annotations: Iterable[Annotation]) -> dict[Any, list[Annotation]]:
-    """Group annotations by category id, in their order."""
+def group(items: Iterable[Annotation], key: str) -> dict[Any, list[Annotation]]:
+    """Group annotations by the value of a key, in their order."""
     grouped = defaultdict(list)
-    for annotation in annotations:
-        grouped[annotation["category_id"]].append(annotation)
+    for item in items:
+        grouped[item[key]].append(item)
     return dict(grouped)
 
 
-def deal_categories(truth: ByCategory, num_shares: int) -> list[list[Any]]:
-    """Share the categories that have ground truth, so that the shares are about equal.
+def deal_categories(truth: Mapping[Any, Sequence[Annotation]], num_shares: int) -> list[list[Any]]:
+    """Divide the categories that have ground truth into shares of about equal work.
 
-    Categories without are left out: their figures are absent, whatever is predicted.
+    Categories without ground truth are left out: their AP is undefined.
 
     Args:
         truth: of each category; the same in every process.
-        num_shares: how many.
+        num_shares: number of processes.
     """
     ordered = sorted(truth, key=lambda category: -len(truth[category]))
     return [ordered[start::num_shares] for start in range(num_shares)]
@@ -240,7 +232,7 @@ def category_curves(
     evaluator: Callable[..., Any],
     truth: Sequence[Annotation],
     predictions: Sequence[Annotation],
-    images: ImageIndex,
+    record: Callable[[int], dict[str, Any]],
     *,
     iou_type: str,
     max_predictions: Sequence[int],
@@ -251,15 +243,11 @@ def category_curves(
         evaluator: of `load_backend`.
         truth: of `truth_annotations`, of that category.
         predictions: of `predicted_annotations`, likewise.
-        images: of the data set.
+        record: returns the image at a place, see `ImageIndex.record`.
         iou_type: of `IOU_TYPES`.
         max_predictions: M limits, rising.
     """
-    present = sorted({item["image_id"] for item in (*truth, *predictions)})
-    records = [
-        {"id": place, "height": images.sizes[place][0], "width": images.sizes[place][1]}
-        for place in present
-    ]
+    records = [record(place) for place in sorted({x["image_id"] for x in (*truth, *predictions)})]
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = evaluator(_coco(truth, records), _coco(predictions, records), iou_type)
         evaluation.params.maxDets = list(max_predictions)
@@ -269,7 +257,7 @@ def category_curves(
 
 
 def _coco(annotations: Sequence[Annotation], images: list[Annotation]) -> COCO:
-    """A data set of one category. Ids begin with 1, as evaluators take 0 for "not matched"."""
+    """Make a data set of one category. Evaluators take the id 0 for "not matched"."""
     coco = COCO()
     coco.dataset = {
         "images": images,
@@ -277,14 +265,14 @@ def _coco(annotations: Sequence[Annotation], images: list[Annotation]) -> COCO:
             {**annotation, "id": number, "category_id": 1}
             for number, annotation in enumerate(annotations, 1)
         ],
-        "categories": [{"id": 1}],
+        "categories": [{"id": 1, "frequency": "f"}],  # LVIS's key
     }
     coco.createIndex()
     return coco
 
 
 def join_curves(curves: Mapping[Any, Curves], categories: Sequence[Any], num_limits: int) -> Curves:
-    """Put categories beside each other.
+    """Concatenate the curves of categories.
 
     Args:
         curves: of each category that has ground truth.
@@ -294,20 +282,9 @@ def join_curves(curves: Mapping[Any, Curves], categories: Sequence[Any], num_lim
     Returns:
         Precision (T, R, K, A, M) and recall (T, K, A, M).
     """
-    parameters = coco_parameters()
-    sizes = len(parameters.iouThrs), len(parameters.recThrs), len(parameters.areaRng)
-    absent = (
-        np.full((sizes[0], sizes[1], 1, sizes[2], num_limits), -1.0),
-        np.full((sizes[0], 1, sizes[2], num_limits), -1.0),
-    )
-    parts = [curves.get(category, absent) for category in categories]
+    sizes = Params(iouType="segm")
+    t, r, a = len(sizes.iouThrs), len(sizes.recThrs), len(sizes.areaRng)
+    undefined = np.full((t, r, 1, a, num_limits), -1.0), np.full((t, 1, a, num_limits), -1.0)
+    parts = [curves.get(category, undefined) for category in categories]
     precision = np.concatenate([part[0] for part in parts], axis=2)
-    recall = np.concatenate([part[1] for part in parts], axis=1)
-    return precision, recall
-
-
-def coco_parameters() -> Any:
-    """COCO's IoU thresholds, recall levels and area ranges."""
-    from pycocotools.cocoeval import Params
-
-    return Params(iouType="segm")
+    return precision, np.concatenate([part[1] for part in parts], axis=1)

@@ -18,6 +18,7 @@ from detectron2.evaluation import (
 
 from solo_d2.data.catalog import check_datasets, require_model_classes
 from solo_d2.data.stuff_classes import is_panoptic
+from solo_d2.evaluation.average_precision import IOU_TYPES
 from solo_d2.evaluation.coco_results import FastCOCOEvaluator
 from solo_d2.evaluation.contours import ContourEvaluator
 from solo_d2.evaluation.lvis_results import FastLVISEvaluator
@@ -70,7 +71,7 @@ def build_evaluator(
     Returns:
         An evaluator of mask AP, and of box AP where the data set's own tools have it. For a
         panoptic model on a panoptic data set also of mIoU and panoptic quality. For a model of
-        contours first of these; mask AP means little then.
+        contours, of these and box AP.
 
     Raises:
         ConfigError: the data set's type is not supported, its package is missing, or it has other
@@ -109,12 +110,19 @@ def _build_coco(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetE
     elif metadata.get("thing_dataset_id_to_contiguous_id") is None:
         DatasetCatalog.get(dataset_name)
     _require_annotations(dataset_name, metadata.get("json_file"))
-    return FastCOCOEvaluator(dataset_name, output_folder, backend=cfg.TEST.AP_BACKEND)
+    return FastCOCOEvaluator(
+        dataset_name, output_folder, backend=cfg.TEST.AP_BACKEND, tasks=_tasks(cfg)
+    )
 
 
 def _build_lvis(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
     _require_annotations(dataset_name, MetadataCatalog.get(dataset_name).get("json_file"))
-    return FastLVISEvaluator(dataset_name, output_folder, backend=cfg.TEST.AP_BACKEND)
+    return FastLVISEvaluator(dataset_name, output_folder, tasks=_tasks(cfg))
+
+
+def _tasks(cfg: CfgNode) -> tuple[str, ...]:
+    """Return the IoU types of AP; mask AP means nothing for contours."""
+    return ("bbox",) if cfg.MODEL.SOLO.MASK_TARGET == "contour" else IOU_TYPES
 
 
 def _build_cityscapes(_cfg: CfgNode, dataset_name: str, _output_folder: str) -> DatasetEvaluator:

@@ -1,8 +1,8 @@
-"""Predictions in COCO's result format, and their figures.
+"""Predictions in COCO's result format, and their AP.
 
 Detectron2 copies all masks of an image to the host and encodes them one by one; here they are
-encoded together on the device they are on. It gathers all predictions in one process, copies them
-twice and evaluates them there; here each process evaluates some categories.
+encoded together on their device. Detectron2 gathers, copies and evaluates all predictions in one
+process; here each process evaluates some categories.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import json
 import logging
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,12 @@ from solo_d2.data.unique_names import unique_thing_names
 from solo_d2.evaluation.average_precision import (
     IOU_TYPES,
     Annotation,
-    ByCategory,
     Curves,
     ImageIndex,
-    by_category,
     category_curves,
     check_annotations,
     deal_categories,
+    group,
     join_curves,
     load_backend,
     mask_areas,
@@ -55,14 +55,14 @@ from solo_d2.utils.files import save_text
 
 
 def instances_to_coco_json(instances: Instances, image_id: int) -> list[dict[str, Any]]:
-    """The function of that name in Detectron2, less keypoints.
+    """Convert the predictions of an image, as Detectron2's function of that name.
 
     Args:
-        instances: with pred_boxes, scores, pred_classes and maybe pred_masks, on any device.
+        instances: with pred_boxes, scores, pred_classes and optionally pred_masks, on any device.
         image_id: of the image.
 
     Returns:
-        One annotation for each instance, in order; boxes are XYWH. Empty for no instances.
+        A dict for each instance, in order; boxes are XYWH.
     """
     boxes = BoxMode.convert(
         instances.pred_boxes.tensor.cpu(), BoxMode.XYXY_ABS, BoxMode.XYWH_ABS
@@ -82,7 +82,7 @@ def instances_to_coco_json(instances: Instances, image_id: int) -> list[dict[str
 
 
 def as_loaded(annotations: Iterable[Annotation], images: ImageIndex) -> list[Annotation]:
-    """Annotations as training takes them: nothing that covers no pixel; a box and an area for all.
+    """Prepare annotations as training does: drop empty masks, fill in missing boxes and areas.
 
     Args:
         annotations: of a file; those of images that it does not list are left out.
@@ -114,8 +114,8 @@ def as_loaded(annotations: Iterable[Annotation], images: ImageIndex) -> list[Ann
 def read_ground_truth(dataset_name: str) -> COCO:
     """Read the annotations of a data set as training reads them.
 
-    Those that pycocotools cannot use as they are, see `load_coco_format`, are as they were loaded.
-    Detectron2's dataset dicts, where there is no json, become annotations in COCO's format.
+    Annotations that pycocotools cannot use, see `load_coco_format`, are prepared by `as_loaded`.
+    Without a json, Detectron2's dataset dicts are converted to COCO's format.
 
     Args:
         dataset_name: in Detectron2's catalogs.
@@ -141,38 +141,45 @@ def read_ground_truth(dataset_name: str) -> COCO:
 
 
 class FastCOCOEvaluator(COCOEvaluator):
-    """`COCOEvaluator` with the same figures, of boxes and masks."""
+    """`COCOEvaluator` with the same metrics, of boxes and masks."""
 
     # Where the predictions are kept, below output_dir.
     results_file = "coco_instances_results.json"
-    # Limits of predictions per image and category: those of AR@1, AR@10 and everything else.
+    # Limits of predictions per image and category: of AR@1, of AR@10, and of all other metrics.
     max_predictions: tuple[int, ...] = (1, 10, 100)
 
-    def __init__(self, dataset_name: str, output_dir: str | None, *, backend: str = "auto"):
+    def __init__(
+        self,
+        dataset_name: str,
+        output_dir: str | None,
+        *,
+        backend: str = "auto",
+        tasks: Sequence[str] = IOU_TYPES,
+    ):
         """Read the annotations.
 
         Args:
             dataset_name: see `read_ground_truth`.
             output_dir: for `results_file`; None: the predictions are not kept.
             backend: see `load_backend`.
+            tasks: of `IOU_TYPES`.
         """
         # In place of Detectron2's constructor, which reads fewer files than training does.
         self._logger = logging.getLogger(__name__)
         self._metadata = MetadataCatalog.get(dataset_name)
-        # Named tasks: mask AP has its place among the figures also where nothing is found.
-        self._tasks, self._output_dir = IOU_TYPES, output_dir
+        self._tasks, self._output_dir = tuple(tasks), output_dir
         self._coco_api = read_ground_truth(dataset_name)
         self._do_evaluation = "annotations" in self._coco_api.dataset
         self._backend, self._evaluator = load_backend(backend)
         self._images = ImageIndex(self._coco_api.dataset["images"])
 
     def check_truth(self) -> None:
-        """Check what `evaluate` will compare with.
+        """Check what `evaluate` compares with.
 
         Raises:
             DatasetError: an annotation cannot be used.
         """
-        # What our own loader has read needs no second look.
+        # Our own loader has checked what it has read.
         checked = self._metadata.get("registered_paths") or self._metadata.get("made_on_first_use")
         if self._do_evaluation and not checked:
             check_annotations(
@@ -180,7 +187,7 @@ class FastCOCOEvaluator(COCOEvaluator):
             )
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Take the predictions of some images.
+        """Add the predictions of some images.
 
         Args:
             inputs: with image_id.
@@ -197,58 +204,56 @@ class FastCOCOEvaluator(COCOEvaluator):
         All processes must call it together.
 
         Returns:
-            {"bbox": figures, "segm": figures} in percent in the main process, empty in the others.
-            Figures are NaN where there is no such object, or no prediction at all.
+            The metrics of each task in percent in the main process, empty in the others. They are
+            NaN where there is no such object, or no prediction at all.
         """
         results = [result for image in self._predictions for result in image["instances"]]
         self._use_category_ids(results)
-        gathered = comm.gather(results)
-        everything = [result for part in gathered for result in part]
+        everything = [result for part in comm.gather(results) for result in part]
         if comm.is_main_process() and self._output_dir:
             save_text(Path(self._output_dir) / self.results_file, json.dumps(everything))
-        figures: OrderedDict[str, dict[str, float]] = OrderedDict()
+        metrics: OrderedDict[str, dict[str, float]] = OrderedDict()
         if not self._do_evaluation:
             self._logger.info("There are no annotations to evaluate with")
-            return figures
+            return metrics
         self._logger.info("Evaluating with %s", self._backend)
-        truth = by_category(self._truth())
+        truth = group(
+            truth_annotations(self._coco_api.dataset["annotations"], self._images), "category_id"
+        )
         for task in self._tasks:
             curves = self._curves(truth, self._predicted(results, task), task)
             if comm.is_main_process():
-                figures[task] = self._figures(task, curves if everything else None)
-        return figures
+                metrics[task] = self._metrics(task, curves if everything else None)
+        return metrics
 
     def _use_category_ids(self, results: Sequence[Annotation]) -> None:
-        """Turn classes into the category ids of the annotation file, in place."""
-        categories = self._category_ids()
+        """Replace classes by the category ids of the annotation file, in place."""
+        known = self._metadata.get("thing_dataset_id_to_contiguous_id")
+        ids = sorted(self._coco_api.cats) if known is None else sorted(known, key=known.get)
         for result in results:
-            if result["category_id"] >= len(categories):
+            if result["category_id"] >= len(ids):
                 raise ConfigError(
                     f"The model predicts class {result['category_id']} (from 0), but the data set "
-                    f"has {len(categories)} classes: MODEL.SOLO.NUM_CLASSES is not its number"
+                    f"has {len(ids)} classes: MODEL.SOLO.NUM_CLASSES is not its number"
                 )
-            result["category_id"] = categories[result["category_id"]]
-
-    def _category_ids(self) -> list[Any]:
-        """The category id of each class."""
-        known = self._metadata.get("thing_dataset_id_to_contiguous_id")
-        if known is None:
-            return sorted(self._coco_api.cats)
-        return sorted(known, key=known.__getitem__)
-
-    def _truth(self) -> list[Annotation]:
-        """What predictions are compared with."""
-        return truth_annotations(self._coco_api.dataset["annotations"], self._images)
+            result["category_id"] = ids[result["category_id"]]
 
     def _predicted(self, results: Sequence[Annotation], task: str) -> list[Annotation]:
-        """What of this process's results is compared."""
+        """Return those of this process's results that are compared."""
         return predicted_annotations(results, task, self._images)
 
+    def _record(self, category: Any, place: int) -> dict[str, Any]:
+        """Return an image in COCO's format for the evaluation of a category."""
+        return self._images.record(place)
+
     def _curves(
-        self, truth: ByCategory, predicted: Sequence[Annotation], task: str
+        self,
+        truth: dict[Any, list[Annotation]],
+        predicted: Sequence[Annotation],
+        task: str,
     ) -> Curves | None:
-        """Precision and recall of all categories and processes; None but in the main process."""
-        grouped = by_category(predicted)
+        """Return precision and recall of all categories; None outside of the main process."""
+        grouped = group(predicted, "category_id")
         shares = deal_categories(truth, comm.get_world_size())
         received = [
             comm.gather({key: grouped[key] for key in share if key in grouped}, dst=rank)
@@ -259,7 +264,7 @@ class FastCOCOEvaluator(COCOEvaluator):
                 self._evaluator,
                 truth[category],
                 [item for part in received for item in part.get(category, ())],
-                self._images,
+                partial(self._record, category),
                 iou_type=task,
                 max_predictions=self.max_predictions,
             )
@@ -271,19 +276,19 @@ class FastCOCOEvaluator(COCOEvaluator):
         joined = {category: curve for part in parts for category, curve in part.items()}
         return join_curves(joined, sorted(self._coco_api.cats), len(self.max_predictions))
 
-    def _figures(self, task: str, curves: Curves | None) -> dict[str, float]:
-        """Figures in percent; without curves, as without a prediction, NaN."""
+    def _metrics(self, task: str, curves: Curves | None) -> dict[str, float]:
+        """Return metrics in percent, NaN without curves."""
         summary = None
         if curves is not None:
             summary, table = coco_summary(curves, self.max_predictions)
-            self._logger.info("Figures of %s:\n%s", task, table)
+            self._logger.info("Metrics of %s:\n%s", task, table)
         known = self._metadata.get("thing_classes") is not None
         names = unique_thing_names(self._metadata) if known else None
         return self._derive_coco_results(summary, task, class_names=names)
 
 
 def coco_summary(curves: Curves, max_predictions: Sequence[int]) -> tuple[COCOevalMaxDets, str]:
-    """The twelve figures of COCO.
+    """Compute COCO's twelve metrics.
 
     Args:
         curves: of `join_curves`.

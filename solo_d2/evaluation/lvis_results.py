@@ -1,162 +1,135 @@
-"""LVIS's average precision (arXiv:1908.03195), by COCO's evaluators.
+"""LVIS's average precision (arXiv:1908.03195), by faster-coco-eval.
 
-The package `lvis` fails with today's NumPy. What LVIS has beyond COCO's rules can be said in COCO's
-terms, with the same figures:
+The package `lvis` fails with today's NumPy. Two rules stand here:
 
-- An image has at most 300 predictions, of all categories together.
-- Of an image it is known which categories are in it (annotated) and which are not
-  (`neg_category_ids`). Predictions of another category do not count: they are left out.
-- Of a category in `not_exhaustive_category_ids` not every object of the image is annotated.
-  Predictions of it that match no object do not count. This is what COCO's crowd regions do; so the
-  image gets one as large as itself, of that category.
-- AP of rare, common and frequent categories: the mean over those of one `frequency`.
+- LVIS limits the predictions of an image, of all categories together; faster-coco-eval those of
+  each category.
+- Predictions of a category of which it is unknown whether it is in the image (it is neither
+  annotated nor in `neg_category_ids`) do not count. faster-coco-eval 1.8 leaves them out too, but
+  fails with an IndexError if an image has nothing else.
 """
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
-import numpy as np
 from detectron2.utils.logger import create_small_table
-from numpy.typing import NDArray
+from pycocotools.coco import COCO
 
 from solo_d2.evaluation.average_precision import (
+    IOU_TYPES,
     Annotation,
     Curves,
-    coco_parameters,
+    group,
     predicted_annotations,
 )
 from solo_d2.evaluation.coco_results import FastCOCOEvaluator, as_loaded
+from solo_d2.utils.errors import ConfigError
 
 # Predictions of an image that count.
 MOST_PREDICTIONS = 300
-# Figures of the categories that are in few, some and many images of the training set.
-FREQUENCIES = {"APr": "r", "APc": "c", "APf": "f"}
+# Our names of faster-coco-eval's metrics; the last three are of rare, common and frequent classes.
+METRICS = {
+    **{"AP": "AP_all", "AP50": "AP_50", "AP75": "AP_75"},
+    **{"APs": "AP_small", "APm": "AP_medium", "APl": "AP_large"},
+    **{"APr": "APr", "APc": "APc", "APf": "APf"},
+}
 
 
 class FastLVISEvaluator(FastCOCOEvaluator):
-    """`LVISEvaluator` of Detectron2 with the same figures, and without the package `lvis`."""
+    """Detectron2's `LVISEvaluator` with the same metrics, without the package `lvis`."""
 
     results_file = "lvis_instances_results.json"
     max_predictions = (MOST_PREDICTIONS,)
 
-    def __init__(self, dataset_name: str, output_dir: str | None, *, backend: str = "auto"):
-        """Read the annotations; see `FastCOCOEvaluator`."""
-        super().__init__(dataset_name, output_dir, backend=backend)
+    def __init__(
+        self, dataset_name: str, output_dir: str | None, *, tasks: Sequence[str] = IOU_TYPES
+    ):
+        """Read the annotations; see `FastCOCOEvaluator`.
+
+        Raises:
+            ConfigError: faster-coco-eval is not installed.
+        """
+        try:
+            import faster_coco_eval  # noqa: F401
+        except ImportError as error:
+            raise ConfigError(
+                "Evaluating a data set in LVIS's format needs the package faster-coco-eval: "
+                f"pip install faster-coco-eval ({error})"
+            ) from error
+        super().__init__(dataset_name, output_dir, backend="faster-coco-eval", tasks=tasks)
+        self._evaluator = lvis_evaluation
         self._do_evaluation = bool(self._coco_api.anns)  # files of test sets have an empty list
         dataset = self._coco_api.dataset
         dataset["annotations"] = as_loaded(dataset.get("annotations", ()), self._images)
-        # By place of the image.
-        self._not_exhaustive: dict[int, set[int]] = {}
-        self._known: dict[int, set[int]] = defaultdict(set)
-        for image in self._coco_api.dataset["images"]:
+        # By the image's place.
+        self._partly: dict[int, set[Any]] = {}
+        self._known: dict[int, set[Any]] = {}
+        for image in dataset["images"]:
             place = self._images[image["id"]]
-            self._not_exhaustive[place] = set(image.get("not_exhaustive_category_ids", ()))
-            self._known[place].update(image.get("neg_category_ids", ()))
-        for item in super()._truth() if self._do_evaluation else ():
-            self._known[item["image_id"]].add(item["category_id"])
+            self._partly[place] = set(image.get("not_exhaustive_category_ids", ()))
+            self._known[place] = set(image.get("neg_category_ids", ()))
+        for annotation in dataset["annotations"]:
+            self._known[self._images[annotation["image_id"]]].add(annotation["category_id"])
 
     def check_truth(self) -> None:
-        """Nothing: `as_loaded` has checked all annotations."""
-
-    def _truth(self) -> list[Annotation]:
-        """Objects, and regions in which predictions without an object do not count."""
-        regions = [
-            whole_image(place, category, *self._images.sizes[place])
-            for place, categories in self._not_exhaustive.items()
-            for category in sorted(categories)
-        ]
-        return super()._truth() + regions
+        """Do nothing: `as_loaded` has checked all annotations."""
 
     def _predicted(self, results: Sequence[Annotation], task: str) -> list[Annotation]:
-        """The best predictions of each image, of categories of which it is known what is there."""
-        predicted = best_of_images(
-            predicted_annotations(results, task, self._images), MOST_PREDICTIONS
-        )
-        return [item for item in predicted if self._counts(item)]
+        predicted = predicted_annotations(results, task, self._images)
+        return [
+            item
+            for item in best_of_images(predicted, MOST_PREDICTIONS)
+            if item["category_id"] in self._known[item["image_id"]]
+        ]
 
-    def _counts(self, item: Annotation) -> bool:
-        place, category = item["image_id"], item["category_id"]
-        if category not in self._known[place]:
-            return False
-        # What is empty overlaps no region, but is free of charge all the same.
-        return item["area"] > 0 or category not in self._not_exhaustive[place]
+    def _record(self, category: Any, place: int) -> dict[str, Any]:
+        # An evaluation has one category, with the id 1.
+        return {
+            **super()._record(category, place),
+            "neg_category_ids": [1],
+            "not_exhaustive_category_ids": [1] if category in self._partly[place] else [],
+        }
 
-    def _figures(self, task: str, curves: Curves | None) -> dict[str, float]:
-        """Figures in percent, see `lvis_figures`."""
-        categories = [self._coco_api.cats[key] for key in sorted(self._coco_api.cats)]
-        groups = [category.get("frequency") for category in categories]
+    def _metrics(self, task: str, curves: Curves | None) -> dict[str, float]:
         if curves is None:
             self._logger.warning("There are no predictions")
-            precision = np.full((0, 0, len(groups), len(coco_parameters().areaRng), 1), -1.0)
-        else:
-            precision = curves[0]
-        figures = lvis_figures(precision, groups)
-        self._logger.info("Figures of %s:\n%s", task, create_small_table(figures))
-        return figures
+            return dict.fromkeys(METRICS, math.nan)
+        summary = lvis_evaluation(None, None, task)
+        summary.params.maxDets = list(self.max_predictions)
+        summary.eval = {"precision": curves[0], "recall": curves[1]}
+        categories = [self._coco_api.cats[key] for key in sorted(self._coco_api.cats)]
+        summary.freq_groups = [
+            [index for index, category in enumerate(categories) if category.get("frequency") == f]
+            for f in summary.params.imgCountLbl
+        ]
+        summary.summarize()
+        values = {name: summary.stats_as_dict[key] for name, key in METRICS.items()}
+        metrics = {name: math.nan if v < 0 else 100 * v for name, v in values.items()}
+        self._logger.info("Metrics of %s:\n%s", task, create_small_table(metrics))
+        return metrics
 
 
-def whole_image(place: int, category: Any, height: int, width: int) -> Annotation:
-    """A crowd region of a category that covers an image, and boxes that reach beyond it."""
-    return {
-        "image_id": place,
-        "category_id": category,
-        "iscrowd": 1,
-        "area": height * width,
-        "bbox": [-width, -height, 3 * width, 3 * height],
-        "segmentation": {"size": [height, width], "counts": [0, height * width]},
-    }
+def lvis_evaluation(truth: COCO | None, predictions: COCO | None, iou_type: str) -> Any:
+    """Make faster-coco-eval's evaluation by LVIS's rules, which takes its own COCO alone."""
+    from faster_coco_eval import COCO as FasterCOCO
+    from faster_coco_eval import COCOeval_faster
+
+    own = [None if coco is None else FasterCOCO(coco.dataset) for coco in (truth, predictions)]
+    return COCOeval_faster(
+        *own, iou_type, lvis_style=True, rle_iou_max_workers=1, print_function=lambda *_: None
+    )
 
 
 def best_of_images(predicted: Sequence[Annotation], limit: int) -> list[Annotation]:
-    """The predictions of each image with the highest scores; of equal ones the first.
+    """Return the `limit` best predictions of each image, by falling score; of equal ones the first.
 
-    Args:
-        predicted: of any images.
-        limit: of each image.
-
-    Returns:
-        Images in the order in which they come first. Those with more predictions than the limit
-        have them by falling score, as LVIS has it; it decides between equal scores of a category.
+    Images are in the order in which they come first.
     """
-    of_image = defaultdict(list)
-    for item in predicted:
-        of_image[item["image_id"]].append(item)
-    best = []
-    for items in of_image.values():
-        if len(items) > limit:
-            items = sorted(items, key=lambda item: item["score"], reverse=True)[:limit]
-        best += items
-    return best
-
-
-def lvis_figures(
-    precision: NDArray[np.float64], frequencies: Sequence[str | None]
-) -> dict[str, float]:
-    """The figures of LVIS.
-
-    Args:
-        precision: (T, R, K, A, 1), -1 where absent.
-        frequencies: of each category: "r" (in less than 10 images of the training set), "c" (less
-            than 100), "f", or None where the file does not tell.
-
-    Returns:
-        AP, AP50, AP75; APs, APm, APl by area; APr, APc, APf by frequency; in percent, NaN where
-        there is no object.
-    """
-    parameters = coco_parameters()
-    first = dict(zip(parameters.areaRngLbl, precision[..., 0].transpose(3, 0, 1, 2), strict=True))
-    every = first["all"]  # (T, R, K)
-    figures = {"AP": every}
-    for name, thresh in (("AP50", 0.5), ("AP75", 0.75)):
-        figures[name] = every[np.isclose(parameters.iouThrs[: len(every)], thresh)]
-    figures |= {"APs": first["small"], "APm": first["medium"], "APl": first["large"]}
-    for name, frequency in FREQUENCIES.items():
-        figures[name] = every[:, :, [group == frequency for group in frequencies]]
-    return {name: _percent(values) for name, values in figures.items()}
-
-
-def _percent(values: NDArray[np.float64]) -> float:
-    values = values[values > -1]
-    return 100 * float(values.mean()) if values.size else math.nan
+    score = itemgetter("score")
+    return [
+        item
+        for items in group(predicted, "image_id").values()
+        for item in sorted(items, key=score, reverse=True)[:limit]
+    ]

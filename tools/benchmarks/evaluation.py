@@ -205,11 +205,11 @@ def _ours(
 
     limits = FastCOCOEvaluator.max_predictions
     images = ap.ImageIndex(truth["images"])
-    objects = ap.by_category(ap.truth_annotations(truth["annotations"], images))
-    predicted = ap.by_category(ap.predicted_annotations(results, task, images))
+    objects = ap.group(ap.truth_annotations(truth["annotations"], images), "category_id")
+    predicted = ap.group(ap.predicted_annotations(results, task, images), "category_id")
     curves = {
         key: ap.category_curves(
-            *(evaluator, objects[key], predicted.get(key, []), images),
+            *(evaluator, objects[key], predicted.get(key, []), images.record),
             iou_type=task,
             max_predictions=limits,
         )
