@@ -21,7 +21,7 @@ from solo_d2.data.classes import (
 from solo_d2.data.coco_format import register_coco_format
 from solo_d2.data.ignored import log_ignored
 from solo_d2.data.locations import where_datasets_are
-from solo_d2.data.lvis_format import use_own_lvis_loaders
+from solo_d2.data.own_loaders import use_own_loaders
 from solo_d2.data.panoptic_format import register_panoptic_format
 from solo_d2.data.stuff_classes import is_panoptic, resolve_num_stuff_classes
 from solo_d2.utils.errors import ConfigError, DatasetError
@@ -59,7 +59,7 @@ def register_datasets_of_config(cfg: CfgNode) -> None:
                     f"DATASETS.{kind} must be a list of {form}; one entry is {entry!r}"
                 )
             register(*entry)
-    use_own_lvis_loaders((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+    use_own_loaders((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
 
 
 def resolve_num_classes(cfg: CfgNode, names: Iterable[str] | None = None) -> int:
@@ -208,7 +208,7 @@ def check_datasets(names: Iterable[str]) -> None:
         _require_known(name)
         _refuse_unseparated(name)
         _require_paths(name, MetadataCatalog.get(name))
-        use_own_lvis_loaders([name])
+        use_own_loaders([name])
         _report_load_errors(name)
 
 

@@ -21,7 +21,7 @@ from solo_d2.checkpoint.saved_classes import adopt_saved_classes
 from solo_d2.config import default_config, override
 from solo_d2.data.catalog import require_model_classes
 from solo_d2.data.classes import Category
-from solo_d2.data.lvis_format import use_own_lvis_loaders
+from solo_d2.data.own_loaders import use_own_loaders
 from solo_d2.engine.bad_step import RunRecord
 from solo_d2.engine.checks import FULL_MODEL
 from solo_d2.engine.trainer import Trainer, save_figures, warn_of_random_weights
@@ -131,7 +131,7 @@ class LazyTrainer(Trainer):
 
     def build_train_loader(self, cfg: CfgNode) -> Any:  # type: ignore[override]
         """The loader of the config."""
-        use_own_lvis_loaders(cfg.DATASETS.TRAIN)
+        use_own_loaders(cfg.DATASETS.TRAIN)
         with (
             refusing("The loader of the lazy config's dataloader.train"),
             explaining_no_data(cfg.DATASETS.TRAIN),

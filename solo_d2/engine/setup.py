@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -21,7 +20,6 @@ from solo_d2.data.catalog import require_model_classes, training_categories
 from solo_d2.engine.checks import check_run_config
 from solo_d2.engine.launch import add_launch_arguments
 from solo_d2.engine.reservation import holds_training, reserve
-from solo_d2.evaluation import provide_cityscapes_scripts
 from solo_d2.evaluation.check import check_test_data
 from solo_d2.modeling.unused_keys import warn_of_unused_keys
 from solo_d2.utils.commands import shorten_log_errors
@@ -64,11 +62,6 @@ def setup(args: argparse.Namespace) -> CfgNode:
     used = tuple(cfg.DATASETS.TEST) if args.eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     _require_test_data(cfg, args)
     check_datasets(used)
-    if any(
-        str(MetadataCatalog.get(name).get("evaluator_type")).startswith("cityscapes")
-        for name in used
-    ):
-        provide_cityscapes_scripts()
     if args.eval_only:
         adopt_saved_classes(cfg, args.opts)
         require_model_classes(cfg, used)

@@ -17,8 +17,8 @@ from solo_d2.data.copy_paste import wrap_with_copy_paste
 from solo_d2.data.entries import read_entries
 from solo_d2.data.ignored import is_object, without_objects
 from solo_d2.data.loader import SeededDataset, make_train_loader
-from solo_d2.data.lvis_format import use_own_lvis_loaders
 from solo_d2.data.other_models import without_other_inputs
+from solo_d2.data.own_loaders import use_own_loaders
 from solo_d2.data.problems import Problem, count_reasons
 from solo_d2.modeling.meta_arch.panoptic import PanopticSOLO
 from solo_d2.modeling.meta_arch.solo import SOLO
@@ -45,7 +45,7 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any]) ->
     Raises:
         DatasetError: the data cannot be used, or is empty.
     """
-    use_own_lvis_loaders(cfg.DATASETS.TRAIN)
+    use_own_loaders(cfg.DATASETS.TRAIN)
     with explaining_no_data(cfg.DATASETS.TRAIN):
         parts = _train_loader_from_config(without_other_inputs(cfg), mapper=mapper)
     images = DatasetFromList(parts["dataset"], copy=False)

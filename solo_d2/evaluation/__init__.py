@@ -1,7 +1,6 @@
 """Evaluators, and which of them a data set gets."""
 
 from solo_d2.evaluation.build import EVALUATORS, build_evaluator
-from solo_d2.evaluation.packages import provide_cityscapes_scripts
 from solo_d2.evaluation.run import evaluate_dataset, evaluation_loader
 
 __all__ = [
@@ -9,5 +8,4 @@ __all__ = [
     "build_evaluator",
     "evaluate_dataset",
     "evaluation_loader",
-    "provide_cityscapes_scripts",
 ]

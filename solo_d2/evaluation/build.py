@@ -3,7 +3,6 @@
 Another type is one function and one entry in `EVALUATORS`.
 """
 
-import glob
 import os
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import (
-    CityscapesInstanceEvaluator,
     DatasetEvaluator,
     DatasetEvaluators,
 )
@@ -19,13 +17,12 @@ from detectron2.evaluation import (
 from solo_d2.data.catalog import check_datasets, require_model_classes
 from solo_d2.data.stuff_classes import is_panoptic
 from solo_d2.evaluation.average_precision import IOU_TYPES
+from solo_d2.evaluation.cityscapes import CityscapesEvaluator
 from solo_d2.evaluation.coco_results import FastCOCOEvaluator
 from solo_d2.evaluation.contours import ContourEvaluator
 from solo_d2.evaluation.lvis_results import FastLVISEvaluator
-from solo_d2.evaluation.packages import provide_cityscapes_scripts
 from solo_d2.evaluation.semantic import WholeSemSegEvaluator
 from solo_d2.utils.errors import ConfigError, DatasetError
-from solo_d2.utils.images import ImageError, read_size
 
 
 class _StuffEvaluator(WholeSemSegEvaluator):
@@ -34,26 +31,6 @@ class _StuffEvaluator(WholeSemSegEvaluator):
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         pairs = [pair for pair in zip(inputs, outputs, strict=True) if "sem_seg" in pair[1]]
         super().process([image for image, _ in pairs], [output for _, output in pairs])
-
-
-class _CityscapesEvaluator(CityscapesInstanceEvaluator):
-    """Detectron2's, whose ground truth can be looked at beforehand."""
-
-    def check_truth(self) -> None:
-        """Check by their headers the PNGs that predictions are compared with.
-
-        Raises:
-            DatasetError: there is none, or one cannot be read.
-        """
-        pattern = os.path.join(self._metadata.gt_dir, "*", "*_gtFine_instanceIds.png")
-        files = glob.glob(pattern)
-        if not files:
-            raise DatasetError(f"There is no ground truth to evaluate with: {pattern} fits no file")
-        try:
-            for file in files:
-                read_size(file)
-        except ImageError as error:
-            raise DatasetError(str(error)) from error
 
 
 def build_evaluator(
@@ -126,8 +103,7 @@ def _tasks(cfg: CfgNode) -> tuple[str, ...]:
 
 
 def _build_cityscapes(_cfg: CfgNode, dataset_name: str, _output_folder: str) -> DatasetEvaluator:
-    provide_cityscapes_scripts()
-    return _CityscapesEvaluator(dataset_name)
+    return CityscapesEvaluator(dataset_name)
 
 
 def _build_coco_panoptic(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:

@@ -21,7 +21,6 @@ from solo_d2.data.coco_json import some
 from solo_d2.data.locations import where_datasets_are
 from solo_d2.data.workers import num_workers
 from solo_d2.evaluation.build import EVALUATORS, build_evaluator
-from solo_d2.evaluation.packages import provide_cityscapes_scripts
 from solo_d2.utils.errors import ConfigError, DatasetError
 from solo_d2.utils.images import MAX_PIXELS, ImageError, read_size
 
@@ -90,8 +89,6 @@ def check_evaluation(
 
 def _check(name: str, make_evaluator: MakeEvaluator, max_pixels: int, needs_metrics: bool) -> None:
     check_datasets([name])
-    if str(MetadataCatalog.get(name).get("evaluator_type")).startswith("cityscapes"):
-        provide_cityscapes_scripts()
     records = DatasetCatalog.get(name)
     files = [record["file_name"] for record in records]
     missing = [file for file in files if "://" not in file and not os.path.exists(file)]

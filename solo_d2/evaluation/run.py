@@ -15,9 +15,9 @@ from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.utils import comm
 from torch import nn
 
-from solo_d2.data.lvis_format import use_own_lvis_loaders
 from solo_d2.data.mapper import SOLODatasetMapper
 from solo_d2.data.other_models import without_other_inputs
+from solo_d2.data.own_loaders import use_own_loaders
 from solo_d2.data.unreadable import UNREADABLE
 from solo_d2.utils.errors import DatasetError
 
@@ -71,7 +71,7 @@ class SkippingModel(nn.Module):
 
 def evaluation_loader(cfg: CfgNode, dataset_name: str) -> Any:
     """The loader of a data set for `evaluate_dataset`."""
-    use_own_lvis_loaders([dataset_name])
+    use_own_loaders([dataset_name])
     mapper = NotingMapper(SOLODatasetMapper(cfg, is_train=False))
     return build_detection_test_loader(without_other_inputs(cfg), dataset_name, mapper=mapper)
 

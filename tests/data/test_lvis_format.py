@@ -14,7 +14,7 @@ from detectron2.data.datasets.lvis import load_lvis_json, register_lvis_instance
 from solo_d2.config import load_config
 from solo_d2.data import check_datasets, register_datasets_of_config
 from solo_d2.data.entries import read_entries
-from solo_d2.data.lvis_format import load_lvis_format, use_own_lvis_loaders
+from solo_d2.data.own_loaders import load_lvis_format, use_own_loaders
 from solo_d2.engine.training_data import build_train_loader
 from solo_d2.evaluation.lvis_results import FastLVISEvaluator
 from solo_d2.utils.errors import DatasetError
@@ -113,7 +113,7 @@ def config_of(name):
 @pytest.mark.parametrize(
     "through",
     [
-        lambda: use_own_lvis_loaders([NAME]),
+        lambda: use_own_loaders([NAME]),
         lambda: check_datasets([NAME]),
         lambda: register_datasets_of_config(config_of(NAME)),
     ],
@@ -132,7 +132,7 @@ def test_a_loader_of_ones_own_is_left_alone():
     DatasetCatalog.register("test_lvis_mine", list)
     MetadataCatalog.get("test_lvis_mine").evaluator_type = "lvis"
     try:
-        use_own_lvis_loaders(["test_lvis_mine", "test_unknown"])
+        use_own_loaders(["test_lvis_mine", "test_unknown"])
         assert DatasetCatalog["test_lvis_mine"] is list
     finally:
         DatasetCatalog.pop("test_lvis_mine")

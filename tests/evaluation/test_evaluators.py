@@ -2,10 +2,7 @@
 
 import json
 import math
-import sys
-import types
 
-import numpy as np
 import pytest
 import torch
 from detectron2.config import get_cfg
@@ -16,7 +13,7 @@ from detectron2.structures import Boxes, Instances
 
 from solo_d2 import add_solo_config
 from solo_d2.data.coco_format import register_coco_format
-from solo_d2.evaluation import build_evaluator, packages
+from solo_d2.evaluation import build_evaluator
 from solo_d2.utils.errors import ConfigError, DatasetError
 
 pytestmark = pytest.mark.detectron2
@@ -174,50 +171,3 @@ def test_unknown_data_set_and_missing_json(cfg, register, tmp_path):
     (tmp_path / "eval_gone.json").unlink()
     with pytest.raises(DatasetError, match=r"eval_gone\.json"):
         build_evaluator(cfg, name)
-
-
-def test_missing_package_is_named(cfg, bare_dataset, monkeypatch):
-    package = "cityscapesscripts"
-    for name in [n for n in sys.modules if n.split(".")[0] in (package, "deeplearning")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, package, None)  # as if not installed
-    MetadataCatalog.get(bare_dataset).evaluator_type = "cityscapes_instance"
-    with pytest.raises(ConfigError, match=f"pip install {package}"):
-        build_evaluator(cfg, bare_dataset)
-
-
-def test_cityscapes_scripts_are_found_under_detectron2s_name(monkeypatch):
-    names = ["helpers", "helpers.labels", "evaluation"]
-    names.append("evaluation.evalInstanceLevelSemanticLabeling")
-    root = types.ModuleType("cityscapesscripts")
-    fakes = {"cityscapesscripts": root}
-    for name in names:
-        fakes[f"cityscapesscripts.{name}"] = types.ModuleType(f"cityscapesscripts.{name}")
-    for name, module in fakes.items():
-        parent, _, last = name.rpartition(".")
-        if parent:
-            setattr(fakes[parent], last, module)
-    fakes["cityscapesscripts.helpers.labels"].name2label = {"car": 1}
-    evaluation = fakes[f"cityscapesscripts.{names[-1]}"]
-    evaluation.np = np
-    written = []
-    evaluation.writeDict2JSON = lambda content, name: written.append(name)
-    known = [name for name in sys.modules if name.split(".")[0] == "deeplearning"]
-    for name in known:
-        monkeypatch.delitem(sys.modules, name)
-    for name, module in fakes.items():
-        monkeypatch.setitem(sys.modules, name, module)
-    try:
-        packages.provide_cityscapes_scripts()
-        from deeplearning.projects.cityscapesApi.cityscapesscripts.helpers.labels import name2label
-    finally:
-        for name in [name for name in sys.modules if name.split(".")[0] == "deeplearning"]:
-            del sys.modules[name]
-    assert name2label == {"car": 1}
-    evaluation.writeDict2JSON({}, "matches.json")
-    evaluation.writeDict2JSON({}, "gtInstances.json")
-    assert written == ["gtInstances.json"]
-    # The names that NumPy dropped, for this module alone.
-    assert evaluation.np.float is float
-    assert evaluation.np.in1d([[1, 2], [3, 1]], [1]).tolist() == [True, False, False, True]
-    assert evaluation.np.zeros(2).dtype == np.float64

@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from PIL import Image
 
 from solo_d2.config import load_config, override
@@ -16,7 +15,6 @@ from solo_d2.data.catalog import (
 )
 from solo_d2.data.problems import Problem
 from solo_d2.evaluation.check import check_test_data
-from solo_d2.evaluation.packages import provide_cityscapes_scripts
 from solo_d2.modeling.unused_keys import warn_of_unused_keys
 from solo_d2.utils.errors import ConfigError, DatasetError
 from solo_d2.utils.files import save_json, whole_file
@@ -48,9 +46,6 @@ def check(args: argparse.Namespace) -> bool:
     if not names:
         raise ConfigError("DATASETS.TRAIN and DATASETS.TEST are empty: name a data set")
     check_datasets(names)
-    kinds = [str(MetadataCatalog.get(name).get("evaluator_type")) for name in names]
-    if any(kind.startswith("cityscapes") for kind in kinds):
-        provide_cityscapes_scripts()
     class_problem = _resolve_classes(cfg, names)
     all_findings = [_check_one(cfg, name, args) for name in dict.fromkeys(names)]
     if class_problem is not None:

@@ -1,0 +1,99 @@
+"""Cityscapes' instances (arXiv:1604.01685), from the PNGs of instance ids.
+
+Detectron2's loader reads polygons, and imports cityscapesScripts by a path that exists at its
+makers' only.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.data import MetadataCatalog
+from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
+from detectron2.structures import BoxMode
+from numpy.typing import NDArray
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from solo_d2.data.workers import num_workers
+from solo_d2.utils.errors import DatasetError
+
+_IMAGE, _TRUTH = "_leftImg8bit.png", "_gtFine_instanceIds.png"
+# An object has the id 1000 * label + number; a group of objects that were not told apart its label.
+FIRST_OBJECT = 1000
+
+
+def label_ids(class_names: list[str]) -> list[int]:
+    """Return Cityscapes' label id of each class."""
+    known = {category["name"]: category["id"] for category in CITYSCAPES_CATEGORIES}
+    return [known[name] for name in class_names]
+
+
+def truth_file(gt_dir: str | Path, image: str | Path) -> Path:
+    """Return the PNG of instance ids of CITY/NAME_leftImg8bit.png."""
+    image = Path(image)
+    return Path(gt_dir) / image.parent.name / image.name.replace(_IMAGE, _TRUTH)
+
+
+def read_instance_ids(file: Path) -> NDArray[np.int32]:
+    """Read a PNG of instance ids.
+
+    Returns:
+        (H, W) int32; see `FIRST_OBJECT`.
+
+    Raises:
+        DatasetError: it is missing or cannot be decoded.
+    """
+    try:
+        with Image.open(file) as image:
+            return np.asarray(image).astype(np.int32)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DatasetError(f"{file} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def load_cityscapes_format(name: str) -> list[dict[str, Any]]:
+    """Load a registered data set in Cityscapes' format as Detectron2's dataset dicts.
+
+    Args:
+        name: of the data set, with thing_classes, image_dir and gt_dir in its metadata.
+
+    Returns:
+        Dicts in the order of the file names; segmentations are RLE, groups have `iscrowd` 1.
+
+    Raises:
+        DatasetError: there is no image, or a PNG of instance ids cannot be read.
+    """
+    metadata = MetadataCatalog.get(name)
+    classes = {key: index for index, key in enumerate(label_ids(metadata.thing_classes))}
+    files = sorted(Path(metadata.image_dir).glob(f"*/*{_IMAGE}"))
+    if not files:
+        raise DatasetError(f"Data set '{name}': there is no {metadata.image_dir}/CITY/*{_IMAGE}")
+
+    def load(file: Path) -> dict[str, Any]:
+        ids = read_instance_ids(truth_file(metadata.gt_dir, file))
+        found = [_annotation(ids, key, classes) for key in np.unique(ids).tolist()]
+        return {
+            "file_name": str(file),
+            "image_id": file.name,
+            "height": ids.shape[0],
+            "width": ids.shape[1],
+            "annotations": [annotation for annotation in found if annotation is not None],
+        }
+
+    with ThreadPoolExecutor(num_workers()) as pool:
+        return list(pool.map(load, files))
+
+
+def _annotation(ids: NDArray[np.int32], key: int, classes: dict[int, int]) -> dict[str, Any] | None:
+    label = key // FIRST_OBJECT if key >= FIRST_OBJECT else key
+    if label not in classes:
+        return None
+    rle = coco_mask.encode(np.asfortranarray(ids == key, np.uint8))
+    return {
+        "category_id": classes[label],
+        "iscrowd": int(key < FIRST_OBJECT),
+        "bbox": coco_mask.toBbox(rle).tolist(),
+        "bbox_mode": BoxMode.XYWH_ABS,
+        "segmentation": rle,
+    }

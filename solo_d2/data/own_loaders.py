@@ -1,0 +1,35 @@
+"""Our loaders in place of those of Detectron2 that need packages which no longer work.
+
+LVIS (arXiv:1908.03195): Detectron2's loader imports `lvis`, whose release fails with today's NumPy.
+What ours returns is the same; annotations also have `id`, and `iscrowd` 0.
+"""
+
+import functools
+from collections.abc import Iterable
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from solo_d2.data.cityscapes_format import load_cityscapes_format
+from solo_d2.data.coco_format import load_coco_format
+
+
+def load_lvis_format(name: str) -> list[dict[str, Any]]:
+    """Load a registered data set in LVIS's format; see `load_coco_format`."""
+    metadata = MetadataCatalog.get(name)
+    return load_coco_format(name, metadata.json_file, metadata.image_root)
+
+
+def use_own_loaders(names: Iterable[str]) -> None:
+    """Load by this package the LVIS and Cityscapes data sets that Detectron2 would load.
+
+    Only for data sets that a config or a caller names: the catalog is the whole process's.
+    """
+    for name in names:
+        loader = DatasetCatalog[name] if name in DatasetCatalog else None
+        defined_in = getattr(loader, "__module__", None)
+        kind = MetadataCatalog.get(name).get("evaluator_type") if loader else None
+        if defined_in == "detectron2.data.datasets.lvis":
+            DatasetCatalog[name] = functools.partial(load_lvis_format, name)
+        elif defined_in == "detectron2.data.datasets.builtin" and kind == "cityscapes_instance":
+            DatasetCatalog[name] = functools.partial(load_cityscapes_format, name)

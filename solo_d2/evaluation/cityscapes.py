@@ -1,0 +1,210 @@
+"""Cityscapes' average precision of instances, as cityscapesScripts computes it.
+
+From evalInstanceLevelSemanticLabeling.py of cityscapesScripts 2.3, which does not run with NumPy
+2.4. Of an object of at least 100 pixels the best-scored prediction of its class that overlaps it
+enough is right, others that do are wrong. A prediction that overlaps neither an object nor a group
+enough is wrong, unless too large a part of it lies in groups, small objects or unlabelled pixels.
+
+M predictions and N objects or groups of a class in an image.
+"""
+
+import glob
+import logging
+import math
+import os
+import warnings
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from detectron2.data import MetadataCatalog
+from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.structures import Instances
+from detectron2.utils import comm
+from detectron2.utils.logger import create_small_table
+from numpy.typing import NDArray
+
+from solo_d2.data.cityscapes_format import FIRST_OBJECT, label_ids, read_instance_ids, truth_file
+from solo_d2.utils.errors import DatasetError
+from solo_d2.utils.images import ImageError, read_size
+
+logger = logging.getLogger(__name__)
+
+IOU_THRESHS = np.arange(0.5, 1.0, 0.05)
+# Smaller objects are not looked for, in pixels.
+_LEAST_PIXELS = 100
+# Other labels are unlabelled pixels to the evaluation.
+_EVALUATED = [category["id"] for category in CITYSCAPES_CATEGORIES]
+
+
+@dataclass(frozen=True)
+class ClassInImage:
+    """A class in an image.
+
+    Attributes:
+        num_objects: that are looked for.
+        outcomes: at each of `IOU_THRESHS` the scores of the predictions that count, and whether
+            each is right.
+    """
+
+    num_objects: int
+    outcomes: list[tuple[NDArray[np.float64], NDArray[np.bool_]]]
+
+
+class CityscapesEvaluator(DatasetEvaluator):
+    """AP and AP50 of the masks of instances."""
+
+    def __init__(self, dataset_name: str):
+        """Read the names of the classes.
+
+        Args:
+            dataset_name: with thing_classes and gt_dir in its metadata.
+        """
+        metadata = MetadataCatalog.get(dataset_name)
+        self._gt_dir, self._labels = metadata.gt_dir, label_ids(metadata.thing_classes)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all predictions."""
+        self._images: list[list[ClassInImage]] = []  # by class
+
+    def check_truth(self) -> None:
+        """Check by their headers the PNGs that predictions are compared with.
+
+        Raises:
+            DatasetError: there is none, or one cannot be read.
+        """
+        pattern = os.path.join(self._gt_dir, "*", "*_gtFine_instanceIds.png")
+        files = glob.glob(pattern)
+        if not files:
+            raise DatasetError(f"There is no ground truth to evaluate with: {pattern} fits no file")
+        try:
+            for file in files:
+                read_size(file)
+        except ImageError as error:
+            raise DatasetError(str(error)) from error
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        """Compare the predictions of some images.
+
+        Args:
+            inputs: with file_name.
+            outputs: with instances at the image's size; empty for no predictions.
+
+        Raises:
+            DatasetError: the ground truth cannot be read.
+        """
+        for image, output in zip(inputs, outputs, strict=True):
+            ids = read_instance_ids(truth_file(self._gt_dir, image["file_name"]))
+            self._images.append(self._compare(ids, output.get("instances")))
+
+    def _compare(self, ids: NDArray[np.int32], found: Instances | None) -> list[ClassInImage]:
+        keys, index, sizes = np.unique(ids, return_inverse=True, return_counts=True)
+        index = index.reshape(ids.shape)
+        shared, classes, scores = np.zeros((0, len(keys)), int), np.zeros(0, int), np.zeros(0)
+        if found is not None and len(found):
+            masks = found.pred_masks.cpu().numpy()
+            shared = np.stack([np.bincount(index[mask], minlength=len(keys)) for mask in masks])
+            classes, scores = (x.cpu().numpy() for x in (found.pred_classes, found.scores))
+        unlabelled = (keys < FIRST_OBJECT) & ~np.isin(keys, _EVALUATED)
+        result = []
+        for number, label in enumerate(self._labels):
+            mine = (classes == number) & shared.any(axis=1)
+            its = (keys == label) | (keys // FIRST_OBJECT == label)
+            is_object = keys[its] >= FIRST_OBJECT
+            result.append(
+                match_instances(
+                    scores[mine],
+                    shared[mine][:, its],
+                    pred_sizes=shared[mine].sum(axis=1),
+                    sizes=sizes[its],
+                    is_object=is_object,
+                    unlabelled=shared[mine][:, unlabelled].sum(axis=1),
+                )
+            )
+        return result
+
+    def evaluate(self) -> "OrderedDict[str, dict[str, float]] | None":
+        """Put all images together; all processes must call it.
+
+        Returns:
+            {"segm": {"AP", "AP50"}} in percent in the main process; NaN without objects.
+        """
+        gathered = comm.gather(self._images)
+        if not comm.is_main_process():
+            return None
+        images = [image for part in gathered for image in part]
+        ap = np.full((len(self._labels), len(IOU_THRESHS)), math.nan)
+        for number in range(len(self._labels)):
+            of_class = [image[number] for image in images]
+            if any(outcomes.num_objects for outcomes in of_class):
+                for index in range(len(IOU_THRESHS)):
+                    ap[number, index] = average_precision(of_class, index)
+        with warnings.catch_warnings():  # of a mean of nothing
+            warnings.simplefilter("ignore", RuntimeWarning)
+            metrics = {"AP": 100 * float(np.nanmean(ap)), "AP50": 100 * float(np.nanmean(ap[:, 0]))}
+        logger.info("Metrics of segm:\n%s", create_small_table(metrics))
+        return OrderedDict(segm=metrics)
+
+
+def match_instances(
+    scores: NDArray[np.float64],
+    shared: NDArray[np.int64],
+    *,
+    pred_sizes: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    is_object: NDArray[np.bool_],
+    unlabelled: NDArray[np.int64],
+) -> ClassInImage:
+    """Decide which predictions of a class in an image are right at each of `IOU_THRESHS`.
+
+    Args:
+        scores: (M,).
+        shared: (M, N) pixels that predictions share with objects and groups.
+        pred_sizes: (M,) pixels of the predictions, at least 1.
+        sizes: (N,) pixels of the objects and groups.
+        is_object: (N,), False for groups.
+        unlabelled: (M,) pixels of the predictions that are unlabelled in the ground truth.
+    """
+    large = sizes >= _LEAST_PIXELS
+    counted = large & is_object
+    iou = shared / (pred_sizes[:, None] + sizes - shared)
+    ignored = (unlabelled + shared[:, ~is_object].sum(axis=1) + shared[:, ~large].sum(axis=1)) / (
+        pred_sizes
+    )
+    outcomes = []
+    for thresh in IOU_THRESHS:
+        hits = iou > thresh
+        right = np.zeros(len(scores), bool)
+        for column in hits[:, counted].T:
+            if column.any():
+                right[np.where(column, scores, -np.inf).argmax()] = True
+        wrong = ~hits.any(axis=1) & (ignored <= thresh)
+        counts = hits[:, counted].any(axis=1) | wrong
+        outcomes.append((scores[counts], right[counts]))
+    return ClassInImage(int(counted.sum()), outcomes)
+
+
+def average_precision(images: Sequence[ClassInImage], index: int) -> float:
+    """Return the AP in [0, 1] of a class at a threshold, the area under its stepwise curve.
+
+    Args:
+        images: all of them, with an object in at least one.
+        index: of `IOU_THRESHS`.
+    """
+    scores, right = (
+        np.concatenate([image.outcomes[index][part] for image in images]) for part in (0, 1)
+    )
+    if not len(scores):
+        return 0.0
+    order = np.argsort(scores)
+    _, first = np.unique(scores[order], return_index=True)  # equal scores count together
+    lower = np.append(0, np.cumsum(right[order]))[first]
+    true = right.sum() - lower
+    precision = np.append(true / (len(scores) - first), 1.0)
+    recall = np.append(true / sum(image.num_objects for image in images), 0.0)
+    widths = np.convolve([recall[0], *recall, 0.0], [-0.5, 0.0, 0.5], "valid")
+    return float(precision @ widths)
