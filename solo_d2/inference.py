@@ -1,11 +1,12 @@
 """From head outputs to instances: the only inference, shared by all heads.
 
-Score filter -> cell masks -> mask score -> mask NMS -> top k -> resize; one function per step.
-Where cutting early cannot change the result it is done early: see `score_masks`. Memory does not
-depend on the number of objects; `MaskDecoder` says what it takes.
+Candidates -> masks -> maskness -> cut (pre-NMS top-k) -> mask NMS -> keep -> paste: the methods of
+`MaskDecoder`. Where cutting early cannot change the result it is done early: see `score_masks`.
+Memory does not depend on the number of objects; `MaskDecoder` says what it takes.
 
-Whatever the head gives, infinity and NaN included, scores and boxes are finite: a class probability
-that is NaN is above no threshold, and an instance whose mask has such a pixel is left out.
+Whatever the head predicts, infinity and NaN included, scores and boxes are finite: a class
+probability that is NaN is above no threshold, and an instance whose mask has such a pixel is
+dropped.
 
 Contours (SOLO, arXiv:1912.04488, section 6) become the regions that they enclose as soon as they
 are made, go the way of masks, and at the end the contours of the enlarged regions are taken. Thin
@@ -31,12 +32,20 @@ from solo_d2.ops.buffers import zero_masks
 from solo_d2.ops.contours import contour_masks, fill_contours
 from solo_d2.ops.fast_nms import fast_nms
 from solo_d2.ops.hard_nms import hard_nms
+from solo_d2.ops.mask_factors import multiply_factors, resize
 from solo_d2.ops.matrix_nms import matrix_nms
 from solo_d2.ops.paste_masks import paste_masks
 from solo_d2.ops.point_nms import point_nms
 from solo_d2.ops.soft_nms import soft_nms
 from solo_d2.ops.threads import one_thread
-from solo_d2.structures import Candidates, GridCells, HeadOutputs, Predictions, flatten_levels
+from solo_d2.structures import (
+    Candidates,
+    GridCells,
+    HeadOutputs,
+    MaskHead,
+    Predictions,
+    flatten_levels,
+)
 
 # Each NMS maps (masks, labels, scores, *, parameters) to new scores; 0 removes. A model gives it
 # the keys of MODEL.SOLO.NMS that are named as its parameters.
@@ -70,26 +79,20 @@ def build_nms(name: str, params: Mapping[str, Any]) -> Callable[[Tensor, Tensor,
 
 @dataclass(frozen=True)
 class MaskDecoder:
-    """Makes instances of head outputs.
+    """Finds instances in head outputs.
 
-    Beside the results (a byte a pixel) an image takes on the CPU at most four times `pre_nms_topk`
-    binary masks of a byte a pixel, or as many as it has candidates and `pre_nms_topk` more if that
-    is less; two times 24 MiB of soft masks (or one mask, if that is more) and what the head needs
-    beside them; 8 MiB a thread; and what the NMS takes.
+    Besides the results (a byte per pixel) an image takes on the CPU at most four times
+    `pre_nms_topk` binary masks of a byte per pixel, or as many as it has candidates and
+    `pre_nms_topk` more if that is less; two times 24 MiB of probabilities (or one mask, if that is
+    more) and what the head needs in addition; 8 MiB per thread; and what the NMS takes.
 
     Attributes:
-        cell_masks: the head's method that makes mask probabilities (P, H, W), at the finest mask
-            stride, of cells of one image and one mask group (`SOLOHeadBase.finest_masks`).
+        head: makes the masks. Those of a single 1x1 factor are made tile by tile.
         cell_levels: (T,) int64, the level of each cell, on the device of the outputs.
         strides: (L,) float32, stride of each level's feature; also the area in mask pixels that an
             instance must exceed. On the device of the outputs.
-        mask_strides: input pixels of one mask pixel, for each level.
-        mask_groups: mask group of each level: those of one group can be made at once.
         nms: `f(masks, labels, scores) -> new scores`.
-        mask_product: the head's method that gives kernels (P, E) and a feature (E, H, W) of which
-            `cell_masks` is the sigmoid of the product, or None where it is no product; used because
-            a product can be made tile by tile.
-        contours: whether the head predicts contours; then `mask_product` is not used.
+        contours: whether the head predicts contours.
         backend: how masks are made binary and resized: "auto" by device, "torch" (the reference),
             "tiled" or "triton".
         score_thresh: least class probability of a candidate, exclusive.
@@ -99,13 +102,10 @@ class MaskDecoder:
         max_detections: most instances of an image.
     """
 
-    cell_masks: Callable[[HeadOutputs, GridCells], Tensor]
+    head: MaskHead
     cell_levels: Tensor
     strides: Tensor
-    mask_strides: tuple[int, ...]
-    mask_groups: tuple[int, ...]
     nms: Callable[[Tensor, Tensor, Tensor], Tensor]
-    mask_product: Callable[[HeadOutputs, GridCells], tuple[Tensor, Tensor] | None] | None = None
     contours: bool = False
     backend: str = "auto"
     score_thresh: float = 0.1
@@ -136,11 +136,12 @@ class MaskDecoder:
         results = []
         for image, sizes in enumerate(zip(image_sizes, output_sizes, strict=True)):
             found = self.find(outputs, image, class_probs[image])
-            results.append(self.finish(outputs, image, found, *sizes))
+            mask_probs = self.masks(outputs, image, found.cells)  # made again rather than kept
+            results.append(self.paste(found.scores, found.classes, mask_probs, *sizes))
         return results
 
     def find(self, outputs: HeadOutputs, image: int, class_probs: Tensor) -> Candidates:
-        """The instances of an image, before their masks are brought to a size.
+        """Find the instances of an image, before their masks are resized.
 
         Args:
             outputs: what the head predicts.
@@ -172,24 +173,22 @@ class MaskDecoder:
             At most `pre_nms_topk` candidates with masks, by falling score; of equal scores the
             higher class score, then the earlier one, is first.
         """
-        found = found.select(found.scores.argsort(descending=True, stable=True))
-        step = 2 * self.pre_nms_topk
-        best = self._score_part(outputs, image, found.select(slice(0, step)))
+        found, step = found.best(len(found)), 2 * self.pre_nms_topk
+        best = self._score_chunk(outputs, image, found.select(slice(0, step)))
         for start in range(step, len(found), step):
             # Rare (more candidates than enter NMS), and worth waiting for the device.
             if len(best) == self.pre_nms_topk and bool(best.scores[-1] >= found.scores[start]):
                 break
-            part = found.select(slice(start, start + step))
-            best = best.concatenate(self._score_part(outputs, image, part))
-            order = best.scores.argsort(descending=True, stable=True)
-            best = best.select(order[: self.pre_nms_topk])
+            chunk = found.select(slice(start, start + step))
+            best = best.concatenate(self._score_chunk(outputs, image, chunk))
+            best = best.best(self.pre_nms_topk)
         return best
 
-    def _score_part(self, outputs: HeadOutputs, image: int, found: Candidates) -> Candidates:
+    def _score_chunk(self, outputs: HeadOutputs, image: int, found: Candidates) -> Candidates:
         """`score_masks` for few enough candidates to make all their binary masks."""
         # Several classes of a cell share its mask.
         cells, mask_index = found.cells.unique(return_inverse=True)
-        masks, areas, soft_sums = self._binary_masks(outputs, GridCells(image, cells))
+        masks, areas, soft_sums = self._binary_masks(outputs, image, cells)
         maskness = soft_sums / areas.clamp(min=1)
         scores = found.scores * maskness[mask_index]
         large = areas[mask_index] > self.strides[self.cell_levels[found.cells]]
@@ -200,17 +199,19 @@ class MaskDecoder:
             masks = masks.index_select(0, mask_index[index])
         return Candidates(found.cells[index], found.classes[index], scores[index], masks)
 
-    def _binary_masks(self, outputs: HeadOutputs, cells: GridCells) -> BinaryMasks:
-        product = None
-        if self.mask_product is not None and not self.contours:
-            product = self.mask_product(outputs, cells)
-        if product is not None:
-            return binarize_product(*product, self.mask_thresh, backend=self.backend)
-        result = empty_masks(len(cells.index), outputs.mask_size, cells.index.device)
+    def _binary_masks(self, outputs: HeadOutputs, image: int, cells: Tensor) -> BinaryMasks:
+        if len(set(self.head.mask_groups)) == 1 and not self.contours:
+            factors = self.head.mask_factors(outputs, image, GridCells(cells))
+            if factors and len(factors) == 1 and factors[0].is_product:
+                feature = factors[0].maps[image]
+                return binarize_product(
+                    factors[0].kernels, feature, self.mask_thresh, backend=self.backend
+                )
+        result = empty_masks(len(cells), outputs.mask_size, cells.device)
         start = 0
-        for probs in self.soft_masks(outputs, cells):
-            part = BinaryMasks(*(x[start : start + len(probs)] for x in result))
-            binarize_probs(probs, self.mask_thresh, out=part)
+        for probs in self.masks(outputs, image, cells):
+            chunk = BinaryMasks(*(x[start : start + len(probs)] for x in result))
+            binarize_probs(probs, self.mask_thresh, out=chunk)
             start += len(probs)
         return result
 
@@ -225,48 +226,23 @@ class MaskDecoder:
         """
         assert found.masks is not None
         scores = self.nms(found.masks, found.classes, found.scores)
-        found = Candidates(found.cells, found.classes, scores)
-        index = scores.argsort(descending=True, stable=True)[: self.max_detections]
-        kept = (scores[index] >= self.keep_thresh) & (scores[index] > 0)
-        return found.select(index[kept])
-
-    def finish(
-        self,
-        outputs: HeadOutputs,
-        image: int,
-        found: Candidates,
-        image_size: tuple[int, int],
-        output_size: tuple[int, int],
-    ) -> Predictions:
-        """Make the masks at the output size, and boxes from them.
-
-        Args:
-            outputs: what the head predicts.
-            image: index of the image.
-            found: the instances to finish. Their soft masks are made again rather than kept.
-            image_size: height and width of the image inside the padded input.
-            output_size: height and width of the masks wanted.
-
-        Returns:
-            The instances in the same order.
-        """
-        soft_masks = self.soft_masks(outputs, GridCells(image, found.cells))
-        return self.paste(found.scores, found.classes, soft_masks, image_size, output_size)
+        found = Candidates(found.cells, found.classes, scores).best(self.max_detections)
+        return found.select((found.scores >= self.keep_thresh) & (found.scores > 0))
 
     def paste(
         self,
         scores: Tensor,
         classes: Tensor,
-        soft_masks: Iterable[Tensor],
+        mask_probs: Iterable[Tensor],
         image_size: tuple[int, int],
         output_size: tuple[int, int],
     ) -> Predictions:
-        """Make masks at the output size of soft ones, and boxes from them.
+        """Resize the masks to the output, make them binary, and find their boxes.
 
         Args:
             scores: (M,) float32.
             classes: (M,) int64.
-            soft_masks: the M masks at the finest stride over the padded input, float32, some
+            mask_probs: the M masks at the finest stride over the padded input, float32, some
                 (M', H, W) at a time.
             image_size: height and width of the image inside the padded input.
             output_size: height and width of the masks wanted.
@@ -277,44 +253,54 @@ class MaskDecoder:
         masks = zero_masks((len(scores), *output_size), scores.device)
         boxes = torch.zeros(len(scores), 4, device=masks.device)
         start = 0
-        for probs in soft_masks:
-            part = slice(start, start + len(probs))
-            boxes[part] = paste_masks(
+        for probs in mask_probs:
+            chunk = slice(start, start + len(probs))
+            boxes[chunk] = paste_masks(
                 probs,
-                stride=min(self.mask_strides),
+                stride=min(self.head.mask_strides),
                 image_size=image_size,
                 thresh=self.mask_thresh,
-                out=masks[part],
+                out=masks[chunk],
                 backend=self.backend,
             )
             if self.contours:  # their boxes are those of the regions
-                masks[part] = contour_masks(masks[part])
+                masks[chunk] = contour_masks(masks[chunk])
             start += len(probs)
         return Predictions(scores, classes, masks, boxes)
 
-    def soft_masks(self, outputs: HeadOutputs, cells: GridCells) -> Iterator[Tensor]:
-        """Soft masks (P', H, W) float32 at the finest stride, some cells at a time.
+    def masks(self, outputs: HeadOutputs, image: int, cells: Tensor) -> Iterator[Tensor]:
+        """Make the masks of cells of all levels, some at a time.
 
-        Contours are filled.
+        Args:
+            outputs: what the head predicts.
+            image: index of the image.
+            cells: (P,) int64 in [0, T).
+
+        Yields:
+            (P', H, W) float32 probabilities at the finest mask stride; of contours, the regions
+            that they enclose.
         """
-        chunk = max(1, MASK_CHUNK_ELEMENTS // (outputs.mask_size[0] * outputs.mask_size[1]))
-        for part in cells.index.split(chunk):
-            probs = self._soft_masks_of_part(outputs, GridCells(cells.image, part))
+        groups = self.head.mask_groups
+        size = max(1, MASK_CHUNK_ELEMENTS // (outputs.mask_size[0] * outputs.mask_size[1]))
+        for chunk in cells.split(size):
+            if len(set(groups)) == 1:
+                probs = self._group_masks(outputs, image, GridCells(chunk))
+            else:
+                probs = torch.empty(len(chunk), *outputs.mask_size, device=cells.device)
+                group_of_cell = torch.tensor(groups, device=cells.device)[self.cell_levels[chunk]]
+                for group in sorted(set(groups)):
+                    index = (group_of_cell == group).nonzero()[:, 0]
+                    if len(index):
+                        of_group = GridCells(chunk[index], group)
+                        probs[index] = self._group_masks(outputs, image, of_group)
             yield fill_contours(probs, self.mask_thresh) if self.contours else probs
 
-    def _soft_masks_of_part(self, outputs: HeadOutputs, cells: GridCells) -> Tensor:
-        if len(set(self.mask_groups)) == 1:
-            return self.cell_masks(outputs, cells).float()
-        result = torch.empty(len(cells.index), *outputs.mask_size, device=cells.index.device)
-        level_groups = torch.tensor(self.mask_groups, device=cells.index.device)
-        cell_groups = level_groups[self.cell_levels[cells.index]]
-        for group in sorted(set(self.mask_groups)):
-            chosen = (cell_groups == group).nonzero()[:, 0]
-            if len(chosen) == 0:
-                continue
-            part = GridCells(cells.image, cells.index[chosen], group)
-            result[chosen] = self.cell_masks(outputs, part).float()
-        return result
+    def _group_masks(self, outputs: HeadOutputs, image: int, cells: GridCells) -> Tensor:
+        """Masks (P, H, W) float32 of cells of one group at the finest mask stride."""
+        factors, size = self.head.mask_factors(outputs, image, cells), outputs.mask_size
+        if factors:
+            return multiply_factors([f.of_image(image) for f in factors], size).float()
+        return resize(self.head.masks(outputs, image, cells)[None], size)[0].float()
 
 
 def class_probabilities(class_logits: Sequence[Tensor]) -> Tensor:

@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from solo_d2.ops.mask_sums import BatchMasks, sum_masks
-from solo_d2.structures import BatchTotals, GridCells, GridTargets, HeadOutputs
+from solo_d2.ops.mask_factors import multiply_factors
+from solo_d2.ops.mask_sums import bytes_of_masks, sum_masks
+from solo_d2.structures import BatchTotals, GridCells, GridTargets, HeadOutputs, MaskHead
 
 SMALLEST_PROBABILITY = torch.finfo(torch.float32).tiny
 # Temporary memory of a loss, in MiB.
@@ -59,11 +60,20 @@ def dice_loss(mask_probs: Tensor, masks: Tensor) -> Tensor:
     Returns:
         (P,) float32 in [0, 1].
     """
+    return _dice_of_sums(_dice_sums(mask_probs, masks))
+
+
+def _dice_sums(mask_probs: Tensor, masks: Tensor) -> Tensor:
+    """Return sum(pq), sum(p^2) and sum(q) of each mask, (P, 3)."""
     p = _at_least_float32(mask_probs).flatten(1)
     q = masks.flatten(1).to(p.dtype)
-    overlap = (p * q).sum(dim=1)
+    return torch.stack([(p * q).sum(dim=1), p.square().sum(dim=1), q.sum(dim=1)], dim=1)
+
+
+def _dice_of_sums(sums: Tensor, num_pixels: int = 0) -> Tensor:
+    overlap, p_squared, q = sums.unbind(dim=1)
     # The published code adds 0.001 to each of the two sums.
-    return 1 - 2 * overlap / (p.square().sum(dim=1) + 0.001 + q.sum(dim=1) + 0.001)
+    return 1 - 2 * overlap / (p_squared + 0.001 + q + 0.001)
 
 
 def bce_loss(mask_probs: Tensor, masks: Tensor, *, pos_weight: float = 2.0) -> Tensor:
@@ -83,6 +93,12 @@ def bce_loss(mask_probs: Tensor, masks: Tensor, *, pos_weight: float = 2.0) -> T
     return _bce_terms(mask_probs, masks, pos_weight=pos_weight).mean(dim=(1, 2))
 
 
+def _bce_terms(mask_probs: Tensor, masks: Tensor, *, pos_weight: float = 2.0) -> Tensor:
+    """Return the weighted cross-entropy of each pixel, (P, H, W)."""
+    _, cross_entropy = _rightness(mask_probs, masks)
+    return torch.where(masks, pos_weight, 1.0) * cross_entropy
+
+
 def mask_focal_loss(
     mask_probs: Tensor, masks: Tensor, *, alpha: float = 0.25, gamma: float = 2.0
 ) -> Tensor:
@@ -100,28 +116,22 @@ def mask_focal_loss(
     return _focal_terms(mask_probs, masks, alpha=alpha, gamma=gamma).mean(dim=(1, 2))
 
 
-def _bce_terms(mask_probs: Tensor, masks: Tensor, *, pos_weight: float = 2.0) -> Tensor:
-    """Return the weighted cross-entropy of each pixel, (P, H, W)."""
-    right = _probability_of_being_right(mask_probs, masks)
-    return torch.where(masks, pos_weight, 1.0) * _cross_entropy(right)
-
-
 def _focal_terms(
     mask_probs: Tensor, masks: Tensor, *, alpha: float = 0.25, gamma: float = 2.0
 ) -> Tensor:
     """Return the focal loss of each pixel, (P, H, W)."""
-    right = _probability_of_being_right(mask_probs, masks)
-    return torch.where(masks, alpha, 1 - alpha) * (1 - right) ** gamma * _cross_entropy(right)
+    right, cross_entropy = _rightness(mask_probs, masks)
+    return torch.where(masks, alpha, 1 - alpha) * (1 - right) ** gamma * cross_entropy
 
 
-def _probability_of_being_right(mask_probs: Tensor, masks: Tensor) -> Tensor:
+def _rightness(mask_probs: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each pixel's probability of being right, and its -log.
+
+    The logarithm is at most 87, and its gradient 0 beyond.
+    """
     probs = _at_least_float32(mask_probs)
-    return torch.where(masks, probs, 1 - probs)
-
-
-def _cross_entropy(right: Tensor) -> Tensor:
-    """Return -log of the probability of being right, at most 87; its gradient is 0 beyond."""
-    return -right.clamp(min=SMALLEST_PROBABILITY).log()
+    right = torch.where(masks, probs, 1 - probs)
+    return right, -right.clamp(min=SMALLEST_PROBABILITY).log()
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
@@ -150,18 +160,6 @@ def build_mask_loss(name: str, params: Mapping[str, Any]) -> MaskLoss:
     return partial(MASK_LOSSES[name], **{key: params[key] for key in params if key in taken})
 
 
-def _dice_sums(mask_probs: Tensor, masks: Tensor) -> Tensor:
-    """Return sum(pq), sum(p^2) and sum(q) of each mask, (P, 3)."""
-    p = _at_least_float32(mask_probs).flatten(1)
-    q = masks.flatten(1).to(p.dtype)
-    return torch.stack([(p * q).sum(dim=1), p.square().sum(dim=1), q.sum(dim=1)], dim=1)
-
-
-def _dice_of_sums(sums: Tensor, num_pixels: int) -> Tensor:
-    overlap, p_squared, q = sums.unbind(dim=1)
-    return 1 - 2 * overlap / (p_squared + 0.001 + q + 0.001)
-
-
 def _sum_of(terms: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return lambda *masks, **params: terms(*masks, **params).flatten(1).sum(dim=1, keepdim=True)
 
@@ -178,23 +176,6 @@ SUM_FORMS: dict[MaskLoss, tuple[Callable[..., Tensor], Callable[[Tensor, int], T
     bce_loss: (_sum_of(_bce_terms), _mean_of_sums),
     mask_focal_loss: (_sum_of(_focal_terms), _mean_of_sums),
 }
-
-
-class MaskHead(Protocol):
-    """What the mask loss needs of a head; described at `SOLOHeadBase`."""
-
-    mask_strides: tuple[int, ...]
-    mask_groups: tuple[int, ...]
-    kernel_radius: int
-
-    def mask_maps(self, outputs: Any, group: int) -> Sequence[Tensor]:
-        """(B, C, H, W) each."""
-
-    def mask_params(self, outputs: Any, cells: GridCells) -> Sequence[Tensor]:
-        """(P, ...) each."""
-
-    def make_masks(self, maps: Sequence[Tensor], params: Sequence[Tensor]) -> Tensor:
-        """(P, H, W) probabilities."""
 
 
 def solo_losses(
@@ -297,29 +278,31 @@ def mask_loss_sum(
 ) -> Tensor:
     """Sum the mask losses of all samples of a batch; arguments as of `solo_losses`.
 
-    Each image makes the masks of its samples. If they do not fit in the memory and the loss has a
-    form in `SUM_FORMS`, they are made in strips of rows, and again for the gradient.
+    Each image makes the masks of its samples. If they do not fit in the memory, the head gives
+    factors and the loss has a form in `SUM_FORMS`, they are made in strips of rows, and again for
+    the gradient.
 
     Returns:
         Scalar, float32.
     """
     loss = targets.classes.new_zeros((), dtype=torch.float32)
-    for cells, instances, num_per_image, stride in _groups_of_samples(targets, head):
-        maps = head.mask_maps(outputs, cells.group)
-        params = head.mask_params(outputs, cells)
-        batch = BatchMasks(maps, params, head.make_masks, num_per_image, head.kernel_radius)
-        sum_form = _sum_form(mask_loss)
-        if sum_form is not None and batch.num_bytes > memory_mib << 20:
+    memory, sum_form = memory_mib << 20, _sum_form(mask_loss)
+    for image, cells, instances, num_per_image in _samples_of_groups(targets, head):
+        masks = targets.masks[head.mask_strides[head.mask_groups.index(cells.group)]]
+        factors = head.mask_factors(outputs, image, cells)
+        if factors and sum_form and bytes_of_masks(factors, num_per_image) > memory:
             pixel_sums, of_sums = sum_form
-            sums = sum_masks(
-                batch, targets.masks[stride], instances, pixel_sums, memory=memory_mib << 20
-            )
-            num_pixels = maps[0].shape[2] * maps[0].shape[3]
-            loss = loss + of_sums(sums, num_pixels).sum()
+            sums = sum_masks(factors, num_per_image, masks, instances, pixel_sums, memory=memory)
+            loss = loss + of_sums(sums, masks.shape[1] * masks.shape[2]).sum()
             continue
-        for mask_probs, samples in batch.whole_masks():
-            masks = targets.masks[stride][instances[samples]]
-            loss = loss + mask_loss(mask_probs, masks).sum()
+        stops = list(accumulate(num_per_image))
+        for i, (stop, num) in enumerate(zip(stops, num_per_image, strict=True)):
+            samples = slice(stop - num, stop)
+            if factors:
+                mask_probs = multiply_factors([factor.of_image(i, samples) for factor in factors])
+            else:
+                mask_probs = head.masks(outputs, i, GridCells(cells.index[samples], cells.group))
+            loss = loss + mask_loss(mask_probs, masks[instances[samples]]).sum()
     return loss
 
 
@@ -337,11 +320,10 @@ def _sum_form(
     return partial(pixel_sums, **params), of_sums
 
 
-def _groups_of_samples(
+def _samples_of_groups(
     targets: GridTargets, head: MaskHead
-) -> Iterator[tuple[GridCells, Tensor, list[int], int]]:
-    """The mask samples of each mask group: cells, instances, number by image, mask stride."""
-    device = targets.cells.device
+) -> Iterator[tuple[Tensor, GridCells, Tensor, list[int]]]:
+    """The mask samples of each mask group: images, cells, instances, and their number by image."""
     starts = [0, *accumulate(n for levels in targets.num_samples for n in levels)]
     num_levels = len(head.mask_groups)
     for group in range(head.mask_groups[-1] + 1):
@@ -353,11 +335,11 @@ def _groups_of_samples(
         ]
         num_per_image = [span.stop - span.start for span in spans]
         image = torch.arange(len(spans)).repeat_interleave(torch.tensor(num_per_image))
-        cell, instances = (
+        cells, instances = (
             torch.cat([x[span] for span in spans]) for x in (targets.cells, targets.instances)
         )
-        cells = GridCells(image.to(device, non_blocking=True), cell, group)
-        yield cells, instances, num_per_image, head.mask_strides[first]
+        image = image.to(cells.device, non_blocking=True)
+        yield image, GridCells(cells, group), instances, num_per_image
 
 
 def semantic_loss(

@@ -9,14 +9,17 @@ Cells of all levels are numbered through: level after level, row by row in a lev
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from solo_d2.ops.mask_factors import MaskFactor
+
 
 @dataclass(frozen=True)
 class HeadOutputs:
-    """What a head predicts for a batch; each head adds what its `cell_masks` needs.
+    """What a head predicts for a batch; each head adds what its masks are made from.
 
     Attributes:
         class_logits: L tensors (B, K, S, S).
@@ -42,17 +45,56 @@ class NetworkOutputs:
 
 @dataclass(frozen=True)
 class GridCells:
-    """Some cells of one image, or of several.
+    """Some cells of one mask group.
 
     Attributes:
-        image: index of the image in the batch, or (P,) int64, that of each cell.
-        index: (P,) int64 in [0, T), any order; a cell may stand there more than once.
-        group: the mask group of all of them, see `SOLOHeadBase`; known on the host.
+        index: (P,) int64 in [0, T), any order; a cell may occur more than once; P may be 0.
+        group: their mask group, see `MaskHead`; known on the host.
     """
 
-    image: int | Tensor
     index: Tensor
     group: int = 0
+
+
+class MaskHead(Protocol):
+    """What losses and inference need of a head; `SOLOHeadBase` is one.
+
+    Levels whose masks are made from the same maps form a mask group; groups are numbered from 0.
+
+    Attributes:
+        mask_strides: stride in input pixels of the masks of each level.
+        mask_groups: mask group of each level, not falling.
+    """
+
+    mask_strides: tuple[int, ...]
+    mask_groups: tuple[int, ...]
+
+    def masks(self, outputs: Any, image: int, cells: GridCells) -> Tensor:
+        """Make the masks of chosen cells of an image.
+
+        Args:
+            outputs: what the head's `forward` returned.
+            image: index of the image in the batch.
+            cells: P cells of one mask group.
+
+        Returns:
+            (P, H, W) mask probabilities at the group's stride; (0, H, W), still connected to the
+            outputs, for no cells.
+        """
+
+    def mask_factors(
+        self, outputs: Any, image: int | Tensor, cells: GridCells
+    ) -> Sequence[MaskFactor] | None:
+        """The factors whose product these masks are, for training, inference and export to use.
+
+        Args:
+            outputs: what the head's `forward` returned.
+            image: index of the image in the batch, or (P,) int64, that of each cell.
+            cells: P cells of one mask group.
+
+        Returns:
+            Factors with the maps of the whole batch; None if the masks are no such product.
+        """
 
 
 @dataclass(frozen=True)
@@ -148,6 +190,10 @@ class Candidates:
         masks = None if self.masks is None else self.masks[index]
         return Candidates(self.cells[index], self.classes[index], self.scores[index], masks)
 
+    def best(self, most: int) -> "Candidates":
+        """Take the best ones, by falling score; of equal scores the earlier one is first."""
+        return self.select(self.scores.argsort(descending=True, stable=True)[:most])
+
     def concatenate(self, other: "Candidates") -> "Candidates":
         """These candidates, then the others; both with masks or both without."""
         masks = None
@@ -204,3 +250,19 @@ def flatten_levels(maps: Sequence[Tensor]) -> Tensor:
         (B, T, C), not contiguous.
     """
     return torch.cat([level.flatten(2) for level in maps], dim=2).transpose(1, 2)
+
+
+def take_cells(maps: Sequence[Tensor], image: int | Tensor, cells: Tensor) -> Tensor:
+    """Take what maps hold at some cells.
+
+    Args:
+        maps: L tensors (B, C, S, S).
+        image: index of the image, or (P,) int64, that of each cell.
+        cells: (P,) int64 in [0, T).
+
+    Returns:
+        (P, C).
+    """
+    if isinstance(image, int):  # only its maps are laid out by cell
+        maps, image = [level[image : image + 1] for level in maps], 0
+    return flatten_levels(maps)[image, cells]

@@ -1,11 +1,6 @@
 """Stand-ins that need neither Detectron2 nor weights."""
 
-from torch import Tensor
-
-from solo_d2.structures import GridCells, flatten_levels
 from tools.benchmarks.head_outputs import KernelHead, KernelOutputs
-
-_HEAD = KernelHead([4])
 
 
 def kernel_outputs(class_logits, kernel_params, mask_feature):
@@ -13,13 +8,26 @@ def kernel_outputs(class_logits, kernel_params, mask_feature):
     return KernelOutputs(class_logits, size, kernel_params, mask_feature)
 
 
-def kernel_masks(outputs: KernelOutputs, cells: GridCells) -> Tensor:
-    """The masks of SOLOv2 by definition."""
-    maps = [x[cells.image] for x in _HEAD.mask_maps(outputs, cells.group)]
-    return _HEAD.make_masks(maps, _HEAD.mask_params(outputs, cells))
+class CountingHead(KernelHead):
+    """Notes how many masks it is asked for."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.made = []
+
+    def _factors(self, outputs, image, cells):
+        self.made.append(len(cells.index))
+        return super()._factors(outputs, image, cells)
 
 
-def kernel_product(outputs: KernelOutputs, cells: GridCells) -> tuple[Tensor, Tensor]:
-    """The factors of `kernel_masks`, for 1x1 kernels."""
-    kernels = flatten_levels(outputs.kernel_params)[cells.image, cells.index]
-    return kernels, outputs.mask_feature[cells.image]
+class FixedMasks:
+    """A head without factors whose masks, (B, T, H, W), are given."""
+
+    def __init__(self, probs, mask_strides, mask_groups):
+        self.probs, self.mask_strides, self.mask_groups = probs, mask_strides, mask_groups
+
+    def masks(self, outputs, image, cells):
+        return self.probs[image][cells.index]
+
+    def mask_factors(self, outputs, image, cells):
+        return None

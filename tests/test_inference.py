@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from solo_d2.inference import MaskDecoder, build_nms, class_probabilities, filter_scores
-from solo_d2.structures import GridCells, cell_levels
-from tests.fakes import kernel_masks, kernel_outputs, kernel_product
+from solo_d2.structures import cell_levels
+from tests.fakes import CountingHead, FixedMasks, kernel_outputs
 from tests.golden import levels, load_golden
+from tools.benchmarks.head_outputs import KernelHead
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = load_golden("solov2_inference")
@@ -39,35 +40,24 @@ def golden_outputs():
 
 def make_decoder(num_grids=(10, 8, 6, 5, 4), strides=(8, 8, 16, 32, 32), **changes):
     settings = {
-        "cell_masks": kernel_masks,
+        "head": KernelHead((4,) * len(num_grids)),
         "cell_levels": cell_levels(num_grids),
         "strides": torch.tensor(strides).float(),
-        "mask_strides": (4,) * len(num_grids),
-        "mask_groups": (0,) * len(num_grids),
         "nms": build_nms("matrix", NMS_PARAMS),
     }
     return MaskDecoder(**{**settings, **changes})
-
-
-def count_product_masks(made):
-    """`kernel_product` that notes how many masks it is asked for."""
-
-    def counting_product(outputs, cells):
-        made.append(len(cells.index))
-        return kernel_product(outputs, cells)
-
-    return counting_product
 
 
 def sizes(run, name):
     return [tuple(GOLDEN[f"{run}img{b}.{name}"].tolist()) for b in (0, 1)]
 
 
-@pytest.mark.parametrize("product", [None, kernel_product])
+@pytest.mark.parametrize("has_factors", [False, True])
 @pytest.mark.parametrize("backend", ["torch", "tiled"])
 @pytest.mark.parametrize("run", RUNS)
-def test_instances_equal_published(run, backend, product):
-    decoder = make_decoder(**RUNS[run], backend=backend, mask_product=product)
+def test_instances_equal_published(run, backend, has_factors):
+    head = KernelHead((4,) * 5, has_factors=has_factors)
+    decoder = make_decoder(**RUNS[run], backend=backend, head=head)
     image_sizes, output_sizes = sizes(run, "image_size"), sizes(run, "output_size")
     results = decoder.decode(golden_outputs(), image_sizes, output_sizes)
     for image, (result, size) in enumerate(zip(results, output_sizes, strict=True)):
@@ -138,16 +128,10 @@ def test_early_cut_changes_nothing(topk):
 
 
 def test_early_cut_makes_fewer_masks():
-    made = []
-
-    def counting_masks(outputs, cells):
-        made.append(len(cells.index))
-        return kernel_masks(outputs, cells)
-
-    outputs = golden_outputs()
+    head, outputs = CountingHead((4,) * 5), golden_outputs()
     found = filter_scores(class_probabilities(outputs.class_logits)[0], 0.01)
-    make_decoder(pre_nms_topk=5, cell_masks=counting_masks).score_masks(outputs, 0, found)
-    assert 5 <= sum(made) < len(found) / 2
+    make_decoder(pre_nms_topk=5, head=head).score_masks(outputs, 0, found)
+    assert 5 <= sum(head.made) < len(found) / 2
 
 
 def test_masks_in_small_chunks_change_nothing(monkeypatch):
@@ -163,15 +147,12 @@ def test_masks_in_small_chunks_change_nothing(monkeypatch):
 
 
 def test_cells_of_several_mask_groups_keep_their_order():
-    def group_masks(outputs, cells):
-        assert (cells.index == cells.group).all()
-        return torch.full((len(cells.index), 8, 8), float(cells.group))
-
+    """Also masks of a head without factors are resized to the finest stride."""
+    probs = torch.tensor([0.0, 1.0])[None, :, None, None].expand(1, 2, 4, 4)
+    head = FixedMasks(probs, (4, 8), (0, 1))
     outputs = kernel_outputs([], [], torch.zeros(1, 1, 8, 8))
-    decoder = make_decoder(
-        num_grids=(1, 1), strides=(8, 8), cell_masks=group_masks, mask_groups=(0, 1)
-    )
-    masks = torch.cat(list(decoder.soft_masks(outputs, GridCells(0, torch.tensor([1, 0, 1])))))
+    decoder = make_decoder(num_grids=(1, 1), strides=(8, 8), head=head)
+    masks = torch.cat(list(decoder.masks(outputs, 0, torch.tensor([1, 0, 1]))))
     assert masks.shape == (3, 8, 8)
     assert masks[:, 0, 0].tolist() == [1, 0, 1]
 
@@ -185,20 +166,20 @@ def test_a_cell_may_give_several_classes():
 
 
 def test_a_cell_with_several_classes_makes_one_mask():
-    made = []
     logits = [torch.tensor([[[[4.0]], [[3.0]], [[-9.0]]]])]
     outputs = kernel_outputs(logits, [torch.ones(1, 1, 1, 1)], torch.ones(1, 1, 8, 8))
-    decoder = make_decoder(num_grids=(1,), strides=(8,), mask_product=count_product_masks(made))
+    head = CountingHead([4])
+    decoder = make_decoder(num_grids=(1,), strides=(8,), head=head)
     found = filter_scores(class_probabilities(logits)[0], 0.1)
     scored = decoder.score_masks(outputs, 0, found)
     assert len(scored) == 2
-    assert made == [1]
+    assert head.made == [1]
     assert torch.equal(scored.masks[0], scored.masks[1])
 
 
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
 def test_modes_of_the_caller_reach_all_threads(mode):
-    decoder = make_decoder(mask_product=kernel_product)
+    decoder = make_decoder()
     plain = golden_outputs()
     expected = decoder.decode(plain, [(119, 151)] * 2, [(50, 60)] * 2)[0]
     num_threads = torch.get_num_threads()
@@ -219,7 +200,7 @@ def test_modes_of_the_caller_reach_all_threads(mode):
 def test_triton_finds_the_same():
     pytest.importorskip("triton")
     run = "limits."
-    settings = {**RUNS[run], "mask_product": kernel_product}
+    settings = RUNS[run]
     image_sizes, output_sizes = sizes(run, "image_size"), sizes(run, "output_size")
     expected = make_decoder(**settings, backend="torch")
     found = make_decoder(**settings, backend="triton")

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from solo_d2.inference import NMS, build_nms, class_probabilities
 from solo_d2.structures import HeadOutputs
-from tests.fakes import kernel_masks, kernel_outputs, kernel_product
+from tests.fakes import kernel_outputs
 from tests.test_inference import NMS_PARAMS, make_decoder
+from tools.benchmarks.head_outputs import KernelHead
 
 GRIDS = (6, 4)
 CHANNELS = 4
@@ -36,7 +37,7 @@ def decoder(nms, backend, product, **options):
         GRIDS,
         (8, 8),
         nms=build_nms(nms, {**NMS_PARAMS, **options, "backend": backend}),
-        mask_product=kernel_product if product else None,
+        head=KernelHead([4, 4], has_factors=product),
         backend=backend,
         score_thresh=0.3,
         keep_thresh=0.0,
@@ -100,18 +101,19 @@ def test_triton_too():
 def test_a_mask_with_a_pixel_of_nan_has_no_say(nms):
     """As if its cell were no candidate: it neither removes other masks nor takes their place."""
 
-    def spoilt_masks(outputs, cells):
-        probs = kernel_masks(outputs, cells)
-        probs[cells.index % 3 == 0, 0, 0] = float("nan")
-        return probs
+    class SpoiltHead(KernelHead):
+        def masks(self, outputs, image, cells):
+            probs = super().masks(outputs, image, cells)
+            probs[cells.index % 3 == 0, 0, 0] = float("nan")
+            return probs
 
     outputs = head_outputs(1, [])
     probs = class_probabilities(outputs.class_logits)[0]
-    spoilt = decoder(nms, "torch", product=False, thresh=0.3)
-    spoilt = replace(spoilt, cell_masks=spoilt_masks, pre_nms_topk=20)
+    whole = replace(decoder(nms, "torch", product=False, thresh=0.3), pre_nms_topk=20)
+    spoilt = replace(whole, head=SpoiltHead([4, 4], has_factors=False))
     found = spoilt.find(outputs, 0, probs)
     probs[::3] = 0
-    expected = replace(spoilt, cell_masks=kernel_masks).find(outputs, 0, probs)
+    expected = whole.find(outputs, 0, probs)
     assert len(expected) > 3
     for name in ("cells", "classes", "scores"):
         assert torch.equal(getattr(found, name), getattr(expected, name))

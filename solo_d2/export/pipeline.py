@@ -19,14 +19,16 @@ import torch
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from torch import Tensor, nn
 
-from solo_d2.export.cell_masks import build_cell_masks, take
+from solo_d2.export.cell_masks import cell_masks, check_head, take
 from solo_d2.inference import class_probabilities
-from solo_d2.modeling.heads.base import resize, resize_by_regions
+from solo_d2.modeling.heads.base import resize_by_regions
 from solo_d2.modeling.layers import DeformConv2d
 from solo_d2.modeling.meta_arch.panoptic import PanopticSOLO
 from solo_d2.modeling.meta_arch.solo import SOLO
 from solo_d2.ops.fast_nms import fast_nms
+from solo_d2.ops.mask_factors import resize
 from solo_d2.ops.matrix_nms import matrix_decay, matrix_nms
+from solo_d2.structures import HeadOutputs
 from solo_d2.utils.errors import ConfigError
 
 INPUTS = ("images", "image_sizes", "rows", "columns")
@@ -71,6 +73,7 @@ class ExportPipeline(nn.Module):
 
     pixel_mean: Tensor
     pixel_std: Tensor
+    cell_levels: Tensor
     cell_strides: Tensor
 
     def __init__(
@@ -106,11 +109,10 @@ class ExportPipeline(nn.Module):
         self.mask_stride = min(model.head.mask_strides)
         self.backbone = _with_traceable_pool(model.backbone)
         self.head = model.head
-        self.cell_masks = build_cell_masks(self.head)
-        for part in (self.backbone, self.head, self.cell_masks) if half else ():
+        for part in (self.backbone, self.head) if half else ():
             part.half()
             _keep_float32(part)
-        for name in ("pixel_mean", "pixel_std"):
+        for name in ("pixel_mean", "pixel_std", "cell_levels"):
             self.register_buffer(name, getattr(model, name))
         self.register_buffer("cell_strides", model.strides[model.cell_levels])  # (T,)
 
@@ -158,6 +160,10 @@ class ExportPipeline(nn.Module):
         pixels = (images.float() - self.pixel_mean) / self.pixel_std
         inside = in_height[:, None, :, None] & in_width[:, None, None, :]
         return torch.where(inside, pixels, 0).to(self.dtype)
+
+    def cell_masks(self, outputs: HeadOutputs, cells: Tensor) -> Tensor:
+        """(B, M, h, w) float32 probabilities of the cells (B, M)."""
+        return cell_masks(self.head, outputs, cells, self.cell_levels)
 
     def choose(self, class_logits: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The best pairs of cell and class.
@@ -280,6 +286,7 @@ def _spans(flags: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _check_exportable(model: SOLO) -> None:
+    check_head(model.head)
     if isinstance(model, PanopticSOLO):
         raise ConfigError(
             "MODEL.META_ARCHITECTURE is 'PanopticSOLO', but only instances are exported: set it to "

@@ -25,7 +25,7 @@ from solo_d2.config.rules import (
 )
 from solo_d2.inference import NMS
 from solo_d2.losses import MASK_LOSSES
-from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY
+from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY, LevelMasksHead, has_mask_feature
 from solo_d2.modeling.heads.base import ALIGNMENTS
 from solo_d2.modeling.heads.solov2 import MASK_FEATURE_TYPES
 from solo_d2.modeling.layers import DEFORMS, GROUP_NORM_GROUPS
@@ -149,9 +149,10 @@ def check_model_config(cfg: CfgNode, backbone: Backbone) -> None:
     _check_levels(solo, shapes)
     _check_strides(solo, backbone.size_divisibility)
     _check_towers(solo)
-    if SOLO_HEAD_REGISTRY.get(solo.HEAD.NAME).has_mask_feature:
+    head = SOLO_HEAD_REGISTRY.get(solo.HEAD.NAME)
+    if has_mask_feature(solo.HEAD.NAME):
         _check_mask_feature(solo, shapes)
-    else:
+    elif isinstance(head, type) and issubclass(head, LevelMasksHead):
         even = all(stride % 2 == 0 for stride in solo.STRIDES)
         require(even, "MODEL.SOLO.STRIDES", solo.STRIDES, "even: masks are made at half of them")
 
@@ -175,9 +176,8 @@ def check_panoptic_config(cfg: CfgNode, shapes: Mapping[str, ShapeSpec]) -> None
         _check_pyramid(f"{section}.IN_FEATURES", semantic.IN_FEATURES, shapes)
         _check_width(f"{section}.CONVS_DIM", semantic.CONVS_DIM, f"{section}.NORM", semantic.NORM)
         return
-    has_feature = SOLO_HEAD_REGISTRY.get(solo.HEAD.NAME).has_mask_feature
     require(
-        has_feature and solo.MASK_FEATURE.TYPE == "unified",
+        has_mask_feature(solo.HEAD.NAME) and solo.MASK_FEATURE.TYPE == "unified",
         f"{section}.SHARE_MASK_FEATURE",
         True,
         f"False with {solo.HEAD.NAME} and MASK_FEATURE.TYPE {solo.MASK_FEATURE.TYPE!r}: "

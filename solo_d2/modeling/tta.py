@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from solo_d2.inference import MaskDecoder, class_probabilities
 from solo_d2.modeling.meta_arch.solo import SOLO, to_instances
 from solo_d2.ops.view_fusion import ViewFusion, to_frame
-from solo_d2.structures import GridCells, HeadOutputs
+from solo_d2.structures import HeadOutputs
 from solo_d2.utils.errors import ConfigError
 
 
@@ -70,7 +70,7 @@ class SOLOWithTTA(nn.Module):
             {"image": sample["image"].cpu(), "height": output_size[0], "width": output_size[1]}
         )
         decoder = self.model.decoder
-        stride = min(decoder.mask_strides)
+        stride = min(decoder.head.mask_strides)
         largest = max((view["image"].shape[-2:] for view in views), key=lambda size: size.numel())
         frame_size = (-(-largest[0] // stride), -(-largest[1] // stride))
         fusion = ViewFusion(frame_size, mask_thresh=decoder.mask_thresh, device=self.model.device)
@@ -112,8 +112,8 @@ class SOLOWithTTA(nn.Module):
         """Merge what one view shows."""
         class_probs = class_probabilities(outputs.class_logits)[0]
         found = decoder.find(outputs, 0, class_probs)
-        soft_masks = decoder.soft_masks(outputs, GridCells(0, found.cells))
-        masks = [spanning(probs, min(decoder.mask_strides)) for probs in soft_masks]
+        stride = min(decoder.head.mask_strides)
+        masks = [spanning(probs, stride) for probs in decoder.masks(outputs, 0, found.cells)]
         fusion.add(found.scores, found.classes, torch.cat([fusion.mask_sums[:0], *masks]))
 
 

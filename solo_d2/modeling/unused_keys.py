@@ -14,7 +14,7 @@ import yaml
 from solo_d2.config import configs_folder, default_config, find_config_file
 from solo_d2.config.rules import OWN_MODELS, leaves
 from solo_d2.modeling.building import OF_USER, backbone_sections
-from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY
+from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY, has_mask_feature
 from solo_d2.utils.errors import shown
 from solo_d2.utils.user_code import is_of_user
 
@@ -151,7 +151,7 @@ def _left_by_choices(cfg: Any) -> Iterator[tuple[str, str]]:
             if f"MODEL.{kind}" not in read:
                 yield f"MODEL.{kind}", f"MODEL.BACKBONE.NAME {backbone}"
     if head in SOLO_HEAD_REGISTRY and not is_of_user(SOLO_HEAD_REGISTRY.get(head)):
-        dynamic = SOLO_HEAD_REGISTRY.get(head).has_mask_feature
+        dynamic = has_mask_feature(head)
         of_dynamic = ("MASK_FEATURE", "HEAD.KERNEL_SIZE", "HEAD.KERNEL_COORDS")
         for name in ("HEAD.NUM_COORD_CONVS",) if dynamic else of_dynamic:
             yield f"MODEL.SOLO.{name}", f"MODEL.SOLO.HEAD.NAME {head}"

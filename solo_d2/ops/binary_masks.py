@@ -13,7 +13,7 @@ from torch import Tensor
 
 from solo_d2.ops.backends import choose_backend
 from solo_d2.ops.buffers import zero_masks
-from solo_d2.ops.dynamic_conv import dynamic_conv
+from solo_d2.ops.mask_factors import dynamic_conv
 from solo_d2.ops.threads import in_threads
 
 # Float32 elements of a tile of probabilities (4 MiB, and as much for its foreground), one for each

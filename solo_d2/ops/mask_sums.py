@@ -1,9 +1,9 @@
 """Sums over the pixels of masks that never exist as a whole, forward and backward.
 
-The masks of an image are functions of maps, row by row: strips of rows are made, summed up and
-forgotten, and made again for the gradient. Besides the gradients of the maps, which have to be
-somewhere, memory is needed for one strip. Each pixel of a map's gradient is written where it
-belongs, in the gradient of the batch: there is no copy for each image or strip to be added up.
+Strips of rows of the masks are made, summed and forgotten, and made again for the gradient. Besides
+the gradients of the maps, which have to be somewhere, memory is needed for one strip. Each pixel of
+a map's gradient is written where it belongs, in the gradient of the batch: there is no copy for
+each image or strip to be added up.
 
 Shape letters: B images, N instances, P masks, J sums, C channels of a map, H W rows and columns.
 """
@@ -16,50 +16,29 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from solo_d2.ops.mask_factors import MaskFactor, multiply_factors
+
 # Numbers of 4 bytes that a pixel takes while a strip's gradient is computed: of a mask (its
 # probability, target, products, gradients) and of a map (a cast copy, its gradient). Measured, with
 # what the allocator holds back.
 NUMBERS_OF_MASK, NUMBERS_OF_MAP = 16, 6
 
 
-@dataclass(frozen=True)
-class BatchMasks:
-    """Masks of a batch and how they are made.
+def bytes_of_masks(factors: Sequence[MaskFactor], num_per_image: Sequence[int]) -> int:
+    """Return what masks and their gradients take if all exist at once, about."""
+    height = factors[0].maps.shape[2]
+    return height * sum(_bytes_of_row([f.maps for f in factors], num) for num in num_per_image)
 
-    Attributes:
-        maps: (B, C, H, W) each, at the size of the masks.
-        params: (P, ...) each, what tells the masks of an image from each other; by image.
-        make: maps (C, h, W) of an image and params (p, ...) to masks (p, h, W).
-        radius: a row of masks depends on so many rows of maps above and below it.
-        num_per_image: B numbers of masks, together P; on the host.
-    """
 
-    maps: Sequence[Tensor]
-    params: Sequence[Tensor]
-    make: Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
-    num_per_image: Sequence[int]
-    radius: int = 0
-
-    @property
-    def num_bytes(self) -> int:
-        """What the masks and their gradients take if all of them exist at once, about."""
-        num_pixels = self.maps[0].shape[2] * self.maps[0].shape[3]
-        channels = sum(x.shape[1] for x in self.maps)
-        numbers = NUMBERS_OF_MASK * sum(self.num_per_image)
-        return 4 * num_pixels * (numbers + NUMBERS_OF_MAP * channels * len(self.num_per_image))
-
-    def whole_masks(self) -> Iterator[tuple[Tensor, slice]]:
-        """Yield the masks (p, H, W) of each image, and which of the P they are."""
-        start = 0
-        for image, num in enumerate(self.num_per_image):
-            samples = slice(start, start + num)
-            params = [x[samples] for x in self.params]
-            yield self.make([x[image] for x in self.maps], params), samples
-            start += num
+def _bytes_of_row(maps: Sequence[Tensor], num: int) -> int:
+    """Return what a row of `num` masks of an image takes."""
+    channels = sum(x.shape[1] for x in maps)
+    return 4 * maps[0].shape[3] * (NUMBERS_OF_MASK * num + NUMBERS_OF_MAP * channels)
 
 
 def sum_masks(
-    masks: BatchMasks,
+    factors: Sequence[MaskFactor],
+    num_per_image: Sequence[int],
     targets: Tensor,
     instances: Tensor,
     pixel_sums: Callable[[Tensor, Tensor], Tensor],
@@ -68,11 +47,12 @@ def sum_masks(
 ) -> Tensor:
     """Compare masks with their targets and add up over pixels.
 
-    Gradients flow to the maps and params, and to what they were made of. They equal those of the
-    whole masks up to the order of summation; the memory changes nothing but the strips.
+    Gradients flow to all parts of the factors. They equal those of the whole masks up to the order
+    of summation; the memory changes nothing but the strips.
 
     Args:
-        masks: the predicted masks; P may be 0.
+        factors: of the predicted masks of a batch, ordered by image; P may be 0.
+        num_per_image: B numbers of masks, together P; on the host.
         targets: (N, H, W) bool.
         instances: (P,) int64 in [0, N), the target of each mask.
         pixel_sums: masks (p, h, W) and targets (p, h, W) to (p, J), sums over pixels.
@@ -81,10 +61,9 @@ def sum_masks(
     Returns:
         (P, J).
     """
-    plan = _StripSums(
-        masks.make, pixel_sums, masks.num_per_image, masks.radius, len(masks.maps), memory
-    )
-    inputs = (*masks.maps, *masks.params)
+    radius = max(factor.radius for factor in factors)
+    plan = _StripSums(pixel_sums, num_per_image, radius, memory)
+    inputs = [x for factor in factors for x in factor]
     return cast(Tensor, _SumMasks.apply(plan, targets, instances, *inputs))  # type: ignore[no-untyped-call]
 
 
@@ -102,25 +81,21 @@ class _Strip(NamedTuple):
 class _StripSums:
     """What the passes do; without tensors, which would outlive the backward pass.
 
-    "Inputs" are the maps, then the params.
+    "Inputs" are maps, kernels and bias (or None) of each factor in turn.
     """
 
-    make: Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
     pixel_sums: Callable[[Tensor, Tensor], Tensor]
     num_per_image: Sequence[int]
     radius: int
-    num_maps: int
     memory: int
 
-    def strips(self, inputs: Sequence[Tensor]) -> Iterator[_Strip]:
+    def strips(self, inputs: Sequence[Any]) -> Iterator[_Strip]:
         """The strips, image by image; for an image without masks one without rows."""
-        height, width = inputs[0].shape[-2:]
-        channels = sum(x.shape[1] for x in inputs[: self.num_maps])
-        first = 0
+        maps, first = inputs[::3], 0
+        height = maps[0].shape[2]
         for image, num in enumerate(self.num_per_image):
             samples = slice(first, first + num)
-            row_bytes = 4 * width * (NUMBERS_OF_MASK * num + NUMBERS_OF_MAP * channels)
-            rows = max(1, self.memory // max(1, row_bytes))
+            rows = max(1, self.memory // max(1, _bytes_of_row(maps, num)))
             for start in range(0, height if num else 1, rows):
                 stop = min(start + rows, height) if num else 0
                 needed = slice(max(0, start - self.radius), stop + self.radius)
@@ -129,19 +104,21 @@ class _StripSums:
 
     def cut(self, inputs: Sequence[Any], strip: _Strip) -> list[Any]:
         """Views of what a strip needs of inputs, or of their gradients; None stays None."""
-        maps = [
-            x if x is None else x[strip.image, :, strip.needed] for x in inputs[: self.num_maps]
+        of_map = (strip.image, slice(None), strip.needed)
+        return [
+            x if x is None else x[of_map if i % 3 == 0 else strip.samples]
+            for i, x in enumerate(inputs)
         ]
-        return maps + [x if x is None else x[strip.samples] for x in inputs[self.num_maps :]]
 
     def sums(
-        self, strip: _Strip, pieces: Sequence[Tensor], targets: Tensor, instances: Tensor
+        self, strip: _Strip, pieces: Sequence[Any], targets: Tensor, instances: Tensor
     ) -> Tensor:
         """(p, J), the sums over a strip, from its pieces of the inputs."""
-        made = self.make(pieces[: self.num_maps], pieces[self.num_maps :])
+        factors = [MaskFactor(*pieces[i : i + 3]) for i in range(0, len(pieces), 3)]
         above = strip.start - strip.needed.start
-        made = made[:, above : above + strip.stop - strip.start]
-        return self.pixel_sums(made, targets[:, strip.start : strip.stop][instances[strip.samples]])
+        masks = multiply_factors(factors)[:, above : above + strip.stop - strip.start]
+        rows = targets[:, strip.start : strip.stop]
+        return self.pixel_sums(masks, rows[instances[strip.samples]])
 
 
 class _SumMasks(torch.autograd.Function):
@@ -149,7 +126,7 @@ class _SumMasks(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, plan: _StripSums, targets: Tensor, instances: Tensor, *inputs: Tensor
+        ctx: Any, plan: _StripSums, targets: Tensor, instances: Tensor, *inputs: Tensor | None
     ) -> Tensor:
         ctx.plan = plan
         ctx.save_for_backward(targets, instances, *inputs)
@@ -182,12 +159,12 @@ class _SumMasks(torch.autograd.Function):
         ]
         for strip in plan.strips(inputs):
             pieces = [
-                x.detach().requires_grad_(want)
+                x.detach().requires_grad_() if want else x
                 for x, want in zip(plan.cut(inputs, strip), wanted, strict=True)
             ]
             with torch.enable_grad(), torch.autocast(**ctx.autocast):
                 sums = plan.sums(strip, pieces, targets, instances)
-            leaves = [x for x in pieces if x.requires_grad]
+            leaves = [x for x, want in zip(pieces, wanted, strict=True) if want]
             parts = torch.autograd.grad(sums, leaves, grad_sums[strip.samples])
             places = [x for x in plan.cut(grads, strip) if x is not None]
             for place, part in zip(places, parts, strict=True):

@@ -11,9 +11,9 @@ from detectron2.modeling import build_model  # noqa: E402
 
 from solo_d2 import ConfigError  # noqa: E402
 from solo_d2.export.agreement import TOLERANCES, Agreement  # noqa: E402
-from solo_d2.export.cell_masks import build_cell_masks  # noqa: E402
 from solo_d2.export.pipeline import ExportPipeline  # noqa: E402
 from solo_d2.export.programs import describe  # noqa: E402
+from solo_d2.modeling.heads import SOLOHeadBase, SOLOv2Head  # noqa: E402
 from solo_d2.modeling.layers import DeformConv2d  # noqa: E402
 from solo_d2.ops.coords import append_coords  # noqa: E402
 from tests.export.models import (  # noqa: E402
@@ -21,7 +21,6 @@ from tests.export.models import (  # noqa: E402
     NAMES,
     SIZES,
     VARIANTS,
-    OneConvEach,
     assert_detector_agrees,
     assert_same,
     expected_of,
@@ -86,12 +85,13 @@ def test_nan_of_the_network_costs_what_has_it_alone():
     def spoil_classes(_module, _inputs, outputs):
         outputs.class_logits[0][:, :, ::2] = float("nan")
 
-    def spoil_masks(_module, _inputs, probs):
+    def spoilt_masks(*arguments):
+        probs = make_masks(*arguments)
         probs[:, ::3, 0, 0] = float("nan")
         return probs
 
     pipeline.head.register_forward_hook(spoil_classes)
-    pipeline.cell_masks.register_forward_hook(spoil_masks)
+    make_masks, pipeline.cell_masks = pipeline.cell_masks, spoilt_masks
     found = detector.detect(image, [(64, 96)])[0]
     assert 0 < len(found["scores"]) < len(before["scores"])
     assert np.isfinite(found["scores"]).all()
@@ -184,9 +184,14 @@ def test_a_panoptic_model_is_refused():
         ExportPipeline(build_model(panoptic_config()))
 
 
-def test_an_unknown_head_is_refused():
-    with pytest.raises(ConfigError, match="MODEL.SOLO.HEAD.NAME is 'OneConvEach'"):
-        build_cell_masks(OneConvEach(small_config(), None))
+def test_a_head_without_factors_is_refused():
+    class PlainHead(SOLOv2Head):
+        mask_factors = SOLOHeadBase.mask_factors
+
+    model = small_model()
+    model.head.__class__ = PlainHead
+    with pytest.raises(ConfigError, match="MODEL.SOLO.HEAD.NAME is 'PlainHead'"):
+        ExportPipeline(model)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 64, 333])

@@ -17,6 +17,7 @@ from solo_d2.ops.mask_geometry import mask_boxes  # noqa: E402
 from solo_d2.structures import HeadOutputs, cell_levels  # noqa: E402
 from solo_d2.targets import MASK_TARGETS, assign_grid_targets  # noqa: E402
 from solo_d2.utils.errors import ConfigError  # noqa: E402
+from tests.fakes import FixedMasks  # noqa: E402
 from tests.modeling.tiny import image, panoptic_config, tiny_config, tiny_model  # noqa: E402
 
 HEADS = [name for name, _ in SOLO_HEAD_REGISTRY]
@@ -86,11 +87,9 @@ def decode(probs, **changes):
     logits = torch.linspace(2.0, 3.0, len(probs)).view(1, 1, side, side)  # all survive point NMS
     decoder = MaskDecoder(
         **{
-            "cell_masks": lambda outputs, cells: probs[cells.index],
+            "head": FixedMasks(probs[None], (STRIDE,), (0,)),
             "cell_levels": cell_levels([side]),
             "strides": torch.tensor([8.0]),
-            "mask_strides": (STRIDE,),
-            "mask_groups": (0,),
             "nms": build_nms("matrix", NMS_PARAMS),
             "mask_thresh": 0.3,
             "keep_thresh": 0.3,
@@ -112,7 +111,7 @@ def square_bands(*corners, side=10, size=32):
 
 def test_decoded_contour_is_thin_and_at_the_edge_of_the_object():
     masks, probs = square_bands((8, 8))
-    found = decode(probs, mask_product=lambda *_: 1 / 0)
+    found = decode(probs)
     assert len(found.scores) == 1
     # The edges are where the enlarged probability falls to 0.3, half of the contour's 0.6.
     true = masks.repeat_interleave(STRIDE, dim=1).repeat_interleave(STRIDE, dim=2)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.fakes import FixedMasks
 from tests.golden import levels, load_golden
 
 pytestmark = pytest.mark.detectron2
@@ -19,6 +20,7 @@ from solo_d2.modeling.heads import (  # noqa: E402
     SOLOv2Head,
 )
 from solo_d2.modeling.heads.decoupled_solo import DecoupledSOLOOutputs  # noqa: E402
+from solo_d2.ops.mask_factors import MaskFactor  # noqa: E402
 from solo_d2.structures import GridCells, HeadOutputs, cell_levels  # noqa: E402
 from solo_d2.targets import assign_grid_targets  # noqa: E402
 
@@ -86,9 +88,20 @@ def load_head(name):
     return head, {key: golden[key] for key in FEATURES}, golden
 
 
-def cells_of_level(level, image):
+def make_decoder(head, grids, strides, kernel="gaussian", **changes):
+    params = {"kernel": kernel, "sigma": 2.0, "class_agnostic": False, "backend": "auto"}
+    return MaskDecoder(
+        head=head,
+        cell_levels=cell_levels(grids),
+        strides=strides.float(),
+        nms=build_nms("matrix", params),
+        **changes,
+    )
+
+
+def cells_of_level(level):
     start = sum(s * s for s in GRIDS[:level])
-    return GridCells(image, torch.arange(start, start + GRIDS[level] ** 2), level)
+    return GridCells(torch.arange(start, start + GRIDS[level] ** 2), level)
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -108,7 +121,7 @@ def test_solo_masks_equal_published():
         outputs = head(features)
         for level, expected in enumerate(levels(golden, "ins_pred")):
             for image in (0, 1):
-                masks = head.cell_masks(outputs, cells_of_level(level, image))
+                masks = head.masks(outputs, image, cells_of_level(level))
                 torch.testing.assert_close(masks, expected[image].sigmoid(), **CLOSE)
     assert [m.shape[-1] for m in outputs.mask_features] == [24, 24, 12, 6, 6]
     assert outputs.mask_size == (16, 24)
@@ -125,7 +138,7 @@ def test_decoupled_masks_equal_published(name):
         torch.testing.assert_close(outputs.column_logits[level], columns, **CLOSE)
         torch.testing.assert_close(outputs.row_logits[level], rows, **CLOSE)
         expected = rows[1].sigmoid()[:, None] * columns[1].sigmoid()  # k = row * S + column
-        masks = head.cell_masks(outputs, cells_of_level(level, 1))
+        masks = head.masks(outputs, 1, cells_of_level(level))
         torch.testing.assert_close(masks, expected.flatten(0, 1), **CLOSE)
 
 
@@ -134,13 +147,14 @@ def test_masks_at_a_quarter_equal_published(name):
     head, features, golden = load_head(name)
     with torch.no_grad():
         outputs = head(features)
+    decoder = make_decoder(head, GRIDS, torch.tensor(STRIDES))
     for level, side in enumerate(GRIDS):
         if name == "solo_head":
             expected = golden[f"eval.ins_pred.{level}"][0]
         else:
             columns, rows = (golden[f"eval.ins_pred_{axis}.{level}"][0] for axis in "xy")
             expected = (rows[:, None] * columns).flatten(0, 1)
-        masks = head.finest_masks(outputs, cells_of_level(level, 0))
+        (masks,) = decoder.masks(outputs, 0, cells_of_level(level).index)
         assert masks.shape == (side**2, 16, 24)
         torch.testing.assert_close(masks, expected, **CLOSE)
 
@@ -212,9 +226,9 @@ def golden_losses(name, golden):
         maps = [[x.requires_grad_() for x in levels(golden, "pred.ins_pred")]]
         outputs = HeadOutputs(logits, (16, 24))
         # The golden maps are the output of the last convolution, of which the head picks channels.
-        head.mask_maps = lambda outputs, group: (maps[0][group],)
-        head.mask_params = lambda outputs, cells: (head.cells_of_level(cells),)
-        head.make_masks = lambda maps, params: maps[0][params[0]].sigmoid()
+        head.mask_factors = lambda outputs, image, cells: [
+            MaskFactor(maps[0][cells.group], head.cells_of_level(cells))
+        ]
     else:
         maps = [[x.requires_grad_() for x in levels(golden, f"pred.ins_pred_{a}")] for a in "xy"]
         outputs = DecoupledSOLOOutputs(logits, (16, 24), *maps)
@@ -265,17 +279,8 @@ def test_instances_equal_published(name, run):
     else:
         pairs = zip(levels(golden, "seg_pred_x"), levels(golden, "seg_pred_y"), strict=True)
         soft = torch.cat([(y[:, :, None] * x[:, None]).flatten(1, 2) for x, y in pairs], dim=1)
-    changes = dict(RUNS[run])
-    params = {"kernel": changes.pop("kernel", "gaussian"), "sigma": 2.0}
-    decoder = MaskDecoder(
-        cell_masks=lambda outputs, cells: soft[cells.image, cells.index],
-        cell_levels=cell_levels(grids),
-        strides=golden["strides"].float(),
-        mask_strides=(4,) * 5,
-        mask_groups=(0,) * 5,
-        nms=build_nms("matrix", {**params, "class_agnostic": False, "backend": "auto"}),
-        **changes,
-    )
+    head = FixedMasks(soft, (4,) * 5, (0,) * 5)
+    decoder = make_decoder(head, grids, golden["strides"], **RUNS[run])
     outputs = HeadOutputs(levels(golden, "cate_logits"), tuple(golden["mask_feat_size"].tolist()))
     sizes = [
         [tuple(golden[f"img{b}.{key}"][:2].tolist()) for b in (0, 1)]

@@ -97,7 +97,7 @@ def test_variants(features, kernel_size, kernel_coords, mask_coords, channels_ou
     )
     outputs = head(features)
     assert outputs.kernel_params[0].shape == (2, kernel_size**2 * channels_out, 10, 10)
-    masks = head.cell_masks(outputs, GridCells(1, torch.tensor([0, 99, 100, 240, 240])))
+    masks = head.masks(outputs, 1, GridCells(torch.tensor([0, 99, 100, 240, 240])))
     assert masks.shape == (5, *outputs.mask_size) == (5, 32, 40)
     torch.testing.assert_close(masks[3], masks[4])
     masks.sum().backward()

@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from solo_d2.ops.coords import append_coords
-from solo_d2.ops.dynamic_conv import dynamic_conv
+from solo_d2.ops.mask_factors import dynamic_conv
 from solo_d2.ops.mask_geometry import mask_boxes, mask_centers, shrink_masks
 
 

@@ -7,171 +7,168 @@ import pytest
 import torch
 
 from solo_d2.losses import SUM_FORMS, bce_loss, dice_loss, mask_focal_loss
-from solo_d2.ops.dynamic_conv import dynamic_conv
-from solo_d2.ops.mask_sums import BatchMasks, sum_masks
+from solo_d2.ops import mask_sums
+from solo_d2.ops.mask_factors import MaskFactor, multiply_factors
+from solo_d2.ops.mask_sums import sum_masks
 from tools.benchmarks.common import peak_memory
 
 CPU = torch.device("cpu")
 HEIGHT, WIDTH, CHANNELS = 11, 7, 3
+KINDS = ("1x1", "3x3", "products")
 LOSSES = {"dice": dice_loss, "bce": bce_loss, "focal": mask_focal_loss}
 dice_sums, dice_of_sums = SUM_FORMS[dice_loss]
 
 
-def by_kernels(maps, params):
-    return dynamic_conv(params[0], maps[0]).sigmoid()
-
-
-def by_columns_and_rows(maps, params):
-    return maps[0][params[0]].sigmoid() * maps[1][params[1]].sigmoid()
-
-
 def make_case(kind, counts, dtype=torch.float32):
-    """Masks of images, with targets and their instances; all inputs want gradients."""
+    """Factors of the masks of images, targets and their instances; all inputs want gradients."""
     torch.manual_seed(0)
     shape = (len(counts), CHANNELS, HEIGHT, WIDTH)
-    num, radius, make = sum(counts), 0, by_kernels
-    maps = [torch.randn(shape, dtype=dtype)]
-    if kind == "products":
-        make = by_columns_and_rows
-        maps.append(torch.randn(shape, dtype=dtype))
-        params = [torch.randint(CHANNELS, (num,)) for _ in range(2)]
+    num, side = sum(counts), {"1x1": 1, "3x3": 3, "products": 0}[kind]
+    if side:
+        bias = torch.randn(num, dtype=dtype) if side == 1 else None
+        kernels = torch.randn(num, side**2 * CHANNELS, dtype=dtype)
+        factors = [MaskFactor(torch.randn(shape, dtype=dtype), kernels, bias)]
     else:
-        side = {"1x1": 1, "3x3": 3}[kind]
-        radius = side // 2
-        params = [torch.randn(num, side**2 * CHANNELS, dtype=dtype)]
-    for x in (*maps, *params):
-        x.requires_grad_(x.is_floating_point())
-    masks = BatchMasks(maps, params, make, counts, radius)
+        factors = [
+            MaskFactor(torch.randn(shape, dtype=dtype), torch.randint(CHANNELS, (num,)))
+            for _ in range(2)
+        ]
+    for x in inputs_of(factors):
+        x.requires_grad_()
     targets = torch.rand(4, HEIGHT, WIDTH) > 0.5
-    return masks, targets, torch.randint(4, (num,))
+    return factors, targets, torch.randint(4, (num,))
 
 
-def inputs_of(masks):
-    return [x for x in (*masks.maps, *masks.params) if x.requires_grad]
+def inputs_of(factors):
+    return [x for factor in factors for x in factor if x is not None and x.is_floating_point()]
+
+
+def whole_masks(factors, counts):
+    """The masks of each image, and which of all they are."""
+    for image, num in enumerate(counts):
+        samples = slice(sum(counts[:image]), sum(counts[:image]) + num)
+        yield multiply_factors([f.of_image(image, samples) for f in factors]), samples
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """All strips of masks that are made."""
+    strips = []
+
+    def recorded(factors):
+        strips.append(multiply_factors(factors))
+        return strips[-1]
+
+    monkeypatch.setattr(mask_sums, "multiply_factors", recorded)
+    return strips
 
 
 @pytest.mark.parametrize("memory", [0, 5000, 1 << 30])
-@pytest.mark.parametrize("counts", [[4], [2, 0, 3], [0, 1], [0, 0]])
-@pytest.mark.parametrize("kind", ["1x1", "3x3", "products"])
+@pytest.mark.parametrize("counts", [[4], [2, 0, 3], [0, 0]])
+@pytest.mark.parametrize("kind", KINDS)
 def test_equals_whole_masks(kind, counts, memory):
-    masks, targets, instances = make_case(kind, counts)
+    factors, targets, instances = make_case(kind, counts)
     for loss in LOSSES.values():
         pixel_sums, of_sums = SUM_FORMS[loss]
-        sums = sum_masks(masks, targets, instances, pixel_sums, memory=memory)
+        sums = sum_masks(factors, counts, targets, instances, pixel_sums, memory=memory)
         found = of_sums(sums, HEIGHT * WIDTH)
         expected = torch.cat(
-            [loss(made, targets[instances[samples]]) for made, samples in masks.whole_masks()]
+            [loss(masks, targets[instances[i]]) for masks, i in whole_masks(factors, counts)]
         )
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
-        pairs = [torch.autograd.grad(x.sum(), inputs_of(masks)) for x in (found, expected)]
+        pairs = [torch.autograd.grad(x.sum(), inputs_of(factors)) for x in (found, expected)]
         for ours, whole in zip(*pairs, strict=True):
             torch.testing.assert_close(ours, whole, rtol=1e-5, atol=1e-6)
 
 
-def test_memory_decides_the_strips():
-    masks, targets, instances = make_case("1x1", [4, 2])
-    heights = []
-
-    def make(maps, params):
-        heights.append(maps[0].shape[1])
-        return by_kernels(maps, params)
-
-    masks = BatchMasks(masks.maps, masks.params, make, masks.num_per_image)
-    for memory, expected in ((0, [1] * 22), (1 << 20, [11, 11]), (11000, [4, 4, 3, 7, 4])):
-        heights.clear()
-        with torch.no_grad():
-            sum_masks(masks, targets, instances, dice_sums, memory=memory)
-        assert heights == expected
+@pytest.mark.parametrize(
+    ("memory", "heights"), [(0, [1] * 22), (1 << 20, [11, 11]), (11000, [4, 4, 3, 7, 4])]
+)
+def test_memory_decides_the_strips(memory, heights, made):
+    factors, targets, instances = make_case("1x1", [4, 2])
+    with torch.no_grad():
+        sum_masks(factors, [4, 2], targets, instances, dice_sums, memory=memory)
+    assert [masks.shape[1] for masks in made] == heights
 
 
-@pytest.mark.parametrize("kind", ["1x1", "3x3", "products"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_gradients_equal_differences(kind, loss):
-    masks, targets, instances = make_case(kind, [2, 1], torch.float64)
+    factors, targets, instances = make_case(kind, [2, 1], torch.float64)
+    pixel_sums, of_sums = SUM_FORMS[LOSSES[loss]]
 
     def losses(*inputs):
-        maps = inputs[: len(masks.maps)]
-        params = inputs[len(maps) :] or masks.params
-        case = BatchMasks(maps, params, masks.make, masks.num_per_image, masks.radius)
-        pixel_sums, of_sums = SUM_FORMS[LOSSES[loss]]
-        return of_sums(sum_masks(case, targets, instances, pixel_sums, memory=4000), HEIGHT * WIDTH)
+        sums = sum_masks(factors, [2, 1], targets, instances, pixel_sums, memory=4000)
+        return of_sums(sums, HEIGHT * WIDTH)
 
-    assert torch.autograd.gradcheck(losses, inputs_of(masks), fast_mode=True)
+    # The inputs are changed in place, so the factors have them.
+    assert torch.autograd.gradcheck(losses, inputs_of(factors), fast_mode=True)
 
 
 def test_channels_last_maps():
-    masks, targets, instances = make_case("1x1", [3, 2])
-    feature = masks.maps[0].detach().contiguous(memory_format=torch.channels_last)
-    other = BatchMasks([feature.requires_grad_()], masks.params, by_kernels, [3, 2])
+    factors, targets, instances = make_case("1x1", [3, 2])
+    maps = factors[0].maps.detach().contiguous(memory_format=torch.channels_last)
+    other = [factors[0]._replace(maps=maps.requires_grad_())]
     sums, grads = [], []
-    for case in (masks, other):
-        sums.append(sum_masks(case, targets, instances, dice_sums, memory=4000))
-        grads.extend(torch.autograd.grad(sums[-1].sum(), case.maps[0]))
+    for case in (factors, other):
+        sums.append(sum_masks(case, [3, 2], targets, instances, dice_sums, memory=4000))
+        grads.extend(torch.autograd.grad(sums[-1].sum(), case[0].maps))
     torch.testing.assert_close(*sums)
     torch.testing.assert_close(*grads, check_stride=False)
     assert grads[1].is_contiguous(memory_format=torch.channels_last)
 
 
 def test_only_what_wants_a_gradient_gets_one():
-    masks, targets, instances = make_case("1x1", [3, 2])
-    masks.maps[0].requires_grad_(False)
-    sum_masks(masks, targets, instances, dice_sums, memory=4000).sum().backward()
-    assert masks.maps[0].grad is None
-    assert masks.params[0].grad.any()
+    factors, targets, instances = make_case("1x1", [3, 2])
+    factors[0].maps.requires_grad_(False)
+    sum_masks(factors, [3, 2], targets, instances, dice_sums, memory=4000).sum().backward()
+    assert factors[0].maps.grad is None
+    assert factors[0].kernels.grad.any()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_backward_makes_the_masks_of_the_autocast_forward(dtype):
-    masks, targets, instances = make_case("1x1", [3, 2])
-    dtypes = []
-
-    def make(maps, params):
-        made = by_kernels(maps, params)
-        dtypes.append(made.dtype)
-        return made
-
-    masks = BatchMasks(masks.maps, masks.params, make, masks.num_per_image)
+def test_backward_makes_the_masks_of_the_autocast_forward(dtype, made):
+    factors, targets, instances = make_case("1x1", [3, 2])
     with torch.autocast("cpu", dtype):
-        sums = sum_masks(masks, targets, instances, dice_sums, memory=4000)
+        sums = sum_masks(factors, [3, 2], targets, instances, dice_sums, memory=4000)
     assert sums.dtype == torch.float32
     sums.sum().backward()
-    assert set(dtypes) == {dtype}
-    assert all(x.grad.dtype == torch.float32 for x in inputs_of(masks))
+    assert {masks.dtype for masks in made} == {dtype}
+    assert all(x.grad.dtype == torch.float32 for x in inputs_of(factors))
 
 
 def test_nothing_is_kept_after_the_backward_pass():
     """Losses are kept for the log over the next step; the maps must not be."""
-    masks, targets, instances = make_case("1x1", [3, 2])
-    feature = masks.maps[0] * 2
-    masks = BatchMasks([feature], masks.params, by_kernels, [3, 2])
-    loss = sum_masks(masks, targets, instances, dice_sums, memory=4000).sum()
-    alive = weakref.ref(feature)
+    factors, targets, instances = make_case("1x1", [3, 2])
+    maps = factors[0].maps * 2
+    factors = [factors[0]._replace(maps=maps)]
+    loss = sum_masks(factors, [3, 2], targets, instances, dice_sums, memory=4000).sum()
+    alive = weakref.ref(maps)
     loss.backward()
-    del masks, feature
+    del factors, maps
     gc.collect()
     assert alive() is None
 
 
 def test_memory_is_less_than_half_of_whole_masks():
     shape, num = (1, 32, 128, 160), 150
-    feature = torch.randn(shape).requires_grad_()
-    kernels = torch.randn(num, 32).requires_grad_()
+    factors = [MaskFactor(torch.randn(shape, requires_grad=True), torch.randn(num, 32))]
     targets, instances = torch.rand(2, *shape[2:]) > 0.5, torch.arange(num) % 2
-    masks = BatchMasks([feature], [kernels], by_kernels, [num])
 
     def run(sums):
-        return torch.autograd.grad(dice_of_sums(sums, 1).sum(), [feature, kernels])
+        return torch.autograd.grad(dice_of_sums(sums).sum(), factors[0].maps)
 
     def ours():
-        run(sum_masks(masks, targets, instances, dice_sums, memory=4 << 20))
+        run(sum_masks(factors, [num], targets, instances, dice_sums, memory=4 << 20))
 
     def whole():
-        run(torch.cat([dice_sums(m, targets[instances[i]]) for m, i in masks.whole_masks()]))
+        ((masks, _),) = whole_masks(factors, [num])
+        run(dice_sums(masks, targets[instances]))
 
     ours()
     peaks = [peak_memory(f, CPU) for f in (ours, whole)]
     if None in peaks:
-        pytest.skip("the system tells no peak memory")
+        pytest.skip("the peak memory is unavailable")
     mask_bytes = 4 * num * shape[2] * shape[3]
     assert peaks[1] > 2 * mask_bytes  # whole masks are what is measured
     assert peaks[0] < peaks[1] / 2

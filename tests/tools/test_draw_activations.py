@@ -50,11 +50,9 @@ def cell_mask(model, recording, level, row, column):
     """(H, W) of one cell of the last image, padding included."""
     head = model.head
     index = sum(side**2 for side in head.num_grids[:level]) + row * head.num_grids[level] + column
-    cells = GridCells(
-        len(recording.image_sizes) - 1, torch.tensor([index]), head.mask_groups[level]
-    )
+    cells = GridCells(torch.tensor([index]), head.mask_groups[level])
     with torch.no_grad():
-        return head.cell_masks(recording.outputs, cells)[0].numpy()
+        return head.masks(recording.outputs, len(recording.image_sizes) - 1, cells)[0].numpy()
 
 
 @pytest.mark.parametrize("head", HEADS)

@@ -125,8 +125,7 @@ def test_heads_without_kernels_show_their_masks(head):
     scene = method.make_scene(model, image())
     found = model.decoder.suppress(method._candidates(model, scene))
     level = int(model.cell_levels[found.cells[0]])
-    cells = method.GridCells(0, found.cells[:1], model.head.mask_groups[level])
-    panels = method._kernel_row(model, scene, cells, level, 100)
+    panels = method._kernel_row(model, scene, found.cells[:1], level, 100)
     assert [panel.title for panel in panels][1:] == ["mask probability"]
     assert method.draw_kernels(model, scene).shape[2] == 3
 

@@ -6,14 +6,13 @@ and columns, K classes.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from solo_d2.ops.dynamic_conv import dynamic_conv
-from solo_d2.structures import GridCells, HeadOutputs, flatten_levels
+from solo_d2.ops.mask_factors import MaskFactor, multiply_factors
+from solo_d2.structures import GridCells, HeadOutputs, take_cells
 from tools.benchmarks.scenes import make_scene
 
 # Published.
@@ -21,21 +20,53 @@ NUM_GRIDS = (40, 36, 24, 16, 12)
 
 
 @dataclass(frozen=True)
-class SceneOutputs(HeadOutputs):
-    """What a head with 1x1 kernels predicts for one image.
+class KernelOutputs(HeadOutputs):
+    """What SOLOv2's head predicts for a batch, without the head.
 
     Attributes:
-        kernels: (T, E), a kernel for each cell.
-        mask_feature: (E, H, W), never negative.
+        kernel_params: L tensors (B, D, S, S).
+        mask_feature: (B, E, H, W), never negative.
     """
 
-    kernels: Tensor
+    kernel_params: list[Tensor]
     mask_feature: Tensor
+
+
+class KernelHead:
+    """Makes the masks of `KernelOutputs`, as `SOLOv2Head` does; all levels are one mask group."""
+
+    def __init__(self, mask_strides: Sequence[int], *, has_factors: bool = True):
+        """Make the head.
+
+        Args:
+            mask_strides: stride of the masks of each level.
+            has_factors: whether it gives the factors of the masks.
+        """
+        self.mask_strides = tuple(mask_strides)
+        self.mask_groups = (0,) * len(self.mask_strides)
+        self.has_factors = has_factors
+
+    def mask_factors(
+        self, outputs: KernelOutputs, image: int | Tensor, cells: GridCells
+    ) -> list[MaskFactor] | None:
+        """The kernels of the cells on the mask feature."""
+        return self._factors(outputs, image, cells) if self.has_factors else None
+
+    def masks(self, outputs: KernelOutputs, image: int, cells: GridCells) -> Tensor:
+        """Probabilities."""
+        factors = self._factors(outputs, image, cells)
+        return multiply_factors([factor.of_image(image) for factor in factors])
+
+    def _factors(
+        self, outputs: KernelOutputs, image: int | Tensor, cells: GridCells
+    ) -> list[MaskFactor]:
+        kernels = take_cells(outputs.kernel_params, image, cells.index)
+        return [MaskFactor(outputs.mask_feature, kernels)]
 
 
 def make_outputs(
     num: int, size: tuple[int, int], channels: int, num_classes: int, num_cells: int, seed: int = 0
-) -> SceneOutputs:
+) -> KernelOutputs:
     """Draw head outputs that give wanted candidates.
 
     Each channel of the feature but the first holds a blurred object, or a near-duplicate of one.
@@ -71,69 +102,20 @@ def make_outputs(
     classes = (labels[objects[turn % num_cells]] + turn // num_cells) % num_classes
     probs = 0.11 + 0.84 * torch.rand(num, generator=generator).square()
     logits[cells[turn % num_cells], classes] = probs.logit()
-    parts = logits.split([side * side for side in NUM_GRIDS])
-    class_logits = [
-        part.T.reshape(1, num_classes, side, side)
-        for part, side in zip(parts, NUM_GRIDS, strict=True)
-    ]
-    return SceneOutputs(class_logits, size, kernels, feature)
+    return KernelOutputs(_by_level(logits), size, _by_level(kernels), feature[None])
 
 
-def to_device(outputs: SceneOutputs, device: torch.device) -> SceneOutputs:
+def _by_level(values: Tensor) -> list[Tensor]:
+    """L tensors (1, C, S, S) of values (T, C) of all cells."""
+    levels = zip(values.split([side * side for side in NUM_GRIDS]), NUM_GRIDS, strict=True)
+    return [level.T.reshape(1, -1, side, side) for level, side in levels]
+
+
+def to_device(outputs: KernelOutputs, device: torch.device) -> KernelOutputs:
     """The same outputs on a device."""
-    return SceneOutputs(
+    return KernelOutputs(
         [logits.to(device) for logits in outputs.class_logits],
         outputs.mask_size,
-        outputs.kernels.to(device),
+        [kernels.to(device) for kernels in outputs.kernel_params],
         outputs.mask_feature.to(device),
     )
-
-
-def cell_masks(outputs: Any, cells: GridCells) -> Tensor:
-    """Like `SOLOv2Head.cell_masks`."""
-    return dynamic_conv(outputs.kernels[cells.index], outputs.mask_feature).sigmoid_()
-
-
-def mask_product(outputs: Any, cells: GridCells) -> tuple[Tensor, Tensor]:
-    """Like `SOLOv2Head.mask_product`."""
-    return outputs.kernels[cells.index], outputs.mask_feature
-
-
-@dataclass(frozen=True)
-class KernelOutputs(HeadOutputs):
-    """What SOLOv2's head predicts for a batch, without the head.
-
-    Attributes:
-        kernel_params: L tensors (B, D, S, S).
-        mask_feature: (B, E, H, W).
-    """
-
-    kernel_params: list[Tensor]
-    mask_feature: Tensor
-
-
-class KernelHead:
-    """Makes the masks of `KernelOutputs`, as `SOLOv2Head` does; all levels are one mask group."""
-
-    def __init__(self, mask_strides: Sequence[int], kernel_radius: int = 0):
-        """Make the head.
-
-        Args:
-            mask_strides: stride of the masks of each level.
-            kernel_radius: half the side of the kernels, rounded down.
-        """
-        self.mask_strides = tuple(mask_strides)
-        self.mask_groups = (0,) * len(self.mask_strides)
-        self.kernel_radius = kernel_radius
-
-    def mask_maps(self, outputs: KernelOutputs, group: int) -> Sequence[Tensor]:
-        """The mask feature."""
-        return (outputs.mask_feature,)
-
-    def mask_params(self, outputs: KernelOutputs, cells: GridCells) -> Sequence[Tensor]:
-        """The kernels of the cells."""
-        return (flatten_levels(outputs.kernel_params)[cells.image, cells.index],)
-
-    def make_masks(self, maps: Sequence[Tensor], params: Sequence[Tensor]) -> Tensor:
-        """Probabilities."""
-        return dynamic_conv(params[0], maps[0]).sigmoid_()

@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from solo_d2.losses import MaskHead, MaskLoss, dice_loss, focal_loss
-from solo_d2.structures import GridCells, HeadOutputs, flatten_levels
+from solo_d2.losses import MaskLoss, dice_loss, focal_loss
+from solo_d2.structures import GridCells, HeadOutputs, MaskHead, flatten_levels
 
 F32 = np.float32
 
@@ -154,8 +154,6 @@ def plain_mask_loss(
     loss = torch.zeros((), device=targets.classes.device)
     for level, group in enumerate(head.mask_groups):
         for image, cells in enumerate(targets.cells):
-            maps = [x[image] for x in head.mask_maps(outputs, group)]
-            params = head.mask_params(outputs, GridCells(image, cells[level], group))
-            probs = head.make_masks(maps, params).float()
+            probs = head.masks(outputs, image, GridCells(cells[level], group)).float()
             loss = loss + mask_loss(probs, targets.masks[image][level].bool()).sum()
     return loss

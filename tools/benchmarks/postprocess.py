@@ -24,7 +24,7 @@ from solo_d2.ops.backends import BACKENDS, choose_backend
 from solo_d2.ops.mask_geometry import mask_boxes
 from solo_d2.ops.matrix_nms import matrix_nms
 from solo_d2.ops.rle import encode_masks
-from solo_d2.structures import Candidates, Predictions, cell_levels
+from solo_d2.structures import Candidates, Predictions, cell_levels, take_cells
 from solo_d2.utils.files import save_json
 from tools.benchmarks.common import (
     add_common_arguments,
@@ -38,10 +38,9 @@ from tools.benchmarks.common import (
 )
 from tools.benchmarks.head_outputs import (
     NUM_GRIDS,
-    SceneOutputs,
-    cell_masks,
+    KernelHead,
+    KernelOutputs,
     make_outputs,
-    mask_product,
     to_device,
 )
 from tools.benchmarks.nms import plain_matrix_nms
@@ -91,37 +90,35 @@ class Ours:
 
     def __init__(self, device: torch.device, backend: str = "auto", *, product: bool = True):
         self.decoder = MaskDecoder(
-            cell_masks=cell_masks,
-            mask_product=mask_product if product else None,
+            head=KernelHead([MASK_STRIDE] * len(NUM_GRIDS), has_factors=product),
             backend=backend,
             cell_levels=cell_levels(NUM_GRIDS, device),
             strides=torch.tensor(STRIDES, device=device).float(),
-            mask_strides=(MASK_STRIDE,) * len(NUM_GRIDS),
-            mask_groups=(0,) * len(NUM_GRIDS),
             nms=partial(matrix_nms, backend=backend),
         )
 
-    def classes(self, outputs: SceneOutputs) -> Candidates:
+    def classes(self, outputs: KernelOutputs) -> Candidates:
         """Class probabilities and the candidates."""
         return filter_scores(class_probabilities(outputs.class_logits)[0], SCORE_THRESH)
 
-    def masks(self, outputs: SceneOutputs, found: Candidates) -> Candidates:
+    def masks(self, outputs: KernelOutputs, found: Candidates) -> Candidates:
         """Binary masks and mask scores of the candidates that enter NMS."""
         return self.decoder.score_masks(outputs, 0, found)
 
-    def nms(self, outputs: SceneOutputs, found: Candidates) -> Candidates:
+    def nms(self, outputs: KernelOutputs, found: Candidates) -> Candidates:
         """The instances."""
         return self.decoder.suppress(found)
 
     def resize(
         self,
-        outputs: SceneOutputs,
+        outputs: KernelOutputs,
         found: Candidates,
         image_size: tuple[int, int],
         output_size: tuple[int, int],
     ) -> Predictions:
         """Their masks at the output size, and boxes."""
-        return self.decoder.finish(outputs, 0, found, image_size, output_size)
+        probs = self.decoder.masks(outputs, 0, found.cells)
+        return self.decoder.paste(found.scores, found.classes, probs, image_size, output_size)
 
     def rle(self, found: Predictions) -> list[dict[str, Any]]:
         """Their encoded masks."""
@@ -134,7 +131,7 @@ class Plain:
     def __init__(self, device: torch.device):
         self.strides = torch.tensor(STRIDES, device=device)[cell_levels(NUM_GRIDS, device)]
 
-    def classes(self, outputs: SceneOutputs) -> Candidates:
+    def classes(self, outputs: KernelOutputs) -> Candidates:
         """Class probabilities and the candidates."""
         probs = []
         for logits in outputs.class_logits:
@@ -145,9 +142,10 @@ class Plain:
         cells, classes = (scores > SCORE_THRESH).nonzero(as_tuple=True)
         return Candidates(cells, classes, scores[cells, classes])
 
-    def masks(self, outputs: SceneOutputs, found: Candidates) -> Candidates:
+    def masks(self, outputs: KernelOutputs, found: Candidates) -> Candidates:
         """Soft masks of all candidates; those that enter NMS."""
-        logits = outputs.kernels[found.cells] @ outputs.mask_feature.flatten(1)
+        kernels = take_cells(outputs.kernel_params, 0, found.cells)
+        logits = kernels @ outputs.mask_feature[0].flatten(1)
         soft = logits.sigmoid().view(-1, *outputs.mask_size)
         masks = (soft > MASK_THRESH).float()
         areas = masks.sum((1, 2))
@@ -159,7 +157,7 @@ class Plain:
             found.cells[keep][order], found.classes[keep][order], scores[order], soft[order]
         )
 
-    def nms(self, outputs: SceneOutputs, found: Candidates) -> Candidates:
+    def nms(self, outputs: KernelOutputs, found: Candidates) -> Candidates:
         """The instances."""
         assert found.masks is not None
         masks = (found.masks > MASK_THRESH).float()
@@ -170,7 +168,7 @@ class Plain:
 
     def resize(
         self,
-        outputs: SceneOutputs,
+        outputs: KernelOutputs,
         found: Candidates,
         image_size: tuple[int, int],
         output_size: tuple[int, int],
@@ -195,7 +193,7 @@ class Plain:
 
 def decode(
     way: Ours | Plain,
-    outputs: SceneOutputs,
+    outputs: KernelOutputs,
     image_size: tuple[int, int],
     output_size: tuple[int, int],
 ) -> Predictions:
@@ -206,7 +204,7 @@ def decode(
 
 def stage_calls(
     way: Ours | Plain,
-    outputs: SceneOutputs,
+    outputs: KernelOutputs,
     image_size: tuple[int, int],
     output_size: tuple[int, int],
 ) -> dict[str, Callable[[], Any]]:

@@ -21,6 +21,7 @@ from solo_d2 import inference
 from solo_d2.api.backends import model_input
 from solo_d2.api.images import read_image
 from solo_d2.export.pixels import input_size
+from solo_d2.ops.mask_factors import multiply_factors
 from solo_d2.ops.rle import encode_masks
 from solo_d2.structures import GridCells
 from solo_d2.visualization.overlay import draw_instances
@@ -129,7 +130,7 @@ def stage_functions(model: Any) -> list[tuple[str, Any, str]]:
         ("masks", inference, "filter_scores"),
         ("masks", decoder, "score_masks"),
         ("NMS", decoder, "suppress"),
-        ("resize of masks", decoder, "finish"),
+        ("resize of masks", decoder, "paste"),
     ]
     if hasattr(model, "semantic_branch"):
         functions.append(("semantic branch", model.semantic_branch, "forward"))
@@ -172,5 +173,6 @@ def _masks_of_candidates(model: Any, images: Tensor, number: int) -> Callable[[T
     """The head's masks of some cells, without the network before them."""
     with torch.no_grad():
         outputs = model.network(images).head
-    cells = GridCells(0, torch.zeros(number, dtype=torch.int64, device=images.device))
-    return lambda images: model.head.finest_masks(outputs, cells)
+    cells = GridCells(torch.zeros(number, dtype=torch.int64, device=images.device))
+    factors = [factor.of_image(0) for factor in model.head.mask_factors(outputs, 0, cells)]
+    return lambda images: multiply_factors(factors, outputs.mask_size)

@@ -182,7 +182,7 @@ def level_activations(
     chunk = max(1, MASK_CHUNK_ELEMENTS // (padded[0] * padded[1] // stride**2))
     tiles = []
     for part in index.split(chunk):
-        probs = head.cell_masks(outputs, GridCells(image, part, head.mask_groups[level])).float()
+        probs = head.masks(outputs, image, GridCells(part, head.mask_groups[level])).float()
         probs = F.interpolate(probs[None], padded_tile, mode="bilinear", antialias=True)[0]
         tiles.append(probs[:, : size[0], : size[1]])
     scores, classes = class_probs.max(dim=0)

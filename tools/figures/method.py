@@ -212,8 +212,7 @@ def draw_kernels(
     rows = []
     for index in range(min(count, len(found))):
         cell, level = found.cells[index : index + 1], levels[index]
-        cells = GridCells(0, cell, model.head.mask_groups[level])
-        rows.append(_kernel_row(model, scene, cells, level, size))
+        rows.append(_kernel_row(model, scene, cell, level, size))
     if not rows:
         raise ConfigError("The model finds nothing in this image: take another, or train longer")
     return arrange(rows)
@@ -336,11 +335,11 @@ def _masks(found: Candidates) -> Tensor:
 
 
 @torch.no_grad()
-def _kernel_row(model: SOLO, scene: Scene, cells: GridCells, level: int, size: int) -> list[Panel]:
+def _kernel_row(model: SOLO, scene: Scene, cell: Tensor, level: int, size: int) -> list[Panel]:
     """A cell, its kernel and what is made of it."""
     side = model.head.num_grids[level]
     first = sum(s * s for s in model.head.num_grids[:level])
-    row, column = divmod(int(cells.index) - first, side)
+    row, column = divmod(int(cell) - first, side)
     height, width = scene.image.shape[:2]
     pitch = height / side, width / side
     plate = Plate(scene.image, size / max(height, width))
@@ -349,9 +348,10 @@ def _kernel_row(model: SOLO, scene: Scene, cells: GridCells, level: int, size: i
     plate.rectangle((left, top, left + pitch[1], top + pitch[0]), (255, 220, 0), 3)
     name = model.head.in_features[level]
     panels = [Panel(plate.picture, f"cell ({row}, {column}) of {name}")]
-    product = model.head.mask_product(scene.outputs, cells)
-    if product is not None:
-        kernel, feature = product[0][0].cpu(), product[1].cpu()
+    cells = GridCells(cell, model.head.mask_groups[level])
+    factors = model.head.mask_factors(scene.outputs, 0, cells) or ()
+    if len(factors) == 1 and factors[0].is_product:
+        kernel, feature = factors[0].kernels[0].cpu(), factors[0].maps[0].cpu()
         panels.append(
             Panel(signed_map(as_square(kernel.numpy()), size), f"kernel: {len(kernel)} weights")
         )
@@ -362,7 +362,7 @@ def _kernel_row(model: SOLO, scene: Scene, cells: GridCells, level: int, size: i
             panels.append(
                 Panel(grey_map((feature[channel] / feature[channel].max()).numpy(), size), title)
             )
-    mask = model.head.finest_masks(scene.outputs, cells)[0]
+    (mask,) = next(model.decoder.masks(scene.outputs, 0, cell))
     panels.append(Panel(grey_map(mask.float().cpu().numpy(), size), "mask probability"))
     return panels
 

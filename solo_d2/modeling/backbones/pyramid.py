@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 
-from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY
+from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY, has_mask_feature
 from solo_d2.utils.errors import ConfigError
 
 
@@ -89,8 +89,7 @@ def _merges_features(solo: CfgNode) -> bool:
     """Whether the head reads MASK_FEATURE.IN_FEATURES; an unknown head is refused elsewhere."""
     if solo.HEAD.NAME not in SOLO_HEAD_REGISTRY:
         return False
-    has_mask_feature = SOLO_HEAD_REGISTRY.get(solo.HEAD.NAME).has_mask_feature
-    return has_mask_feature and solo.MASK_FEATURE.TYPE == "unified"
+    return has_mask_feature(solo.HEAD.NAME) and solo.MASK_FEATURE.TYPE == "unified"
 
 
 def freeze_unread(fpn: FPN, read: set[str]) -> None:

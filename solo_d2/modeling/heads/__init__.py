@@ -1,8 +1,13 @@
 """The heads; a new one is one file here, one entry in the registry and one YAML."""
 
-from solo_d2.modeling.heads.base import SOLO_HEAD_REGISTRY, SOLOHeadBase, build_solo_head
-from solo_d2.modeling.heads.decoupled_solo import DecoupledSOLOHead
-from solo_d2.modeling.heads.decoupled_solo_light import DecoupledSOLOLightHead
+from solo_d2.modeling.heads.base import (
+    SOLO_HEAD_REGISTRY,
+    LevelMasksHead,
+    SOLOHeadBase,
+    build_solo_head,
+    has_mask_feature,
+)
+from solo_d2.modeling.heads.decoupled_solo import DecoupledSOLOHead, DecoupledSOLOLightHead
 from solo_d2.modeling.heads.solo import SOLOHead
 from solo_d2.modeling.heads.solov2 import SOLOv2Head
 
@@ -10,8 +15,10 @@ __all__ = [
     "SOLO_HEAD_REGISTRY",
     "DecoupledSOLOHead",
     "DecoupledSOLOLightHead",
+    "LevelMasksHead",
     "SOLOHead",
     "SOLOHeadBase",
     "SOLOv2Head",
     "build_solo_head",
+    "has_mask_feature",
 ]

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar, Generic, TypeVar
 
-import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.utils.registry import Registry
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from solo_d2.modeling.layers import ConvTower, predictor
+from solo_d2.ops.mask_factors import MaskFactor, multiply_factors, resize
 from solo_d2.structures import GridCells, HeadOutputs
 
 Outputs = TypeVar("Outputs", bound=HeadOutputs)
@@ -26,8 +26,8 @@ Heads: called with (cfg, input_shape), they return a `SOLOHeadBase`.
 class SOLOHeadBase(nn.Module, ABC, Generic[Outputs]):
     """A head predicts class logits for the cells of each level, and masks for chosen cells.
 
-    The class branch is the same in all heads and stands here. The levels whose masks are made of
-    the same maps form a mask group; groups are numbered from 0.
+    A head has a method `forward` and, for the masks, `mask_factors` or `masks`. The class branch is
+    the same in all heads and stands here.
 
     Attributes:
         in_features: names of the backbone features, one for each level.
@@ -35,8 +35,7 @@ class SOLOHeadBase(nn.Module, ABC, Generic[Outputs]):
         strides: stride at which the head sees each of them.
         num_grids: grid side S of each level.
         mask_strides: stride in input pixels of the masks of each level.
-        mask_groups: mask group of each level, not falling.
-        kernel_radius: a row of masks depends on so many rows of their maps above and below it.
+        mask_groups: mask group of each level, not falling; see `MaskHead`.
     """
 
     # Whether the keys of MODEL.SOLO.MASK_FEATURE mean something to the head.
@@ -44,7 +43,6 @@ class SOLOHeadBase(nn.Module, ABC, Generic[Outputs]):
 
     mask_strides: tuple[int, ...]
     mask_groups: tuple[int, ...]
-    kernel_radius: int = 0
 
     def __init__(
         self,
@@ -130,81 +128,19 @@ class SOLOHeadBase(nn.Module, ABC, Generic[Outputs]):
             The outputs of this head.
         """
 
-    @abstractmethod
-    def mask_maps(self, outputs: Outputs, group: int) -> Sequence[Tensor]:
-        """What the masks of a mask group are made of.
+    def masks(self, outputs: Outputs, image: int, cells: GridCells) -> Tensor:
+        """Make the masks of chosen cells; see `MaskHead.masks`.
 
-        Args:
-            outputs: what `forward` returned.
-            group: a mask group.
-
-        Returns:
-            (B, C, H, W) each, at the size of the masks.
+        A head that has no factors must have a method of its own.
         """
+        factors = self.mask_factors(outputs, image, cells)
+        assert factors
+        return multiply_factors([factor.of_image(image) for factor in factors])
 
-    @abstractmethod
-    def mask_params(self, outputs: Outputs, cells: GridCells) -> Sequence[Tensor]:
-        """What tells the masks of chosen cells from each other.
-
-        Args:
-            outputs: what `forward` returned.
-            cells: P cells of one mask group; possibly none.
-
-        Returns:
-            (P, ...) each.
-        """
-
-    @abstractmethod
-    def make_masks(self, maps: Sequence[Tensor], params: Sequence[Tensor]) -> Tensor:
-        """Make masks of the maps of one image.
-
-        Args:
-            maps: (C, H, W) each, or some of their rows, then H is the number of these; the masks'
-                rows within `kernel_radius` of a cut are wrong and not used.
-            params: of P cells of that image; P may be 0.
-
-        Returns:
-            (P, H, W) mask probabilities.
-        """
-
-    def cell_masks(self, outputs: Outputs, cells: GridCells) -> Tensor:
-        """Make the masks of chosen cells.
-
-        Args:
-            outputs: what `forward` returned.
-            cells: P cells of one image and one mask group; possibly none.
-
-        Returns:
-            (P, H, W) mask probabilities; (0, H, W), still connected to the outputs, for no cells.
-        """
-        maps = [x[cells.image] for x in self.mask_maps(outputs, cells.group)]
-        return self.make_masks(maps, self.mask_params(outputs, cells))
-
-    def finest_masks(self, outputs: Outputs, cells: GridCells) -> Tensor:
-        """The masks of chosen cells at the finest mask stride, for inference.
-
-        Args:
-            outputs: what `forward` returned.
-            cells: P cells of one image and one mask group; possibly none.
-
-        Returns:
-            (P, H, W) mask probabilities; H and W are `outputs.mask_size`.
-        """
-        return resize(self.cell_masks(outputs, cells)[None], outputs.mask_size)[0]
-
-    def mask_product(self, outputs: Outputs, cells: GridCells) -> tuple[Tensor, Tensor] | None:
-        """The factors of the masks of chosen cells, for a head whose masks are a matrix product.
-
-        Inference then never makes all pixels of all float masks at once.
-
-        Args:
-            outputs: what `forward` returned.
-            cells: P cells of one image; possibly none.
-
-        Returns:
-            Kernels (P, E) and a feature (E, H, W), such that `cell_masks` is the sigmoid of their
-            product; None for other heads, among them all of several mask groups.
-        """
+    def mask_factors(
+        self, outputs: Outputs, image: int | Tensor, cells: GridCells
+    ) -> Sequence[MaskFactor] | None:
+        """The factors of the masks, if they are a product; see `MaskHead.mask_factors`."""
         return None
 
     def class_branch(self, grid_feature: Tensor) -> Tensor:
@@ -274,17 +210,17 @@ class LevelMasksHead(SOLOHeadBase[Outputs]):
         return cells.index - sum(side * side for side in self.num_grids[: cells.group])
 
 
+def has_mask_feature(name: str) -> bool:
+    """Whether a registered head reads MODEL.SOLO.MASK_FEATURE.
+
+    A function that makes heads may have the attribute, as the classes do.
+    """
+    return bool(getattr(SOLO_HEAD_REGISTRY.get(name), "has_mask_feature", False))
+
+
 def build_solo_head(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> SOLOHeadBase:
     """Make the head that `MODEL.SOLO.HEAD.NAME` names."""
     return SOLO_HEAD_REGISTRY.get(cfg.MODEL.SOLO.HEAD.NAME)(cfg, input_shape)
-
-
-def resize(feature: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize a feature (B, C, H, W) bilinearly to (B, C, *size)."""
-    # While a graph is traced the comparison would bind it to sizes of one kind.
-    if not torch.compiler.is_compiling() and tuple(feature.shape[-2:]) == tuple(size):
-        return feature
-    return F.interpolate(feature, size=size, mode="bilinear", align_corners=False)
 
 
 def resize_by_regions(feature: Tensor, size: tuple[int, int]) -> Tensor:

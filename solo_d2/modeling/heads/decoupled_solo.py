@@ -1,4 +1,4 @@
-"""The head of Decoupled SOLO (arXiv:1912.04488, section 4): a mask is a product of two maps.
+"""The heads of Decoupled SOLO (arXiv:1912.04488, section 4): a mask is a product of two maps.
 
 B images, L levels, S grid side, P chosen cells, C channels of the towers, H W size of a level's
 masks.
@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from solo_d2.modeling.heads.base import SOLO_HEAD_REGISTRY, LevelMasksHead, resize
+from solo_d2.modeling.heads.base import SOLO_HEAD_REGISTRY, LevelMasksHead
 from solo_d2.modeling.layers import predictor
+from solo_d2.ops.mask_factors import MaskFactor, resize
 from solo_d2.structures import GridCells, HeadOutputs
 
 
@@ -74,31 +75,25 @@ class DecoupledSOLOHead(LevelMasksHead[DecoupledSOLOOutputs]):
             row_logits=row_logits,
         )
 
-    def mask_maps(self, outputs: DecoupledSOLOOutputs, group: int) -> Sequence[Tensor]:
-        """The level's maps of columns and rows; see `SOLOHeadBase.mask_maps`."""
-        return outputs.column_logits[group], outputs.row_logits[group]
-
-    def mask_params(self, outputs: DecoupledSOLOOutputs, cells: GridCells) -> Sequence[Tensor]:
-        """Column and row of each cell, (P,) int64; see `SOLOHeadBase.mask_params`."""
+    def mask_factors(
+        self, outputs: DecoupledSOLOOutputs, image: int | Tensor, cells: GridCells
+    ) -> Sequence[MaskFactor]:
+        """The map of each cell's column and that of its row (equation 5)."""
         cell, side = self.cells_of_level(cells), self.num_grids[cells.group]
-        return cell % side, cell // side
-
-    def make_masks(self, maps: Sequence[Tensor], params: Sequence[Tensor]) -> Tensor:
-        """Column map times row map (equation 5); see `SOLOHeadBase.make_masks`."""
-        column, row = _factors(maps, params)
-        return column * row
-
-    def finest_masks(self, outputs: DecoupledSOLOOutputs, cells: GridCells) -> Tensor:
-        """As published, the maps are resized before they are multiplied."""
-        maps = [x[cells.image] for x in self.mask_maps(outputs, cells.group)]
-        column, row = (
-            resize(factor[None], outputs.mask_size)[0]
-            for factor in _factors(maps, self.mask_params(outputs, cells))
+        return (
+            MaskFactor(outputs.column_logits[cells.group], cell % side),
+            MaskFactor(outputs.row_logits[cells.group], cell // side),
         )
-        return column * row
 
 
-def _factors(maps: Sequence[Tensor], params: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """The probabilities (P, H, W) of the cells' columns and rows."""
-    column, row = (logits[index] for logits, index in zip(maps, params, strict=True))
-    return column.sigmoid(), row.sigmoid()
+@SOLO_HEAD_REGISTRY.register()
+class DecoupledSOLOLightHead(DecoupledSOLOHead):
+    """The light head of the published code: both maps share a mask tower that sees x and y."""
+
+    def _make_mask_towers(self, num_coord_convs: int) -> None:
+        self.mask_tower = self._make_tower(coords="xy", num_coord_convs=num_coord_convs)
+
+    def mask_features(self, feature: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """The feature of both maps, twice; see `DecoupledSOLOHead.mask_features`."""
+        shared = resize(self.mask_tower(feature), size)
+        return shared, shared

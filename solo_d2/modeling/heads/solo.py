@@ -10,9 +10,9 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from solo_d2.modeling.heads.base import SOLO_HEAD_REGISTRY, LevelMasksHead, resize
+from solo_d2.modeling.heads.base import SOLO_HEAD_REGISTRY, LevelMasksHead
 from solo_d2.modeling.layers import predictor
-from solo_d2.ops.dynamic_conv import dynamic_conv
+from solo_d2.ops.mask_factors import MaskFactor, resize
 from solo_d2.structures import GridCells, HeadOutputs
 
 
@@ -57,17 +57,11 @@ class SOLOHead(LevelMasksHead[SOLOOutputs]):
             mask_features=mask_features,
         )
 
-    def mask_maps(self, outputs: SOLOOutputs, group: int) -> Sequence[Tensor]:
-        """The level's mask feature; see `SOLOHeadBase.mask_maps`."""
-        return (outputs.mask_features[group],)
-
-    def mask_params(self, outputs: SOLOOutputs, cells: GridCells) -> Sequence[Tensor]:
-        """Kernels (P, C) and biases (P,) of the cells' channels; see `SOLOHeadBase.mask_params`."""
+    def mask_factors(
+        self, outputs: SOLOOutputs, image: int | Tensor, cells: GridCells
+    ) -> Sequence[MaskFactor]:
+        """The cells' channels of the level's last convolution."""
         conv = cast(nn.Conv2d, self.mask_logits[cells.group])
         chosen = self.cells_of_level(cells)
-        return conv.weight[chosen].flatten(1), cast(Tensor, conv.bias)[chosen]
-
-    def make_masks(self, maps: Sequence[Tensor], params: Sequence[Tensor]) -> Tensor:
-        """The cells' channels of the last convolution; see `SOLOHeadBase.make_masks`."""
-        (feature,), (kernels, bias) = maps, params
-        return dynamic_conv(kernels, feature, bias).sigmoid_()
+        kernels, bias = conv.weight[chosen].flatten(1), cast(Tensor, conv.bias)[chosen]
+        return (MaskFactor(outputs.mask_features[cells.group], kernels, bias),)

@@ -16,8 +16,8 @@ from solo_d2.modeling.heads.base import SOLO_HEAD_REGISTRY, SOLOHeadBase
 from solo_d2.modeling.layers import predictor
 from solo_d2.modeling.mask_features import MaskFeatureBranch, SeparateMaskFeatures
 from solo_d2.ops.coords import append_coords
-from solo_d2.ops.dynamic_conv import dynamic_conv
-from solo_d2.structures import GridCells, HeadOutputs, flatten_levels
+from solo_d2.ops.mask_factors import MaskFactor
+from solo_d2.structures import GridCells, HeadOutputs, take_cells
 
 MASK_FEATURE_TYPES = ("unified", "separate")
 
@@ -86,7 +86,6 @@ class SOLOv2Head(SOLOHeadBase[SOLOv2Outputs]):
             **class_branch,
         )
         self.kernel_size = kernel_size
-        self.kernel_radius = kernel_size // 2
         self.kernel_coords = kernel_coords
         self.mask_in_features = tuple(mask_in_features)
         self.kernel_tower = self._make_tower(in_channels=self.in_channels + 2 * kernel_coords)
@@ -155,26 +154,9 @@ class SOLOv2Head(SOLOHeadBase[SOLOv2Outputs]):
             mask_features=mask_features,
         )
 
-    def mask_maps(self, outputs: SOLOv2Outputs, group: int) -> Sequence[Tensor]:
-        """The mask feature; see `SOLOHeadBase.mask_maps`."""
-        return (outputs.mask_features[group],)
-
-    def mask_params(self, outputs: SOLOv2Outputs, cells: GridCells) -> Sequence[Tensor]:
-        """The cells' kernels (P, D); see `SOLOHeadBase.mask_params`."""
-        levels, image = outputs.kernel_params, cells.image
-        if isinstance(image, int):  # only its kernels are laid out by cell
-            levels, image = [level[image : image + 1] for level in levels], 0
-        return (flatten_levels(levels)[image, cells.index],)
-
-    def make_masks(self, maps: Sequence[Tensor], params: Sequence[Tensor]) -> Tensor:
-        """Convolve the mask feature with the cells' kernels; see `SOLOHeadBase.make_masks`."""
-        (feature,), (kernels,) = maps, params
-        return dynamic_conv(kernels, feature).sigmoid_()
-
-    def mask_product(
-        self, outputs: SOLOv2Outputs, cells: GridCells
-    ) -> tuple[Tensor, Tensor] | None:
-        """The cells' kernels and the mask feature, for 1x1; see `SOLOHeadBase.mask_product`."""
-        if self.kernel_size > 1 or not self.is_unified:
-            return None
-        return self.mask_params(outputs, cells)[0], outputs.mask_features[0][cells.image]
+    def mask_factors(
+        self, outputs: SOLOv2Outputs, image: int | Tensor, cells: GridCells
+    ) -> Sequence[MaskFactor]:
+        """The cells' kernels on the mask feature (equation 1)."""
+        kernels = take_cells(outputs.kernel_params, image, cells.index)
+        return (MaskFactor(outputs.mask_features[cells.group], kernels),)

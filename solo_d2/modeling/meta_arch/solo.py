@@ -336,12 +336,9 @@ class SOLO(nn.Module):
     def decoder(self) -> MaskDecoder:
         """What makes instances of the head's outputs."""
         return MaskDecoder(
-            cell_masks=self.head.finest_masks,
+            head=self.head,
             cell_levels=self.cell_levels,
             strides=self.strides,
-            mask_strides=self.head.mask_strides,
-            mask_groups=self.head.mask_groups,
-            mask_product=self.head.mask_product,
             **self.decoder_params,
         )
 

@@ -1,0 +1,112 @@
+"""Masks as products of factors: maps of an image, convolved with a kernel for each mask.
+
+    mask[p] = product over the factors of sigmoid(kernels[p] * maps + bias[p])
+
+- SOLOv2 (arXiv:2003.10152, equation 1): one factor, predicted kernels on the mask feature.
+- SOLO: one factor, the kernels and biases of the last convolution.
+- Decoupled SOLO (arXiv:1912.04488, equation 5): two factors, each of which takes one map.
+
+Shape letters: B images, P masks, E channels of the maps, D = side^2 * E kernel length, H W rows and
+columns.
+"""
+
+from collections.abc import Sequence
+from functools import reduce
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class MaskFactor(NamedTuple):
+    """A factor of some masks, of a batch or of one image.
+
+    Attributes:
+        maps: (B, E, H, W), or (E, H, W) of one image.
+        kernels: (P, D) in the order channel, row, column; or (P,) int64 in [0, E), the map that is
+            the mask's as it is. P may be 0.
+        bias: (P,), or None; with kernels (P, D) only.
+    """
+
+    maps: Tensor
+    kernels: Tensor
+    bias: Tensor | None = None
+
+    @property
+    def takes_maps(self) -> bool:
+        """Whether each mask takes one of the maps, without a convolution."""
+        return self.kernels.dim() == 1
+
+    @property
+    def radius(self) -> int:
+        """How many rows of the maps above and below a row of the masks depends on."""
+        return 0 if self.takes_maps else kernel_side(self.kernels, self.maps.shape[-3]) // 2
+
+    @property
+    def is_product(self) -> bool:
+        """Whether the logits are the matrix product of the kernels and the maps."""
+        return self.kernels.shape[1:] == (self.maps.shape[-3],) and self.bias is None
+
+    def of_image(self, image: int, masks: slice = slice(None)) -> "MaskFactor":
+        """Take the maps of an image of the batch, and some masks, all of that image."""
+        bias = None if self.bias is None else self.bias[masks]
+        return MaskFactor(self.maps[image], self.kernels[masks], bias)
+
+    def probs(self) -> Tensor:
+        """(P, H, W) probabilities, for the maps of one image."""
+        if self.takes_maps:
+            return self.maps[self.kernels].sigmoid()
+        return dynamic_conv(self.kernels, self.maps, self.bias).sigmoid_()
+
+
+def multiply_factors(factors: Sequence[MaskFactor], size: tuple[int, int] | None = None) -> Tensor:
+    """Make the masks of an image.
+
+    Args:
+        factors: with the maps of one image, all of one size.
+        size: to which the factors are resized before they are multiplied, as published; None: they
+            are not.
+
+    Returns:
+        (P, H, W) or (P, *size) probabilities.
+    """
+    probs = [factor.probs() for factor in factors]
+    if size is not None:
+        probs = [resize(each[None], size)[0] for each in probs]
+    return reduce(torch.mul, probs)
+
+
+def kernel_side(kernels: Tensor, channels: int) -> int:
+    """Side of the square kernels (..., D) for maps of so many channels."""
+    return int(round((kernels.shape[-1] / channels) ** 0.5))
+
+
+def dynamic_conv(kernels: Tensor, maps: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Convolve maps with predicted kernels (SOLOv2, equation 1).
+
+    Args:
+        kernels: (P, D), in the order channel, row, column; P may be 0.
+        maps: (E, H, W).
+        bias: (P,), added to the logits of each kernel.
+
+    Returns:
+        (P, H, W) logits.
+    """
+    num, (channels, height, width) = len(kernels), maps.shape
+    side = kernel_side(kernels, channels)
+    if side == 1 or num == 0:  # a matrix product, unlike a convolution, accepts zero kernels
+        kernels, pixels = kernels[:, :channels], maps.flatten(1)
+        if bias is None:
+            return (kernels @ pixels).view(num, height, width)
+        return torch.addmm(bias[:, None], kernels, pixels).view(num, height, width)
+    weight = kernels.view(num, channels, side, side)
+    return F.conv2d(maps[None], weight, bias, padding=side // 2)[0]
+
+
+def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize maps (B, C, H, W) bilinearly to (B, C, *size)."""
+    # While a graph is traced the comparison would bind it to sizes of one kind.
+    if not torch.compiler.is_compiling() and tuple(maps.shape[-2:]) == tuple(size):
+        return maps
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)

@@ -1,0 +1,103 @@
+"""Masks of every head: by factors or without, in training and inference."""
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.detectron2
+pytest.importorskip("detectron2")
+
+from detectron2.utils.events import EventStorage  # noqa: E402
+
+from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY, DecoupledSOLOHead, SOLOv2Head  # noqa: E402
+from solo_d2.structures import GridCells  # noqa: E402
+from tests.modeling.tiny import image, tiny_config, tiny_model  # noqa: E402
+
+HEADS = [name for name, _ in SOLO_HEAD_REGISTRY]
+
+
+def outputs_of(model):
+    with torch.no_grad():
+        images = model.preprocess_image([image(seed=0), image(seed=1)])
+        return model.head(model.backbone(images.tensor))
+
+
+def without_factors(head):
+    """The head, which from now on has `forward` and `masks` alone."""
+
+    class PlainHead(type(head)):
+        def masks(self, outputs, image, cells):
+            factors = super().mask_factors(outputs, image, cells)
+            self.num_calls += 1
+            probs = [factor.of_image(image).probs() for factor in factors]
+            return probs[0] if len(probs) == 1 else probs[0] * probs[1]
+
+        def mask_factors(self, outputs, image, cells):
+            return None
+
+    head.__class__, head.num_calls = PlainHead, 0
+    return head
+
+
+@pytest.mark.parametrize("cells", [[], [0], [3, 200, 3, 7]])
+def test_factors_of_some_cells(cells):
+    model = tiny_model(sure=True).eval()
+    outputs, cells = outputs_of(model), GridCells(torch.tensor(cells, dtype=torch.int64))
+    (factor,) = model.head.mask_factors(outputs, 1, cells)
+    assert factor.is_product
+    probs = torch.einsum("pe,ehw->phw", factor.kernels, factor.maps[1]).sigmoid()
+    torch.testing.assert_close(model.head.masks(outputs, 1, cells), probs)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_without_factors_trains_and_infers_alike(name):
+    """The masks of Decoupled SOLO differ: by factors, these are resized before the product."""
+    results = []
+    for plain in (False, True):
+        model = tiny_model(tiny_config(name), sure=True)
+        if plain:
+            without_factors(model.head)
+        with EventStorage():
+            losses = model.train()([image(num=6), image(num=0)])
+        sum(losses.values()).backward()
+        grads = [p.grad for p in model.parameters() if p.requires_grad]
+        found = model.eval()([image(seed=2)])[0]["instances"]
+        results.append(([*losses.values(), *grads], found))
+    assert model.head.num_calls > 0
+    for ours, expected in zip(results[1][0], results[0][0], strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-6)
+    by_factors, plain = (found for _, found in results)
+    assert len(by_factors) == len(plain) > 0
+    if not issubclass(SOLO_HEAD_REGISTRY.get(name), DecoupledSOLOHead):
+        torch.testing.assert_close(plain.scores, by_factors.scores)
+        assert (plain.pred_masks != by_factors.pred_masks).sum() <= 5
+
+
+def test_a_function_may_make_the_head(monkeypatch):
+    monkeypatch.setitem(
+        SOLO_HEAD_REGISTRY._obj_map, "make_head", lambda *args: without_factors(SOLOv2Head(*args))
+    )
+    model = tiny_model(tiny_config("make_head"), sure=True).eval()
+    assert len(model([image()])[0]["instances"]) > 0
+    assert model.head.num_calls > 0
+
+
+def test_larger_kernels():
+    cfg = tiny_config()
+    cfg.MODEL.SOLO.HEAD.KERNEL_SIZE = 3
+    model = tiny_model(cfg, sure=True).eval()
+    (factor,) = model.head.mask_factors(outputs_of(model), 0, GridCells(torch.tensor([1, 2])))
+    assert not factor.is_product
+    assert factor.radius == 1
+    assert len(model([image()])[0]["instances"]) > 0
+
+
+@pytest.mark.parametrize("backend", ["torch", "tiled"])
+def test_backend_of_the_config_is_used(backend):
+    cfg = tiny_config()
+    cfg.MODEL.SOLO.MASK_BACKEND = backend
+    model = tiny_model(cfg, sure=True).eval()
+    assert model.decoder_params["backend"] == backend
+    found = model([image()])[0]["instances"]
+    expected = tiny_model(sure=True).eval()([image()])[0]["instances"]
+    assert len(found) == len(expected) > 0
+    assert (found.pred_masks != expected.pred_masks).sum() <= 5
