@@ -8,6 +8,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
+from solo_d2.config.models import is_panoptic
 from solo_d2.data.catalog import register_datasets_of_config
 from solo_d2.data.classes import (
     Category,
@@ -17,7 +18,6 @@ from solo_d2.data.classes import (
     stuff,
     things,
 )
-from solo_d2.data.stuff_classes import is_panoptic
 from solo_d2.utils.errors import ConfigError, DatasetError
 
 logger = logging.getLogger(__name__)

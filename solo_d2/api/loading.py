@@ -11,10 +11,9 @@ from detectron2.modeling import build_model
 from solo_d2.checkpoint.checkpointer import SOLOCheckpointer
 from solo_d2.checkpoint.saved_classes import adopt_saved_classes
 from solo_d2.config import load_config
+from solo_d2.config.models import is_panoptic, model_class
 from solo_d2.data.catalog import resolve_num_classes
 from solo_d2.data.input_checks import check_input_config
-from solo_d2.data.stuff_classes import is_panoptic
-from solo_d2.modeling.checks import check_meta_architecture
 from solo_d2.modeling.meta_arch import SOLO
 from solo_d2.modeling.unused_keys import warn_of_unused_keys
 from solo_d2.utils.errors import ConfigError
@@ -98,7 +97,7 @@ def load_model(cfg: CfgNode) -> SOLO:
     """
     check_input_config(cfg)
     try:
-        check_meta_architecture(cfg)
+        model_class(cfg)
         model: SOLO = build_model(cfg.clone()).eval()
     except ConfigError as error:
         raise ConfigError(f"The config's model cannot be built: {error}") from error

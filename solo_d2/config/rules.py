@@ -9,8 +9,6 @@ from typing import Any
 
 from solo_d2.utils.errors import ConfigError, shown
 
-# MODEL.META_ARCHITECTURE of this project's models; those of others may read any key.
-OWN_MODELS = ("SOLO", "PanopticSOLO")
 # What yacs and Detectron2 raise for what they cannot merge.
 MERGE_ERRORS = (KeyError, ValueError, TypeError, AttributeError, AssertionError, RecursionError)
 

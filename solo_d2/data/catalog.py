@@ -10,6 +10,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from solo_d2.config.models import is_panoptic
 from solo_d2.data.classes import (
     Category,
     dataset_categories,
@@ -23,7 +24,7 @@ from solo_d2.data.ignored import log_ignored
 from solo_d2.data.locations import where_datasets_are
 from solo_d2.data.own_loaders import use_own_loaders
 from solo_d2.data.panoptic_format import register_panoptic_format
-from solo_d2.data.stuff_classes import is_panoptic, resolve_num_stuff_classes
+from solo_d2.data.stuff_classes import resolve_num_stuff_classes
 from solo_d2.utils.errors import ConfigError, DatasetError
 from solo_d2.utils.user_code import from_user_code, note_part
 

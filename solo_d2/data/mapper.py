@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from solo_d2.config.models import is_panoptic
 from solo_d2.data.augmentation import build_train_augmentation, keep_a_pixel, moves_borders
 from solo_d2.data.mask_sampling import transform_masks
 from solo_d2.data.other_models import without_other_inputs
 from solo_d2.data.segmentations import clean_segmentation, is_box, segmentation_box
-from solo_d2.data.stuff_classes import is_panoptic
 from solo_d2.utils.errors import ConfigError, DatasetError, UnreadableImageError
 from solo_d2.utils.images import MAX_PIXELS, ImageError, TooManyPixelsError, read_image
 from solo_d2.utils.user_code import from_user_code, note_part

@@ -2,7 +2,7 @@
 
 from detectron2.config import CfgNode
 
-from solo_d2.config.rules import OWN_MODELS
+from solo_d2.config.models import is_solo
 
 
 def without_other_inputs(cfg: CfgNode) -> CfgNode:
@@ -15,7 +15,7 @@ def without_other_inputs(cfg: CfgNode) -> CfgNode:
         cfg: left as it is.
     """
     model = cfg.MODEL
-    if model.META_ARCHITECTURE not in OWN_MODELS or not (model.KEYPOINT_ON or model.LOAD_PROPOSALS):
+    if not is_solo(cfg) or not (model.KEYPOINT_ON or model.LOAD_PROPOSALS):
         return cfg
     cfg = cfg.clone()
     cfg.defrost()

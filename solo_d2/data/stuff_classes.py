@@ -5,17 +5,13 @@ from collections.abc import Iterable
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
+from solo_d2.config.models import is_panoptic
 from solo_d2.data.panoptic_format import fill_metadata
 from solo_d2.utils.errors import ConfigError, DatasetError
 
 # Of stuff maps, with "things"; 255 is no label.
 MOST_LABELS = 255
 _KEY = "MODEL.SEM_SEG_HEAD.NUM_CLASSES"
-
-
-def is_panoptic(cfg: CfgNode) -> bool:
-    """Whether the config's model predicts stuff too, by the name of its meta-architecture."""
-    return "Panoptic" in cfg.MODEL.META_ARCHITECTURE
 
 
 def resolve_num_stuff_classes(cfg: CfgNode, names: Iterable[str]) -> None:

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode, instantiate
 from detectron2.evaluation import print_csv_format
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
+from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
@@ -78,8 +80,12 @@ def trainer_config(lazy: DictConfig) -> CfgNode:
     cfg = default_config()
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = FULL_MODEL
     cfg.DATASETS.TRAIN = tuple(_data_sets(lazy, "train"))
-    target = lazy.model.get("_target_")  # a class, or its name
-    cfg.MODEL.META_ARCHITECTURE = getattr(target, "__name__", str(target).rpartition(".")[2])
+    target = lazy.model.get("_target_")
+    kind = locate(target) if isinstance(target, str) else target
+    # The model's class, or the registered one that it is derived from.
+    names = [base.__name__ for base in getattr(kind, "__mro__", ())]
+    known = (name for name in names if name in META_ARCH_REGISTRY)
+    cfg.MODEL.META_ARCHITECTURE = next(known, cfg.MODEL.META_ARCHITECTURE)
     for name, key in KEYS.items():
         value = OmegaConf.select(lazy, name)
         if isinstance(value, ListConfig):

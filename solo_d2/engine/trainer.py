@@ -26,11 +26,11 @@ from torch.utils.data import DataLoader
 
 from solo_d2.checkpoint.checkpointer import SOLOCheckpointer
 from solo_d2.checkpoint.saved_classes import KEY as CLASSES_KEY
+from solo_d2.config.models import is_panoptic, model_class
 from solo_d2.data import SOLODatasetMapper
 from solo_d2.data.catalog import training_categories
 from solo_d2.data.classes import Category, difference
 from solo_d2.data.other_models import without_other_inputs
-from solo_d2.data.stuff_classes import is_panoptic
 from solo_d2.engine.checks import FULL_MODEL, check_run_config
 from solo_d2.engine.ema import EMA, TrainedWeights
 from solo_d2.engine.hooks import (
@@ -45,7 +45,6 @@ from solo_d2.engine.step import StepTrainer, step_options, unwrap
 from solo_d2.engine.training_data import build_train_loader, require_trainable
 from solo_d2.evaluation import build_evaluator, evaluate_dataset, evaluation_loader
 from solo_d2.modeling.backbones import layer_lr_factor
-from solo_d2.modeling.checks import check_meta_architecture
 from solo_d2.modeling.speed import SpeedOptions, speed_up
 from solo_d2.modeling.training_speed import speed_up_training
 from solo_d2.modeling.tta import SOLOWithTTA
@@ -97,7 +96,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> Any:
         """The model, with what makes training fast."""
-        check_meta_architecture(cfg)
+        model_class(cfg)
         model = super().build_model(cfg)
         solver = cfg.SOLVER
         return speed_up_training(model, channels_last=solver.CHANNELS_LAST, compile=solver.COMPILE)

@@ -14,8 +14,8 @@ from detectron2.evaluation import (
     DatasetEvaluators,
 )
 
+from solo_d2.config.models import is_panoptic
 from solo_d2.data.catalog import check_datasets, require_model_classes
-from solo_d2.data.stuff_classes import is_panoptic
 from solo_d2.evaluation.average_precision import IOU_TYPES
 from solo_d2.evaluation.cityscapes import CityscapesEvaluator
 from solo_d2.evaluation.coco_results import FastCOCOEvaluator

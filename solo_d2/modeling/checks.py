@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, Backbone
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 
 from solo_d2.config.check import check_config
 from solo_d2.config.rules import (
@@ -119,12 +119,6 @@ PANOPTIC_RULES = {
     "MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT": at_least(1, " pixel"),
     "MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH": PROBABILITY,
 }
-
-
-def check_meta_architecture(cfg: CfgNode) -> None:
-    """Raise a ConfigError if no model is registered under MODEL.META_ARCHITECTURE."""
-    key = "MODEL.META_ARCHITECTURE"
-    check_config(cfg, [key], {key: one_of(sorted(name for name, _ in META_ARCH_REGISTRY))})
 
 
 def check_model_keys(cfg: CfgNode) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 
 from solo_d2.config import configs_folder, default_config, find_config_file
-from solo_d2.config.rules import OWN_MODELS, leaves
+from solo_d2.config.models import is_panoptic, is_solo
+from solo_d2.config.rules import leaves
 from solo_d2.modeling.building import OF_USER, backbone_sections
 from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY, has_mask_feature
 from solo_d2.utils.errors import shown
@@ -67,9 +68,8 @@ OTHER_MODELS = {
     "TEST.EXPECTED_RESULTS": "",
     "GLOBAL.HACK": "",
 }
-# By MODEL.META_ARCHITECTURE, SOLVER.OPTIMIZER and SOLVER.LR_SCHEDULER_NAME: what belongs to others.
+# By SOLVER.OPTIMIZER and SOLVER.LR_SCHEDULER_NAME: what belongs to other choices.
 BY_CHOICE: dict[str, dict[str, tuple[str, ...]]] = {
-    "MODEL.META_ARCHITECTURE": {"SOLO": ("MODEL.SEM_SEG_HEAD", "MODEL.PANOPTIC_FPN")},
     "SOLVER.OPTIMIZER": {
         "SGD": ("MODEL.VIT.LR_DECAY",),
         "AdamW": ("SOLVER.MOMENTUM", "SOLVER.NESTEROV"),
@@ -117,7 +117,7 @@ def set_in_vain(
     cfg: Any, config_file: str | Path = "", overrides: Sequence[Any] = ()
 ) -> dict[str, str]:
     """The keys of `warn_of_unused_keys`, each with a hint for the user, which may be empty."""
-    if cfg.MODEL.META_ARCHITECTURE not in OWN_MODELS:
+    if not is_solo(cfg):
         return {}
     by_choice = dict(_left_by_choices(cfg))
     defaults = dict(leaves(default_config()))
@@ -139,6 +139,9 @@ def set_in_vain(
 def _left_by_choices(cfg: Any) -> Iterator[tuple[str, str]]:
     """Sections and keys that belong to another choice than the config's, each with that choice."""
     model = cfg.MODEL
+    if not is_panoptic(cfg):
+        for section in ("MODEL.SEM_SEG_HEAD", "MODEL.PANOPTIC_FPN"):
+            yield section, f"MODEL.META_ARCHITECTURE {model.META_ARCHITECTURE}"
     for key, choices in BY_CHOICE.items():
         section, name = key.split(".")
         value = cfg[section][name]

@@ -24,10 +24,10 @@ from hypothesis import HealthCheck, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from solo_d2.config import defaults, load_config, override  # noqa: E402
+from solo_d2.config.models import is_panoptic  # noqa: E402
 from solo_d2.config.rules import leaves  # noqa: E402
 from solo_d2.data import SOLODatasetMapper  # noqa: E402
 from solo_d2.data.augmentation import build_train_augmentation  # noqa: E402
-from solo_d2.data.stuff_classes import is_panoptic  # noqa: E402
 from solo_d2.engine import Trainer  # noqa: E402
 from solo_d2.engine.checks import check_run_config  # noqa: E402
 from solo_d2.engine.training_data import build_train_loader  # noqa: E402

@@ -7,6 +7,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
+import solo_d2.modeling  # noqa: F401  (registers the models)
 from solo_d2.config import default_config
 from solo_d2.data import check_datasets, register_datasets_of_config, resolve_num_classes
 from solo_d2.utils.errors import ConfigError, DatasetError

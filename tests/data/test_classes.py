@@ -8,6 +8,7 @@ import pytest
 import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+import solo_d2.modeling  # noqa: F401  (registers the models)
 from solo_d2.config import default_config, load_config
 from solo_d2.data.arguments import apply_dataset_arguments
 from solo_d2.data.catalog import require_model_classes, training_categories

@@ -9,14 +9,18 @@ pytestmark = pytest.mark.detectron2
 pytest.importorskip("detectron2")
 
 from detectron2.data import DatasetCatalog, MetadataCatalog  # noqa: E402
-from detectron2.modeling import META_ARCH_REGISTRY  # noqa: E402
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone  # noqa: E402
 
 from solo_d2.config import load_config, override  # noqa: E402
+from solo_d2.config.models import is_panoptic  # noqa: E402
 from solo_d2.config.rules import leaves  # noqa: E402
 from solo_d2.data import SOLODatasetMapper  # noqa: E402
+from solo_d2.data.other_models import without_other_inputs  # noqa: E402
 from solo_d2.engine import Trainer  # noqa: E402
 from solo_d2.evaluation import build_evaluator, evaluation_loader  # noqa: E402
+from solo_d2.modeling.backbones.pyramid import read_features  # noqa: E402
 from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY, SOLOv2Head  # noqa: E402
+from solo_d2.modeling.meta_arch import SOLO, PanopticSOLO  # noqa: E402
 from solo_d2.modeling.unused_keys import (  # noqa: E402
     OTHER_MODELS,
     set_in_vain,
@@ -155,27 +159,36 @@ def test_one_warning_for_the_keys_of_the_users_file(tmp_path, caplog):
     assert set_in_vain(cfg, tmp_path / "config.yaml").keys() == expected
 
 
-def test_other_models_and_parts_of_the_user_may_read_any_key():
+def test_other_models_and_heads_of_the_user_may_read_any_key(monkeypatch):
     key = "MODEL.ROI_HEADS.NUM_CLASSES"
     zoo = load_config("configs/comparison/mask_rcnn_R18_persons.yaml", [key, 3])
     assert set_in_vain(zoo, overrides=[key, 3]) == {}
 
-    class OfUser(META_ARCH_REGISTRY.get("SOLO")):
-        pass
-
     class HeadOfUser(SOLOv2Head):
         pass
 
-    META_ARCH_REGISTRY.register(OfUser)
-    SOLO_HEAD_REGISTRY.register(HeadOfUser)
-    try:
-        cfg = changed("MODEL.META_ARCHITECTURE", "OfUser")
-        assert set_in_vain(cfg, overrides=given(cfg)) == {}
-        cfg = changed("MODEL.SOLO.HEAD.NAME", "HeadOfUser")
-        key = "MODEL.SOLO.HEAD.NUM_COORD_CONVS"
-        assert set_in_vain(cfg, overrides=[key, 1]) == {}
-    finally:
-        del META_ARCH_REGISTRY._obj_map["OfUser"], SOLO_HEAD_REGISTRY._obj_map["HeadOfUser"]
+    monkeypatch.setitem(SOLO_HEAD_REGISTRY._obj_map, "HeadOfUser", HeadOfUser)
+    cfg = changed("MODEL.SOLO.HEAD.NAME", "HeadOfUser")
+    assert set_in_vain(cfg, overrides=["MODEL.SOLO.HEAD.NUM_COORD_CONVS", 1]) == {}
+
+
+@pytest.mark.parametrize("parent", [SOLO, PanopticSOLO])
+def test_a_subclass_is_treated_as_its_parent(parent, monkeypatch):
+    class Mine(parent):
+        pass
+
+    monkeypatch.setitem(META_ARCH_REGISTRY._obj_map, "Mine", Mine)
+    found = []
+    for name in (parent.__name__, "Mine"):
+        cfg = panoptic_config()
+        cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.KEYPOINT_ON = name, True
+        cfg.MODEL.SOLO.IN_FEATURES = ["p3", "p4"]
+        pyramid = build_backbone(cfg)
+        parts = (read_features(cfg, pyramid), is_panoptic(cfg))
+        keys = set_in_vain(cfg, overrides=given(cfg)).keys()
+        found.append((*parts, keys, without_other_inputs(cfg).MODEL.KEYPOINT_ON))
+    assert found[0] == found[1]
+    assert found[0][1] == (parent is PanopticSOLO)
 
 
 @pytest.mark.parametrize("key", ["MODEL.KEYPOINT_ON", "MODEL.LOAD_PROPOSALS"])

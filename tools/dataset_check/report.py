@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from detectron2.config import CfgNode
 
+from solo_d2.config.models import is_panoptic
 from solo_d2.data.problems import ERROR, NOTICE, SKIPPED, Problem
-from solo_d2.data.stuff_classes import is_panoptic
 from tools.benchmarks.common import markdown_table
 from tools.dataset_check.fit import LOST_LIMIT, Fit
 from tools.dataset_check.objects import ASSIGNED, OUTCOMES, Objects

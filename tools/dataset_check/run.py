@@ -10,10 +10,10 @@ from detectron2.data import MetadataCatalog
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from solo_d2.config.models import is_panoptic
 from solo_d2.data.entries import read_entries
 from solo_d2.data.ignored import find_ignored, is_object, without_objects
 from solo_d2.data.problems import ERROR, NOTICE, Problem
-from solo_d2.data.stuff_classes import is_panoptic
 from solo_d2.engine.training_data import why_nothing
 from tools.dataset_check.fit import Fit, FitFinder
 from tools.dataset_check.objects import (

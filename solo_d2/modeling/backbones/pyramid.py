@@ -11,6 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 
+from solo_d2.config.models import is_panoptic, is_solo
 from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY, has_mask_feature
 from solo_d2.utils.errors import ConfigError
 
@@ -73,12 +74,12 @@ def read_features(cfg: CfgNode, pyramid: Backbone) -> set[str]:
     """
     model = cfg.MODEL
     produced = list(pyramid.output_shape())
-    if "SOLO" not in model.META_ARCHITECTURE:
+    if not is_solo(cfg):
         return set(produced)
     read = {*model.SOLO.IN_FEATURES}
     if _merges_features(model.SOLO):
         read.update(model.SOLO.MASK_FEATURE.IN_FEATURES)
-    if model.META_ARCHITECTURE.startswith("Panoptic"):
+    if is_panoptic(cfg):
         read.update(model.SEM_SEG_HEAD.IN_FEATURES)
     if produced[-1] in read:
         read.add(produced[-2])

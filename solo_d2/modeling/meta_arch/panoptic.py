@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
@@ -27,6 +27,8 @@ LARGEST_LOGIT = 1e4
 @META_ARCH_REGISTRY.register()
 class PanopticSOLO(SOLO):
     """SOLO, Decoupled SOLO or SOLOv2 with a semantic branch beside the head."""
+
+    predicts_stuff: ClassVar[bool] = True
 
     @configurable
     def __init__(

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -41,6 +41,8 @@ LOSS_KEYS = {"pos_weight": "MASK_POS_WEIGHT", "alpha": "FOCAL_ALPHA", "gamma": "
 class SOLO(nn.Module):
     """SOLO, Decoupled SOLO or SOLOv2, depending on the head."""
 
+    # Whether results have stuff too; what else depends on it asks `solo_d2.config.models`.
+    predicts_stuff: ClassVar[bool] = False
     # Buffers, all on the model's device.
     pixel_mean: Tensor
     pixel_std: Tensor
