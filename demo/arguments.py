@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from solo_d2.api.images import MAX_PIXELS
 from solo_d2.api.predictor import DEFAULT_SCORE_THRESH
+from solo_d2.config import add_import_argument
 
 
 def read_arguments(description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -17,6 +18,7 @@ def read_arguments(description: str, argv: Sequence[str] | None = None) -> argpa
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add_import_argument(parser)
     _add_model(parser)
     _add_source(parser)
     _add_outputs(parser)

@@ -29,7 +29,7 @@ from detectron2.utils.logger import setup_logger  # noqa: E402
 
 from solo_d2 import ConfigError  # noqa: E402
 from solo_d2.api.loading import load_model, make_config  # noqa: E402
-from solo_d2.config import load_config  # noqa: E402
+from solo_d2.config import add_import_argument, load_config  # noqa: E402
 from solo_d2.data.catalog import (  # noqa: E402
     check_datasets,
     register_datasets_of_config,
@@ -55,6 +55,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add_import_argument(parser)
     add = parser.add_argument
     add("--config-file", required=True, metavar="FILE", help="YAML; also a training's config.yaml")
     add("--weights", metavar="FILE", help="checkpoint; short for --opts MODEL.WEIGHTS FILE")

@@ -9,6 +9,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from solo_d2.config import add_import_argument  # noqa: E402
 from solo_d2.utils.commands import run_command  # noqa: E402
 
 # What each command measures; its module is tools/benchmarks/COMMAND.py.
@@ -40,6 +41,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         description=module.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_import_argument(parser)
     module.add_arguments(parser)
     parser.set_defaults(run=module.run)
     return parser.parse_args(argv[1:])

@@ -29,6 +29,7 @@ from solo_d2 import ConfigError, ImageError, Predictor  # noqa: E402
 from solo_d2.api.images import expand_inputs, read_image, save_image  # noqa: E402
 from solo_d2.api.loading import make_config  # noqa: E402
 from solo_d2.api.outputs import plan_overlays  # noqa: E402
+from solo_d2.config import add_import_argument  # noqa: E402
 from solo_d2.data.catalog import check_datasets, register_datasets_of_config  # noqa: E402
 from solo_d2.data.unique_names import unique_names  # noqa: E402
 from solo_d2.utils.commands import run_command  # noqa: E402
@@ -48,6 +49,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add_import_argument(parser)
     add = parser.add_argument
     add("--config-file", required=True, metavar="FILE", help="YAML; also a training's config.yaml")
     add("--weights", metavar="FILE", help="checkpoint; short for --opts MODEL.WEIGHTS FILE")

@@ -29,7 +29,7 @@ from solo_d2 import ConfigError  # noqa: E402
 from solo_d2.api.images import save_image  # noqa: E402
 from solo_d2.checkpoint.checkpointer import SOLOCheckpointer  # noqa: E402
 from solo_d2.checkpoint.saved_classes import adopt_saved_classes  # noqa: E402
-from solo_d2.config import load_config  # noqa: E402
+from solo_d2.config import add_import_argument, load_config  # noqa: E402
 from solo_d2.data import (  # noqa: E402
     SOLODatasetMapper,
     check_datasets,
@@ -49,6 +49,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add_import_argument(parser)
     add = parser.add_argument
     add("--config-file", required=True, metavar="FILE", help="YAML; also a training's config.yaml")
     add("--weights", metavar="FILE", help="checkpoint; without it the model is not trained")

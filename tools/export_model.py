@@ -33,6 +33,7 @@ from solo_d2 import ConfigError, DatasetError, ImageError  # noqa: E402
 from solo_d2.api.classes import find_classes  # noqa: E402
 from solo_d2.api.images import expand_inputs, read_image  # noqa: E402
 from solo_d2.api.loading import load_model, make_config  # noqa: E402
+from solo_d2.config import add_import_argument  # noqa: E402
 from solo_d2.data.catalog import check_datasets, register_datasets_of_config  # noqa: E402
 from solo_d2.engine import Trainer  # noqa: E402
 from solo_d2.evaluation.build import build_evaluator  # noqa: E402
@@ -53,6 +54,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add_import_argument(parser)
     add = parser.add_argument
     add("--config-file", required=True, metavar="FILE", help="YAML; also a training's config.yaml")
     add("--weights", metavar="FILE", help="checkpoint; short for --opts MODEL.WEIGHTS FILE")

@@ -23,7 +23,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from solo_d2 import ConfigError  # noqa: E402
-from solo_d2.config import load_config  # noqa: E402
+from solo_d2.config import add_import_argument, load_config  # noqa: E402
 from solo_d2.data.catalog import (  # noqa: E402
     check_datasets,
     register_datasets_of_config,
@@ -48,6 +48,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add_import_argument(parser)
     add = parser.add_argument
     add("--config-file", required=True, metavar="FILE", help="of the exported model")
     add("--model", type=Path, required=True, metavar="FILE", help="float32, by export_model.py")

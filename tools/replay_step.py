@@ -18,6 +18,7 @@ if __name__ == "__main__":
 
     share_cores()  # before torch is imported
 
+from solo_d2.config import add_import_argument  # noqa: E402
 from solo_d2.engine.bad_step import read_bad_step  # noqa: E402
 from solo_d2.engine.replay import format_replay, rebuild_model, replay_step  # noqa: E402
 from solo_d2.utils.commands import run_command  # noqa: E402
@@ -28,6 +29,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add_import_argument(parser)
     parser.add_argument("file", help="bad_step_*.pth of the training's OUTPUT_DIR")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
     parser.add_argument(

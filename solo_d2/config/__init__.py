@@ -1,6 +1,7 @@
 """Every config key with its default, and reading, overriding and checking configs."""
 
 from solo_d2.config.defaults import add_solo_config
+from solo_d2.config.extensions import add_import_argument, register_config
 from solo_d2.config.files import (
     configs_folder,
     default_config,
@@ -10,10 +11,12 @@ from solo_d2.config.files import (
 )
 
 __all__ = [
+    "add_import_argument",
     "add_solo_config",
     "configs_folder",
     "default_config",
     "find_config_file",
     "load_config",
     "override",
+    "register_config",
 ]

@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 from solo_d2.config import default_config
+from solo_d2.config.extensions import ADDED_KEYS
 from solo_d2.config.rules import Rule, leaves, require, wrong_type
 from solo_d2.utils.errors import ConfigError
 
@@ -33,11 +34,12 @@ def check_config(
         rules: by the full names of keys of these sections.
     """
     values = dict(_within(leaves(cfg), sections))
-    examples = dict(_within(_examples(), sections))
+    examples = dict(_within(_examples(len(ADDED_KEYS)), sections))
     for key, example in examples.items():
         if key not in values:
             raise ConfigError(
-                f"{key} is missing: start from detectron2.config.get_cfg() and add_solo_config(cfg)"
+                f"{key} is missing: start from solo_d2.config.default_config(), or from "
+                "detectron2.config.get_cfg() and add_solo_config(cfg)"
             )
         allowed = wrong_type(values[key], example)
         require(allowed is None, key, values[key], str(allowed))
@@ -46,7 +48,7 @@ def check_config(
 
 
 @cache
-def _examples() -> Collection[tuple[str, Any]]:
+def _examples(_num_added: int) -> Collection[tuple[str, Any]]:
     return ({**dict(leaves(default_config())), **EXAMPLES}).items()
 
 

@@ -8,15 +8,17 @@ from detectron2.config import CfgNode, get_cfg
 from yaml import YAMLError
 
 from solo_d2.config.defaults import add_solo_config
+from solo_d2.config.extensions import ADDED_KEYS
 from solo_d2.config.rules import MERGE_ERRORS, merge_reason
 from solo_d2.utils.errors import ConfigError, shown
 from solo_d2.utils.user_code import from_user_code
 
 
 def default_config() -> CfgNode:
-    """Detectron2's config with our keys."""
+    """Return Detectron2's config with our keys and those of `register_config`."""
     cfg = get_cfg()
-    add_solo_config(cfg)
+    for add_keys in (add_solo_config, *ADDED_KEYS):
+        add_keys(cfg)
     return cfg
 
 

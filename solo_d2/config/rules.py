@@ -127,7 +127,8 @@ def merge_reason(error: Exception, cfg: Mapping[str, Any]) -> str:
     text = " ".join(str(error.args[0] if isinstance(error, KeyError) else error).split())
     unknown = re.fullmatch(r"Non-existent (?:config )?key: (\S+)", text)
     if unknown:
-        return text + similar(unknown[1], (key for key, _ in leaves(cfg)))
+        close = similar(unknown[1], (key for key, _ in leaves(cfg)))
+        return text + (close or "; keys of your own are known after --import MODULE")
     if isinstance(error, RecursionError):
         return "it is nested too deeply, or based on itself (_BASE_)"
     if isinstance(error, (TypeError, AttributeError)) or not text:

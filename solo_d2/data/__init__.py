@@ -17,6 +17,7 @@ _PUBLIC = {
     "ensure_converted": "solo_d2.data.panoptic_conversion",
     "register_coco_format": "solo_d2.data.coco_format",
     "load_coco_format": "solo_d2.data.coco_format",
+    "DATASET_FORMATS": "solo_d2.data.catalog",
     "check_datasets": "solo_d2.data.catalog",
     "register_datasets_of_config": "solo_d2.data.catalog",
     "require_model_classes": "solo_d2.data.catalog",

@@ -6,6 +6,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
+from solo_d2.data.catalog import DATASET_FORMATS
 from solo_d2.utils.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ def apply_dataset_arguments(cfg: CfgNode, args: argparse.Namespace) -> list[str]
 def _replace_entry(cfg: CfgNode, kind: str, entry: list[Any]) -> None:
     """Add the entry of a data set; others of its name are removed."""
     datasets = cfg.DATASETS
-    for key in ("COCO_FORMAT", "COCO_PANOPTIC_FORMAT"):
+    for key in set(DATASET_FORMATS) & set(datasets):
         datasets[key] = [other for other in datasets[key] if list(other)[:1] != entry[:1]]
     datasets[kind] = [*datasets[kind], entry]
 
@@ -73,7 +74,7 @@ def _replace_entry(cfg: CfgNode, kind: str, entry: list[Any]) -> None:
 def _leave_out_other_tests(cfg: CfgNode) -> None:
     """Keep of DATASETS.TEST what the config describes itself."""
     datasets = cfg.DATASETS
-    own = [entry[0] for entry in (*datasets.COCO_FORMAT, *datasets.COCO_PANOPTIC_FORMAT)]
+    own = [entry[0] for key in DATASET_FORMATS for entry in datasets.get(key, ())]
     others = [name for name in datasets.TEST if name not in own]
     datasets.TEST = tuple(name for name in datasets.TEST if name in own)
     if others:

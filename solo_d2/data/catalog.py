@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import functools
+import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -28,37 +29,36 @@ from solo_d2.data.stuff_classes import resolve_num_stuff_classes
 from solo_d2.utils.errors import ConfigError, DatasetError
 from solo_d2.utils.user_code import from_user_code, note_part
 
-# Keys of DATASETS that describe data sets: function, number of arguments, and these in words.
-_FORMATS: dict[str, tuple[Callable[..., None], tuple[int, ...], str]] = {
-    "COCO_FORMAT": (
-        register_coco_format,
-        (3,),
-        "[name, json file, image folder], such as [['my_train', 'my/train.json', 'my/images']]",
-    ),
-    "COCO_PANOPTIC_FORMAT": (
-        register_panoptic_format,
-        (4, 5),
-        "[name, panoptic json, folder of its PNGs, image folder] and maybe the folder of their "
-        "conversion, such as [['my_train', 'my/panoptic.json', 'my/panoptic', 'my/images']]",
-    ),
+# Keys of DATASETS that are lists of data sets, with the function that registers one. It is called
+# with the texts of an entry, the name first, and does nothing if the same files are registered.
+DATASET_FORMATS: dict[str, Callable[..., None]] = {
+    "COCO_FORMAT": register_coco_format,
+    "COCO_PANOPTIC_FORMAT": register_panoptic_format,
 }
 
 
 def register_datasets_of_config(cfg: CfgNode) -> None:
-    """Register what DATASETS.COCO_FORMAT and COCO_PANOPTIC_FORMAT name; again is harmless.
+    """Register the data sets of the keys of `DATASET_FORMATS`; again is harmless.
 
     Detectron2's LVIS data sets in DATASETS.TRAIN and TEST get a loader that needs no other package.
 
     Raises:
         ConfigError: an entry has another form, or its name already means other files.
     """
-    for kind, (register, lengths, form) in _FORMATS.items():
-        for entry in cfg.DATASETS[kind]:
-            texts = isinstance(entry, (list, tuple)) and all(isinstance(x, str) for x in entry)
-            if not texts or len(entry) not in lengths:
+    for key, register in DATASET_FORMATS.items():
+        signature = inspect.signature(register)
+        for entry in cfg.DATASETS.get(key, ()):
+            try:
+                if isinstance(entry, str) or not all(isinstance(part, str) for part in entry):
+                    raise TypeError("all parts must be texts")
+                signature.bind(*entry)
+            except TypeError as error:
+                parts = signature.parameters.values()
+                names = [x.name for x in parts if x.kind is x.POSITIONAL_OR_KEYWORD]
                 raise ConfigError(
-                    f"DATASETS.{kind} must be a list of {form}; one entry is {entry!r}"
-                )
+                    f"DATASETS.{key} must be a list of [{', '.join(names)}]; one entry is "
+                    f"{entry!r}: {error}"
+                ) from None
             register(*entry)
     use_own_loaders((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
 

@@ -12,7 +12,8 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from solo_d2.checkpoint.saved_classes import adopt_saved_classes
-from solo_d2.config import find_config_file, load_config, override
+from solo_d2.config import add_import_argument, find_config_file, load_config, override
+from solo_d2.config.extensions import import_extension
 from solo_d2.config.rules import require
 from solo_d2.data import check_datasets, register_datasets_of_config, resolve_num_classes
 from solo_d2.data.arguments import add_dataset_arguments, apply_dataset_arguments
@@ -33,6 +34,7 @@ def argument_parser() -> argparse.ArgumentParser:
     """Detectron2's arguments, those of processes, and those that name data in COCO format."""
     parser = default_argument_parser()
     add_launch_arguments(parser)
+    add_import_argument(parser)
     add_dataset_arguments(parser)
     return parser
 
@@ -54,6 +56,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     args.config_file = find_config_file(args.config_file)  # Detectron2 prints it
     rank = comm.get_rank()
     setup_logger(distributed_rank=rank, name="solo_d2")
+    for name in getattr(args, "imports", ()):  # again where this process was started for training
+        import_extension(name)
     cfg = load_config(args.config_file)
     apply_dataset_arguments(cfg, args)
     override(cfg, args.opts)
