@@ -8,6 +8,7 @@ Exit code: 0, everything was finite this time; 1, something was not; 2, the file
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ if __name__ == "__main__":
 
 from solo_d2.config import add_import_argument  # noqa: E402
 from solo_d2.engine.bad_step import read_bad_step  # noqa: E402
-from solo_d2.engine.replay import format_replay, rebuild_model, replay_step  # noqa: E402
+from solo_d2.engine.replay import rebuild_model, replay_step  # noqa: E402
 from solo_d2.utils.commands import run_command  # noqa: E402
 
 
@@ -50,12 +51,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 def replay(args: argparse.Namespace) -> int:
     """Do what the command line says; returns the exit code."""
     content = read_bad_step(args.file)
-    model = rebuild_model(content, args.device, args.lazy_config)
     print(f"Iteration {content['iteration']}, {content['precision']}: {content['message']}")
-    replays = [replay_step(model, content, process) for process in content["batches"]]
-    for replay in replays:
-        print(format_replay(replay))
-    return 0 if all(replay.is_finite for replay in replays) else 1
+    is_finite = True
+    for process in content["batches"]:
+        found = replay_step(rebuild_model(content, args.device, args.lazy_config), content, process)
+        first = found["outputs"][0] if found["outputs"] else "none"
+        print(f"Process {process}:")
+        print(f"  weights that were not finite before the step: {_some(found['weights'])}")
+        for name, loss in found["losses"].items():
+            print(f"  {name}: {loss:g}")
+        print(f"  first module whose output is not finite: {first or 'the model itself'}")
+        print(f"  gradients that are not finite: {_some(found['gradients'])}")
+        losses_are_finite = all(map(math.isfinite, found["losses"].values()))
+        is_finite &= losses_are_finite and not found["outputs"] and not found["gradients"]
+    return 0 if is_finite else 1
+
+
+def _some(names: Sequence[str], most: int = 10) -> str:
+    listed = ", ".join(names[:most]) + ", ..." * (len(names) > most)
+    return f"{len(names)}: {listed}" if names else "none"
 
 
 if __name__ == "__main__":

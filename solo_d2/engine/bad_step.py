@@ -1,40 +1,34 @@
 """Steps of training that come to infinity or NaN: when to stop, and a file that repeats the step.
 
 In full precision and in bfloat16 the first such step stops training. In float16 gradients overflow
-as a matter of course: `GradScaler` leaves the step out and lowers the scale. There training stops
-when it goes on for long.
+as a matter of course: `GradScaler` skips the step and lowers the scale. There training stops when
+it goes on for long.
 
 The optimizer has not taken the step, so the weights are those before it. (Running statistics of
-BatchNorm are not: the forward pass has moved them.)
+BatchNorm are not: the forward pass has updated them.)
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from solo_d2.engine.figures import StepFigures, describe_bad_numbers
+from solo_d2.engine.metrics import StepMetrics
 from solo_d2.utils.errors import BadNumbersError, ConfigError
 from solo_d2.utils.files import whole_file
-
-logger = logging.getLogger("solo_d2")
 
 # With float16: steps in a row with a loss that is not finite after which training stops. The scale
 # of gradients has no part in them.
 MAX_BAD_LOSSES = 10
-# The same for steps that are left out for their gradients. They halve the scale, and even the
+# The same for steps that are skipped for their gradients. They halve the scale, and even the
 # largest usual one, 2^16 and more, is far below 1 then.
 MAX_BAD_GRADIENTS = 30
-# Parameters that the message names.
-_EXAMPLES = 3
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -43,7 +37,7 @@ class RunRecord:
 
     Attributes:
         folder: where they are written.
-        config: of the model, as YAML; "" if it was not made of one.
+        config: of the model, as YAML; "" for a lazy config.
         seed: of the random numbers of each step (`SeedSteps`), -1 for none.
     """
 
@@ -55,33 +49,40 @@ class RunRecord:
 class BadSteps:
     """Counts the steps in a row that came to bad numbers."""
 
-    def __init__(self, *, some_are_left_out: bool):
-        """Start without any.
-
-        Args:
-            some_are_left_out: whether gradients that are not finite lead to no step.
-        """
+    def __init__(self, *, skips_bad_gradients: bool):
+        """Start without any; in float16 steps with bad gradients are skipped."""
         self.num_losses = self.num_gradients = 0
-        self.most_losses = MAX_BAD_LOSSES if some_are_left_out else 1
-        self.most_gradients = MAX_BAD_GRADIENTS if some_are_left_out else 1
+        self.most_losses = MAX_BAD_LOSSES if skips_bad_gradients else 1
+        self.most_gradients = MAX_BAD_GRADIENTS if skips_bad_gradients else 1
 
-    def add(self, figures: Sequence[StepFigures]) -> bool:
-        """Count a step.
-
-        Returns:
-            Whether training must stop.
-        """
-        bad_losses = any(f.bad_losses for f in figures)
-        bad_gradients = any(f.has_bad_gradient for f in figures)
+    def add(self, metrics: Sequence[StepMetrics]) -> bool:
+        """Count a step; return whether training must stop."""
+        bad_losses = any(m.bad_losses for m in metrics)
+        bad_gradients = any(m.has_bad_gradient for m in metrics)
         self.num_losses = self.num_losses + 1 if bad_losses else 0
         self.num_gradients = self.num_gradients + 1 if bad_gradients else 0
         return self.num_losses >= self.most_losses or self.num_gradients >= self.most_gradients
 
 
+def describe_bad_numbers(metrics: Sequence[StepMetrics]) -> str:
+    """Name what is infinite or NaN in a step, with the other loss terms."""
+    parts = []
+    for rank, own in enumerate(metrics):
+        where = f" in process {rank}" if len(metrics) > 1 else ""
+        if own.bad_losses:
+            bad = ", ".join(f"{name} is {own.losses[name]}" for name in own.bad_losses)
+            fine = [f"{k} is {v:.4g}" for k, v in own.losses.items() if k not in own.bad_losses]
+            parts.append(bad + where + (f" (finite: {', '.join(fine)})" if fine else ""))
+    if not parts:
+        terms = ", ".join(f"{name} is {loss:.4g}" for name, loss in metrics[0].losses.items())
+        parts.append(f"gradients are not finite, though the losses are ({terms})")
+    return "; ".join(parts)
+
+
 def stop_for_bad_numbers(
     model: nn.Module,
     batch: Sequence[dict[str, Any]],
-    figures: Sequence[StepFigures],
+    metrics: Sequence[StepMetrics],
     *,
     iteration: int,
     record: RunRecord | None,
@@ -92,7 +93,7 @@ def stop_for_bad_numbers(
     Args:
         model: with the gradients of the step.
         batch: of this process.
-        figures: of all processes.
+        metrics: of all processes.
         iteration: of the step.
         record: of the run; None: nothing is written.
         others: plain values that the file has too.
@@ -100,45 +101,42 @@ def stop_for_bad_numbers(
     Returns:
         The error to raise, the same in all processes; all of them have waited for the file.
     """
-    seen = [rank for rank, f in enumerate(figures) if f.bad_losses] or list(range(len(figures)))
-    mine = comm.get_rank() in seen
-    names = [str(sample.get("file_name", "an image without a name")) for sample in batch]
-    files = [name for part in comm.all_gather(names if mine else []) for name in part]
-    what = describe_bad_numbers(figures) + _bad_parameters(model, figures)
-    batches = comm.gather([plain_sample(sample) for sample in batch] if mine else None)
-    kept = ""
-    if record is not None:
-        if comm.is_main_process():
-            content = {
-                "format": _FORMAT,
-                "iteration": iteration,
-                "message": what,
-                "seed": record.seed,
-                "config": record.config,
-                "model": {key: value.cpu() for key, value in model.state_dict().items()},
-                "batches": {rank: batches[rank] for rank in seen},
-                "losses": [f.losses for f in figures],
-                **others,
-            }
-            kept = _write(content, Path(record.folder) / f"bad_step_{iteration:07}.pth")
-        kept = comm.all_gather(kept)[0]  # so that no process ends the job before it is written
+    seen = [rank for rank, m in enumerate(metrics) if m.bad_losses] or list(range(len(metrics)))
+    samples = [_storable(sample) for sample in batch] if comm.get_rank() in seen else []
+    names = [sample.get("file_name", "an image without a name") for sample in samples]
+    files = [name for part in comm.all_gather(names) for name in part]
+    what = describe_bad_numbers(metrics)
+    if not any(m.bad_losses for m in metrics):
+        what += _bad_gradients(model)
+    batches = comm.gather(samples)
+    written = ""
+    if record is not None and comm.is_main_process():
+        content = {
+            "format": _FORMAT,
+            "iteration": iteration,
+            "message": what,
+            "seed": record.seed,
+            "config": record.config,
+            "model": {key: value.cpu() for key, value in model.state_dict().items()},
+            "batches": {rank: batches[rank] for rank in seen},
+            "losses": [m.losses for m in metrics],
+            **others,
+        }
+        written = _write(content, Path(record.folder) / f"bad_step_{iteration:07}.pth")
+    written = comm.all_gather(written)[0]  # so that no process ends the job before it is written
     return BadNumbersError(
         f"Iteration {iteration}: {what}. Training stops; the weights are those before the step. "
-        f"Images: {', '.join(files)}.{kept}"
+        f"Images: {', '.join(files)}.{written}"
     )
 
 
-def _bad_parameters(model: nn.Module, figures: Sequence[StepFigures]) -> str:
-    """Whose gradients are bad, where the losses are not."""
-    if any(f.bad_losses for f in figures):
-        return ""
+def _bad_gradients(model: nn.Module) -> str:
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     bad = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
     if not bad:
         return ": none is infinite, but their norm is"
-    dots = ", ..." * (len(bad) > _EXAMPLES)
-    listed = ", ".join(bad[:_EXAMPLES])
-    return f", in {len(bad)} of {len(gradients)} parameters: {listed}{dots}"
+    shown = ", ".join([*bad[:3], *["..."][: len(bad) - 3]])
+    return f", in {len(bad)} of {len(gradients)} parameters: {shown}"
 
 
 def _write(content: dict[str, Any], file: Path) -> str:
@@ -150,46 +148,16 @@ def _write(content: dict[str, Any], file: Path) -> str:
     return f" {file} repeats the step: tools/replay_step.py {file}"
 
 
-def plain_sample(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """A training sample as tensors, texts, numbers, lists and dicts, on the host."""
-    plain: dict[str, Any] = {
-        key: value.cpu() if isinstance(value, Tensor) else value
-        for key, value in sample.items()
-        if isinstance(value, Tensor | str | int | float)
-    }
-    instances = sample.get("instances")
-    if instances is not None:
-        masks = instances.gt_masks
-        if isinstance(masks, PolygonMasks):
-            masks = [[torch.as_tensor(polygon) for polygon in each] for each in masks.polygons]
-        else:
-            masks = masks.tensor.cpu()
-        plain["instances"] = {
-            "image_size": list(instances.image_size),
-            "gt_boxes": instances.gt_boxes.tensor.cpu(),
-            "gt_classes": instances.gt_classes.cpu(),
-            "gt_masks": masks,
-        }
-    return plain
-
-
-def restore_sample(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """The training sample that `plain_sample` was given."""
-    sample = dict(plain)
+def _storable(sample: Mapping[str, Any]) -> dict[str, Any]:
+    """A training sample on the host, without NumPy's arrays, which are not loaded safely."""
+    kept = {k: v for k, v in sample.items() if isinstance(v, Tensor | str | int | float)}
+    kept = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in kept.items()}
     if "instances" in sample:
-        fields = sample["instances"]
-        masks = fields["gt_masks"]
-        if isinstance(masks, Tensor):
-            masks = BitMasks(masks)
-        else:
-            masks = PolygonMasks([[np.asarray(polygon) for polygon in each] for each in masks])
-        sample["instances"] = Instances(
-            tuple(fields["image_size"]),
-            gt_boxes=Boxes(fields["gt_boxes"]),
-            gt_classes=fields["gt_classes"],
-            gt_masks=masks,
-        )
-    return sample
+        instances = kept["instances"] = sample["instances"].to("cpu")
+        if isinstance(instances.gt_masks, PolygonMasks):
+            polygons = instances.gt_masks.polygons
+            instances.gt_masks = [[torch.as_tensor(p) for p in each] for each in polygons]
+    return kept
 
 
 def read_bad_step(file: str | Path) -> dict[str, Any]:
@@ -199,7 +167,8 @@ def read_bad_step(file: str | Path) -> dict[str, Any]:
         ConfigError: it is missing, or another kind of file.
     """
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([Instances, Boxes, BitMasks]):
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ConfigError(f"{file} does not exist") from None
     except Exception as error:  # zip, pickle and torch have their own kinds
@@ -207,4 +176,7 @@ def read_bad_step(file: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{file} cannot be read: {type(error).__name__}: {reason:.200}") from None
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise ConfigError(f"{file} is no bad_step_*.pth of a training")
+    for sample in (sample for batch in content["batches"].values() for sample in batch):
+        if "instances" in sample and isinstance(sample["instances"].gt_masks, list):
+            sample["instances"].gt_masks = PolygonMasks(sample["instances"].gt_masks)
     return content

@@ -26,7 +26,7 @@ from solo_d2.data.classes import Category
 from solo_d2.data.own_loaders import use_own_loaders
 from solo_d2.engine.bad_step import RunRecord
 from solo_d2.engine.checks import FULL_MODEL
-from solo_d2.engine.trainer import Trainer, save_figures, warn_of_random_weights
+from solo_d2.engine.trainer import Trainer, save_metrics, warn_of_random_weights
 from solo_d2.engine.training_data import explaining_no_data
 from solo_d2.evaluation.check import check_evaluation
 from solo_d2.evaluation.run import NotingMapper, evaluate_dataset
@@ -177,7 +177,7 @@ class LazyTrainer(Trainer):
     def test(  # type: ignore[override]
         self, cfg: CfgNode, model: nn.Module
     ) -> "OrderedDict[str, Any]":
-        """Evaluate on the test loader; OUTPUT_DIR/evaluation.json keeps the last figures."""
+        """Evaluate on the test loader; OUTPUT_DIR/evaluation.json keeps the last metrics."""
         return evaluate_lazy(self.lazy, cfg, model)
 
 
@@ -260,5 +260,5 @@ def evaluate_lazy(lazy: DictConfig, cfg: CfgNode, model: nn.Module) -> "OrderedD
     results = OrderedDict(evaluate_dataset(model, loader, evaluator))
     if comm.is_main_process():
         print_csv_format(results)
-    save_figures(cfg, results)
+    save_metrics(cfg, results)
     return results

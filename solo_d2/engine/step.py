@@ -1,6 +1,6 @@
 """One step of training: gradient accumulation, mixed precision, gradient clipping.
 
-Before the optimizer takes it all processes look at its figures together: at losses and gradients
+Before the optimizer takes it all processes look at its metrics together: at losses and gradients
 that are not finite (`solo_d2.engine.bad_step`), and at the number of images that could not be read
 (`solo_d2.data.unreadable`).
 """
@@ -22,14 +22,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
 from solo_d2.data.unreadable import UnreadableImages
-from solo_d2.engine.bad_step import BadSteps, RunRecord, stop_for_bad_numbers
-from solo_d2.engine.checks import FULL_MODEL
-from solo_d2.engine.figures import (
-    StepFigures,
+from solo_d2.engine.bad_step import (
+    BadSteps,
+    RunRecord,
     describe_bad_numbers,
-    measure_step,
-    write_figures,
+    stop_for_bad_numbers,
 )
+from solo_d2.engine.checks import FULL_MODEL
+from solo_d2.engine.metrics import StepMetrics, measure_step, write_metrics
 from solo_d2.engine.optimizer_state import load_optimizer, save_optimizer
 from solo_d2.utils.errors import ConfigError
 
@@ -81,6 +81,7 @@ class StepTrainer(SimpleTrainer):
         clip_gradients: Callable[[list[Tensor]], Tensor] | None = None,
         max_unreadable: int = 0,
         record: RunRecord | None = None,
+        init_scale: float = 2.0**16,
     ):
         """Make the trainer.
 
@@ -95,6 +96,7 @@ class StepTrainer(SimpleTrainer):
                 norm that they had.
             max_unreadable: image files that may fail to be read.
             record: what a step with bad numbers is written with; None: it is not written.
+            init_scale: of the gradients with float16, at the start.
         """
         super().__init__(model, data_loader, optimizer)
         if num_micro_batches > 1 and not hasattr(unwrap(model), "plan_micro_batches"):
@@ -108,11 +110,11 @@ class StepTrainer(SimpleTrainer):
         self.device_type = self.parameters[0].device.type
         self.precision = precision
         self.unreadable = UnreadableImages(max_unreadable)
-        self.bad_steps = BadSteps(some_are_left_out=precision == torch.float16)
+        self.bad_steps = BadSteps(skips_bad_gradients=precision == torch.float16)
         self.record = record
         # bfloat16 has the range of float32 and needs no scaling.
         self.grad_scaler = torch.amp.GradScaler(
-            self.device_type, enabled=precision == torch.float16
+            self.device_type, init_scale, enabled=precision == torch.float16
         )
 
     def run_step(self) -> None:
@@ -129,16 +131,16 @@ class StepTrainer(SimpleTrainer):
         unreadable = self.unreadable.take_new(batch)
         self.optimizer.zero_grad()
         losses = self.compute_gradients(batch)
-        figures = measure_step(
+        metrics = measure_step(
             losses,
             [p.grad for p in self.parameters if p.grad is not None],
             data_time=data_time,
             num_unreadable=len(unreadable),
         )
-        if any(f.num_unreadable for f in figures):
+        if any(m.num_unreadable for m in metrics):
             parts = comm.all_gather(unreadable)
             self.unreadable.add({k: v for part in parts for k, v in part.items()})
-        self._judge(figures, batch)
+        self._judge(metrics, batch)
         if self.clip_gradients is not None:
             norm = self.clip_gradients(self.parameters)
             if (self.iter + 1) % LOG_PERIOD == 0 and comm.is_main_process():
@@ -147,14 +149,14 @@ class StepTrainer(SimpleTrainer):
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
-    def _judge(self, figures: list[StepFigures], batch: list[dict[str, Any]]) -> None:
-        """Write the figures of a step if they are finite, and stop training if they must be."""
-        stop = self.bad_steps.add(figures)
+    def _judge(self, metrics: list[StepMetrics], batch: list[dict[str, Any]]) -> None:
+        """Write the metrics of a step if they are finite, and stop training if they must be."""
+        stop = self.bad_steps.add(metrics)
         if stop:
             raise stop_for_bad_numbers(
                 unwrap(self.model),
                 batch,
-                figures,
+                metrics,
                 iteration=self.iter,
                 record=self.record,
                 others={
@@ -163,10 +165,10 @@ class StepTrainer(SimpleTrainer):
                     "loss_scale": self.grad_scaler.get_scale(),
                 },
             )
-        if any(f.bad_losses for f in figures):
-            logger.warning(f"Iteration {self.iter}: {describe_bad_numbers(figures)}")
+        if any(m.bad_losses for m in metrics):
+            logger.warning(f"Iteration {self.iter}: {describe_bad_numbers(metrics)}")
         else:
-            write_figures(figures, self.iter)
+            write_metrics(metrics, self.iter)
 
     def compute_gradients(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Add the gradients of a batch, true to scale, to the parameters'; return its losses."""

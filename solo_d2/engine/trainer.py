@@ -53,7 +53,7 @@ from solo_d2.utils.files import save_json
 
 logger = logging.getLogger("solo_d2")
 
-# By MODEL.SOLO.MASK_TARGET, the figure that decides which checkpoint is the best; of a panoptic
+# By MODEL.SOLO.MASK_TARGET, the metric that decides which checkpoint is the best; of a panoptic
 # model it is another.
 BEST_METRIC = {"mask": "segm/AP", "contour": "contours/F"}
 BEST_PANOPTIC_METRIC = "panoptic_seg/PQ"
@@ -142,7 +142,7 @@ class Trainer(DefaultTrainer):
     def test(
         cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None
     ) -> "OrderedDict[str, Any]":
-        """Evaluate on DATASETS.TEST; OUTPUT_DIR/evaluation.json keeps the last figures.
+        """Evaluate on DATASETS.TEST; OUTPUT_DIR/evaluation.json keeps the last metrics.
 
         They are flat, name -> percent, with null for what is not defined. An image that cannot be
         read counts as one without predictions.
@@ -154,7 +154,7 @@ class Trainer(DefaultTrainer):
         """
         results = cls._evaluate_datasets(cfg, model, evaluators)
         if results:
-            save_figures(cfg, results)
+            save_metrics(cfg, results)
         return results
 
     @classmethod
@@ -181,7 +181,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test_with_tta(cls, cfg: CfgNode, model: nn.Module) -> "OrderedDict[str, Any]":
-        """Evaluate with the views of TEST.AUG, and add the figures to OUTPUT_DIR/evaluation.json.
+        """Evaluate with the views of TEST.AUG, and add the metrics to OUTPUT_DIR/evaluation.json.
 
         Returns:
             As `test`, with _TTA at the end of the outermost names.
@@ -197,7 +197,7 @@ class Trainer(DefaultTrainer):
         results = cls._evaluate_datasets(cfg, model, evaluators)
         results = OrderedDict((f"{name}_TTA", value) for name, value in results.items())
         file = Path(cfg.OUTPUT_DIR) / "evaluation.json"
-        save_figures(cfg, results, json.loads(file.read_text()) if file.is_file() else {})
+        save_metrics(cfg, results, json.loads(file.read_text()) if file.is_file() else {})
         return results
 
     @property
@@ -382,25 +382,25 @@ def _index(hooks: list[Any], *kinds: type) -> int:
     return next((i for i, hook in enumerate(hooks) if isinstance(hook, kinds)), len(hooks))
 
 
-def save_figures(
+def save_metrics(
     cfg: CfgNode, results: Mapping[str, Any], others: Mapping[str, Any] = MappingProxyType({})
 ) -> None:
-    """Write figures to OUTPUT_DIR/evaluation.json, flat and with null for what is not defined.
+    """Write metrics to OUTPUT_DIR/evaluation.json, flat and with null for what is not defined.
 
     Args:
         cfg: OUTPUT_DIR is read.
         results: of evaluators, nested.
-        others: figures to write before them, in the form of the file.
+        others: metrics to write before them, in the form of the file.
     """
     if not comm.is_main_process():
         return
-    figures = {key: float(value) for key, value in flatten_results_dict(results).items()}
-    defined = {key: value if math.isfinite(value) else None for key, value in figures.items()}
+    metrics = {key: float(value) for key, value in flatten_results_dict(results).items()}
+    defined = {key: value if math.isfinite(value) else None for key, value in metrics.items()}
     save_json(Path(cfg.OUTPUT_DIR) / "evaluation.json", {**others, **defined})
 
 
 def best_metric(cfg: CfgNode) -> str:
-    """Name of the figure by which checkpoints are compared."""
+    """Name of the metric by which checkpoints are compared."""
     return BEST_PANOPTIC_METRIC if is_panoptic(cfg) else BEST_METRIC[cfg.MODEL.SOLO.MASK_TARGET]
 
 

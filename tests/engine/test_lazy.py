@@ -155,11 +155,11 @@ def test_a_bad_step_is_replayed_with_the_config_that_was_saved(lazy, shapes, tmp
     LazyConfig.save(lazy, str(tmp_path / "config.yaml"))  # as Detectron2's default_setup does
     file = str(tmp_path / "bad_step_0000001.pth")
     assert load_tool().main([file]) == 2
-    assert "name it by --lazy-config FILE" in capsys.readouterr().err
+    assert "--lazy-config" in capsys.readouterr().err
     assert load_tool().main([file, "--lazy-config", str(tmp_path / "config.yaml")]) == 1
     assert "Iteration 1, float32" in capsys.readouterr().out
     assert load_tool().main([file, "--lazy-config", FILE]) == 2  # another number of classes
-    assert "The weights do not fit" in capsys.readouterr().err
+    assert "do not fit" in capsys.readouterr().err
 
 
 def test_unknown_and_bad_keys_are_named(lazy):
