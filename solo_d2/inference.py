@@ -27,8 +27,8 @@ from solo_d2.ops.binary_masks import (
     binarize_probs,
     binarize_product,
     empty_masks,
+    zero_masks,
 )
-from solo_d2.ops.buffers import zero_masks
 from solo_d2.ops.contours import contour_masks, fill_contours
 from solo_d2.ops.fast_nms import fast_nms
 from solo_d2.ops.hard_nms import hard_nms

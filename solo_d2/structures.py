@@ -106,8 +106,8 @@ class GridTargets:
         cells: (P,) int64 in [0, T), the cell of each mask sample; ordered by image, then level.
         instances: (P,) int64 in [0, N), the instance of each mask sample, N counted over the batch.
         num_samples: B tuples of L ints, how many of the P samples belong to an image and a level.
-        masks: stride -> (N, H, W) bool, the padded instance masks shrunk by that stride, or the
-            contours of these.
+        masks: stride -> (N, H, W) bool, the padded instance masks downsampled by that stride, or
+            the contours of these.
         num_positive_cells: cells with a class, P less the cells that several instances share.
         num_conflicts: claims on a cell that another instance claims too, less one for the cell.
     """

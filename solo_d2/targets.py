@@ -1,15 +1,16 @@
 """Target assignment, the only one, shared by all heads (SOLO, arXiv:1912.04488, section 3.3.1).
 
 An instance belongs to each level whose scale range holds sqrt(w * h) of its box. There, the cells
-that its centre region touches (the box shrunk about the mass centre, at most the 3x3 cells about
-the centre's cell) are positive: the instance claims them. Everything is vectorised over instances
-and levels and stays on the device of the masks, but for one transfer of counts, marked below.
+that its centre region touches (a smaller copy of the box about the mass centre, at most the 3x3
+cells about the centre's cell) are positive: the instance claims them. Everything is vectorised over
+instances and levels and stays on the device of the masks, but for one transfer of counts, marked
+below.
 
 N: instances of the whole batch, L: levels, T: cells of all levels, P: mask samples, C = N * L * 9:
 possible claims.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from solo_d2.ops.contours import contour_masks
-from solo_d2.ops.mask_geometry import mask_centers, shrink_masks, shrink_masks_opencv
+from solo_d2.ops.mask_geometry import downsample_masks, mask_centers
 from solo_d2.structures import GridTargets
 
 CELL_CONFLICTS = ("all", "last", "nearest")
@@ -38,7 +39,6 @@ def assign_grid_targets(
     center_scale: float = 0.2,
     cell_conflict: str = "all",
     mask_target: str = "mask",
-    pad_masks: bool = True,
 ) -> GridTargets:
     """Assign the instances of a batch to cells.
 
@@ -58,11 +58,8 @@ def assign_grid_targets(
             to the last one (SOLO and Decoupled SOLO as published); "nearest": to the instance whose
             mass centre is nearest to the cell's centre, of equally near ones to the smaller, then
             the earlier.
-        mask_target: "mask", or "contour": the contours of the shrunk masks (section 6); all else is
-            found from the masks.
-        pad_masks: whether masks are shrunk as part of the padded input (exact, as WXinlong's data
-            pipeline does) or alone by OpenCV's rule (slightly stretched unless the stride divides
-            their size, as AdelaiDet does).
+        mask_target: "mask", or "contour": the contours of the downsampled masks (section 6). All
+            else is found from the masks.
 
     Returns:
         The targets; samples in the order image, level, instance, row, column.
@@ -82,11 +79,13 @@ def assign_grid_targets(
         center_scale=center_scale,
         cell_conflict=cell_conflict,
     )
-    shrink = shrink_masks if pad_masks else shrink_masks_opencv
-    shrunk = {s: _shrink_batch(masks, s, padded_size, shrink) for s in sorted(set(mask_strides))}
-    if mask_target == "contour":
-        shrunk = {stride: contour_masks(small) for stride, small in shrunk.items()}
-    return replace(targets, masks=shrunk)
+    # Downsampled as parts of the padded input: exact, as in WXinlong's data pipeline.
+    downsampled = {}
+    for stride in sorted(set(mask_strides)):
+        size = (padded_size[0] // stride, padded_size[1] // stride)
+        small = torch.cat([downsample_masks(m, stride, size) for m in masks])
+        downsampled[stride] = contour_masks(small) if mask_target == "contour" else small
+    return replace(targets, masks=downsampled)
 
 
 def assign_cells(
@@ -172,17 +171,6 @@ def _image_of_instance(num_instances: Sequence[int], device: torch.device) -> Te
 def _to_device(numbers: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Numbers of the host, without the wait of `torch.tensor(numbers, device=device)`."""
     return torch.tensor(numbers, dtype=dtype).to(device, non_blocking=True)
-
-
-def _shrink_batch(
-    masks: Sequence[Tensor],
-    stride: int,
-    padded_size: tuple[int, int],
-    shrink: Callable[[Tensor, int, tuple[int, int]], Tensor],
-) -> Tensor:
-    """(N, H, W) bool: the masks of all images over the padded input, shrunk by the stride."""
-    size = (padded_size[0] // stride, padded_size[1] // stride)
-    return torch.cat([shrink(m, stride, size) for m in masks])
 
 
 def _claim_cells(

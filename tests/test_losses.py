@@ -1,5 +1,7 @@
 """Losses: published values and gradients, cases by hand, and batches without anything."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -17,6 +19,7 @@ from solo_d2.structures import GridTargets
 from solo_d2.targets import assign_grid_targets
 from tests.fakes import kernel_outputs
 from tests.golden import levels, load_golden
+from tests.reference.targets import downsample_as_published
 from tools.benchmarks.head_outputs import KernelHead
 
 GOLDEN = load_golden("solov2_loss")
@@ -31,15 +34,17 @@ def golden_inputs():
 
 def golden_targets(images=(0, 1, 2)):
     names = ("gt_boxes", "gt_classes", "gt_masks")
-    return assign_grid_targets(
+    padded_size = tuple(GOLDEN["padded_size"].tolist())
+    targets = assign_grid_targets(
         *([GOLDEN[f"img{b}.{name}"] for b in images] for name in names),
-        padded_size=tuple(GOLDEN["padded_size"].tolist()),
+        padded_size=padded_size,
         num_grids=GOLDEN["num_grids"].tolist(),
         scale_ranges=GOLDEN["scale_ranges"].tolist(),
         mask_strides=STRIDES,
         num_classes=5,
-        pad_masks=False,
     )
+    masks = [downsample_as_published(GOLDEN[f"img{b}.gt_masks"], padded_size) for b in images]
+    return replace(targets, masks={4: torch.cat(masks)})
 
 
 def losses_of(outputs, targets):

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from solo_d2.api.classes import Classes
 from solo_d2.data.panoptic_json import write_segment_ids
-from solo_d2.ops.label_map import stack_masks
-from solo_d2.ops.mask_geometry import mask_boxes
+from solo_d2.ops.mask_geometry import mask_boxes, stack_masks
 from solo_d2.ops.rle import encode_masks
 from solo_d2.utils.errors import ConfigError
 from solo_d2.utils.files import whole_file

@@ -57,7 +57,7 @@ def _add_grid_keys(solo: CfgNode) -> None:
     # of equally near ones to the smaller, then the earlier.
     solo.CELL_CONFLICT = "all"
     # What the mask branch learns and predicts: "mask", or "contour" (SOLO paper, section 6), the
-    # pixels of the shrunk mask that touch what is outside of it. Cells, scales and centres are
+    # pixels of the downsampled mask that touch what is outside of it. Cells, scales and centres are
     # found from the masks all the same.
     solo.MASK_TARGET = "mask"
 

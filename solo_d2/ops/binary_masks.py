@@ -6,13 +6,14 @@ masks exist a tile at a time, never as a whole.
 Shape letters: M masks, E channels of the mask feature, H and W rows and columns.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from solo_d2.ops.backends import choose_backend
-from solo_d2.ops.buffers import zero_masks
 from solo_d2.ops.mask_factors import dynamic_conv
 from solo_d2.ops.threads import in_threads
 
@@ -119,3 +120,22 @@ def empty_masks(num: int, size: tuple[int, int], device: torch.device) -> Binary
         torch.zeros(num, dtype=torch.int64, device=device),
         torch.zeros(num, device=device),
     )
+
+
+def zero_masks(shape: Sequence[int], device: torch.device) -> Tensor:
+    """Binary masks that are False everywhere; on the host, memory is taken when it is written.
+
+    Torch's host allocator gives fresh memory in pages of 4 KiB, and touching a page for the first
+    time costs more than what is then computed with it. NumPy asks the kernel for huge pages, and
+    for zeros gives memory that costs nothing until it is touched.
+
+    Args:
+        shape: any, also with zeros.
+        device: where the result lies.
+
+    Returns:
+        (*shape) bool.
+    """
+    if device.type != "cpu":
+        return torch.zeros(*shape, dtype=torch.bool, device=device)
+    return torch.from_numpy(np.zeros(tuple(shape), dtype=np.bool_))

@@ -1,13 +1,10 @@
 """Hard (greedy) NMS on masks, the baseline of SOLOv2's table 3c."""
 
-from collections.abc import Sequence
-from functools import partial
-
 import torch
 from torch import Tensor
 
-from solo_d2.ops.mask_iou import mask_overlaps
-from solo_d2.ops.nms_family import apply_nms, upper_iou
+from solo_d2.ops.mask_iou import iou_rows
+from solo_d2.ops.nms_family import run_nms
 
 
 def hard_nms(
@@ -17,7 +14,6 @@ def hard_nms(
     *,
     thresh: float = 0.5,
     class_agnostic: bool = False,
-    num_per_image: Sequence[int] | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Remove each mask that overlaps a kept better one of its class.
@@ -28,50 +24,33 @@ def hard_nms(
         scores: (M,) float32 in [0, 1], not increasing. Of two equal ones the earlier is better.
         thresh: a mask is removed when the IoU is strictly larger.
         class_agnostic: whether masks of different classes remove each other too.
-        num_per_image: masks of each image where there are several, one after the other; each
-            image's are best first. None for one image.
         backend: "auto" by device, "torch", "tiled" or "triton" (see `solo_d2.ops.mask_iou`).
 
     Returns:
         (M,) float32: the score, or 0 where removed; (0,) for no masks.
     """
-    return apply_nms(
-        partial(_hard_nms, thresh=thresh),
+    return run_nms(
+        _hard_nms,
         masks,
         labels,
         scores,
         class_agnostic=class_agnostic,
-        num_per_image=num_per_image,
         backend=backend,
+        thresh=thresh,
     )
 
 
 def _hard_nms(
-    masks: Tensor, groups: Tensor, scores: Tensor, backend: str, *, thresh: float
+    overlaps: Tensor, scores: Tensor, num_pixels: int, backend: str, *, thresh: float
 ) -> Tensor:
     if backend == "triton":
         from solo_d2.ops.triton.nms_greedy import hard_nms_triton
 
-        overlaps = mask_overlaps(masks, groups, backend=backend)
-        return hard_nms_triton(overlaps, scores, masks[0].numel(), thresh=thresh)
-    removes = upper_iou(masks, groups, backend) > thresh
-    return scores * greedy_keep(removes)
-
-
-def greedy_keep(removes: Tensor) -> Tensor:
-    """Who survives when each survivor removes later ones.
-
-    Greedy by nature, so the host does it: one wait for the device, not M launches.
-
-    Args:
-        removes: (M, M) bool, true only above the diagonal.
-
-    Returns:
-        (M,) bool, on the same device.
-    """
-    rows = removes.cpu()
-    keep = torch.ones(len(rows), dtype=torch.bool)
-    for i in rows.any(dim=1).nonzero()[:, 0].tolist():
+        return hard_nms_triton(overlaps, scores, num_pixels, thresh=thresh)
+    # Greedy by nature, so the host does it: one wait for the device, not M launches.
+    removes = (iou_rows(overlaps, 0, len(overlaps), num_pixels) > thresh).cpu()
+    keep = torch.ones(len(removes), dtype=torch.bool)
+    for i in removes.any(dim=1).nonzero()[:, 0].tolist():
         if keep[i]:
-            keep[rows[i]] = False
-    return keep.to(removes.device)
+            keep[removes[i]] = False
+    return scores * keep.to(scores.device)

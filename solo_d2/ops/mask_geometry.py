@@ -1,7 +1,11 @@
-"""Geometry of masks: mass centres, boxes, shrinking of targets.
+"""Geometry of masks: mass centres, boxes, downsampling of targets, masks on top of each other.
 
-Vectorised over masks; no function waits for the device.
+Vectorised over masks; only `stack_masks` waits for the device.
+
+Shape letters: N masks, H and W rows and columns.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -92,8 +96,8 @@ def line_spans(lines: Tensor) -> tuple[Tensor, Tensor]:
     return first, stop * flags.amax(dim=1)
 
 
-def shrink_masks(masks: Tensor, stride: int, size: tuple[int, int]) -> Tensor:
-    """Shrink masks bilinearly by a whole factor and round back to {0, 1}, half up.
+def downsample_masks(masks: Tensor, stride: int, size: tuple[int, int]) -> Tensor:
+    """Downsample masks bilinearly by a whole factor and round back to {0, 1}, half up.
 
     The value at a sample position is the mean of the middle 2x2 pixels of each block, which is
     what OpenCV's bilinear resize of the padded mask gives. What lies outside the image is 0.
@@ -109,7 +113,7 @@ def shrink_masks(masks: Tensor, stride: int, size: tuple[int, int]) -> Tensor:
     if stride == 1:
         return F.pad(masks, (0, size[1] - masks.shape[2], 0, size[0] - masks.shape[1]))
     if stride % 2:
-        raise ValueError(f"masks are shrunk by an even factor, not by {stride}")
+        raise ValueError(f"masks are downsampled by an even factor, not by {stride}")
     pixels, middle = masks.view(torch.uint8), (stride // 2 - 1, stride // 2)
     # Rows first: reading whole rows is fast, and leaves a quarter for the columns.
     pairs = pixels.new_zeros(len(masks), size[0], masks.shape[2])
@@ -123,37 +127,27 @@ def shrink_masks(masks: Tensor, stride: int, size: tuple[int, int]) -> Tensor:
     return count >= 2
 
 
-def shrink_masks_opencv(masks: Tensor, stride: int, size: tuple[int, int]) -> Tensor:
-    """Shrink masks as the published code does: by OpenCV's bilinear resize of 8-bit images.
-
-    The mask becomes int(side / stride + 0.5) pixels on each side, so unless the stride divides its
-    size it is stretched a little; and OpenCV's fixed-point arithmetic truncates twice, so that up
-    to 0.75 can become 0. Use `shrink_masks` but for comparing with published code.
+def stack_masks(masks: Tensor, boxes: Tensor, order: Sequence[int]) -> Tensor:
+    """Lay masks on each other and say which one is on top at each pixel.
 
     Args:
-        masks: (N, H, W) bool.
-        stride: whole factor.
-        size: height and width of the result; what the shrunk mask does not cover is 0.
+        masks: (N, H, W) bool, on any device.
+        boxes: (N, 4) XYXY, of whole numbers, about all pixels of each mask (`mask_boxes`).
+        order: indices of masks, the lowest one first; those that are left out are not laid.
 
     Returns:
-        (N, *size) bool.
+        (H, W) of whole numbers, uint8 for up to 255 masks in `order` and else int32, on the masks'
+        device: 1 where the first of `order` is on top, 2 where the second is, ...; 0 where there is
+        none.
     """
-    height, width = (int(side / stride + 0.5) for side in masks.shape[1:])
-    (y0, y1), (wy0, wy1) = _opencv_taps(masks.shape[1], height, masks.device)
-    (x0, x1), (wx0, wx1) = _opencv_taps(masks.shape[2], width, masks.device)
-    rows = masks[:, :, x0] * wx0 + masks[:, :, x1] * wx1
-    upper = (rows[:, y0] >> 4) * wy0[:, None] >> 16
-    lower = (rows[:, y1] >> 4) * wy1[:, None] >> 16
-    shrunk = (upper + lower + 2) >> 2 > 0
-    return F.pad(shrunk, (0, size[1] - width, 0, size[0] - height))
-
-
-def _opencv_taps(old: int, new: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(2, new) int64 each: the two pixels of each sample, and their weights in 1/2048."""
-    position = (torch.arange(new, dtype=torch.float64) + 0.5) * (old / new) - 0.5
-    position = position.clamp(0, old - 1)
-    first = position.floor().long()
-    fraction = position - first
-    pixels = torch.stack([first, (first + 1).clamp(max=old - 1)])
-    weights = (torch.stack([1 - fraction, fraction]) * 2048).round().long()
-    return pixels.to(device), weights.to(device)
+    dtype = torch.uint8 if len(order) <= 255 else torch.int32
+    result = torch.zeros(masks.shape[1:], dtype=dtype, device=masks.device)
+    pixels = masks.view(torch.uint8)
+    # Waits for the device: the parts to look at depend on the masks.
+    spans = boxes.long().tolist() if len(order) else []
+    for number, index in enumerate(order, start=1):
+        left, top, right, bottom = spans[index]
+        part = result[top:bottom, left:right]
+        # Numbers rise, so the larger one is on top.
+        torch.maximum(part, pixels[index, top:bottom, left:right].to(dtype) * number, out=part)
+    return result

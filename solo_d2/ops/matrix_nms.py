@@ -1,13 +1,10 @@
 """Matrix NMS (SOLOv2, arXiv:2003.10152, section 2.2)."""
 
-from collections.abc import Sequence
-from functools import partial
-
 import torch
 from torch import Tensor
 
-from solo_d2.ops.mask_iou import iou_rows, mask_overlaps
-from solo_d2.ops.nms_family import apply_nms, check_choice, upper_iou
+from solo_d2.ops.mask_iou import iou_rows
+from solo_d2.ops.nms_family import check_choice, run_nms
 
 KERNELS = ("gaussian", "linear")
 # Rows of the IoU matrix that are made, used twice and forgotten while the cache has them.
@@ -22,7 +19,6 @@ def matrix_nms(
     kernel: str = "gaussian",
     sigma: float = 2.0,
     class_agnostic: bool = False,
-    num_per_image: Sequence[int] | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Lower each score by its mask's overlap with better masks of the same class.
@@ -38,44 +34,35 @@ def matrix_nms(
         kernel: "gaussian" or "linear"; anything else raises ValueError.
         sigma: sharpness of the gaussian, no unit; larger removes more. Unused by "linear".
         class_agnostic: whether masks of different classes lower each other too.
-        num_per_image: masks of each image where there are several, one after the other; each
-            image's are best first. None for one image.
         backend: "auto" by device, "torch", "tiled" or "triton" (see `solo_d2.ops.mask_iou`).
 
     Returns:
         (M,) float32, finite, never above `scores`, in input order; (0,) for no masks.
     """
     check_choice("Matrix NMS kernel", kernel, KERNELS)
-    return apply_nms(
-        partial(_matrix_nms, kernel=kernel, sigma=sigma),
+    return run_nms(
+        _matrix_nms,
         masks,
         labels,
         scores,
         class_agnostic=class_agnostic,
-        num_per_image=num_per_image,
         backend=backend,
+        kernel=kernel,
+        sigma=sigma,
     )
 
 
 def _matrix_nms(
-    masks: Tensor, groups: Tensor, scores: Tensor, backend: str, *, kernel: str, sigma: float
+    overlaps: Tensor, scores: Tensor, num_pixels: int, backend: str, *, kernel: str, sigma: float
 ) -> Tensor:
-    if backend == "torch":
-        return _matrix_nms_torch(masks, groups, scores, kernel=kernel, sigma=sigma)
-    overlaps = mask_overlaps(masks, groups, backend=backend)
-    num_pixels = masks.shape[1] * masks.shape[2]
+    if backend == "torch":  # the equation on whole matrices: the reference
+        iou = iou_rows(overlaps, 0, len(overlaps), num_pixels)
+        return scores * matrix_decay(iou, kernel=kernel, sigma=sigma)
     if backend == "triton":
         from solo_d2.ops.triton.nms_decay import matrix_nms_decay_triton
 
         return matrix_nms_decay_triton(overlaps, scores, num_pixels, kernel=kernel, sigma=sigma)
     return _decay_by_rows(overlaps, scores, num_pixels, kernel=kernel, sigma=sigma)
-
-
-def _matrix_nms_torch(
-    masks: Tensor, groups: Tensor, scores: Tensor, *, kernel: str, sigma: float
-) -> Tensor:
-    """The equation on whole matrices: the reference."""
-    return scores * matrix_decay(upper_iou(masks, groups, "torch"), kernel=kernel, sigma=sigma)
 
 
 def matrix_decay(iou: Tensor, *, kernel: str, sigma: float) -> Tensor:

@@ -1,13 +1,10 @@
 """Soft-NMS (arXiv:1704.04503, section 3) on masks, a baseline of SOLOv2's table 3c."""
 
-from collections.abc import Sequence
-from functools import partial
-
 import torch
 from torch import Tensor
 
-from solo_d2.ops.mask_iou import mask_overlaps
-from solo_d2.ops.nms_family import apply_nms, check_choice, upper_iou
+from solo_d2.ops.mask_iou import iou_rows
+from solo_d2.ops.nms_family import check_choice, run_nms
 
 KERNELS = ("gaussian", "linear")
 
@@ -21,7 +18,6 @@ def soft_nms(
     sigma: float = 2.0,
     thresh: float = 0.5,
     class_agnostic: bool = False,
-    num_per_image: Sequence[int] | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Lower the scores of masks that overlap better ones of their class, best first.
@@ -39,29 +35,29 @@ def soft_nms(
             paper's 0.5. Unused by "linear".
         thresh: least IoU that lowers a score, exclusive. Unused by "gaussian".
         class_agnostic: whether masks of different classes lower each other too.
-        num_per_image: masks of each image where there are several, one after the other; each
-            image's are best first. None for one image.
         backend: "auto" by device, "torch", "tiled" or "triton" (see `solo_d2.ops.mask_iou`).
 
     Returns:
         (M,) float32, finite, never above `scores`, in input order; (0,) for no masks.
     """
     check_choice("Soft-NMS kernel", kernel, KERNELS)
-    return apply_nms(
-        partial(_soft_nms, kernel=kernel, sigma=sigma, thresh=thresh),
+    return run_nms(
+        _soft_nms,
         masks,
         labels,
         scores,
         class_agnostic=class_agnostic,
-        num_per_image=num_per_image,
         backend=backend,
+        kernel=kernel,
+        sigma=sigma,
+        thresh=thresh,
     )
 
 
 def _soft_nms(
-    masks: Tensor,
-    groups: Tensor,
+    overlaps: Tensor,
     scores: Tensor,
+    num_pixels: int,
     backend: str,
     *,
     kernel: str,
@@ -71,11 +67,10 @@ def _soft_nms(
     if backend == "triton":
         from solo_d2.ops.triton.nms_greedy import soft_nms_triton
 
-        overlaps = mask_overlaps(masks, groups, backend=backend)
         return soft_nms_triton(
-            overlaps, scores, masks[0].numel(), kernel=kernel, sigma=sigma, thresh=thresh
+            overlaps, scores, num_pixels, kernel=kernel, sigma=sigma, thresh=thresh
         )
-    iou = upper_iou(masks, groups, backend)
+    iou = iou_rows(overlaps, 0, len(overlaps), num_pixels)
     iou = iou + iou.T
     if kernel == "gaussian":
         decay = iou.square_().mul_(-sigma).exp_()

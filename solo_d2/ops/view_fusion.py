@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from solo_d2.ops.mask_matching import match_pairs, pairwise_mask_iou
+from solo_d2.ops.mask_iou import match_pairs, pairwise_mask_iou
 
 # Instances of two views that overlap by this IoU are one: the least overlap that counts in COCO.
 SAME_INSTANCE_IOU = 0.5

@@ -16,8 +16,7 @@ from detectron2.structures import Boxes, Instances
 from numpy.typing import NDArray
 from torch import Tensor
 
-from solo_d2.ops.label_map import stack_masks
-from solo_d2.ops.mask_geometry import mask_boxes
+from solo_d2.ops.mask_geometry import mask_boxes, stack_masks
 from solo_d2.visualization.colors import Color, instance_color, stuff_color
 from solo_d2.visualization.painting import paint
 from solo_d2.visualization.text import text_size, write_labels

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from solo_d2.ops.mask_matching import match_pairs, pairwise_mask_iou
+from solo_d2.ops.mask_iou import match_pairs, pairwise_mask_iou
 
 # Longest side of the masks that are compared; larger ones are thinned out.
 _SIDE = 480

@@ -14,7 +14,7 @@ from detectron2.modeling.postprocessing import sem_seg_postprocess  # noqa: E402
 from detectron2.utils.events import EventStorage  # noqa: E402
 
 from solo_d2.losses import semantic_loss  # noqa: E402
-from solo_d2.ops import panoptic_scores  # noqa: E402
+from solo_d2.ops import panoptic_merge  # noqa: E402
 from solo_d2.utils.errors import ConfigError, DatasetError  # noqa: E402
 from tests.modeling.tiny import (  # noqa: E402
     IGNORED,
@@ -159,9 +159,9 @@ def test_results_are_detectron2s(options, size):
 def test_scores_are_made_in_chunks(monkeypatch):
     scores = torch.randn(7, 12, 16)
     sizes = {"stride": 4, "image_size": (45, 60), "output_size": (37, 81)}
-    whole = panoptic_scores.resize_scores(scores, **sizes)
-    monkeypatch.setattr(panoptic_scores, "CHUNK_ELEMENTS", 2 * 48 * 64)
-    assert torch.equal(panoptic_scores.resize_scores(scores, **sizes), whole)
+    whole = panoptic_merge.resize_scores(scores, **sizes)
+    monkeypatch.setattr(panoptic_merge, "CHUNK_ELEMENTS", 2 * 48 * 64)
+    assert torch.equal(panoptic_merge.resize_scores(scores, **sizes), whole)
 
 
 def test_a_batch_equals_its_images_alone():

@@ -1,10 +1,11 @@
+"""Centres, boxes, downsampling and stacking of masks; coordinates."""
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from solo_d2.ops.coords import append_coords
-from solo_d2.ops.mask_factors import dynamic_conv
-from solo_d2.ops.mask_geometry import mask_boxes, mask_centers, shrink_masks
+from solo_d2.ops.mask_geometry import downsample_masks, mask_boxes, mask_centers, stack_masks
 
 
 def random_masks(num, height, width, seed=0):
@@ -61,26 +62,26 @@ def test_boxes_of_empty_shapes(shape):
 
 
 @pytest.mark.parametrize("stride", [2, 4, 8, 16])
-def test_shrinking_is_bilinear_rounded_half_up(stride):
+def test_downsampling_is_bilinear_rounded_half_up(stride):
     masks = random_masks(3, 64, 96)
     size = (64 // stride, 96 // stride)
     soft = F.interpolate(masks[None].double(), size=size, mode="bilinear", align_corners=False)[0]
-    assert torch.equal(shrink_masks(masks, stride, size), soft >= 0.5)
+    assert torch.equal(downsample_masks(masks, stride, size), soft >= 0.5)
 
 
 @pytest.mark.parametrize("height", [61, 62, 63, 64])
-def test_shrinking_pads_with_nothing(height):
+def test_downsampling_pads_with_nothing(height):
     masks = random_masks(2, height, 90)
     padded = F.pad(masks, (0, 96 - 90, 0, 80 - height))
-    expected = shrink_masks(padded, 4, (20, 24))
-    assert torch.equal(shrink_masks(masks, 4, (20, 24)), expected)
+    expected = downsample_masks(padded, 4, (20, 24))
+    assert torch.equal(downsample_masks(masks, 4, (20, 24)), expected)
 
 
-def test_shrinking_by_one_pads_and_odd_factors_are_refused():
+def test_downsampling_by_one_pads_and_odd_factors_are_refused():
     masks = random_masks(2, 5, 6)
-    assert torch.equal(shrink_masks(masks, 1, (8, 8))[:, :5, :6], masks)
+    assert torch.equal(downsample_masks(masks, 1, (8, 8))[:, :5, :6], masks)
     with pytest.raises(ValueError, match="even factor, not by 3"):
-        shrink_masks(masks, 3, (2, 2))
+        downsample_masks(masks, 3, (2, 2))
 
 
 def test_coords_run_from_minus_one_to_one():
@@ -90,21 +91,25 @@ def test_coords_run_from_minus_one_to_one():
     torch.testing.assert_close(result[0, 4, :, 1], torch.linspace(-1, 1, 4))
 
 
-@pytest.mark.parametrize("side", [1, 3])
-def test_dynamic_conv_equals_a_loop_over_kernels(side):
-    feature = torch.randn(6, 9, 8)
-    kernels = torch.randn(5, side * side * 6)
-    result = dynamic_conv(kernels, feature)
-    for kernel, logits in zip(kernels, result, strict=True):
-        weight = kernel.view(1, 6, side, side)
-        expected = F.conv2d(feature[None], weight, padding=side // 2)[0, 0]
-        torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+def by_definition(masks, order):
+    result = torch.zeros(masks.shape[1:], dtype=torch.int64)
+    for number, index in enumerate(order, start=1):
+        result[masks[index]] = number
+    return result
 
 
-@pytest.mark.parametrize("side", [1, 3])
-def test_dynamic_conv_of_no_kernels_keeps_the_graph(side):
-    feature = torch.randn(6, 9, 8, requires_grad=True)
-    kernels = torch.randn(4, side * side * 6, requires_grad=True)
-    dynamic_conv(kernels[:0], feature).sum().backward()
-    assert not feature.grad.any()
-    assert not kernels.grad.any()
+@pytest.mark.parametrize("num", [0, 1, 5, 255, 256, 300])
+def test_the_last_one_is_on_top(num):
+    generator = torch.Generator().manual_seed(num)
+    masks = torch.rand(num, 9, 14, generator=generator) > 0.8
+    masks[: num // 3] = False
+    order = torch.randperm(num, generator=generator).tolist()
+    found = stack_masks(masks, mask_boxes(masks), order)
+    assert found.dtype == (torch.uint8 if num <= 255 else torch.int32)
+    assert torch.equal(found.long(), by_definition(masks, order))
+
+
+def test_some_masks_and_strided_ones():
+    masks = (torch.rand(4, 10, 24, generator=torch.Generator().manual_seed(0)) > 0.5)[:, ::2, ::3]
+    found = stack_masks(masks, mask_boxes(masks.contiguous()), [2, 0])
+    assert torch.equal(found.long(), by_definition(masks, [2, 0]))

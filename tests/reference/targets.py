@@ -1,6 +1,9 @@
 """Target assignment of one image in slow loops, written from facts about the published code."""
 
+import cv2
 import numpy as np
+import torch
+from torch.nn import functional
 
 F32 = np.float32
 
@@ -35,3 +38,12 @@ def assign(boxes, classes, masks, padded_size, num_grids, scale_ranges, sigma, n
                     samples.append((i * side + j, n))
         result.append((class_map, samples))
     return result
+
+
+def downsample_as_published(masks, padded_size, stride=4):
+    """The masks (N, H, W) of an image as AdelaiDet downsamples them: alone, by OpenCV's rule."""
+    size = [int(side / stride + 0.5) for side in masks.shape[1:]]
+    small = [cv2.resize(mask, size[::-1]) for mask in masks.numpy().astype(np.uint8)]
+    small = torch.from_numpy(np.stack(small)).bool()
+    height, width = (side // stride for side in padded_size)
+    return functional.pad(small, (0, width - size[1], 0, height - size[0]))

@@ -15,8 +15,7 @@ from solo_d2.modeling.building import refusing
 from solo_d2.modeling.checks import check_panoptic_config
 from solo_d2.modeling.meta_arch.solo import SOLO
 from solo_d2.modeling.semantic import SemanticBranch, SharedSemanticBranch, build_semantic_branch
-from solo_d2.ops.panoptic_merge import merge_panoptic
-from solo_d2.ops.panoptic_scores import resize_scores
+from solo_d2.ops.panoptic_merge import merge_panoptic, resize_scores
 from solo_d2.structures import MicroBatch, NetworkOutputs
 from solo_d2.utils.errors import DatasetError
 

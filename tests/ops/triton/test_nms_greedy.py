@@ -34,8 +34,7 @@ def test_odd_numbers(name, num):
 @settings(deadline=None, max_examples=8)
 def test_equals_reference_backend(name, num, seed, agnostic):
     case = random_case(num, seed, classes=3)
-    counts = [num // 2, num - num // 2]
-    check(name, case, class_agnostic=agnostic, num_per_image=counts)
+    check(name, case, class_agnostic=agnostic)
 
 
 @pytest.mark.parametrize("exact", [True, False])
