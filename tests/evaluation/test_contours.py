@@ -20,11 +20,11 @@ from solo_d2 import add_solo_config  # noqa: E402
 from solo_d2.data.coco_format import register_coco_format  # noqa: E402
 from solo_d2.evaluation import build_evaluator  # noqa: E402
 from solo_d2.evaluation.contours import (  # noqa: E402
+    ContourCounts,
     ContourEvaluator,
-    TrueContours,
-    concatenate_counts,
-    contour_figures,
+    contour_metrics,
     count_pixels,
+    encode_contours,
 )
 from solo_d2.ops.contours import contour_masks  # noqa: E402
 from solo_d2.utils.errors import DatasetError  # noqa: E402
@@ -54,18 +54,17 @@ def figures(contours, true, *, scores=None, classes=None, true_classes=None, cro
     def integers(values, number):
         return np.zeros(number, np.int64) if values is None else np.array(values, np.int64)
 
-    truth = TrueContours(
-        true, integers(true_classes, len(true)), masks_of(*crowds), integers(kinds, len(kinds))
-    )
+    regions = {}
+    for kind, crowd in zip(kinds, masks_of(*crowds), strict=True):
+        regions[kind] = coco_mask.encode(np.asfortranarray(crowd, np.uint8))
     counts = count_pixels(
-        contours,
-        integers(classes, len(contours)),
+        encode_contours(contours, integers(classes, len(contours)), TOLERANCE),
         np.ones(len(contours)) if scores is None else np.array(scores, np.float64),
-        truth,
+        encode_contours(true, integers(true_classes, len(true)), TOLERANCE),
+        regions,
         num_classes=2,
-        tolerance=TOLERANCE,
     )
-    return contour_figures(counts)
+    return contour_metrics(counts)
 
 
 def test_perfect():
@@ -156,24 +155,16 @@ def test_crowd_regions():
 
 
 def test_images_count_together():
-    truth = TrueContours(
-        contours_of(SQUARE), np.zeros(1, np.int64), masks_of(), np.zeros(0, np.int64)
-    )
+    square = encode_contours(contours_of(SQUARE), np.zeros(1, np.int64), TOLERANCE)
+    nothing = encode_contours([], np.zeros(0, np.int64), TOLERANCE)
     parts = [
-        count_pixels(
-            contours,
-            np.zeros(len(contours), np.int64),
-            np.full(len(contours), 0.5),
-            truth,
-            num_classes=2,
-            tolerance=TOLERANCE,
-        )
-        for contours in (contours_of(SQUARE), contours_of())
+        count_pixels(found, np.full(len(found.lines), 0.5), square, {}, num_classes=2)
+        for found in (square, nothing)
     ]
-    counts = concatenate_counts(parts, 2)
-    assert contour_figures(counts)["recall"] == 50
-    assert math.isnan(contour_figures(counts.select(1))["F"])
-    assert contour_figures(concatenate_counts([], 2)).keys() == contour_figures(counts).keys()
+    counts = ContourCounts.sum(parts, 2)
+    assert contour_metrics(counts)["recall"] == 50
+    assert math.isnan(contour_metrics(counts, 1)["F"])
+    assert contour_metrics(ContourCounts.sum([], 2)).keys() == contour_metrics(counts).keys()
 
 
 def annotation(key, box, kind, **changes):
