@@ -128,7 +128,7 @@ def merge_reason(error: Exception, cfg: Mapping[str, Any]) -> str:
     unknown = re.fullmatch(r"Non-existent (?:config )?key: (\S+)", text)
     if unknown:
         close = similar(unknown[1], (key for key, _ in leaves(cfg)))
-        return text + (close or "; keys of your own are known after --import MODULE")
+        return f"{text}{close}; keys of your own need --import MODULE (docs/extending.md)"
     if isinstance(error, RecursionError):
         return "it is nested too deeply, or based on itself (_BASE_)"
     if isinstance(error, (TypeError, AttributeError)) or not text:
