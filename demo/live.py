@@ -20,8 +20,7 @@ from demo.records import Records, check_places
 from demo.video_files import VideoWriter, video_path, writing_video
 from demo.window import View, Window, can_show, status_lines, with_status
 from solo_d2 import ConfigError, Predictor
-from solo_d2.api.images import save_image
-from solo_d2.api.outputs import require_writable
+from solo_d2.api.images import require_writable, save_image
 from solo_d2.api.results import Result
 from solo_d2.api.video import Video
 from solo_d2.utils.commands import Terminated

@@ -11,7 +11,7 @@ import numpy as np
 
 from solo_d2 import ConfigError
 from solo_d2.api.classes import Classes
-from solo_d2.api.outputs import require_writable
+from solo_d2.api.images import require_writable
 from solo_d2.api.results import Result
 from solo_d2.utils.files import save_text, whole_file
 

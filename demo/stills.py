@@ -15,8 +15,7 @@ from demo.model import load_predictor
 from demo.pipeline import Pipeline
 from demo.records import Records, check_places
 from solo_d2 import ConfigError, ImageError, Predictor
-from solo_d2.api.images import expand_inputs, output_names, read_image, save_image
-from solo_d2.api.outputs import plan_overlays
+from solo_d2.api.images import expand_inputs, output_names, plan_overlays, read_image, save_image
 from solo_d2.api.results import Result
 from solo_d2.utils.errors import first_line
 from solo_d2.utils.user_code import from_user_code

@@ -26,9 +26,13 @@ from detectron2.data import DatasetCatalog  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 
 from solo_d2 import ConfigError, ImageError, Predictor  # noqa: E402
-from solo_d2.api.images import expand_inputs, read_image, save_image  # noqa: E402
+from solo_d2.api.images import (  # noqa: E402
+    expand_inputs,
+    plan_overlays,  # noqa: E402
+    read_image,
+    save_image,
+)
 from solo_d2.api.loading import make_config  # noqa: E402
-from solo_d2.api.outputs import plan_overlays  # noqa: E402
 from solo_d2.config import add_import_argument  # noqa: E402
 from solo_d2.data.catalog import check_datasets, register_datasets_of_config  # noqa: E402
 from solo_d2.data.unique_names import unique_names  # noqa: E402

@@ -1,4 +1,4 @@
-"""Find image files, and write whole ones; `solo_d2.utils.images` reads them.
+"""Find image files, choose where results go, and write them; `solo_d2.utils.images` reads.
 
 Neither torch nor Detectron2 is imported here. Images are (H, W, 3) uint8 RGB.
 """
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from solo_d2.utils.errors import ConfigError
 from solo_d2.utils.files import whole_file
 
 # The reader, for those who know it by this module.
@@ -93,6 +94,50 @@ def _free_name(name: str, taken: set[str]) -> str:
         number += 1
         name = f"{stem}_{number}{extension}"
     return name
+
+
+def plan_overlays(output: str | None, files: Sequence[Path]) -> list[Path | None]:
+    """Where the overlay of each file goes.
+
+    Args:
+        output: --output.
+        files: the images, each once.
+
+    Raises:
+        ConfigError: --output is a file but there are several images, is of a kind that is not
+            written, cannot be written to, or an image would be replaced by its overlay.
+    """
+    if output is None:
+        return [None] * len(files)
+    target = Path(output).expanduser()
+    if target.is_dir() or target.suffix.lower() not in EXTENSIONS:
+        overlays = [target / name for name in output_names(files)]
+    elif len(files) > 1:
+        raise ConfigError(f"--output {output} is a file, but there are {len(files)} images")
+    elif target.suffix.lower() not in OUTPUT_EXTENSIONS:
+        raise ConfigError(f"--output {output}: overlays are written as PNG or JPG")
+    else:
+        overlays = [target]
+    inputs = {file.resolve() for file in files}
+    for overlay in overlays:
+        if overlay.resolve() in inputs:
+            raise ConfigError(f"--output {output} would replace the image {overlay}")
+    require_writable(overlays[0])
+    return [*overlays]
+
+
+def require_writable(path: Path) -> None:
+    """Fail before the work is done rather than after it.
+
+    Raises:
+        ConfigError: the folder of the file can't be made or written to.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"The folder {path.parent} can't be made: {error.strerror}") from error
+    if not os.access(path.parent, os.W_OK):
+        raise ConfigError(f"The folder {path.parent} can't be written to")
 
 
 def save_image(path: Path | str, image: NDArray[np.uint8]) -> None:

@@ -3,7 +3,7 @@
 Shape letters: N instances, H and W rows and columns of the image.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -109,17 +109,14 @@ class Result:
         keep = self.instances.scores >= least_score
         if class_index is not None:
             keep &= self.instances.pred_classes == class_index
-        panoptic = self.panoptic
-        if panoptic is not None:
-            segments = [
-                segment
-                for segment in panoptic.segments
-                if not segment["isthing"]
-                or segment["score"] >= least_score
-                and class_index in (None, segment["category_id"])
-            ]
-            panoptic = replace(panoptic, segments=segments)
-        return replace(self, instances=self.instances[keep], panoptic=panoptic)
+        segments = [
+            segment
+            for segment in self._segments
+            if not segment["isthing"]
+            or segment["score"] >= least_score
+            and class_index in (None, segment["category_id"])
+        ]
+        return self._with(self.instances[keep], segments)
 
     def tracked(self, numbers: Sequence[int]) -> "Result":
         """The same with a number for each instance, `track_id`, which gives it its colour.
@@ -129,15 +126,20 @@ class Result:
         """
         instances = self.instances[:]
         instances.track_ids = torch.tensor(numbers, dtype=torch.int64)
-        panoptic = self.panoptic
-        if panoptic is not None:
-            segments = [
-                {**segment, "track_id": numbers[segment["instance_id"]]}
-                if segment["isthing"]
-                else segment
-                for segment in panoptic.segments
-            ]
-            panoptic = replace(panoptic, segments=segments)
+        segments = [
+            {**segment, "track_id": numbers[segment["instance_id"]]}
+            if segment["isthing"]
+            else segment
+            for segment in self._segments
+        ]
+        return self._with(instances, segments)
+
+    @property
+    def _segments(self) -> list[dict[str, Any]]:
+        return [] if self.panoptic is None else self.panoptic.segments
+
+    def _with(self, instances: Instances, segments: list[dict[str, Any]]) -> "Result":
+        panoptic = self.panoptic and replace(self.panoptic, segments=segments)
         return replace(self, instances=instances, panoptic=panoptic)
 
     def to_dicts(self) -> list[dict[str, Any]]:
@@ -147,6 +149,7 @@ class Result:
             Dicts with class_name, class_index, category_id, score, box (XYXY in pixels, right and
             lower edge exclusive), mask, (H, W) bool of NumPy, and track_id if there is one.
         """
+        masks = self.instances.pred_masks.cpu().numpy()
         return [
             {
                 "class_name": self.classes.names[index],
@@ -157,14 +160,7 @@ class Result:
                 "mask": mask,
                 **track,
             }
-            for index, score, box, mask, track in zip(
-                self.instances.pred_classes.tolist(),
-                self.instances.scores.tolist(),
-                self.instances.pred_boxes.tensor.tolist(),
-                self.instances.pred_masks.cpu().numpy(),
-                self._track_entries(),
-                strict=True,
-            )
+            for (index, score, box, track), mask in zip(self._entries(), masks, strict=True)
         ]
 
     def to_coco(self, image_id: int = 0) -> list[dict[str, Any]]:
@@ -178,32 +174,27 @@ class Result:
             track_id if there is one.
         """
         codes = encode_masks(self.instances.pred_masks)
-        boxes = self.instances.pred_boxes.tensor.tolist()
         return [
             {
                 "image_id": image_id,
                 "file_name": self.name,
                 "category_id": self.classes.json_ids[index],
-                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
                 "score": score,
                 "segmentation": {"size": code["size"], "counts": code["counts"].decode("ascii")},
                 **track,
             }
-            for index, score, (x0, y0, x1, y1), code, track in zip(
-                self.instances.pred_classes.tolist(),
-                self.instances.scores.tolist(),
-                boxes,
-                codes,
-                self._track_entries(),
-                strict=True,
-            )
+            for (index, score, box, track), code in zip(self._entries(), codes, strict=True)
         ]
 
-    def _track_entries(self) -> list[dict[str, int]]:
-        """What the dict of each instance says of its track."""
-        if not self.instances.has("track_ids"):
-            return [{} for _ in range(len(self))]
-        return [{"track_id": number} for number in self.instances.track_ids.tolist()]
+    def _entries(self) -> Iterator[tuple[int, float, list[float], dict[str, int]]]:
+        """Yield class, score, box and, if there is one, the track of each instance."""
+        found = self.instances
+        tracks: list[dict[str, int]] = [{} for _ in range(len(self))]
+        if found.has("track_ids"):
+            tracks = [{"track_id": number} for number in found.track_ids.tolist()]
+        boxes = found.pred_boxes.tensor.tolist()
+        return zip(found.pred_classes.tolist(), found.scores.tolist(), boxes, tracks, strict=True)
 
     def polygons(self) -> list[list[list[float]]]:
         """The outlines of each mask, as COCO's polygons.

@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
         ConfigError: an option, config, weights or image cannot be used.
         DatasetError: the data set is unknown or incomplete.
     """
-    from solo_d2.api.outputs import require_writable
+    from solo_d2.api.images import require_writable
 
     for option in ("batch_sizes", "size", "repeats"):
         value = getattr(args, option)
