@@ -23,7 +23,8 @@ from solo_d2.modeling.meta_arch.solo import SOLO
 from solo_d2.ops.mask_geometry import mask_centers
 from solo_d2.structures import Candidates, GridCells, GridTargets, HeadOutputs
 from solo_d2.utils.errors import ConfigError
-from solo_d2.visualization.canvas import (
+from tools.figures.activations import class_colors
+from tools.figures.canvas import (
     Color,
     Panel,
     Plate,
@@ -33,7 +34,6 @@ from solo_d2.visualization.canvas import (
     heat_map,
     signed_map,
 )
-from tools.figures.activations import class_colors
 
 GRID, PALE, WHITE, GREY = (120, 126, 138), (190, 190, 190), (255, 255, 255), (128, 128, 128)
 # A candidate whose score NMS leaves, and one whose score it takes.

@@ -18,9 +18,9 @@ import draw_method  # noqa: E402
 
 from solo_d2 import ConfigError  # noqa: E402
 from solo_d2.data.shapes.folder import ShapesParams, ensure_shapes  # noqa: E402
-from solo_d2.visualization.canvas import Panel, Plate, arrange  # noqa: E402
 from tests.modeling.tiny import image, tiny_config, tiny_model  # noqa: E402
 from tools.figures import method  # noqa: E402
+from tools.figures.canvas import Panel, Plate, arrange  # noqa: E402
 
 NAMES = [f"class {index}" for index in range(5)]
 
