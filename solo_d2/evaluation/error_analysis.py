@@ -22,6 +22,7 @@ import contextlib
 import io
 import math
 import tempfile
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,7 @@ CORRECTIONS = {
 
 @dataclass(frozen=True)
 class ErrorAnalysis:
-    """What `analyze_errors` found.
+    """The result of `analyze_errors`.
 
     Attributes:
         num_images: of the data set.
@@ -159,7 +160,8 @@ def read_predictions(
 
 def _checked(entry: Any, ground_truth: COCO) -> Prediction:
     """One prediction, less what is not needed; ValueError says what is wrong."""
-    for key in ("image_id", "category_id", "score", "segmentation"):
+    keys = ("image_id", "category_id", "score", "segmentation")
+    for key in keys:
         if not isinstance(entry, dict) or key not in entry:
             raise ValueError(f"it has no '{key}'")
     for key, known in (("image_id", ground_truth.imgs), ("category_id", ground_truth.cats)):
@@ -172,12 +174,7 @@ def _checked(entry: Any, ground_truth: COCO) -> Prediction:
         raise ValueError(f"its score is {score!r}, but must be a finite number")
     image = ground_truth.imgs[entry["image_id"]]
     rle = to_rle(entry["segmentation"], image["height"], image["width"])
-    return {
-        "image_id": entry["image_id"],
-        "category_id": entry["category_id"],
-        "score": score,
-        "segmentation": rle,
-    }
+    return {**{key: entry[key] for key in keys}, "segmentation": rle}
 
 
 def analyze_errors(
@@ -202,16 +199,11 @@ def analyze_errors(
     }
     return ErrorAnalysis(
         num_images=len(ground_truth.imgs),
-        num_objects=sum(not is_crowd(annotation) for annotation in ground_truth.anns.values()),
+        num_objects=sum(not x.get("iscrowd", 0) for x in ground_truth.anns.values()),
         num_predictions=len(predictions),
         num_unmatched=sum(match is None for match in matches),
         rows=rows,
     )
-
-
-def is_crowd(annotation: Annotation) -> bool:
-    """Whether an annotation is a region of many objects."""
-    return bool(annotation.get("iscrowd", 0))
 
 
 def match_predictions(
@@ -227,15 +219,18 @@ def match_predictions(
     Returns:
         An annotation for each prediction, its segmentation as compressed RLE, or None.
     """
-    of_image: dict[int, list[int]] = {}
+    of_image = defaultdict(list)
     for index, prediction in enumerate(predictions):
-        of_image.setdefault(prediction["image_id"], []).append(index)
+        of_image[prediction["image_id"]].append(index)
     matches: list[Annotation | None] = [None] * len(predictions)
     for image_id, indices in of_image.items():
-        objects = [a for a in ground_truth.imgToAnns[image_id] if not is_crowd(a)]
+        objects = [
+            {**annotation, "segmentation": ground_truth.annToRLE(annotation)}
+            for annotation in ground_truth.imgToAnns[image_id]
+            if not annotation.get("iscrowd", 0)
+        ]
         if not objects:
             continue
-        objects = [{**a, "segmentation": ground_truth.annToRLE(a)} for a in objects]
         ious = coco_mask.iou(  # (M, N) float64
             [predictions[index]["segmentation"] for index in indices],
             [annotation["segmentation"] for annotation in objects],
@@ -263,24 +258,23 @@ def correct(
     Returns:
         New dicts in the order of the predictions.
     """
-    corrected = []
-    for prediction, match in zip(predictions, matches, strict=True):
-        new = dict(prediction)
-        if match is not None and correction.masks:
-            new["segmentation"] = match["segmentation"]
-        if match is not None and correction.classes:
-            new["category_id"] = match["category_id"]
-        corrected.append(new)
+    taken = {"segmentation": correction.masks, "category_id": correction.classes}
+    keys = [key for key in taken if taken[key]]
+    corrected = [
+        {**prediction, **{key: match[key] for key in keys if match is not None}}
+        for prediction, match in zip(predictions, matches, strict=True)
+    ]
     if not correction.duplicates:
         return corrected
-    best: dict[tuple[Any, Any], int] = {}
-    for index, (new, match) in enumerate(zip(corrected, matches, strict=True)):
+    best: dict[tuple[Any, Any], Prediction] = {}
+    for new, match in zip(corrected, matches, strict=True):
         if match is not None:
-            first = best.setdefault((match["id"], new["category_id"]), index)
-            if new["score"] > corrected[first]["score"]:
-                best[match["id"], new["category_id"]] = index
-    kept = set(best.values())
-    return [new for i, new in enumerate(corrected) if i in kept or matches[i] is None]
+            first = best.setdefault((match["id"], new["category_id"]), new)
+            if new["score"] > first["score"]:
+                best[match["id"], new["category_id"]] = new
+    kept = {id(new) for new in best.values()}
+    pairs = zip(corrected, matches, strict=True)
+    return [new for new, match in pairs if match is None or id(new) in kept]
 
 
 def mask_ap(ground_truth: COCO, predictions: Sequence[Prediction]) -> dict[str, float]:
@@ -310,7 +304,7 @@ def mask_ap(ground_truth: COCO, predictions: Sequence[Prediction]) -> dict[str, 
 
 
 def format_table(analysis: ErrorAnalysis) -> str:
-    """The figures, a line for each correction; the last column is the gain of AP over the first."""
+    """Format the metrics, a line for each correction; the last column is the gain of AP."""
     name_width = max(map(len, analysis.rows)) + 2
     lines = [
         f"{analysis.num_images} images, {analysis.num_objects} objects, "

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from detectron2.data.catalog import Metadata
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import GenericMask, Visualizer
 from numpy.typing import NDArray
@@ -31,17 +30,15 @@ def draw_instances(
     colors: Sequence[Color] | None = None,
     contours: bool = False,
 ) -> NDArray[np.uint8]:
-    """Draw masks with their outline, class and score over an image.
+    """Draw masks with their outline, class and score over an image, see `overlay`.
 
     Args:
         image: (H, W, 3) uint8, RGB.
-        instances: on the CPU, with pred_masks (M, H, W), pred_classes, scores and, for boxes,
-            pred_boxes.
+        instances: on the CPU.
         class_names: of the K classes.
-        scale: size of the result relative to the image; outlines and text stay sharp.
-        draw_boxes: whether boxes are drawn too.
-        colors: of the instances, RGB in [0, 1]. None: they go by the order of the instances, so
-            they are the same in every run.
+        scale: see `overlay.draw_instances`, also for the others.
+        draw_boxes: likewise.
+        colors: likewise.
         contours: whether the masks are contours, to be drawn as lines.
 
     Returns:
@@ -67,20 +64,9 @@ def draw_panoptic(
     draw_boxes: bool = False,
     colors: Sequence[Color] | None = None,
 ) -> NDArray[np.uint8]:
-    """Draw a panoptic segmentation over an image: stuff in muted colours, things on top of it.
+    """Draw a panoptic segmentation over an image, see `overlay.draw_panoptic`.
 
-    Args:
-        image: (H, W, 3) uint8, RGB.
-        things: as for `draw_instances`, with the pixels that each has in the segmentation.
-        stuff: on the CPU, with pred_masks (M, H, W) and pred_classes, labels of stuff.
-        class_names: of the K classes of things.
-        stuff_names: of the labels of stuff.
-        scale: see `draw_instances`.
-        draw_boxes: whether boxes of things are drawn too.
-        colors: of the things, see `draw_instances`.
-
-    Returns:
-        About (scale * H, scale * W, 3) uint8, RGB.
+    `things` and `stuff` are on the CPU. The result is about (scale * H, scale * W, 3).
     """
     visualizer = Visualizer(image, scale=scale)
     if len(stuff):
@@ -95,14 +81,6 @@ def draw_panoptic(
         colors = [instance_color(index) for index in range(len(things))]
     _overlay_instances(visualizer, things, class_names, colors, draw_boxes=draw_boxes)
     return visualizer.get_output().get_image()
-
-
-def draw_as_detectron2(
-    image: NDArray[np.uint8], instances: Instances, class_names: Sequence[str]
-) -> NDArray[np.uint8]:
-    """Draw instances as Detectron2's own demo does, to compare with; see `draw_instances`."""
-    visualizer = Visualizer(image, Metadata(thing_classes=list(class_names)))
-    return visualizer.draw_instance_predictions(instances).get_image()
 
 
 def _overlay_instances(

@@ -43,6 +43,9 @@ def run(args: argparse.Namespace) -> None:
 
 def _run_case(args: argparse.Namespace, size: tuple[int, int], num: int) -> dict[str, Any]:
     # Imported here, as options are listed where Detectron2 is missing too.
+    from detectron2.data.catalog import Metadata
+    from detectron2.utils.visualizer import Visualizer
+
     from solo_d2.modeling.meta_arch.solo import to_instances
     from solo_d2.visualization import overlay, publication
 
@@ -53,7 +56,11 @@ def _run_case(args: argparse.Namespace, size: tuple[int, int], num: int) -> dict
     names = [f"class {index}" for index in range(NUM_CLASSES)]
     functions = {
         "ours": partial(overlay.draw_instances, image, found.to(args.device), names),
-        "Detectron2": partial(publication.draw_as_detectron2, image, found, names),
+        "Detectron2": lambda: (
+            Visualizer(image, Metadata(thing_classes=names))
+            .draw_instance_predictions(found)
+            .get_image()
+        ),
         "publication": partial(publication.draw_instances, image, found, names),
     }
     return {"num": num, "size": list(size), **compare(functions, args)}
