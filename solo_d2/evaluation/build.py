@@ -25,14 +25,6 @@ from solo_d2.evaluation.semantic import WholeSemSegEvaluator
 from solo_d2.utils.errors import ConfigError, DatasetError
 
 
-class _StuffEvaluator(WholeSemSegEvaluator):
-    """Detectron2's, for which no label stands for none: images without output are left out."""
-
-    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        pairs = [pair for pair in zip(inputs, outputs, strict=True) if "sem_seg" in pair[1]]
-        super().process([image for image, _ in pairs], [output for _, output in pairs])
-
-
 def build_evaluator(
     cfg: CfgNode, dataset_name: str, output_folder: str | None = None
 ) -> DatasetEvaluator:
@@ -132,7 +124,7 @@ def _with_panoptic(
             f"installs ({error})"
         ) from error
     # Its list of files makes or converts the data set where that has not been done.
-    stuff = _StuffEvaluator(dataset_name, output_dir=output_folder)
+    stuff = WholeSemSegEvaluator(dataset_name, output_dir=output_folder)
     return DatasetEvaluators(
         [
             build_instances(cfg, dataset_name, output_folder),

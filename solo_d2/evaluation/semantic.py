@@ -1,4 +1,4 @@
-"""Figures of semantic segmentation, by Detectron2, with files that are whole or not there."""
+"""Detectron2's metrics of semantic segmentation, with files that are whole or not there."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +20,7 @@ from solo_d2.utils.files import naming, put_in_place
 
 
 class WholeSemSegEvaluator(SemSegEvaluator):
-    """`SemSegEvaluator`, which writes predictions and figures into their places at once."""
+    """`SemSegEvaluator` that puts predictions and metrics into their places at once."""
 
     _output_dir: str | None
 
@@ -33,6 +33,12 @@ class WholeSemSegEvaluator(SemSegEvaluator):
         """
         super().__init__(dataset_name, output_dir=output_dir)
         self._class_names = unique_stuff_names(MetadataCatalog.get(dataset_name))
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        """Add the label maps of some images; an empty output is left out."""
+        # Detectron2 has no label for "nothing".
+        pairs = [pair for pair in zip(inputs, outputs, strict=True) if "sem_seg" in pair[1]]
+        super().process([image for image, _ in pairs], [output for _, output in pairs])
 
     def check_truth(self) -> None:
         """Check by their headers, and by their labels where others have made them, all stuff maps.

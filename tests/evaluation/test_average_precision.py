@@ -115,8 +115,6 @@ def test_equals_pycocotools(truth, results, backend, task):
 
 @pytest.fixture
 def register(tmp_path):
-    names = []
-
     def register(name, content, kind="coco"):
         json_file = tmp_path / f"{name}.json"
         json_file.write_text(json.dumps(content))
@@ -132,13 +130,9 @@ def register(tmp_path):
         else:
             register_coco_format(name, json_file, tmp_path)
             DatasetCatalog.get(name)
-        names.append(name)
         return name
 
-    yield register
-    for name in names:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    return register
 
 
 def evaluate(evaluator, results):
@@ -290,12 +284,8 @@ def test_trainer_evaluates_a_data_set_in_lvis_format(tmp_path):
     cfg.DATALOADER.NUM_WORKERS = 0
     names = {"thing_classes": [category["name"] for category in truth["categories"]]}
     register_lvis_instances("lvis_made_up", names, f"{tmp_path}/lvis.json", f"{tmp_path}/")
-    try:
-        check_datasets(["lvis_made_up"])
-        results = Trainer.test(cfg, tiny_model(cfg))
-    finally:
-        DatasetCatalog.remove("lvis_made_up")
-        MetadataCatalog.remove("lvis_made_up")
+    check_datasets(["lvis_made_up"])
+    results = Trainer.test(cfg, tiny_model(cfg))
     assert {"AP", "APr", "APc", "APf"} <= set(results["segm"])
     file = tmp_path / "inference/lvis_made_up/lvis_instances_results.json"
     saved = json.loads(file.read_text())

@@ -11,7 +11,6 @@ pytestmark = pytest.mark.detectron2
 pytest.importorskip("detectron2")
 
 from detectron2.config import LazyConfig  # noqa: E402
-from detectron2.data import DatasetCatalog, MetadataCatalog  # noqa: E402
 from detectron2.data.datasets import (  # noqa: E402
     register_coco_instances,
     register_coco_panoptic_separated,
@@ -25,21 +24,12 @@ from solo_d2.engine.lazy import check_lazy_test_data  # noqa: E402
 from solo_d2.evaluation.check import check_test_data  # noqa: E402
 from solo_d2.utils.errors import ConfigError, DatasetError  # noqa: E402
 from tests import panoptic_files  # noqa: E402
-from tests.engine.runs import forget_data, run_config  # noqa: E402
+from tests.engine.runs import run_config  # noqa: E402
 from tests.modeling.tiny import panoptic_config, tiny_config  # noqa: E402
 from tools.dataset_check.command import check  # noqa: E402
 
 NAMES = ("check_val", "check_val_separated", "check_val_stuffonly")
 HEIGHT, WIDTH = 40, 60
-
-
-@pytest.fixture(autouse=True)
-def forget():
-    yield
-    forget_data()
-    for name in NAMES:
-        DatasetCatalog.pop(name, None)
-        MetadataCatalog.pop(name, None)
 
 
 def content():

@@ -12,7 +12,6 @@ pytestmark = pytest.mark.detectron2
 pytest.importorskip("detectron2")
 
 from detectron2.config import get_cfg  # noqa: E402
-from detectron2.data import DatasetCatalog, MetadataCatalog  # noqa: E402
 from detectron2.evaluation import DatasetEvaluators  # noqa: E402
 from detectron2.structures import Boxes, Instances  # noqa: E402
 
@@ -196,9 +195,7 @@ def dataset(tmp_path):
     (tmp_path / "contours.json").write_text(json.dumps(content))
     (tmp_path / "3.jpg").write_bytes(b"")
     register_coco_format("contours_val", tmp_path / "contours.json", tmp_path)
-    yield "contours_val"
-    DatasetCatalog.remove("contours_val")
-    MetadataCatalog.remove("contours_val")
+    return "contours_val"
 
 
 def instances(*boxes, size=SIZE):

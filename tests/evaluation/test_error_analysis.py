@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from PIL import Image
 from pycocotools import mask as coco_mask
@@ -224,9 +224,7 @@ def dataset(tmp_path):
     cfg.MODEL.SOLO.HEAD.PRIOR_PROB = 0.7
     register_coco_format(*cfg.DATASETS.COCO_FORMAT[0])
     (tmp_path / "config.yaml").write_text(cfg.dump())
-    yield cfg
-    DatasetCatalog.remove("errors_val")
-    MetadataCatalog.remove("errors_val")
+    return cfg
 
 
 def as_json(*predictions):

@@ -52,20 +52,14 @@ def cfg(tmp_path):
 
 @pytest.fixture
 def register(tmp_path):
-    names = []
-
     def register(name, content):
         json_file = tmp_path / f"{name}.json"
         json_file.write_text(json.dumps(content))
         (tmp_path / "3.jpg").write_bytes(b"")
         register_coco_format(name, json_file, tmp_path)
-        names.append(name)
         return name
 
-    yield register
-    for name in names:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    return register
 
 
 @pytest.fixture
@@ -73,9 +67,7 @@ def bare_dataset():
     """A registered data set without metadata."""
     DatasetCatalog.register("bare", list)
     MetadataCatalog.get("bare").thing_classes = ["thing"]
-    yield "bare"
-    DatasetCatalog.remove("bare")
-    MetadataCatalog.remove("bare")
+    return "bare"
 
 
 def instances(*boxes, scores=None):
@@ -148,11 +140,7 @@ def test_generated_data_set_is_made_when_it_is_missing(cfg, tmp_path):
     MetadataCatalog.get("eval_made").set(
         evaluator_type="coco", json_file=str(json_file), made_on_first_use=True
     )
-    try:
-        build_evaluator(cfg, "eval_made")
-    finally:
-        DatasetCatalog.remove("eval_made")
-        MetadataCatalog.remove("eval_made")
+    build_evaluator(cfg, "eval_made")
     assert json_file.exists()
 
 

@@ -14,7 +14,7 @@ pytest.importorskip("detectron2")
 
 import multiprocessing  # noqa: E402
 
-from detectron2.data import DatasetCatalog, MetadataCatalog  # noqa: E402
+from detectron2.data import DatasetCatalog  # noqa: E402
 from detectron2.structures import Boxes, Instances  # noqa: E402
 from panopticapi.evaluation import pq_compute  # noqa: E402
 from PIL import Image  # noqa: E402
@@ -40,9 +40,7 @@ def dataset(tmp_path):
         DatasetCatalog.get(NAME)
         return root
 
-    yield make
-    DatasetCatalog.pop(NAME, None)
-    MetadataCatalog.pop(NAME, None)
+    return make
 
 
 def segment(key, contiguous, isthing):

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.detectron2
 pytest.importorskip("detectron2")
 
 from detectron2.config import get_cfg  # noqa: E402
-from detectron2.data import DatasetCatalog, MetadataCatalog  # noqa: E402
+from detectron2.data import DatasetCatalog  # noqa: E402
 from detectron2.structures import Boxes, Instances  # noqa: E402
 from torch import nn  # noqa: E402
 
@@ -66,9 +66,7 @@ def cfg(tmp_path):
     cfg.INPUT.MIN_SIZE_TEST = 0
     cfg.OUTPUT_DIR = str(tmp_path / "output")
     cfg.DATALOADER.NUM_WORKERS = 0
-    yield cfg
-    DatasetCatalog.remove(NAME)
-    MetadataCatalog.remove(NAME)
+    return cfg
 
 
 class Knows(nn.Module):
