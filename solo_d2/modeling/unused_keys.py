@@ -4,6 +4,7 @@ They come with the configs of other models (MODEL.ROI_HEADS, MODEL.RPN, ...), or
 head, backbone, optimizer or schedule than the chosen one.
 """
 
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -128,7 +129,8 @@ def set_in_vain(
         instead, choice = _entry(key, OTHER_MODELS), _entry(key, by_choice)
         if (instead is None and choice is None) or key in _READ or key not in defaults:
             continue
-        differs = key not in _SHARED and not _same(value, defaults[key])
+        # YAML has lists where defaults are tuples.
+        differs = key not in _SHARED and json.dumps(value) != json.dumps(defaults[key])
         # Of another choice our own configs may have set a key.
         by_user = differs and (instead is not None or key in in_file)
         if (by_user or key in on_command_line) and not (key == "MODEL.MASK_ON" and value):
@@ -178,10 +180,3 @@ def _keys_of_file(config_file: str | Path) -> set[str]:
         return set()
     content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     return {key for key, _ in leaves(content)} if isinstance(content, dict) else set()
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Equality that does not tell lists from tuples."""
-    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
-        return len(a) == len(b) and all(map(_same, a, b))
-    return bool(a == b)

@@ -128,8 +128,7 @@ def test_deformable_starts_as_plain(depth, groups, modulated):
         torch.testing.assert_close(deform(x)[name], feature, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("modulated", [False, True])
-@pytest.mark.parametrize("depth", [18, 50])
+@pytest.mark.parametrize(("depth", "modulated"), [(18, True), (50, False)])
 def test_deformable_trains(depth, modulated):
     cfg = resnet_config(depth, deform=("res3", "res4", "res5"), modulated=modulated)
     model = step(cfg)
@@ -150,52 +149,42 @@ def test_frozen_stages_freeze_their_offsets():
     assert {"0.conv2.offset.weight", "0.conv2.weight"} <= trainable(backbone.bottom_up.res3)
 
 
-def single_scale(head):
-    """C3 to C5 merged at stride 8, one grid."""
+def levels_config(stages, levels, head="SOLOHead"):
+    """A model that reads some levels of a pyramid on some stages of a ResNet."""
     cfg = resnet_config(head=head)
-    cfg.MODEL.RESNETS.OUT_FEATURES = cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4", "res5"]
-    solo = cfg.MODEL.SOLO
-    solo.IN_FEATURES, solo.STRIDES, solo.NUM_GRIDS = ["p3"], [8], [12]
-    solo.SCALE_RANGES = [[1, 512]]
+    cfg.MODEL.RESNETS.OUT_FEATURES = cfg.MODEL.FPN.IN_FEATURES = [f"res{i}" for i in stages]
+    read_levels(cfg, levels)
+    cfg.MODEL.SOLO.MASK_FEATURE.IN_FEATURES = [f"p{i}" for i in stages]
     return cfg
 
 
-def test_single_scale_trains_all_it_keeps():
-    model = step(single_scale("SOLOHead"))
-    assert without_gradient(model) == []
-    frozen = {n for n, p in model.backbone.named_parameters() if not p.requires_grad}
-    fpn = {n for n in frozen if n.startswith("fpn_")}
-    assert fpn == {f"fpn_output{stage}.{p}" for stage in (4, 5) for p in ("weight", "bias")}
+def read_levels(cfg, levels):
+    solo, number = cfg.MODEL.SOLO, len(levels)
+    solo.IN_FEATURES, solo.STRIDES = [f"p{i}" for i in levels], [min(2**i, 32) for i in levels]
+    solo.NUM_GRIDS, solo.SCALE_RANGES = [12, 8, 6][:number], [[1, 512]] * number
 
 
-def test_three_levels():
-    cfg = resnet_config()
-    cfg.MODEL.RESNETS.OUT_FEATURES = cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4"]
-    solo = cfg.MODEL.SOLO
-    solo.IN_FEATURES, solo.STRIDES = ["p2", "p3", "p4"], [8, 8, 16]
-    solo.NUM_GRIDS, solo.SCALE_RANGES = [10, 8, 6], [[1, 24], [12, 48], [24, 512]]
-    solo.MASK_FEATURE.IN_FEATURES = ["p2", "p3", "p4"]
-    model = step(cfg)
-    assert list(model.backbone.output_shape()) == ["p2", "p3", "p4", "p5"]
-    assert model.backbone.size_divisibility == 16
-    assert without_gradient(model) == []
-
-
-def test_levels_finer_than_all_read_ones_are_frozen():
-    cfg = resnet_config(head="SOLOHead")
-    solo = cfg.MODEL.SOLO
-    solo.IN_FEATURES, solo.STRIDES = ["p3", "p6"], [8, 32]
-    solo.NUM_GRIDS, solo.SCALE_RANGES = [10, 4], [[1, 48], [24, 512]]
-    model = step(cfg)
+@pytest.mark.parametrize(
+    ("stages", "levels", "head", "laterals", "outputs"),
+    [
+        ((3, 4, 5), (3,), "SOLOHead", (3, 4, 5), (3,)),
+        ((2, 3, 4, 5), (3, 6), "SOLOHead", (3, 4, 5), (3, 5)),  # p6 is max-pooled from p5
+        ((2, 3, 4), (3, 4), "SOLOHead", (3, 4), (3, 4)),
+        ((2, 3, 4), (3, 4), "SOLOv2Head", (2, 3, 4), (2, 3, 4)),  # the mask feature reads p2
+    ],
+)
+def test_levels_that_nothing_reads_are_frozen(stages, levels, head, laterals, outputs):
+    model = step(levels_config(stages, levels, head))
     assert without_gradient(model) == []
     names = {n.split(".")[0] for n in trainable(model.backbone) if n.startswith("fpn_")}
-    # p6 is max-pooled from p5.
-    laterals = {"fpn_lateral3", "fpn_lateral4", "fpn_lateral5"}
-    assert names == laterals | {"fpn_output3", "fpn_output5"}
+    expected = {f"fpn_lateral{i}" for i in laterals} | {f"fpn_output{i}" for i in outputs}
+    assert names == expected
+    assert list(model.backbone.output_shape()) == [f"p{i}" for i in (*stages, stages[-1] + 1)]
+    assert model.backbone.size_divisibility == 2 ** stages[-1]
 
 
 def test_models_of_others_keep_all_levels():
-    cfg = single_scale("SOLOHead")
+    cfg = levels_config((3, 4, 5), (3,))
     cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
     assert {"fpn_output4.weight", "fpn_output5.weight"} <= trainable(build(cfg))
 
@@ -218,10 +207,8 @@ def test_other_backbones_train(kind):
 @pytest.mark.parametrize("kind", NAMES)
 def test_unread_levels_of_other_backbones(kind):
     cfg = small(kind)
-    solo = cfg.MODEL.SOLO
-    solo.HEAD.NAME = "SOLOHead"
-    solo.IN_FEATURES, solo.STRIDES = ["p3", "p4"], [8, 16]
-    solo.NUM_GRIDS, solo.SCALE_RANGES = [10, 4], [[1, 48], [24, 512]]
+    cfg.MODEL.SOLO.HEAD.NAME = "SOLOHead"
+    read_levels(cfg, (3, 4))
     assert without_gradient(step(cfg)) == []
 
 
@@ -292,11 +279,8 @@ def test_vit_learns_slower_from_block_to_block():
     }
     rates = {name: group["lr"] for name, group in groups.items()}
     assert rates["head.class_logits.weight"] == rates["backbone.simfp_2.0.weight"] == 1.0
-    assert [rates[f"backbone.net.blocks.{i}.attn.qkv.weight"] for i in range(3)] == [
-        0.125,
-        0.25,
-        0.5,
-    ]
+    blocks = [rates[f"backbone.net.blocks.{i}.attn.qkv.weight"] for i in range(3)]
+    assert blocks == [0.125, 0.25, 0.5]
     assert rates["backbone.net.pos_embed"] == 0.0625
     assert groups["backbone.net.pos_embed"]["weight_decay"] == 0
     assert groups["backbone.net.blocks.0.attn.qkv.weight"]["weight_decay"] > 0
@@ -304,34 +288,27 @@ def test_vit_learns_slower_from_block_to_block():
 
 
 @pytest.mark.parametrize(
-    ("kind", "override", "message"),
+    ("kind", "key", "value"),
     [
-        ("resnet", {"MODEL.RESNETS.DEFORM_ON_PER_STAGE": [True]}, "one flag for each of res2"),
-        (
-            "resnet",
-            {
-                "MODEL.RESNETS.DEFORM_ON_PER_STAGE": [False, True, True, True],
-                "MODEL.RESNETS.DEFORM_NUM_GROUPS": 2,
-            },
-            "DEFORM_NUM_GROUPS is 2",
-        ),
-        ("resnet", {"MODEL.FPN.IN_FEATURES": ["res2", "res6"]}, "FPN.IN_FEATURES .*'res5'"),
-        ("resnet", {"MODEL.FPN.IN_FEATURES": ["res2", "res4"]}, "doubling"),
-        ("swin", {"MODEL.SWIN.DEPTHS": [1, 1]}, "one length"),
-        ("swin", {"MODEL.SWIN.NUM_HEADS": [5, 1, 1, 1]}, "5 heads"),
-        ("swin", {"MODEL.FPN.IN_FEATURES": ["p0", "p1"]}, "up to its last"),
-        ("vit", {"MODEL.FPN.NORM": ""}, "FPN.NORM"),
-        ("vit", {"MODEL.VIT.NUM_HEADS": 5}, "5 heads"),
-        ("vit", {"MODEL.VIT.GLOBAL_BLOCKS": [3]}, "GLOBAL_BLOCKS"),
-        ("regnet", {"MODEL.FPN.IN_FEATURES": ["res2"]}, "MODEL.REGNET"),
-        ("regnet", {"MODEL.FPN.IN_FEATURES": ["s1", "s2", "s3"]}, "must end in 's4'"),
-        ("regnet", {"MODEL.REGNET.W_M": 0.5}, "MODEL.REGNET"),
+        ("resnet", "MODEL.RESNETS.DEFORM_ON_PER_STAGE", [True]),
+        ("deformable", "MODEL.RESNETS.DEFORM_NUM_GROUPS", 2),
+        ("resnet", "MODEL.FPN.IN_FEATURES", ["res2", "res6"]),
+        ("resnet", "MODEL.FPN.IN_FEATURES", ["res2", "res4"]),
+        ("swin", "MODEL.SWIN.DEPTHS", [1, 1]),
+        ("swin", "MODEL.SWIN.NUM_HEADS", [5, 1, 1, 1]),
+        ("swin", "MODEL.FPN.IN_FEATURES", ["p0", "p1"]),
+        ("vit", "MODEL.FPN.NORM", ""),
+        ("vit", "MODEL.VIT.NUM_HEADS", 5),
+        ("vit", "MODEL.VIT.GLOBAL_BLOCKS", [3]),
+        ("regnet", "MODEL.FPN.IN_FEATURES", ["res2"]),
+        ("regnet", "MODEL.FPN.IN_FEATURES", ["s1", "s2", "s3"]),
+        ("regnet", "MODEL.REGNET.W_M", 0.5),
     ],
 )
-def test_refuses(kind, override, message):
-    cfg = resnet_config() if kind == "resnet" else small(kind)
-    cfg.merge_from_list([x for pair in override.items() for x in pair])
-    with pytest.raises(ConfigError, match=message):
+def test_refuses(kind, key, value):
+    cfg = small(kind) if kind in NAMES else resnet_config(deform=("res3",) * (kind != "resnet"))
+    cfg.merge_from_list([key, value])
+    with pytest.raises(ConfigError, match=key.rpartition(".")[0]):
         build(cfg)
 
 

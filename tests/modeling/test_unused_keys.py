@@ -14,7 +14,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_backbone  # noqa: E402
 from solo_d2.config import load_config, override  # noqa: E402
 from solo_d2.config.models import is_panoptic  # noqa: E402
 from solo_d2.config.rules import leaves  # noqa: E402
-from solo_d2.data import SOLODatasetMapper  # noqa: E402
+from solo_d2.data import SOLODatasetMapper, register_datasets_of_config  # noqa: E402
 from solo_d2.data.other_models import without_other_inputs  # noqa: E402
 from solo_d2.engine import Trainer  # noqa: E402
 from solo_d2.evaluation import build_evaluator, evaluation_loader  # noqa: E402
@@ -60,8 +60,6 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("unused")
     jobs.make_data(folder)
     cfg = load_config(str(jobs.write_config(folder)))
-    from solo_d2.data import register_datasets_of_config
-
     register_datasets_of_config(cfg)
     yield
     for name in ("job_train", "job_val"):
@@ -116,22 +114,21 @@ def test_our_own_configs_name_nothing(file):
     assert set_in_vain(load_config(file), file) == {}
 
 
-OTHERS = [
-    ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.5, "MODEL.SOLO.SCORE_THRESH_TEST"),
-    ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.05, "MODEL.SOLO.KEEP_THRESH_TEST"),  # the default
-    ("MODEL.ROI_HEADS.NUM_CLASSES", 7, "MODEL.SOLO.NUM_CLASSES"),
-    ("MODEL.RETINANET.NUM_CLASSES", 7, "MODEL.SOLO.NUM_CLASSES"),
-    ("MODEL.RPN.POST_NMS_TOPK_TEST", 10, ""),
-    ("MODEL.ANCHOR_GENERATOR.SIZES", [[32]], "MODEL.SOLO.SCALE_RANGES"),
-    ("MODEL.MASK_ON", False, ""),
-    ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 9, "MODEL.META_ARCHITECTURE SOLO"),
-    ("MODEL.SWIN.EMBED_DIM", 128, "MODEL.BACKBONE.NAME build_solo_resnet_fpn_backbone"),
-    ("TEST.KEYPOINT_OKS_SIGMAS", [0.1], ""),
-]
+OTHERS = {
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": (0.05, "MODEL.SOLO.KEEP_THRESH_TEST"),  # the default
+    "MODEL.RETINANET.NUM_CLASSES": (7, "MODEL.SOLO.NUM_CLASSES"),
+    "MODEL.RPN.POST_NMS_TOPK_TEST": (10, ""),
+    "MODEL.ANCHOR_GENERATOR.SIZES": ([[32]], "MODEL.SOLO.SCALE_RANGES"),
+    "MODEL.MASK_ON": (False, ""),
+    "MODEL.SEM_SEG_HEAD.NUM_CLASSES": (9, "MODEL.META_ARCHITECTURE SOLO"),
+    "MODEL.SWIN.EMBED_DIM": (128, "MODEL.BACKBONE.NAME build_solo_resnet_fpn_backbone"),
+    "TEST.KEYPOINT_OKS_SIGMAS": ([0.1], ""),
+}
 
 
-@pytest.mark.parametrize(("key", "value", "instead"), OTHERS)
-def test_of_the_command_line(key, value, instead, caplog):
+@pytest.mark.parametrize("key", OTHERS)
+def test_of_the_command_line(key, caplog):
+    value, instead = OTHERS[key]
     cfg = load_config(SOLOV2, [key, value])
     with caplog.at_level(logging.WARNING, "solo_d2"):
         warn_of_unused_keys(cfg, SOLOV2, [key, value])
