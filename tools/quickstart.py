@@ -16,6 +16,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 from fvcore.common.config import CfgNode
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 
 ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
@@ -44,14 +45,12 @@ from solo_d2.visualization.text import text_font  # noqa: E402
 STAMP = "quickstart.json"
 # Rows and pairs (input, prediction) per row of the montage.
 ROWS, PAIRS = 4, 3
-# Overlays are drawn at this many times the size of the images; side of a tile in pixels.
-SCALE, SIDE = 3, 384
+# Overlays are drawn at this many times the size of the images; tile and gap in pixels.
+SCALE, SIDE, GAP = 3, 384, 12
 # Seconds that a step has to end when it was told to.
 PATIENCE = 20.0
-# Metrics that are read, by the start of their names.
-TASKS = ("segm/", "bbox/", "panoptic_seg/")
-# What a training depends on; the demo, tests and other tools are not part of it.
-CODE = ("solo_d2/**/*.py", "train_net.py")
+# What a training writes: name -> value of its last evaluation, null where it is undefined.
+EVALUATION = "evaluation.json"
 
 
 class QuickstartError(RuntimeError):
@@ -106,39 +105,11 @@ def fingerprint(config_file: Path, opts: Sequence[str], root: Path = ROOT) -> st
         opts: overrides.
         root: of the code.
     """
+    from tools.ablations.runs import code_digest
+
     config = CfgNode.load_yaml_with_base(str(config_file))
-    digest = hashlib.sha256(json.dumps([config, list(opts)], sort_keys=True, default=str).encode())
-    for pattern in CODE:
-        for file in sorted(root.glob(pattern)):
-            digest.update(str(file.relative_to(root)).encode())
-            digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
-def read_metrics(file: Path, start: int = 0) -> dict[str, float]:
-    """The last evaluation in a training's metrics.json.
-
-    Args:
-        file: a JSON object on each line, as Detectron2 writes it.
-        start: bytes to skip, those of earlier runs.
-
-    Returns:
-        Values of "segm/...", "bbox/..." and "panoptic_seg/..."; empty where there was no
-        evaluation.
-    """
-    if not file.is_file():
-        return {}
-    found: dict[str, float] = {}
-    with file.open("rb") as lines:
-        lines.seek(start)
-        for line in lines:
-            try:
-                record = json.loads(line)
-            except ValueError:  # cut off when a run was killed
-                continue
-            if "segm/AP" in record:
-                found = {k: float(v) for k, v in record.items() if k.startswith(TASKS)}
-    return found
+    parts = json.dumps([config, list(opts), code_digest(root)], sort_keys=True, default=str)
+    return hashlib.sha256(parts.encode()).hexdigest()
 
 
 def call(step: str, command: Sequence[str | Path], log: Path | None = None) -> None:
@@ -189,29 +160,28 @@ def train(args: argparse.Namespace) -> Result:
         QuickstartError: training failed, or left no model or no evaluation.
     """
     digest = fingerprint(args.config_file, args.opts)
-    stamp = args.output / STAMP
-    model = args.output / "model_final.pth"
-    done = _read_stamp(stamp)
+    stamp, model = args.output / STAMP, args.output / "model_final.pth"
+    done = _read_json(stamp)
     if not args.retrain and done.get("fingerprint") == digest and model.is_file():
         print(f"{model} is there, made from this config and code; --retrain trains again")
         return Result(done["metrics"], done["train_seconds"])
-    stamp.unlink(missing_ok=True)
-    metrics_file = args.output / "metrics.json"
-    old_bytes = metrics_file.stat().st_size if metrics_file.is_file() else 0
+    evaluation, log = args.output / EVALUATION, args.output / "log.txt"
+    for file in (stamp, evaluation):
+        file.unlink(missing_ok=True)
     command = [sys.executable, ROOT / "train_net.py", "--config-file", args.config_file]
     start = time.monotonic()
-    log = args.output / "log.txt"
     call("Training", [*command, *args.opts, "OUTPUT_DIR", args.output], log)
-    result = Result(read_metrics(metrics_file, old_bytes), time.monotonic() - start)
-    if not result.metrics or not model.is_file():
+    metrics = {k: math.nan if v is None else v for k, v in _read_json(evaluation).items()}
+    if "segm/AP" not in metrics or not model.is_file():
         raise QuickstartError(
-            f"Training ended without an evaluation in {metrics_file} or without {model}; see {log}"
+            f"Training ended without mask AP in {evaluation} or without {model}; see {log}"
         )
+    result = Result(metrics, time.monotonic() - start)
     save_text(stamp, json.dumps({"fingerprint": digest, **vars(result)}))
     return result
 
 
-def _read_stamp(file: Path) -> dict[str, Any]:
+def _read_json(file: Path) -> dict[str, Any]:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -227,10 +197,8 @@ def choose_images(json_file: Path, image_root: Path, count: int) -> list[Path]:
         count: how many at most.
     """
     content = json.loads(json_file.read_text(encoding="utf-8"))
-    objects: dict[int, int] = {}
-    for annotation in content["annotations"]:
-        objects[annotation["image_id"]] = objects.get(annotation["image_id"], 0) + 1
-    names = sorted(i["file_name"] for i in content["images"] if objects.get(i["id"], 0) >= 2)
+    objects = Counter(annotation["image_id"] for annotation in content["annotations"])
+    names = sorted(i["file_name"] for i in content["images"] if objects[i["id"]] >= 2)
     count = min(count, len(names))
     return [image_root / names[index * len(names) // count] for index in range(count)]
 
@@ -248,52 +216,36 @@ def draw_predictions(args: argparse.Namespace, files: Sequence[Path]) -> list[Pa
 
 
 def make_montage(
-    pairs: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8]]],
-    *,
-    caption: str,
-    pairs_per_row: int = PAIRS,
-    side: int = SIDE,
-    gap: int = 12,
+    pairs: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8]]], caption: str
 ) -> NDArray[np.uint8]:
     """Lay inputs and predictions out in rows, under a caption.
 
     Args:
-        pairs: of images (H, W, 3) uint8 RGB: an input and its prediction.
+        pairs: of images (H, W, 3) uint8 RGB: an input and its prediction; at least one.
         caption: a line of text.
-        pairs_per_row: pairs beside each other.
-        side: of the square that each image is resized into, in pixels.
-        gap: pixels between pairs and around.
 
     Returns:
         (H, W, 3) uint8, RGB.
     """
-    if not pairs:
-        raise ValueError("a montage needs at least one pair of images")
-    columns, rows = min(pairs_per_row, len(pairs)), math.ceil(len(pairs) / pairs_per_row)
-    inner = gap // 3
-    pair_width = 2 * side + inner
-    width = columns * (pair_width + gap) + gap
-    font = _fitting_font(caption, width - 2 * gap, largest=max(12, side // 10))
+    import torch
+    from torchvision.utils import make_grid
+
+    tiles = torch.from_numpy(np.stack([_into_square(image) for pair in pairs for image in pair]))
+    grid = make_grid(tiles.permute(0, 3, 1, 2), nrow=2 * PAIRS, padding=GAP, pad_value=255)
+    picture = Image.fromarray(grid.permute(1, 2, 0).numpy())
+    fonts = (text_font(size) for size in range(SIDE // 10, 5, -1))
+    fitting = (font for font in fonts if font.getlength(caption) <= picture.width - 2 * GAP)
+    font = next(fitting, text_font(6))
     bar = 2 * int(font.size)
-    canvas = Image.new("RGB", (width, bar + rows * (side + gap)), "white")
-    ImageDraw.Draw(canvas).text((gap, bar // 2), caption, fill="black", font=font, anchor="lm")
-    for index, pair in enumerate(pairs):
-        row, column = divmod(index, pairs_per_row)
-        x, y = gap + column * (pair_width + gap), bar + row * (side + gap)
-        for offset, image in zip((0, side + inner), pair, strict=True):
-            canvas.paste(_into_square(image, side), (x + offset, y))
-    return np.array(canvas)
+    picture = ImageOps.expand(picture, (0, bar, 0, 0), "white")
+    ImageDraw.Draw(picture).text((GAP, bar // 2), caption, fill="black", font=font, anchor="lm")
+    return np.array(picture)
 
 
-def _into_square(image: NDArray[np.uint8], side: int) -> Image.Image:
-    fitted = ImageOps.contain(Image.fromarray(image), (side, side), Image.Resampling.BICUBIC)
-    return ImageOps.pad(fitted, (side, side), color=(235, 235, 235))
-
-
-def _fitting_font(text: str, width: int, largest: int) -> ImageFont.FreeTypeFont:
-    """The largest size of the font that Detectron2's overlays use at which a text fits."""
-    fonts = (text_font(size) for size in range(largest, 6, -1))
-    return next((font for font in fonts if font.getlength(text) <= width), text_font(6))
+def _into_square(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    size = SIDE, SIDE
+    fitted = ImageOps.contain(Image.fromarray(image), size, Image.Resampling.BICUBIC)
+    return np.array(ImageOps.pad(fitted, size, color=(235, 235, 235)))
 
 
 def show(args: argparse.Namespace, metrics: Mapping[str, float]) -> Path:
@@ -308,41 +260,39 @@ def show(args: argparse.Namespace, metrics: Mapping[str, float]) -> Path:
     json_file = root / "annotations" / "instances_val.json"
     files = choose_images(json_file, root / "val", ROWS * PAIRS)
     overlays = draw_predictions(args, files)
-    figures = f"mask AP {metrics['segm/AP']:.1f}"
+    metrics_text = f"mask AP {metrics['segm/AP']:.1f}"
     if "panoptic_seg/PQ" in metrics:
-        figures += f", PQ {metrics['panoptic_seg/PQ']:.1f}"
-    caption = f"SOLOv2 on held-out images, {figures}: input | prediction"
+        metrics_text += f", PQ {metrics['panoptic_seg/PQ']:.1f}"
+    caption = f"SOLOv2 on held-out images, {metrics_text}: input | prediction"
     montage = args.output / "montage.png"
     try:
         pairs = [(read_image(f), read_image(o)) for f, o in zip(files, overlays, strict=True)]
     except ImageError as error:
         raise QuickstartError(str(error)) from error
-    save_image(montage, make_montage(pairs, caption=caption))
+    save_image(montage, make_montage(pairs, caption))
     return montage.resolve()
 
 
 def format_table(result: Result, total_seconds: float) -> str:
-    """The figures of a run, a line each."""
+    """The metrics of a run, a line each."""
+    metrics = result.metrics
     names = {"AP": "AP", "AP50": "AP50", "AP75": "AP75", "APs": "AP small", "APm": "AP medium"}
     names["APl"] = "AP large"
-    lines = [f"{'':20}{'mask':>8}{'box':>8}"]
+    rows = [["", "mask", "box"]]
     for key, name in names.items():
-        values = [result.metrics.get(f"{task}/{key}", math.nan) for task in ("segm", "bbox")]
-        lines.append(f"{name:20}" + "".join(f"{_figure(value):>8}" for value in values))
-    if "panoptic_seg/PQ" in result.metrics:
-        lines.append(f"{'':20}{'all':>8}{'things':>8}{'stuff':>8}")
+        values = (metrics.get(f"{task}/{key}", math.nan) for task in ("segm", "bbox"))
+        rows.append([name, *map(_number, values)])
+    if "panoptic_seg/PQ" in metrics:
+        rows.append(["", "all", "things", "stuff"])
         for key in ("PQ", "SQ", "RQ"):
-            values = [
-                result.metrics.get(f"panoptic_seg/{key}{group}", math.nan)
-                for group in ("", "_th", "_st")
-            ]
-            lines.append(f"{key:20}" + "".join(f"{_figure(value):>8}" for value in values))
-    lines.append(f"{'training':20}{_minutes(result.train_seconds):>8}")
-    lines.append(f"{'this run':20}{_minutes(total_seconds):>8}")
-    return "\n".join(lines)
+            names_of_key = (f"panoptic_seg/{key}{group}" for group in ("", "_th", "_st"))
+            rows.append([key, *(_number(metrics.get(name, math.nan)) for name in names_of_key)])
+    rows.append(["training", _minutes(result.train_seconds)])
+    rows.append(["this run", _minutes(total_seconds)])
+    return "\n".join(f"{row[0]:20}" + "".join(f"{x:>8}" for x in row[1:]) for row in rows)
 
 
-def _figure(value: float) -> str:
+def _number(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.1f}"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tools.ablations.runs import Outcome, finished
+from tools.ablations.runs import Outcome, finished, null
 from tools.ablations.tables import Setting, Table
 from tools.benchmarks.common import markdown_table
 
@@ -143,8 +143,8 @@ def report_content(
             "label": line.label,
             "overrides": dict(setting.overrides),
             "paper": dict(setting.row.paper),
-            "mean": _null(line.mean),
-            "deviation": _null(line.deviation),
+            "mean": null(line.mean),
+            "deviation": null(line.deviation),
             "runs": [_run_content(o) for o in outcomes if o.run.row == setting.row.name],
         }
         for setting, line in zip(settings, lines, strict=True)
@@ -157,9 +157,5 @@ def _run_content(outcome: Outcome) -> dict[str, Any]:
     content: dict[str, Any] = {"seed": outcome.run.seed, "folder": str(outcome.run.folder)}
     if outcome.result is None:
         return {**content, "error": outcome.error}
-    metrics = {key: _null(value) for key, value in outcome.result.metrics.items()}
+    metrics = {key: null(value) for key, value in outcome.result.metrics.items()}
     return {**content, "metrics": metrics, "seconds": outcome.result.seconds}
-
-
-def _null(value: float) -> float | None:
-    return None if math.isnan(value) else value

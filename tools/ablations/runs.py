@@ -8,8 +8,11 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 import queue
+import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -17,11 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from solo_d2.config import load_config
 from solo_d2.data.whole_folder import lock_beside
 from solo_d2.utils.commands import cause_of_end
 from solo_d2.utils.files import save_json
-from tools.ablations.processes import Launch, Processes, gpu_slots
 from tools.ablations.tables import ROOT, Setting
 
 RESULT = "result.json"
@@ -31,6 +35,9 @@ EVALUATION = "evaluation.json"
 MODEL = "model_final.pth"
 # What results depend on beside the config.
 CODE = ("solo_d2/**/*.py", "train_net.py")
+
+# Runs a command with its output in a file and more environment variables; returns the exit code.
+Launch = Callable[[Sequence[str], Path, Mapping[str, str]], int]
 
 
 @dataclass(frozen=True)
@@ -191,6 +198,54 @@ def code_digest(root: Path = ROOT) -> str:
     return digest.hexdigest()[:16]
 
 
+def gpu_slots(jobs: int, num_gpus: int) -> list[dict[str, str]]:
+    """Environment variables that give each of several jobs its GPUs, shared where they run out."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    devices = visible if visible != [""] else [str(i) for i in range(torch.cuda.device_count())]
+    if jobs == 1 or len(devices) < num_gpus:
+        return [{} for _ in range(jobs)]
+    return [
+        {
+            "CUDA_VISIBLE_DEVICES": ",".join(
+                devices[(job * num_gpus + i) % len(devices)] for i in range(num_gpus)
+            )
+        }
+        for job in range(jobs)
+    ]
+
+
+class Processes:
+    """Starts programs and can end those that run, as when the user interrupts."""
+
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._lock = threading.Lock()
+        self._stopped = False
+
+    def __call__(self, command: Sequence[str], log: Path, environ: Mapping[str, str]) -> int:
+        """Run a command, its output in a file; see `Launch`."""
+        with log.open("wb") as file:
+            with self._lock:
+                if self._stopped:
+                    return -1
+                process = subprocess.Popen(
+                    command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, **environ}
+                )
+                self._running.add(process)
+            try:
+                return process.wait()
+            finally:
+                with self._lock:
+                    self._running.discard(process)
+
+    def stop(self) -> None:
+        """End what runs, and start nothing more."""
+        with self._lock:
+            self._stopped = True
+            for process in self._running:
+                process.terminate()
+
+
 def run_all(
     runs: Sequence[Run],
     *,
@@ -291,7 +346,8 @@ class Runner:
         if "segm/AP" not in metrics:
             raise RunError(f"there is no segm/AP in {run.folder / EVALUATION} (see {log})")
         result = Result(metrics, seconds, self.code)
-        content = {**vars(result), "metrics": _nulls(metrics), "weights": _state(run.weights)}
+        numbers = {key: null(value) for key, value in metrics.items()}
+        content = {**vars(result), "metrics": numbers, "weights": _state(run.weights)}
         save_json(run.folder / RESULT, content)
         return result
 
@@ -347,8 +403,9 @@ def _numbers(content: Mapping[str, float | None]) -> dict[str, float]:
     return {key: math.nan if value is None else float(value) for key, value in content.items()}
 
 
-def _nulls(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    return {key: None if math.isnan(value) else value for key, value in metrics.items()}
+def null(value: float) -> float | None:
+    """A number for JSON, which has no NaN."""
+    return None if math.isnan(value) else value
 
 
 def finished(outcomes: Sequence[Outcome], row: str) -> Iterator[Result]:

@@ -7,7 +7,9 @@ import pytest
 pytestmark = [pytest.mark.detectron2, pytest.mark.slow]
 pytest.importorskip("detectron2")
 
+import train_net  # noqa: E402
 from solo_d2.data import ShapesParams, ensure_shapes  # noqa: E402
+from solo_d2.engine import argument_parser  # noqa: E402
 from tests.modeling.tiny import tiny_config  # noqa: E402
 from tools.ablations.command import main  # noqa: E402
 
@@ -30,11 +32,17 @@ def tiny_base(folder):
     return file
 
 
+def train(command, log, environ):
+    """Train in this process."""
+    train_net.main(argument_parser().parse_args(command[2:]))
+    return 0
+
+
 def test_two_rows(tmp_path, capsys):
     words = ["mask_feature", "--base-config", str(tiny_base(tmp_path)), "--max-iter", "2"]
     words += ["--output", str(tmp_path / "out"), "--seeds", "3"]
     words += ["MODEL.SOLO.MASK_FEATURE.NUM_CONVS", "1"]
-    assert main(words) == 0, capsys.readouterr().out
+    assert main(words, launch=train) == 0, capsys.readouterr().out
     content = json.loads((tmp_path / "out" / "tiny" / "mask_feature.json").read_text())
     assert [row["row"] for row in content["rows"]] == ["separate", "unified"]
     for row in content["rows"]:
