@@ -15,6 +15,7 @@ import torch
 from solo_d2.ops.mask_geometry import mask_boxes
 from solo_d2.structures import Predictions
 from tools.benchmarks.common import (
+    Functions,
     add_common_arguments,
     compare,
     comparison_columns,
@@ -54,7 +55,7 @@ def _run_case(args: argparse.Namespace, size: tuple[int, int], num: int) -> dict
     generator = torch.Generator().manual_seed(args.seed)
     image = torch.randint(256, (*size, 3), generator=generator, dtype=torch.uint8).numpy()
     names = [f"class {index}" for index in range(NUM_CLASSES)]
-    functions = {
+    functions: Functions = {
         "ours": partial(overlay.draw_instances, image, found.to(args.device), names),
         "Detectron2": lambda: (
             Visualizer(image, Metadata(thing_classes=names))
