@@ -31,7 +31,7 @@ from solo_d2.data.catalog import (  # noqa: E402
 )
 from solo_d2.data.classes import make_categories, placeholder_names  # noqa: E402
 from solo_d2.engine import Trainer, best_metric  # noqa: E402
-from solo_d2.evaluation.main_figure import main_figure  # noqa: E402
+from solo_d2.evaluation.run import main_metric  # noqa: E402
 from solo_d2.export.onnx_model import OnnxModel, detector_inputs  # noqa: E402
 from solo_d2.export.quantization import (  # noqa: E402
     CALIBRATION_IMAGES,
@@ -116,8 +116,8 @@ def run(args: argparse.Namespace) -> int:
         with whole_file(args.output) as path:
             quantize_onnx(args.model, path, calibration, reduce_range=args.reduce_range)
             size = path.stat().st_size / 2**20
-            quantised = main_figure(cfg, checked, OnnxModel(load_detector(path)), metric)
-            full = main_figure(cfg, checked, OnnxModel(detector), metric)
+            quantised = main_metric(cfg, checked, OnnxModel(load_detector(path)), metric)
+            full = main_metric(cfg, checked, OnnxModel(detector), metric)
             print(f"{checked}: {metric} {full:.3f} in float32, {quantised:.3f} in 8 bits")
             if not full - quantised <= args.most_drop:
                 raise _TooInexact

@@ -41,7 +41,7 @@ from solo_d2.data.segmentations import to_rle
 from solo_d2.evaluation.build import build_evaluator
 from solo_d2.utils.errors import ConfigError, DatasetError
 
-# The first figures of COCO's summary, in its order.
+# The first metrics of COCO's summary, in its order.
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 # A result of COCO's format, and an annotation of its ground truth.
 Prediction = dict[str, Any]

@@ -2,7 +2,7 @@
 
 What Detectron2's COCOPanopticEvaluator does, but with a bounded number of threads instead of a
 process for every core of the machine; with NaN where panopticapi divides by zero, for a group of
-classes (things, stuff) of which none is in the ground truth or predicted; and with figures of each
+classes (things, stuff) of which none is in the ground truth or predicted; and with metrics of each
 class.
 """
 
@@ -47,9 +47,9 @@ from solo_d2.utils.errors import DatasetError
 
 logger = logging.getLogger(__name__)
 
-# Suffixes of the figures of each group, as Detectron2's, and whether its classes are things.
+# Suffixes of the metrics of each group, as Detectron2's, and whether its classes are things.
 _GROUPS: dict[str, bool | None] = {"": None, "_th": True, "_st": False}
-_FIGURES = ("pq", "sq", "rq")
+_METRICS = ("pq", "sq", "rq")
 # Below the evaluator's output folder, where predictions are kept.
 KEPT = "panoptic"
 PREDICTIONS = "predictions"
@@ -159,7 +159,7 @@ class PanopticQualityEvaluator(COCOPanopticEvaluator):
         """Compare all predictions with the ground truth.
 
         Returns:
-            {"panoptic_seg": figures} in percent on the main process: PQ, SQ and RQ; the same with
+            {"panoptic_seg": metrics} in percent on the main process: PQ, SQ and RQ; the same with
             "_th" for things and "_st" for stuff; "PQ-CLASS", "SQ-CLASS" and "RQ-CLASS". NaN where
             no class of a group, or not the class, is in the ground truth or predicted (a segment
             that is mostly void does not count).
@@ -185,9 +185,9 @@ class PanopticQualityEvaluator(COCOPanopticEvaluator):
             category["id"]: category
             for category in (*self._truth.categories.things, *self._truth.categories.stuff)
         }
-        figures = panoptic_figures(stat, categories)
-        logger.info("Panoptic quality:\n%s", format_figures(figures))
-        return OrderedDict(panoptic_seg=figures)
+        metrics = panoptic_metrics(stat, categories)
+        logger.info("Panoptic quality:\n%s", format_metrics(metrics))
+        return OrderedDict(panoptic_seg=metrics)
 
     @contextlib.contextmanager
     def _prediction_folder(self) -> Iterator[Path]:
@@ -288,8 +288,8 @@ def _write_predictions(
     return pairs
 
 
-def panoptic_figures(stat: PQStat, categories: dict[int, dict[str, Any]]) -> dict[str, float]:
-    """Figures in percent, see `PanopticQualityEvaluator.evaluate`.
+def panoptic_metrics(stat: PQStat, categories: dict[int, dict[str, Any]]) -> dict[str, float]:
+    """Metrics in percent, see `PanopticQualityEvaluator.evaluate`.
 
     Args:
         stat: what panopticapi counted.
@@ -300,31 +300,31 @@ def panoptic_figures(stat: PQStat, categories: dict[int, dict[str, Any]]) -> dic
         for key, category in categories.items()
         if stat[key].tp + stat[key].fp + stat[key].fn > 0
     }
-    figures: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for suffix, isthing in _GROUPS.items():
         # panopticapi divides by the number of present classes.
         empty = not any(isthing in (None, bool(c["isthing"])) for c in present.values())
         average = {} if empty else stat.pq_average(present, isthing)[0]
-        for key in _FIGURES:
-            figures[f"{key.upper()}{suffix}"] = 100 * float(average.get(key, math.nan))
+        for key in _METRICS:
+            metrics[f"{key.upper()}{suffix}"] = 100 * float(average.get(key, math.nan))
     of_class = stat.pq_average(present, None)[1] if present else {}
     names = unique_names([c["name"] for c in categories.values()], list(categories))
     for key, name in zip(categories, names, strict=True):
-        for figure in _FIGURES:
-            value = of_class[key][figure] if key in of_class else math.nan
-            figures[f"{figure.upper()}-{name}"] = 100 * float(value)
-    return figures
+        for metric in _METRICS:
+            value = of_class[key][metric] if key in of_class else math.nan
+            metrics[f"{metric.upper()}-{name}"] = 100 * float(value)
+    return metrics
 
 
-def format_figures(figures: dict[str, float]) -> str:
+def format_metrics(metrics: dict[str, float]) -> str:
     """A table of the groups, and one of the classes that are present."""
     titles = {"": "all", "_th": "things", "_st": "stuff"}
-    columns = [key.upper() for key in _FIGURES]
-    rows = [[title, *(figures[c + suffix] for c in columns)] for suffix, title in titles.items()]
-    names = [key.partition("-")[2] for key in figures if key.startswith("PQ-")]
+    columns = [key.upper() for key in _METRICS]
+    rows = [[title, *(metrics[c + suffix] for c in columns)] for suffix, title in titles.items()]
+    names = [key.partition("-")[2] for key in metrics if key.startswith("PQ-")]
     rows += [
-        [name, *(figures[f"{c}-{name}"] for c in columns)]
+        [name, *(metrics[f"{c}-{name}"] for c in columns)]
         for name in names
-        if not math.isnan(figures[f"PQ-{name}"])
+        if not math.isnan(metrics[f"PQ-{name}"])
     ]
     return str(tabulate(rows, ["", *columns], tablefmt="pipe", floatfmt=".1f"))

@@ -6,12 +6,14 @@ evaluators get an empty output for it.
 
 import contextlib
 import logging
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from torch import nn
 
@@ -19,6 +21,7 @@ from solo_d2.data.mapper import SOLODatasetMapper
 from solo_d2.data.other_models import without_other_inputs
 from solo_d2.data.own_loaders import use_own_loaders
 from solo_d2.data.unreadable import UNREADABLE
+from solo_d2.evaluation.build import build_evaluator
 from solo_d2.utils.errors import DatasetError
 
 logger = logging.getLogger("solo_d2")
@@ -107,7 +110,25 @@ def evaluate_dataset(
     lines = [line for part in comm.gather(skipping.unreadable) for line in part]
     if lines:
         logger.warning(
-            f"{len(lines)} images could not be read; these figures count them as images without "
+            f"{len(lines)} images could not be read; these metrics count them as images without "
             "predictions:" + "".join(f"\n  {line}" for line in lines)
         )
     return results
+
+
+def main_metric(cfg: CfgNode, dataset: str, model: Model, metric: str) -> float:
+    """Evaluate a model by one metric; its predictions are not kept.
+
+    Args:
+        cfg: as of `build_evaluator`, and INPUT for the size of the images.
+        dataset: in Detectron2's catalogs.
+        model: anything that takes and gives what a SOLO model does in inference.
+        metric: such as "segm/AP".
+
+    Returns:
+        The value in percent; NaN if it is undefined.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        evaluator = build_evaluator(cfg, dataset, folder)
+        results = evaluate_dataset(model, evaluation_loader(cfg, dataset), evaluator)
+    return float(flatten_results_dict(results)[metric])

@@ -21,7 +21,7 @@ from PIL import Image  # noqa: E402
 
 from solo_d2.data import register_panoptic_format  # noqa: E402
 from solo_d2.evaluation import build_evaluator  # noqa: E402
-from solo_d2.evaluation.panoptic_quality import PanopticQualityEvaluator, format_figures  # noqa: E402
+from solo_d2.evaluation.panoptic_quality import PanopticQualityEvaluator, format_metrics  # noqa: E402
 from solo_d2.utils.errors import ConfigError, DatasetError  # noqa: E402
 from tests import panoptic_files as files  # noqa: E402
 from tests.modeling.tiny import tiny_config  # noqa: E402
@@ -133,7 +133,7 @@ def test_classes_of_one_name_have_metrics_of_their_own(dataset, tmp_path):
     assert list(per_class) == ["PQ-sky", "PQ-sky (id 5)", "PQ-sky (id 9)", "PQ-sky (id 21)"]
     assert per_class["PQ-sky"] == per_class["PQ-sky (id 21)"] == 100
     assert math.isnan(per_class["PQ-sky (id 5)"])
-    assert "sky (id 21)" in format_figures(figures)
+    assert "sky (id 21)" in format_metrics(figures)
     stuff = {key: value for key, value in results["sem_seg"].items() if key.startswith("IoU-")}
     assert list(stuff) == ["IoU-things", "IoU-sky", "IoU-sky (id 21)"]
     assert math.isnan(stuff["IoU-sky"])

@@ -121,7 +121,7 @@ def run_tool(float_file, output, monkeypatch, figures, *args, classes=NAMES):
     monkeypatch.setattr(tool.Trainer, "build_test_loader", classmethod(loader))
     monkeypatch.setattr(tool, "check_datasets", lambda names: None)
     monkeypatch.setattr(catalog, "categories", lambda name: make_categories(classes, IDS))
-    monkeypatch.setattr(tool, "main_figure", lambda cfg, name, model, metric: next(left))
+    monkeypatch.setattr(tool, "main_metric", lambda cfg, name, model, metric: next(left))
     config = float_file.parent / "config.yaml"
     cfg = small_config("DATASETS.TRAIN", ("first",), "DATASETS.TEST", ("second",))
     config.write_text(cfg.dump())

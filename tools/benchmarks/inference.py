@@ -275,11 +275,11 @@ def measure_variants(variants: Variants) -> tuple[str, list[dict[str, Any]]]:
     metric = ""
     if args.dataset:
         from solo_d2.engine import best_metric
-        from solo_d2.evaluation.main_figure import main_figure
+        from solo_d2.evaluation.run import main_metric
 
         metric = best_metric(variants.cfg)
         for name, model in models.items():
-            value = main_figure(variants.cfg, args.dataset, model, metric)
+            value = main_metric(variants.cfg, args.dataset, model, metric)
             rows[name]["metric"] = value if math.isfinite(value) else None
     return metric, list(rows.values())
 

@@ -313,7 +313,7 @@ def evaluate(
     if not args.dataset:
         return "", {}
     from solo_d2.engine import best_metric
-    from solo_d2.evaluation.main_figure import main_figure
+    from solo_d2.evaluation.run import main_metric
 
     cfg = pipelines[OURS].cfg
     metric = best_metric(cfg)
@@ -324,7 +324,7 @@ def evaluate(
     for name in names:
         own = cfg.clone()
         own.INPUT.FORMAT = pipelines[name].cfg.INPUT.FORMAT
-        value = main_figure(own, args.dataset, pipelines[name].model, metric)
+        value = main_metric(own, args.dataset, pipelines[name].model, metric)
         values[name] = value if math.isfinite(value) else None
     return metric, values
 

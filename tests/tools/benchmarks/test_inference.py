@@ -115,7 +115,7 @@ def use_data_set(monkeypatch, batches):
     """
     from solo_d2.data import catalog
     from solo_d2.engine import Trainer
-    from solo_d2.evaluation import main_figure
+    from solo_d2.evaluation import run as evaluation
 
     asked, evaluated = [], []
 
@@ -129,7 +129,7 @@ def use_data_set(monkeypatch, batches):
         return math.nan if type(model).__name__ == "OnnxModel" else 50.0 - is_fast
 
     monkeypatch.setattr(Trainer, "build_test_loader", classmethod(loader))
-    monkeypatch.setattr(main_figure, "main_figure", figure)
+    monkeypatch.setattr(evaluation, "main_metric", figure)
     monkeypatch.setattr(catalog, "check_datasets", lambda names: None)
     return asked, evaluated
 

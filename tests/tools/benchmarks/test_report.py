@@ -109,7 +109,7 @@ def test_noise(folder, tmp_path):
 def test_data_set_gives_images_and_figures(folder, monkeypatch):
     from solo_d2.data import catalog
     from solo_d2.engine import Trainer
-    from solo_d2.evaluation import main_figure
+    from solo_d2.evaluation import run as evaluation
 
     names = sorted((folder / "images").iterdir())
     evaluated = []
@@ -121,7 +121,7 @@ def test_data_set_gives_images_and_figures(folder, monkeypatch):
     batches = [[{"file_name": str(name)}] for name in names]
     monkeypatch.setattr(Trainer, "build_test_loader", classmethod(lambda *_: batches))
     monkeypatch.setattr(catalog, "check_datasets", lambda names: None)
-    monkeypatch.setattr(main_figure, "main_figure", figure)
+    monkeypatch.setattr(evaluation, "main_metric", figure)
     parser = argparse.ArgumentParser()
     report.add_arguments(parser)
     args = ["--config-file", folder / "config.yaml", "--weights", folder / "model.pth"]
