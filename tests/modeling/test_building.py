@@ -1,4 +1,4 @@
-"""Parameters of an NMS or a loss come from the config keys of their names."""
+"""Parts of the user: parameters of an NMS or a loss by their config keys, heads of a function."""
 
 import pytest
 
@@ -6,7 +6,9 @@ pytestmark = pytest.mark.detectron2
 pytest.importorskip("detectron2")
 
 from solo_d2.modeling.building import read_params  # noqa: E402
+from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY, SOLOHead  # noqa: E402
 from solo_d2.utils.errors import ConfigError  # noqa: E402
+from tests.modeling.test_backbones import levels_config, step, trainable, without_gradient  # noqa: E402
 from tests.modeling.tiny import tiny_config  # noqa: E402
 
 INPUTS = ("masks", "labels", "scores")
@@ -43,3 +45,17 @@ def test_wrong_signatures_name_key_and_parameter(function, named):
     with pytest.raises(ConfigError) as error:
         read(function)
     assert all(name in str(error.value) for name in named)
+
+
+def test_a_head_may_be_made_by_a_function(monkeypatch):
+    def make_head(cfg, input_shape):
+        return SOLOHead(cfg, input_shape)
+
+    monkeypatch.setitem(SOLO_HEAD_REGISTRY._obj_map, "make_head", make_head)
+    model = step(levels_config((2, 3, 4), (3, 4), "make_head"))
+    # It may read any level: p2 is not frozen, though this head does not read it.
+    assert {name.split(".")[1] for name in without_gradient(model)} == {
+        "fpn_lateral2",
+        "fpn_output2",
+    }
+    assert any(name.startswith("head.mask_logits") for name in trainable(model))

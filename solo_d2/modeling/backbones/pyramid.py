@@ -67,30 +67,24 @@ def max_pooled_level(stride: int) -> LastLevelMaxPool:
 
 
 def read_features(cfg: CfgNode, pyramid: Backbone) -> set[str]:
-    """The features of a pyramid that the model of a config reads.
+    """Return the features of a pyramid that the model of a config reads.
 
-    A max-pooled level stands for the level that it is made of, too. Of a model that is none of
-    ours nothing is known: all are read.
+    A max-pooled level stands for the level that it is made from, too. Of other models, and of heads
+    that a function makes, nothing is known: they read all.
     """
-    model = cfg.MODEL
-    produced = list(pyramid.output_shape())
-    if not is_solo(cfg):
+    produced, solo = list(pyramid.output_shape()), cfg.MODEL.SOLO
+    known = solo.HEAD.NAME in SOLO_HEAD_REGISTRY  # else it is refused elsewhere
+    head = SOLO_HEAD_REGISTRY.get(solo.HEAD.NAME) if known else None
+    if not is_solo(cfg) or not hasattr(head, "has_mask_feature"):
         return set(produced)
-    read = {*model.SOLO.IN_FEATURES}
-    if _merges_features(model.SOLO):
-        read.update(model.SOLO.MASK_FEATURE.IN_FEATURES)
+    read = {*solo.IN_FEATURES}
+    if has_mask_feature(solo.HEAD.NAME) and solo.MASK_FEATURE.TYPE == "unified":
+        read.update(solo.MASK_FEATURE.IN_FEATURES)
     if is_panoptic(cfg):
-        read.update(model.SEM_SEG_HEAD.IN_FEATURES)
+        read.update(cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES)
     if produced[-1] in read:
         read.add(produced[-2])
     return read
-
-
-def _merges_features(solo: CfgNode) -> bool:
-    """Whether the head reads MASK_FEATURE.IN_FEATURES; an unknown head is refused elsewhere."""
-    if solo.HEAD.NAME not in SOLO_HEAD_REGISTRY:
-        return False
-    return has_mask_feature(solo.HEAD.NAME) and solo.MASK_FEATURE.TYPE == "unified"
 
 
 def freeze_unread(fpn: FPN, read: set[str]) -> None:
