@@ -115,20 +115,6 @@ def test_data_without_labels_is_named():
         losses_of(panoptic_model(), [with_sem_seg(image()), image()])
 
 
-def test_losses_fall():
-    model = panoptic_model().train()
-    batch = [with_sem_seg(image(64, 64, seed=1))]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    history = []
-    for _ in range(15):
-        losses = losses_of(model, batch)
-        optimizer.zero_grad()
-        sum(losses.values()).backward()
-        optimizer.step()
-        history.append(losses["loss_sem_seg"].item())
-    assert history[-1] < 0.7 * history[0]
-
-
 @pytest.mark.parametrize("options", [(), SHARED])
 @pytest.mark.parametrize("size", [(96, 128), (50, 70), (200, 301)])
 def test_results_are_detectron2s(options, size):

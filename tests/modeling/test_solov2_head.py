@@ -84,10 +84,10 @@ def test_level_features_equal_published(golden, features):
     assert all(a is b for a, b in zip(resized[1:4], list(features.values())[1:4], strict=True))
 
 
-@pytest.mark.parametrize("kernel_size", [1, 3])
-@pytest.mark.parametrize("kernel_coords", [True, False])
-@pytest.mark.parametrize("mask_coords", [True, False])
-@pytest.mark.parametrize("channels_out", [32, 96])
+@pytest.mark.parametrize(
+    ("kernel_size", "kernel_coords", "mask_coords", "channels_out"),
+    [(1, True, False, 32), (1, False, True, 96), (3, True, True, 96), (3, False, False, 32)],
+)
 def test_variants(features, kernel_size, kernel_coords, mask_coords, channels_out):
     head = make_head(
         kernel_size=kernel_size,

@@ -101,11 +101,3 @@ def test_probabilities_in_parts():
         part = type(result)(*(x[start : start + 4] for x in result))
         binarize_probs(probs[start : start + 4], 0.5, out=part)
     check(result, kernels, feature)
-
-
-def test_ties_are_no_foreground():
-    probs = torch.full((1, 3, 4), 0.5)
-    result = empty_masks(1, (3, 4), probs.device)
-    binarize_probs(probs, 0.5, out=result)
-    assert not result.masks.any()
-    assert result.areas.item() == result.soft_sums.item() == 0

@@ -113,11 +113,3 @@ def test_strided_masks_and_results():
     paste_masks(probs, stride=4, image_size=(47, 60), thresh=0.5, out=whole)
     paste_masks(probs[::2], stride=4, image_size=(47, 60), thresh=0.5, out=parts)
     assert torch.equal(parts, whole[::2])
-
-
-def test_unknown_backend():
-    out = torch.zeros(1, 8, 8, dtype=torch.bool)
-    with pytest.raises(ValueError, match="choose one of"):
-        paste_masks(
-            torch.rand(1, 2, 2), stride=4, image_size=(8, 8), thresh=0.5, out=out, backend="cuda"
-        )

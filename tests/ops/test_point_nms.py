@@ -21,8 +21,3 @@ def test_equals_published_after_sigmoid():
 def test_looks_up_and_left_only():
     heat = torch.tensor([[0.5, 0.4], [0.3, 0.9]])[None, None]
     assert point_nms(heat)[0, 0].tolist() == [[0.5, 0.0], [0.0, pytest.approx(0.9)]]
-
-
-def test_keeps_dtype_of_half():
-    heat = torch.rand(1, 2, 4, 4).half()
-    assert point_nms(heat).dtype == torch.float16

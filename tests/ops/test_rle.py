@@ -5,7 +5,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn import functional as F
 
 from solo_d2.ops.rle import encode_masks, run_lengths
 
@@ -25,14 +24,14 @@ def by_pycocotools(masks):
     density=st.sampled_from([0.0, 0.05, 0.5, 0.95, 1.0]),
     seed=st.integers(0, 999),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_noise(num, size, density, seed):
     generator = torch.Generator().manual_seed(seed)
     masks = torch.rand(num, *size, generator=generator) < density
     assert encode_masks(masks) == by_pycocotools(masks)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (0, 3), (3, 0), (100, 167)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (0, 3), (3, 0), (701, 903)])
 @pytest.mark.parametrize("value", [False, True])
 def test_empty_and_full(size, value):
     masks = torch.full((3, *size), value)
@@ -45,26 +44,10 @@ def test_every_single_pixel_and_every_hole():
     assert encode_masks(~pixels) == by_pycocotools(~pixels)
 
 
-def test_large_blobs():
-    noise = torch.rand(5, 1, 20, 25, generator=torch.Generator().manual_seed(0))
-    masks = F.interpolate(noise, size=(701, 903), mode="bicubic")[:, 0] > 0.6
-    assert encode_masks(masks) == by_pycocotools(masks)
-
-
 def test_strided_masks():
     masks = torch.rand(6, 20, 30, generator=torch.Generator().manual_seed(0)) > 0.4
     for view in (masks.transpose(1, 2), masks[::2, ::3, 1::2], masks.expand(6, 20, 30)[:, 5:]):
         assert encode_masks(view) == by_pycocotools(view)
-
-
-def test_no_masks():
-    assert encode_masks(torch.zeros(0, 4, 5, dtype=torch.bool)) == []
-
-
-def test_decodes_to_the_masks():
-    masks = torch.rand(3, 17, 19, generator=torch.Generator().manual_seed(0)) > 0.7
-    decoded = torch.from_numpy(coco.decode(encode_masks(masks))).permute(2, 0, 1).bool()
-    assert torch.equal(decoded, masks)
 
 
 def test_runs_by_hand():

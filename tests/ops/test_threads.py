@@ -51,21 +51,6 @@ def test_new_threads_have_the_number_of_the_process_during_and_after():
     assert torch.get_num_threads() == 4
 
 
-def test_a_thread_keeps_a_number_of_its_own():
-    numbers = []
-
-    def serve():
-        torch.set_num_threads(3)
-        in_threads(lambda: None)
-        numbers.append(torch.get_num_threads())
-
-    thread = threading.Thread(target=serve)
-    thread.start()
-    thread.join()
-    assert numbers == [3]
-    assert torch.get_num_threads() == 4
-
-
 def test_each_job_runs_in_one_thread_of_all_libraries():
     said = []
     in_threads(lambda: said.append(torch.__config__.parallel_info()))
