@@ -67,3 +67,10 @@ def arguments(checkpoint):
         "--device",
         "cpu",
     ]
+
+
+def run_demo(model, *args, threshold="0"):
+    """Run the demo with these arguments; returns its exit code."""
+    from demo import demo
+
+    return demo.main([*model, "--confidence-threshold", threshold, *map(str, args)])

@@ -1,10 +1,11 @@
 """Names and ids of classes and of stuff, from metadata, a json or none."""
 
 import json
+import os
 
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 
 from solo_d2 import ConfigError, Predictor
 from solo_d2.api.classes import Classes, find_classes, find_stuff
@@ -17,22 +18,24 @@ from tests.api.models import NUM_LABELS, make_cfg, panoptic_cfg, picture, save_m
 pytestmark = pytest.mark.detectron2
 
 
+def write_json(folder, names):
+    """Write a COCO json of classes by their ids; returns its name."""
+    categories = [{"id": number, "name": name} for number, name in names.items()]
+    content = {"images": [], "annotations": [], "categories": categories}
+    (folder / "a.json").write_text(json.dumps(content))
+    return str(folder / "a.json")
+
+
 def test_classes_of_a_coco_format_folder_that_was_never_loaded(tmp_path):
-    json_file = tmp_path / "a.json"
-    categories = [{"id": 30, "name": "late"}, {"id": 4, "name": "early"}]
-    json_file.write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
+    json_file = write_json(tmp_path, {30: "late", 4: "early"})
     cfg = make_cfg()
     cfg.MODEL.SOLO.NUM_CLASSES = 2
-    cfg.DATASETS.COCO_FORMAT = [["demo_folder", str(json_file), str(tmp_path)]]
+    cfg.DATASETS.COCO_FORMAT = [["demo_folder", json_file, str(tmp_path)]]
     cfg.DATASETS.TEST = ("demo_folder",)
-    try:
-        classes = find_classes(cfg)
-        assert (classes.names, classes.json_ids) == (["early", "late"], [4, 30])
-        json_file.unlink()
-        classes = find_classes(cfg)
-    finally:
-        DatasetCatalog.remove("demo_folder")
-        MetadataCatalog.remove("demo_folder")
+    classes = find_classes(cfg)
+    assert (classes.names, classes.json_ids) == (["early", "late"], [4, 30])
+    os.unlink(json_file)
+    classes = find_classes(cfg)
     assert (classes.names, classes.json_ids) == (["class 0", "class 1"], [0, 1])
 
 
@@ -46,18 +49,10 @@ def test_classes_of_another_number_are_not_used_and_unknown_ones_are_warned_of(c
     assert "category ids of the model's 3 classes are unknown" in record.getMessage()
 
 
-def write_json(folder, names):
-    """A COCO json of classes with the ids 5, 6, ...; its name."""
-    categories = [{"id": number, "name": name} for number, name in enumerate(names, start=5)]
-    content = {"images": [], "annotations": [], "categories": categories}
-    (folder / "a.json").write_text(json.dumps(content))
-    return str(folder / "a.json")
-
-
 def test_the_models_own_classes_come_before_a_data_sets(tmp_path):
     cfg = make_cfg()
     cfg.MODEL.SOLO.NUM_CLASSES = 2
-    entry = ["demo_folder", write_json(tmp_path, ["other", "names"]), str(tmp_path)]
+    entry = ["demo_folder", write_json(tmp_path, {5: "other", 6: "names"}), str(tmp_path)]
     cfg.DATASETS.COCO_FORMAT, cfg.DATASETS.TEST = [entry], ("demo_folder",)
     cfg.MODEL.CLASSES = make_categories(["cat", "dog"], [7, 3])
     assert find_classes(cfg) == Classes(["cat", "dog"], [7, 3])
@@ -75,13 +70,9 @@ def test_a_name_that_means_other_files_gives_no_names(tmp_path, caplog):
     cfg.MODEL.SOLO.NUM_CLASSES = 2
     cfg.DATASETS.TEST = ("demo_folder",)
     other = ["demo_folder", str(tmp_path / "gone.json"), str(tmp_path)]
-    try:
-        register_coco_format("demo_folder", write_json(tmp_path, ["other", "names"]), tmp_path)
-        cfg.DATASETS.COCO_FORMAT = [other]
-        assert find_classes(cfg).names == ["class 0", "class 1"]
-    finally:
-        DatasetCatalog.remove("demo_folder")
-        MetadataCatalog.remove("demo_folder")
+    register_coco_format("demo_folder", write_json(tmp_path, {5: "other", 6: "names"}), tmp_path)
+    cfg.DATASETS.COCO_FORMAT = [other]
+    assert find_classes(cfg).names == ["class 0", "class 1"]
     assert "'demo_folder' is taken" in caplog.records[0].getMessage()
 
 

@@ -2,9 +2,8 @@
 
 import io
 import json
-import os
 import re
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 from unittest.mock import DEFAULT, Mock
@@ -19,20 +18,12 @@ from pycocotools.coco import COCO
 from demo import demo, records, stills
 from demo.model import load_predictor
 from solo_d2.api import images as api_images
+from solo_d2.data.panoptic_json import read_segment_ids
 from solo_d2.visualization import overlay as overlays
-from tests.api.models import ROOT, arguments, bad_files, picture, save, save_model
+from tests.api.models import NUM_LABELS, ROOT, bad_files, picture, save
+from tests.api.models import run_demo as run
 
 pytestmark = pytest.mark.detectron2
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """Command line arguments that name a tiny model which finds something in every image."""
-    return arguments(save_model(tmp_path_factory.mktemp("model")))
-
-
-def run(model, *args, threshold="0"):
-    return demo.main([*model, "--confidence-threshold", threshold, *map(str, args)])
 
 
 def test_overlays_and_json(model, tmp_path):
@@ -167,11 +158,13 @@ def test_json_and_overlays_of_earlier_runs_survive_a_failing_one(model, tmp_path
     assert old.read_text() == "old"
 
 
-@pytest.mark.parametrize("size", [(1, 1), (3, 2), (2, 3), (1, 300), (300, 1), (2, 900)])
-def test_odd_sizes(model, tmp_path, size):
+@pytest.mark.parametrize("kind", ["model", "panoptic_model"])
+@pytest.mark.parametrize("size", [(1, 1), (3, 2), (2, 3), (1, 300), (300, 1)])
+def test_odd_sizes(request, tmp_path, size, kind):
     file = save(tmp_path / "a.png", picture(*size))
-    args = ("--boxes", "--output", tmp_path / "b.png", "--json", tmp_path / "b.json")
-    assert run(model, "--input", file, *args) == 0
+    more = ("--json", tmp_path / "b.json") if kind == "model" else ("--panoptic", tmp_path / "p")
+    args = ("--boxes", "--output", tmp_path / "b.png", *more)
+    assert run(request.getfixturevalue(kind), "--input", file, *args) == 0
     with Image.open(tmp_path / "b.png") as overlay:
         assert overlay.size == size[::-1]
 
@@ -181,6 +174,8 @@ def test_odd_sizes(model, tmp_path, size):
     [
         (["--config-file", "gone.yaml"], "config file gone.yaml does not exist"),
         (["--weights", "gone.pth"], "weights file gone.pth does not exist"),
+        (["--weights", "bad.pth"], "bad.pth can't be used"),
+        (["--input", "*.gif"], "No image file matches"),
         (["--device", "tpu9"], "tpu9"),
         (["--opts", "MODEL.SOLO.NO_SUCH_KEY", "1"], "NO_SUCH_KEY"),
         (["--opts", "MODEL.SOLO.NUM_CLASSES"], "odd length"),
@@ -190,26 +185,15 @@ def test_odd_sizes(model, tmp_path, size):
         (["--opts", "MODEL.SOLO.HEAD.NUM_CONVS", "2"], "are not in them"),
     ],
 )
-def test_what_cannot_start_says_so_in_one_line(model, tmp_path, capsys, args, message):
+def test_what_cannot_start_says_so_in_one_line(model, tmp_path, monkeypatch, capsys, args, message):
     file = save(tmp_path / "a.png")
     command = [*model, "--input", str(file), "--output", str(tmp_path / "out"), *args]
+    (tmp_path / "bad.pth").write_bytes(b"these are no weights")
+    monkeypatch.chdir(tmp_path)
     assert demo.main(command) == 2
     err = capsys.readouterr().err.strip()
     assert len(err.splitlines()) == 1
     assert re.search(message, err), err
-
-
-def test_weights_that_are_no_checkpoint(model, tmp_path, capsys):
-    bad = tmp_path / "bad.pth"
-    bad.write_bytes(b"these are no weights")
-    file = save(tmp_path / "a.png")
-    assert run([*model, "--weights", str(bad)], "--input", file, "--json", tmp_path / "a.json") == 2
-    assert "bad.pth can't be used" in capsys.readouterr().err
-
-
-def test_nothing_matches(model, tmp_path, capsys):
-    assert run(model, "--input", tmp_path / "*.png", "--output", tmp_path / "out") == 2
-    assert "No image file matches" in capsys.readouterr().err
 
 
 def test_output_that_cannot_be(model, tmp_path, capsys):
@@ -235,9 +219,52 @@ def test_without_a_display_show_says_so_and_goes_on(model, tmp_path, monkeypatch
     assert (tmp_path / "b.png").exists()
 
 
-def test_runs_as_a_program(tmp_path):
-    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(ROOT / "demo" / "demo.py"), "--help"]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environ)
-    assert result.returncode == 0, result.stderr
-    assert "--confidence-threshold" in result.stdout
+def test_runs_as_a_program(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "argv", ["demo.py", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_path(str(ROOT / "demo" / "demo.py"), run_name="__main__")
+    assert "--confidence-threshold" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- panoptic models
+
+
+def test_panoptic_overlays_and_segments(panoptic_model, tmp_path):
+    files = [
+        save(tmp_path / "x" / "a.png"),
+        save(tmp_path / "y" / "a.png", picture(80, 40, seed=1)),
+    ]
+    outputs = ("--output", tmp_path / "out", "--panoptic", tmp_path / "segments")
+    assert run(panoptic_model, "--input", *files, *outputs) == 0
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["x_a.png", "y_a.png"]
+    content = json.loads((tmp_path / "segments" / "panoptic.json").read_text())
+    assert [image["file_name"] for image in content["images"]] == [str(file) for file in files]
+    known = {category["id"]: category["isthing"] for category in content["categories"]}
+    assert len(known) == 7 + NUM_LABELS - 1
+    kinds = set()
+    for image, entry in zip(content["images"], content["annotations"], strict=True):
+        ids = read_segment_ids(tmp_path / "segments" / "panoptic" / entry["file_name"])
+        assert ids.shape == (image["height"], image["width"])
+        listed = {segment["id"] for segment in entry["segments_info"]}
+        assert set(np.unique(ids)) - {0} == listed
+        assert Path(entry["file_name"]).stem == Path(image["file_name"]).parent.name + "_a"
+        for segment in entry["segments_info"]:
+            assert ("score" in segment) == bool(known[segment["category_id"]])
+            kinds.add(known[segment["category_id"]])
+    assert kinds == {0, 1}
+
+
+def test_panoptic_threshold_is_that_of_things(panoptic_model, tmp_path):
+    args = ("--input", save(tmp_path / "a.png"), "--panoptic", tmp_path / "out")
+    assert run(panoptic_model, *args, threshold="1") == 0
+    (entry,) = json.loads((tmp_path / "out" / "panoptic.json").read_text())["annotations"]
+    assert entry["segments_info"]
+    assert not any("score" in segment for segment in entry["segments_info"])
+
+
+def test_a_model_without_stuff_has_no_segments(model, tmp_path, capsys):
+    args = ("--input", save(tmp_path / "a.png"), "--panoptic", tmp_path / "out")
+    assert run(model, *args) == 2
+    assert "--panoptic needs a panoptic model" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "panoptic.json").exists()

@@ -10,20 +10,11 @@ import pytest
 from demo import demo, live, window
 from solo_d2.api.video import Video
 from solo_d2.utils.commands import Terminated
-from tests.api.models import arguments, picture, save_model
+from tests.api.models import picture
+from tests.api.models import run_demo as run
 from tests.api.test_inputs import write_video
 
 pytestmark = pytest.mark.detectron2
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return arguments(save_model(tmp_path_factory.mktemp("model")))
-
-
-@pytest.fixture
-def panoptic_model(tmp_path):
-    return arguments(save_model(tmp_path / "model", panoptic=True))
 
 
 @pytest.fixture
@@ -35,10 +26,6 @@ def clip(tmp_path):
         writer.write(picture())
     writer.release()
     return path
-
-
-def run(model, *args, threshold="0"):
-    return demo.main([*model, "--confidence-threshold", threshold, *map(str, args)])
 
 
 def frames_of(path):
