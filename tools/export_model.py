@@ -37,7 +37,7 @@ from solo_d2.config import add_import_argument  # noqa: E402
 from solo_d2.data.catalog import check_datasets, register_datasets_of_config  # noqa: E402
 from solo_d2.engine import Trainer  # noqa: E402
 from solo_d2.evaluation.build import build_evaluator  # noqa: E402
-from solo_d2.export.agreement import Comparison, mixed_batch  # noqa: E402
+from solo_d2.export.agreement import TOLERANCES, Agreement, mixed_batch  # noqa: E402
 from solo_d2.export.pipeline import ExportPipeline  # noqa: E402
 from solo_d2.export.programs import EXTENSIONS, FORMATS, describe, trace  # noqa: E402
 from solo_d2.export.runner import Detector  # noqa: E402
@@ -170,9 +170,9 @@ def compare(
     batches: Iterable[list[dict[str, Any]]],
 ) -> list[str]:
     """Run both, print how well they agree and return why they do not."""
-    comparison = Comparison(model, detector)
+    agreement = Agreement(TOLERANCES[detector.info.precision])
     some = itertools.chain.from_iterable(itertools.islice(batches, 2))
-    comparison.run(mixed_batch(list(some), model.pixel_mean.flatten()))
+    agreement.compare(model, detector, mixed_batch(list(some), model.pixel_mean.flatten()))
     with tempfile.TemporaryDirectory() as folder:
         evaluators = []
         if args.check_dataset:
@@ -180,11 +180,10 @@ def compare(
         for evaluator in evaluators:
             evaluator.reset()
         for inputs in tqdm(batches, unit="batch", disable=None):
-            results = comparison.run(inputs)
+            results = agreement.compare(model, detector, inputs)
             for evaluator, outputs in zip(evaluators, results, strict=False):
                 evaluator.process(inputs, outputs)
         aps = [evaluator.evaluate()["segm"]["AP"] for evaluator in evaluators]
-    agreement = comparison.agreement
     print(agreement)
     faults = agreement.faults()
     if faults and agreement.most_candidates > detector.info.topk:

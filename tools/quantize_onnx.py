@@ -32,10 +32,9 @@ from solo_d2.data.catalog import (  # noqa: E402
 from solo_d2.data.classes import make_categories, placeholder_names  # noqa: E402
 from solo_d2.engine import Trainer, best_metric  # noqa: E402
 from solo_d2.evaluation.run import main_metric  # noqa: E402
-from solo_d2.export.onnx_model import OnnxModel, detector_inputs  # noqa: E402
+from solo_d2.export.onnx_model import OnnxModel, detector_inputs, load_detector  # noqa: E402
 from solo_d2.export.quantization import (  # noqa: E402
     CALIBRATION_IMAGES,
-    load_detector,
     quantize_onnx,
 )
 from solo_d2.export.runner import Arrays, Detector  # noqa: E402

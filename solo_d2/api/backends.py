@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from solo_d2.api.classes import Classes, find_classes, find_stuff
 from solo_d2.api.loading import load_model
-from solo_d2.export.agreement import to_instances
-from solo_d2.export.packages import require_packages
+from solo_d2.export.onnx_model import require_packages, to_instances
 from solo_d2.export.pixels import input_size, resize_image
 from solo_d2.export.runner import Detector
 from solo_d2.modeling.speed import SpeedOptions, speed_up

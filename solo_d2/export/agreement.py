@@ -4,15 +4,15 @@ N instances of an image, H W its rows and columns.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from detectron2.structures import Boxes, Instances
-from numpy.typing import NDArray
+from detectron2.structures import Instances
 from torch import Tensor, nn
 
+from solo_d2.export.onnx_model import detector_inputs, to_instances
 from solo_d2.export.runner import Arrays, Detector
 from solo_d2.ops.mask_iou import mask_iou
 
@@ -99,6 +99,34 @@ class Agreement:
         self.found += len(pairs) + sum(float(scores[j]) > least_score for j in lonely_found)
         self.most_candidates = max(self.most_candidates, int(found["num_candidates"]))
 
+    @torch.no_grad()
+    def compare(
+        self, model: nn.Module, detector: Detector, inputs: Sequence[Mapping[str, Any]]
+    ) -> tuple[list[dict[str, Instances]], list[dict[str, Instances]]]:
+        """Run both on a batch and count its images.
+
+        Args:
+            model: the model, in eval mode.
+            detector: the export.
+            inputs: Detectron2's, with "image" (3, H, W) of whole numbers in [0, 255].
+
+        Returns:
+            The model's outputs and the export's, as the model gives them.
+        """
+        expected = [{"instances": x["instances"].to("cpu")} for x in model(list(inputs))]
+        sizes = [x["instances"].image_size for x in expected]
+        found = detector.detect(detector_inputs(inputs)[0], sizes)
+        info = detector.info
+        for result, arrays in zip(expected, found, strict=True):
+            instances = result["instances"]
+            full = max(len(instances), len(arrays["scores"])) >= info.max_detections
+            limit = float(instances.scores[-1]) if full and len(instances) else info.keep_thresh
+            self.add(instances, arrays, least_score=limit + self.tolerance.score)
+        return expected, [
+            {"instances": to_instances(arrays, size)}
+            for arrays, size in zip(found, sizes, strict=True)
+        ]
+
     def faults(self) -> list[str]:
         """Why the two disagree; nothing if they agree."""
         faults, tolerance = [], self.tolerance
@@ -153,22 +181,6 @@ def match(ious: Tensor) -> list[tuple[int, int]]:
     return pairs
 
 
-def to_instances(found: Arrays, size: tuple[int, int]) -> Instances:
-    """What a detector found in an image, for Detectron2.
-
-    Args:
-        found: see `Detector.__call__`.
-        size: height and width of the masks.
-    """
-    return Instances(
-        size,
-        pred_masks=torch.from_numpy(np.ascontiguousarray(found["masks"])),
-        pred_boxes=Boxes(torch.from_numpy(np.array(found["boxes"]))),
-        scores=torch.from_numpy(np.array(found["scores"])),
-        pred_classes=torch.from_numpy(np.array(found["classes"])),
-    )
-
-
 def mixed_batch(inputs: Sequence[Mapping[str, Any]], color: Tensor) -> list[dict[str, Any]]:
     """A batch of images of different sizes, one of them without any object.
 
@@ -184,52 +196,3 @@ def mixed_batch(inputs: Sequence[Mapping[str, Any]], color: Tensor) -> list[dict
     height, width = (max(1, side * 7 // 8) for side in last.shape[1:])
     flat = color.round().to(first.dtype).view(3, 1, 1).expand_as(first)
     return [{"image": image} for image in (first, last[:, :height, :width], flat)]
-
-
-@dataclass
-class Comparison:
-    """Runs both on the same inputs.
-
-    Attributes:
-        model: the model, in eval mode.
-        detector: the export.
-        agreement: so far.
-    """
-
-    model: nn.Module
-    detector: Detector
-    agreement: Agreement = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.agreement = Agreement(TOLERANCES[self.detector.info.precision])
-
-    @torch.no_grad()
-    def run(
-        self, inputs: Sequence[Mapping[str, Any]]
-    ) -> tuple[list[dict[str, Instances]], list[dict[str, Instances]]]:
-        """Compare a batch.
-
-        Args:
-            inputs: Detectron2's, with "image" (3, H, W) of whole numbers in [0, 255].
-
-        Returns:
-            The model's outputs and the export's, as the model gives them.
-        """
-        expected = [{"instances": x["instances"].to("cpu")} for x in self.model(list(inputs))]
-        images: list[NDArray[np.uint8]] = [
-            x["image"].permute(1, 2, 0).to(torch.uint8).numpy() for x in inputs
-        ]
-        sizes = [x["instances"].image_size for x in expected]
-        found = self.detector.detect(images, sizes)
-        info = self.detector.info
-        for result, arrays in zip(expected, found, strict=True):
-            instances = result["instances"]
-            full = max(len(instances), len(arrays["scores"])) >= info.max_detections
-            limit = float(instances.scores[-1]) if full and len(instances) else info.keep_thresh
-            self.agreement.add(
-                instances, arrays, least_score=limit + self.agreement.tolerance.score
-            )
-        return expected, [
-            {"instances": to_instances(arrays, size)}
-            for arrays, size in zip(found, sizes, strict=True)
-        ]

@@ -1,14 +1,35 @@
-"""An exported model that is called as the model itself."""
+"""Exported models among Detectron2's: the packages they need, their inputs and outputs."""
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.structures import Instances
+import torch
+from detectron2.structures import Boxes, Instances
 from numpy.typing import NDArray
 
-from solo_d2.export.agreement import to_instances
-from solo_d2.export.runner import Detector
+from solo_d2.export.runner import Arrays, Detector
+from solo_d2.utils.errors import ConfigError
+
+
+def require_packages(*names: str) -> None:
+    """Raise a ConfigError that says how to install what is missing."""
+    missing = [name for name in names if find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"The package {' and '.join(missing)} is missing: pip install 'solo_d2[export]'"
+        )
+
+
+def load_detector(path: Path, *, threads: int = 0) -> Detector:
+    """Call `Detector.load`, with a ConfigError where the file or the package is unusable."""
+    require_packages("onnxruntime")
+    try:
+        return Detector.load(path, threads=threads)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 class OnnxModel:
@@ -34,6 +55,22 @@ class OnnxModel:
             {"instances": to_instances(arrays, size)}
             for arrays, size in zip(found, sizes, strict=True)
         ]
+
+
+def to_instances(found: Arrays, size: tuple[int, int]) -> Instances:
+    """What a detector found in an image, for Detectron2.
+
+    Args:
+        found: see `Detector.__call__`.
+        size: height and width of the masks.
+    """
+    return Instances(
+        size,
+        pred_masks=torch.from_numpy(np.ascontiguousarray(found["masks"])),
+        pred_boxes=Boxes(torch.from_numpy(np.array(found["boxes"]))),
+        scores=torch.from_numpy(np.array(found["scores"])),
+        pred_classes=torch.from_numpy(np.array(found["classes"])),
+    )
 
 
 def detector_inputs(

@@ -81,11 +81,8 @@ def overlay_names(files: Sequence[Path], folder: Path) -> list[Path]:
     return overlays
 
 
-def run(args: argparse.Namespace) -> list[str]:
-    """Do what the command line says.
-
-    Returns:
-        What failed, a line each.
+def run(args: argparse.Namespace) -> int:
+    """Do what the command line says; returns the exit code.
 
     Raises:
         ValueError: the model or the inputs cannot be used.
@@ -111,23 +108,16 @@ def run(args: argparse.Namespace) -> list[str]:
         results += coco_results(found, image_id, str(file), detector.info.class_ids)
     if args.json:
         save_text(args.json, json.dumps(results, allow_nan=False))
-    done = len(files) - len(failures)
-    print(f"{done} of {len(files)} images, {len(results)} instances")
-    return failures
+    print(f"{len(files) - len(failures)} of {len(files)} images, {len(results)} instances")
+    for line in failures:
+        print(f"predict: skipped {line}", file=sys.stderr)
+    return 1 if failures else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     args = parse_args(argv)
-    return run_command("predict", lambda: predict(args), errors=(ValueError,))
-
-
-def predict(args: argparse.Namespace) -> int:
-    """Do what the command line says; returns the exit code."""
-    failures = run(args)
-    for line in failures:
-        print(f"predict: skipped {line}", file=sys.stderr)
-    return 1 if failures else 0
+    return run_command("predict", lambda: run(args), errors=(ValueError,))
 
 
 if __name__ == "__main__":

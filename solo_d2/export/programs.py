@@ -17,7 +17,7 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from solo_d2.export.packages import require_packages
+from solo_d2.export.onnx_model import require_packages
 from solo_d2.export.pipeline import INPUTS, Detections, ExportPipeline, SoftDetections
 from solo_d2.export.runner import Arrays, Detector, ModelInfo
 from solo_d2.modeling.meta_arch.solo import SOLO

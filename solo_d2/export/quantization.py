@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from solo_d2.export.packages import require_packages
-from solo_d2.export.runner import Arrays, Detector
+from solo_d2.export.onnx_model import load_detector, require_packages
+from solo_d2.export.runner import Arrays
 from solo_d2.utils.errors import ConfigError
 
 # Images whose activations set the scales, where their number is not given.
@@ -41,7 +41,9 @@ def quantize_onnx(
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    _require_float32(source)
+    precision = load_detector(source).info.precision
+    if precision != "float32":
+        raise ConfigError(f"{source} is of {precision}, but only float32 files can be quantised")
     with tempfile.TemporaryDirectory() as folder:
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(source, prepared, skip_symbolic_shape=True)
@@ -68,21 +70,6 @@ def quantize_onnx(
     _set_precision(target, "int8")
 
 
-def load_detector(path: Path, *, threads: int = 0) -> Detector:
-    """`Detector.load`, whose complaints become a ConfigError."""
-    require_packages("onnxruntime")
-    try:
-        return Detector.load(path, threads=threads)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-
-
-def _require_float32(source: Path) -> None:
-    precision = load_detector(source).info.precision
-    if precision != "float32":
-        raise ConfigError(f"{source} is of {precision}, but only float32 files can be quantised")
-
-
 def _convolutions(path: Path, source: Path) -> list[str]:
     """Names of the convolutions whose weights are constants."""
     import onnx
@@ -96,7 +83,7 @@ def _convolutions(path: Path, source: Path) -> list[str]:
 
 
 def _set_precision(path: Path, precision: str) -> None:
-    """Change what a file says of itself."""
+    """Change the metadata of a file."""
     import onnx
 
     model = onnx.load(str(path))

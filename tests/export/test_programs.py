@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.detectron2, pytest.mark.export]
 pytest.importorskip("detectron2")
 
 from solo_d2 import ConfigError  # noqa: E402
-from solo_d2.export import packages  # noqa: E402
+from solo_d2.export.onnx_model import require_packages  # noqa: E402
 from solo_d2.export.pipeline import ExportPipeline  # noqa: E402
 from solo_d2.export.programs import (  # noqa: E402
     describe,
@@ -168,6 +168,6 @@ def test_a_model_that_cannot_be_traced():
 
 
 def test_missing_packages_are_named():
-    packages.require_packages("onnx")
+    require_packages("onnx")
     with pytest.raises(ConfigError, match=r"nowhere and never.*solo_d2\[export\]"):
-        packages.require_packages("onnx", "nowhere", "never")
+        require_packages("onnx", "nowhere", "never")

@@ -13,8 +13,8 @@ pytest.importorskip("detectron2")
 
 from solo_d2.data import catalog  # noqa: E402
 from solo_d2.data.classes import make_categories  # noqa: E402
-from solo_d2.export.onnx_model import OnnxModel, detector_inputs  # noqa: E402
-from solo_d2.export.quantization import load_detector, quantize_onnx  # noqa: E402
+from solo_d2.export.onnx_model import OnnxModel, detector_inputs, load_detector  # noqa: E402
+from solo_d2.export.quantization import quantize_onnx  # noqa: E402
 from solo_d2.utils.errors import ConfigError  # noqa: E402
 from tests.export.exported import CLASSES  # noqa: E402
 from tests.export.models import OUTPUT_SIZE, detectron2_inputs, small_config  # noqa: E402

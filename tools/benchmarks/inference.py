@@ -196,8 +196,7 @@ class Variants:
         Raises:
             ConfigError: it is unavailable here.
         """
-        from solo_d2.export.onnx_model import OnnxModel
-        from solo_d2.export.quantization import load_detector
+        from solo_d2.export.onnx_model import OnnxModel, load_detector
         from solo_d2.modeling.speed import SpeedOptions, speed_up
 
         if name == EAGER:
@@ -220,7 +219,7 @@ class Variants:
 
     def _export(self, path: Path, *, half: bool) -> None:
         from solo_d2.api.classes import find_classes
-        from solo_d2.export.packages import require_packages
+        from solo_d2.export.onnx_model import require_packages
         from solo_d2.export.pipeline import ExportPipeline
         from solo_d2.export.programs import describe, save_onnx, trace
 
@@ -233,8 +232,7 @@ class Variants:
     def _calibration(self) -> list[Any]:
         """The graph's inputs for the scales of 8-bit convolutions."""
         from solo_d2.engine import Trainer
-        from solo_d2.export.onnx_model import detector_inputs
-        from solo_d2.export.quantization import load_detector
+        from solo_d2.export.onnx_model import detector_inputs, load_detector
 
         batches: Any = [[image] for image in self.images]
         if self.args.dataset:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,8 +25,8 @@ from solo_d2.inference import MASK_CHUNK_ELEMENTS
 from solo_d2.modeling.heads import SOLOHeadBase
 from solo_d2.structures import GridCells, HeadOutputs
 from solo_d2.utils.errors import ConfigError
-from solo_d2.visualization.colors import INK, PAPER, probability_colors
-from solo_d2.visualization.text import text_font
+from solo_d2.visualization.colors import PAPER, probability_colors
+from tools.figures.canvas import Panel, arrange
 
 # Width of a sheet in pixels, about, where the size of its tiles is not given; and the least tile.
 SHEET, LEAST_TILE = 1100, 10
@@ -34,6 +34,8 @@ SHEET, LEAST_TILE = 1100, 10
 LEAST_PANEL = 200
 # Largest side of a sheet in pixels, less frames; such a picture takes about 2 GB to make.
 MAX_SHEET = 12_000
+# Classes that the legend names at most.
+MAX_LEGEND = 12
 # Up to this many classes have hues of the same distance.
 EVEN_HUES = 12
 # Colours of the picture, RGB.
@@ -266,19 +268,10 @@ def sheet_size(activations: LevelActivations) -> tuple[int, int]:
 
 
 def panel_size(activations: LevelActivations) -> tuple[int, int]:
-    """Height and width of input and result in the picture; two are as high as the sheet or more."""
-    height, width = sheet_size(activations)
-    panel_height = max(LEAST_PANEL, (height - _line_height(width)) // 2)
+    """Height and width of input and result in the picture; two are about as high as the sheet."""
+    panel_height = max(LEAST_PANEL, sheet_size(activations)[0] // 2)
     tile_height, tile_width = activations.probs.shape[2:]
     return panel_height, max(1, round(panel_height * tile_width / tile_height))
-
-
-def _font_size(sheet_width: int) -> int:
-    return max(12, sheet_width // 64)
-
-
-def _line_height(sheet_width: int) -> int:
-    return round(1.9 * _font_size(sheet_width))
 
 
 def class_colors(num_classes: int) -> NDArray[np.uint8]:
@@ -311,61 +304,27 @@ def compose(
         colors: (K, 3) RGB.
         score_thresh: see `draw_sheet`.
     """
-    sheet = Image.fromarray(draw_sheet(activations, colors, score_thresh=score_thresh))
-    font = text_font(_font_size(sheet.width))
-    line = _line_height(sheet.width)
     height, width = panel_size(activations)
-    small = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
-    cells = draw_cells(small, activations, colors, score_thresh=score_thresh)
+
+    def resized(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        scaled = Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS)
+        return np.array(scaled)
+
+    sheet = draw_sheet(activations, colors, score_thresh=score_thresh)
+    cells = draw_cells(resized(image), activations, colors, score_thresh=score_thresh)
+    side, font_size = len(activations.scores), max(12, sheet.shape[1] // 64)
+    left = arrange(
+        [[Panel(cells, f"input, {side} x {side} cells")], [Panel(resized(result), "result")]],
+        font_size=font_size,
+        gap=0,
+    )
     shown = np.unique(activations.classes[activations.scores > score_thresh]).tolist()
-    entries = [(class_names[index], tuple(colors[index].tolist())) for index in shown]
+    swatch = np.ones((font_size, 2 * font_size, 1), dtype=np.uint8)
+    legend = [Panel(swatch * colors[index], class_names[index]) for index in shown[:MAX_LEGEND]]
     above = f"a class score above {score_thresh:g}"
-    title = f"cells with {above}:" if entries else f"no cell has {above}"
-
-    caption = f"input, {len(activations.scores)} x {len(activations.scores)} cells"
-    # Where tiles are small or few, the texts and panels make the picture larger.
-    body = max(sheet.height, 2 * height + line)
-    x = 2 * line + max(width, round(font.getlength(caption)))
-    lower, legend = line + body - height, 2 * line + body
-    total = max(x + sheet.width + line, round(font.getlength(title) + 30 * font.size))
-    canvas = Image.new("RGB", (total, legend + line), PAPER)
-    for place, picture in (
-        ((line, line), Image.fromarray(cells)),
-        ((line, lower), Image.fromarray(result).resize((width, height), Image.Resampling.LANCZOS)),
-        ((x, line), sheet),
-    ):
-        canvas.paste(picture, place)
-    _text(canvas, (line, line // 2), caption, font)
-    _text(canvas, (line, lower - line // 2), "result", font)
-    _text(canvas, (x, line // 2), f"mask of each cell of level {activations.feature}", font)
-    _legend(canvas, (line, legend), title, entries, font)
-    return np.array(canvas)
-
-
-def _legend(
-    canvas: Image.Image,
-    start: tuple[int, int],
-    title: str,
-    entries: Sequence[tuple[str, tuple[int, ...]]],
-    font: ImageFont.FreeTypeFont,
-) -> None:
-    """Write a title and coloured names on a line, as many as it holds."""
-    (x, y), size = start, round(font.size)
-    _text(canvas, (x, y), title, font)
-    x += round(font.getlength(title)) + size
-    for index, (name, color) in enumerate(entries):
-        length = round(font.getlength(name)) + 3 * size
-        if x + length > canvas.width - 3 * size:
-            _text(canvas, (x, y), f"+ {len(entries) - index}", font)
-            return
-        box = (x, y - size // 2, x + size, y + size - size // 2)
-        ImageDraw.Draw(canvas).rectangle(box, fill=color)
-        _text(canvas, (x + size + size // 2, y), name, font)
-        x += length
-
-
-def _text(
-    canvas: Image.Image, start: tuple[int, int], text: str, font: ImageFont.FreeTypeFont
-) -> None:
-    """Write a line that starts at a point, centred on its height."""
-    ImageDraw.Draw(canvas).text(start, text, fill=INK, font=font, anchor="lm")
+    more = f", {len(shown)} classes" if len(shown) > MAX_LEGEND else ""
+    title = f"cells with {above}{more}:" if legend else f"no cell has {above}"
+    paper = np.full((1, 1, 3), PAPER, dtype=np.uint8)
+    sheet_title = f"mask of each cell of level {activations.feature}"
+    rows = [[Panel(left), Panel(sheet, sheet_title)], [Panel(paper, title), *legend]]
+    return arrange(rows, font_size=font_size)

@@ -326,12 +326,6 @@ def test_gpus_are_dealt_out(monkeypatch):
     assert gpu_slots(2, 2) == [{}, {}]
 
 
-def test_jobs_beside_each_other_have_gpus_of_their_own(ablate, trainer, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    assert ablate("coord", "--quick", "--jobs", "2") == 0
-    assert {e["CUDA_VISIBLE_DEVICES"] for e in trainer.environs} <= {"0", "1"}
-
-
 def outcome(run, *metrics):
     result = Result({"segm/AP": metrics[0], "segm/AP50": metrics[1]}, 1.0, "") if metrics else None
     return Outcome(run, result)

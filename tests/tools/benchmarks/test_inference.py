@@ -19,7 +19,7 @@ from solo_d2.utils.errors import ConfigError  # noqa: E402
 from tests.export.models import detectron2_inputs  # noqa: E402
 from tests.modeling.tiny import tiny_config, tiny_model  # noqa: E402
 from tools.benchmarks import inference  # noqa: E402
-from tools.benchmarks.inference import resized, speed_options  # noqa: E402
+from tools.benchmarks.inference import speed_options  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "tools"))
 import benchmark  # noqa: E402
@@ -96,16 +96,6 @@ def test_names_are_options():
             parse("--config-file", "c", "--variants", wrong)
     for name in inference.OPTIONS:
         SpeedOptions(**speed_options(name))
-
-
-def test_images_of_a_size():
-    image = torch.full((3, 20, 30), 200, dtype=torch.uint8)
-    image[:, :, 15:] = 100
-    found = resized(image, (10, 24))
-    assert (found.shape, found.dtype) == ((3, 10, 24), torch.uint8)
-    assert found[0, 0, 0] == 200
-    assert found[0, 0, -1] == 100
-    assert resized(image, None) is image
 
 
 def use_data_set(monkeypatch, batches):

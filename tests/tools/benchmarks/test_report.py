@@ -3,7 +3,6 @@
 import argparse
 import json
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -190,15 +189,6 @@ def test_stages_are_those_of_the_whole(make_config, folder):
         assert found.image_size == (70, 100)
         assert torch.equal(staged.pred_masks, found.pred_masks)
         assert torch.equal(staged.scores, found.scores)
-
-
-def test_batches_take_turns():
-    files = [Path(name) for name in "abc"]
-    assert report._batches(files, 1) == [[file] for file in files]
-    assert report._batches(files, 2) == [files[:2], [files[2], files[0]]]
-    assert report._batches(files, 5) == [[*files, *files[:2]]]
-    call = report.in_turn(str.upper, ["a", "b"])
-    assert [call(), call(), call()] == ["A", "B", "A"]
 
 
 def test_figures_of_a_data_set_are_shown():
