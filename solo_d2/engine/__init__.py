@@ -1,7 +1,8 @@
 """Training: config of a run, the trainer, its steps and hooks."""
 
+from solo_d2.engine.metrics import BEST_METRIC, best_metric
 from solo_d2.engine.setup import argument_parser, scale_schedule, setup
-from solo_d2.engine.trainer import BEST_METRIC, Trainer, best_metric, evaluate
+from solo_d2.engine.trainer import Trainer, evaluate
 
 __all__ = [
     "BEST_METRIC",

@@ -26,7 +26,8 @@ from solo_d2.data.classes import Category
 from solo_d2.data.own_loaders import use_own_loaders
 from solo_d2.engine.bad_step import RunRecord
 from solo_d2.engine.checks import FULL_MODEL
-from solo_d2.engine.trainer import Trainer, save_metrics, warn_of_random_weights
+from solo_d2.engine.metrics import save_metrics
+from solo_d2.engine.trainer import Trainer, warn_of_random_weights
 from solo_d2.engine.training_data import explaining_no_data
 from solo_d2.evaluation.check import check_evaluation
 from solo_d2.evaluation.run import NotingMapper, evaluate_dataset

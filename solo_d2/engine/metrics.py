@@ -1,15 +1,28 @@
-"""Metrics of a training step: brought to the host, shared by the processes, written."""
+"""Metrics of training steps and evaluations: brought to the host, shared, written."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
 from torch.nn.utils import get_total_norm
+
+from solo_d2.config.models import is_panoptic
+from solo_d2.utils.files import save_json
+
+# By MODEL.SOLO.MASK_TARGET, the metric that decides which checkpoint is the best; of a panoptic
+# model it is another.
+BEST_METRIC = {"mask": "segm/AP", "contour": "contours/F"}
+BEST_PANOPTIC_METRIC = "panoptic_seg/PQ"
 
 
 @dataclass(frozen=True)
@@ -91,3 +104,25 @@ def write_metrics(metrics: Sequence[StepMetrics], iteration: int) -> None:
     storage.put_scalar("total_loss", sum(means.values()), cur_iter=iteration)
     if len(means) > 1:
         storage.put_scalars(cur_iter=iteration, **means)
+
+
+def save_metrics(
+    cfg: CfgNode, results: Mapping[str, Any], others: Mapping[str, Any] = MappingProxyType({})
+) -> None:
+    """Write metrics to OUTPUT_DIR/evaluation.json, flat and with null for what is not defined.
+
+    Args:
+        cfg: OUTPUT_DIR is read.
+        results: of evaluators, nested.
+        others: metrics to write before them, in the form of the file.
+    """
+    if not comm.is_main_process():
+        return
+    metrics = {key: float(value) for key, value in flatten_results_dict(results).items()}
+    defined = {key: value if math.isfinite(value) else None for key, value in metrics.items()}
+    save_json(Path(cfg.OUTPUT_DIR) / "evaluation.json", {**others, **defined})
+
+
+def best_metric(cfg: CfgNode) -> str:
+    """Name of the metric by which checkpoints are compared."""
+    return BEST_PANOPTIC_METRIC if is_panoptic(cfg) else BEST_METRIC[cfg.MODEL.SOLO.MASK_TARGET]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from solo_d2.config import load_config
 from solo_d2.engine.hooks import seed_step
 from solo_d2.engine.step import StepTrainer
-from solo_d2.utils.errors import ConfigError, first_line
+from solo_d2.utils.errors import ConfigError
 
 
 def rebuild_model(content: Mapping[str, Any], device: str, lazy_config: str | None) -> Any:
@@ -43,7 +43,7 @@ def rebuild_model(content: Mapping[str, Any], device: str, lazy_config: str | No
     try:
         model.load_state_dict(content["model"])
     except RuntimeError as error:
-        raise ConfigError(f"The weights do not fit the model: {first_line(error)}") from error
+        raise ConfigError(f"The weights do not fit: {' '.join(str(error).split()):.500}") from error
     return model.train()
 
 

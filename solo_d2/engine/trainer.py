@@ -2,13 +2,11 @@
 
 import json
 import logging
-import math
 import os
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,16 +15,14 @@ from detectron2.data import build_detection_test_loader
 from detectron2.engine import BestCheckpointer, DefaultTrainer, EvalHook, TrainerBase
 from detectron2.engine.hooks import PeriodicCheckpointer, PeriodicWriter
 from detectron2.evaluation import DatasetEvaluator, print_csv_format
-from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from torch import nn
-from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from solo_d2.checkpoint.checkpointer import SOLOCheckpointer
 from solo_d2.checkpoint.saved_classes import KEY as CLASSES_KEY
-from solo_d2.config.models import is_panoptic, model_class
+from solo_d2.config.models import model_class
 from solo_d2.data import SOLODatasetMapper
 from solo_d2.data.catalog import training_categories
 from solo_d2.data.classes import Category, difference
@@ -40,6 +36,7 @@ from solo_d2.engine.hooks import (
     SeedSteps,
 )
 from solo_d2.engine.launch import distribute
+from solo_d2.engine.metrics import best_metric, save_metrics
 from solo_d2.engine.reservation import release, reserve
 from solo_d2.engine.step import StepTrainer, step_options, unwrap
 from solo_d2.engine.training_data import build_train_loader, require_trainable
@@ -49,14 +46,8 @@ from solo_d2.modeling.speed import SpeedOptions, speed_up
 from solo_d2.modeling.training_speed import speed_up_training
 from solo_d2.modeling.tta import SOLOWithTTA
 from solo_d2.utils.errors import ConfigError
-from solo_d2.utils.files import save_json
 
 logger = logging.getLogger("solo_d2")
-
-# By MODEL.SOLO.MASK_TARGET, the metric that decides which checkpoint is the best; of a panoptic
-# model it is another.
-BEST_METRIC = {"mask": "segm/AP", "contour": "contours/F"}
-BEST_PANOPTIC_METRIC = "panoptic_seg/PQ"
 
 # Parameters of Swin and ViT that do not decay with AdamW, as in their papers' code.
 POSITION_TABLES = ("relative_position_bias_table", "pos_embed")
@@ -318,7 +309,10 @@ class Trainer(DefaultTrainer):
         self._trainer.load_state_dict(state_dict["_trainer"], restarted=restarted)
         done, batch = self.iter + 1, self.cfg.SOLVER.IMS_PER_BATCH
         self._images_before = state_dict.get("images_seen", done * batch)
-        set_iteration(self.scheduler, min(done, self.max_iter))
+        # Detectron2's schedules depend on the iteration alone.
+        self.scheduler.last_epoch = min(done, self.max_iter)
+        for group, lr in zip(self.optimizer.param_groups, self.scheduler.get_lr(), strict=True):
+            group["lr"] = lr
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Load the last checkpoint or MODEL.WEIGHTS; skip the data that was already seen.
@@ -370,38 +364,9 @@ class Trainer(DefaultTrainer):
             )
 
 
-def set_iteration(scheduler: LRScheduler, iteration: int) -> None:
-    """Set a schedule that depends on the iteration alone, as Detectron2's do, to an iteration."""
-    scheduler.last_epoch = iteration
-    for group, lr in zip(scheduler.optimizer.param_groups, scheduler.get_lr(), strict=True):
-        group["lr"] = lr
-
-
 def _index(hooks: list[Any], *kinds: type) -> int:
     """Place of the first hook of these kinds; the end if there is none."""
     return next((i for i, hook in enumerate(hooks) if isinstance(hook, kinds)), len(hooks))
-
-
-def save_metrics(
-    cfg: CfgNode, results: Mapping[str, Any], others: Mapping[str, Any] = MappingProxyType({})
-) -> None:
-    """Write metrics to OUTPUT_DIR/evaluation.json, flat and with null for what is not defined.
-
-    Args:
-        cfg: OUTPUT_DIR is read.
-        results: of evaluators, nested.
-        others: metrics to write before them, in the form of the file.
-    """
-    if not comm.is_main_process():
-        return
-    metrics = {key: float(value) for key, value in flatten_results_dict(results).items()}
-    defined = {key: value if math.isfinite(value) else None for key, value in metrics.items()}
-    save_json(Path(cfg.OUTPUT_DIR) / "evaluation.json", {**others, **defined})
-
-
-def best_metric(cfg: CfgNode) -> str:
-    """Name of the metric by which checkpoints are compared."""
-    return BEST_PANOPTIC_METRIC if is_panoptic(cfg) else BEST_METRIC[cfg.MODEL.SOLO.MASK_TARGET]
 
 
 def warn_of_random_weights(cfg: CfgNode) -> None:

@@ -3,11 +3,19 @@
 import pytest
 import torch
 
-from solo_d2.checkpoint.adelaidet import ADELAIDET
-from solo_d2.checkpoint.formats import FORMATS, recognise
-from solo_d2.checkpoint.mmdetection import MMDETECTION, MMDETECTION_DETECTOR, SOLO_AUTHORS
-from solo_d2.checkpoint.torchvision import TORCHVISION
-from solo_d2.checkpoint.zoo import CAFFE2, DETECTOR, OWN, RESNET
+from solo_d2.checkpoint.formats import (
+    ADELAIDET,
+    CAFFE2,
+    DETECTOR,
+    FORMATS,
+    MMDETECTION,
+    MMDETECTION_DETECTOR,
+    OWN,
+    RESNET,
+    SOLO_AUTHORS,
+    TORCHVISION,
+    recognise,
+)
 from tests.checkpoint import published
 from tests.golden import levels, load_golden
 

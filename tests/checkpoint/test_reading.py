@@ -1,4 +1,4 @@
-"""Files are read without running them."""
+"""Kinds of files that are read; test_unfriendly_checkpoints.py: what they hold is not run."""
 
 import collections
 import contextlib
@@ -11,16 +11,6 @@ import torch
 from solo_d2.checkpoint.reading import read_checkpoint
 
 STATE = {"a": torch.arange(3.0), "b.c": torch.ones(2, 2, dtype=torch.int64)}
-
-
-class Danger:
-    """Writes a file when it is unpickled."""
-
-    def __init__(self, function, *args):
-        self.call = (function, args)
-
-    def __reduce__(self):
-        return self.call
 
 
 class Log:
@@ -93,46 +83,6 @@ def test_safetensors(tmp_path):
 def test_prefix_of_data_parallel(tmp_path):
     torch.save({f"module.{k}": v for k, v in STATE.items()}, tmp_path / "weights.pth")
     assert_state(read_checkpoint(tmp_path / "weights.pth"))
-
-
-@pytest.mark.parametrize("protocol", [0, 2, 5])
-def test_pickles_run_nothing(tmp_path, protocol):
-    import os
-
-    target = tmp_path / "made"
-    for danger in (
-        Danger(os.mkdir, str(target)),
-        Danger(eval, f"__import__('os').mkdir({str(target)!r})"),
-        Danger(getattr, os, "mkdir"),
-    ):
-        file = tmp_path / "evil.pkl"
-        try:
-            file.write_bytes(pickle.dumps({"model": {"a": danger}}, protocol=protocol))
-        except TypeError:  # a module can't be pickled
-            continue
-        with pytest.raises(ValueError, match=r"calls \w+\.\w+, which is not run"):
-            read_checkpoint(file)
-    assert not target.exists()
-
-
-@pytest.mark.parametrize("place", ["beside", "inside"])
-@pytest.mark.parametrize("zipped", [True, False])
-def test_files_of_torch_run_nothing(tmp_path, place, zipped):
-    import os
-
-    target, file = tmp_path / "made", tmp_path / "evil.pth"
-    for danger in (
-        Danger(os.mkdir, str(target)),
-        Danger(eval, f"__import__('os').mkdir({str(target)!r})"),
-    ):
-        content = {"state_dict": STATE, "x": danger} if place == "beside" else {"a": danger}
-        torch.save(content, file, _use_new_zipfile_serialization=zipped)
-        if (place, zipped) == ("beside", True) and danger.call[0] is eval:
-            read_checkpoint(file)  # the call is replaced by nothing
-        else:
-            with pytest.raises(ValueError, match=r"it calls \S+, which is not run|holds no dict"):
-                read_checkpoint(file)
-        assert not target.exists()
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")

@@ -5,8 +5,7 @@ import torch
 import torchvision
 
 from solo_d2.checkpoint.derive import derive_config
-from solo_d2.checkpoint.formats import recognise
-from solo_d2.checkpoint.torchvision import TORCHVISION
+from solo_d2.checkpoint.formats import TORCHVISION, recognise
 
 pytestmark = pytest.mark.detectron2
 pytest.importorskip("detectron2")

@@ -1,16 +1,12 @@
-"""A training that kills itself, as kill -9 would, at a chosen moment.
-
-python -m tests.engine.killed {saving,stepping} ITERATION ARGUMENTS OF train_net.py
-"""
+"""A training that kills itself at a chosen moment."""
 
 import io
 import os
 import signal
-import sys
 
 import torch
 
-from solo_d2.engine import Trainer, argument_parser, setup
+from solo_d2.engine import Trainer, setup
 
 
 def die():
@@ -33,18 +29,15 @@ def die_while_saving(iteration):
     torch.save = save_half
 
 
-def main(moment, iteration, *arguments):
-    args = argument_parser().parse_args(arguments)
+def train(moment, iteration, args, threads):
+    """Train in a process of its own; dies while "saving" or "stepping" in an iteration."""
+    torch.set_num_threads(threads)
     trainer = Trainer(setup(args))
     trainer.resume_or_load(resume=args.resume)
     if moment == "saving":
-        die_while_saving(int(iteration))
+        die_while_saving(iteration)
     else:  # with gradients, before the step
         trainer.optimizer.register_step_pre_hook(
-            lambda *_: die() if trainer.iter == int(iteration) else None
+            lambda *_: die() if trainer.iter == iteration else None
         )
     trainer.train()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -1,9 +1,7 @@
 """A training that is killed and resumed ends with the bits of one that was not."""
 
-import os
+import multiprocessing
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -13,30 +11,28 @@ pytest.importorskip("detectron2")
 
 from solo_d2.engine import Trainer, setup  # noqa: E402
 from solo_d2.engine.hooks import SeedSteps  # noqa: E402
+from tests.engine import killed  # noqa: E402
 from tests.engine.runs import run_config, train  # noqa: E402
 
 # What has a state, and what could be in its way. (Of the scale of gradients: test_step.py.)
 OPTS = (
     *("SOLVER.MAX_ITER", 6, "SOLVER.WARMUP_ITERS", 4, "SOLVER.STEPS", (5,)),
+    *("SOLVER.IMS_PER_BATCH", 2, "SOLVER.REFERENCE_IMS_PER_BATCH", 2),
     *("SOLVER.EMA.ENABLED", True, "SOLVER.ACCUMULATE_STEPS", 2),
     *("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", "bfloat16"),
     *("SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "full_model"),
 )
 
 
-def run_until_killed(moment, iteration, args, *more):
-    command = [sys.executable, "-m", "tests.engine.killed", moment, str(iteration), *more]
-    options = ["--config-file", args.config_file]
-    for name in ("train_json", "train_images", "val_json", "val_images"):
-        options += ["--" + name.replace("_", "-"), getattr(args, name)]
-    done = subprocess.run(
-        command + options + args.opts,
-        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
-        capture_output=True,
-        text=True,
-        check=False,
+def run_until_killed(moment, iteration, args):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.engine.killed"])
+    process = context.Process(
+        target=killed.train, args=(moment, iteration, args, torch.get_num_threads())
     )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    process.start()
+    process.join(300)
+    assert process.exitcode == -signal.SIGKILL
 
 
 def assert_same(a, b, where=""):
@@ -56,20 +52,21 @@ def assert_same(a, b, where=""):
 
 def test_killed_while_saving_and_while_training(shapes, tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "test", classmethod(lambda *_: {}))
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
     train(setup(run_config(shapes, whole, *OPTS)))
-    args = run_config(shapes, killed, *OPTS)
+    args = run_config(shapes, broken, *OPTS)
 
     run_until_killed("saving", 3, args)
-    assert len(list(killed.glob(".unfinished-*.pth"))) == 1
-    assert (killed / "last_checkpoint").read_text() == "model_0000001.pth"
-    run_until_killed("stepping", 4, args, "--resume")
-    assert list(killed.glob(".unfinished-*")) == []
-    assert (killed / "last_checkpoint").read_text() == "model_0000003.pth"
+    assert len(list(broken.glob(".unfinished-*.pth"))) == 1
+    assert (broken / "last_checkpoint").read_text() == "model_0000001.pth"
+    args.resume = True
+    run_until_killed("stepping", 4, args)
+    assert list(broken.glob(".unfinished-*")) == []
+    assert (broken / "last_checkpoint").read_text() == "model_0000003.pth"
     resumed = train(setup(args), resume=True)
 
     assert resumed.start_iter == 4
-    states = [torch.load(x / "model_final.pth", weights_only=True) for x in (whole, killed)]
+    states = [torch.load(x / "model_final.pth", weights_only=True) for x in (whole, broken)]
     assert_same(*states)
     assert states[0]["trainer"]["hooks"]["EMA"] == {"num_steps": 6}
 

@@ -2,9 +2,9 @@
 
 import itertools
 import json
-import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -12,17 +12,17 @@ import torch
 pytestmark = pytest.mark.detectron2
 pytest.importorskip("detectron2")
 
-from detectron2.data import DatasetCatalog, MetadataCatalog  # noqa: E402
-
 from solo_d2.config import default_config, load_config  # noqa: E402
-from solo_d2.data import ShapesParams, ensure_shapes  # noqa: E402
 from solo_d2.data.classes import dataset_categories  # noqa: E402
 from solo_d2.data.loader import GroupedBatchSampler  # noqa: E402
 from solo_d2.engine import Trainer, argument_parser, evaluate, scale_schedule, setup  # noqa: E402
+from solo_d2.engine.launch import launch  # noqa: E402
 from solo_d2.engine.trainer import warn_of_random_weights  # noqa: E402
 from solo_d2.evaluation import build_evaluator  # noqa: E402
+from solo_d2.utils.commands import run_command  # noqa: E402
 from solo_d2.utils.errors import ConfigError, DatasetError  # noqa: E402
-from tests.engine.runs import forget_data, run_config, train  # noqa: E402
+from tests.engine.runs import run_config, train  # noqa: E402
+from tests.isolation import restored  # noqa: E402
 from tests.modeling.tiny import tiny_config  # noqa: E402
 
 TWO_VIEWS = ("TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", (96,))
@@ -56,34 +56,26 @@ def saved_run(folder, *data):
 
 
 def test_a_saved_model_is_evaluated_on_other_data_of_its_classes_alone(shapes, tmp_path):
-    cfg = setup(run_config(shapes, tmp_path))
-    trainer = Trainer(cfg)
-    trainer.checkpointer.save("model_final")
+    with restored():
+        Trainer(setup(run_config(shapes, tmp_path))).checkpointer.save("model_final")
     content = json.loads((shapes / "annotations" / "instances_val.json").read_text())
     for item in (*content["categories"], *content["annotations"]):
         key = "id" if "name" in item else "category_id"
         item[key] = 10 * item[key]
     (tmp_path / "other.json").write_text(json.dumps(content))
     data = "--val-json", tmp_path / "other.json", "--val-images", shapes / "val"
-    forget_data()
-    try:
-        # What it was trained on may be gone.
-        text = (tmp_path / "config.yaml").read_text()
-        (tmp_path / "config.yaml").write_text(text.replace("instances_train", "gone"))
-        cfg = setup(saved_run(tmp_path, *data))
-        assert DatasetCatalog.get("custom_val")
-        assert MetadataCatalog.get("custom_val").json_file == str(tmp_path / "other.json")
-        evaluator = build_evaluator(cfg, "custom_val", str(tmp_path))
+    # What it was trained on may be gone.
+    text = (tmp_path / "config.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(text.replace("instances_train", "gone"))
+    with restored():
+        evaluator = build_evaluator(setup(saved_run(tmp_path, *data)), "custom_val", str(tmp_path))
         found = [{"category_id": 0}, {"category_id": 6}]
         evaluator._use_category_ids(found)
         assert [x["category_id"] for x in found] == [10, 70]  # those of the test set
-        content["categories"][1]["name"] = "oval"
-        (tmp_path / "other.json").write_text(json.dumps(content))
-        forget_data()
-        with pytest.raises(ConfigError, match="only the model has 'square'; .* has 'oval'"):
-            setup(saved_run(tmp_path, *data))
-    finally:
-        forget_data()
+    content["categories"][1]["name"] = "oval"
+    (tmp_path / "other.json").write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match="'square'.*'oval'"):
+        setup(saved_run(tmp_path, *data))
 
 
 def test_without_validation_data_nothing_is_evaluated(shapes, tmp_path):
@@ -267,48 +259,64 @@ def test_a_json_without_its_folder_is_refused(shapes, tmp_path):
         setup(args)
 
 
-def test_missing_coco_says_where_it_looked(tmp_path, monkeypatch):
+def test_missing_coco_is_one_line_that_says_where_it_looked(tmp_path, capsys):
     args = argument_parser().parse_args(["--config-file", "configs/coco/solov2_R50_3x.yaml"])
     args.opts = ["OUTPUT_DIR", str(tmp_path / "out")]
-    with pytest.raises(DatasetError, match="instances_train2017.json") as error:
-        setup(args)
-    assert "DETECTRON2_DATASETS" in str(error.value)
+    assert run_command("", lambda: launch(setup, args), failed=1) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("DatasetError: ")
+    assert "instances_train2017.json" in line
+    assert "DETECTRON2_DATASETS" in line
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
-def test_learns_in_a_few_hundred_iterations(tmp_path):
-    """The quickstart, cut short: the loss falls and held-out AP passes a floor."""
-    root = ensure_shapes(tmp_path / "shapes", ShapesParams(num_train=600, num_val=40))
-    data = [
-        [f"learn_{split}", f"{root}/annotations/instances_{split}.json", f"{root}/{split}"]
-        for split in ("train", "val")
-    ]
+def make_boxes(folder):
+    """Images of 64x64, each with two bright rectangles on dark noise, in COCO's format."""
+    rng = np.random.default_rng(0)
+    for split, num in (("train", 64), ("val", 16)):
+        (folder / split).mkdir()
+        images, annotations = [], []
+        for key in range(1, num + 1):
+            pixels = rng.integers(0, 90, (64, 64, 3), dtype=np.uint8)
+            for left in (0, 32):
+                low, high = (left + 1, 1, 10, 10), (left + 8, 20, 24, 40)
+                x, y, w, h = (int(value) for value in rng.integers(low, high))
+                pixels[y : y + h, x : x + w] = rng.integers(150, 256, 3)
+                outline = [x, y, x + w, y, x + w, y + h, x, y + h]
+                box = {"bbox": [x, y, w, h], "area": w * h, "segmentation": [outline]}
+                box |= {"id": len(annotations) + 1, "image_id": key, "category_id": 1, "iscrowd": 0}
+                annotations.append(box)
+            cv2.imwrite(str(folder / split / f"{key}.png"), pixels)
+            images.append({"id": key, "file_name": f"{key}.png", "height": 64, "width": 64})
+        content = {"images": images, "annotations": annotations}
+        content["categories"] = [{"id": 1, "name": "box"}]
+        (folder / f"{split}.json").write_text(json.dumps(content))
+
+
+def test_learns_to_find_rectangles(tmp_path):
+    """From scratch in a minute: the loss falls, and held-out AP is far from chance, which is 0."""
+    make_boxes(tmp_path)
     opts = {
-        "DATASETS.COCO_FORMAT": data,
-        "DATASETS.TRAIN": ("learn_train",),
-        "DATASETS.TEST": ("learn_val",),
-        "SOLVER.MAX_ITER": 300,
-        "OUTPUT_DIR": str(tmp_path / "out"),
+        "MODEL.FPN.OUT_CHANNELS": 32,
+        "MODEL.SOLO.IN_FEATURES": ["p2", "p3"],
+        "MODEL.SOLO.STRIDES": [8, 8],
+        "MODEL.SOLO.NUM_GRIDS": [10, 6],
+        "MODEL.SOLO.SCALE_RANGES": [[1, 24], [16, 1024]],
+        "MODEL.SOLO.HEAD.NUM_CONVS": 1,
+        "MODEL.SOLO.HEAD.CONV_DIM": 32,
+        "MODEL.SOLO.MASK_FEATURE.IN_FEATURES": ["p2", "p3"],
+        "MODEL.SOLO.MASK_FEATURE.CONV_DIM": 32,
+        "MODEL.SOLO.MASK_FEATURE.OUT_CHANNELS": 32,
+        "SOLVER.MAX_ITER": 100,
+        "SOLVER.WARMUP_ITERS": 10,
+        "OUTPUT_DIR": tmp_path / "out",
     }
-    args = argument_parser().parse_args(["--config-file", "configs/quickstart/solov2_shapes.yaml"])
-    args.opts = [part for pair in opts.items() for part in pair]
-    trainer = train(setup(args))
+    words = ["--config-file", "configs/quickstart/solov2_shapes.yaml"]
+    for split in ("train", "val"):
+        words += [f"--{split}-json", tmp_path / f"{split}.json"]
+        words += [f"--{split}-images", tmp_path / split]
+    words += [part for pair in opts.items() for part in pair]
+    trainer = train(setup(argument_parser().parse_args([*map(str, words)])))
     losses = [value for value, _ in trainer.storage.history("total_loss").values()]
-    assert np.mean(losses[-20:]) < 0.5 * np.mean(losses[:20])
-    assert trainer.storage.latest()["segm/AP"][0] > 5
-
-
-def test_command_line_prints_one_line_for_bad_input(tmp_path):
-    import subprocess
-
-    result = subprocess.run(
-        [sys.executable, "train_net.py", "--config-file", "configs/coco/solov2_R50_3x.yaml"]
-        + ["OUTPUT_DIR", str(tmp_path / "out")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 1
-    assert result.stderr.strip().splitlines()[-1].startswith("DatasetError: ")
-    assert "Traceback" not in result.stderr
+    assert np.mean(losses[-10:]) < 0.3 * np.mean(losses[:10])
+    assert trainer.storage.latest()["segm/AP50"][0] > 50

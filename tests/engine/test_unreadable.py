@@ -15,7 +15,8 @@ from detectron2.data import DatasetCatalog  # noqa: E402
 from solo_d2.engine import Trainer, evaluate, setup  # noqa: E402
 from solo_d2.modeling.meta_arch import SOLO  # noqa: E402
 from solo_d2.utils.errors import DatasetError  # noqa: E402
-from tests.engine.runs import forget_data, run_config, train  # noqa: E402
+from tests.engine.runs import run_config, train  # noqa: E402
+from tests.isolation import restored  # noqa: E402
 from tests.pictures import bad_pictures  # noqa: E402
 
 
@@ -30,13 +31,6 @@ def spoil(folder, tmp_path, count):
     return names
 
 
-@pytest.fixture(autouse=True)
-def forget():
-    forget_data()
-    yield
-    forget_data()
-
-
 @pytest.fixture
 def damaged(shapes, tmp_path):
     """Generated images, of which 12 of 24 to train on and 2 of 6 to evaluate on are bad."""
@@ -46,23 +40,15 @@ def damaged(shapes, tmp_path):
     return copied
 
 
-@pytest.fixture
-def warnings(caplog):
-    """caplog, also of runs that are set up, which keep our messages to their own handlers."""
-    logger = logging.getLogger("solo_d2")
-    logger.addHandler(caplog.handler)
-    yield caplog
-    logger.removeHandler(caplog.handler)
-
-
-def test_training_goes_on_and_says_what_it_left_out(damaged, tmp_path, monkeypatch, warnings):
+def test_training_goes_on_and_says_what_it_left_out(damaged, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(Trainer, "test", classmethod(lambda *_: {}))
     cfg = setup(run_config(damaged, tmp_path / "out", "SOLVER.MAX_ITER", 6))
+    logging.getLogger("solo_d2").propagate = True
     trainer = train(cfg)
     assert (tmp_path / "out/model_final.pth").is_file()
     found = trainer._trainer.unreadable.reasons
     assert 3 <= len(found) <= 12
-    logged = {r.message for r in warnings.records if "Another image takes" in r.message}
+    logged = {r.message for r in caplog.records if "Another image takes" in r.message}
     assert len(logged) == len(found)
     for file, reason in found.items():
         assert sum(f"{file} cannot be read: {reason}" in line for line in logged) == 1
@@ -84,28 +70,29 @@ def test_training_stops_above_the_limit_and_lists_all(damaged, tmp_path):
 
 
 def test_an_evaluation_counts_them_as_images_without_predictions(
-    damaged, shapes, tmp_path, monkeypatch, warnings
+    damaged, shapes, tmp_path, monkeypatch, caplog
 ):
     opts = ("MODEL.SOLO.SCORE_THRESH_TEST", 0.001, "MODEL.SOLO.KEEP_THRESH_TEST", 0.0)
     opts += ("DATALOADER.NUM_WORKERS", 1)
     weights = tmp_path / "weights.pth"
     torch.manual_seed(0)
-    made = Trainer.build_model(setup(run_config(shapes, tmp_path / "made", *opts)))
+    with restored():
+        made = Trainer.build_model(setup(run_config(shapes, tmp_path / "made", *opts)))
     torch.save({"model": made.state_dict()}, weights)
     opts += ("MODEL.WEIGHTS", weights)
-    forget_data()
 
-    found = evaluate(setup(run_config(damaged, tmp_path / "found", *opts)))
-    assert "2 images could not be read" in warnings.text
-    assert warnings.text.count("it counts as an image without predictions") == 2
-
+    with restored():
+        cfg = setup(run_config(damaged, tmp_path / "found", *opts))
+        logging.getLogger("solo_d2").propagate = True
+        found = evaluate(cfg)
+        records = DatasetCatalog.get("custom_val")
+    assert "2 images could not be read" in caplog.text
+    assert caplog.text.count("it counts as an image without predictions") == 2
     file = tmp_path / "found/inference/custom_val/coco_instances_results.json"
     ids = {result["image_id"] for result in json.loads(file.read_text())}
-    records = DatasetCatalog.get("custom_val")
     good, bad = ({x["image_id"] for x in part} for part in (records[:-2], records[-2:]))
     assert ids <= good
     assert len(ids) > 1
-    forget_data()
     infer = SOLO.postprocess
 
     def infer_of_good_ones(self, batched_inputs, *arguments):

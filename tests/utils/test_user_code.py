@@ -1,6 +1,5 @@
 """What the user's own code raises keeps its traceback; bad values stay on one line."""
 
-import importlib
 import importlib.util
 import logging
 import sys
@@ -17,12 +16,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog  # noqa: E402
 from detectron2.data import transforms as T  # noqa: E402
 from detectron2.engine import HookBase  # noqa: E402
 from detectron2.modeling import BACKBONE_REGISTRY, build_model  # noqa: E402
-from torch.multiprocessing.spawn import ProcessRaisedException  # noqa: E402
 
 from solo_d2.data import SOLODatasetMapper, check_datasets  # noqa: E402
 from solo_d2.data.loader import make_train_loader  # noqa: E402
 from solo_d2.engine import Trainer, setup  # noqa: E402
-from solo_d2.engine.launch import launch  # noqa: E402
+from solo_d2.engine.launch import _process, launch  # noqa: E402
 from solo_d2.export.pipeline import ExportPipeline  # noqa: E402
 from solo_d2.export.programs import describe, trace  # noqa: E402
 from solo_d2.inference import NMS  # noqa: E402
@@ -270,33 +268,11 @@ def test_hook_of_a_training(mine, job, tmp_path, caplog):
     assert error.value.filename != str(tmp_path / "out")
 
 
-SCRIPT = """
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from solo_d2.engine import Trainer, setup
-from solo_d2.utils.files import naming
-
-def load():
-    return open("/no/such/file_of_mine").read()
-
-def main(args):
-    DatasetCatalog.register("of_user", load)
-    MetadataCatalog.get("of_user").thing_classes = ["class 1", "class 2", "class 3"]
-    cfg = setup(args)
-    with naming(cfg.OUTPUT_DIR):
-        Trainer(cfg).train()
-"""
-
-
-def test_script_of_the_user_with_two_processes(job, tmp_path, monkeypatch):
-    (tmp_path / "train_mine.py").write_text(SCRIPT)
-    monkeypatch.syspath_prepend(tmp_path)
-    words = ["--config-file", job[1], "--num-processes", 2, "OUTPUT_DIR", tmp_path / "out"]
-    args = jobs.parse_args(*words, "DATASETS.TRAIN", "('of_user',)")
-    with pytest.raises(ProcessRaisedException) as error:
-        run_command("", lambda: launch(importlib.import_module("train_mine").main, args))
-    line = SCRIPT[: SCRIPT.index("return open")].count("\n") + 1
-    assert f'File "{tmp_path}/train_mine.py", line {line}, in load' in str(error.value)
-    assert "FileNotFoundError" in str(error.value)
+def test_a_process_of_a_job_raises_what_is_of_the_user(mine):
+    """Detectron2's launcher shows its traceback."""
+    with pytest.raises(OSError, match="of_mine") as error:
+        _process(lambda args: mine.fail(), None, 1)
+    assert_shown(error, mine)
 
 
 def test_errors_of_values_are_one_line(tmp_path, capsys):
