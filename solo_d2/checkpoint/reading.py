@@ -109,16 +109,11 @@ class _StandIn:
         pass
 
 
-def _list(*args: Any) -> list[Any]:
-    return []
-
-
-def _dict(*args: Any) -> dict[Any, Any]:
-    return {}
-
-
 # Containers that torch does not read, as those that it fills.
-_CONTAINERS = {"collections.deque": _list, "collections.defaultdict": _dict}
+_CONTAINERS: dict[str, Callable[..., Any]] = {
+    "collections.deque": lambda *_: [],
+    "collections.defaultdict": lambda *_: {},
+}
 
 
 def _read_torch(file: str, *, mmap: bool = False) -> Any:
@@ -126,15 +121,13 @@ def _read_torch(file: str, *, mmap: bool = False) -> Any:
 
     Training checkpoints of mmengine keep their logs as objects of their own.
     """
-    if zipfile.is_zipfile(file):
-        _require_uncompressed(file)
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:
-        try:
-            others = torch.serialization.get_unsafe_globals_in_checkpoint(file)
-        except ValueError:  # no zip file, so older than torch 1.6 or no checkpoint
-            raise ValueError(_why_refused(error)) from error
+    others: list[str] = []
+    if zipfile.is_zipfile(file):  # else of torch before 1.6, or no checkpoint
+        with zipfile.ZipFile(file) as archive:
+            stored = all(x.compress_type == zipfile.ZIP_STORED for x in archive.infolist())
+        if not stored:  # a few bytes could become gigabytes
+            raise ValueError("it is compressed, as torch writes no checkpoint")
+        others = torch.serialization.get_unsafe_globals_in_checkpoint(file)
     known: list[Any] = [(_CONTAINERS.get(name, _StandIn), name) for name in others]
     try:
         with torch.serialization.safe_globals(known):
@@ -143,16 +136,8 @@ def _read_torch(file: str, *, mmap: bool = False) -> Any:
         raise ValueError(_why_refused(error)) from error
 
 
-def _require_uncompressed(file: str) -> None:
-    """Refuse archives that `torch.save` does not write: a few bytes could become gigabytes."""
-    with zipfile.ZipFile(file) as archive:
-        packed = [x.filename for x in archive.infolist() if x.compress_type != zipfile.ZIP_STORED]
-    if packed:
-        raise ValueError(f"it is compressed ({packed[0]!r:.80}), as torch writes no checkpoint")
-
-
 def _why_refused(error: pickle.UnpicklingError) -> str:
-    """What torch says on several pages about a file that it refuses, on one line."""
+    """Say on one line what torch says on several pages about a file that it refuses."""
     found = re.search(r"GLOBAL (\S+)", str(error))
     if found is None:
         return "it is damaged or no checkpoint"

@@ -293,6 +293,7 @@ def make_boxes(folder):
         (folder / f"{split}.json").write_text(json.dumps(content))
 
 
+@pytest.mark.slow
 def test_learns_to_find_rectangles(tmp_path):
     """From scratch in a minute: the loss falls, and held-out AP is far from chance, which is 0."""
     make_boxes(tmp_path)
@@ -307,7 +308,10 @@ def test_learns_to_find_rectangles(tmp_path):
         "MODEL.SOLO.MASK_FEATURE.IN_FEATURES": ["p2", "p3"],
         "MODEL.SOLO.MASK_FEATURE.CONV_DIM": 32,
         "MODEL.SOLO.MASK_FEATURE.OUT_CHANNELS": 32,
-        "SOLVER.MAX_ITER": 100,
+        "SOLVER.IMS_PER_BATCH": 6,
+        "SOLVER.REFERENCE_IMS_PER_BATCH": 6,
+        "SOLVER.BASE_LR": 0.002,
+        "SOLVER.MAX_ITER": 60,
         "SOLVER.WARMUP_ITERS": 10,
         "OUTPUT_DIR": tmp_path / "out",
     }
