@@ -1,8 +1,9 @@
-"""The command line of the demo."""
+"""The command line of the demo, and the model that it names."""
 
 import argparse
 from collections.abc import Sequence
 
+from solo_d2 import Predictor
 from solo_d2.api.images import MAX_PIXELS
 from solo_d2.api.predictor import DEFAULT_SCORE_THRESH
 from solo_d2.config import add_import_argument
@@ -98,3 +99,19 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
     return value
+
+
+def load_predictor(args: argparse.Namespace) -> Predictor:
+    """Load the model.
+
+    Raises:
+        ConfigError: it cannot be loaded; see `Predictor`.
+        DatasetError: likewise.
+    """
+    options = {"score_thresh": args.confidence_threshold, "on_device": True}
+    if args.onnx:
+        return Predictor(args.onnx, **options)
+    options |= {"device": args.device, "overrides": args.opts}
+    if args.config_file:
+        return Predictor(args.config_file, args.weights, **options)
+    return Predictor(args.weights, **options)

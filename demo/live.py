@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from demo.model import load_predictor
+from demo.arguments import load_predictor
 from demo.pipeline import Pipeline
 from demo.records import Records, check_places
 from demo.video_files import VideoWriter, video_path, writing_video

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from demo import window
-from demo.model import load_predictor
+from demo.arguments import load_predictor
 from demo.pipeline import Pipeline
 from demo.records import Records, check_places
 from solo_d2 import ConfigError, ImageError, Predictor

@@ -42,7 +42,7 @@ from solo_d2.utils.errors import DatasetError
 
 logger = logging.getLogger(__name__)
 
-# Of the image's diagonal; DAVIS.
+# Distance at which contours agree, relative to the image's diagonal; DAVIS.
 TOLERANCE = 0.008
 METRICS = ("F", "precision", "recall", "threshold")
 # A compressed run-length encoding of pycocotools.
@@ -209,18 +209,16 @@ def contour_metrics(counts: ContourCounts, class_index: int | None = None) -> di
 class ContourEvaluator(DatasetEvaluator):
     """F, precision and recall of instance contours, and F of each class."""
 
-    def __init__(self, dataset_name: str, *, tolerance: float = TOLERANCE):
+    def __init__(self, dataset_name: str):
         """Load the annotations.
 
         Args:
             dataset_name: registered, with thing_classes in its metadata and annotations with a
                 segmentation in its dicts.
-            tolerance: distance at which contours agree, relative to the image's diagonal.
         """
         self._records = {record["image_id"]: record for record in DatasetCatalog.get(dataset_name)}
         self._class_names = unique_thing_names(MetadataCatalog.get(dataset_name))
         self._dataset_name = dataset_name
-        self._tolerance = tolerance
         self._counts: list[ContourCounts] = []
 
     def reset(self) -> None:
@@ -263,7 +261,7 @@ class ContourEvaluator(DatasetEvaluator):
                 masks = (mask.bool().cpu().numpy() for mask in found.pred_masks)
                 classes = found.pred_classes.cpu().numpy()
                 scores = found.scores.double().cpu().numpy()
-            tolerance = math.ceil(self._tolerance * math.hypot(*size))
+            tolerance = math.ceil(TOLERANCE * math.hypot(*size))
             predicted = encode_contours(masks, classes, tolerance)
             objects, crowds = self._truth(record, tolerance)
             num_classes = len(self._class_names)

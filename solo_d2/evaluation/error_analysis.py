@@ -23,7 +23,7 @@ import io
 import math
 import tempfile
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -182,7 +182,6 @@ def analyze_errors(
     predictions: Sequence[Prediction],
     *,
     min_iou: float = 0.0,
-    corrections: Mapping[str, Correction] = CORRECTIONS,
 ) -> ErrorAnalysis:
     """Mask AP of predictions as they are, and with their errors corrected.
 
@@ -190,12 +189,11 @@ def analyze_errors(
         ground_truth: COCO's annotations.
         predictions: as `read_predictions` returns them.
         min_iou: see `match_predictions`.
-        corrections: what is corrected together, by name.
     """
     matches = match_predictions(ground_truth, predictions, min_iou=min_iou)
     rows = {
         name: mask_ap(ground_truth, correct(predictions, matches, correction))
-        for name, correction in corrections.items()
+        for name, correction in CORRECTIONS.items()
     }
     return ErrorAnalysis(
         num_images=len(ground_truth.imgs),

@@ -16,7 +16,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from demo import demo, records, stills
-from demo.model import load_predictor
+from demo.arguments import load_predictor
 from solo_d2.api import images as api_images
 from solo_d2.data.panoptic_json import read_segment_ids
 from solo_d2.visualization import overlay as overlays

@@ -25,6 +25,7 @@ from solo_d2.evaluation.check import check_test_data  # noqa: E402
 from solo_d2.utils.errors import ConfigError, DatasetError  # noqa: E402
 from tests import panoptic_files  # noqa: E402
 from tests.engine.runs import run_config  # noqa: E402
+from tests.json_damage import changed, gone, put  # noqa: E402
 from tests.modeling.tiny import panoptic_config, tiny_config  # noqa: E402
 from tools.dataset_check.command import check  # noqa: E402
 
@@ -57,67 +58,61 @@ def content():
 
 @pytest.fixture
 def data(tmp_path):
-    """Write a data set of which `change(content, folder)` damages the part to evaluate on."""
+    """Write a data set, with changes of the json and a damage to the images to evaluate on."""
 
-    def make(change=None):
+    def make(*changes, damage=None):
         root = tmp_path / "data"
         (root / "annotations").mkdir(parents=True)
         for part in ("train", "val"):
             (root / part).mkdir()
             for key in (1, 2):
                 Image.new("RGB", (WIDTH, HEIGHT)).save(root / part / f"{key}.jpg")
-            written = content()
-            if part == "val" and change is not None:
-                change(written, root / part)
+            written = changed(content(), changes if part == "val" else ())
             (root / f"annotations/instances_{part}.json").write_text(json.dumps(written))
+        if damage is not None:
+            damage(root / "val")
         return root
 
     return make
 
 
-def rle_of_another_size(written, _):
-    written["annotations"][1]["segmentation"] = {"size": [9, 9], "counts": [40, 41]}
+def register(root, name=NAMES[0], by=register_coco_format):
+    """Register the part to evaluate on, by our function or by Detectron2's."""
+    paths = f"{root}/annotations/instances_val.json", f"{root}/val"
+    by(name, *(() if by is register_coco_format else ({},)), *paths)
 
 
-def damaged_rle(written, _):
-    written["annotations"][1]["segmentation"] = {"size": [HEIGHT, WIDTH], "counts": "0 0"}
-
-
-def text_categories(written, _):
-    for annotation in written["annotations"]:
-        annotation["category_id"] = "cat"
-
-
-def polygon_of_texts(written, _):
-    written["annotations"][0]["segmentation"] = [["a"] * 6]
-
-
-def no_annotations(written, _):
-    del written["annotations"]
-
-
-def no_segmentation(written, _):
-    del written["annotations"][0]["segmentation"]
-
-
-def missing_image(_, folder):
-    (folder / "2.jpg").unlink()
-
-
+SECOND = ("annotations", 1, "segmentation")
+RLE_FAULTS = {
+    "RLE of another size": [put(*SECOND, value={"size": [9, 9], "counts": [40, 41]})],
+    "damaged RLE": [put(*SECOND, value={"size": [HEIGHT, WIDTH], "counts": "0 0"})],
+    "no segmentation": [gone(*SECOND)],
+}
+# What training and its evaluation cannot use, and what Detectron2's loader would let pass.
 FAULTS = {
-    fault.__name__: fault
-    for fault in (
-        *(rle_of_another_size, damaged_rle, text_categories, polygon_of_texts),
-        no_segmentation,
-        missing_image,
-    )
+    **RLE_FAULTS,
+    "text for a category": [put("annotations", 0, "category_id", value="cat")],
+    "polygon of texts": [put(*SECOND, value=[["a"] * 6])],
+}
+BUILT_IN = {
+    **RLE_FAULTS,
+    "no area": [gone("annotations", 0, "area")],
+    "box of three numbers": [put("annotations", 0, "bbox", value=[1, 2, 3])],
+    "unknown category": [put("annotations", 0, "category_id", value=4)],
+    "crowd of two": [put("annotations", 0, "iscrowd", value=2)],
+    "two points": [put(*SECOND, value=[[1.0, 1.0, 5.0]])],
 }
 
 
+def missing_image(folder):
+    (folder / "2.jpg").unlink()
+
+
 @pytest.mark.parametrize("period", [0, 4])
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("name", [*FAULTS, "missing image"])
 def test_val_fault_is_refused_before_anything_is_written(data, tmp_path, name, period):
-    root = data(FAULTS[name])
+    damage = None if name in FAULTS else missing_image
+    root = data(*FAULTS.get(name, ()), damage=damage)
     args = run_config(root, tmp_path / "config", "TEST.EVAL_PERIOD", period)
     args.opts += ["OUTPUT_DIR", str(tmp_path / "out")]
     with pytest.raises(DatasetError, match="instances_val.json"):
@@ -130,7 +125,7 @@ def test_val_fault_is_refused_before_anything_is_written(data, tmp_path, name, p
 
 @pytest.mark.parametrize("eval_only", [True, False])
 def test_own_data_without_annotations_are_for_predictions_alone(data, tmp_path, eval_only):
-    args = run_config(data(no_annotations), tmp_path / "out")
+    args = run_config(data(gone("annotations")), tmp_path / "out")
     args.eval_only = eval_only
     if eval_only:
         setup(args)
@@ -140,8 +135,8 @@ def test_own_data_without_annotations_are_for_predictions_alone(data, tmp_path, 
 
 
 def test_the_check_of_data_sets_says_the_same(data, tmp_path, capsys):
-    root = data(missing_image)
-    register_coco_instances(NAMES[0], {}, f"{root}/annotations/instances_val.json", f"{root}/val")
+    root = data(damage=missing_image)
+    register(root, by=register_coco_instances)
     file = tmp_path / "config.yaml"
     cfg = tiny_config()
     cfg.MODEL.SOLO.NUM_CLASSES = 0
@@ -155,50 +150,31 @@ def test_the_check_of_data_sets_says_the_same(data, tmp_path, capsys):
     assert "2.jpg" in capsys.readouterr().out
 
 
-def no_area(written, _):
-    del written["annotations"][0]["area"]
-
-
-def two_points(written, _):
-    written["annotations"][0]["segmentation"] = [[1.0, 1.0, 5.0]]
-
-
-BUILT_IN = {
-    **{name: FAULTS[name] for name in ("rle_of_another_size", "damaged_rle", "missing_image")},
-    **{fault.__name__: fault for fault in (no_area, two_points, no_segmentation)},
-}
-
-
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", [*BUILT_IN, "missing image"])
 def test_val_fault_of_a_data_set_that_detectron2_loads(data, name):
-    root = data(BUILT_IN[name])
-    register_coco_instances(NAMES[0], {}, f"{root}/annotations/instances_val.json", f"{root}/val")
-    with pytest.raises(DatasetError):
+    damage = None if name in BUILT_IN else missing_image
+    register(data(*BUILT_IN.get(name, ()), damage=damage), by=register_coco_instances)
+    with pytest.raises(DatasetError, match="annotation|2.jpg"):
         check_test_data(tiny_config(), [NAMES[0]])
 
 
 def test_right_data_passes_and_leaves_no_file(data, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     root = data()
-    register_coco_instances(NAMES[0], {}, f"{root}/annotations/instances_val.json", f"{root}/val")
-    register_coco_format(NAMES[1], f"{root}/annotations/instances_val.json", f"{root}/val")
+    register(root, by=register_coco_instances)
+    register(root, NAMES[1])
     before = sorted(root.rglob("*"))
     check_test_data(tiny_config(), NAMES[:2])
     assert sorted(root.rglob("*")) == before
 
 
 def test_unreadable_images_are_listed_in_one_warning(data, caplog):
-    def change(written, folder):
+    def damage(folder):
         (folder / "1.jpg").write_bytes(b"no image")
         Image.new("RGB", (HEIGHT, WIDTH)).save(folder / "2.jpg")
 
-    root = data(change)
-    register_coco_format(NAMES[0], f"{root}/annotations/instances_val.json", f"{root}/val")
-    logging.getLogger("solo_d2").addHandler(caplog.handler)
-    try:
-        check_test_data(tiny_config(), [NAMES[0]])
-    finally:
-        logging.getLogger("solo_d2").removeHandler(caplog.handler)
+    register(data(damage=damage))
+    check_test_data(tiny_config(), [NAMES[0]])
     (message,) = {r.getMessage() for r in caplog.records if r.levelno == logging.WARNING}
     assert "2 of the 2 images" in message
     assert "1.jpg" in message
@@ -213,13 +189,8 @@ def turned(folder):
 
 
 def test_the_orientation_of_exif_counts(data, caplog):
-    root = data(lambda _, folder: turned(folder))
-    register_coco_format(NAMES[0], f"{root}/annotations/instances_val.json", f"{root}/val")
-    logging.getLogger("solo_d2").addHandler(caplog.handler)
-    try:
-        check_test_data(tiny_config(), [NAMES[0]])
-    finally:
-        logging.getLogger("solo_d2").removeHandler(caplog.handler)
+    register(data(damage=turned))
+    check_test_data(tiny_config(), [NAMES[0]])
     assert not [record for record in caplog.records if record.levelno == logging.WARNING]
 
 
@@ -232,8 +203,7 @@ def test_other_processes_end_with_the_error_of_the_main_one(monkeypatch):
 
 
 def test_lazy_configs_are_checked_too(data):
-    root = data(rle_of_another_size)
-    register_coco_format(NAMES[0], f"{root}/annotations/instances_val.json", f"{root}/val")
+    register(data(*FAULTS["RLE of another size"]))
     lazy = LazyConfig.load("configs/lazy/solov2_R50_1x.py")
     lazy.dataloader.test.dataset.names = NAMES[0]
     with pytest.raises(DatasetError, match="annotation 2"):
