@@ -42,8 +42,8 @@ class Frame:
         number: of the frame in its source, from 0; frames that are dropped count.
         seconds: since the first one, at which it was read.
         image: (H, W, 3) uint8 RGB.
-        found: all that the model found, numbered; once it is there.
-        shown: what is shown of it.
+        found: the model's result with track numbers, once there is one.
+        shown: the part of it that is drawn.
         picture: the overlay.
     """
 
@@ -149,7 +149,7 @@ class Live:
         return frame
 
     def draw(self, frame: Frame) -> Frame:
-        """Draw what is to be shown."""
+        """Draw the instances above the threshold."""
         assert frame.found is not None
         frame.shown = frame.found.filtered(self.view.threshold, self.view.class_index)
         if self.window is not None or self.writer is not None:

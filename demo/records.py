@@ -1,4 +1,4 @@
-"""Results of the demo that are files beside the pictures: json, masks, panoptic segments."""
+"""Results of the demo other than pictures: json, masks, panoptic segments."""
 
 import json
 from argparse import Namespace
@@ -15,7 +15,7 @@ from solo_d2.api.images import require_writable
 from solo_d2.api.results import Result
 from solo_d2.utils.files import save_text, whole_file
 
-# The file with what the PNGs of --panoptic mean, beside their folder.
+# The json that describes the PNGs of --panoptic, and their folder.
 JSON_NAME, PNG_FOLDER = "panoptic.json", "panoptic"
 
 

@@ -100,7 +100,7 @@ class Stills:
 
     def _read(self, stills: Sequence[Still]) -> Iterator[Still]:
         for still in stills:
-            # A copy, so that what is done with is forgotten.
+            # A copy, so that its image can be freed.
             yield self._guarded(self.read)(replace(still))
 
     def read(self, still: Still) -> None:

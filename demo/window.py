@@ -1,4 +1,4 @@
-"""The demo's window: whether there can be one, what its keys do, what is written in it."""
+"""The demo's window: its availability, keys and status lines."""
 
 import contextlib
 import os
@@ -19,7 +19,7 @@ _FLAGS = cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL
 _ESCAPE = 27
 # Step of the threshold, and its largest value.
 _STEP, _MOST = 0.05, 0.95
-# Ground of what is written, RGB.
+# Background of text, RGB.
 _DARK = (0.1, 0.1, 0.12)
 # Largest window at first, width and height.
 _LARGEST = (1600, 900)
@@ -123,7 +123,7 @@ class View:
 def status_lines(
     view: View, seconds: Mapping[str, float], rate: float, class_names: Sequence[str]
 ) -> list[str]:
-    """What the window says of speed and settings.
+    """Format speed and settings for the window.
 
     Args:
         view: the settings.

@@ -1,4 +1,4 @@
-"""What runs a model: PyTorch or, for exported ones, ONNX Runtime.
+"""Run a model by PyTorch or, if it is exported, by ONNX Runtime.
 
 B images, H and W rows and columns. Images are (H, W, 3) uint8 RGB.
 """

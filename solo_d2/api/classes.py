@@ -1,4 +1,4 @@
-"""What the classes of a model are called, and their category ids."""
+"""Names and category ids of a model's classes."""
 
 import logging
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ class Classes:
 
 
 def find_classes(cfg: CfgNode) -> Classes:
-    """Names and category ids of the classes of things.
+    """Find the names and category ids of the classes of things.
 
     They are those of MODEL.CLASSES. Where that is empty, as with checkpoints of other projects,
     they are those of the data sets of the config; no data set is loaded or made. Where these do not
@@ -64,7 +64,7 @@ def find_classes(cfg: CfgNode) -> Classes:
 
 
 def find_stuff(cfg: CfgNode, things: Classes) -> Classes | None:
-    """Names and category ids of the labels of stuff; None if the model is not panoptic.
+    """Find the names and category ids of stuff labels; None if the model is not panoptic.
 
     Where they are unknown the names are "stuff 1", "stuff 2", ..., and the ids follow those of
     things, with a warning. The first entry stands for label 0, all things.

@@ -1,4 +1,4 @@
-"""What a predictor takes: files, arrays, tensors and Pillow's images, alone or many, as 8-bit RGB.
+"""Inputs of a predictor: files, arrays, tensors and Pillow's images, one or many, to 8-bit RGB.
 
 H and W are rows and columns.
 """
@@ -21,7 +21,7 @@ from solo_d2.utils.user_code import from_user_code
 
 OneImage = str | Path | NDArray[np.uint8] | Tensor | Image.Image
 Source = OneImage | Iterable[OneImage]
-# Told of what cannot be read; None: it is raised.
+# Receives the error of each unreadable source; None: it is raised.
 OnError = Callable[[ImageError], None] | None
 
 CHANNELS = ("BGR", "RGB")
@@ -38,7 +38,7 @@ def is_one_image(source: Source) -> TypeGuard[OneImage]:
 
 
 def load_image(image: OneImage, channels: str) -> tuple[NDArray[np.uint8], str]:
-    """Make 8-bit RGB of an image.
+    """Convert an image to 8-bit RGB.
 
     Args:
         image: name of a file; array (H, W, 3), (H, W, 4) with a last channel that is dropped, or
@@ -69,13 +69,13 @@ def load_image(image: OneImage, channels: str) -> tuple[NDArray[np.uint8], str]:
 def load_images(
     source: Source, channels: str, on_error: OnError = None
 ) -> Iterator[tuple[NDArray[np.uint8], str]]:
-    """Load what a source names, one after another, see `load_image`.
+    """Load the images of a source one after another, see `load_image`.
 
     Args:
         source: also a folder (its images, sorted), a glob, a video file, or several of all these.
         channels: see `load_image`.
-        on_error: told of what cannot be read, an image, a video, or a folder or glob without an
-            image, which is then left out. None: the error is raised.
+        on_error: receives the error of an unreadable image or video, or of a folder or glob
+            without an image, which is then skipped. None: the error is raised.
 
     Yields:
         Images and names; of a frame of a video "FILE#INDEX".
@@ -140,7 +140,7 @@ def _array_of(tensor: Tensor) -> NDArray[np.uint8]:
     if tensor.ndim != 3 or tensor.shape[0] != 3:
         raise ImageError(f"a tensor must be (3, H, W), not {tuple(tensor.shape)}")
     if tensor.is_floating_point():
-        # Nothing tells [0, 1] from a dark image for certain, but no photo is as dark as this.
+        # A photo as dark as [0, 1] in [0, 255] does not exist.
         if tensor.numel() and not (0 <= tensor.min() and 1 < tensor.max() <= 255):
             raise ImageError("a tensor of floats must have values in [0, 255], like uint8")
         tensor = tensor.round()

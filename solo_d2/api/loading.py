@@ -65,7 +65,7 @@ def complete_config(
 
 
 def find_config(checkpoint: str | Path) -> Path:
-    """The config that lies beside a checkpoint.
+    """Find the config of a checkpoint, in its folder.
 
     Training writes `config.yaml` into its OUTPUT_DIR, and tools/convert_weights.py writes for
     `x.pth` a file `x.yaml`, which comes first.
@@ -106,7 +106,7 @@ def load_model(cfg: CfgNode) -> SOLO:
 
 
 def choose_device(wanted: str | None) -> str:
-    """The device that is wanted, if it is there; None wants CUDA where there is one.
+    """Return the wanted device, if it is available; None: CUDA where it is available.
 
     Raises:
         ConfigError: it is unknown or not there.

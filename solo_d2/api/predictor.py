@@ -24,7 +24,7 @@ _BATCHES_AHEAD = 8
 
 
 class Predictor:
-    """Finds the instances, and of a panoptic model also the stuff, in images.
+    """Segments the instances in images, and with a panoptic model also the stuff.
 
     A training's checkpoint is enough: its config lies beside it.
 
@@ -80,7 +80,7 @@ class Predictor:
             weights: checkpoint for a config; None: its MODEL.WEIGHTS.
             device: "cpu", "cuda", ...; None: CUDA where there is one. Exported models run on the
                 CPU.
-            score_thresh: least score of what is found; the config's MODEL.SOLO.KEEP_THRESH_TEST
+            score_thresh: least score of results; the config's MODEL.SOLO.KEEP_THRESH_TEST
                 counts too. None: what the config says alone. May be changed at any time.
             batch_size: how many images are run at once, where many are given. Only images that the
                 network pads to one size share a batch, so results are those of each image alone.

@@ -1,4 +1,4 @@
-"""What a model finds in an image, in the forms that programs want.
+"""The results of a model for an image, in the forms that programs use.
 
 Shape letters: N instances, H and W rows and columns of the image.
 """
@@ -64,7 +64,7 @@ class Segmentation:
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Result:
-    """What a model finds in an image. `len(result)` is the number of instances.
+    """The result of a model for an image. `len(result)` is the number of instances.
 
     Attributes:
         instances: Detectron2's, best first, with pred_masks (N, H, W) bool, pred_boxes (about the
@@ -143,7 +143,7 @@ class Result:
         return replace(self, instances=instances, panoptic=panoptic)
 
     def to_dicts(self) -> list[dict[str, Any]]:
-        """Each instance without torch and Detectron2.
+        """Convert the instances to dicts without torch and Detectron2.
 
         Returns:
             Dicts with class_name, class_index, category_id, score, box (XYXY in pixels, right and
@@ -164,7 +164,7 @@ class Result:
         ]
 
     def to_coco(self, image_id: int = 0) -> list[dict[str, Any]]:
-        """Each instance as a COCO result, ready for json.
+        """Convert the instances to COCO results, ready for json.
 
         Args:
             image_id: the image's number.
@@ -197,7 +197,7 @@ class Result:
         return zip(found.pred_classes.tolist(), found.scores.tolist(), boxes, tracks, strict=True)
 
     def polygons(self) -> list[list[list[float]]]:
-        """The outlines of each mask, as COCO's polygons.
+        """Return the outlines of each mask, as COCO's polygons.
 
         Polygons cannot have holes: those of a mask are filled. Parts of less than three corners are
         left out. `to_coco` is exact.
@@ -210,7 +210,7 @@ class Result:
         return [_polygons(mask, box) for mask, box in zip(masks, boxes, strict=True)]
 
     def label_map(self, kind: str = "instances") -> NDArray[np.int32]:
-        """Which instance, or which class, each pixel belongs to.
+        """Return the instance, or the class, that each pixel belongs to.
 
         Args:
             kind: "instances" numbers them from 1, best first; "classes" gives class index + 1.
@@ -258,7 +258,7 @@ class Result:
         ]
 
     def draw(self, *, publication: bool = False, **options: Any) -> NDArray[np.uint8]:
-        """Draw what was found over the image.
+        """Draw the result over the image.
 
         Args:
             publication: by Detectron2's Visualizer, for print: much slower.

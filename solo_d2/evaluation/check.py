@@ -1,7 +1,7 @@
-"""Checks the data of an evaluation before hours are spent on the way to it.
+"""Check the data of an evaluation before the training that precedes it.
 
-What the evaluation would fail on is refused; images that it counts as images without predictions
-are listed in a warning. Image files are looked at by their headers alone.
+Faults that the evaluation would fail on are refused; unreadable images are listed in a warning. Of
+image files only the headers are read.
 """
 
 import logging

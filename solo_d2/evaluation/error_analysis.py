@@ -1,19 +1,15 @@
-"""What costs AP: masks, classes or duplicates; table 7 of the SOLO paper (arXiv:1912.04488).
+"""Loss of AP to masks, classes and duplicates; table 7 of the SOLO paper (arXiv:1912.04488).
 
 The paper replaces each predicted mask by the ground-truth mask that overlaps it most, and finds
 that AP rises from 37.1 to 68.1 (ResNet-101): the rest is due to classes, duplicates, scores and
-objects that were not found. Here each prediction is given its best ground truth once, and then
-takes its mask, its class or both from it; and of the predictions of one object all but the best can
-be removed.
+missed objects. Here each prediction takes the mask, the class or both of its best ground truth, and
+duplicates can be removed. The paper gives no more rules; ours are:
 
-The paper does not say more; these are the rules here:
+- The best ground truth has the largest mask IoU in the image, in any class; the first of equal
+  ones. Crowd regions are left out.
+- A prediction that overlaps no ground truth stays as it is.
 
-- The best ground truth is that of the largest mask IoU in the image, whatever its class; of equal
-  ones the first.
-- Crowd regions are no objects, so none is taken from them.
-- A prediction that overlaps no ground truth (IoU 0) stays as it is.
-
-Removing duplicates alone can lower AP: what has the highest score need not have the best mask.
+Removing duplicates alone can lower AP: the highest score need not have the best mask.
 
 M predictions and N objects of an image.
 """
@@ -50,7 +46,7 @@ Annotation = dict[str, Any]
 
 @dataclass(frozen=True)
 class Correction:
-    """What predictions take from their best ground truth.
+    """The properties that predictions take from their best ground truth.
 
     Attributes:
         masks: its mask.
@@ -159,7 +155,7 @@ def read_predictions(
 
 
 def _checked(entry: Any, ground_truth: COCO) -> Prediction:
-    """One prediction, less what is not needed; ValueError says what is wrong."""
+    """Check a prediction and select its keys; raise ValueError."""
     keys = ("image_id", "category_id", "score", "segmentation")
     for key in keys:
         if not isinstance(entry, dict) or key not in entry:
@@ -251,7 +247,7 @@ def correct(
     Args:
         predictions: as `read_predictions` returns them; not changed.
         matches: of `match_predictions`. A prediction without one stays as it is.
-        correction: what is taken.
+        correction: see `Correction`.
 
     Returns:
         New dicts in the order of the predictions.
@@ -323,7 +319,7 @@ def _figure(value: float, form: str = ".1f") -> str:
 
 
 def to_json(analysis: ErrorAnalysis) -> dict[str, Any]:
-    """The analysis as JSON can hold it: null for what is undefined."""
+    """Convert the analysis for JSON, with null for NaN."""
     rows = {
         name: {key: None if math.isnan(value) else value for key, value in row.items()}
         for name, row in analysis.rows.items()

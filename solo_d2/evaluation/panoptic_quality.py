@@ -1,9 +1,8 @@
-"""Panoptic quality (PQ, arXiv:1801.00868), counted by panopticapi.
+"""Panoptic quality (PQ, arXiv:1801.00868), by panopticapi.
 
-What Detectron2's COCOPanopticEvaluator does, but with a bounded number of threads instead of a
-process for every core of the machine; with NaN where panopticapi divides by zero, for a group of
-classes (things, stuff) of which none is in the ground truth or predicted; and with metrics of each
-class.
+Differs from Detectron2's COCOPanopticEvaluator: a bounded number of threads instead of a process
+for every core; NaN where panopticapi divides by zero, for a group of classes (things, stuff) that
+is neither in the ground truth nor predicted; metrics of each class.
 """
 
 import contextlib
@@ -86,8 +85,8 @@ class PanopticQualityEvaluator(COCOPanopticEvaluator):
     def check_truth(self) -> None:
         """Check that PNGs and json belong together, as `evaluate` needs it.
 
-        PNGs that are older than what was made of them were checked then: of these the header is
-        read alone.
+        Of PNGs that are older than their conversion, which has checked them, only the header is
+        read.
 
         Raises:
             DatasetError: a PNG cannot be used, or differs from the json in size or segments.
@@ -126,7 +125,7 @@ class PanopticQualityEvaluator(COCOPanopticEvaluator):
                 )
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Take the predictions of some images; `outputs` stays as it is.
+        """Add the predictions of some images; `outputs` stays as it is.
 
         An empty output stands for an image without a segment.
 
@@ -200,7 +199,7 @@ class PanopticQualityEvaluator(COCOPanopticEvaluator):
                 yield Path(temporary)
 
     def _count(self, pairs: Sequence[tuple[Any, Any]], folder: Path) -> PQStat:
-        """What panopticapi counts in all images."""
+        """Count the matches of all images by panopticapi."""
         categories = {
             **self._truth.categories.thing_ids,
             **self._truth.categories.stuff_ids,
@@ -238,7 +237,7 @@ class PanopticQualityEvaluator(COCOPanopticEvaluator):
 
 
 def _with_areas(annotation: dict[str, Any], folder: str) -> dict[str, Any]:
-    """An image's annotation with the areas of its PNG: panopticapi takes whatever the json says."""
+    """Return an image's annotation with the areas of its PNG; the json's may be wrong."""
     ids = read_segment_ids(os.path.join(folder, annotation["file_name"]))
     areas = dict(
         zip(*(array.tolist() for array in np.unique(ids, return_counts=True)), strict=True)
@@ -249,7 +248,7 @@ def _with_areas(annotation: dict[str, Any], folder: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _folder_of_rgb(name: str, folder: str) -> Iterator[str]:
-    """The folder of a PNG, or of a copy in RGB if it has a palette: panopticapi reads no others."""
+    """Yield the folder of a PNG, or of a copy in RGB if it has a palette."""
     file = os.path.join(folder, name)
     with Image.open(file) as image:
         palette = image.mode == "P"
@@ -275,7 +274,7 @@ def _require_pngs(truth: PanopticJson, json_file: str, folder: str) -> None:
 def _write_predictions(
     folder: Path, truth: PanopticJson, predictions: dict[Any, dict[str, Any]]
 ) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Write predictions in COCO's format; pairs of annotations, of truth and prediction."""
+    """Write predictions in COCO's format; return pairs of annotations, truth and prediction."""
     pairs = []
     for key, annotation in truth.annotations.items():
         prediction = {k: v for k, v in predictions[key].items() if k != "png_string"}
@@ -289,7 +288,7 @@ def _write_predictions(
 
 
 def panoptic_metrics(stat: PQStat, categories: dict[int, dict[str, Any]]) -> dict[str, float]:
-    """Metrics in percent, see `PanopticQualityEvaluator.evaluate`.
+    """Compute the metrics in percent, see `PanopticQualityEvaluator.evaluate`.
 
     Args:
         stat: what panopticapi counted.
@@ -317,7 +316,7 @@ def panoptic_metrics(stat: PQStat, categories: dict[int, dict[str, Any]]) -> dic
 
 
 def format_metrics(metrics: dict[str, float]) -> str:
-    """A table of the groups, and one of the classes that are present."""
+    """Format the metrics of groups and of the classes that are present."""
     titles = {"": "all", "_th": "things", "_st": "stuff"}
     columns = [key.upper() for key in _METRICS]
     rows = [[title, *(metrics[c + suffix] for c in columns)] for suffix, title in titles.items()]

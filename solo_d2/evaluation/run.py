@@ -1,7 +1,7 @@
-"""Runs a model over a data set for its evaluator.
+"""Evaluate a model on a data set.
 
-An image that cannot be read does not end the evaluation: it counts as one without predictions. The
-evaluators get an empty output for it.
+An unreadable image does not end the evaluation: the evaluators get an empty output for it, and so
+count it as an image without predictions.
 """
 
 import contextlib
@@ -30,14 +30,14 @@ Model = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
 
 
 class NotingMapper:
-    """A mapper for inference that notes what is wrong with an image, in place of the image."""
+    """A mapper for inference that returns the error of an unreadable image instead of raising."""
 
     def __init__(self, mapper: Callable[[dict[str, Any]], dict[str, Any]]):
         """Wrap a mapper that raises DatasetError."""
         self.mapper = mapper
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
-        """The mapper's sample; or the dataset dict, with the error's message as `UNREADABLE`."""
+        """Return the mapper's sample, or the dataset dict with the error as `UNREADABLE`."""
         try:
             return self.mapper(record)
         except DatasetError as error:
@@ -46,7 +46,7 @@ class NotingMapper:
 
 
 class SkippingModel(nn.Module):
-    """A model that is not asked about images that could not be read.
+    """A model that skips unreadable images.
 
     Attributes:
         unreadable: a line for each such image.
@@ -60,7 +60,7 @@ class SkippingModel(nn.Module):
         self.training = getattr(model, "training", False)
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The model's outputs; for images that could not be read, an empty dict each."""
+        """Return the model's outputs, with an empty dict for each unreadable image."""
         readable = []
         for sample in batched_inputs:
             if UNREADABLE in sample:
@@ -73,7 +73,7 @@ class SkippingModel(nn.Module):
 
 
 def evaluation_loader(cfg: CfgNode, dataset_name: str) -> Any:
-    """The loader of a data set for `evaluate_dataset`."""
+    """Build the loader of a data set for `evaluate_dataset`."""
     use_own_loaders([dataset_name])
     mapper = NotingMapper(SOLODatasetMapper(cfg, is_train=False))
     return build_detection_test_loader(without_other_inputs(cfg), dataset_name, mapper=mapper)
@@ -81,7 +81,7 @@ def evaluation_loader(cfg: CfgNode, dataset_name: str) -> Any:
 
 @contextlib.contextmanager
 def _keeping_modes(model: nn.Module) -> Iterator[None]:
-    """Give each part of a model its mode back: Detectron2 sets all to that of the whole."""
+    """Restore the mode of each module: Detectron2 sets all to that of the model."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         yield
@@ -102,7 +102,7 @@ def evaluate_dataset(
         evaluator: takes an empty output for an image without predictions.
 
     Returns:
-        What the evaluator says. In the main process it is logged how many images could not be read.
+        The evaluator's metrics. The main process logs how many images could not be read.
     """
     skipping = SkippingModel(model)
     with _keeping_modes(skipping):

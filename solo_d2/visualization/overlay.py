@@ -1,8 +1,8 @@
-"""Overlays that are fast enough for video: no mask is drawn on its own.
+"""Overlays that are fast enough for video.
 
-The masks are laid on each other where they are (on the GPU, if the model is there), and only the
-map of what is on top comes to the host; colours, blending and outlines are each one pass over it.
-Where masks overlap, the smaller one is seen. For print see `solo_d2.visualization.publication`.
+The masks are stacked to one label map on their device, and only that is copied to the host;
+colours, blending and outlines are each one pass over it. Where masks overlap, the smaller one is
+on top. For print see `solo_d2.visualization.publication`.
 
 Shape letters: N instances, H and W rows and columns. Images are (H, W, 3) uint8 RGB.
 """
