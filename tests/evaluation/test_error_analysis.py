@@ -98,34 +98,35 @@ def ap(ground_truth, *predictions, **options):
     return {name: row["AP"] for name, row in rows.items()}
 
 
-def test_poor_masks_are_mended_by_masks_alone():
-    found = ap(truth(annotation(1, A)), prediction(HALF_A))
-    poor = pytest.approx(10)  # IoU 0.5 passes the first of ten thresholds
-    assert found["as predicted"] == found["true classes"] == found["no duplicates"] == poor
-    for row in ("true masks", "true masks and classes", "all three"):
-        assert found[row] == pytest.approx(100)
+TWO = annotation(1, A), annotation(2, B)
+# Of two objects one is found: precision 1 up to recall 0.5, which is 51 of the 101 recalls.
+HALF = 100 * 51 / 101
+CASES = {
+    # IoU 0.5 passes the first of ten thresholds.
+    "poor mask": ([TWO[0]], [prediction(HALF_A)], 10, {"masks": 100}),
+    "wrong classes": (
+        [annotation(1, A), annotation(2, B, DOG)],
+        [prediction(A, category=DOG), prediction(B, category=CAT)],
+        0,
+        {"classes": 100},
+    ),
+    # Precision 1 up to half of the objects, then 2/3.
+    "duplicate": (
+        TWO,
+        [prediction(A, 0.9), prediction(A, 0.8), prediction(B, 0.7)],
+        100 * (51 + 50 * 2 / 3) / 101,
+        {"duplicates": 100},
+    ),
+    "missed object": (TWO, [prediction(A)], HALF, {}),
+}
 
 
-def test_wrong_classes_are_mended_by_classes_alone():
-    ground_truth = truth(annotation(1, A), annotation(2, B, DOG))
-    found = ap(ground_truth, prediction(A, category=DOG), prediction(B, category=CAT))
-    assert found["as predicted"] == found["true masks"] == found["no duplicates"] == 0
-    assert found["true classes"] == found["true masks and classes"] == pytest.approx(100)
-
-
-def test_duplicates_are_mended_by_their_removal_alone():
-    ground_truth = truth(annotation(1, A), annotation(2, B))
-    predictions = [prediction(A, 0.9), prediction(A, 0.8), prediction(B, 0.7)]
-    found = ap(ground_truth, *predictions)
-    # Precision 1 up to half of the objects (51 of the 101 recalls), then 2/3.
-    doubled = pytest.approx(100 * (51 + 50 * 2 / 3) / 101)
-    assert found["as predicted"] == found["true masks"] == found["true classes"] == doubled
-    assert found["no duplicates"] == found["all three"] == pytest.approx(100)
-
-
-def test_what_is_missed_stays_missed():
-    found = ap(truth(annotation(1, A), annotation(2, B)), prediction(A))
-    assert found == dict.fromkeys(CORRECTIONS, pytest.approx(100 * 51 / 101))
+@pytest.mark.parametrize("case", CASES)
+def test_each_fault_is_corrected_by_its_correction_alone(case):
+    objects, predictions, before, after = CASES[case]
+    for name, value in ap(truth(*objects), *predictions).items():
+        ways = [after[key] for key in after if getattr(CORRECTIONS[name], key)]
+        assert value == pytest.approx(ways[0] if ways else before), name
 
 
 def test_background_stays_as_it_is():
@@ -302,15 +303,13 @@ def test_boxes_alone_other_json_and_no_json_are_named(dataset, tmp_path):
         read_predictions("nowhere.json", ground_truth)
 
 
-def test_data_sets_of_other_rules_are_refused(dataset, monkeypatch):
+def test_other_rules_and_models_of_contours_are_refused(dataset, monkeypatch):
+    dataset.MODEL.SOLO.MASK_TARGET = "contour"
+    with pytest.raises(ConfigError, match="MASK_TARGET is 'contour'"):
+        load_ground_truth(dataset, "errors_val")
+    dataset.MODEL.SOLO.MASK_TARGET = "mask"
     monkeypatch.setattr("solo_d2.evaluation.error_analysis.build_evaluator", lambda *args: object())
     with pytest.raises(ConfigError, match="'errors_val' has evaluator_type 'coco', but"):
-        load_ground_truth(dataset, "errors_val")
-
-
-def test_models_of_contours_are_refused(dataset):
-    dataset.MODEL.SOLO.MASK_TARGET = "contour"
-    with pytest.raises(ConfigError, match="MASK_TARGET is 'contour', but the analysis compares"):
         load_ground_truth(dataset, "errors_val")
 
 

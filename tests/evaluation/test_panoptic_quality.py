@@ -242,29 +242,25 @@ def _reduce(root, change):
 # --- errors
 
 
-def test_an_image_that_the_json_lacks(dataset, tmp_path):
+@pytest.mark.parametrize(
+    ("image", "size", "message"),
+    [
+        ({"image_id": 3, "file_name": "x.jpg"}, (4, 6), r"no annotation of image 3 \(x\.jpg"),
+        (ONE, (2, 2), r"1\.jpg has 2 x 2 pixels .* says 4 x 6"),
+        (ONE, (4, 6), "1 of the 2 images .* no prediction: image ids 2"),
+    ],
+)
+def test_images_that_do_not_fit_the_json(dataset, image, size, message):
     dataset()
     evaluator = PanopticQualityEvaluator(NAME)
     evaluator.reset()
-    with pytest.raises(DatasetError, match=r"panoptic\.json has no annotation of image 3 \(x\.jpg"):
-        evaluator.process([{"image_id": 3, "file_name": "x.jpg"}], truth_of_both()[:1])
 
-
-def test_an_image_of_another_size(dataset):
-    dataset()
-    evaluator = PanopticQualityEvaluator(NAME)
-    evaluator.reset()
-    with pytest.raises(DatasetError, match=r"1\.jpg has 2 x 2 pixels .* says 4 x 6"):
-        evaluator.process([ONE], [prediction(np.zeros((2, 2), int))])
-
-
-def test_an_image_without_prediction(dataset):
-    dataset()
-    evaluator = PanopticQualityEvaluator(NAME)
-    evaluator.reset()
-    evaluator.process([ONE], truth_of_both()[:1])
-    with pytest.raises(DatasetError, match="1 of the 2 images .* no prediction: image ids 2"):
+    def evaluate_one():
+        evaluator.process([image], [prediction(np.zeros(size, int))])
         evaluator.evaluate()
+
+    with pytest.raises(DatasetError, match=message):
+        evaluate_one()
 
 
 def test_missing_and_damaged_pngs_of_the_ground_truth(dataset, tmp_path):
