@@ -56,9 +56,9 @@ def _add_grid_keys(solo: CfgNode) -> None:
     # "nearest": the cell belongs to the instance whose mass centre is nearest to the cell's centre;
     # of equally near ones to the smaller, then the earlier.
     solo.CELL_CONFLICT = "all"
-    # What the mask branch learns and predicts: "mask", or "contour" (SOLO paper, section 6), the
-    # pixels of the downsampled mask that touch what is outside of it. Cells, scales and centres are
-    # found from the masks all the same.
+    # What the mask branch predicts: "mask", or "contour" (SOLO paper, section 6), the pixels of the
+    # downsampled mask that touch its outside. Cells, scales and centres come from the masks in both
+    # cases.
     solo.MASK_TARGET = "mask"
 
 
@@ -111,15 +111,15 @@ def _add_loss_keys(solo: CfgNode) -> None:
     # Weights of the category loss and of the mask loss (lambda of SOLO's equation 2).
     solo.LOSS.CLS_WEIGHT = 1.0
     solo.LOSS.MASK_WEIGHT = 3.0
-    # "dice", "bce" or "focal" (SOLO paper, table 4, with weights 3, 10 and 20).
+    # Name in MASK_LOSSES: "dice", "bce" or "focal" (SOLO paper, table 4, with weights 3, 10 and 20).
     solo.LOSS.MASK_TYPE = "dice"
     # "bce": weight of the pixels inside the mask.
     solo.LOSS.MASK_POS_WEIGHT = 2.0
     # Of the category loss, and of the mask loss "focal".
     solo.LOSS.FOCAL_ALPHA = 0.25
     solo.LOSS.FOCAL_GAMMA = 2.0
-    # MiB that the temporaries of a loss may take, about. Masks are made and compared in strips of
-    # rows that fit, and made again for the gradient; the losses are the same with any value.
+    # Approximate limit of a loss's temporary memory in MiB. Larger masks are computed in strips of
+    # rows, and again for the gradient; the losses do not depend on it.
     solo.LOSS.MEMORY_MIB = 64
 
 
@@ -136,7 +136,8 @@ def _add_inference_keys(solo: CfgNode) -> None:
     # "tiled" (made for the CPU) and "triton" (CUDA) force one. They differ by rounding alone.
     solo.MASK_BACKEND = "auto"
     solo.NMS = CfgNode()
-    # Name in the table of solo_d2/inference.py: "matrix", "hard", "soft" or "fast".
+    # Name in the table NMS of solo_d2/inference.py: "matrix", "hard", "soft" or "fast". Each reads
+    # the keys here that are named as its parameters.
     solo.NMS.TYPE = "matrix"
     # "matrix" and "soft": "gaussian" (exp(-sigma * iou^2)) or "linear" (1 - iou).
     solo.NMS.KERNEL = "gaussian"
@@ -244,7 +245,7 @@ def _add_data_keys(cfg: CfgNode) -> None:
     # of the evaluator's output.
     cfg.TEST.KEEP_PANOPTIC_PREDICTIONS = False
     # What computes AP of COCO's format: "detectron2", "faster-coco-eval" or "pycocotools";
-    # "auto": the first of them that is installed. The figures are equal.
+    # "auto": the first of them that is installed. The metrics are equal.
     cfg.TEST.AP_BACKEND = "auto"
     # Image files that training may fail to read; each is logged, and another image takes its place.
     # With one more it stops and lists them. 0: none may fail. (Evaluations count such images as
@@ -276,12 +277,12 @@ def _add_solver_keys(cfg: CfgNode) -> None:
     # The batch size the schedule was made for. With another SOLVER.IMS_PER_BATCH the learning rate
     # is scaled linearly and the schedule inversely, except keys of the command line. 0: never.
     cfg.SOLVER.REFERENCE_IMS_PER_BATCH = 16
-    # Parts in which each process works off its images of a batch, to save memory. What is learned
-    # is what the whole batch would teach (docs/training.md), but batch normalisation sees the parts
-    # alone.
+    # Micro-batches into which each process splits its images of a batch, to save memory (gradient
+    # accumulation). The gradients are those of the whole batch (docs/training.md), but batch
+    # normalisation uses statistics of a micro-batch.
     cfg.SOLVER.ACCUMULATE_STEPS = 1
-    # What SOLVER.AMP.ENABLED computes in: "float16", with gradients scaled against underflow, or
-    # "bfloat16", which needs no scaling and is quick on processors too.
+    # Precision of SOLVER.AMP.ENABLED: "float16", with gradients scaled against underflow, or
+    # "bfloat16", which needs no scaling and is fast on CPUs too.
     cfg.SOLVER.AMP.DTYPE = "float16"
     # Keep the channels of a pixel next to each other in memory while training.
     cfg.SOLVER.CHANNELS_LAST = False
@@ -292,12 +293,11 @@ def _add_solver_keys(cfg: CfgNode) -> None:
     # SOLVER.CLIP_GRADIENTS.CLIP_TYPE may also be "full_model": the norm (NORM_TYPE) of all
     # gradients together is held at CLIP_VALUE.
 
-    # A moving average of the weights. It is what evaluations see and what checkpoints hold as the
-    # model; training goes on with the weights themselves, which are saved beside it.
+    # An exponential moving average (EMA) of the weights, which is evaluated and saved as the model.
+    # Training updates the weights themselves, which checkpoints hold in addition.
     cfg.SOLVER.EMA = CfgNode()
     cfg.SOLVER.EMA.ENABLED = False
-    # Share of the average that is kept at an iteration, in [0, 1); of the first iterations less:
-    # at most (1 + i) / (10 + i) after i of them.
+    # Decay of the average, in [0, 1); at most (1 + i) / (10 + i) after i iterations.
     cfg.SOLVER.EMA.DECAY = 0.9998
     # Evaluations (TEST.EVAL_PERIOD) in a row without a new best checkpoint after which training
     # ends; 0: never.
@@ -305,8 +305,8 @@ def _add_solver_keys(cfg: CfgNode) -> None:
 
 
 def _add_speed_keys(test: CfgNode) -> None:
-    # How `train_net.py --eval-only` and demo/demo.py run the model; training, and the evaluations
-    # during it, know nothing of these. docs/speed.md says what each is worth.
+    # How `train_net.py --eval-only` and demo/demo.py run the model; training and its evaluations
+    # ignore these. docs/speed.md has the gain of each.
     test.SPEED = CfgNode()
     # Fold the BatchNorms of the backbone (and of heads with HEAD.NORM "BN") into convolutions.
     test.SPEED.FUSE_BN = False

@@ -12,6 +12,12 @@ from solo_d2.utils.errors import ConfigError, DatasetError, first_line
 from solo_d2.utils.user_code import from_user_code, is_of_user, note_part
 
 OF_USER = ("MODEL.BACKBONE",)
+# By MODEL.BACKBONE.NAME; all others of Detectron2 and of this project are ResNets.
+_SECTIONS = {
+    "build_solo_swin_fpn_backbone": "MODEL.SWIN",
+    "build_solo_vit_backbone": "MODEL.VIT",
+    "build_solo_regnet_fpn_backbone": "MODEL.REGNET",
+}
 
 
 @contextlib.contextmanager
@@ -96,5 +102,4 @@ def backbone_sections(cfg: CfgNode) -> tuple[str, ...]:
     name = cfg.MODEL.BACKBONE.NAME
     if name not in BACKBONE_REGISTRY or is_of_user(BACKBONE_REGISTRY.get(name)):
         return OF_USER
-    kind = next((kind for kind in ("SWIN", "VIT", "REGNET") if kind.lower() in name), "RESNETS")
-    return "MODEL.BACKBONE", f"MODEL.{kind}", "MODEL.FPN"
+    return "MODEL.BACKBONE", _SECTIONS.get(name, "MODEL.RESNETS"), "MODEL.FPN"

@@ -43,68 +43,56 @@ SECTIONS = (
 )
 PANOPTIC_SECTIONS = ("MODEL.SEM_SEG_HEAD", "MODEL.PANOPTIC_FPN")
 
-_SOME = at_least(1)
 _WEIGHT = at_least(0)
+
+
+def _all(rule: Rule, section: str, *names: str) -> dict[str, Rule]:
+    """The same rule for several keys of a section."""
+    return {f"{section}.{name}": rule for name in names}
+
+
 RULES = {
     "MODEL.PIXEL_MEAN": each(Rule(math.isfinite, "finite"), length=3),
     "MODEL.PIXEL_STD": each(above(0), length=3),
     "INPUT.FORMAT": one_of(("BGR", "RGB")),
     "VIS_PERIOD": at_least(0),
-    "TEST.DETECTIONS_PER_IMAGE": _SOME,
+    "TEST.DETECTIONS_PER_IMAGE": at_least(1),
     "MODEL.BACKBONE.FREEZE_AT": at_least(0),
     "MODEL.RESNETS.DEPTH": one_of((18, 34, 50, 101, 152)),
-    "MODEL.RESNETS.NORM": one_of(NORMS),
-    "MODEL.RESNETS.NUM_GROUPS": _SOME,
-    "MODEL.RESNETS.WIDTH_PER_GROUP": _SOME,
-    "MODEL.RESNETS.STEM_OUT_CHANNELS": _SOME,
-    "MODEL.RESNETS.RES2_OUT_CHANNELS": _SOME,
-    "MODEL.FPN.OUT_CHANNELS": _SOME,
-    "MODEL.FPN.NORM": one_of(NORMS),
+    **_all(at_least(1), "MODEL.RESNETS", "NUM_GROUPS", "WIDTH_PER_GROUP"),
+    **_all(at_least(1), "MODEL.RESNETS", "STEM_OUT_CHANNELS", "RES2_OUT_CHANNELS"),
+    "MODEL.FPN.OUT_CHANNELS": at_least(1),
     "MODEL.FPN.FUSE_TYPE": one_of(("sum", "avg")),
-    "MODEL.SWIN.DEPTHS": each(_SOME),
-    "MODEL.SWIN.NUM_HEADS": each(_SOME),
-    "MODEL.SWIN.DROP_PATH_RATE": between(0, 0.99),
-    "MODEL.VIT.DEPTH": _SOME,
-    "MODEL.VIT.NUM_HEADS": _SOME,
+    **_all(one_of(NORMS), "MODEL", "RESNETS.NORM", "FPN.NORM", "REGNET.NORM", "SOLO.HEAD.NORM"),
+    **_all(each(at_least(1)), "MODEL.SWIN", "DEPTHS", "NUM_HEADS"),
+    **_all(between(0, 0.99), "MODEL", "SWIN.DROP_PATH_RATE", "VIT.DROP_PATH_RATE"),
+    **_all(at_least(1), "MODEL", "VIT.DEPTH", "VIT.NUM_HEADS", "REGNET.DEPTH"),
     "MODEL.VIT.WINDOW_SIZE": at_least(0),
     "MODEL.VIT.IMAGE_SIZE": at_least(16, " pixels"),
-    "MODEL.VIT.DROP_PATH_RATE": between(0, 0.99),
     "MODEL.VIT.LR_DECAY": above(0, 1),
-    "MODEL.REGNET.DEPTH": _SOME,
-    "MODEL.REGNET.NORM": one_of(NORMS),
     "MODEL.SOLO.NUM_CLASSES": Rule(
         lambda number: number > 0,
         "a positive number; 0 is filled in from the data set by train_net.py and the demo",
     ),
-    "MODEL.SOLO.STRIDES": each(_SOME),
-    "MODEL.SOLO.NUM_GRIDS": each(_SOME),
+    **_all(each(at_least(1)), "MODEL.SOLO", "STRIDES", "NUM_GRIDS"),
     "MODEL.SOLO.CENTER_SCALE": at_least(0),
     "MODEL.SOLO.CELL_CONFLICT": one_of(CELL_CONFLICTS),
     "MODEL.SOLO.MASK_TARGET": one_of(MASK_TARGETS),
-    "MODEL.SOLO.HEAD.NUM_CONVS": _SOME,
-    "MODEL.SOLO.HEAD.NORM": one_of(NORMS),
+    **_all(at_least(1), "MODEL.SOLO", "HEAD.NUM_CONVS", "MASK_FEATURE.NUM_CONVS"),
     "MODEL.SOLO.HEAD.PRIOR_PROB": Rule(lambda prob: 0 < prob < 1, "in (0, 1)"),
     "MODEL.SOLO.HEAD.ALIGN": one_of(ALIGNMENTS),
-    "MODEL.SOLO.HEAD.DEFORM": one_of(DEFORMS),
     "MODEL.SOLO.HEAD.KERNEL_SIZE": one_of((1, 3)),
     "MODEL.SOLO.MASK_FEATURE.TYPE": one_of(MASK_FEATURE_TYPES),
-    "MODEL.SOLO.MASK_FEATURE.NUM_CONVS": _SOME,
-    "MODEL.SOLO.MASK_FEATURE.DEFORM": one_of(DEFORMS),
-    "MODEL.SOLO.LOSS.CLS_WEIGHT": _WEIGHT,
-    "MODEL.SOLO.LOSS.MASK_WEIGHT": _WEIGHT,
-    "MODEL.SOLO.LOSS.MASK_POS_WEIGHT": _WEIGHT,
+    **_all(one_of(DEFORMS), "MODEL.SOLO", "HEAD.DEFORM", "MASK_FEATURE.DEFORM"),
+    **_all(_WEIGHT, "MODEL.SOLO.LOSS", "CLS_WEIGHT", "MASK_WEIGHT", "MASK_POS_WEIGHT"),
     "MODEL.SOLO.LOSS.FOCAL_ALPHA": between(0, 1),
     "MODEL.SOLO.LOSS.FOCAL_GAMMA": at_least(0),
-    "MODEL.SOLO.LOSS.MEMORY_MIB": _SOME,
-    "MODEL.SOLO.SCORE_THRESH_TEST": PROBABILITY,
-    "MODEL.SOLO.MASK_THRESH_TEST": PROBABILITY,
-    "MODEL.SOLO.KEEP_THRESH_TEST": PROBABILITY,
-    "MODEL.SOLO.PRE_NMS_TOPK": _SOME,
-    "MODEL.SOLO.MASK_BACKEND": one_of(BACKENDS),
+    **_all(at_least(1), "MODEL.SOLO", "LOSS.MEMORY_MIB", "PRE_NMS_TOPK"),
+    **_all(PROBABILITY, "MODEL.SOLO", "SCORE_THRESH_TEST", "MASK_THRESH_TEST", "KEEP_THRESH_TEST"),
     "MODEL.SOLO.NMS.KERNEL": one_of(("gaussian", "linear")),
     "MODEL.SOLO.NMS.SIGMA": at_least(0),
     "MODEL.SOLO.NMS.THRESH": between(0, 1),
-    "MODEL.SOLO.NMS.BACKEND": one_of(BACKENDS),
+    **_all(one_of(BACKENDS), "MODEL.SOLO", "MASK_BACKEND", "NMS.BACKEND"),
 }
 PANOPTIC_RULES = {
     "MODEL.SEM_SEG_HEAD.NUM_CLASSES": Rule(
@@ -186,25 +174,17 @@ def _check_levels(solo: CfgNode, shapes: Mapping[str, ShapeSpec]) -> None:
     for key in ("STRIDES", "NUM_GRIDS", "SCALE_RANGES"):
         allowed = f"{levels} values, one for each of IN_FEATURES {names}"
         require(len(solo[key]) == levels, f"MODEL.SOLO.{key}", solo[key], allowed)
-    for scale_range in solo.SCALE_RANGES:
-        require(
-            len(scale_range) == 2 and 0 <= scale_range[0] <= scale_range[1],
-            "MODEL.SOLO.SCALE_RANGES",
-            scale_range,
-            "pairs [least, largest] in pixels",
-        )
+    for pair in solo.SCALE_RANGES:
+        ordered = len(pair) == 2 and 0 <= pair[0] <= pair[1]
+        require(ordered, "MODEL.SOLO.SCALE_RANGES", pair, "pairs [least, largest] in pixels")
     channels = {name: shapes[name].channels for name in names}
-    require(
-        len(set(channels.values())) == 1,
-        "MODEL.SOLO.IN_FEATURES",
-        channels,
-        "features of one width",
-    )
+    one_width = len(set(channels.values())) == 1
+    require(one_width, "MODEL.SOLO.IN_FEATURES", channels, "features of one width")
 
 
 def _check_strides(solo: CfgNode, size_divisibility: int) -> None:
     """A level's feature must not be empty, and its cells must lie over the same pixels."""
-    divides = all(size_divisibility % stride == 0 for stride in solo.STRIDES)
+    divides = size_divisibility > 0 and all(size_divisibility % x == 0 for x in solo.STRIDES)
     allowed = f"divisors of {size_divisibility}, to multiples of which the backbone pads images"
     require(divides, "MODEL.SOLO.STRIDES", solo.STRIDES, allowed)
 
