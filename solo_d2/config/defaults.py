@@ -111,7 +111,8 @@ def _add_loss_keys(solo: CfgNode) -> None:
     # Weights of the category loss and of the mask loss (lambda of SOLO's equation 2).
     solo.LOSS.CLS_WEIGHT = 1.0
     solo.LOSS.MASK_WEIGHT = 3.0
-    # Name in MASK_LOSSES: "dice", "bce" or "focal" (SOLO paper, table 4, with weights 3, 10 and 20).
+    # Name in MASK_LOSSES of solo_d2/losses.py: "dice", "bce" or "focal" (SOLO paper, table 4, with
+    # weights 3, 10 and 20).
     solo.LOSS.MASK_TYPE = "dice"
     # "bce": weight of the pixels inside the mask.
     solo.LOSS.MASK_POS_WEIGHT = 2.0
