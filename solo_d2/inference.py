@@ -9,7 +9,7 @@ probability that is NaN is above no threshold, and an instance whose mask has su
 dropped.
 
 Contours (SOLO, arXiv:1912.04488, section 6) become the regions that they enclose as soon as they
-are made, go the way of masks, and at the end the contours of the enlarged regions are taken. Thin
+are made, are treated as masks, and at the end the contours of the enlarged regions are taken. Thin
 contours themselves could not be compared: duplicates that are a pixel apart hardly overlap.
 """
 

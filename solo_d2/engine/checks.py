@@ -11,8 +11,7 @@ from solo_d2.config.rules import Rule, above, at_least, between, one_of, require
 from solo_d2.data.classes import is_category_list
 from solo_d2.data.input_checks import check_input_config
 from solo_d2.evaluation.average_precision import BACKENDS
-from solo_d2.modeling.speed import SpeedOptions
-from solo_d2.modeling.training_speed import TRAINING_COMPILE
+from solo_d2.modeling.speed import TRAINING_COMPILE, SpeedOptions
 
 OPTIMIZERS = ("SGD", "AdamW")
 # What SOLVER.AMP.DTYPE may be; names of torch's.

@@ -42,8 +42,7 @@ from solo_d2.engine.step import StepTrainer, step_options, unwrap
 from solo_d2.engine.training_data import build_train_loader, require_trainable
 from solo_d2.evaluation import build_evaluator, evaluate_dataset, evaluation_loader
 from solo_d2.modeling.backbones import layer_lr_factor
-from solo_d2.modeling.speed import SpeedOptions, speed_up
-from solo_d2.modeling.training_speed import speed_up_training
+from solo_d2.modeling.speed import SpeedOptions, speed_up, speed_up_training
 from solo_d2.modeling.tta import SOLOWithTTA
 from solo_d2.utils.errors import ConfigError
 

@@ -1,4 +1,4 @@
-"""Layers that all heads are made of."""
+"""Layers of all heads: convolutions with norms, towers, predictors."""
 
 import math
 from collections.abc import Sequence

@@ -2,7 +2,7 @@
 
 "Adding the semantic segmentation branch, analogue to the mask feature branch" is all that the paper
 says, and its code was never released. What it leaves open follows Panoptic FPN (arXiv:1901.02446):
-the stuff classes and one class for all things, told apart by a 1x1 convolution at 1/4 scale, and a
+the stuff classes and one class for all things, predicted by a 1x1 convolution at 1/4 scale, and a
 cross-entropy of pixels at the size of the input.
 """
 

@@ -6,7 +6,6 @@ the instances of all views was the alternative: it keeps the best of several mas
 little by it (docs/training.md), and needs memory for all views at once.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,10 +15,9 @@ from detectron2.modeling.test_time_augmentation import DatasetMapperTTA
 from fvcore.transforms import HFlipTransform
 from torch import Tensor, nn
 
-from solo_d2.inference import MaskDecoder, class_probabilities
+from solo_d2.inference import class_probabilities
 from solo_d2.modeling.meta_arch.solo import SOLO, to_instances
 from solo_d2.ops.view_fusion import ViewFusion, to_frame
-from solo_d2.structures import HeadOutputs
 from solo_d2.utils.errors import ConfigError
 
 
@@ -78,56 +76,32 @@ class SOLOWithTTA(nn.Module):
         for view in views:
             images = self.model.preprocess_image([view])
             outputs = self.model.network(images.tensor)
-            spanning = partial(
-                _span_frame,
+            in_frame = partial(
+                to_frame,
                 image_size=images.image_sizes[0],
                 frame_size=frame_size,
                 flipped=any(isinstance(t, HFlipTransform) for t in view["transforms"].transforms),
             )
-            self._add_instances(fusion, decoder, outputs.head, spanning)
+            found = decoder.find(outputs.head, 0, class_probabilities(outputs.head.class_logits)[0])
+            masks = [
+                in_frame(probs, stride) for probs in decoder.masks(outputs.head, 0, found.cells)
+            ]
+            fusion.add(found.scores, found.classes, torch.cat([fusion.mask_sums[:0], *masks]))
             if outputs.semantic_logits is not None:
                 probs = outputs.semantic_logits[0].float().softmax(dim=0)
-                probs = spanning(probs, self.model.semantic_branch.stride)
+                probs = in_frame(probs, self.model.semantic_branch.stride)
                 semantic_probs = semantic_probs + probs / len(views)
         # The frame is all image, without padding.
-        scores, classes, masks = fusion.result(
+        scores, classes, probs = fusion.result(
             keep_thresh=decoder.keep_thresh, most=decoder.max_detections
         )
-        found = decoder.paste(
-            scores, classes, [masks], _input_size(frame_size, stride), output_size
-        )
-        instances = to_instances(found, output_size)
+        input_size = _input_size(frame_size, stride)
+        merged = decoder.paste(scores, classes, [probs], input_size, output_size)
+        instances = to_instances(merged, output_size)
         if not isinstance(semantic_probs, Tensor):
             return {"instances": instances}
         input_size = _input_size(frame_size, self.model.semantic_branch.stride)
         return self.model.combine(instances, semantic_probs.log(), input_size)
-
-    @staticmethod
-    def _add_instances(
-        fusion: ViewFusion,
-        decoder: MaskDecoder,
-        outputs: HeadOutputs,
-        spanning: Callable[[Tensor, int], Tensor],
-    ) -> None:
-        """Merge what one view shows."""
-        class_probs = class_probabilities(outputs.class_logits)[0]
-        found = decoder.find(outputs, 0, class_probs)
-        stride = min(decoder.head.mask_strides)
-        masks = [spanning(probs, stride) for probs in decoder.masks(outputs, 0, found.cells)]
-        fusion.add(found.scores, found.classes, torch.cat([fusion.mask_sums[:0], *masks]))
-
-
-def _span_frame(
-    maps: Tensor,
-    stride: int,
-    *,
-    image_size: tuple[int, int],
-    frame_size: tuple[int, int],
-    flipped: bool,
-) -> Tensor:
-    """`to_frame` for maps of a stride, of an image of a size in the padded input."""
-    extent = (image_size[0] / stride, image_size[1] / stride)
-    return to_frame(maps, extent=extent, frame_size=frame_size, flipped=flipped)
 
 
 def _input_size(frame_size: tuple[int, int], stride: int) -> tuple[int, int]:

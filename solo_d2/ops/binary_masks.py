@@ -63,8 +63,8 @@ def binarize_product(
         feature: (E, H, W) float.
         thresh: a pixel is set above this probability.
         backend: "torch" makes all float masks at once (the reference), "tiled" makes a tile of
-            pixels of all masks at a time (8 MiB a thread beside the result, or 4 KiB a mask if that
-            is more), "triton" never writes them; "auto" is "tiled" on the CPU and on a GPU
+            pixels of all masks at a time (8 MiB per thread besides the result, or 4 KiB per mask if
+            that is more), "triton" never writes them; "auto" is "tiled" on the CPU and on a GPU
             "triton", or "torch" where that is missing.
 
     Returns:

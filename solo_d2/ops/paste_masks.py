@@ -2,7 +2,7 @@
 
 Enlarge to the input, cut off the padding, resize to the output, threshold. Both resizes are
 bilinear, as in the published code, so together they are one linear map along each axis, and a pixel
-of the output can only be set where one of the few mask pixels it is made of is above the threshold.
+of the output can only be set where one of the few mask pixels it depends on is above the threshold.
 
 Shape letters: M masks, H and W rows and columns of the soft masks, H' and W' of the output.
 """
@@ -83,7 +83,7 @@ class Axis(NamedTuple):
 
     Attributes:
         weights: (N', N) float32.
-        first: (N',) int64, the first mask pixel that each output pixel is made of; rising.
+        first: (N',) int64, the first mask pixel that each output pixel depends on; rising.
         last: (N',) int64, the last one; rising.
     """
 
@@ -98,7 +98,7 @@ class Axis(NamedTuple):
         return torch.stack([first, torch.searchsorted(self.first, stop)], dim=1).tolist()
 
     def blocks(self, start: int, stop: int) -> Iterator[tuple[slice, slice]]:
-        """Cut a span of output pixels into blocks, each with the mask pixels it is made of."""
+        """Cut a span of output pixels into blocks, each with the mask pixels it depends on."""
         for block in range(start, stop, BLOCK):
             end = min(block + BLOCK, stop)
             yield slice(block, end), slice(int(self.first[block]), int(self.last[end - 1]) + 1)

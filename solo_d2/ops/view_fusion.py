@@ -15,21 +15,28 @@ SAME_INSTANCE_IOU = 0.5
 
 
 def to_frame(
-    maps: Tensor, *, extent: tuple[float, float], frame_size: tuple[int, int], flipped: bool
+    maps: Tensor,
+    stride: int,
+    *,
+    image_size: tuple[int, int],
+    frame_size: tuple[int, int],
+    flipped: bool,
 ) -> Tensor:
     """Bring maps of a view to a frame that spans the image exactly, bilinearly.
 
     Args:
         maps: (C, H, W) float32 over the padded input of the view.
-        extent: rows and columns of `maps` that the image takes, from the upper left corner on; they
-            need not be whole.
+        stride: input pixels of one pixel of the maps.
+        image_size: height and width of the image, which lies at the upper left of the input.
         frame_size: H' and W'.
         flipped: whether the view is the mirror image, left to right.
 
     Returns:
         (C, H', W') float32.
     """
-    rows, columns = (part / whole for part, whole in zip(extent, maps.shape[1:], strict=True))
+    rows, columns = (
+        part / stride / whole for part, whole in zip(image_size, maps.shape[1:], strict=True)
+    )
     # From [-1, 1] over the frame to [-1, 1] over the maps, of which the image is the first part.
     to_maps = [[-columns if flipped else columns, 0.0, columns - 1], [0.0, rows, rows - 1]]
     theta = torch.tensor([to_maps], device=maps.device)

@@ -30,20 +30,20 @@ def result(*views, keep_thresh=0.0, most=100):
 
 def test_frame_of_the_same_size_is_the_map():
     maps = torch.rand(3, *FRAME)
-    found = to_frame(maps, extent=FRAME, frame_size=FRAME, flipped=False)
+    found = to_frame(maps, 1, image_size=FRAME, frame_size=FRAME, flipped=False)
     torch.testing.assert_close(found, maps)
-    mirrored = to_frame(maps.flip(2), extent=FRAME, frame_size=FRAME, flipped=True)
+    mirrored = to_frame(maps.flip(2), 1, image_size=FRAME, frame_size=FRAME, flipped=True)
     torch.testing.assert_close(mirrored, maps)
 
 
 @pytest.mark.parametrize("flipped", [False, True])
-@pytest.mark.parametrize("extent", [(6.0, 8.0), (4.25, 5.5)])
-def test_points_of_the_image_stay_where_they_are(extent, flipped):
+@pytest.mark.parametrize("image_size", [(24, 32), (17, 22)])
+def test_points_of_the_image_stay_where_they_are(image_size, flipped):
     """Maps that hold their own coordinates, relative to the image, in a view with padding."""
-    rows = (torch.arange(7) + 0.5) / extent[0]
-    columns = (torch.arange(10) + 0.5) / extent[1]
+    rows = 4 * (torch.arange(7) + 0.5) / image_size[0]
+    columns = 4 * (torch.arange(10) + 0.5) / image_size[1]
     maps = torch.stack(torch.meshgrid(rows, columns, indexing="ij"))
-    found = to_frame(maps, extent=extent, frame_size=(12, 20), flipped=flipped)
+    found = to_frame(maps, 4, image_size=image_size, frame_size=(12, 20), flipped=flipped)
     expected_rows = (torch.arange(12) + 0.5) / 12
     expected_columns = (torch.arange(20) + 0.5) / 20
     if flipped:

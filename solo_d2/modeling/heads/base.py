@@ -27,7 +27,7 @@ class SOLOHeadBase(nn.Module, ABC, Generic[Outputs]):
     """A head predicts class logits for the cells of each level, and masks for chosen cells.
 
     A head has a method `forward` and, for the masks, `mask_factors` or `masks`. The class branch is
-    the same in all heads and stands here.
+    the same in all heads.
 
     Attributes:
         in_features: names of the backbone features, one for each level.
@@ -131,7 +131,7 @@ class SOLOHeadBase(nn.Module, ABC, Generic[Outputs]):
     def masks(self, outputs: Outputs, image: int, cells: GridCells) -> Tensor:
         """Make the masks of chosen cells; see `MaskHead.masks`.
 
-        A head that has no factors must have a method of its own.
+        A head without factors overrides this method.
         """
         factors = self.mask_factors(outputs, image, cells)
         assert factors

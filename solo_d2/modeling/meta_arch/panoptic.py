@@ -25,7 +25,7 @@ LARGEST_LOGIT = 1e4
 
 @META_ARCH_REGISTRY.register()
 class PanopticSOLO(SOLO):
-    """SOLO, Decoupled SOLO or SOLOv2 with a semantic branch beside the head."""
+    """SOLO, Decoupled SOLO or SOLOv2 with a semantic branch."""
 
     predicts_stuff: ClassVar[bool] = True
 

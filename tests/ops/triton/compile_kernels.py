@@ -51,7 +51,7 @@ KERNELS = [
         nms_decay._decay_kernel,
         {"overlaps": INT, "worst": FLOAT, "scores": FLOAT, "result": FLOAT}
         | {"sigma": "fp32", "num_masks": "i32"},
-        [TILE | choice for choice in variants(EXACT=[True, False], GAUSSIAN=[True, False])],
+        [TILE | {"EXACT": choice, "GAUSSIAN": choice} for choice in (True, False)],
     ),
     (
         nms_greedy._hard_kernel,
@@ -62,7 +62,7 @@ KERNELS = [
         nms_greedy._soft_kernel,
         {"overlaps": INT, "scores": FLOAT, "result": FLOAT, "sigma": "fp32", "thresh": "fp32"}
         | {"num_masks": "i32"},
-        variants(EXACT=[True, False], GAUSSIAN=[True, False], BLOCK=[512]),
+        [{"EXACT": choice, "GAUSSIAN": choice, "BLOCK": 512} for choice in (True, False)],
     ),
     (
         dynamic_masks._dynamic_masks_kernel,

@@ -34,7 +34,7 @@ def test_odd_sizes(num, size):
     width=st.integers(1, 30),
     classes=st.integers(1, 5),
 )
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=5)
 def test_any_size(num, seed, height, width, classes):
     masks, groups, _ = random_case(num, seed, height, width, classes)
     check(masks, groups)
