@@ -35,11 +35,11 @@ def parse_args(*arguments):
 
 
 def main(args):
-    """Keep gradients and figures in OUTPUT_DIR, then train until a process is killed."""
+    """Keep gradients and metrics in OUTPUT_DIR, then train until a process is killed."""
     folder = Path(args.opts[args.opts.index("OUTPUT_DIR") + 1])
     everything = {
         "gradients": {name: gradients(name) for name in BATCHES},
-        "figures": {name: figures(name) for name in PREDICTED},
+        "metrics": {name: metrics(name) for name in PREDICTED},
         "stopped": {name: stopped(name, folder) for name in STOPS},
     }
     if comm.is_main_process():
@@ -81,7 +81,7 @@ def gradients(name):
 PREDICTED = {"coco": 5, "lvis": 5, "one process has none": 2}
 
 
-def figures(name):
+def metrics(name):
     """Of predictions, of which each process has those of its images."""
     truth = lvis_truth(5) if name == "lvis" else coco_truth(5)
     results = predictions(truth)

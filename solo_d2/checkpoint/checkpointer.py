@@ -248,7 +248,7 @@ def load_matching(
 
 
 def _model_setting(model: nn.Module, key: str) -> Any:
-    """What a built model has for a key of `Format.settings`; None if it can't be told."""
+    """What a built model has for a key of `Format.settings`; None if it is unknown."""
     if key == "INPUT.FORMAT":
         return getattr(model, "input_format", None)
     if key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):

@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be written, and what is told of it.
+    """What is to be written, and what is reported of it.
 
     Attributes:
         source: the format of the file.
@@ -67,8 +67,8 @@ class Plan:
                 yield f"category ids: {', '.join(str(x['id']) for x in self.classes)}"
         yield f"config: {self.base}, with {len(self.settings)} keys changed"
         grids = "MODEL.SOLO.NUM_GRIDS"
-        told = {"MODEL.SOLO.SCALE_RANGES", grids} & set(self.settings)
-        other = [key for key in ("NUM_GRIDS", "SCALE_RANGES") if f"MODEL.SOLO.{key}" not in told]
+        listed = {"MODEL.SOLO.SCALE_RANGES", grids} & set(self.settings)
+        other = [key for key in ("NUM_GRIDS", "SCALE_RANGES") if f"MODEL.SOLO.{key}" not in listed]
         yield (
             f"not in the weights, so as in that config unless listed: {', '.join(other)}, "
             "thresholds, sizes of images, schedule"
@@ -212,7 +212,7 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _find_classes(checkpoint: Mapping[str, Any], number: int) -> list[Category]:
-    """The classes of weights: those saved with them, or COCO's as far as can be told.
+    """The classes of weights: those saved with them, or COCO's where the names or their number fit.
 
     Args:
         checkpoint: of any project.

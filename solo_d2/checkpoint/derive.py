@@ -86,7 +86,7 @@ def _resnet(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 
 
 def _kind(shape: tuple[int, ...], side: int) -> str:
-    """Of a deformable convolution, told by the shape of its offsets' weights."""
+    """Return the version of a deformable convolution, by the shape of its offsets' weights."""
     kinds = {2 * side**2: "v1", 3 * side**2: "v2"}
     if shape[0] not in kinds:
         raise ValueError(f"a deformable convolution has {shape[0]} offset channels: only one group")
@@ -166,7 +166,7 @@ def _norm(shapes: Mapping[str, Any], conv: str) -> str:
 
 
 def class_names(checkpoint: Mapping[str, Any]) -> list[str]:
-    """The class names that mmcv and mmengine save beside the weights; [] if there are none."""
+    """Return the class names that mmcv and mmengine save with the weights; [] if there are none."""
     meta = checkpoint.get("meta")
     meta = meta if isinstance(meta, Mapping) else {}
     nested = meta.get("dataset_meta")
@@ -179,7 +179,7 @@ def class_names(checkpoint: Mapping[str, Any]) -> list[str]:
 
 
 def settings_in_text(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """Grids and scale ranges, where the text of mmcv's config is saved beside the weights."""
+    """Return grids and scale ranges where mmcv's config is saved as text with the weights."""
     meta = checkpoint.get("meta")
     meta = meta if isinstance(meta, Mapping) else {}
     text = next((meta[key] for key in ("config", "cfg") if isinstance(meta.get(key), str)), "")

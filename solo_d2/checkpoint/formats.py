@@ -7,7 +7,7 @@ from solo_d2.checkpoint.renaming import BGR_INPUTS, RGB_INPUTS, Format, Names
 
 # ---- This project and Detectron2, whose zoo has detectors and two kinds of ResNet
 
-# Detectron2's own deformable blocks have the offsets beside the convolution.
+# Detectron2's own deformable blocks have the offsets next to the convolution.
 OFFSETS = ((r"(backbone\.bottom_up\.res\d\.\d+\.conv2)_offset\.(.*)", "{1}.offset.{2}"),)
 
 OWN = Format(
@@ -96,7 +96,7 @@ ADELAIDET = Format(
 def resnet_names(prefix: str) -> Names:
     """The table for a ResNet of torchvision, timm or mmcv whose names start with a prefix.
 
-    The offsets of deformable convolutions stand inside `conv2`, and beside it in older files.
+    The offsets of deformable convolutions are inside `conv2`, and next to it in older files.
     """
     theirs, ours = prefix.replace(".", r"\."), "backbone.bottom_up."
     block = rf"{theirs}layer(\d)\.(\d+)\."
@@ -230,5 +230,5 @@ FORMATS = (
 
 
 def recognise(state: Mapping[str, Any]) -> Format | None:
-    """The format of a state dict, told by its names; None if none fits."""
+    """Return the format of a state dict, by its names; None if none fits."""
     return next((source for source in FORMATS if source.matches(state)), None)

@@ -59,8 +59,10 @@ class Match:
             (self.missing, "parameters of the model are not in them"),
             (self.unexpected, "of their parameters are not in the model"),
         )
-        told = "; ".join(f"{len(names)} {text}: {_listed(names)}" for names, text in parts if names)
-        return f"{told}. Where that is wanted: {allow}"
+        problems = "; ".join(
+            f"{len(names)} {text}: {_listed(names)}" for names, text in parts if names
+        )
+        return f"{problems}. Where that is wanted: {allow}"
 
 
 def match(

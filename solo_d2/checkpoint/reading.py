@@ -117,7 +117,7 @@ _CONTAINERS: dict[str, Callable[..., Any]] = {
 
 
 def _read_torch(file: str, *, mmap: bool = False) -> Any:
-    """`torch.load` that makes tensors and containers; other objects beside them become stand-ins.
+    """`torch.load` that makes tensors and containers; other objects become stand-ins.
 
     Training checkpoints of mmengine keep their logs as objects of their own.
     """

@@ -55,7 +55,7 @@ class Format:
     counters: bool = False
 
     def matches(self, state: Mapping[str, Any]) -> bool:
-        """Whether a state dict is of this format, told by its names."""
+        """Return whether a state dict is of this format, by its names."""
         return all(any(re.fullmatch(mark, name) for name in state) for mark in self.marks)
 
     def convert(self, state: Mapping[str, Tensor]) -> "Conversion":

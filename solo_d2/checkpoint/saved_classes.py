@@ -14,7 +14,7 @@ from solo_d2.utils.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-# Of a checkpoint, beside "model".
+# In a checkpoint, at the same level as "model".
 KEY = "classes"
 
 

@@ -1,4 +1,4 @@
-"""What the trainer does beside its steps: seeds, the best checkpoint, early stopping."""
+"""Hooks of the trainer: seeds, the best checkpoint, early stopping."""
 
 import logging
 import math

@@ -45,7 +45,7 @@ def unwrap(model: nn.Module) -> Any:
 
 
 def step_options(cfg: CfgNode) -> dict[str, Any]:
-    """What `StepTrainer` takes beside model, data and optimizer."""
+    """Return the options of `StepTrainer` that a config gives."""
     solver = cfg.SOLVER
     clip = solver.CLIP_GRADIENTS
     clip_full_model = clip.ENABLED and clip.CLIP_TYPE == FULL_MODEL

@@ -273,7 +273,7 @@ class Trainer(DefaultTrainer):
             return self._last_eval_results
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed training needs beside the weights."""
+        """Return what a resumed training needs in addition to the weights."""
         # After the last iteration `iter` is one more.
         done = max(self.start_iter, min(self.iter + 1, self.max_iter))
         new_images = (done - self.start_iter) * self.cfg.SOLVER.IMS_PER_BATCH

@@ -23,7 +23,7 @@ from solo_d2.utils.user_code import from_user_code
 FAILED, INTERRUPTED, TERMINATED = 2, 130, 143
 # Seconds in which one SIGTERM counts.
 _SOON = 10.0
-# Seconds that a process has to end when it was told to.
+# Seconds that a process has to end after SIGTERM.
 _PATIENCE = 5.0
 Errors = tuple[type[Exception], ...]
 # Printed on one line wherever they come from.

@@ -1,4 +1,4 @@
-"""The errors that tell a user what to change; anything else that is raised is a defect of ours."""
+"""Errors that say what a user has to change; anything else that is raised is a defect of ours."""
 
 from typing import Any
 
@@ -11,30 +11,30 @@ class ConfigError(ValueError):
 
 
 class DatasetError(RuntimeError):
-    """A data set, annotation or image cannot be used; the message names file and cure."""
+    """A data set, annotation or image cannot be used; the message names file and remedy."""
 
 
 class UnreadableImageError(DatasetError):
-    """An image file is missing, damaged or no image; the others of the data set can be used."""
+    """An image file is missing, damaged or not an image; others of the data set can be used."""
 
     def __init__(self, message: str, file: str = "", reason: str = ""):
-        """Make the error; the message has both, file and reason are for those who count."""
+        """Make the error; the message has file and reason too."""
         super().__init__(message)
         self.file, self.reason = file, reason
 
 
 class BadNumbersError(FloatingPointError):
-    """Training came to infinity or NaN; the message names iteration, loss terms and images."""
+    """Losses or gradients are infinite or NaN; the message names iteration, terms and images."""
 
 
 def first_line(error: BaseException) -> str:
-    """An exception on one line."""
+    """Return an exception's type and the first line of its message."""
     lines = str(error).strip().splitlines() or ["no reason given"]
     return f"{type(error).__name__}: {lines[0]}"
 
 
 def shown(value: Any) -> str:
-    """A value from outside as messages have it: printable, on one line, shortened."""
+    """Return a value from outside for a message: printable, on one line, shortened."""
     try:
         text = repr(value)
     except ValueError:  # Python writes no whole numbers of thousands of digits

@@ -80,9 +80,9 @@ def put_in_place(temporary: Path, path: Path) -> None:
 
 @contextlib.contextmanager
 def naming(path: Path | str, temporary: Path | str | None = None) -> Iterator[None]:
-    """Let the errors of writing a file name it.
+    """Make errors of writing a file name it.
 
-    Those of a full disk name no file, and torch raises a RuntimeError in their place.
+    Those of a full disk name no file, and torch raises a RuntimeError instead.
 
     Args:
         path: the file or folder that is written.
@@ -126,7 +126,7 @@ def _cause(error: BaseException) -> OSError | None:
 
 
 def describe(error: OSError) -> str:
-    """An error of the system on one line: the file, the reason and what to do."""
+    """Return an error of the system on one line: the file, the reason and what to do."""
     if error.errno is None:  # of our own, with all that
         return str(error)
     reason = error.strerror or os.strerror(error.errno)
@@ -139,17 +139,17 @@ def describe(error: OSError) -> str:
 
 
 def unfinished(path: Path) -> Path:
-    """Return a new temporary name beside a file; it says which process writes it."""
+    """Return a new temporary name in the folder of a file; it names the process that writes."""
     name = f"{UNFINISHED}{_machine()}-{os.getpid()}-{secrets.token_hex(4)}{path.suffix}"
     return path.parent / name
 
 
 @functools.cache
 def sweep(folder: Path) -> None:
-    """Remove what writers have left that were killed, once for each folder and process.
+    """Remove unfinished files of killed writers, once for each folder and process.
 
-    Those of this machine are known to have ended. Files of other machines count as left when
-    nothing was written to them for a day.
+    On this machine it is known which have ended; files of other machines are removed a day after
+    they were last written to.
     """
     for leftover in folder.glob(f"{UNFINISHED}*"):
         with contextlib.suppress(OSError):  # gone, or not ours to remove

@@ -1,8 +1,8 @@
 """Whether an exception comes from code of the user, whose traceback must not be hidden.
 
-Our commands put an error on one line where the user can mend it in a file, a key or a value. What
-the user's own code raises (a head, a mapper, a function that loads a data set, a transform, a hook)
-is another matter: its author needs the traceback.
+Our commands print an error on one line where the user can mend it in a file, a key or a value. What
+the user's own code raises (a head, mapper, data set function, transform or hook) keeps its
+traceback, which its author needs.
 """
 
 import os
@@ -35,24 +35,26 @@ _HEAD = "Traceback (most recent call last):"
 
 
 def from_user_code(error: BaseException) -> bool:
-    """Whether code of the user raised an error, or called or was called by what raised it.
+    """Return whether code of the user raised an error, or called or was called by what raised it.
 
-    A script that calls our commands, as train_net.py does, is not looked at for what they raise.
+    A script that calls our commands, as train_net.py does, does not count for what they raise.
 
     Args:
-        error: as caught; what workers of a data loader and other processes raise has their
-            traceback as its text.
+        error: as caught; errors of data loader workers have their traceback as text.
     """
-    return _concerns_user([*_frames(error.__traceback__), *_files_in_text(str(error))])
+    owners = [_owner(file) for file in _frames(error.__traceback__)]
+    owners += [_owner(file) for file in _files_in_text(str(error))]
+    # A script of the user that calls us counts only if nothing of ours was called.
+    return _called_user(owners) if "caller" in owners else "user" in owners
 
 
 def calls_user_code(traceback: TracebackType | None) -> bool:
-    """Whether code of ours or of Detectron2 has called code of the user in a traceback."""
+    """Return whether our code or Detectron2's has called code of the user in a traceback."""
     return _called_user([_owner(file) for file in _frames(traceback)])
 
 
 def is_of_user(thing: Callable[..., Any]) -> bool:
-    """Whether a class or function is defined by the user; unknown ones count as such."""
+    """Return whether the user defines a class or function; unknown ones count as such."""
     module = sys.modules.get(getattr(thing, "__module__", None) or "")
     return _owner(getattr(module, "__file__", None) or "<unknown>") == "user"
 
@@ -61,15 +63,6 @@ def note_part(error: BaseException, text: str) -> None:
     """Add a line to an error's traceback, where Python can (3.11)."""
     if sys.version_info >= (3, 11):
         error.add_note(text)
-
-
-def _concerns_user(files: list[str]) -> bool:
-    """Whether among the files of a traceback, outermost first, is the user's code.
-
-    A script of the user that calls us counts only if nothing of ours was called.
-    """
-    owners = [_owner(file) for file in files]
-    return _called_user(owners) if "caller" in owners else "user" in owners
 
 
 def _called_user(owners: list[str]) -> bool:

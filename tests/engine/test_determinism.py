@@ -47,17 +47,17 @@ def train_in_a_process(args, hash_seed):
 
 
 def numbers(folder):
-    """What a training has written: losses, weights and state, predictions and figures."""
+    """What a training has written: losses, weights and state, predictions and metrics."""
     metrics = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
     (predictions,) = folder.glob("inference/*/coco_instances_results.json")
     return {
-        # As text: NaN, which stands for figures of sizes that no object has, equals nothing.
+        # As text: NaN, which stands for metrics of sizes that no object has, equals nothing.
         "losses": json.dumps(
             [{k: v for k, v in row.items() if not re.search("time|seconds", k)} for row in metrics]
         ),
         "checkpoint": torch.load(folder / "model_final.pth", weights_only=True),
         "predictions": json.loads(predictions.read_text()),
-        "figures": json.loads((folder / "evaluation.json").read_text()),
+        "evaluation": json.loads((folder / "evaluation.json").read_text()),
     }
 
 

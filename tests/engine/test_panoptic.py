@@ -1,4 +1,4 @@
-"""The trainer on panoptic data: from files named on the command line to all figures."""
+"""The trainer on panoptic data: from files named on the command line to all metrics."""
 
 import pytest
 

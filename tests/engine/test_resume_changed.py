@@ -25,10 +25,10 @@ BASE = (
 def first(shapes, tmp_path_factory):
     """The folder of a finished training, whose last evaluation was the best."""
     folder = tmp_path_factory.mktemp("first")
-    figures = iter((10.0, 50.0))
+    scores = iter((10.0, 50.0))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            Trainer, "test", classmethod(lambda *_: {"segm": {"AP": next(figures)}, "bbox": {}})
+            Trainer, "test", classmethod(lambda *_: {"segm": {"AP": next(scores)}, "bbox": {}})
         )
         train(setup(run_config(shapes, folder, *BASE)))
     return folder

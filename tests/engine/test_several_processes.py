@@ -17,7 +17,6 @@ from solo_d2.engine.launch import JobError, launch  # noqa: E402
 from tests import jobs  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
-MOST_SECONDS = 540
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +53,9 @@ def test_gradients_are_those_of_one_process(killed, name):
 
 
 @pytest.mark.parametrize("name", jobs.PREDICTED)
-def test_figures_are_those_of_one_process(killed, name, tmp_path, monkeypatch):
+def test_metrics_are_those_of_one_process(killed, name, tmp_path, monkeypatch):
     monkeypatch.setenv("JOB_FOLDER", str(tmp_path))
-    expected, found = jobs.figures(name), killed[0]["figures"][name]
+    expected, found = jobs.metrics(name), killed[0]["metrics"][name]
     assert expected["segm"]["AP"] > 1
     for task, values in expected.items():
         assert found[task] == pytest.approx(values, rel=0, abs=1e-9, nan_ok=True)
@@ -90,28 +89,23 @@ def test_a_killed_process_ends_the_job(killed, folder):
     assert last == f"model_{jobs.CHECKPOINT - 1:07}.pth"
 
 
-def run(*command):
-    """Run Python; its exit code and what it printed."""
+@pytest.fixture(scope="module")
+def resumed(killed, folder):
+    """The folder of the training that was killed, resumed by torchrun."""
+    options = ["--config-file", folder / "config.yaml", "--resume"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*torchrun, "--nproc-per-node", 2, "train_net.py", *options]
     done = subprocess.run(
-        [sys.executable, *map(str, command)],
+        [*map(str, command), "OUTPUT_DIR", folder / "several"],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=MOST_SECONDS,
+        timeout=540,
         check=False,
     )
-    return done.returncode, done.stdout
-
-
-@pytest.fixture(scope="module")
-def resumed(killed, folder):
-    """The folder of the training that was killed, resumed by torchrun."""
-    options = ["--config-file", folder / "config.yaml", "--resume"]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
-    code, printed = run(*torchrun, "train_net.py", *options, "OUTPUT_DIR", folder / "several")
-    assert code == 0, printed[-5000:]
+    assert done.returncode == 0, done.stdout[-5000:]
     return folder / "several"
 
 

@@ -118,8 +118,9 @@ def test_mixed_precision_trains_on_the_cpu():
             assert cosine > 0.9, name
 
 
-@pytest.mark.parametrize("precision", [None, torch.float16])
-@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+@pytest.mark.parametrize(
+    ("optimizer", "precision"), [("SGD", None), ("AdamW", None), ("AdamW", torch.float16)]
+)
 def test_the_whole_gradient_is_clipped_in_true_units(optimizer, precision):
     cfg = tiny_config()
     clip = cfg.SOLVER.CLIP_GRADIENTS
@@ -129,7 +130,7 @@ def test_the_whole_gradient_is_clipped_in_true_units(optimizer, precision):
     built = Trainer.build_optimizer(cfg, model)
     assert type(built).__name__ == optimizer  # not Detectron2's, which clips each parameter
     options = step_options(cfg) | {"precision": precision}
-    small = batch()[:1]  # float16 is slow on the CPU
+    small = [image(48, 64)]  # float16 is slow on the CPU
     trainer = StepTrainer(model, itertools.repeat(small), built, **options)
     if precision:
         trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=64.0)

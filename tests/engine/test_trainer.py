@@ -42,8 +42,8 @@ def test_own_data_trains_and_evaluates_from_the_command_line_alone(shapes, tmp_p
     assert load_config(f"{tmp_path}/config.yaml").MODEL.CLASSES == saved["classes"]
     results = evaluate(setup(saved_run(tmp_path)))
     assert {"segm", "segm_TTA"} <= set(results)
-    figures = json.loads((tmp_path / "evaluation.json").read_text())
-    assert {"segm/AP", "segm_TTA/AP"} <= set(figures)
+    metrics = json.loads((tmp_path / "evaluation.json").read_text())
+    assert {"segm/AP", "segm_TTA/AP"} <= set(metrics)
     assert "segm_TTA/AP50" in (tmp_path / "metrics.json").read_text()  # at the end of training too
 
 
