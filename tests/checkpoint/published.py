@@ -12,8 +12,8 @@ CLASSES = 80
 NORM = ("weight", "bias", "running_mean", "running_var")
 
 
-def values(shapes, seed=0):
-    generator = torch.Generator().manual_seed(seed)
+def values(shapes):
+    generator = torch.Generator().manual_seed(0)
     state = {}
     for name, shape in shapes.items():
         if name.endswith("num_batches_tracked"):
@@ -87,107 +87,104 @@ def caffe2_resnet(depth):
     return shapes
 
 
-def outputs_of(depth):
-    return [64, 128, 256, 512] if depth < 50 else [32, 64, 128, 256]
+def conv(name, shape, norm=""):
+    """A convolution with a bias, or with GroupNorm of another name."""
+    weights = {f"{name}.weight": shape, f"{norm or name}.bias": shape[:1]}
+    return weights | ({f"{norm}.weight": shape[:1]} if norm else {})
 
 
-def neck(depth):
+def neck(depth, lateral="neck.lateral_convs.{}.conv", output="neck.fpn_convs.{}.conv", first=0):
     shapes = {}
-    for i, channels in enumerate(outputs_of(depth)):
-        shapes[f"neck.lateral_convs.{i}.conv.weight"] = (FPN, channels, 1, 1)
-        shapes[f"neck.fpn_convs.{i}.conv.weight"] = (FPN, FPN, 3, 3)
-        shapes[f"neck.lateral_convs.{i}.conv.bias"] = shapes[f"neck.fpn_convs.{i}.conv.bias"] = (
-            FPN,
-        )
+    narrowest = 64 if depth < 50 else 32
+    for level in range(4):
+        channels = narrowest * 2**level
+        shapes |= conv(lateral.format(level + first), (FPN, channels, 1, 1))
+        shapes |= conv(output.format(level + first), (FPN, FPN, 3, 3))
     return shapes
 
 
 def conv_module(name, shape, offsets=0, beside=False):
     """mmcv's convolution with GroupNorm, perhaps deformable."""
-    shapes = {f"{name}.conv.weight": shape}
-    shapes |= {f"{name}.gn.weight": shape[:1], f"{name}.gn.bias": shape[:1]}
+    shapes = conv(f"{name}.conv", shape, f"{name}.gn")
     if offsets:
         channels = offsets // 9 * shape[2] ** 2
         at = f"{name}.conv_offset" if beside else f"{name}.conv.conv_offset"
-        shapes[f"{at}.weight"], shapes[f"{at}.bias"] = (channels, *shape[1:]), (channels,)
+        shapes |= conv(at, (channels, *shape[1:]))
     return shapes
 
 
 def tower(name, num, coords, offsets=0, num_deform=0, beside=False):
     shapes = {}
     for i in range(num):
-        shape = (HEAD, (FPN if i == 0 else HEAD) + coords * (i == 0), 3, 3)
+        shape = (HEAD, FPN + coords if i == 0 else HEAD, 3, 3)
         deform = offsets if i >= num - num_deform else 0
         shapes |= conv_module(f"{name}.{i}", shape, deform, beside)
     return shapes
 
 
 def predictor(name, channels, side=3):
-    return {f"{name}.weight": (channels, HEAD, side, side), f"{name}.bias": (channels,)}
+    return conv(name, (channels, HEAD, side, side))
 
 
 def predictors(name, channels, side=3):
-    return {
-        key: shape
-        for k, number in enumerate(channels)
-        for key, shape in predictor(f"{name}.{k}", number, side).items()
-    }
+    shapes = {}
+    for level, number in enumerate(channels):
+        shapes |= predictor(f"{name}.{level}", number, side)
+    return shapes
 
 
-def mask_feature(prefix, last, offsets=0):
+def mask_feature(module, last):
+    """Convolutions of SOLOv2's mask feature, each made by `module(name, shape)`."""
     shapes = {}
     for level in range(4):
         for j in range(max(level, 1)):
             channels = FPN + 2 * (level == 3) if j == 0 else HEAD
-            name = f"{prefix}.convs_all_levels.{level}.conv{j}"
-            shapes |= conv_module(name, (HEAD, channels, 3, 3), offsets)
-    return shapes | conv_module(f"{prefix}.{last}", (HEAD, HEAD, 1, 1), offsets)
+            shapes |= module(f"convs_all_levels.{level}.conv{j}", (HEAD, channels, 3, 3))
+    return shapes | module(last, (HEAD, HEAD, 1, 1))
 
 
-AUTHORS = {  # names of the authors' code
-    "classes": "bbox_head.cate_convs",
-    "masks": "bbox_head.ins_convs",
-    "kernels": "bbox_head.kernel_convs",
-    "solo_logits": "bbox_head.solo_cate",
-    "decoupled_logits": "bbox_head.dsolo_cate",
-    "mask_list": "bbox_head.solo_ins_list",
-    "decoupled_list": "bbox_head.dsolo_ins_list",
-    "kernel": "bbox_head.solo_kernel",
-    "feature": ("mask_feat_head", "conv_pred.0"),
-}
-MMDET = {  # names of mmdetection 2 and 3
-    "classes": "mask_head.cls_convs",
-    "masks": "mask_head.mask_convs",
-    "kernels": "mask_head.kernel_convs",
-    "solo_logits": "mask_head.conv_cls",
-    "decoupled_logits": "mask_head.conv_cls",
-    "mask_list": "mask_head.conv_mask_list",
-    "decoupled_list": "mask_head.conv_mask_list",
-    "kernel": "mask_head.conv_kernel",
-    "feature": ("mask_head.mask_feature_head", "conv_pred"),
-}
-
-
-def mm_head(kind, names, num, offsets=0, num_deform=0, beside=False):
-    deform = {"offsets": offsets, "num_deform": num_deform, "beside": beside}
-    shapes = tower(names["classes"], num, 0, **deform)
-    if kind == "solov2":
-        shapes |= tower(names["kernels"], num, 2, **deform)
-        shapes |= predictor(names["solo_logits"], CLASSES) | predictor(names["kernel"], HEAD)
-    elif kind == "solo":
-        shapes |= tower(names["masks"], num, 2, **deform)
-        shapes |= predictor(names["solo_logits"], CLASSES)
-        shapes |= predictors(names["mask_list"], [side**2 for side in GRIDS], side=1)
+def head(kind, num, **deform):
+    """Heads of the authors' code."""
+    shapes = tower("bbox_head.cate_convs", num, 0, **deform)
+    if kind in ("solo", "solov2"):
+        shapes |= predictor("bbox_head.solo_cate", CLASSES)
     else:
-        if kind == "decoupled":
-            for axis in "xy":
-                shapes |= tower(f"{names['masks']}_{axis}", num, 1, **deform)
-        else:
-            shapes |= tower(names["masks"], num, 2, **deform)
-        shapes |= predictor(names["decoupled_logits"], CLASSES)
+        shapes |= predictor("bbox_head.dsolo_cate", CLASSES)
         for axis in "xy":
-            shapes |= predictors(f"{names['decoupled_list']}_{axis}", GRIDS)
+            shapes |= predictors(f"bbox_head.dsolo_ins_list_{axis}", GRIDS)
+    if kind == "solov2":
+        shapes |= tower("bbox_head.kernel_convs", num, 2, **deform)
+        shapes |= predictor("bbox_head.solo_kernel", HEAD)
+    elif kind == "decoupled":
+        for axis in "xy":
+            shapes |= tower(f"bbox_head.ins_convs_{axis}", num, 1, **deform)
+    else:
+        shapes |= tower("bbox_head.ins_convs", num, 2, **deform)
+    if kind == "solo":
+        shapes |= predictors("bbox_head.solo_ins_list", [side**2 for side in GRIDS], side=1)
     return shapes
+
+
+# Names of the authors' code, and those of mmdetection 2 and 3.
+_NEWER = {
+    "bbox_head.cate_convs": "mask_head.cls_convs",
+    "bbox_head.ins_convs": "mask_head.mask_convs",
+    "bbox_head.kernel_convs": "mask_head.kernel_convs",
+    "bbox_head.solo_cate": "mask_head.conv_cls",
+    "bbox_head.dsolo_cate": "mask_head.conv_cls",
+    "bbox_head.solo_ins_list": "mask_head.conv_mask_list",
+    "bbox_head.dsolo_ins_list": "mask_head.conv_mask_list",
+    "bbox_head.solo_kernel": "mask_head.conv_kernel",
+    "mask_feat_head.conv_pred.0": "mask_head.mask_feature_head.conv_pred",
+    "mask_feat_head": "mask_head.mask_feature_head",
+}
+
+
+def newer(state):
+    """A state of the authors' code under the names of mmdetection 2 and 3."""
+    for theirs, new in _NEWER.items():
+        state = {key.replace(theirs, new): value for key, value in state.items()}
+    return state
 
 
 # kind, depth, convolutions, offset channels, deformable convolutions of towers, the same in the
@@ -204,43 +201,38 @@ MODELS = {
 }
 
 
-def mm_model(model, names=AUTHORS, beside=False):
-    """Shapes of backbone, neck, head and mask feature."""
-    kind, depth, num, offsets, num_deform, feature_offsets, _ = MODELS[model]
+def authors_model(model, beside=False):
+    """Shapes of backbone, neck, head and mask feature.
+
+    Older versions of mmcv have the convolution of the offsets beside the one that uses them.
+    """
+    kind, depth, num, offsets, num_deform, of_feature, _ = MODELS[model]
+
+    def module(name, shape):
+        return conv_module(f"mask_feat_head.{name}", shape, of_feature)
+
     return (
         torchvision_resnet(depth, "backbone.", offsets, beside),
         neck(depth),
-        mm_head(kind, names, num, offsets, num_deform, beside),
-        mask_feature(*names["feature"], feature_offsets) if kind == "solov2" else {},
+        head(kind, num, offsets=offsets, num_deform=num_deform, beside=beside),
+        mask_feature(module, "conv_pred.0") if kind == "solov2" else {},
     )
 
 
-def mm_state(model, names=AUTHORS, beside=False, seed=0):
-    shapes = {}
-    for part in mm_model(model, names, beside):
-        shapes |= part
-    return values(shapes, seed)
+def authors(model, beside=False):
+    return values({k: v for part in authors_model(model, beside) for k, v in part.items()})
 
 
 def adelaidet(depth=50):
+    def module(name, shape):
+        return conv(f"mask_head.{name}.0", shape, f"mask_head.{name}.1")
+
     shapes = detectron2_resnet(depth, "backbone.bottom_up.")
-    for n, channels in enumerate(outputs_of(depth), 2):
-        shapes[f"backbone.fpn_lateral{n}.weight"] = (FPN, channels, 1, 1)
-        shapes[f"backbone.fpn_output{n}.weight"] = (FPN, FPN, 3, 3)
-        shapes[f"backbone.fpn_lateral{n}.bias"] = shapes[f"backbone.fpn_output{n}.bias"] = (FPN,)
+    shapes |= neck(depth, "backbone.fpn_lateral{}", "backbone.fpn_output{}", 2)
     for name, coords in (("cate", 0), ("kernel", 2)):
         for i in range(4):
-            channels = FPN + coords if i == 0 else HEAD
-            shapes[f"ins_head.{name}_tower.{3 * i}.weight"] = (HEAD, channels, 3, 3)
-            shapes[f"ins_head.{name}_tower.{3 * i + 1}.weight"] = (HEAD,)
-            shapes[f"ins_head.{name}_tower.{3 * i + 1}.bias"] = (HEAD,)
+            shape = (HEAD, FPN + coords if i == 0 else HEAD, 3, 3)
+            at = f"ins_head.{name}_tower."
+            shapes |= conv(f"{at}{3 * i}", shape, f"{at}{3 * i + 1}")
     shapes |= predictor("ins_head.cate_pred", CLASSES) | predictor("ins_head.kernel_pred", HEAD)
-    for level in range(4):
-        for j in range(max(level, 1)):
-            channels = FPN + 2 * (level == 3) if j == 0 else HEAD
-            name = f"mask_head.convs_all_levels.{level}.conv{j}"
-            shapes[f"{name}.0.weight"] = (HEAD, channels, 3, 3)
-            shapes[f"{name}.1.weight"] = shapes[f"{name}.1.bias"] = (HEAD,)
-    shapes["mask_head.conv_pred.0.weight"] = (HEAD, HEAD, 1, 1)
-    shapes["mask_head.conv_pred.1.weight"] = shapes["mask_head.conv_pred.1.bias"] = (HEAD,)
-    return shapes
+    return values(shapes | mask_feature(module, "conv_pred"))

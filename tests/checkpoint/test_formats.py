@@ -5,13 +5,9 @@ import torch
 
 from solo_d2.checkpoint.formats import (
     ADELAIDET,
-    CAFFE2,
-    DETECTOR,
     FORMATS,
     MMDETECTION,
-    MMDETECTION_DETECTOR,
     OWN,
-    RESNET,
     SOLO_AUTHORS,
     TORCHVISION,
     recognise,
@@ -31,16 +27,11 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
 @pytest.mark.parametrize("model", published.MODELS)
-def test_entries_are_as_many_as_published(model):
-    backbone, neck, head, feature = published.mm_model(model)
-    assert (len(backbone), len(head), len(feature)) == published.MODELS[model][-1]
-    assert len(neck) == 16
-    assert len(published.adelaidet()) == 333
-
-
-@pytest.mark.parametrize("model", published.MODELS)
-def test_both_generations_of_mmdetection_give_one_model(model):
-    state = published.mm_state(model)
+def test_all_generations_of_mmdetection_give_one_model(model):
+    backbone, neck, head, feature = map(len, published.authors_model(model))
+    assert (backbone, head, feature) == published.MODELS[model][-1]
+    assert neck == 16
+    state = published.authors(model)
     assert recognise(state) is SOLO_AUTHORS
     conversion = SOLO_AUTHORS.convert(state)
     counters = [name for name in state if name.endswith("num_batches_tracked")]
@@ -48,9 +39,9 @@ def test_both_generations_of_mmdetection_give_one_model(model):
     assert len(conversion.state) == len(state) - len(counters)
     assert all(name.startswith(("backbone.", "head.")) for name in conversion.state)
     assert not any("layer" in name or "conv_offset" in name for name in conversion.state)
-    newer = published.mm_state(model, published.MMDET)
+    newer = published.newer(state)
     assert recognise(newer) is MMDETECTION
-    older_files = published.mm_state(model, beside=True)
+    older_files = published.authors(model, beside=True)
     for other in (MMDETECTION.convert(newer), SOLO_AUTHORS.convert(older_files)):
         assert set(other.state) == set(conversion.state)
 
@@ -75,12 +66,12 @@ PAIRS = {  # theirs and ours, by the tables of the golden values
 
 
 def test_names_of_the_authors_code():
-    origins = SOLO_AUTHORS.convert(published.mm_state("solov2_dcn")).origins
+    origins = SOLO_AUTHORS.convert(published.authors("solov2_dcn")).origins
     assert {theirs: ours for ours, theirs in origins.items() if theirs in PAIRS} == PAIRS
 
 
 def test_names_of_adelaidet():
-    state = published.values(published.adelaidet())
+    state = published.adelaidet()
     assert recognise(state) is ADELAIDET
     conversion = ADELAIDET.convert(state | {"pixel_mean": torch.zeros(3)})
     assert conversion.ignored == ("pixel_mean",)
@@ -90,37 +81,19 @@ def test_names_of_adelaidet():
     assert origins["head.class_tower.2.weight"] == "ins_head.cate_tower.6.weight"
     name = "mask_head.convs_all_levels.2.conv1.1.weight"
     assert origins["head.mask_feature.levels.2.1.norm.weight"] == name
-    # It is the model that the authors' code gives.
-    assert set(origins) == set(SOLO_AUTHORS.convert(published.mm_state("solov2")).state)
-
-
-def test_backbones_are_recognised():
-    resnet = published.torchvision_resnet(50)
-    zoo = published.detectron2_resnet(50)
-    own = {f"backbone.bottom_up.{name}": shape for name, shape in zoo.items()}
-    caffe2 = published.caffe2_resnet(50)
-    detector = {f"backbone.{name}": shape for name, shape in resnet.items()}
-    for state, expected in (
-        (resnet | {"fc.weight": (1000, 256)}, TORCHVISION),
-        (zoo | {"stem.fc.weight": (1000, 256)}, RESNET),
-        (caffe2, CAFFE2),
-        (own | {"proposal_generator.rpn_head.conv.weight": (1,)}, DETECTOR),
-        (detector | {"rpn_head.rpn_cls.weight": (1,)}, MMDETECTION_DETECTOR),
-    ):
-        assert recognise(state) is expected
-        names = set(expected.convert(state).state)
-        statistics = {name for name in own if ".running_" in name}
-        assert names == set(own) - (statistics if expected is CAFFE2 else set())
+    # It is the model that the authors' code gives, whose names are ours.
+    converted = SOLO_AUTHORS.convert(published.authors("solov2")).state
+    assert set(origins) == set(converted)
+    assert recognise(converted) is OWN
+    assert list(OWN.convert(converted).state) == list(converted)
 
 
 def test_what_belongs_to_nothing_keeps_its_name_and_nothing_is_written_twice():
     state = {**published.torchvision_resnet(50), "layer1.0.se.fc1.weight": 0}
     assert "layer1.0.se.fc1.weight" in TORCHVISION.convert(state).state
-    state = published.mm_state("decoupled_light_dcn") | {
-        "backbone.layer2.0.conv2_offset.bias": torch.zeros(18)
-    }
-    with pytest.raises(ValueError, match="conv2_offset.bias are both .*res3.0.conv2.offset.bias"):
-        SOLO_AUTHORS.convert(state)
+    twice = {"backbone.layer2.0.conv2_offset.bias": torch.zeros(18)}
+    with pytest.raises(ValueError, match=r"conv2_offset\.bias .*res3\.0\.conv2\.offset\.bias"):
+        SOLO_AUTHORS.convert(published.authors("decoupled_light_dcn") | twice)
     assert recognise({"weight": 0}) is None
     assert len({source.title for source in FORMATS}) == len(FORMATS)
 
@@ -132,19 +105,6 @@ HEADS = {
     "mmdet_solov2_light": "SOLOv2Head",
     "solov2_heads": "SOLOv2Head",
 }
-# Names of the authors' code, and those of mmdetection 2 and 3.
-NEWER = (
-    ("bbox_head.cate_convs.", "mask_head.cls_convs."),
-    ("bbox_head.ins_convs", "mask_head.mask_convs"),
-    ("bbox_head.kernel_convs.", "mask_head.kernel_convs."),
-    ("bbox_head.dsolo_cate.", "mask_head.conv_cls."),
-    ("bbox_head.solo_cate.", "mask_head.conv_cls."),
-    ("bbox_head.solo_kernel.", "mask_head.conv_kernel."),
-    ("bbox_head.dsolo_ins_list", "mask_head.conv_mask_list"),
-    ("bbox_head.solo_ins_list", "mask_head.conv_mask_list"),
-    ("mask_feat_head.conv_pred.0.", "mask_head.mask_feature_head.conv_pred."),
-    ("mask_feat_head.", "mask_head.mask_feature_head."),
-)
 
 
 def golden_head(name, source):
@@ -152,8 +112,7 @@ def golden_head(name, source):
     prefixes = ("bbox_head.", "mask_feat_head.", "ins_head.", "mask_head.")
     state = {key: value for key, value in golden.items() if key.startswith(prefixes)}
     if source is MMDETECTION:
-        for theirs, newer in NEWER:
-            state = {key.replace(theirs, newer): value for key, value in state.items()}
+        state = published.newer(state)
     converted = source.convert(state).state
     dim = converted["head.class_tower.0.weight"].shape[0]
     settings = {"num_grids": golden["num_grids"].tolist(), "num_convs": 2, "conv_dim": dim}
@@ -202,9 +161,3 @@ def test_solo_masks_give_the_published_outputs():
         bias = golden[f"bbox_head.solo_ins_list.{level}.bias"]
         masks = torch.nn.functional.conv2d(feature, weight, bias)
         torch.testing.assert_close(masks, golden[f"ins_pred.{level}"], **CLOSE)
-
-
-def test_own_is_taken_as_it_is():
-    state = SOLO_AUTHORS.convert(published.mm_state("solov2")).state
-    assert recognise(state) is OWN
-    assert list(OWN.convert(state).state) == list(state)

@@ -26,7 +26,7 @@ def light_config(depth):
     return cfg
 
 
-@pytest.mark.parametrize("depth", [18, 34, 50])
+@pytest.mark.parametrize("depth", [18, 50])
 def test_backbone_computes_what_torchvision_does(depth, tmp_path):
     torch.manual_seed(0)
     theirs = torchvision.models.get_model(f"resnet{depth}").eval()
@@ -46,7 +46,7 @@ def test_backbone_computes_what_torchvision_does(depth, tmp_path):
             torch.testing.assert_close(features[f"res{stage + 1}"], y, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet101", "resnext50_32x4d", "resnext101_64x4d"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet101", "resnext50_32x4d"])
 @pytest.mark.parametrize("library", ["torchvision", "timm"])
 def test_every_resnet_fits_the_backbone_that_its_shapes_ask_for(name, library):
     with torch.device("meta"):
@@ -73,19 +73,9 @@ def test_other_resnets_of_timm_are_refused(tmp_path):
         ("resnet26d", "no format that is known"),
         ("seresnet50", r"layer1\.0\.se\.fc1\.weight"),
     ):
-        torch.save(timm.create_model(name).state_dict(), tmp_path / "resnet.pth")
+        with torch.device("meta"):
+            state = timm.create_model(name).state_dict()
+        state = {k: torch.zeros(v.shape, dtype=v.dtype) for k, v in state.items()}
+        torch.save(state, tmp_path / "resnet.pth")
         with pytest.raises(ConfigError, match=message):
             SOLOCheckpointer(model).load(str(tmp_path / "resnet.pth"))
-
-
-@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 half a zip"])
-def test_a_file_that_is_no_checkpoint_is_named(content, tmp_path):
-    file = tmp_path / "weights.pth"
-    file.write_bytes(content)
-    with pytest.raises(ConfigError, match=r"The weights .*weights\.pth can't be used: \w+"):
-        SOLOCheckpointer(torch.nn.Linear(1, 1)).load(str(file))
-
-
-def test_missing_weights_are_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"gone\.pth can't be used"):
-        SOLOCheckpointer(torch.nn.Linear(1, 1)).load(str(tmp_path / "gone.pth"))
