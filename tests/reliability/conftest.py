@@ -1,13 +1,21 @@
 """What the reliability tests share."""
 
+import functools
 import shutil
 
 import pytest
 
 
-@pytest.fixture
-def folder_of(tmp_path_factory, prepared):
-    """Makes a folder in which a work can be done."""
+@pytest.fixture(scope="session")
+def folder_of(tmp_path_factory):
+    """Makes a folder in which a work can be done, with what it reads, which is made once."""
+    from tests.reliability import works
+
+    @functools.cache
+    def prepared(work):
+        folder = tmp_path_factory.mktemp(f"{work}_in")
+        works.prepare(folder, work)
+        return folder
 
     def make(work, variant=0):
         folder = tmp_path_factory.mktemp(work)
@@ -16,19 +24,3 @@ def folder_of(tmp_path_factory, prepared):
         return folder
 
     return make
-
-
-@pytest.fixture(scope="session")
-def prepared(tmp_path_factory):
-    """Gives the folder with what a work reads, made once."""
-    from tests.reliability import works
-
-    made = {}
-
-    def get(work):
-        if work not in made:
-            made[work] = tmp_path_factory.mktemp(f"{work}_in")
-            works.prepare(made[work], work)
-        return made[work]
-
-    return get

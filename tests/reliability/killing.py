@@ -7,14 +7,15 @@ size of files ends the process in the midst of writing a file, also in native co
 makes writing fail as a full disk does (EFBIG).
 """
 
+import itertools
 import json
 import multiprocessing.connection
 import os
 import resource
 import signal
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import torch
@@ -26,7 +27,7 @@ LEFT = (".unfinished-", ".tmp-", ".lock")
 # Grow line by line, so a kill cuts them off; who reads them skips what is no line.
 LOGS = ("log.txt", "metrics.json", "events.out.tfevents")
 
-# Seconds without a word after which a child is taken to hang.
+# Seconds without output after which a child is taken to hang.
 _PATIENCE = 300
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.reliability.works"])
@@ -34,14 +35,8 @@ _EVENTS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shu
 _WRITE = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
-@dataclass(frozen=True)
-class Ending:
-    """How a run ended.
-
-    Attributes:
-        code: exit code; of one that was killed, less than 0.
-        out: what it printed, both streams.
-    """
+class Ending(NamedTuple):
+    """The exit code of a run (of a killed one, less than 0), and both streams of its output."""
 
     code: int
     out: str
@@ -75,6 +70,19 @@ def run(work, folder, *, signal_at=None, sent=signal.SIGKILL, room=None, kill_be
     return Ending(process.exitcode, b"".join(printed).decode(errors="replace"))
 
 
+def run_until_whole(work, folder, *contents, sent=signal.SIGKILL):
+    """Yield how runs end of which each gets the signal a moment later, until one is not hit.
+
+    After each, every file is whole (see `assert_whole`).
+    """
+    for moment in itertools.count(1):
+        ending = run(work, folder, signal_at=moment, sent=sent)
+        assert_whole(folder / "out", *contents)
+        if ending.code == 0:
+            return
+        yield ending
+
+
 def _child(printed, work, folder, signal_at, sent, room, kill_beyond):
     from tests.reliability import works
 
@@ -92,22 +100,17 @@ def _child(printed, work, folder, signal_at, sent, room, kill_beyond):
 
 
 def _signal_at(moment, sent, watched):
-    count = 0
+    moments = itertools.count(1)
 
     def hook(event, arguments):
-        nonlocal count
+        writes = event in _EVENTS
         if event == "open":
-            path, mode, flags = arguments
-            if not (set(mode or "") & set("wax+") or (flags or 0) & _WRITE):
-                return
-        elif event in _EVENTS:
-            path = arguments[0]
-        else:
+            _, mode, flags = arguments
+            writes = set(mode or "") & set("wax+") or (flags or 0) & _WRITE
+        if not writes or not isinstance(arguments[0], (str, bytes, os.PathLike)):
             return
-        if isinstance(path, (str, bytes, os.PathLike)) and os.fsdecode(path).startswith(watched):
-            count += 1
-            if count == moment:
-                os.kill(os.getpid(), sent)
+        if os.fsdecode(arguments[0]).startswith(watched) and next(moments) == moment:
+            os.kill(os.getpid(), sent)
 
     sys.addaudithook(hook)
 
@@ -118,18 +121,20 @@ def visible(folder):
     Where they name the folder above, as configs do, they have another text for it.
     """
     above = os.fsencode(folder.parent)
+    names = {path: path.relative_to(folder) for path in sorted(folder.rglob("*"))}
     return {
-        str(path.relative_to(folder)): path.read_bytes().replace(above, b"ABOVE")
-        for path in sorted(folder.rglob("*"))
+        str(name): path.read_bytes().replace(above, b"ABOVE")
+        for path, name in names.items()
         if path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and not any(part.startswith(".") for part in name.parts)
         and not path.name.startswith(LOGS)
     }
 
 
-def hidden(folder):
+def hidden(folder, *, locks=True):
     """Names of what a user does not see there."""
-    return [path.name for path in folder.rglob("*") if path.name.startswith(".")]
+    names = [path.name for path in folder.rglob("*") if path.name.startswith(".")]
+    return [name for name in names if locks or ".lock" not in name]
 
 
 def assert_whole(folder, *contents):
@@ -137,8 +142,7 @@ def assert_whole(folder, *contents):
     for name, content in visible(folder).items():
         if all(content != known.get(name) for known in contents):
             READERS[Path(name).suffix](folder / name)
-    strange = [name for name in hidden(folder) if not any(mark in name for mark in LEFT)]
-    assert not strange
+    assert [name for name in hidden(folder) if not any(mark in name for mark in LEFT)] == []
 
 
 def _read_image(file):
@@ -148,7 +152,6 @@ def _read_image(file):
 
 def _read_video(file):
     capture = cv2.VideoCapture(str(file))
-    assert capture.isOpened()
     frames = 0
     while capture.read()[0]:
         frames += 1
@@ -168,11 +171,9 @@ def _read_last(file):
 READERS = {
     ".json": lambda file: json.loads(file.read_text()),
     ".yaml": lambda file: yaml.safe_load(file.read_text())["MODEL"],
-    ".pth": lambda file: torch.load(file, weights_only=False),  # also figures
-    ".jpg": _read_image,
-    ".png": _read_image,
+    ".pth": lambda file: torch.load(file, weights_only=False),  # also metrics
+    **dict.fromkeys((".jpg", ".png"), _read_image),
+    **dict.fromkeys((".mp4", ".avi"), _read_video),
     ".onnx": _read_onnx,
-    ".mp4": _read_video,
-    ".avi": _read_video,
     "": _read_last,
 }

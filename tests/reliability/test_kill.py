@@ -1,7 +1,7 @@
 """Commands that are killed or told to stop: files are old, new or absent; the next run works."""
 
 import contextlib
-import itertools
+import functools
 import logging
 import multiprocessing
 import os
@@ -26,8 +26,13 @@ from tests.reliability import killing  # noqa: E402
 WITH_TIMES = {"evaluation", "training"}
 QUICK = ["one_file", "labels", "panoptic", "conversion"]
 LONG = ["shapes", "example", "stills", "video", "training", "evaluation", "export"]
-long = pytest.mark.reliability
-EVERYTHING = [*QUICK, *(pytest.param(work, marks=long) for work in LONG)]
+
+
+def long(*works):
+    return [pytest.param(work, marks=pytest.mark.reliability) for work in works]
+
+
+EVERYTHING = [*QUICK, *long(*LONG)]
 # Sizes of files beyond which the kernel kills.
 SIZES = (0, 1, 100, 2_000, 20_000, 200_000)
 
@@ -40,19 +45,9 @@ def finish(work, folder):
 
 
 @pytest.fixture(scope="session")
-def results(tmp_path_factory, prepared):
+def results(folder_of):
     """Gives the results of a work that nothing disturbs, for each variant."""
-    made = {}
-
-    def get(work, variant=0):
-        if (work, variant) not in made:
-            folder = tmp_path_factory.mktemp("whole")
-            (folder / "in").symlink_to(prepared(work) / "in")
-            (folder / "variant").write_text(str(variant))
-            made[work, variant] = finish(work, folder)
-        return made[work, variant]
-
-    return get
+    return functools.cache(lambda work, variant=0: finish(work, folder_of(work, variant)))
 
 
 def assert_results(work, found, expected):
@@ -65,50 +60,37 @@ def assert_results(work, found, expected):
 @pytest.mark.parametrize("work", EVERYTHING)
 def test_signals_at_every_moment(work, sent, folder_of, results):
     """One run after the other ends a moment later than the last; then one goes to the end."""
-    new = results(work)
-    folder = folder_of(work)
-    for moment in itertools.count(1):
-        ending = killing.run(work, folder, signal_at=moment, sent=sent)
-        killing.assert_whole(folder / "out", new)
-        if ending.code == 0:
-            break
+    new, folder, number = results(work), folder_of(work), 0
+    for ending in killing.run_until_whole(work, folder, new, sent=sent):
+        number += 1
         assert ending.code == (-sent if sent == signal.SIGKILL else TERMINATED), ending.out
         if sent == signal.SIGTERM:
             assert ending.out.rstrip().endswith(": terminated"), ending.out
-            assert all(name.endswith(".lock") for name in killing.hidden(folder / "out"))
-    print(f"{moment - 1} moments")
-    assert moment > 2
+            assert killing.hidden(folder / "out", locks=False) == []
+    assert number > 1
     assert_results(work, finish(work, folder), new)
 
 
-@pytest.mark.parametrize("work", [*QUICK, *(pytest.param(work, marks=long)
-    for work in ("shapes", "stills"))])  # fmt: skip
+@pytest.mark.parametrize(
+    "work", ["one_file", "labels", "conversion", *long("panoptic", "shapes", "stills")]
+)
 def test_what_is_there_stays_until_the_new_is_whole(work, folder_of, results):
-    old, new = results(work), results(work, 1)
-    folder = folder_of(work)
+    old, new, folder = results(work), results(work, 1), folder_of(work)
     finish(work, folder)
     (folder / "variant").write_text("1")
-    for moment in itertools.count(1):
-        ending = killing.run(work, folder, signal_at=moment)
-        killing.assert_whole(folder / "out", old, new)
-        if ending.code == 0:
-            break
+    assert all(ending.code for ending in killing.run_until_whole(work, folder, old, new))
     assert_results(work, finish(work, folder), new)
 
 
 @pytest.mark.parametrize("work", EVERYTHING)
 def test_killed_in_the_midst_of_a_file(work, folder_of, results):
     """The kernel ends the process when a file, of Python or of native code, exceeds a size."""
-    new = results(work)
-    folder = folder_of(work)
-    killed = 0
+    new, folder, codes = results(work), folder_of(work), []
     for size in SIZES:
-        ending = killing.run(work, folder, room=size, kill_beyond=True)
-        assert ending.code in (0, -signal.SIGXFSZ), ending.out
-        killed += ending.code != 0
+        codes.append(killing.run(work, folder, room=size, kill_beyond=True).code)
         killing.assert_whole(folder / "out", new)
-    print(f"{killed} of {len(SIZES)} sizes")
-    assert killed > 1
+    assert set(codes) <= {0, -signal.SIGXFSZ}
+    assert sum(code != 0 for code in codes) > 1
     assert_results(work, finish(work, folder), new)
 
 
@@ -163,43 +145,34 @@ def test_a_folder_that_was_taken_away_comes_back(tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".data.tmp")] == []
 
 
-def test_terminated_commands_end_what_they_have_started(tmp_path, capsys):
-    before = signal.getsignal(signal.SIGTERM)
-    started = []
+def test_terminated_commands_end_what_they_started_and_restore_settings(tmp_path, capsys):
+    def settings():
+        signals = map(signal.getsignal, (signal.SIGTERM, signal.SIGCHLD))
+        return sys.unraisablehook, logging.raiseExceptions, *signals
+
+    before, during, started = settings(), [], []
 
     def work():
         context = multiprocessing.get_context("forkserver")
         started.append(context.Process(target=time.sleep, args=(600,)))
         started[0].start()
-        with files.whole_file(tmp_path / "a.json") as file:
-            file.write_text("[")
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(60)
+        during.append(settings())
+        try:
+            with files.whole_file(tmp_path / "a.json") as file:
+                file.write_text("[")
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(60)
+        finally:
+            during.append(settings())
 
     assert run_command("work", work) == TERMINATED == 128 + signal.SIGTERM
     started[0].join(60)
     assert started[0].exitcode is not None
     assert list(tmp_path.iterdir()) == []
     assert capsys.readouterr().err == "work: terminated\n"
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_settings_of_the_process_stay_as_they_are():
-    def settings():
-        return sys.unraisablehook, logging.raiseExceptions, signal.getsignal(signal.SIGCHLD)
-
-    before, during = settings(), []
-
-    def work():
-        try:
-            during.append(settings())
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(60)
-        finally:
-            during.append(settings())
-
-    assert run_command("work", work) == TERMINATED
-    assert [*during, settings()] == [before] * 3
+    assert settings() == before
+    for hook, raises, _, child in during:
+        assert (hook, raises, child) == (*before[:2], before[3])
 
 
 def test_what_ends_because_of_sigterm_is_no_failure(capsys):
@@ -239,32 +212,27 @@ PROCESSES = {
 def test_sigterm_ends_a_training_with_all_its_processes(folder_of, kind, whom):
     """As Kubernetes sends it, to the command, and as SLURM does, to all processes."""
     folder = folder_of("training")
-    out = folder / "out"
+    out, printed = folder / "out", folder / "printed.txt"
     several = ["--num-processes", "2"] if kind == "processes" else []
     command = [sys.executable, "train_net.py", "--config-file", f"{folder}/in/config.yaml"]
     command += [*several, "--resume", "OUTPUT_DIR", str(out), "SOLVER.CHECKPOINT_PERIOD", "3"]
     command += [*PROCESSES[kind], "TEST.EVAL_PERIOD", "0", "SOLVER.MAX_ITER"]
-    with open(folder / "printed.txt", "w") as printed:
+    with open(printed, "w") as stream:
         training = subprocess.Popen(
-            [*command, "100000"], stdout=printed, stderr=printed, start_new_session=True
+            [*command, "100000"], stdout=stream, stderr=stream, start_new_session=True
         )
     while not (out / "last_checkpoint").exists():
-        assert training.poll() is None, (folder / "printed.txt").read_text()
+        assert training.poll() is None, printed.read_text()
         time.sleep(0.05)
-    if whom == "command":
-        training.send_signal(signal.SIGTERM)
-    else:
-        os.killpg(training.pid, signal.SIGTERM)
-    code = training.wait(120)
-    said = (folder / "printed.txt").read_text()
-    assert code == TERMINATED, said
-    assert "SIGTERM: terminated" in said
+    (os.kill if whom == "command" else os.killpg)(training.pid, signal.SIGTERM)
+    assert training.wait(120) == TERMINATED, printed.read_text()
+    assert "SIGTERM: terminated" in printed.read_text()
     deadline = time.monotonic() + 20
     while alive(training.pid) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert alive(training.pid) == []
     killing.assert_whole(out)
-    assert all(name.endswith(".lock") for name in killing.hidden(out))
+    assert killing.hidden(out, locks=False) == []
     last = torch.load(out / (out / "last_checkpoint").read_text(), weights_only=True)
     end = str(last["iteration"] + 2)
     done = subprocess.run([*command, end], capture_output=True, text=True, check=False)
@@ -275,7 +243,6 @@ def test_sigterm_ends_a_training_with_all_its_processes(folder_of, kind, whom):
 def test_content_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     events = []
     monkeypatch.setattr(files.os, "fsync", lambda _: events.append("on disk"))
-    sys.addaudithook(lambda event, _: events.append(event) if event == "os.rename" else None)
-    with files.whole_file(tmp_path / "a.json") as file:
-        file.write_text("{}")
-    assert events[:2] == ["on disk", "os.rename"]
+    monkeypatch.setattr(files.Path, "replace", lambda *_: events.append("named"))
+    files.save_text(tmp_path / "a.json", "{}")
+    assert events == ["on disk", "named"]

@@ -32,12 +32,10 @@ from solo_d2.data.shapes.__main__ import main as shapes_main  # noqa: E402
 from solo_d2.engine import argument_parser  # noqa: E402
 from solo_d2.engine.launch import JobError, launch  # noqa: E402
 from solo_d2.utils.commands import run_command  # noqa: E402
-from solo_d2.utils.files import whole_file  # noqa: E402
+from solo_d2.utils.files import save_text  # noqa: E402
 from tests import jobs, panoptic_files  # noqa: E402
 from tests.api.models import arguments, panoptic_cfg, picture, save, save_model  # noqa: E402
 from tests.export.models import small_config, small_model  # noqa: E402
-
-NUM_IMAGES = 3
 
 
 def prepare(folder, work):
@@ -53,15 +51,19 @@ def variant(folder):
     return int(file.read_text()) if file.is_file() else 0
 
 
+def words(*parts):
+    return [str(part) for part in parts]
+
+
 def shapes(folder):
     seed = variant(folder)
-    words = ["shapes", "--output", f"{folder}/out/shapes", "--num-train", "2", "--num-val", "1"]
-    with mock.patch.object(sys, "argv", [*words, "--seed", str(seed), *["--force"][:seed]]):
+    command = words("shapes", "--output", folder / "out/shapes", "--num-train", 2, "--num-val", 1)
+    with mock.patch.object(sys, "argv", [*command, *words("--seed", seed), *["--force"][:seed]]):
         return shapes_main()
 
 
 def prepare_labels(source):
-    for index in range(NUM_IMAGES):
+    for index in range(3):
         save(source / "images" / f"{index}.png", picture(20, 30, seed=index))
         mask = np.zeros((20, 30), np.uint8)
         mask[5:15, 5 : 10 + index] = 255
@@ -72,25 +74,24 @@ def prepare_labels(source):
 def labels(folder):
     source = folder / "in"
     chosen = source / ("other" if variant(folder) else "labels")
-    words = ["--images", source / "images", "--labels", chosen, "--output", folder / "out"]
-    return labels_to_coco.main([*map(str, words)])
+    command = ("--images", source / "images", "--labels", chosen, "--output", folder / "out")
+    return labels_to_coco.main(words(*command))
 
 
 def example(folder):
     out = folder / "out"
     if (out / "images").exists() != (out / "labels").exists():  # as the command asks for
         shutil.rmtree(out / ("images" if (out / "images").exists() else "labels"))
-    words = ["--images", out / "images", "--labels", out / "labels", "--output", out]
-    made = ["--example", "3"] if not (out / "images").exists() else []
-    return labels_to_coco.main([*map(str, words), *made])
+    command = ("--images", out / "images", "--labels", out / "labels", "--output", out)
+    made = () if (out / "images").exists() else ("--example", 3)
+    return labels_to_coco.main(words(*command, *made))
 
 
 def panoptic(folder):
-    source = folder / "in" / "data"
-    again = ["--force"] if variant(folder) else []
-    words = ["--json", source / "panoptic.json", "--png-dir", source / "panoptic"]
-    words += ["--output", folder / "out" / "converted"]
-    return convert_panoptic.main([*map(str, words), *again])
+    source = folder / "in/data"
+    command = ("--json", source / "panoptic.json", "--png-dir", source / "panoptic")
+    again = ("--force",) * variant(folder)
+    return convert_panoptic.main(words(*command, "--output", folder / "out/converted", *again))
 
 
 def conversion(folder):
@@ -103,16 +104,15 @@ def conversion(folder):
         classes=["cat"],
         match=Match(state, [], [], {}, []),
     )
-    return run_command("convert", lambda: write_conversion(plan, folder / "out" / "model.pth"))
+    return run_command("convert", lambda: write_conversion(plan, folder / "out/model.pth"))
 
 
 def prepare_demo(source):
     save_model(source / "model")
     for index in range(2):
         save(source / "images" / f"{index}.png", picture(seed=index))
-    writer = cv2.VideoWriter(
-        str(source / "video.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48)
-    )
+    codec = cv2.VideoWriter.fourcc(*"MJPG")
+    writer = cv2.VideoWriter(str(source / "video.avi"), codec, 10, (64, 48))
     for index in range(3):
         writer.write(picture(seed=index))
     writer.release()
@@ -120,21 +120,19 @@ def prepare_demo(source):
 
 def stills(folder):
     out = folder / "out"
-    results = ["--output", out / "pictures", "--json", out / "a.json"]
-    results += ["--save-masks", out / "masks"]
-    return _demo(folder, "--input", folder / "in" / "images", *results)
+    results = ("--output", out / "pictures", "--save-masks", out / "masks")
+    return _demo(folder, "--input", folder / "in/images", *results)
 
 
 def video(folder):
-    out = folder / "out"
-    results = ["--output", out / "a.avi", "--json", out / "a.json"]
-    return _demo(folder, "--video-input", folder / "in" / "video.avi", *results)
+    output = ("--output", folder / "out/a.avi")
+    return _demo(folder, "--video-input", folder / "in/video.avi", *output)
 
 
-def _demo(folder, *words):
-    model = arguments(folder / "in" / "model" / "model.pth")
-    least = "0.5" if variant(folder) else "0"
-    return demo.main([*model, "--confidence-threshold", least, *map(str, words)])
+def _demo(folder, *more):
+    model = arguments(folder / "in/model/model.pth")
+    least = ("--confidence-threshold", 0.5 if variant(folder) else 0)
+    return demo.main([*model, *words(*least, "--json", folder / "out/a.json", *more)])
 
 
 def prepare_training(source):
@@ -143,9 +141,9 @@ def prepare_training(source):
 
 
 def training(folder):
-    words = ["SOLVER.MAX_ITER", 3, "SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.IMS_PER_BATCH", 2]
-    words += ["SOLVER.REFERENCE_IMS_PER_BATCH", 2, "TEST.EVAL_PERIOD", 3]
-    return _train(folder, "--resume", *words)
+    keys = ("SOLVER.MAX_ITER", 3, "SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.IMS_PER_BATCH", 2)
+    keys += ("SOLVER.REFERENCE_IMS_PER_BATCH", 2, "TEST.EVAL_PERIOD", 3)
+    return _train(folder, "--resume", *keys)
 
 
 def prepare_evaluation(source):
@@ -154,28 +152,28 @@ def prepare_evaluation(source):
 
     root = ensure_shapes(source / "shapes", ShapesParams(num_train=0, num_val=2))
     cfg = panoptic_cfg()
-    split = ("panoptic_val.json", "panoptic_val", "panoptic_stuff_val")
-    annotations = root / "annotations"
-    cfg.DATASETS.COCO_PANOPTIC_FORMAT = [
-        ["kept_val", str(annotations / split[0]), str(root / split[1]), str(root / "val")]
-    ]
+    files = ("annotations/panoptic_val.json", "panoptic_val", "val")
+    cfg.DATASETS.COCO_PANOPTIC_FORMAT = [["kept_val", *(str(root / name) for name in files)]]
     cfg.DATASETS.TEST = ("kept_val",)
     cfg.TEST.KEEP_PANOPTIC_PREDICTIONS = True
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 5
     torch.manual_seed(0)
-    torch.save({"model": build_model(cfg).state_dict()}, source / "model.pth")
+    _save_model(source, cfg, build_model(cfg))
+
+
+def _save_model(source, cfg, model):
+    torch.save({"model": model.state_dict()}, source / "model.pth")
     (source / "config.yaml").write_text(cfg.dump())
 
 
 def evaluation(folder):
-    weights = ["MODEL.WEIGHTS", folder / "in" / "model.pth"]
-    return _train(folder, "--eval-only", *weights)
+    return _train(folder, "--eval-only", "MODEL.WEIGHTS", folder / "in/model.pth")
 
 
-def _train(folder, *words):
-    words = [*words, "OUTPUT_DIR", folder / "out", "DATALOADER.NUM_WORKERS", 0]
-    words = ["--config-file", folder / "in" / "config.yaml", *words]
-    args = argument_parser().parse_args([*map(str, words)])
+def _train(folder, *more):
+    command = ("--config-file", folder / "in/config.yaml", *more)
+    command = words(*command, "OUTPUT_DIR", folder / "out", "DATALOADER.NUM_WORKERS", 0)
+    args = argument_parser().parse_args(command)
     return run_command("", lambda: launch(train_net.main, args), errors=(JobError,), failed=1)
 
 
@@ -183,28 +181,23 @@ def prepare_export(source):
     cfg = small_config()
     cfg.merge_from_list(["DATASETS.TRAIN", (), "DATASETS.TEST", ()])
     cfg.merge_from_list(["INPUT.MIN_SIZE_TEST", 96, "INPUT.MAX_SIZE_TEST", 160])
-    torch.save({"model": small_model().state_dict()}, source / "model.pth")
-    (source / "config.yaml").write_text(cfg.dump())
+    _save_model(source, cfg, small_model())
     y, x = np.mgrid[:70, :100]  # smooth, so that model and export find the same
-    picture = np.stack([2 * x, 2 * y, x + y], axis=2).clip(0, 255).astype(np.uint8)
-    save(source / "images" / "a.png", picture)
+    pixels = np.stack([2 * x, 2 * y, x + y], axis=2).clip(0, 255).astype(np.uint8)
+    save(source / "images" / "a.png", pixels)
 
 
 def export(folder):
     source = folder / "in"
-    model = ["--config-file", source / "config.yaml", "--weights", source / "model.pth"]
-    words = [*model, "--check-images", source / "images", "--output", folder / "out" / "model.onnx"]
-    return export_model.main([*map(str, words)])
+    model = ("--config-file", source / "config.yaml", "--weights", source / "model.pth")
+    output = ("--check-images", source / "images", "--output", folder / "out/model.onnx")
+    return export_model.main(words(*model, *output))
 
 
 def one_file(folder):
     """The least that there is: a file of 1000 bytes."""
-
-    def write():
-        with whole_file(folder / "out" / "a.json") as file:
-            file.write_text(f"[{variant(folder)}, " + " " * 1000 + "0]")
-
-    return run_command("write", write)
+    text = f"[{variant(folder)}, " + " " * 1000 + "0]"
+    return run_command("write", lambda: save_text(folder / "out/a.json", text))
 
 
 WORKS = {
@@ -217,8 +210,7 @@ WORKS = {
 PREPARATIONS = {
     "labels": prepare_labels,
     "panoptic": lambda source: panoptic_files.write(source / "data"),
-    "stills": prepare_demo,
-    "video": prepare_demo,
+    **dict.fromkeys(("stills", "video"), prepare_demo),
     "training": prepare_training,
     "evaluation": prepare_evaluation,
     "export": prepare_export,
