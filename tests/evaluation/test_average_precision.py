@@ -275,6 +275,7 @@ def test_trainer_evaluates_a_data_set_in_lvis_format(tmp_path):
     cfg = tiny_config()
     cfg.MODEL.SOLO.NUM_CLASSES = len(CATEGORIES)
     cfg.MODEL.SOLO.SCORE_THRESH_TEST = cfg.MODEL.SOLO.KEEP_THRESH_TEST = 0.0001
+    cfg.INPUT.MIN_SIZE_TEST = 0
     cfg.DATASETS.TEST, cfg.OUTPUT_DIR = ("lvis_made_up",), str(tmp_path)
     cfg.DATALOADER.NUM_WORKERS = 0
     names = {"thing_classes": [category["name"] for category in truth["categories"]]}
