@@ -1,4 +1,4 @@
-"""What commands set for their own process; the library sets nothing (test_import_side_effects)."""
+"""What commands set for their own process; the library sets nothing (test_wheel)."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""The wheel as another project installs it: away from the checkout, it is whole and works."""
+"""The wheel as another project installs it: whole, without side effects, and it works."""
 
 import os
 import shutil
@@ -14,17 +14,64 @@ pytestmark = [pytest.mark.slow, pytest.mark.detectron2]
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE")
 
-# Of all modules: the environment of the tests has every package that one of them may need.
+# What importing every module changes in Detectron2, other libraries or the process, and whether
+# each can be imported: this environment has every package that one of them may need.
 IMPORT_ALL = """
-import importlib, pathlib, sys
-import solo_d2
+import importlib, json, logging, os, pkgutil, signal, sys
+import cv2, PIL.Image, torch
+import detectron2.data.datasets, detectron2.engine, detectron2.evaluation, detectron2.model_zoo
+import fvcore.transforms.transform, pycocotools.coco
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
-package = pathlib.Path(solo_d2.__file__).parent
-assert package == pathlib.Path(sys.argv[1]), package
-for file in sorted(package.rglob("*.py")):
-    parts = file.relative_to(package.parent).with_suffix("").parts
-    if "configs" not in parts:
-        importlib.import_module(".".join(parts).removesuffix(".__init__"))
+MINE = ("shapes_train", "cityscapes_fine_panoptic_val_separated")
+for name in MINE:
+    DatasetCatalog.register(name, list)
+MetadataCatalog.get(MINE[0]).thing_classes = ["mine"]
+LIBRARIES = ("detectron2", "fvcore", "pycocotools", "PIL", "cv2")
+NAMES = [name for name in sys.modules if name.partition(".")[0] in LIBRARIES]
+DATA_SETS = DatasetCatalog.list()
+
+def state():
+    found = {}
+    for name in DATA_SETS:
+        found["loader of " + name] = id(DatasetCatalog[name])
+        found["metadata of " + name] = repr(MetadataCatalog.get(name).as_dict())
+    for name in ("", "detectron2", "fvcore", "PIL", "torch", "py.warnings"):
+        log = logging.getLogger(name)
+        handlers = [repr(handler) for handler in log.handlers]
+        found["logger " + name] = repr((log.level, handlers, log.filters, log.propagate))
+    for name in NAMES:
+        for key, value in list(vars(sys.modules[name]).items()):
+            if key.startswith("__") or (name, key) == ("PIL.Image", "_initialized"):
+                continue
+            found[f"{name}.{key}"] = id(value)
+            for attribute, part in vars(value).items() if isinstance(value, type) else ():
+                if attribute.startswith(("__", "_abc")):
+                    continue
+                found[f"{name}.{key}.{attribute}"] = id(part)
+    found["torch"] = repr((
+        torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled(),
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32,
+        torch.backends.cuda.matmul.allow_tf32, torch.get_float32_matmul_precision(),
+        torch.are_deterministic_algorithms_enabled(), cv2.getNumThreads(),
+    ))
+    found["hooks"] = repr((sys.excepthook, sys.unraisablehook, logging.raiseExceptions))
+    found["signals"] = repr([signal.getsignal(number) for number in signal.valid_signals()])
+    found["environment"] = repr(sorted(os.environ.items()))
+    found["faked modules"] = repr([name for name in sys.modules if "deeplearning" in name])
+    return found
+
+before = state()
+import solo_d2
+assert solo_d2.__path__ == [sys.argv[1]], solo_d2.__path__
+for module in pkgutil.walk_packages(solo_d2.__path__, "solo_d2.", onerror=importlib.import_module):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+after = state()
+assert not [key for key in before if before[key] != after.get(key)]
+for name in MINE:
+    DatasetCatalog.remove(name)
+    MetadataCatalog.pop(name, None)
 """
 TRAIN_AND_PREDICT = """
 import numpy as np
@@ -89,7 +136,7 @@ def test_it_holds_every_module_and_config_and_nothing_else(wheel):
     assert found == modules | configs
 
 
-def test_every_module_can_be_imported_and_it_trains_and_predicts(wheel, tmp_path):
+def test_importing_every_module_changes_no_global_state_and_it_trains_and_predicts(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
     arguments = ("-c", IMPORT_ALL + TRAIN_AND_PREDICT, str(tmp_path / "installed/solo_d2"))
     run(arguments, tmp_path, PYTHONPATH=str(tmp_path / "installed"))
