@@ -1,6 +1,7 @@
 """The training data of a config: its loader, and the reason if it holds nothing to train on."""
 
 import contextlib
+import itertools
 import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -91,16 +92,13 @@ def require_trainable(names: Sequence[str], model: Any, loader: Any) -> None:
     if isinstance(model, PanopticSOLO):
         return
     records = samples.dataset
-    with_objects = [
-        index
-        for index in range(len(records))
-        if any(map(is_object, records[index].get("annotations", ())))
-    ]
-    if not with_objects:
+    order = random.Random(0).sample(range(len(records)), len(records))
+    with_objects = (i for i in order if any(map(is_object, records[i].get("annotations", ()))))
+    chosen = list(itertools.islice(with_objects, _NUM_SAMPLES))  # to read all would take seconds
+    if not chosen:
         raise _nothing(names, nothing_to_train(names))
-    random.Random(0).shuffle(with_objects)
-    for place in range(_NUM_SAMPLES):
-        sample = samples[place, with_objects[place % len(with_objects)]]
+    for place, index in zip(range(_NUM_SAMPLES), itertools.cycle(chosen), strict=False):
+        sample = samples[place, index]
         if isinstance(sample, DatasetError):  # training reports it
             return
         targets = model.plan_micro_batches([[sample]])[0].targets
@@ -111,7 +109,7 @@ def require_trainable(names: Sequence[str], model: Any, loader: Any) -> None:
         "MODEL.SOLO.SCALE_RANGES or NUM_GRIDS; tools/check_dataset.py lists reasons and proposes "
         "values"
     )
-    if len(with_objects) <= _NUM_SAMPLES:
+    if len(chosen) < _NUM_SAMPLES:
         raise _nothing(names, reason)
     logger.warning("Of %d training samples drawn at random %s", _NUM_SAMPLES, reason)
 
