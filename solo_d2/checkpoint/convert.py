@@ -1,5 +1,6 @@
 """From a file of any source to a checkpoint of this project with its config."""
 
+import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -179,22 +180,23 @@ def _yaml(plan: Plan, weights: Path) -> str:
 def _nearest_config(derived: Mapping[str, Any]) -> Path:
     """Of configs/coco the one with the same head that differs in the fewest keys."""
 
-    def difference(path: Path) -> tuple[Any, ...]:
-        cfg = load_config(str(path))
+    def difference(item: tuple[Path, CfgNode]) -> tuple[Any, ...]:
+        path, cfg = item
         differing = [key for key, value in derived.items() if not _same(_get(cfg, key), value)]
         # Of equals the usual schedule, and the paper's large images.
-        return (
-            "MODEL.SOLO.HEAD.NAME" in differing,
-            len(differing),
-            "_3x" not in path.name,
-            path.name,
-        )
+        other_head = "MODEL.SOLO.HEAD.NAME" in differing
+        return other_head, len(differing), "_3x" not in path.name, path.name
 
     folder = configs_folder() / "coco"
-    paths = sorted(folder.glob("*.yaml"))
-    if not paths:
+    configs = _load_configs(folder)
+    if not configs:
         raise ConfigError(f"There are no configs in {folder}: name one by --config-file")
-    return min(paths, key=difference)
+    return min(configs.items(), key=difference)[0]
+
+
+@functools.cache
+def _load_configs(folder: Path) -> dict[Path, CfgNode]:
+    return {path: load_config(str(path)) for path in folder.glob("*.yaml")}
 
 
 def _get(cfg: CfgNode, key: str) -> Any:
