@@ -6,6 +6,7 @@ Quick here, and with many more examples, training and evaluation under the marke
 import json
 import math
 import os
+import shutil
 
 import cv2
 import numpy as np
@@ -15,14 +16,24 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.lvis import register_lvis_instances
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
 
-from solo_d2.data import SOLODatasetMapper, check_datasets, register_coco_format
+from solo_d2.data import (
+    SOLODatasetMapper,
+    check_datasets,
+    register_coco_format,
+    register_panoptic_format,
+)
 from solo_d2.data.catalog import class_names
 from solo_d2.data.entries import read_entries
+from solo_d2.data.panoptic_json import read_segment_ids
 from solo_d2.data.problems import ERROR
 from solo_d2.evaluation import build_evaluator
+from solo_d2.evaluation.panoptic_quality import PanopticQualityEvaluator
 from solo_d2.utils.errors import ConfigError, DatasetError
+from tests import panoptic_files as files
 from tests.json_damage import (
     HEIGHT,
     WIDTH,
@@ -34,7 +45,7 @@ from tests.json_damage import (
     lvis_content,
     put,
 )
-from tests.modeling.tiny import tiny_config, tiny_model
+from tests.modeling.tiny import panoptic_config, tiny_config, tiny_model
 from tools.dataset_check.page import draw_page
 from tools.dataset_check.report import format_findings, to_json
 from tools.dataset_check.run import check_dataset
@@ -43,9 +54,17 @@ pytestmark = pytest.mark.detectron2
 
 NAME = "test_fuzz"
 HOST = "images.cocodataset.org"
-COCO, LVIS = coco_content(), lvis_content()
-QUICK = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+COCO, LVIS, PANOPTIC = coco_content(), lvis_content(), files.content()
+QUICK = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 LONG = settings(QUICK, max_examples=1000)
+# Pixels of the first panoptic PNG that become another id: place, and one that is listed or is not.
+REPAINTED = st.lists(
+    st.tuples(
+        st.tuples(st.integers(0, 3), st.integers(0, 5)),
+        st.sampled_from([0, files.SKY, files.CAT, files.CROWD, 77, 256**3 - 1]),
+    ),
+    max_size=4,
+)
 
 
 @pytest.fixture(scope="module")
@@ -55,29 +74,33 @@ def folder(tmp_path_factory):
     pixels = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     for name in ("a.png", "b.png", f"{HOST}/a.png", f"{HOST}/b.png"):
         cv2.imwrite(str(folder / name), pixels)
+    files.write(folder / "panoptic")
     return folder
 
 
 @pytest.fixture(scope="module")
-def cfg():
-    cfg = tiny_config()
-    cfg.INPUT.MIN_SIZE_TRAIN = (48,)
-    cfg.DATASETS.TRAIN = (NAME,)
-    return cfg
+def setting():
+    """By whether the model is panoptic: config, mapper, and the losses of a batch."""
 
+    def make(cfg):
+        cfg.INPUT.MIN_SIZE_TRAIN = (48,)
+        cfg.DATASETS.TRAIN = (NAME,)
+        model = tiny_model(cfg).train()
 
-@pytest.fixture(scope="module")
-def mapper(cfg):
-    return SOLODatasetMapper(cfg, is_train=True)
+        def losses_of(batch):
+            with EventStorage():
+                return [float(loss.detach()) for loss in model(batch).values()]
+
+        return cfg, SOLODatasetMapper(cfg, is_train=True), losses_of
+
+    panoptic = panoptic_config()
+    panoptic.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 5
+    return make(tiny_config()), make(panoptic)
 
 
 @pytest.fixture
 def register(folder):
     """Write a json and register it anew: `register(content or bytes, is_lvis)`."""
-
-    def forget():
-        DatasetCatalog.pop(NAME, None)
-        MetadataCatalog.pop(NAME, None)
 
     def make(content, is_lvis=False):
         forget()
@@ -89,8 +112,31 @@ def register(folder):
             register_coco_format(NAME, file, folder)
         check_datasets([NAME])
 
-    yield make
-    forget()
+    return make
+
+
+@pytest.fixture
+def register_panoptic(folder):
+    """Write the panoptic files anew and register them: `register_panoptic(content, repainted)`."""
+    root = folder / "panoptic"
+
+    def make(content, repainted):
+        forget()
+        shutil.rmtree(root / "panoptic_converted", ignore_errors=True)
+        (root / "panoptic.json").write_text(json.dumps(content))
+        ids = files.IDS.copy()
+        for place, value in repainted:
+            ids[place] = value
+        Image.fromarray(files.id_pixels(ids)).save(root / "panoptic" / "1.png")
+        paths = (root / name for name in ("panoptic.json", "panoptic", "images"))
+        register_panoptic_format(NAME, *map(str, paths))
+
+    return make
+
+
+def forget():
+    DatasetCatalog.pop(NAME, None)
+    MetadataCatalog.pop(NAME, None)
 
 
 def outcome(function, *arguments):
@@ -130,56 +176,65 @@ def agree(mapper):
 
 def fits_its_file(record):
     """Whether the size is the file's, which the json alone does not tell."""
-    size = record["height"], record["width"]
-    return size == (HEIGHT, WIDTH) and os.path.isfile(record["file_name"])
+    if not os.path.isfile(record["file_name"]):
+        return False
+    return Image.open(record["file_name"]).size == (record["width"], record["height"])
 
 
 FOUND = [
-    [put("annotations", 1, "segmentation", "size", value=20)],
-    [put("annotations", 0, "segmentation", 0, 1, value=1e9)],
-    [put("annotations", 0, "bbox", value=[1, 10**400, 2, 2])],
-    [put("annotations", 2, "segmentation", "counts", value=[2**63 - 1, 2**63 - 1, 602])],
+    put("annotations", 1, "segmentation", "size", value=20),
+    put("annotations", 0, "segmentation", 0, 1, value=1e9),
+    put("annotations", 0, "bbox", value=[1, 10**400, 2, 2]),
+    put("annotations", 2, "segmentation", "counts", value=[2**63 - 1, 2**63 - 1, 602]),
 ]
+FOUND_PANOPTIC = [
+    put("annotations", 0, "segments_info", 1, "iscrowd", value=None),
+    put("categories", 0, "color", value=5),
+    put("annotations", 1, "file_name", value="./1.jpg"),
+]
+
+
+@pytest.mark.parametrize("change", FOUND)
+def test_what_was_found_earlier(register, setting, change):
+    register(changed(COCO, [change]))
+    agree(setting[0][1])
+
+
+@pytest.mark.parametrize("change", FOUND_PANOPTIC)
+def test_what_was_found_earlier_in_panoptic_files(register_panoptic, setting, change):
+    register_panoptic(changed(PANOPTIC, [change]), [])
+    agree(setting[1][1])
 
 
 @QUICK
 @given(changes=changes_of(COCO))
-@example(changes=FOUND[0])
-@example(changes=FOUND[1])
-@example(changes=FOUND[2])
-@example(changes=FOUND[3])
-def test_loaded_or_refused_and_the_check_agrees(register, mapper, changes):
+def test_loaded_or_refused_and_the_check_agrees(register, setting, changes):
     register(changed(COCO, changes))
-    agree(mapper)
+    agree(setting[0][1])
 
 
 @QUICK
 @given(changes=changes_of(LVIS))
-def test_lvis_is_loaded_or_refused_and_the_check_agrees(register, mapper, changes):
+def test_lvis_is_loaded_or_refused_and_the_check_agrees(register, setting, changes):
     register(changed(LVIS, changes), is_lvis=True)
-    agree(mapper)
+    agree(setting[0][1])
 
 
 @QUICK
 @given(text=damaged_text(COCO))
-def test_a_damaged_file_is_loaded_or_refused(register, mapper, text):
+def test_a_damaged_file_is_loaded_or_refused(register, setting, text):
     register(text)
-    agree(mapper)
+    agree(setting[0][1])
+
+
+@QUICK
+@given(changes=changes_of(PANOPTIC), repainted=REPAINTED)
+def test_panoptic_is_converted_or_refused(register_panoptic, setting, changes, repainted):
+    register_panoptic(changed(PANOPTIC, changes), repainted)
+    agree(setting[1][1])
 
 
 # --- long: what is called fine is trained on and evaluated
-
-
-@pytest.fixture(scope="module")
-def losses_of(cfg):
-    """A model in training."""
-    model = tiny_model(cfg).train()
-
-    def compute(batch):
-        with EventStorage():
-            return {name: float(loss.detach()) for name, loss in model(batch).items()}
-
-    return compute
 
 
 def predictions():
@@ -194,9 +249,10 @@ def predictions():
     return found
 
 
-def use(cfg, losses_of, folder, found):
+def use(setting, folder):
     """Check it with its images, train and evaluate: each works, or has said why not."""
-    findings = check_dataset(cfg, NAME)
+    cfg, mapper, losses_of = setting[0]
+    found, findings = agree(mapper), check_dataset(cfg, NAME)
     json.dumps(to_json(findings))
     format_findings(findings, cfg).encode()
     draw_page(findings)
@@ -211,7 +267,7 @@ def use(cfg, losses_of, folder, found):
     assert findings.training_fails == (not (objects and all(map(fits_its_file, there))))
     batch = [sample for sample in samples if sample is not None and len(class_names(NAME)) <= 5]
     if batch:
-        assert all(math.isfinite(loss) for loss in losses_of(batch).values())
+        assert all(map(math.isfinite, losses_of(batch)))
     evaluator = build_evaluator(cfg, NAME, str(folder / "evaluated"))
     evaluator.reset()
     for record in records:
@@ -225,22 +281,50 @@ def use(cfg, losses_of, folder, found):
 @pytest.mark.reliability
 @LONG
 @given(changes=changes_of(COCO, max_size=5))
-def test_what_is_called_fine_trains(register, folder, cfg, mapper, losses_of, changes):
+def test_what_is_called_fine_trains(register, folder, setting, changes):
     register(changed(COCO, changes))
-    use(cfg, losses_of, folder, agree(mapper))
+    use(setting, folder)
 
 
 @pytest.mark.reliability
 @LONG
 @given(changes=changes_of(LVIS, max_size=5))
-def test_what_is_called_fine_trains_lvis(register, folder, cfg, mapper, losses_of, changes):
+def test_what_is_called_fine_trains_lvis(register, folder, setting, changes):
     register(changed(LVIS, changes), is_lvis=True)
-    use(cfg, losses_of, folder, agree(mapper))
+    use(setting, folder)
 
 
 @pytest.mark.reliability
 @LONG
 @given(text=damaged_text(COCO))
-def test_what_is_called_fine_trains_of_damaged_text(register, folder, cfg, mapper, losses_of, text):
+def test_what_is_called_fine_trains_of_damaged_text(register, folder, setting, text):
     register(text)
-    use(cfg, losses_of, folder, agree(mapper))
+    use(setting, folder)
+
+
+def truth_as_prediction(record):
+    """The segments of a record, less crowds, as a model has them."""
+    ids = torch.from_numpy(read_segment_ids(record["pan_seg_file_name"]))
+    segments = [segment for segment in record["segments_info"] if not segment["iscrowd"]]
+    kept = torch.tensor([segment["id"] for segment in segments])
+    return {"panoptic_seg": (ids.where(torch.isin(ids, kept), 0), segments)}
+
+
+@pytest.mark.reliability
+@LONG
+@given(changes=changes_of(PANOPTIC, max_size=5), repainted=REPAINTED)
+def test_what_is_called_fine_trains_panoptic(register_panoptic, setting, changes, repainted):
+    register_panoptic(changed(PANOPTIC, changes), repainted)
+    _, mapper, losses_of = setting[1]
+    found = agree(mapper)
+    if found is None:
+        return
+    records, samples = found
+    if any(samples):
+        assert all(map(math.isfinite, losses_of([sample for sample in samples if sample])))
+    evaluator = PanopticQualityEvaluator(NAME)
+    evaluator.reset()
+    for record in records:
+        evaluator.process([record], [truth_as_prediction(record)])
+    metrics = evaluator.evaluate()["panoptic_seg"]
+    assert metrics["PQ"] == pytest.approx(100) or math.isnan(metrics["PQ"])
