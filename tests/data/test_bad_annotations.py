@@ -6,7 +6,6 @@ import re
 import cv2
 import numpy as np
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from solo_d2.data import load_coco_format, register_coco_format
 from solo_d2.data.entries import read_entries
@@ -202,9 +201,7 @@ def read(folder):
         except DatasetError as error:
             return problems, str(error)
 
-    yield run
-    DatasetCatalog.pop(NAME, None)
-    MetadataCatalog.pop(NAME, None)
+    return run
 
 
 @pytest.mark.parametrize(("change", "severity", "kind"), CASES)

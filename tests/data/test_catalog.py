@@ -15,20 +15,9 @@ from solo_d2.utils.errors import ConfigError, DatasetError
 pytestmark = pytest.mark.detectron2
 
 
-@pytest.fixture
-def register(tmp_path):
-    """Register a data set of some classes: `register(name, classes)`."""
-    names = []
-
-    def add(name, classes):
-        names.append(name)
-        DatasetCatalog.register(name, list)
-        MetadataCatalog.get(name).thing_classes = classes
-
-    yield add
-    for name in [*names, *(name for name in DatasetCatalog if name.startswith("test_"))]:
-        DatasetCatalog.pop(name, None)
-        MetadataCatalog.pop(name, None)
+def register(name, classes):
+    DatasetCatalog.register(name, list)
+    MetadataCatalog.get(name).thing_classes = classes
 
 
 def config(train=(), test=(), number=0, coco_format=()):
@@ -75,7 +64,7 @@ def test_wrong_number_names_key_data_set_and_both_numbers():
     assert cfg.MODEL.SOLO.NUM_CLASSES == 7
 
 
-def test_different_classes_name_both_data_sets_and_what_is_missing(register):
+def test_different_classes_name_both_data_sets_and_what_is_missing():
     register("test_one", ["cat", "dog"])
     register("test_two", ["cat", "cow"])
     with pytest.raises(ConfigError) as caught:
@@ -87,7 +76,7 @@ def test_different_classes_name_both_data_sets_and_what_is_missing(register):
         resolve_num_classes(config(["test_one", "test_three"]))
 
 
-def test_no_categories_are_the_datas_fault(register):
+def test_no_categories_are_the_datas_fault():
     register("test_odd", [])
     for cfg in (config(["test_odd"]), config(["test_odd"], number=7)):
         with pytest.raises(DatasetError, match="test_odd") as error:
@@ -95,13 +84,13 @@ def test_no_categories_are_the_datas_fault(register):
         assert "NUM_CLASSES" not in str(error.value)
 
 
-def test_no_instances_in_a_data_set(register):
+def test_no_instances_in_a_data_set():
     DatasetCatalog.register("test_stuff", list)
     with pytest.raises(DatasetError, match="'test_stuff' has no thing_classes"):
         resolve_num_classes(config(["test_stuff"]))
 
 
-def test_folders_named_by_the_config(register, tmp_path):
+def test_folders_named_by_the_config(tmp_path):
     categories = [{"id": 5, "name": "cat"}, {"id": 2, "name": "dog"}]
     (tmp_path / "a.json").write_text(json.dumps({"categories": categories}))
     entry = ["test_mine", str(tmp_path / "a.json"), str(tmp_path)]
@@ -150,7 +139,7 @@ def test_a_data_set_that_is_made_on_first_use_may_be_missing():
     check_datasets(["shapes_train", "shapes_val"])
 
 
-def test_errors_of_detectron2s_loaders_name_the_data_set(register, tmp_path):
+def test_errors_of_detectron2s_loaders_name_the_data_set(tmp_path):
     file = tmp_path / "no_annotations.json"
     file.write_text(json.dumps({"images": [{"id": 1, "file_name": "a.png"}], "categories": []}))
     DatasetCatalog.register("test_bad", partial(load_coco_json, str(file), str(tmp_path)))

@@ -47,27 +47,19 @@ def test_built_in_data_sets_need_no_files(name, first, last, num_things, num_stu
 
 
 def test_a_data_set_of_ones_own_code_is_numbered_as_it_is_evaluated():
-    try:
-        DatasetCatalog.register("test_code", list)
-        MetadataCatalog.get("test_code").thing_classes = ["cat", "dog"]
-        assert dataset_categories("test_code") == make_categories(["cat", "dog"], [0, 1])
-        # Two category ids of one class.
-        MetadataCatalog.get("test_code").thing_dataset_id_to_contiguous_id = {9: 1, 4: 0, 5: 0}
-        assert dataset_categories("test_code") == make_categories(["cat", "dog"], [4, 9])
-    finally:
-        DatasetCatalog.remove("test_code")
-        MetadataCatalog.remove("test_code")
+    DatasetCatalog.register("test_code", list)
+    MetadataCatalog.get("test_code").thing_classes = ["cat", "dog"]
+    assert dataset_categories("test_code") == make_categories(["cat", "dog"], [0, 1])
+    # Two category ids of one class.
+    MetadataCatalog.get("test_code").thing_dataset_id_to_contiguous_id = {9: 1, 4: 0, 5: 0}
+    assert dataset_categories("test_code") == make_categories(["cat", "dog"], [4, 9])
 
 
 def test_ids_may_be_texts(tmp_path):
     categories = [{"id": "b", "name": "dog"}, {"id": "a", "name": "cat"}]
     (tmp_path / "a.json").write_text(json.dumps({"categories": categories}))
-    try:
-        register_coco_format("test_texts", tmp_path / "a.json", tmp_path)
-        found = dataset_categories("test_texts")
-    finally:
-        DatasetCatalog.remove("test_texts")
-        MetadataCatalog.remove("test_texts")
+    register_coco_format("test_texts", tmp_path / "a.json", tmp_path)
+    found = dataset_categories("test_texts")
     assert found == make_categories(["cat", "dog"], ["a", "b"])
     assert is_category_list(found)
 
@@ -84,8 +76,8 @@ def test_a_panoptic_model_has_stuff_and_others_do_not():
 
 def test_thousands_of_classes_are_read_from_a_saved_config(tmp_path):
     cfg = default_config()
-    names = [f"class\u00e9 {number}" for number in range(5000)]
-    cfg.MODEL.CLASSES = make_categories(names, range(1, 5001))
+    names = [f"class\u00e9 {number}" for number in range(1500)]
+    cfg.MODEL.CLASSES = make_categories(names, range(1, 1501))
     text = cfg.dump(default_flow_style=None)
     assert yaml.safe_load(text)["MODEL"]["CLASSES"][0] == {
         "id": 1, "isthing": 1, "name": "class\u00e9 0"

@@ -56,25 +56,19 @@ def good_content():
 
 
 @pytest.fixture
-def dataset(tmp_path, request):
-    """Write a json, load it: `dataset(content)`; names are free again afterwards."""
+def dataset(tmp_path):
+    """Write a json and load it: `dataset(content)`."""
     (tmp_path / "images" / "sub").mkdir(parents=True)
     for name in ("sub/a.png", "b.png", "c.png"):
         cv2.imwrite(str(tmp_path / "images" / name), np.zeros((40, 60, 3), np.uint8))
-    names = []
 
-    def load(content, name=f"test_{request.node.name}"):
-        names.append(name)
+    def load(content, name="test_coco_format"):
         text = content if isinstance(content, str) else json.dumps(content)
         (tmp_path / "a.json").write_text(text)
         return load_coco_format(name, tmp_path / "a.json", tmp_path / "images")
 
     load.root = tmp_path
-    load.names = names
-    yield load
-    for name in names:
-        DatasetCatalog.pop(name, None)
-        MetadataCatalog.pop(name, None)
+    return load
 
 
 def by_key(records):
@@ -86,12 +80,11 @@ def by_key(records):
 
 def test_equals_detectron2_on_a_good_file(dataset):
     found = dataset(good_content())
-    dataset.names.append("test_theirs")
     expected = load_coco_json(
         str(dataset.root / "a.json"), str(dataset.root / "images"), "test_theirs", ["id"]
     )
     assert by_key(found) == by_key(expected)
-    ours, theirs = (MetadataCatalog.get(name) for name in (dataset.names[0], "test_theirs"))
+    ours, theirs = (MetadataCatalog.get(name) for name in ("test_coco_format", "test_theirs"))
     assert ours.thing_classes == theirs.thing_classes == ["car", "dog"]
     assert ours.thing_dataset_id_to_contiguous_id == theirs.thing_dataset_id_to_contiguous_id
 
@@ -217,13 +210,9 @@ def test_a_file_that_pycocotools_cannot_evaluate_is_evaluated_as_loaded(dataset,
 
 def test_registering_again(tmp_path):
     register_coco_format("test_again", tmp_path / "a.json", tmp_path)
-    try:
-        register_coco_format("test_again", str(tmp_path / "a.json"), str(tmp_path))
-        with pytest.raises(ConfigError, match=r"'test_again' is taken: its image_root .*/other"):
-            register_coco_format("test_again", tmp_path / "a.json", tmp_path / "other")
-    finally:
-        DatasetCatalog.pop("test_again")
-        MetadataCatalog.pop("test_again")
+    register_coco_format("test_again", str(tmp_path / "a.json"), str(tmp_path))
+    with pytest.raises(ConfigError, match=r"'test_again' is taken: its image_root .*/other"):
+        register_coco_format("test_again", tmp_path / "a.json", tmp_path / "other")
     with pytest.raises(ConfigError, match="'coco_2017_val' is taken"):
         register_coco_format("coco_2017_val", tmp_path / "a.json", tmp_path)
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import get_cfg
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from detectron2.structures import BitMasks, Boxes, Instances
 
 from solo_d2 import add_solo_config
@@ -175,9 +175,7 @@ def dataset(tmp_path):
             }
         )
     DatasetCatalog.register("test_copy_paste", lambda: records)
-    yield "test_copy_paste"
-    DatasetCatalog.pop("test_copy_paste")
-    MetadataCatalog.pop("test_copy_paste", None)
+    return "test_copy_paste"
 
 
 def batches(cfg, start, count):

@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
+from detectron2.config import get_cfg
+from detectron2.data import DatasetMapper, MetadataCatalog
 from detectron2.data.datasets.coco import load_coco_json
 from detectron2.data.datasets.lvis import register_lvis_instances
 from detectron2.structures import Boxes, Instances
@@ -130,17 +131,14 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def write(folder):
-    """Write a json; its name. Names of data sets are free again afterwards."""
+    """Write a json; its name."""
 
     def run(content, encoding="utf-8"):
         text = json.dumps(content).replace("FOLDER", str(folder / "images"))
         (folder / "a.json").write_text(text, encoding=encoding)
         return folder / "a.json"
 
-    yield run
-    for name in (NAME, f"{NAME}_theirs"):
-        DatasetCatalog.pop(name, None)
-        MetadataCatalog.pop(name, None)
+    return run
 
 
 def theirs(file, images):
@@ -331,8 +329,6 @@ def test_panoptic_files_are_read_alike(tmp_path):
 
 
 def test_configs_and_predictions_with_a_byte_order_mark(tmp_path):
-    from detectron2.config import get_cfg
-
     (tmp_path / "a.yaml").write_text("VERSION: 2\nSEED: 5\n", encoding="utf-8-sig")
     cfg = get_cfg()
     cfg.merge_from_file(str(tmp_path / "a.yaml"))

@@ -80,9 +80,7 @@ def write(tmp_path):
     register_lvis_instances(
         NAME, {"thing_classes": list(CLASSES)}, str(file), f"{tmp_path / 'coco'}/"
     )
-    yield lambda data: file.write_text(json.dumps(data)) and str(file)
-    DatasetCatalog.pop(NAME)
-    MetadataCatalog.pop(NAME)
+    return lambda data: file.write_text(json.dumps(data)) and str(file)
 
 
 def without_lvis(monkeypatch):
@@ -131,12 +129,8 @@ def test_the_catalog_loads_without_the_package(write, monkeypatch, through):
 def test_a_loader_of_ones_own_is_left_alone():
     DatasetCatalog.register("test_lvis_mine", list)
     MetadataCatalog.get("test_lvis_mine").evaluator_type = "lvis"
-    try:
-        use_own_loaders(["test_lvis_mine", "test_unknown"])
-        assert DatasetCatalog["test_lvis_mine"] is list
-    finally:
-        DatasetCatalog.pop("test_lvis_mine")
-        MetadataCatalog.pop("test_lvis_mine")
+    use_own_loaders(["test_lvis_mine", "test_unknown"])
+    assert DatasetCatalog["test_lvis_mine"] is list
 
 
 def test_a_check_reads_the_same(write):

@@ -1,7 +1,6 @@
 """The mapper: masks of every kind, images without objects, unreadable files."""
 
 import copy
-import json
 from pathlib import Path
 
 import cv2
@@ -9,7 +8,12 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import get_cfg
-from detectron2.data import DatasetMapper
+from detectron2.data import (
+    DatasetCatalog,
+    DatasetMapper,
+    MetadataCatalog,
+    get_detection_dataset_dicts,
+)
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, BoxMode, PolygonMasks
 from pycocotools import mask as coco_mask
@@ -341,22 +345,11 @@ def test_the_message_survives_a_worker_of_the_loader(record, tmp_path):
         next(iter(DataLoader(data, num_workers=1, collate_fn=list)))
 
 
-def test_negatives_can_be_kept_for_training(tmp_path):
-    from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
-
-    from solo_d2.data import register_coco_format
-
-    images = [{"id": 1, "file_name": "a.png", "height": HEIGHT, "width": WIDTH}]
-    content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
-    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((HEIGHT, WIDTH, 3), np.uint8))
-    (tmp_path / "a.json").write_text(json.dumps(content))
-    register_coco_format("test_negatives", tmp_path / "a.json", tmp_path)
-    try:
-        (found,) = get_detection_dataset_dicts("test_negatives", filter_empty=False)
-        assert len(SOLODatasetMapper(config())(found)["instances"]) == 0
-    finally:
-        DatasetCatalog.pop("test_negatives")
-        MetadataCatalog.pop("test_negatives")
+def test_negatives_can_be_kept_for_training(record):
+    DatasetCatalog.register("test_negatives", lambda: [record])
+    MetadataCatalog.get("test_negatives").thing_classes = ["cat"]
+    (found,) = get_detection_dataset_dicts("test_negatives", filter_empty=False)
+    assert len(SOLODatasetMapper(config())(found)["instances"]) == 0
 
 
 # --- stuff maps

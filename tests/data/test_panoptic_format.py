@@ -27,15 +27,6 @@ from tools.dataset_check.command import check
 pytestmark = pytest.mark.detectron2
 
 
-@pytest.fixture(autouse=True)
-def forget():
-    """Forget the data sets of a test, all named test_..."""
-    yield
-    for name in [name for name in DatasetCatalog if name.startswith("test_")]:
-        DatasetCatalog.pop(name)
-        MetadataCatalog.pop(name)
-
-
 def paths(root):
     return [str(root / name) for name in ("panoptic.json", "panoptic", "images")]
 
@@ -262,10 +253,7 @@ def command(tmp_path):
         args.json_only, args.objects, args.workers = False, 9, 0
         return args
 
-    yield arguments
-    for name in ("custom_train", "custom_val"):
-        DatasetCatalog.pop(name, None)
-        MetadataCatalog.pop(name, None)
+    return arguments
 
 
 def test_the_check_gives_the_reason_of_the_training(command, capsys):
@@ -332,8 +320,7 @@ def shapes(tmp_path_factory):
 
     root = ensure_shapes(tmp_path_factory.mktemp("data") / "shapes", ShapesParams(6, 4, 5))
     register_shapes(root)
-    yield root
-    register_shapes()
+    return root
 
 
 def test_panoptic_shapes_agree_with_instances_and_stuff(shapes):

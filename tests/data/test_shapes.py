@@ -334,8 +334,7 @@ def registered(small):
     from solo_d2.data import register_shapes
 
     register_shapes(small)
-    yield small
-    register_shapes()
+    return small
 
 
 @pytest.mark.detectron2

@@ -1,8 +1,7 @@
 """check_dataset: everything wrong is listed, lost objects are found, proposals are as derived."""
 
-import importlib.util
 import json
-from pathlib import Path
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -16,6 +15,7 @@ from solo_d2.data.ignored import find_ignored
 from solo_d2.engine import Trainer
 from solo_d2.utils.errors import DatasetError
 from tests.modeling.tiny import tiny_config
+from tools import check_dataset
 from tools.dataset_check.objects import (
     ASSIGNED,
     NO_CELL,
@@ -36,18 +36,9 @@ from tools.dataset_check.proposal import (
 
 pytestmark = pytest.mark.detectron2
 
-ROOT = Path(__file__).parents[2]
 SIZE = (96, 128)
 STRIDES = [8, 8, 16, 32, 32]
 PUBLISHED_RANGES = [[1, 96], [48, 192], [96, 384], [192, 768], [384, 2048]]
-
-
-def load_command():
-    """tools/check_dataset.py, in this process; `tools` is a name that other packages take, too."""
-    spec = importlib.util.spec_from_file_location("check_dataset", ROOT / "tools/check_dataset.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 # --- what becomes of objects
@@ -65,63 +56,44 @@ def instances(boxes, size=SIZE):
     return result
 
 
-@pytest.fixture(scope="module")
-def config():
-    return tiny_config()  # grids 10, 8, 6, 5, 4; scales from 1 to 512
+RANGES = {"SCALE_RANGES": [[1, 24], [12, 30], [24, 39], [48, 160], [96, 512]]}
+# 12 pixels about the middle of a cell of 12.8 x 9.6: a claim on that cell alone, at one level.
+# The later one is on top; both are equally near, but it is smaller.
+SAME_CELL = [[52, 48, 62, 58], [53, 49, 61, 57]]
 
 
-def rule(cfg, **keys):
-    cfg = cfg.clone()
+@pytest.mark.parametrize(
+    ("keys", "boxes", "expected"),
+    [
+        ({}, [[10, 10, 50, 40]], [ASSIGNED]),
+        (RANGES, [[0, 0, 40, 40], [0, 0, 20, 20]], [NO_RANGE, ASSIGNED]),
+        # The masks have a pixel for 4 x 4, made of the middle 2 x 2.
+        ({}, [[10, 8, 20, 9], [40, 40, 60, 60]], [NO_MASK, ASSIGNED]),
+        *(
+            ({"CELL_CONFLICT": c}, SAME_CELL, [NO_CELL, ASSIGNED])
+            for c in ("all", "last", "nearest")
+        ),
+        ({"CELL_CONFLICT": "all"}, [SAME_CELL[0], [90, 20, 98, 28]], [ASSIGNED, ASSIGNED]),
+    ],
+)
+def test_what_becomes_of_objects(keys, boxes, expected):
+    cfg = tiny_config()  # grids 10, 8, 6, 5, 4; scales from 1 to 512
     for key, value in keys.items():
         cfg.MODEL.SOLO[key] = value
-    return TargetRule(cfg)
-
-
-def outcomes(found, objects):
-    return found.outcomes(found.layout(objects)).tolist()
-
-
-def test_an_object_alone_is_assigned(config):
-    assert outcomes(rule(config), instances([[10, 10, 50, 40]])) == [ASSIGNED]
-
-
-def test_an_object_in_no_range(config):
-    ranges = [[1, 24], [12, 30], [24, 39], [48, 160], [96, 512]]
-    boxes = [[0, 0, 40, 40], [0, 0, 20, 20]]
-    assert outcomes(rule(config, SCALE_RANGES=ranges), instances(boxes)) == [NO_RANGE, ASSIGNED]
-
-
-@pytest.mark.parametrize("conflict", ["all", "last", "nearest"])
-def test_an_object_whose_cells_belong_to_others(config, conflict):
-    # 12 pixels about the middle of a cell of 12.8 x 9.6: a claim on that cell alone, at one level.
-    boxes = [[52, 48, 62, 58], [53, 49, 61, 57]]
-    found = outcomes(rule(config, CELL_CONFLICT=conflict), instances(boxes))
-    # The later one is on top; both are equally near, but it is smaller.
-    assert found == [NO_CELL, ASSIGNED]
-    apart = instances([boxes[0], [90, 20, 98, 28]])
-    assert outcomes(rule(config, CELL_CONFLICT=conflict), apart) == [ASSIGNED, ASSIGNED]
-
-
-def test_an_object_without_a_pixel_at_the_masks_size(config):
-    # The masks have a pixel for 4 x 4, made of the middle 2 x 2.
-    objects = instances([[10, 8, 20, 9], [40, 40, 60, 60]])
-    assert outcomes(rule(config), objects) == [NO_MASK, ASSIGNED]
-
-
-def test_the_padded_size_is_the_models(config):
-    assert rule(config).padded_size(75, 100) == (96, 128)
+    rule = TargetRule(cfg)
+    assert rule.padded_size(75, 100) == SIZE  # the model's
+    assert rule.outcomes(rule.layout(instances(boxes))).tolist() == expected
 
 
 # --- proposals
 
 
-def objects(scales, centers=None, images=None):
+def objects(scales):
     count = len(scales)
-    centers = np.random.default_rng(0).random((count, 2)) if centers is None else centers
     return Objects(
-        np.arange(count) if images is None else np.asarray(images),
+        np.arange(count),
         np.asarray(scales, np.float32),
-        np.asarray(centers, np.float32),
+        np.random.default_rng(0).random((count, 2)).astype(np.float32),
         np.zeros(count, np.int64),
         [str(index) for index in range(count)],
     )
@@ -185,32 +157,14 @@ def test_a_grid_grows_until_few_share_a_cell():
 
 def test_a_proposal_counts_before_and_after():
     scales = np.r_[np.full(50, 20.0), np.full(10, 500.0)]
-    found = propose(
-        objects(scales),
-        num_grids=[40, 36, 24, 16, 12],
-        scale_ranges=PUBLISHED_RANGES,
-        strides=STRIDES,
-        short_side=800,
-    )
+    levels = {"scale_ranges": PUBLISHED_RANGES, "strides": STRIDES, "short_side": 800}
+    found = propose(objects(scales), num_grids=[40, 36, 24, 16, 12], **levels)
     assert found.num_grids == [40, 36, 24, 16, 12]
     assert found.num_before == [50, 0, 0, 10, 10]
     assert sum(found.num_after) >= 60
     assert np.isnan(found.shared_before[1])
-    everything_gone = Objects(
-        *(getattr(objects([5.0]), key) for key in ("images", "scales", "centers")),
-        np.array([VANISHED]),
-        ["1"],
-    )
-    assert (
-        propose(
-            everything_gone,
-            num_grids=[40],
-            scale_ranges=[[1, 2048]],
-            strides=[8],
-            short_side=800,
-        )
-        is None
-    )
+    nothing_left = replace(objects([5.0]), outcomes=np.array([VANISHED]))
+    assert propose(nothing_left, num_grids=[40] * 5, **levels) is None
 
 
 # --- the command
@@ -241,41 +195,28 @@ def good_content():
 @pytest.fixture
 def check(tmp_path):
     """Write a json, run the command on it: `check(content, *arguments)` -> (code, report)."""
-    images = tmp_path / "images"
-    images.mkdir()
+    images, output = tmp_path / "images", tmp_path / "output"
+    for folder in (images, output):
+        folder.mkdir()
     for key in (1, 2, 3):
         cv2.imwrite(str(images / f"{key}.png"), np.full((96, 128, 3), 60 * key, np.uint8))
     cfg = tiny_config()
     cfg.MODEL.SOLO.NUM_CLASSES = 0
     cfg.INPUT.MIN_SIZE_TRAIN = (96,)
     (tmp_path / "config.yaml").write_text(cfg.dump())
-    (tmp_path / "output").mkdir()
-    command = load_command()
 
     def run(content, *arguments):
         (tmp_path / "a.json").write_text(json.dumps(content))
-        code = command.main(
-            [
-                *("--config-file", str(tmp_path / "config.yaml"), "--workers", "0"),
-                *("--train-json", str(tmp_path / "a.json"), "--train-images", str(images)),
-                *("--output", str(tmp_path / "output"), *arguments),
-            ]
-        )
-        file = tmp_path / "output/report.json"
+        given = {"config-file": "config.yaml", "train-json": "a.json", "train-images": "images"}
+        given |= {"output": "output"}
+        words = [word for key, name in given.items() for word in (f"--{key}", str(tmp_path / name))]
+        code = check_dataset.main([*words, "--workers", "0", *arguments])
+        file = output / "report.json"
         datasets = json.loads(file.read_text())["datasets"] if file.is_file() else []
         return code, {found["dataset"]: found for found in datasets}.get("custom_train")
 
-    run.images = images
-    run.output = tmp_path / "output"
-    _forget_data()  # a test of another module in this process may have left its own
-    yield run
-    _forget_data()
-
-
-def _forget_data():
-    for catalog in (DatasetCatalog, MetadataCatalog):
-        for name in ("custom_train", "custom_val"):
-            catalog.pop(name, None)
+    run.images, run.output = images, output
+    return run
 
 
 def test_a_good_data_set(check, capsys):
@@ -289,6 +230,8 @@ def test_a_good_data_set(check, capsys):
     assert report["problems"]["error"] == report["problems"]["skipped"] == {}
     assert list(report["problems"]["notice"]) == ["many crowds"]
     assert not any(report["lost_objects"].values())
+    assert (report["fits"], report["lost_share"]) == (True, 0)
+    assert "larger_images" not in report
     page = cv2.imread(str(check.output / "custom_train.jpg"))
     assert page.shape[0] > 320
     printed = capsys.readouterr().out
@@ -401,12 +344,18 @@ def test_names_that_no_font_has(check, capsys):
     assert (check.output / "custom_train.jpg").is_file()
 
 
-def test_the_json_alone(check):
-    (check.images / "3.png").write_text("no image")
-    code, report = check(good_content(), "--json-only")
+@pytest.mark.parametrize("arguments", [("--json-only",), ("--objects", "0")])
+def test_objects_that_are_not_followed(check, arguments):
+    (check.images / "2.png").write_text("no image")
+    code, report = check(good_content(), *arguments)
     assert code == 0
     assert "num_objects" not in report
-    assert not (check.output / "custom_train.jpg").exists()
+    skipped = report["problems"]["skipped"]
+    if arguments == ("--json-only",):
+        assert skipped == {}
+        assert not (check.output / "custom_train.jpg").exists()
+    else:  # images are opened all the same
+        assert [x["where"] for x in skipped["image file cannot be read"]] == ["image 2"]
 
 
 def test_workers_find_the_same(check):
@@ -418,15 +367,6 @@ def test_workers_find_the_same(check):
     _, together = check(content, "--workers", "2")
     assert alone == together
     assert alone["lost_objects"][OUTCOMES[NO_CELL]] == ["annotation 4"]
-
-
-def test_images_whose_objects_are_not_followed_are_opened_too(check):
-    (check.images / "2.png").write_text("no image")
-    code, report = check(good_content(), "--objects", "0")
-    assert code == 0
-    (problem,) = report["problems"]["skipped"]["image file cannot be read"]
-    assert problem["where"] == "image 2"
-    assert "num_objects" not in report
 
 
 def test_more_unreadable_files_than_training_tolerates(check):
@@ -481,13 +421,6 @@ def test_a_config_that_loses_objects_does_not_fit_and_proposals_hold_what_they_s
     assert with_larger["lost_share"] == pytest.approx(larger["lost_share"])
 
 
-def test_a_config_that_fits_states_its_loss(check):
-    _, report = check(good_content())
-    assert report["fits"] is True
-    assert report["lost_share"] == 0
-    assert "larger_images" not in report
-
-
 def test_other_training_sizes_are_looked_at(check):
     content = good_content()
     content["annotations"].append(annotation(4, [[5, 5, 15, 5, 15, 15, 5, 15]], box=(5, 5, 10, 10)))
@@ -516,47 +449,36 @@ CROWDS = [annotation(1, [SQUARE], iscrowd=1), good_content()["annotations"][2]]
 OUTSIDE_ALONE = [annotation(1, [[value + 500 for value in SQUARE]])]
 
 
-@pytest.mark.parametrize("filtered", ["True", "False"])
-@pytest.mark.parametrize(
-    ("annotations", "kind", "reason"),
-    [
-        ([], "no objects", "none of the 3 images has an annotation"),
-        (BOXES, "no objects", "boxes but no masks"),
-        (CROWDS, "no objects", "only crowd regions"),
-        (OUTSIDE_ALONE, "no object is assigned to a cell", "1 x lies outside the image"),
-    ],
-    ids=["no annotation", "boxes alone", "crowds alone", "outside of the images"],
-)
-def test_nothing_to_train_on(check, annotations, kind, reason, filtered):
-    content = {**good_content(), "annotations": annotations}
-    code, report = check(content, "DATALOADER.FILTER_EMPTY_ANNOTATIONS", filtered)
-    assert code == 1
-    (problem,) = report["problems"]["error"][kind]
-    assert reason in problem["reason"]
+NOTHING = {
+    "no annotation": ([], "no objects", "none of the 3 images has an annotation"),
+    "boxes alone": (BOXES, "no objects", "boxes but no masks"),
+    "crowds alone": (CROWDS, "no objects", "only crowd regions"),
+    "outside of the images": (
+        OUTSIDE_ALONE,
+        "no object is assigned to a cell",
+        "lies outside the image",
+    ),
+}
 
 
 @pytest.mark.parametrize("filtered", [True, False])
-@pytest.mark.parametrize(
-    ("annotations", "reason"),
-    [
-        ([], "none of the 3 images has an annotation"),
-        (BOXES, "boxes but no masks"),
-        (CROWDS, "only crowd regions"),
-        (OUTSIDE_ALONE, "no object is assigned to a cell"),
-    ],
-    ids=["no annotation", "boxes alone", "crowds alone", "outside of the images"],
-)
-def test_training_refuses_nothing_to_train_on(check, annotations, reason, filtered):
-    file = check.output / "nothing.json"
-    file.write_text(json.dumps({**good_content(), "annotations": annotations}))
+@pytest.mark.parametrize("case", NOTHING)
+def test_nothing_to_train_on(check, case, filtered):
+    annotations, kind, reason = NOTHING[case]
+    content = {**good_content(), "annotations": annotations}
+    code, report = check(content, "DATALOADER.FILTER_EMPTY_ANNOTATIONS", str(filtered))
+    assert code == 1
+    (problem,) = report["problems"]["error"][kind]
+    assert reason in problem["reason"]
+    # Training refuses it too.
     cfg = tiny_config()
     cfg.MODEL.SOLO.NUM_CLASSES = 2
     cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = filtered
     cfg.DATALOADER.NUM_WORKERS = 0
     cfg.DATASETS.TRAIN = ("custom_train",)
     cfg.OUTPUT_DIR = str(check.output)
-    register_coco_format("custom_train", file, check.images)
-    with pytest.raises(DatasetError, match=reason):
+    said = "no object is assigned" if "assigned" in kind else reason
+    with pytest.raises(DatasetError, match=said):
         Trainer(cfg)
 
 
@@ -564,12 +486,8 @@ def test_objects_of_one_of_several_training_sets_are_enough(check, tmp_path):
     file = tmp_path / "background.json"
     file.write_text(json.dumps({**good_content(), "annotations": []}))
     register_coco_format("test_background", file, check.images)
-    try:
-        arguments = ("--dataset", "test_background", "DATASETS.TRAIN", "('custom_train',)")
-        assert check(good_content(), *arguments)[0] == 0
-    finally:
-        DatasetCatalog.pop("test_background")
-        MetadataCatalog.pop("test_background")
+    arguments = ("--dataset", "test_background", "DATASETS.TRAIN", "('custom_train',)")
+    assert check(good_content(), *arguments)[0] == 0
 
 
 def test_many_crowds_are_noticed_with_their_share(check):
@@ -629,16 +547,12 @@ def test_a_data_set_of_dicts_is_checked_entry_by_entry(check, capsys):
     ]
     DatasetCatalog.register("test_dicts", lambda: [record])
     MetadataCatalog.get("test_dicts").thing_classes = ["cat", "dog"]
-    try:
-        code, _ = check(good_content(), "--dataset", "test_dicts")
-        assert code == 1
-        report, other = json.loads((check.output / "report.json").read_text())["datasets"]
-        assert (report["dataset"], other["dataset"]) == ("test_dicts", "custom_train")
-        assert {kind: len(found) for kind, found in report["problems"]["error"].items()} == {
-            "class outside the data set's": 1,
-            "annotation cannot be used": 1,
-        }
-        assert report["num_objects"] == 1
-    finally:
-        DatasetCatalog.pop("test_dicts")
-        MetadataCatalog.pop("test_dicts")
+    code, _ = check(good_content(), "--dataset", "test_dicts")
+    assert code == 1
+    report, other = json.loads((check.output / "report.json").read_text())["datasets"]
+    assert (report["dataset"], other["dataset"]) == ("test_dicts", "custom_train")
+    assert {kind: len(found) for kind, found in report["problems"]["error"].items()} == {
+        "class outside the data set's": 1,
+        "annotation cannot be used": 1,
+    }
+    assert report["num_objects"] == 1
