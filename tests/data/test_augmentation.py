@@ -83,21 +83,18 @@ def test_scale_one_fits_the_square(record):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "message"),
+    ("key", "value"),
     [
-        (
-            ["INPUT.CROP.ENABLED", True],
-            "INPUT.CROP.ENABLED is True, but must be False with INPUT.LSJ",
-        ),
-        (["INPUT.LSJ.SIZE", 0], "INPUT.LSJ.SIZE is 0"),
-        (["INPUT.LSJ.SCALE_RANGE", [2.0, 0.5]], r"INPUT.LSJ.SCALE_RANGE is \[2.0, 0.5\]"),
-        (["INPUT.LSJ.SCALE_RANGE", [0.0, 0.5]], r"INPUT.LSJ.SCALE_RANGE is \[0.0, 0.5\]"),
-        (["INPUT.LSJ.SCALE_RANGE", [1.0]], r"INPUT.LSJ.SCALE_RANGE is \[1.0\]"),
+        ("INPUT.CROP.ENABLED", True),
+        ("INPUT.LSJ.SIZE", 0),
+        ("INPUT.LSJ.SCALE_RANGE", [2.0, 0.5]),
+        ("INPUT.LSJ.SCALE_RANGE", [0.0, 0.5]),
+        ("INPUT.LSJ.SCALE_RANGE", [1.0]),
     ],
 )
-def test_what_cannot_work_is_refused(overrides, message):
-    with pytest.raises(ConfigError, match=message):
-        SOLODatasetMapper(config(*overrides))
+def test_what_cannot_work_is_refused(key, value):
+    with pytest.raises(ConfigError, match=f"{key} is "):
+        SOLODatasetMapper(config(key, value))
 
 
 def test_usual_short_side():

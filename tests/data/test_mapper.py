@@ -1,7 +1,6 @@
 """The mapper: masks of every kind, images without objects, unreadable files."""
 
 import copy
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -245,36 +244,28 @@ def test_other_values_that_no_annotation_should_have(record, others):
         SOLODatasetMapper(config())(record)
 
 
-def damage_truncated(file):
+def truncated():
     pixels = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
     data = cv2.imencode(".jpg", pixels)[1].tobytes()
-    file.write_bytes(data[: len(data) // 2])
+    return data[: len(data) // 2]
 
 
-def damage_size(file):
-    cv2.imwrite(str(file), np.zeros((WIDTH, HEIGHT, 3), np.uint8))
-
-
-def damage_folder(file):
-    file.unlink()
-    file.mkdir()
-
-
+# Content of the file, if it is one, and what the message says; all kinds: tests/utils/test_images.
 DAMAGES = {
-    "truncated": (damage_truncated, "truncated"),
-    "folder": (damage_folder, "Is a directory"),
-    "missing": (lambda file: file.unlink(), "No such file"),
-    "empty": (lambda file: file.write_bytes(b""), "the file is empty"),
-    "text": (lambda file: file.write_text("<html>404</html>"), "not an image of a known format"),
-    "bomb": (lambda file: file.write_bytes(png_of_size(9000, 9000)), "more than the limit"),
+    "truncated": (truncated(), "truncated"),
+    "missing": (None, "No such file"),
+    "text": (b"<html>404</html>", "not an image of a known format"),
+    "bomb": (png_of_size(9000, 9000), "more than the limit"),
 }
 
 
 @pytest.mark.parametrize("case", DAMAGES)
 @pytest.mark.parametrize("is_train", [True, False])
 def test_an_unreadable_image_is_named(record, tmp_path, case, is_train):
-    damage, message = DAMAGES[case]
-    damage(tmp_path / "a.png")
+    content, message = DAMAGES[case]
+    (tmp_path / "a.png").unlink()
+    if content is not None:
+        (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(UnreadableImageError, match=rf"a\.png cannot be read: .*{message}") as error:
         SOLODatasetMapper(config(), is_train)(record)
     assert error.value.file == record["file_name"]
@@ -294,7 +285,7 @@ def test_the_config_says_how_many_pixels_are_read(record, is_train):
 
 @pytest.mark.parametrize("is_train", [True, False])
 def test_an_image_of_another_size_is_another_error(record, is_train):
-    damage_size(Path(record["file_name"]))
+    cv2.imwrite(record["file_name"], np.zeros((WIDTH, HEIGHT, 3), np.uint8))
     with pytest.raises(DatasetError, match=r"a\.png has 60 x 40 pixels .* says 40 x 60") as error:
         SOLODatasetMapper(config(), is_train)(record)
     assert not isinstance(error.value, UnreadableImageError)
@@ -339,7 +330,7 @@ class Mapped(torch.utils.data.Dataset):
 
 
 def test_the_message_survives_a_worker_of_the_loader(record, tmp_path):
-    damage_truncated(tmp_path / "a.png")
+    (tmp_path / "a.png").write_bytes(truncated())
     data = Mapped(record, SOLODatasetMapper(config()))
     with pytest.raises(DatasetError, match=r"a\.png cannot be read: truncated or damaged"):
         next(iter(DataLoader(data, num_workers=1, collate_fn=list)))
@@ -416,32 +407,26 @@ def test_the_configs_own_augmentation_keeps_stuff_on_the_image(panoptic_record):
     assert corners == {1, 4}  # flipped and not
 
 
+def png(pixels):
+    return cv2.imencode(".png", pixels.astype(np.uint8))[1].tobytes()
+
+
 STUFF_DAMAGES = {
-    "missing": (lambda file: file.unlink(), "stuff map of .*a.png, is missing"),
-    "empty": (lambda file: file.write_bytes(b""), "stuff map of .*a.png, cannot be read: Unident"),
-    "size": (
-        lambda file: cv2.imwrite(str(file), np.zeros((WIDTH, HEIGHT), np.uint8)),
-        "has 60 x 40 pixels .* has 40 x 60",
-    ),
-    "colour": (
-        lambda file: cv2.imwrite(str(file), np.zeros((HEIGHT, WIDTH, 3), np.uint8)),
-        "has the mode 'RGB'",
-    ),
-    "truncated": (
-        lambda file: file.write_bytes(file.read_bytes()[:90]),
-        "cannot be read: ",
-    ),
-    "label": (
-        lambda file: cv2.imwrite(str(file), np.full((HEIGHT, WIDTH), 6, np.uint8)),
-        r"has the label 6, but there are 6 classes \(0 to 5, 255",
-    ),
+    "missing": (None, "stuff map of .*a.png, is missing"),
+    "empty": (b"", "stuff map of .*a.png, cannot be read: Unident"),
+    "size": (png(np.zeros((WIDTH, HEIGHT))), "has 60 x 40 pixels .* has 40 x 60"),
+    "colour": (png(np.zeros((HEIGHT, WIDTH, 3))), "has the mode 'RGB'"),
+    "truncated": (png(STUFF)[:90], "cannot be read: "),
+    "label": (png(np.full((HEIGHT, WIDTH), 6)), r"has the label 6, .* \(0 to 5, 255"),
 }
 
 
 @pytest.mark.parametrize("case", STUFF_DAMAGES)
 def test_an_unusable_stuff_map_is_named(panoptic_record, tmp_path, case):
-    damage, message = STUFF_DAMAGES[case]
-    damage(tmp_path / "stuff.png")
+    content, message = STUFF_DAMAGES[case]
+    (tmp_path / "stuff.png").unlink()
+    if content is not None:
+        (tmp_path / "stuff.png").write_bytes(content)
     with pytest.raises(DatasetError, match=rf"stuff\.png.*{message}") as caught:
         SOLODatasetMapper(panoptic_config())(panoptic_record)
     assert "\n" not in str(caught.value)

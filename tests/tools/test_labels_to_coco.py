@@ -3,29 +3,18 @@
 import base64
 import io
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as coco_mask
+
+from solo_d2.data.coco_format import load_coco_format
+from solo_d2.utils.errors import DatasetError
+from tools import labels_to_coco
+from tools.labels.labelled_folder import class_names_of, read_labelled_folder, split_images
 
 pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
-
-from pycocotools import mask as coco_mask  # noqa: E402
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
-
-import labels_to_coco  # noqa: E402
-
-from solo_d2 import DatasetError  # noqa: E402
-from solo_d2.data.coco_format import load_coco_format  # noqa: E402
-from tools.labels.labelled_folder import (  # noqa: E402
-    class_names_of,
-    read_labelled_folder,
-    split_images,
-)
 
 SIZE = (20, 30)
 
@@ -192,40 +181,43 @@ def test_all_that_cannot_be_used_is_named_at_once(folders, tmp_path, capsys):
     assert len(capsys.readouterr().err.splitlines()) < 60
 
 
-def test_refuses_masks(folders):
+MASKS = {
+    "has an object without a pixel": mask_image((0, 0, 0, 0)),
+    "has 5 x 5 pixels.*20 x 30": Image.new("L", (5, 5), 1),
+    "cannot be read": None,
+}
+
+
+@pytest.mark.parametrize("reason", MASKS)
+def test_refuses_masks(folders, reason):
     images, labels = folders
     (labels / "a").mkdir()
-    file = labels / "a" / "x_1.png"
-    mask_image((0, 0, 0, 0)).save(file)
-    with pytest.raises(DatasetError, match=r"x_1.png has an object without a pixel"):
-        read_labelled_folder(images, labels)
-    Image.new("L", (5, 5), 1).save(file)
-    with pytest.raises(DatasetError, match=r"x_1.png has 5 x 5 pixels.*20 x 30"):
-        read_labelled_folder(images, labels)
-    file.write_text("text")
-    with pytest.raises(DatasetError, match=r"x_1.png cannot be read"):
+    (labels / "a" / "x_1.png").write_text("text")
+    if MASKS[reason] is not None:
+        MASKS[reason].save(labels / "a" / "x_1.png")
+    with pytest.raises(DatasetError, match=rf"x_1\.png {reason}"):
         read_labelled_folder(images, labels)
 
 
-def test_refuses_folders(folders, tmp_path):
-    images, labels = folders
-    with pytest.raises(DatasetError, match="does not exist"):
-        read_labelled_folder(images, tmp_path / "no")
-    with pytest.raises(DatasetError, match="has no images"):
-        read_labelled_folder(labels, labels)
-    (labels / "c.json").write_text(labelme())
-    with pytest.raises(DatasetError, match=r"c\.json: there is no image of that name"):
-        read_labelled_folder(images, labels)
-    (labels / "c.json").unlink()
-    Image.new("RGB", (3, 3)).save(images / "a.png")
-    with pytest.raises(DatasetError, match="several images are called a"):
-        read_labelled_folder(images, labels)
-    (images / "a.png").unlink()
-    with pytest.raises(DatasetError, match="None of the images"):
-        class_names_of(read_labelled_folder(images, labels))
-    (images / "a.jpg").write_text("text")
-    with pytest.raises(DatasetError, match=r"a.jpg cannot be read as an image"):
-        read_labelled_folder(images, labels)
+FOLDERS = {
+    "does not exist": lambda images, labels: labels.rmdir(),
+    "has no images": lambda images, labels: [file.unlink() for file in images.iterdir()],
+    r"c\.json: there is no image": lambda images, labels: (labels / "c.json").write_text(labelme()),
+    "several images are called a": lambda images, labels: Image.new("L", (3, 3)).save(
+        images / "a.png"
+    ),
+    r"a\.jpg cannot be read as an image": lambda images, labels: (images / "a.jpg").write_text(
+        "text"
+    ),
+    "None of the images": lambda images, labels: None,
+}
+
+
+@pytest.mark.parametrize("reason", FOLDERS)
+def test_refuses_folders(folders, reason):
+    FOLDERS[reason](*folders)
+    with pytest.raises(DatasetError, match=reason):
+        class_names_of(read_labelled_folder(*folders))
 
 
 def test_image_that_exif_turns(folders):
