@@ -6,9 +6,9 @@ r"""Say what would go wrong in training on a data set, before hours are spent.
     python tools/check_dataset.py --config-file configs/coco/solov2_R50_1x.yaml \
         --dataset coco_2017_train --workers 8
 
-Named are images that cannot be read, annotations that training refuses or leaves out, and objects
-that no cell would learn; proposed are grids and scale ranges for the objects' sizes. --output
-takes report.json with all findings, and a page of samples of each data set. The exit code is 0 if
+Lists images that cannot be read, annotations that training refuses or leaves out, and objects that
+are assigned to no cell, and proposes grids and scale ranges for the objects' sizes. --output takes
+report.json with all findings, and a page of samples of each data set. The exit code is 0 if
 training would work, 1 if it would fail because of the data, 2 if the check itself cannot be done.
 """
 

@@ -43,7 +43,7 @@ _KEEPING: dict[type, type] = {
 
 
 def keep_a_pixel(augmentations: Iterable[Any]) -> list[Any]:
-    """The augmentations, of which none leaves nothing of an image, however narrow it is."""
+    """Return the augmentations, changed so that none reduces a side of an image to 0 pixels."""
     result = []
     for augmentation in augmentations:
         kind = _KEEPING.get(type(augmentation))
@@ -76,7 +76,7 @@ def build_train_augmentation(cfg: CfgNode) -> list[Any]:
 
 
 def moves_borders(cfg: CfgNode) -> bool:
-    """Whether the training augmentation may cut objects, so that their boxes must be found anew."""
+    """Whether the training augmentation may cut objects, so that their boxes must be recomputed."""
     return bool(cfg.INPUT.CROP.ENABLED or cfg.INPUT.LSJ.ENABLED)
 
 

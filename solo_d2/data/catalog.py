@@ -102,7 +102,9 @@ def resolve_num_classes(cfg: CfgNode, names: Iterable[str] | None = None) -> int
     first = next(iter(classes))
     wanted = len(things(classes[first]))
     if wanted < 1:
-        raise DatasetError(f"Data set '{names[0]}' has no categories, so there is nothing to learn")
+        raise DatasetError(
+            f"Data set '{names[0]}' has no categories, so there is nothing to train on"
+        )
     if number not in (0, wanted):
         raise ConfigError(
             f"MODEL.SOLO.NUM_CLASSES is {number}, but {first} has {wanted} classes. "
@@ -266,7 +268,7 @@ def _require_paths(name: str, metadata: Any) -> None:
 
 
 def _report_load_errors(name: str) -> None:
-    """Make the catalog's entry raise DatasetError where Detectron2's loader stumbles."""
+    """Make the catalog's entry raise DatasetError where Detectron2's loader fails."""
     loader = DatasetCatalog[name]
     if not isinstance(loader, _ReportingLoader):
         DatasetCatalog[name] = _ReportingLoader(name, loader)

@@ -156,31 +156,20 @@ def difference(first: Sequence[Category], second: Sequence[Category], titles: Se
         second: likewise.
         titles: of the two, for the text.
     """
-    if [_key(x) for x in first] == [_key(x) for x in second]:
+    keys = [[(x["name"], bool(x["isthing"])) for x in classes] for classes in (first, second)]
+    if keys[0] == keys[1]:
         return ""
-    missing = [Counter(map(_key, a)) - Counter(map(_key, b)) for a, b in _both(first, second)]
-    parts = [
-        f"only {title} has {some([_title(*key) for key in keys.elements()])}"
-        for title, keys in zip(titles, missing, strict=True)
-        if keys
-    ]
+    parts = []
+    for own, other, title in zip(keys, reversed(keys), titles, strict=True):
+        only = (Counter(own) - Counter(other)).elements()
+        names = [repr(name) if isthing else f"{name!r} (stuff)" for name, isthing in only]
+        if names:
+            parts.append(f"only {title} has {some(names)}")
     if parts:
         return "; ".join(parts)
-    a, b = next((a, b) for a, b in zip(first, second, strict=True) if _key(a) != _key(b))
+    a, b = next((a, b) for a, b in zip(first, second, strict=True) if a["name"] != b["name"])
     return (
         f"the same classes in another order: {a['name']!r} (id {a['id']}) of {titles[0]} has the "
         f"place of {b['name']!r} (id {b['id']}) of {titles[1]}. Classes are in the order of their "
         "category ids: number them alike"
     )
-
-
-def _both(first: Any, second: Any) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
-    return (first, second), (second, first)
-
-
-def _key(category: Mapping[str, Any]) -> tuple[str, bool]:
-    return category["name"], bool(category["isthing"])
-
-
-def _title(name: str, isthing: bool) -> str:
-    return repr(name) if isthing else f"{name!r} (stuff)"

@@ -95,7 +95,7 @@ def load_coco_format(
     the annotations as they were loaded.
 
     Args:
-        name: of the data set, in the catalogs; its `evaluator_type` tells LVIS from COCO.
+        name: of the data set, in the catalogs; its `evaluator_type` "lvis" means LVIS's format.
         json_file: COCO's instances json.
         image_root: folder of the images.
 

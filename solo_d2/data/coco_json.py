@@ -253,22 +253,29 @@ def usable_entries(
     what = {"categories": "category", "segments_info": "segment"}.get(part, part[:-1])
     seen: set[int | str] = set()
     for place, entry in enumerate(entries):
-        where = f"{within}{what} {shown(entry.get('id'))}"
-        for field in fields:
-            value = entry.get(field.key)
-            if not field.holds(value) and not (field.optional and field.key not in entry):
-                if field is fields[0]:  # without an id the name says nothing
-                    where = f"{within}{_place(part, place)}"
-                reason = f"'{field.key}' must be {field.allowed}, it is {shown(value)}"
-                report(Problem(f"{what} with an invalid '{field.key}'", where, reason))
-                break
-        else:
-            if entry["id"] in seen:
-                reason = f"the id is used more than once: give every {what} an id of its own"
-                report(Problem(f"{what} id used more than once", where, reason))
-                continue
+        wrong = _first_wrong(entry, fields)
+        if wrong is None and entry["id"] not in seen:
             seen.add(entry["id"])
             yield entry
+            continue
+        where = f"{within}{what} {shown(entry.get('id'))}"
+        kind = f"{what} id used more than once"
+        reason = f"the id is used more than once: give every {what} an id of its own"
+        if wrong is not None:
+            kind = f"{what} with an invalid '{wrong.key}'"
+            reason = f"'{wrong.key}' must be {wrong.allowed}, it is {shown(entry.get(wrong.key))}"
+            if wrong.key == "id":  # which names no entry then
+                where = f"{within}{_place(part, place)}"
+        report(Problem(kind, where, reason))
+
+
+def _first_wrong(entry: dict[str, Any], fields: Iterable[Field]) -> Field | None:
+    for field in fields:
+        if not field.holds(entry.get(field.key)) and not (
+            field.optional and field.key not in entry
+        ):
+            return field
+    return None
 
 
 def require_possible_size(image: dict[str, Any]) -> None:

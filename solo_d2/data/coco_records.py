@@ -297,7 +297,7 @@ def _lies_outside(polygons: list[Any], record: dict[str, Any]) -> bool:
     """Whether polygons have no part in their image."""
     width, height = record["width"], record["height"]
     x, y = polygons[0][:2]
-    if 0 < x < width and 0 < y < height:  # nearly always: spares the box
+    if 0 < x < width and 0 < y < height:  # nearly always, so no box is computed
         return False
     x, y, across, down = segmentation_box(polygons)
     return x >= width or y >= height or x + across <= 0 or y + down <= 0

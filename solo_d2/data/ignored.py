@@ -1,4 +1,4 @@
-"""Labels that training ignores without being asked: crowds, and images without objects.
+"""Annotations that training ignores: crowds, and images without objects.
 
 COCO marks groups of objects by `iscrowd` 1: 1.2 % of the annotations of train2017. Annotation tools
 write it for single objects too, if they were drawn with a brush.
@@ -16,58 +16,49 @@ from solo_d2.utils.errors import shown
 
 logger = logging.getLogger(__name__)
 
-# Shares of crowds, of all annotations and of those of a class, above which they are hardly meant.
+# Shares of crowds, of all annotations and of those of a class, that are probably a mistake.
 CROWD_SHARE, CROWD_SHARE_OF_CLASS = 0.05, 0.5
 # Share of images without objects above which they get a warning instead of an info.
 EMPTY_SHARE = 0.1
 
 
 def is_object(annotation: dict[str, Any]) -> bool:
-    """Whether training learns from an annotation; it ignores crowds."""
+    """Whether an annotation is trained on; crowds are not."""
     return annotation.get("iscrowd", 0) == 0
 
 
 def find_ignored(
     name: str, records: Sequence[dict[str, Any]], class_names: Sequence[str] | None = None
 ) -> list[Problem]:
-    """Say how many annotations are crowds, if there are too many to be meant.
+    """Report how many annotations are crowds, if there are probably too many.
 
     Args:
         name: of the data set.
         records: Detectron2's dataset dicts.
         class_names: of the K classes, where they are known.
     """
-    total: Counter[Any] = Counter()
-    crowds: Counter[Any] = Counter()
-    examples: list[str] = []
-    for record in records:
-        for annotation in record.get("annotations") or ():
-            category = annotation.get("category_id")
-            if not isinstance(category, int):  # another check's business
-                category = None
-            total[category] += 1
-            if not is_object(annotation):
-                crowds[category] += 1
-                examples.append(shown(annotation.get("id")))
-    share = crowds.total() / max(total.total(), 1)
-    classes = [key for key in crowds if crowds[key] > CROWD_SHARE_OF_CLASS * total[key]]
+    annotations = [a for record in records for a in record.get("annotations") or ()]
+    crowds = [annotation for annotation in annotations if not is_object(annotation)]
+    total, of_class = (
+        Counter(str(annotation.get("category_id")) for annotation in part)
+        for part in (annotations, crowds)
+    )
+    share = len(crowds) / max(len(annotations), 1)
+    classes = [key for key in of_class if of_class[key] > CROWD_SHARE_OF_CLASS * total[key]]
     if share <= CROWD_SHARE and not classes:
         return []
-    named = [_class_name(key, class_names) for key in classes]
+    known = {str(index): shown(text) for index, text in enumerate(class_names or ())}
+    named = [known.get(key, key) for key in classes]
+    examples = some([shown(annotation.get("id")) for annotation in crowds])
     reason = (
-        f"{crowds.total()} of {total.total()} annotations ({share:.1%}) have 'iscrowd' 1 and teach "
-        "nothing"
+        f"{len(crowds)} of {len(annotations)} annotations ({share:.1%}) have 'iscrowd' 1 and are "
+        "not trained on"
         + f", among them most of class {some(named)}"
         * bool(classes)
         + ". Annotation tools write it for single objects drawn with a brush; set it to 0 for "
-        f"all that are no groups: annotation {some(examples)}"
+        f"all that are no groups: annotation {examples}"
     )
     return [Problem("many crowds", f"data set {shown(name)}", reason, NOTICE)]
-
-
-def _class_name(key: Any, class_names: Sequence[str] | None) -> str:
-    known = class_names is not None and isinstance(key, int) and 0 <= key < len(class_names)
-    return shown(class_names[key] if known and class_names is not None else key)
 
 
 def without_objects(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -88,5 +79,5 @@ def log_ignored(
         share = len(empty) / len(records)
         level = logging.WARNING if share > EMPTY_SHARE else logging.INFO
         files = some([os.path.basename(str(record.get("file_name"))) for record in empty])
-        text = "data set %s: %d of %d images (%.1f%%) have no object to learn: %s"
+        text = "data set %s: %d of %d images (%.1f%%) have no object to train on: %s"
         logger.log(level, text, shown(name), len(empty), len(records), 100 * share, files)

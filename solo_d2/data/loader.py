@@ -42,7 +42,7 @@ def make_train_loader(
         mapper: makes a training sample of one.
         total_batch_size: images of a batch, in all processes together.
         seed: fixes order and augmentation.
-        max_unreadable: most images that are tried in vain for one sample.
+        max_unreadable: most unreadable images that are tried for one sample.
         sampler: infinite stream of indices of this process; None: all images in random order.
         num_workers: of each process.
         aspect_ratio_grouping: whether no batch has images both wider and not wider than high.
@@ -140,7 +140,7 @@ class SeededDataset(Dataset[Any]):
             mapper: raises UnreadableImageError for images that others may stand in for.
             seed: of the random numbers.
             groups: of each data set dict.
-            max_unreadable: most images that are tried in vain for one sample.
+            max_unreadable: most unreadable images that are tried for one sample.
         """
         self.dataset = dataset
         self.mapper = mapper

@@ -157,7 +157,7 @@ class SOLODatasetMapper(DatasetMapper):
             raise DatasetError(
                 f"{file} has the label {int(sem_seg[wrong].max())}, but there are "
                 f"{self.num_sem_seg_classes} classes (0 to {self.num_sem_seg_classes - 1}, "
-                f"{self.sem_seg_ignore_value} for none). Make the stuff maps anew "
+                f"{self.sem_seg_ignore_value} for none). Write the stuff maps again "
                 "(tools/convert_panoptic.py), or correct the data set's stuff_classes"
             )
 

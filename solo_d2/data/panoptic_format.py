@@ -44,7 +44,7 @@ def register_panoptic_format(
 ) -> None:
     """Register a data set in COCO's panoptic format; no file is read until it is needed.
 
-    Instances and stuff maps are made of the panoptic PNGs when it is first loaded. Registering the
+    The panoptic PNGs are converted to instances and stuff maps on the first load. Registering the
     same files under the same name again does nothing.
 
     Args:

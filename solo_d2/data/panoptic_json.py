@@ -221,7 +221,7 @@ def _look_up_pngs(annotations: Sequence[dict[str, Any]], png_root: str | Path) -
 
 
 def without_extension(png: str) -> str:
-    """What the names of a PNG and of what is made of it have in common."""
+    """Return the name without extension, which a PNG shares with its stuff map."""
     return os.path.splitext(os.path.normpath(png))[0]
 
 

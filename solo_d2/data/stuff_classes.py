@@ -27,7 +27,7 @@ def resolve_num_stuff_classes(cfg: CfgNode, names: Iterable[str]) -> None:
     Raises:
         ConfigError: one of DATASETS.TRAIN has no stuff, the number differs from the data set's, or
             there is nothing to take the number from.
-        DatasetError: a data set's categories cannot be read, or a panoptic model cannot learn them.
+        DatasetError: a data set's categories cannot be read or trained on.
     """
     if not is_panoptic(cfg):
         return

@@ -1,4 +1,4 @@
-"""How many threads or processes to use beside each other."""
+"""How many threads or processes to use at a time."""
 
 import os
 

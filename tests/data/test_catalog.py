@@ -29,39 +29,34 @@ def config(train=(), test=(), number=0, coco_format=()):
     return cfg
 
 
-def test_taken_from_the_data_set():
-    cfg = config(["shapes_train"], ["shapes_val"])
-    cfg.freeze()
-    assert resolve_num_classes(cfg) == 7
-    assert cfg.MODEL.SOLO.NUM_CLASSES == 7
-    assert cfg.is_frozen()
-    cfg = config([], ["coco_2017_val"])
-    assert resolve_num_classes(cfg) == 80
-    assert not cfg.is_frozen()
+@pytest.mark.parametrize(
+    ("train", "test", "given", "expected"),
+    [
+        (["shapes_train"], ["shapes_val"], 0, 7),
+        (["shapes_train"], [], 7, 7),
+        ([], ["coco_2017_val"], 0, 80),
+        ([], [], 3, 3),
+        ([], [], 0, r"MODEL\.SOLO\.NUM_CLASSES is 0 and DATASETS\.TRAIN"),
+        (["coco_2017_train"], [], 7, r"MODEL\.SOLO\.NUM_CLASSES is 7, .*'coco_2017_train' has 80"),
+    ],
+)
+@pytest.mark.parametrize("frozen", [False, True])
+def test_numbers_of_classes(train, test, given, expected, frozen):
+    cfg = config(train, test, given)
+    if frozen:
+        cfg.freeze()
+    if isinstance(expected, str):
+        with pytest.raises(ConfigError, match=expected):
+            resolve_num_classes(cfg)
+        assert given == cfg.MODEL.SOLO.NUM_CLASSES
+    else:
+        assert resolve_num_classes(cfg) == cfg.MODEL.SOLO.NUM_CLASSES == expected
+    assert cfg.is_frozen() == frozen
 
 
 def test_only_the_named_data_sets_count():
     cfg = config(["test_absent"], ["shapes_val"])
     assert resolve_num_classes(cfg, cfg.DATASETS.TEST) == 7
-
-
-def test_right_number_is_kept():
-    assert resolve_num_classes(config(["shapes_train"], number=7)) == 7
-
-
-def test_without_data_sets_the_number_must_be_there():
-    assert resolve_num_classes(config(number=3)) == 3
-    with pytest.raises(ConfigError, match=r"MODEL\.SOLO\.NUM_CLASSES is 0 and DATASETS\.TRAIN"):
-        resolve_num_classes(config())
-
-
-def test_wrong_number_names_key_data_set_and_both_numbers():
-    cfg = config(["coco_2017_train"], number=7)
-    with pytest.raises(
-        ConfigError, match=r"MODEL\.SOLO\.NUM_CLASSES is 7, but .*'coco_2017_train' has 80"
-    ):
-        resolve_num_classes(cfg)
-    assert cfg.MODEL.SOLO.NUM_CLASSES == 7
 
 
 def test_different_classes_name_both_data_sets_and_what_is_missing():

@@ -180,16 +180,16 @@ def check_and_load(file, images):
     return records
 
 
-def evaluate(evaluator, records):
+def evaluate(records):
     """AP of masks when all objects are found."""
+    evaluator = FastCOCOEvaluator(NAME, None)
     evaluator.reset()
     for record in records:
         items = [item for item in record["annotations"] if not item["iscrowd"]]
         rles = [to_rle(item["segmentation"], HEIGHT, WIDTH) for item in items]
+        masks = np.array([coco_mask.decode(rle) for rle in rles]).reshape(-1, HEIGHT, WIDTH) > 0
         found = Instances((HEIGHT, WIDTH))
-        found.pred_masks = torch.tensor(
-            np.array([coco_mask.decode(rle) for rle in rles]).reshape(-1, HEIGHT, WIDTH) > 0
-        )
+        found.pred_masks = torch.tensor(masks)
         found.pred_boxes = Boxes(torch.zeros(len(items), 4))
         found.pred_classes = torch.tensor([item["category_id"] for item in items])
         found.scores = torch.ones(len(items))
@@ -210,7 +210,7 @@ def test_reads_what_pycocotools_and_detectron2_read(write, folder, case):
     names = MetadataCatalog.get(f"{NAME}_theirs").thing_classes
     assert MetadataCatalog.get(NAME).thing_classes == list(map(str, names))
     if coco.anns:
-        assert evaluate(FastCOCOEvaluator(NAME, None), records) == pytest.approx(100)
+        assert evaluate(records) == pytest.approx(100)
 
 
 @pytest.mark.parametrize("case", MEANT)
@@ -218,7 +218,7 @@ def test_reads_what_can_only_mean_one_thing(write, folder, case):
     records = check_and_load(write(changed(coco_content(), MEANT[case])), folder / "images")
     assert ours(records) == [[66], [48, 30]]
     assert MetadataCatalog.get(NAME).thing_classes == ["cat", "dog"]
-    assert evaluate(FastCOCOEvaluator(NAME, None), records) == pytest.approx(100)
+    assert evaluate(records) == pytest.approx(100)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
@@ -227,7 +227,7 @@ def test_reads_the_encodings_of_json_in_training_check_and_evaluation(write, fol
     records = check_and_load(file, folder / "images")
     assert ours(records) == [[66], [48, 30]]
     assert [category["id"] for category in read_sorted_categories(file)] == [3, 5]
-    assert evaluate(FastCOCOEvaluator(NAME, None), records) == pytest.approx(100)
+    assert evaluate(records) == pytest.approx(100)
 
 
 def test_lvis_files_are_read_alike(folder, write):

@@ -1,5 +1,6 @@
 """LVIS's files: as Detectron2 loads them with the package lvis, but without it."""
 
+import copy
 import json
 import sys
 import types
@@ -28,6 +29,7 @@ CLASSES = ["aerosol_can", "alligator", "almond"]
 
 def content():
     square = [4.0, 4.0, 20.0, 4.0, 20.0, 20.0, 4.0, 20.0]
+    common = {"bbox": [4.0, 4.0, 16.0, 16.0], "area": 256.0, "segmentation": [square]}
     images = [
         {
             "id": key,
@@ -40,14 +42,7 @@ def content():
         for key, split in ((9, "val"), (5, "train"), (7, "train"))
     ]
     annotations = [
-        {
-            "id": key,
-            "image_id": image,
-            "category_id": category,
-            "bbox": [4.0, 4.0, 16.0, 16.0],
-            "area": 256.0,
-            "segmentation": [square],
-        }
+        {"id": key, "image_id": image, "category_id": category, **copy.deepcopy(common)}
         for key, image, category in ((1, 5, 3), (2, 9, 1), (3, 5, 1), (4, 7, 1))
     ]
     categories = [{"id": index, "name": name} for index, name in enumerate(CLASSES, start=1)]

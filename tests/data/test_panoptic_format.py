@@ -93,10 +93,9 @@ def test_another_folder_for_the_conversion(tmp_path):
 
 def test_text_ids_and_folders_of_cities_as_in_cityscapes(tmp_path):
     def texts(content):
-        for image in content["images"]:
-            image["id"] = f"aachen_{image['id']}"
-        for annotation in content["annotations"]:
-            annotation["image_id"] = f"aachen_{annotation['image_id']}"
+        for entry in (*content["images"], *content["annotations"]):
+            key = "id" if "id" in entry else "image_id"
+            entry[key] = f"aachen_{entry[key]}"
 
     root = files.write(tmp_path / "data", texts)
     (root / "images" / "aachen").mkdir()
@@ -175,12 +174,28 @@ def test_a_check_lists_all_that_is_wrong(tmp_path):
 # --- class counts
 
 
-def test_stuff_classes_of_built_in_and_generated_data_sets():
-    for name, number in (("coco_2017_val_panoptic_separated", 54), ("shapes_val_panoptic", 5)):
-        for given in (0, number):
-            cfg = config([name], number=given)
+@pytest.mark.parametrize(
+    ("train", "test", "given", "expected"),
+    [
+        ("coco_2017_val_panoptic_separated", None, 0, 54),
+        ("coco_2017_val_panoptic_separated", None, 54, 54),
+        ("shapes_val_panoptic", None, 0, 5),
+        # Training needs stuff, evaluation does not.
+        ("shapes_train_panoptic", "shapes_val", 0, 5),
+        (None, "shapes_val", 5, 5),
+        ("shapes_train", None, 0, "'shapes_train' of DATASETS.TRAIN has no stuff"),
+        (None, "shapes_val", 0, r"No data set .* set MODEL\.SEM_SEG_HEAD\.NUM_CLASSES"),
+        ("shapes_train_panoptic", None, 54, r"SEM_SEG_HEAD\.NUM_CLASSES is 54, .* has 5"),
+    ],
+)
+def test_numbers_of_stuff_classes(train, test, given, expected):
+    cfg = config([train] if train else [], [test] if test else [], number=given)
+    if isinstance(expected, str):
+        with pytest.raises(ConfigError, match=expected):
             resolve_num_classes(cfg)
-            assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == number
+    else:
+        resolve_num_classes(cfg)
+        assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == expected
 
 
 def test_a_model_of_instances_alone_keeps_its_number():
@@ -189,33 +204,12 @@ def test_a_model_of_instances_alone_keeps_its_number():
     assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 54
 
 
-def test_wrong_number_of_stuff_classes():
-    with pytest.raises(
-        ConfigError,
-        match=r"SEM_SEG_HEAD\.NUM_CLASSES is 54, but data set 'shapes_train_panoptic' has 5",
-    ):
-        resolve_num_classes(config(["shapes_train_panoptic"], number=54))
-
-
-def test_training_needs_stuff_and_evaluation_does_not():
-    with pytest.raises(ConfigError, match="'shapes_train' of DATASETS.TRAIN has no stuff"):
-        resolve_num_classes(config(["shapes_train"]))
-    cfg = config(["shapes_train_panoptic"], ["shapes_val"])
-    resolve_num_classes(cfg)
-    assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 5
-    with pytest.raises(ConfigError, match="No data set .* has stuff"):
-        resolve_num_classes(config([], ["shapes_val"]))
-    cfg = config([], ["shapes_val"], number=5)
-    resolve_num_classes(cfg)
-    assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 5
-
-
 def test_without_data_sets_the_number_must_be_there():
     cfg = config(number=3)
     cfg.MODEL.SOLO.NUM_CLASSES = 2
     assert resolve_num_classes(cfg) == 2
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 0
-    with pytest.raises(ConfigError, match=r"No data set .* set MODEL\.SEM_SEG_HEAD\.NUM_CLASSES"):
+    with pytest.raises(ConfigError, match=r"MODEL\.SEM_SEG_HEAD\.NUM_CLASSES"):
         resolve_num_classes(cfg)
 
 

@@ -145,7 +145,7 @@ def test_the_mixture_is_as_described(drawings):
             cut += rows[0] == 0 or columns[0] == 0 or rows[-1] == mask.shape[0] - 1
             holes += len(cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, 2)[0]) > 1
     assert 0.01 <= (counts == 0).mean() <= 0.1
-    assert counts.max() == 6
+    assert counts.max() >= 5
     assert len(classes) == len(drawing.THING_CLASSES)
     assert classes.min() > 0.5 * classes.mean()
     assert 0.02 <= (np.array(sizes) <= drawing.TINY_RANGE[1] + 0.5).mean() <= 0.08

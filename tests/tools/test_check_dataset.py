@@ -240,8 +240,8 @@ def test_a_good_data_set(check, capsys):
 
 
 def spoil(content):
-    """Everything that can be wrong in the entries, each once; where it is said to be."""
-    square, annotations = [SQUARE], content["annotations"]
+    """Everything that can be wrong in the entries, each once."""
+    polygons, annotations = [SQUARE], content["annotations"]
     rle = {"size": [128, 96], "counts": [12288]}
     content["images"] += [
         {"id": 4, "file_name": "missing.png", "height": 96, "width": 128},
@@ -254,10 +254,10 @@ def spoil(content):
     ]
     outside = [[value + 500 for value in SQUARE]]
     annotations += [
-        annotation(10, square, image=70),
-        annotation(11, square, category=9),
-        annotation(11, square),
-        annotation(None, square),
+        annotation(10, polygons, image=70),
+        annotation(11, polygons, category=9),
+        annotation(11, polygons),
+        annotation(None, polygons),
         annotation(12, [[5, 5, 9, 9]]),
         annotation(13, [[5, 5, float("nan"), 9, 9, 9]]),
         annotation(14, outside, box=(520, 520, 50, 50)),
@@ -265,11 +265,11 @@ def spoil(content):
         annotation(16, rle),
         annotation(17, None),
         annotation(18, [[*SQUARE[:-1], 1e8]]),
-        annotation(19, square, ignore=1),
-        annotation(20, square, image=3, box=(20, 20, 70, 70)),
-        annotation(21, square, image=3, box=(20, 20, 70, 70)),
+        annotation(19, polygons, ignore=1),
+        annotation(20, polygons, image=3, box=(20, 20, 70, 70)),
+        annotation(21, polygons, image=3, box=(20, 20, 70, 70)),
         annotation(22, [SQUARE, [1, 1, 2, 2]], image=3, box=(19, 20, 50, 50)),
-        annotation(23, square, image=3, box=(100, 5, 20, 20)),
+        annotation(23, polygons, image=3, box=(100, 5, 20, 20)),
         annotation(24, [[value * 2 for value in SQUARE]], image=3, box=(40, 40, 100, 100)),
     ]
     content["categories"] += [{"id": 2, "name": "cow"}, {"id": "x"}, {"id": 4, "name": "cat"}]
@@ -380,16 +380,11 @@ def test_more_unreadable_files_than_training_tolerates(check):
     assert problem["reason"] == f"2, and {limit} is 1"
 
 
-def dense_content(count=150, radius=2):
+def dense_content():
     """An image with many small squares."""
-    annotations = []
-    places = np.random.default_rng(0).integers(radius, [128 - radius, 96 - radius], (count, 2))
-    for key, (x, y) in enumerate(places.tolist(), start=1):
-        low, high = (x - radius, y - radius), (x + radius, y + radius)
-        square = [*low, high[0], low[1], *high, low[0], high[1]]
-        box = (*low, 2 * radius, 2 * radius)
-        annotations.append(annotation(key, [square], box=box))
-    return {**good_content(), "annotations": annotations}
+    places = np.random.default_rng(0).integers(2, [126, 94], (150, 2)).tolist()
+    squares = [square(key, x - 2, y - 2, 4) for key, (x, y) in enumerate(places, start=1)]
+    return {**good_content(), "annotations": squares}
 
 
 @pytest.mark.parametrize("sides", ["(96,)", "(0,)"], ids=["resized", "not resized"])
@@ -421,11 +416,15 @@ def test_a_config_that_loses_objects_does_not_fit_and_proposals_hold_what_they_s
     assert with_larger["lost_share"] == pytest.approx(larger["lost_share"])
 
 
+def square(key, x, y, side):
+    polygon = [x, y, x + side, y, x + side, y + side, x, y + side]
+    return annotation(key, [polygon], box=(x, y, side, side))
+
+
 def test_other_training_sizes_are_looked_at(check):
     content = good_content()
-    content["annotations"].append(annotation(4, [[5, 5, 15, 5, 15, 15, 5, 15]], box=(5, 5, 10, 10)))
-    sides = ("INPUT.MIN_SIZE_TRAIN", "(8, 96, 96)")
-    _, report = check(content, *sides)
+    content["annotations"].append(square(4, 5, 5, 10))
+    _, report = check(content, "INPUT.MIN_SIZE_TRAIN", "(8, 96, 96)")
     assert report["lost_share"] == 0
     assert report["lost_share_at_short_sides"] == {"8": 1.0}
     assert report["fits"] is False
@@ -433,12 +432,9 @@ def test_other_training_sizes_are_looked_at(check):
 
 def test_objects_are_followed_through_crops(check):
     corners = [(1, 1), (117, 1), (1, 85), (117, 85)]
-    content = good_content()
-    content["annotations"] = [
-        annotation(key, [[x, y, x + 10, y, x + 10, y + 10, x, y + 10]], box=(x, y, 10, 10))
-        for key, (x, y) in enumerate(corners, start=1)
-    ]
+    squares = [square(key, x, y, 10) for key, (x, y) in enumerate(corners, start=1)]
     crop = ("INPUT.CROP.ENABLED", "True", "INPUT.CROP.TYPE", "absolute")
+    content = {**good_content(), "annotations": squares}
     _, report = check(content, *crop, "INPUT.CROP.SIZE", "[60, 60]")
     assert report["num_objects"] < 4  # some are not in the crop
     assert not report["lost_objects"][OUTCOMES[VANISHED]]
@@ -501,14 +497,12 @@ def test_many_crowds_are_noticed_with_their_share(check):
 
 
 @pytest.mark.parametrize(
-    ("crowds", "classes", "noticed"),
-    [(5, [0], False), (6, [0], True), (5, [1], True), (0, [0], False)],
-    ids=["5 %", "6 %", "all of a class", "none"],
+    ("crowds", "category", "noticed"), [(5, 0, False), (6, 0, True), (5, 1, True), (0, 0, False)]
 )
-def test_few_crowds_as_in_coco_are_no_notice(crowds, classes, noticed):
+def test_few_crowds_as_in_coco_are_no_notice(crowds, category, noticed):
     annotations = [{"id": key, "category_id": 0} for key in range(100 - crowds)]
     annotations += [
-        {"id": 100 + key, "category_id": classes[0], "iscrowd": 1} for key in range(crowds)
+        {"id": 100 + key, "category_id": category, "iscrowd": 1} for key in range(crowds)
     ]
     records = [{"file_name": "a.png", "image_id": 1, "annotations": annotations}]
     assert bool(find_ignored("a", records, ["cat", "dog"])) == noticed

@@ -64,7 +64,7 @@ def _check_one(cfg: CfgNode, name: str, args: argparse.Namespace) -> Findings:
         cfg,
         name,
         open_images=not args.json_only,
-        # What is only evaluated teaches no cell.
+        # Objects that are only evaluated are assigned to no cell.
         max_followed=args.objects if _is_trained(cfg, name, args) else 0,
         workers=args.workers,
     )

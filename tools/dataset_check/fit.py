@@ -248,7 +248,7 @@ def _mask_pixels(inspection: Inspection) -> int:
 
 
 def lost_share(rule: TargetRule, inspections: Sequence[Inspection]) -> float:
-    """Share of the objects that no cell would learn."""
+    """Share of the objects that are assigned to no cell."""
     total = sum(len(each.objects.outcomes) for each in inspections if each.objects is not None)
     assigned = sum(
         int((rule.outcomes(each.layout) == ASSIGNED).sum())

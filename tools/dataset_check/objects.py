@@ -1,4 +1,4 @@
-"""Opens images as training does, and follows each object to the cells that learn it.
+"""Opens images as training does, and follows each object to the cells that it is assigned to.
 
 What is random in training is left out, but for crops: the image has its usual size, and is alone in
 its batch.
@@ -88,7 +88,7 @@ class Layout:
         classes: (N,) int64.
         centers: (N, 2) float32, mass centres of the masks.
         areas: (N,) int64, their pixels.
-        visible: by mask stride, (N,) bool, whether a mask has a pixel once it is shrunk by it.
+        visible: by mask stride, (N,) bool, whether a mask has a pixel once it is downsampled by it.
     """
 
     padded_size: tuple[int, int]

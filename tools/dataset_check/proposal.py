@@ -8,8 +8,8 @@ their grids and ranges.
   objects, the largest, is to reach the last level. b stays between 3 and 12 times the stride of
   the second level (3.5 to 6 in the published models): smaller objects have too few feature pixels
   there, larger ones leave the finer levels without work.
-- **Grids**: objects of a level whose mass centres fall into one cell cannot be told apart. A level
-  gets the smallest grid, not below the config's, in which at most 6 % of its objects have the
+- **Grids**: of objects whose mass centres fall into one cell only one is predicted. A level gets
+  the smallest grid, not below the config's, in which at most 6 % of its objects have the
   centre cell of another one (on COCO's images 5 % do at the published grid of the finest level, 1 %
   at the others). Where even the finest grid, a cell for each pixel of the feature, does not reach
   that, half a percentage point more than in the finest is enough.

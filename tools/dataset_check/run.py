@@ -26,7 +26,7 @@ from tools.dataset_check.objects import (
     describe_outcomes,
 )
 
-# The kind of problem of a data set of which no annotation is an object to learn.
+# The kind of problem of a data set without an object to train on.
 NO_OBJECTS = "no objects"
 
 
@@ -153,7 +153,7 @@ def _empty_problems(name: str, found: Findings) -> list[Problem]:
 
 
 def refuse_nothing(cfg: CfgNode, trained: Sequence[Findings]) -> None:
-    """Turn it into an error if all data sets of a training together hold nothing to learn."""
+    """Turn it into an error if all data sets of a training together have nothing to train on."""
     empty = [any(p.kind == NO_OBJECTS for p in found.problems) for found in trained]
     semantic = is_panoptic(cfg) and not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     if not trained or semantic:

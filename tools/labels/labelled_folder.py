@@ -223,7 +223,7 @@ def _read_mask(file: Path, size: tuple[int, int]) -> tuple[str, dict[str, Any]]:
 
 
 def _decode_mask(source: Any, name: Path | str) -> NDArray[np.bool_]:
-    """(H, W): pixels other than 0, or than transparent where that is all they tell."""
+    """(H, W): pixels other than 0, or than transparent where only the alpha channel differs."""
     try:
         with Image.open(source) as image:
             pixels = np.asarray(image)
@@ -278,18 +278,18 @@ def _read_labelme(
 
 
 def _require_size(file: Path, content: dict[str, Any], size: tuple[int, int]) -> None:
-    """Check that the json is of an image of this size, where it tells."""
-    told: list[Any] = [content.get("imageHeight"), content.get("imageWidth")]
-    if None in told:
+    """Check that the json is of an image of this size, where it says so."""
+    given: list[Any] = [content.get("imageHeight"), content.get("imageWidth")]
+    if None in given:
         return
     try:
-        same = [float(length) for length in told] == list(size)
+        same = [float(length) for length in given] == list(size)
     except (TypeError, ValueError):
         same = False
     if not same:
-        turned = told[::-1] == list(size)
+        turned = given[::-1] == list(size)
         raise DatasetError(
-            f"{file} is of an image of {_words(told)} pixels (height x width), its image has "
+            f"{file} is of an image of {_words(given)} pixels (height x width), its image has "
             f"{_words(size)}"
             + (", upright as its EXIF says: label the upright image" if turned else "")
         )

@@ -40,7 +40,6 @@ SIZE_RANGE = (38.0, 96.0)
 # Every object keeps this share of its area, and this many pixels, in sight; one that would not, or
 # that would hide another so far, is not drawn. So everything drawn is annotated.
 MIN_VISIBLE_SHARE = 0.75
-MIN_VISIBLE_TINY_SHARE = 0.75
 MIN_VISIBLE_PIXELS = 14
 # As in the real world, a class has a typical colour: most objects have a hue within this many turns
 # of it (the classes' hues divide the circle), the others any.
@@ -161,10 +160,7 @@ def _place_objects(
 
 
 def _in_sight(item: _Object, visible: NDArray[np.bool_]) -> bool:
-    pixels = int(visible.sum())
-    tiny = item.size <= TINY_RANGE[1]
-    share = MIN_VISIBLE_TINY_SHARE if tiny else MIN_VISIBLE_SHARE
-    return pixels >= max(MIN_VISIBLE_PIXELS, share * item.area)
+    return int(visible.sum()) >= max(MIN_VISIBLE_PIXELS, MIN_VISIBLE_SHARE * item.area)
 
 
 def _random_object(

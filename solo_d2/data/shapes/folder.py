@@ -141,7 +141,7 @@ def _is_ready(root: Path, params: ShapesParams | None, force: bool) -> bool:
         return not differences
     sizes = params or ShapesParams(**{key: found[key] for key in asdict(ShapesParams())})
     raise DatasetError(
-        f"The data set 'shapes' in {root.absolute()} is another one: {differences}. Make it anew "
+        f"The data set 'shapes' in {root.absolute()} is another one: {differences}. Replace it "
         f"by 'python -m solo_d2.data.shapes --output {root} --num-train {sizes.num_train} "
         f"--num-val {sizes.num_val} --seed {sizes.seed} --force'."
     )
