@@ -16,7 +16,7 @@ their grids and ranges.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,12 +59,11 @@ class Proposal:
         self, num_grids: Sequence[int], scale_ranges: Sequence[Sequence[float]]
     ) -> "Proposal":
         """The config's own values in the place of the proposed ones."""
-        return Proposal(
+        return replace(
+            self,
             num_grids=list(num_grids),
             scale_ranges=[[int(low), int(high)] for low, high in scale_ranges],
-            shared_before=self.shared_before,
             shared_after=self.shared_before,
-            num_before=self.num_before,
             num_after=self.num_before,
         )
 
