@@ -332,7 +332,7 @@ def check_segments(
     """
     ids = read_segment_ids(file)
     require_size(file, ids.shape, image)
-    locate_segments(file, ids, segments)
+    _locate_runs(file, ids, segments)
 
 
 def write_segment_ids(file: str | Path, ids: NDArray[np.integer[Any]]) -> None:
@@ -357,16 +357,25 @@ def locate_segments(
     Raises:
         DatasetError: the PNG has an id that is not listed, or lacks one that is.
     """
+    places, starts = _locate_runs(file, ids, segments)
+    return np.repeat(places, np.diff(starts, append=ids.size)).reshape(ids.shape) - 1
+
+
+def _locate_runs(
+    file: str | Path, ids: NDArray[np.int32], segments: Sequence[dict[str, Any]]
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The place + 1 in `segments` of each run of equal ids, row by row, and where it starts."""
     listed = np.array([0, *(segment["id"] for segment in segments)], np.int32)
     order = listed.argsort()
-    places = np.searchsorted(listed, ids, sorter=order).clip(max=len(listed) - 1)
-    places = order[places]
-    counts = np.bincount(places.ravel(), minlength=len(listed))
-    found = {*np.unique(ids[listed[places] != ids]).tolist(), *listed[1:][counts[1:] > 0].tolist()}
+    # Neighbours are mostly equal: runs of them are looked up, not pixels.
+    flat = ids.ravel()
+    starts = np.flatnonzero(np.diff(flat, prepend=flat[0] - 1))
+    heads = flat[starts]
+    found = set(np.unique(heads).tolist())
     unlisted = sorted(found.difference(listed.tolist()))
     absent = [key for key in listed[1:].tolist() if key not in found]
     if unlisted:
         raise DatasetError(f"{file} has segment ids that the json does not list: {some(unlisted)}")
     if absent:
         raise DatasetError(f"{file} has no pixel of segments that the json lists: {some(absent)}")
-    return places - 1
+    return order[np.searchsorted(listed, heads, sorter=order)], starts
