@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measure a part of this project beside a plain rendering of it: `benchmark.py COMMAND --help`."""
+"""Compare a part of this project with a plain version of it: `benchmark.py COMMAND --help`."""
 
 import argparse
 import importlib
@@ -15,7 +15,7 @@ from solo_d2.utils.commands import run_command  # noqa: E402
 # What each command measures; its module is tools/benchmarks/COMMAND.py.
 COMMANDS = {
     "drawing": "overlays of instances",
-    "evaluation": "COCO's figures from predictions",
+    "evaluation": "COCO's metrics from predictions",
     "inference": "a model in several ways: eager, half precision, compiled, ONNX, 8 bits",
     "nms": "mask NMS",
     "panoptic": "from instances and labels of stuff to one segmentation",

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
 
 pytestmark = [pytest.mark.detectron2, pytest.mark.export]
 
@@ -148,9 +147,7 @@ def truth(export_folder, tmp_path):
     (tmp_path / "truth.json").write_text(json.dumps(content))
     entry = ["test_truth", str(tmp_path / "truth.json"), str(export_folder / "images")]
     options = "--opts", "DATALOADER.NUM_WORKERS", 0, "DATASETS.COCO_FORMAT", [entry]
-    yield "--check-dataset", "test_truth", *options
-    for catalog in (DatasetCatalog, MetadataCatalog):
-        catalog.pop("test_truth", None)
+    return "--check-dataset", "test_truth", *options
 
 
 def test_ap_of_a_data_set_is_compared(export, truth, tmp_path, monkeypatch, capsys):

@@ -25,6 +25,7 @@ from solo_d2.export.programs import (  # noqa: E402
     trace,
 )
 from solo_d2.modeling import SOLO_HEAD_REGISTRY  # noqa: E402
+from solo_d2.modeling.layers import DeformConv2d  # noqa: E402
 from tests.export.models import (  # noqa: E402
     IDS,
     NAMES,
@@ -37,11 +38,11 @@ from tests.export.models import (  # noqa: E402
 )
 
 # Heads that are exported together, with all ways to make masks: 1x1 and 3x3 kernels, masks of each
-# level or of all, products of maps. Deformable convolutions become many nodes; one is enough.
+# level or of all, products of maps.
 HEADS = {
     "solo": ["MODEL.SOLO.HEAD.NAME", "SOLOHead"],
     "decoupled": ["MODEL.SOLO.HEAD.NAME", "DecoupledSOLOHead"],
-    "light": ["MODEL.SOLO.HEAD.NAME", "DecoupledSOLOLightHead", "MODEL.SOLO.HEAD.DEFORM", "v1"],
+    "light": ["MODEL.SOLO.HEAD.NAME", "DecoupledSOLOLightHead"],
     "solov2 in float16": ["MODEL.SOLO.HEAD.KERNEL_SIZE", 3],
     "solov2 separate": [
         *("MODEL.SOLO.MASK_FEATURE.TYPE", "separate", "MODEL.SOLO.MASK_FEATURE.NUM_CONVS", 1),
@@ -64,11 +65,16 @@ class Gallery(nn.Module):
     def __init__(self, pipelines):
         super().__init__()
         self.pipelines = nn.ModuleList(pipelines)
+        # Of many nodes; one stands for all.
+        self.deform = DeformConv2d(32, 4, 3, padding=1, modulated=True)
+        for parameter in self.deform.parameters():
+            nn.init.normal_(parameter, std=0.01)
 
     def forward(self, images, image_sizes):
-        """Class logits (B, K, T) and masks of some cells of each head, on the same features."""
-        first, results = self.pipelines[0], []
+        """A deformable convolution; class logits (B, K, T) and some cells' masks of each head."""
+        first = self.pipelines[0]
         features = first.backbone(first.normalise(images, image_sizes))
+        results = [self.deform(features["p3"])]
         for pipeline in self.pipelines:
             inputs = {name: feature.to(pipeline.dtype) for name, feature in features.items()}
             outputs = pipeline.head(inputs)
@@ -86,7 +92,7 @@ def test_every_head_in_onnx(tmp_path):
     assert {type(model.head) for model in models.values()} == {x for _, x in SOLO_HEAD_REGISTRY}
     gallery = Gallery(ExportPipeline(x, half="float16" in name) for name, x in models.items())
     info = describe(models["solo"], gallery.pipelines[0], small_config(), NAMES, IDS)
-    names = [f"{kind} of {name}" for name in models for kind in ("classes", "masks")]
+    names = ["deform", *(f"{kind} of {name}" for name in models for kind in ("classes", "masks"))]
     save_onnx(replace(trace(gallery, info), outputs=names), tmp_path / "heads.onnx")
     types = {tensor.data_type for tensor in onnx.load(tmp_path / "heads.onnx").graph.initializer}
     assert {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16} <= types

@@ -252,15 +252,11 @@ def test_images_of_a_data_set(model, tmp_path, monkeypatch):
     names = [str(tmp_path / f"{index}.png") for index in range(9)]
     for name in names:
         Image.fromarray(np.zeros((48, 64, 3), dtype=np.uint8)).save(name)
-    from detectron2.data import DatasetCatalog, MetadataCatalog
+    from detectron2.data import DatasetCatalog
 
     DatasetCatalog.register("nine", lambda: [{"file_name": name} for name in names])
-    try:
-        args = ("--dataset", "nine", "--count", "3", "--tile", "12")
-        assert run(model, *args, "--output", tmp_path / "out") == 0
-    finally:
-        DatasetCatalog.remove("nine")
-        MetadataCatalog.remove("nine")
+    args = ("--dataset", "nine", "--count", "3", "--tile", "12")
+    assert run(model, *args, "--output", tmp_path / "out") == 0
     assert sorted(f.name for f in (tmp_path / "out").iterdir()) == ["0.png", "3.png", "6.png"]
 
 

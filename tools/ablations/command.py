@@ -16,7 +16,7 @@ from tools.ablations.tables import METRICS, Setting, Table, read_tables, setting
 from tools.benchmarks.common import markdown_table
 
 DESCRIPTION = """\
-Rerun an ablation table of the papers and print it beside the paper's figures.
+Rerun an ablation table of the papers and print it next to the paper's metrics.
 
     python tools/ablate.py --list
     python tools/ablate.py coord --num-gpus 8                 as in the paper, on COCO
@@ -46,7 +46,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     add("--metric", choices=METRICS, default="AP", help="that is shown (default: AP)")
     add("--weights", type=Path, metavar="FILE", help="trained model of a table of evaluations")
     add("--output", type=Path, default=Path("output/ablations"), metavar="DIR")
-    add("--jobs", type=_positive, default=1, metavar="N", help="runs beside each other")
+    add("--jobs", type=_positive, default=1, metavar="N", help="parallel runs")
     add("--num-gpus", type=_positive, default=1, metavar="N", help="of one run")
     add("--retrain", action="store_true", help="run again what is finished")
     add("--dry-run", action="store_true", help="print the calls of train_net.py and end")
@@ -113,7 +113,7 @@ def _choose(tables: dict[str, Table], name: str | None) -> Table:
 
 
 def rerun(table: Table, args: argparse.Namespace, launch: Launch | None = None) -> int:
-    """Run a table, print it and write it beside the runs; returns the exit code.
+    """Run a table, print it and write it next to the runs; returns the exit code.
 
     Raises:
         ConfigError: an argument does not fit the table.

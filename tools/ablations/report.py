@@ -1,4 +1,4 @@
-"""An ablation table with the paper's figures and ours beside each other."""
+"""An ablation table with the paper's metrics and ours side by side."""
 
 import math
 import statistics
@@ -43,7 +43,7 @@ class Line:
 def make_lines(
     settings: Sequence[Setting], outcomes: Sequence[Outcome], metric: str = "AP"
 ) -> list[Line]:
-    """Gather the figures of each row.
+    """Gather the metrics of each row.
 
     Args:
         settings: the rows.
@@ -70,7 +70,7 @@ def format_table(lines: Sequence[Line], reference: int, metric: str = "AP") -> s
     Args:
         lines: its rows.
         reference: index of the one that differences are taken to.
-        metric: what the figures are.
+        metric: the one that is shown.
     """
     base = lines[reference]
     return markdown_table(
@@ -110,7 +110,7 @@ def format_report(
         table: the ablation.
         text: the table, see `format_table`.
         outcomes: of the runs; the failed ones are listed.
-        conditions: what our figures were made with.
+        conditions: the settings of our runs.
     """
     parts = [f"# {table.title} ({table.source})", "; ".join(conditions), text]
     if table.note:
@@ -133,9 +133,9 @@ def report_content(
     Args:
         table: the ablation.
         settings: its rows.
-        lines: their figures, see `make_lines`.
+        lines: their metrics, see `make_lines`.
         outcomes: of the runs.
-        conditions: what our figures were made with.
+        conditions: the settings of our runs.
     """
     rows = [
         {

@@ -33,7 +33,7 @@ LOG = "console.log"
 # What the trainer writes: name -> value of the last evaluation.
 EVALUATION = "evaluation.json"
 MODEL = "model_final.pth"
-# What results depend on beside the config.
+# What results depend on besides the config.
 CODE = ("solo_d2/**/*.py", "train_net.py")
 
 # Runs a command with its output in a file and more environment variables; returns the exit code.
@@ -72,7 +72,7 @@ class Run:
         command = [sys.executable, str(ROOT / "train_net.py"), "--config-file"]
         command += [str(self.config_file), "--num-gpus", str(num_gpus)]
         if num_gpus > 1:
-            command += ["--dist-url", "auto"]  # a port of its own, beside other runs
+            command += ["--dist-url", "auto"]  # a port of its own, for parallel runs
         if self.weights:
             command += ["--eval-only"]
         elif resume:
@@ -259,7 +259,7 @@ def run_all(
 
     Args:
         runs: see `plan_runs`.
-        jobs: runs beside each other.
+        jobs: parallel runs.
         num_gpus: of one run.
         again: whether finished runs are made again.
         launch: starts the trainer; None: as a process.

@@ -1,4 +1,4 @@
-"""Overlays of instances: the one for video beside Detectron2's Visualizer.
+"""Overlays of instances: the one for video compared with Detectron2's Visualizer.
 
 One run draws the same instances over the same image by all, in turns: by
 `solo_d2.visualization.overlay`, by Detectron2's Visualizer as it is

@@ -1,4 +1,4 @@
-"""Inference with one model in several ways, beside eager PyTorch: speed, memory and accuracy.
+"""Inference with one model in several ways against eager PyTorch: speed, memory and accuracy.
 
 One run times all variants in turns, on the same images, from bytes at the size of the network's
 input to masks at the size of the image, and with --dataset evaluates each. Variants are the options
@@ -16,6 +16,7 @@ import copy
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -78,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=list(DEFAULT_VARIANTS),
         metavar="NAME",
-        help=f"beside {EAGER}; default: {' '.join(DEFAULT_VARIANTS)}",
+        help=f"in addition to {EAGER}; default: {' '.join(DEFAULT_VARIANTS)}",
     )
     add(
         "--calibration-images",
@@ -167,28 +168,23 @@ def take_images(args: argparse.Namespace, cfg: Any) -> list[dict[str, Any]]:
     ]
 
 
+@dataclass
 class Variants:
-    """Makes the variants of a model, which itself stays as it is."""
+    """Makes the variants of a model, which itself stays as it is.
 
-    def __init__(
-        self,
-        args: argparse.Namespace,
-        cfg: Any,
-        model: Any,
-        images: list[dict[str, Any]],
-        folder: Path,
-    ):
-        """Make no variant yet.
+    Attributes:
+        args: of `benchmark.py inference`.
+        cfg: of the model.
+        model: in eval mode.
+        images: see `take_images`.
+        folder: where exported files go.
+    """
 
-        Args:
-            args: of `benchmark.py inference`.
-            cfg: of the model.
-            model: in eval mode.
-            images: see `take_images`.
-            folder: where exported files go.
-        """
-        self.args, self.cfg, self.model = args, cfg, model
-        self.images, self.folder = images, folder
+    args: argparse.Namespace
+    cfg: Any
+    model: Any
+    images: list[dict[str, Any]]
+    folder: Path
 
     def make(self, name: str) -> Any:
         """Make a variant, which takes and gives what a model of Detectron2 does.

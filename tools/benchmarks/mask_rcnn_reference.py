@@ -1,8 +1,9 @@
-"""Detectron2's Mask R-CNN beside our models: its config, its stages, and its size.
+"""Detectron2's Mask R-CNN as the reference for our models: its config, its stages, and its size.
 
 Letters: P proposals, M instances.
 """
 
+import argparse
 from collections.abc import Callable
 from typing import Any
 
@@ -16,14 +17,11 @@ from torch import Tensor
 
 from solo_d2.checkpoint.checkpointer import SOLOCheckpointer
 from solo_d2.checkpoint.reading import read_checkpoint
+from solo_d2.config import load_config
+from solo_d2.engine import Trainer
 from solo_d2.utils.errors import ConfigError
 
 ZOO_CONFIG = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml"
-
-
-def zoo_config_file() -> str:
-    """The file of Mask R-CNN R50-FPN's config, which Detectron2 brings along."""
-    return str(model_zoo.get_config_file(ZOO_CONFIG))
 
 
 class _AsNamed(SOLOCheckpointer):
@@ -33,38 +31,41 @@ class _AsNamed(SOLOCheckpointer):
         return {**read_checkpoint(filename), "source": None}
 
 
-def load_weights(model: Any, file: str) -> None:
-    """Load a checkpoint of Detectron2.
+def load(args: argparse.Namespace, cfg: CfgNode) -> tuple[CfgNode, Any]:
+    """The config and the Mask R-CNN, with as many classes as the model where it is random.
 
     Args:
-        model: a Mask R-CNN.
-        file: path or URL.
+        args: of `benchmark.py report`.
+        cfg: of the model.
 
     Raises:
-        ConfigError: it cannot be had, or does not fit the model.
+        ConfigError: it is not one, cannot be loaded, or cannot be compared with the model.
     """
-    # Constants, which older versions saved.
-    constants = ("proposal_generator.anchor_generator.*", "pixel_mean", "pixel_std")
-    _AsNamed(model, whole=True, allow=constants).load(file)
-
-
-def check_mask_rcnn(cfg: CfgNode, file: str) -> None:
-    """Refuse the config of another model.
-
-    Args:
-        cfg: the config.
-        file: where it is from, for the message.
-
-    Raises:
-        ConfigError: it is not of a Mask R-CNN.
-    """
-    model = cfg.MODEL
+    file = args.reference_config or str(model_zoo.get_config_file(ZOO_CONFIG))
+    reference = load_config(file)
+    model, solo = reference.MODEL, cfg.MODEL.SOLO
     if model.META_ARCHITECTURE != "GeneralizedRCNN" or not model.MASK_ON:
         raise ConfigError(
-            f"{file} is no config of a Mask R-CNN: MODEL.META_ARCHITECTURE is "
-            f"{model.META_ARCHITECTURE!r}, MODEL.MASK_ON {model.MASK_ON}; they must be "
-            "'GeneralizedRCNN' and True"
+            f"{file} is no config of a Mask R-CNN: MODEL.META_ARCHITECTURE must be "
+            f"'GeneralizedRCNN', not {model.META_ARCHITECTURE!r}, and MODEL.MASK_ON True"
         )
+    reference.TEST.DETECTIONS_PER_IMAGE = cfg.TEST.DETECTIONS_PER_IMAGE
+    model.DEVICE = str(args.device)
+    if not args.reference_weights:
+        model.ROI_HEADS.NUM_CLASSES = solo.NUM_CLASSES
+    if args.dataset and model.ROI_HEADS.NUM_CLASSES != solo.NUM_CLASSES:
+        raise ConfigError(
+            f"{file} has {model.ROI_HEADS.NUM_CLASSES} classes, {args.config_file} "
+            f"{solo.NUM_CLASSES}: they cannot be compared on a data set. Leave out --dataset or "
+            "--reference-weights, or name a fitting --reference-config"
+        )
+    torch.manual_seed(args.seed)
+    built = Trainer.build_model(reference).eval()
+    if args.reference_weights:
+        # Constants, which older versions saved.
+        constants = ("proposal_generator.anchor_generator.*", "pixel_mean", "pixel_std")
+        _AsNamed(built, whole=True, allow=constants).load(args.reference_weights)
+    return reference, built
 
 
 def stage_functions(model: Any) -> list[tuple[str, Any, str]]:

@@ -1,4 +1,4 @@
-"""Mask NMS with overlaps, beside plain PyTorch written from the paper's pseudo-code.
+"""Mask NMS with overlaps, compared with plain PyTorch written from the paper's pseudo-code.
 
 Shape letters: N masks, H and W rows and columns, K classes.
 

@@ -1,4 +1,4 @@
-"""Instances and semantic labels to a panoptic segmentation, beside Detectron2's function.
+"""Instances and semantic labels to a panoptic segmentation, compared with Detectron2's function.
 
 Shape letters: N instances, H and W rows and columns.
 

@@ -1,4 +1,4 @@
-"""Target assignment and losses in plain loops, as published code has them: what ours is beside.
+"""Target assignment and losses in plain loops, as in published code: the baseline.
 
 Targets are made for each image, level and instance in turn (SOLO, arXiv:1912.04488, 3.3.1), each
 positive cell with a mask of its own; the losses of all whole masks at once, in float32 (3.3.2).

@@ -1,4 +1,4 @@
-"""From head outputs to final masks, beside plain PyTorch written from SOLOv2's paper.
+"""From head outputs to final masks, compared with plain PyTorch written from SOLOv2's paper.
 
 Shape letters: M candidates, T cells of all levels, E channels of the mask feature, H and W its rows
 and columns, K classes.
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
         found = result["found"]
         print(
             f"\n{result['num']} candidates in {result['cells']} cells, output "
-            f"{size_text(result['output_size'])}: {found['instances']} instances; beside plain: "
+            f"{size_text(result['output_size'])}: {found['instances']} instances; against plain: "
             f"{found['pixels_that_differ']} pixels of {found['pixels']} differ, "
             f"{found['boxes_that_differ']} boxes, scores by "
             f"{found['largest_score_difference']:.1g}, classes equal: {found['classes_equal']}\n"

@@ -10,10 +10,7 @@ head cost, says nothing. Compare only backbone and head in that case.
 """
 
 import argparse
-import importlib.metadata
 import math
-import os
-import platform
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -42,7 +39,6 @@ OURS, REFERENCE = "this model", "Mask R-CNN"
 NUM_IMAGES = 8
 # Height and width of noise, those of most of COCO's photos, and how many pixels a blob is wide.
 NOISE_SIZE, BLOB = (480, 640), 8
-PACKAGES = ("detectron2", "torchvision", "numpy", "opencv-python", "pillow", "pycocotools")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -101,6 +97,10 @@ def measure_report(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         args: of `benchmark.py report`.
         folder: for noise.
     """
+    from detectron2.utils.collect_env import collect_env_info
+
+    import solo_d2
+
     pipelines = make_pipelines(args)
     files, source = find_images(args, pipelines[OURS].cfg, folder)
     sizes = _model_sizes(pipelines, files[0])
@@ -118,7 +118,8 @@ def measure_report(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "reference_weights": args.reference_weights,
         "opts": args.opts,
         "images": {"source": source, "files": len(files)},
-        "machine": describe_machine(args.device) | describe_versions(args.device),
+        "machine": describe_machine(args.device) | {"solo_d2": solo_d2.__version__},
+        "environment": collect_env_info(),
         "dataset": args.dataset,
         "metric": metric,
         "stages_of_batch": first,
@@ -145,7 +146,7 @@ def make_pipelines(args: argparse.Namespace) -> dict[str, Any]:
     from tools.benchmarks import mask_rcnn_reference, stages
 
     cfg, model = load(args)
-    reference_cfg, reference = _load_reference(args, cfg)
+    reference_cfg, reference = mask_rcnn_reference.load(args, cfg)
     sides = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
     names = find_classes(cfg).names
     num = reference_cfg.MODEL.ROI_HEADS.NUM_CLASSES
@@ -157,37 +158,6 @@ def make_pipelines(args: argparse.Namespace) -> dict[str, Any]:
             mask_rcnn_reference.stage_functions(reference),
         ),
     }
-
-
-def _load_reference(args: argparse.Namespace, cfg: Any) -> tuple[Any, Any]:
-    """The Mask R-CNN, with as many classes as the model where it is random."""
-    from solo_d2.config import load_config
-    from solo_d2.engine import Trainer
-    from tools.benchmarks.mask_rcnn_reference import (
-        check_mask_rcnn,
-        load_weights,
-        zoo_config_file,
-    )
-
-    file = args.reference_config or zoo_config_file()
-    reference = load_config(file)
-    check_mask_rcnn(reference, file)
-    reference.TEST.DETECTIONS_PER_IMAGE = cfg.TEST.DETECTIONS_PER_IMAGE
-    reference.MODEL.DEVICE = str(args.device)
-    heads, num_classes = reference.MODEL.ROI_HEADS, cfg.MODEL.SOLO.NUM_CLASSES
-    if not args.reference_weights:
-        heads.NUM_CLASSES = num_classes
-    if args.dataset and heads.NUM_CLASSES != num_classes:
-        raise ConfigError(
-            f"{file} has {heads.NUM_CLASSES} classes, {args.config_file} {num_classes}: they "
-            "cannot be compared on a data set. Leave out --dataset or --reference-weights, or name "
-            "a fitting --reference-config"
-        )
-    torch.manual_seed(args.seed)
-    model = Trainer.build_model(reference).eval()
-    if args.reference_weights:
-        load_weights(model, args.reference_weights)
-    return reference, model
 
 
 def find_images(args: argparse.Namespace, cfg: Any, folder: Path) -> tuple[list[Path], str]:
@@ -327,24 +297,3 @@ def evaluate(
         value = main_metric(own, args.dataset, pipelines[name].model, metric)
         values[name] = value if math.isfinite(value) else None
     return metric, values
-
-
-def describe_versions(device: torch.device) -> dict[str, Any]:
-    """What runs, beside what `describe_machine` says."""
-    import solo_d2
-
-    described: dict[str, Any] = {"solo_d2": solo_d2.__version__, "system": platform.platform()}
-    for name in PACKAGES:
-        try:
-            described[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue  # OpenCV has a package without windows too
-    described["cores"] = os.cpu_count()
-    if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()):
-        size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        described["memory, GiB"] = round(size / (1 << 30), 1)
-    if device.type == "cuda":
-        described["CUDA"] = torch.version.cuda
-        memory = torch.cuda.get_device_properties(device).total_memory
-        described["memory of the GPU, GiB"] = round(memory / (1 << 30), 1)
-    return described

@@ -35,16 +35,17 @@ def format_report(found: Mapping[str, Any]) -> str:
         markdown_table(_throughput(models)),
         "## Machine",
         markdown_table([{"": key, "value": x} for key, x in found["machine"].items()]),
+        f"```text\n{found['environment']}\n```",
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def _subject(found: Mapping[str, Any]) -> list[str]:
-    """What was measured, and what that means for the figures."""
+    """What was measured, and what that means for the numbers."""
     reference = found["reference_config"] or "Detectron2's Mask R-CNN R50-FPN"
     lines = [
         f"- weights: {found['weights'] or 'random'}; options: {' '.join(found['opts']) or 'none'}",
-        f"- beside: {reference}, weights: {found['reference_weights'] or 'random'}",
+        f"- compared with: {reference}, weights: {found['reference_weights'] or 'random'}",
         f"- images: {found['images']['files']} ({found['images']['source']})",
     ]
     random = [

@@ -1,4 +1,4 @@
-"""A training step beside the same step with target assignment and losses in plain loops.
+"""A training step compared with the same step with target assignment and losses in plain loops.
 
 One run measures both in turns, on the same batches and model. Four tables:
 

@@ -86,7 +86,8 @@ def test_report_of_a_model(folder, tmp_path, capsys):
     assert ours["multiply_adds_of_objects"] == 500 * 32 * 24 * 32  # a dynamic 1x1 convolution
     assert reference["parameters"] != ours["parameters"]
     assert found["images"]["source"] == "files of --images, 70x100 and the like"
-    assert {"torch", "detectron2", "processor", "cores"} <= found["machine"].keys()
+    assert {"torch", "solo_d2", "processor"} <= found["machine"].keys()
+    assert "detectron2" in found["environment"]
     assert "**Random: Mask R-CNN.**" in text
     for stage in (*SHARED, *NEW, "whole"):
         assert f"\n| {stage} " in text
@@ -197,7 +198,13 @@ def test_figures_of_a_data_set_are_shown():
     model = {"parameters": 2_500_000, "input_size": [96, 128], "multiply_adds": 3e9}
     model |= {"multiply_adds_of_objects": 0, "instances": 1.5, "metric": 41.25}
     found = {
-        **{"config": "c.yaml", "weights": "w.pth", "opts": [], "machine": {"torch": "2"}},
+        **{
+            "config": "c.yaml",
+            "weights": "w.pth",
+            "opts": [],
+            "machine": {"torch": "2"},
+            "environment": "",
+        },
         **{"reference_config": None, "reference_weights": "r.pth", "stages_of_batch": 1},
         **{"images": {"files": 1, "source": "x"}, "dataset": "some", "metric": "segm/AP"},
         "models": {
