@@ -90,7 +90,7 @@ def test_scores_and_boxes_are_finite(nms, backend, product, seed, spoilt, kernel
 def test_triton_too():
     pytest.importorskip("triton")
     # Few candidates: the interpreter is slow.
-    made = replace(decoder("matrix", "triton", product=True), score_thresh=0.8)
+    made = replace(decoder("matrix", "triton", product=True), score_thresh=0.8, pre_nms_topk=6)
     spoilt = [("classes", 0.02, float("nan")), ("kernels", 0.02, float("nan"))]
     found = decode(made, head_outputs(0, spoilt))[:1]
     assert len(found[0].scores) > 0
