@@ -1,9 +1,10 @@
 """Config keys that a model of this project does not read, though its config may set them.
 
 They come with the configs of other models (MODEL.ROI_HEADS, MODEL.RPN, ...), or belong to another
-head, backbone, optimizer or schedule than the chosen one.
+head, NMS, mask loss, backbone, optimizer or schedule than the chosen one.
 """
 
+import inspect
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,8 @@ import yaml
 from solo_d2.config import configs_folder, default_config, find_config_file
 from solo_d2.config.models import is_panoptic, is_solo
 from solo_d2.config.rules import leaves
+from solo_d2.inference import NMS
+from solo_d2.losses import MASK_LOSSES
 from solo_d2.modeling.building import OF_USER, backbone_sections
 from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY, has_mask_feature
 from solo_d2.utils.errors import shown
@@ -142,6 +145,7 @@ def _left_by_choices(cfg: Any) -> Iterator[tuple[str, str]]:
         value = cfg[section][name]
         for left in choices.get(value, ()):
             yield left, f"{key} {value}"
+    yield from _left_by_nms_and_loss(model.SOLO)
     backbone, head = model.BACKBONE.NAME, model.SOLO.HEAD.NAME
     read = backbone_sections(cfg)
     if read != OF_USER:
@@ -153,6 +157,16 @@ def _left_by_choices(cfg: Any) -> Iterator[tuple[str, str]]:
         of_dynamic = ("MASK_FEATURE", "HEAD.KERNEL_SIZE", "HEAD.KERNEL_COORDS")
         for name in ("HEAD.NUM_COORD_CONVS",) if dynamic else of_dynamic:
             yield f"MODEL.SOLO.{name}", f"MODEL.SOLO.HEAD.NAME {head}"
+
+
+def _left_by_nms_and_loss(solo: Any) -> Iterator[tuple[str, str]]:
+    nms, loss = solo.NMS.TYPE, solo.LOSS.MASK_TYPE
+    if nms in NMS:
+        read = {name.upper() for name in inspect.signature(NMS[nms]).parameters}
+        for name in set(solo.NMS) - read - {"TYPE"}:
+            yield f"MODEL.SOLO.NMS.{name}", f"MODEL.SOLO.NMS.TYPE {nms}"
+    if loss in MASK_LOSSES and "pos_weight" not in inspect.signature(MASK_LOSSES[loss]).parameters:
+        yield "MODEL.SOLO.LOSS.MASK_POS_WEIGHT", f"MODEL.SOLO.LOSS.MASK_TYPE {loss}"
 
 
 def _entry(key: str, table: Mapping[str, str]) -> str | None:

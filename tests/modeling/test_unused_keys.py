@@ -94,8 +94,9 @@ def test_keys_that_are_named_are_not_read(base):
             dict.__setitem__(cfg, section, Recorder(node, seen, section))
     prepare(cfg)
     assert "SOLVER.BASE_LR" in seen
-    # The first two are looked at to ask Detectron2 for neither, the last one for its range.
+    # The first two are looked at to ask Detectron2 for neither, the others for their ranges.
     looked_at = {"MODEL.KEYPOINT_ON", "MODEL.LOAD_PROPOSALS", "MODEL.SOLO.HEAD.NUM_COORD_CONVS"}
+    looked_at |= {"MODEL.SOLO.NMS.THRESH", "MODEL.SOLO.LOSS.MASK_POS_WEIGHT"}
     assert named & seen <= looked_at
 
 
@@ -123,6 +124,8 @@ OTHERS = {
     "MODEL.SEM_SEG_HEAD.NUM_CLASSES": (9, "MODEL.META_ARCHITECTURE SOLO"),
     "MODEL.SWIN.EMBED_DIM": (128, "MODEL.BACKBONE.NAME build_solo_resnet_fpn_backbone"),
     "TEST.KEYPOINT_OKS_SIGMAS": ([0.1], ""),
+    "MODEL.SOLO.NMS.THRESH": (0.6, "MODEL.SOLO.NMS.TYPE matrix"),
+    "MODEL.SOLO.LOSS.MASK_POS_WEIGHT": (3.0, "MODEL.SOLO.LOSS.MASK_TYPE dice"),
 }
 
 
