@@ -8,6 +8,9 @@ from detectron2.modeling import META_ARCH_REGISTRY, PanopticFPN
 from solo_d2.config.rules import require
 
 _KEY = "MODEL.META_ARCHITECTURE"
+# `predicts_stuff` of this project's models, for data without `solo_d2.modeling`, which registers
+# them.
+_OWN = {"SOLO": False, "PanopticSOLO": True}
 
 
 def model_class(cfg: CfgNode) -> Any:
@@ -27,11 +30,21 @@ def model_class(cfg: CfgNode) -> Any:
 
 def is_solo(cfg: CfgNode) -> bool:
     """Return whether the model is a `solo_d2.modeling.SOLO` or of a class derived from it."""
-    return hasattr(model_class(cfg), "predicts_stuff")
+    return _predicts_stuff(cfg) is not None
 
 
 def is_panoptic(cfg: CfgNode) -> bool:
     """Return whether the model predicts stuff too, so that it trains on semantic labels."""
-    model = model_class(cfg)
-    other = isinstance(model, type) and issubclass(model, PanopticFPN)
-    return getattr(model, "predicts_stuff", other)
+    predicts_stuff = _predicts_stuff(cfg)
+    if predicts_stuff is None:
+        model = model_class(cfg)
+        return isinstance(model, type) and issubclass(model, PanopticFPN)
+    return predicts_stuff
+
+
+def _predicts_stuff(cfg: CfgNode) -> bool | None:
+    """Return the attribute of a model of this project, or None for another model."""
+    name = cfg.MODEL.META_ARCHITECTURE
+    if name in _OWN and name not in META_ARCH_REGISTRY:
+        return _OWN[name]
+    return getattr(model_class(cfg), "predicts_stuff", None)
