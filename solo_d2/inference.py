@@ -281,13 +281,14 @@ class MaskDecoder:
             that they enclose.
         """
         groups = self.head.mask_groups
+        group_of_level = torch.tensor(groups, device=cells.device) if len(set(groups)) > 1 else None
         size = max(1, MASK_CHUNK_ELEMENTS // (outputs.mask_size[0] * outputs.mask_size[1]))
         for chunk in cells.split(size):
-            if len(set(groups)) == 1:
+            if group_of_level is None:
                 probs = self._group_masks(outputs, image, GridCells(chunk))
             else:
                 probs = torch.empty(len(chunk), *outputs.mask_size, device=cells.device)
-                group_of_cell = torch.tensor(groups, device=cells.device)[self.cell_levels[chunk]]
+                group_of_cell = group_of_level[self.cell_levels[chunk]]
                 for group in sorted(set(groups)):
                     index = (group_of_cell == group).nonzero()[:, 0]
                     if len(index):

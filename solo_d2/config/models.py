@@ -8,8 +8,8 @@ from detectron2.modeling import META_ARCH_REGISTRY, PanopticFPN
 from solo_d2.config.rules import require
 
 _KEY = "MODEL.META_ARCHITECTURE"
-# `predicts_stuff` of this project's models, for data without `solo_d2.modeling`, which registers
-# them.
+# `predicts_stuff` of this project's models, for programs that use `solo_d2.data` without importing
+# `solo_d2.modeling`, which registers them.
 _OWN = {"SOLO": False, "PanopticSOLO": True}
 
 

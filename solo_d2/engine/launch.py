@@ -68,7 +68,7 @@ def launch(main: Main, args: argparse.Namespace) -> Any:
     given = [name for name in _OPTIONS if getattr(args, name) is not None]
     if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         if given:
-            raise ConfigError(f"--{given[0].replace('_', '-')} is torchrun's to say: leave it out")
+            raise ConfigError(f"torchrun sets --{given[0].replace('_', '-')}: leave it out")
         with _joined(timeout):
             return main(args)
     if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
@@ -91,10 +91,11 @@ def launch(main: Main, args: argparse.Namespace) -> Any:
         try:
             detectron2_launch(_process, count, machines, *place)
         except ProcessExitedException as error:
-            # A negative code is the number of a signal; otherwise it has printed why it ended.
-            cure = "the same command with --resume goes on from the last checkpoint"
-            cure = cure if error.exit_code < 0 else "its message is above"
-            raise JobError(f"{error}; {cure}") from None
+            if error.exit_code < 0:  # minus the number of a signal
+                hint = "the same command with --resume goes on from the last checkpoint"
+            else:  # the process has printed why it ended
+                hint = "its message is above"
+            raise JobError(f"{error}; {hint}") from None
 
 
 def _process(main: Main, args: argparse.Namespace, count: int) -> None:

@@ -160,6 +160,7 @@ def _left_by_choices(cfg: Any) -> Iterator[tuple[str, str]]:
 
 
 def _left_by_nms_and_loss(solo: Any) -> Iterator[tuple[str, str]]:
+    """The keys of the NMS and the mask loss that the chosen ones have no parameter for."""
     nms, loss = solo.NMS.TYPE, solo.LOSS.MASK_TYPE
     if nms in NMS:
         read = {name.upper() for name in inspect.signature(NMS[nms]).parameters}

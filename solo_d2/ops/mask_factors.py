@@ -40,7 +40,7 @@ class MaskFactor(NamedTuple):
 
     @property
     def radius(self) -> int:
-        """How many rows of the maps above and below a row of the masks depends on."""
+        """Rows of the maps, above and below its own, that a row of the masks depends on."""
         return 0 if self.takes_maps else kernel_side(self.kernels, self.maps.shape[-3]) // 2
 
     @property
