@@ -87,14 +87,20 @@ def test_scores_and_boxes_are_finite(nms, backend, product, seed, spoilt, kernel
         assert torch.equal(getattr(found[1], name), getattr(untouched, name))
 
 
-def test_triton_too():
+@pytest.mark.parametrize("part", ["classes", "kernels"])
+def test_triton_too(part):
     pytest.importorskip("triton")
     # Few candidates: the interpreter is slow.
-    made = replace(decoder("matrix", "triton", product=True), score_thresh=0.8, pre_nms_topk=6)
-    spoilt = [("classes", 0.02, float("nan")), ("kernels", 0.02, float("nan"))]
-    found = decode(made, head_outputs(0, spoilt))[:1]
-    assert len(found[0].scores) > 0
-    assert_finite(found)
+    made, reference = (
+        replace(decoder("matrix", name, product=True), score_thresh=0.8, pre_nms_topk=6)
+        for name in ("triton", "torch")
+    )
+    outputs = head_outputs(0, [(part, 0.1, float("nan"))])
+    (found, _), (expected, _) = (decode(which, outputs) for which in (made, reference))
+    assert_finite([found])
+    assert len(found.scores) == len(expected.scores)
+    assert torch.equal(found.classes, expected.classes)
+    torch.testing.assert_close(found.scores, expected.scores)
 
 
 @pytest.mark.parametrize("nms", NMS)

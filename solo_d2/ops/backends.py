@@ -1,19 +1,27 @@
 """By what means a mask operation runs; the choices differ in speed alone."""
 
-import importlib.util
+import logging
 import os
+from functools import lru_cache
 
 import torch
 
 # "torch" is the reference, "tiled" is made for the CPU, "triton" for CUDA.
 BACKENDS = ("auto", "torch", "tiled", "triton")
+# Compute capability from which Triton multiplies 8-bit integers on tensor cores.
+LEAST_CAPABILITY = (8, 0)
+
+logger = logging.getLogger(__name__)
 
 
 def choose_backend(backend: str, device: torch.device) -> str:
     """Resolve "auto" by device, and refuse what cannot run there.
 
+    "auto" on a GPU that cannot run the kernels is "torch", with one warning that says why.
+
     Args:
-        backend: one of `BACKENDS`; anything else raises ValueError.
+        backend: one of `BACKENDS`; anything else raises ValueError, and so does "triton" where the
+            kernels cannot run.
         device: of the masks.
 
     Returns:
@@ -23,9 +31,52 @@ def choose_backend(backend: str, device: torch.device) -> str:
         raise ValueError(f"unknown backend {backend!r}: choose one of {BACKENDS}")
     if backend == "triton" and device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         raise ValueError(f"the backend 'triton' needs a CUDA device, not {device}")
-    if backend != "auto":
+    if backend == "auto" and device.type != "cuda":
+        return "tiled" if device.type == "cpu" else "torch"
+    if backend in ("torch", "tiled") or device.type != "cuda":
         return backend
-    if device.type == "cpu":
-        return "tiled"
-    has_triton = device.type == "cuda" and importlib.util.find_spec("triton") is not None
-    return "triton" if has_triton else "torch"
+    fault = _triton_fault(device)
+    if not fault:
+        return "triton"
+    if backend == "triton":
+        raise ValueError(f"the backend 'triton' cannot run on {device}: {fault}")
+    _warn_once(fault)
+    return "torch"
+
+
+def allows_tf32() -> bool:
+    """Whether torch may round the factors of a float32 product on CUDA to TF32."""
+    matmul = torch.backends.cuda.matmul
+    # Since torch 2.9; reading `allow_tf32` raises once a user has set it.
+    precision = getattr(matmul, "fp32_precision", None)
+    return bool(matmul.allow_tf32 if precision is None else precision == "tf32")
+
+
+@lru_cache
+def _triton_fault(device: torch.device) -> str:
+    """Why the kernels cannot run on a CUDA device, "" if they can; found by a trial run."""
+    try:
+        capability = torch.cuda.get_device_capability(device)
+        if capability < LEAST_CAPABILITY:
+            name = torch.cuda.get_device_name(device)
+            return "{} has compute capability {}.{}, below {}.{}".format(
+                name, *capability, *LEAST_CAPABILITY
+            )
+        from solo_d2.ops.triton.mask_overlap import mask_overlaps_triton
+
+        masks = torch.ones(2, 4, 4, dtype=torch.bool, device=device)
+        overlaps = mask_overlaps_triton(masks, torch.zeros(2, dtype=torch.int64, device=device))
+        counts = overlaps.tolist()
+    except Exception as error:  # no Triton, C compiler, Python.h or ptxas, too old a driver, ...
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    return "" if counts == [[16, 16], [0, 16]] else f"a trial run of a kernel returns {counts}"
+
+
+@lru_cache
+def _warn_once(fault: str) -> None:
+    logger.warning(
+        "Mask operations run in PyTorch instead of the faster Triton kernels: %s. The kernels need "
+        "a GPU of compute capability %d.%d or more, Triton, a C compiler and Python.h.",
+        fault,
+        *LEAST_CAPABILITY,
+    )

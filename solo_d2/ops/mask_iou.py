@@ -5,15 +5,19 @@ Shape letters: M masks, H and W rows and columns.
 Pixels are counted in integers, or in float32 over few enough pixels that it counts exactly, so the
 backends differ in speed alone:
 
-- "torch": one float32 product of all masks; the reference.
+- "torch": one product of all masks, float32 on the CPU (the reference), 8-bit integers on a GPU
+  that multiplies them.
 - "tiled": cuts the image into tiles and multiplies, in 8-bit integers where the processor has a
   fast product for them, only the masks that reach into the tile. Masks are blobs, so most reach
   into few tiles. The CPU path.
 - "triton": tensor cores, see solo_d2/ops/triton/mask_overlap.py. The CUDA path.
 """
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from solo_d2.ops.backends import choose_backend
 from solo_d2.ops.threads import one_thread
@@ -22,8 +26,10 @@ from solo_d2.ops.threads import one_thread
 MAX_PIXELS = 2**31 - 2**12
 # float32 counts exactly so far; the half precision of autocast does not.
 FLOAT32_COUNTS = 1 << 24
-# Most float32 elements of masks that the reference holds at once (128 MiB).
+# Most elements of masks that the reference holds at once (128 MiB as float32).
 CHUNK_ELEMENTS = 1 << 25
+# What rows and columns of an 8-bit product are filled up to a multiple of: cuBLAS refuses others.
+INT8_MULTIPLES = {"cuda": (32, 16)}
 # Rows and columns of a tile, and the pixels that are looked at and copied as one word.
 TILE_ROWS, TILE_COLUMNS, WORD = 40, 64, 8
 
@@ -135,16 +141,14 @@ def iou_rows(overlaps: Tensor, start: int, stop: int, num_pixels: int) -> Tensor
 
 
 def _overlaps_torch(masks: Tensor) -> Tensor:
-    """`mask_overlaps` of one group by a float32 product, some pixels at a time."""
+    """`mask_overlaps` of one group, some pixels at a time."""
     num_masks = len(masks)
     flat = masks.flatten(1)
     result = torch.zeros(num_masks, num_masks, dtype=torch.int32, device=masks.device)
-    step = max(1, min(FLOAT32_COUNTS, CHUNK_ELEMENTS // max(num_masks, 1)))
-    for part in flat.split(step, dim=1) if flat.shape[1] else ():
-        # 0 and 1 survive any rounding of the inputs (TF32), and float32 sums them up exactly.
-        with torch.autocast(masks.device.type, enabled=False):
-            floats = part.float()
-            result += (floats @ floats.T).int()
+    step = max(16, min(FLOAT32_COUNTS, CHUNK_ELEMENTS // max(num_masks, 1)) // 16 * 16)
+    count = _count_in_float32 if masks.device.type == "cpu" else _count_pairs
+    for part in flat.split(step, dim=1) if flat.numel() else ():
+        result += count(part.view(torch.int8))
     return result
 
 
@@ -166,10 +170,10 @@ def _overlaps_tiled(masks: Tensor) -> Tensor:
             tile = band[:, :, start : start + step]
             reached = columns[:, start : start + step].amax(dim=1).nonzero()[:, 0]
             if 2 * len(reached) > num_masks:  # choosing would cost more than it saves
-                result += _count_pairs(tile)
+                result += _count_words(tile)
             elif len(reached) > 0:
                 pairs = reached[:, None] * num_masks + reached
-                counts = _count_pairs(tile.index_select(0, reached))
+                counts = _count_words(tile.index_select(0, reached))
                 result.view(-1).index_add_(0, pairs.view(-1), counts.view(-1))
     return result
 
@@ -186,19 +190,37 @@ def _as_words(masks: Tensor) -> Tensor:
     return masks.view(torch.int64)
 
 
-def _count_pairs(words: Tensor) -> Tensor:
+def _count_words(words: Tensor) -> Tensor:
     """(M, M) int32: pixels in common of (M, rows, columns) int64 words of 8 pixels."""
-    pixels = words.flatten(1).contiguous().view(torch.int8)
-    if has_fast_int8_product(words.device):
-        return torch._int_mm(pixels, pixels.T)
-    with torch.autocast(words.device.type, enabled=False):
+    return _count_pairs(words.flatten(1).contiguous().view(torch.int8))
+
+
+def _count_pairs(pixels: Tensor) -> Tensor:
+    """(M, M) int32: pixels in common of (M, P) int8, P at most `FLOAT32_COUNTS`."""
+    if not has_fast_int8_product(pixels.device):
+        return _count_in_float32(pixels)
+    num, count = pixels.shape
+    rows, columns = INT8_MULTIPLES.get(pixels.device.type, (1, 1))
+    if num % rows or count % columns:
+        pixels = F.pad(pixels, (0, -count % columns, 0, -num % rows))
+    pixels = pixels.contiguous()
+    return torch._int_mm(pixels, pixels.T)[:num, :num]
+
+
+def _count_in_float32(pixels: Tensor) -> Tensor:
+    """`_count_pairs` by a product that every device has."""
+    # 0 and 1 survive any rounding of the inputs (TF32), and float32 sums them up exactly.
+    with torch.autocast(pixels.device.type, enabled=False):
         floats = pixels.float()
         counts: Tensor = floats @ floats.T
         return counts.int()
 
 
+@lru_cache
 def has_fast_int8_product(device: torch.device) -> bool:
-    """Whether `torch._int_mm` beats float32: oneDNN has it, and the processor the instructions."""
+    """Whether `torch._int_mm` beats float32: the processor has instructions, torch uses them."""
+    if device.type == "cuda":
+        return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (7, 5)
     return (
         device.type == "cpu"
         and torch.backends.mkldnn.is_available()

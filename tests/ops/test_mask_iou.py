@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from solo_d2.ops import mask_iou as module
-from solo_d2.ops.backends import choose_backend
 from solo_d2.ops.mask_iou import mask_iou, mask_overlaps, match_pairs, pairwise_mask_iou
 from tests.ops.nms_cases import random_case
 
@@ -43,6 +42,37 @@ def test_without_fast_int8_product(monkeypatch, density):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         overlaps = mask_overlaps(masks, groups, backend="tiled")
     assert torch.equal(overlaps.triu(), expected_overlaps(masks, groups))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (16, 4, 4), (17, 7, 13), (64, 8, 8), (33, 40, 41)])
+def test_int8_product_has_sizes_that_cublas_takes(monkeypatch, shape):
+    """The product of GPUs without Triton, with the checks of `torch._int_mm` for CUDA."""
+    int_mm = torch._int_mm
+
+    def checked(a, b):
+        assert a.shape[0] > 16
+        assert a.shape[1] % 8 == b.shape[1] % 8 == 0
+        assert a.stride(1) == b.stride(0) == 1
+        return int_mm(a, b)
+
+    monkeypatch.setattr(torch, "_int_mm", checked)
+    monkeypatch.setattr(module, "has_fast_int8_product", lambda device: True)
+    monkeypatch.setattr(module, "INT8_MULTIPLES", {"cpu": module.INT8_MULTIPLES["cuda"]})
+    # The reference goes by device.
+    monkeypatch.setattr(module, "_count_in_float32", module._count_pairs)
+    monkeypatch.setattr(module, "CHUNK_ELEMENTS", 640 * shape[0])  # two chunks of the largest
+    masks, groups, _ = random_case(shape[0], 1, *shape[1:])
+    overlaps = mask_overlaps(masks, groups, backend="torch")
+    assert torch.equal(overlaps.triu(), expected_overlaps(masks, groups))
+
+
+@pytest.mark.parametrize(
+    ("capability", "hip", "fast"), [((7, 0), None, 0), ((7, 5), None, 1), ((9, 0), "6.2", 0)]
+)
+def test_gpus_that_multiply_int8(monkeypatch, capability, hip, fast):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    assert module.has_fast_int8_product.__wrapped__(torch.device("cuda:0")) == fast
 
 
 @backends
@@ -88,15 +118,6 @@ def test_iou_by_hand(backend):
         ]
     )
     assert torch.equal(mask_iou(masks, backend=backend), expected)
-
-
-def test_backend_follows_device():
-    assert choose_backend("auto", torch.device("cpu")) == "tiled"
-    assert choose_backend("auto", torch.device("cuda")) == "triton"
-    assert choose_backend("auto", torch.device("mps")) == "torch"
-    assert choose_backend("torch", torch.device("cuda")) == "torch"
-    with pytest.raises(ValueError, match="'auto', 'torch', 'tiled', 'triton'"):
-        choose_backend("numpy", torch.device("cpu"))
 
 
 @pytest.mark.parametrize(("n", "m"), [(0, 0), (0, 3), (3, 0), (4, 7)])

@@ -3,7 +3,7 @@
     p[m, q]     = sigmoid(sum_e kernels[m, e] * feature[e, q])
     masks[m, q] = p[m, q] > thresh
     area[m]     = number of q with masks[m, q]
-    soft_sum[m] = sum of p[m, q] over these q
+    soft_sum[m] = sum of p[m, q] over these q; NaN if any p[m, q] is
 
 The M x P float matrix p is never written. Shape letters: M masks, E channels, P pixels.
 """
@@ -12,6 +12,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from solo_d2.ops.backends import allows_tf32
+from solo_d2.ops.triton.launch import launch
 
 # Masks, pixels and channels of one step of a program.
 BLOCK_MASKS, BLOCK_PIXELS, BLOCK_CHANNELS = 64, 128, 32
@@ -48,14 +51,15 @@ def _dynamic_masks_kernel(
         logits = tl.dot(weights, values, logits, input_precision=PRECISION)
     probs = tl.sigmoid(logits)
     inside = in_row[:, None] & in_pixel[None, :]
-    foreground = (probs > thresh) & inside
+    is_set = (probs > thresh) & inside
     where = row[:, None].to(tl.int64) * num_pixels + pixel[None, :]
-    tl.store(masks + where, foreground.to(tl.uint8), mask=inside)
+    tl.store(masks + where, is_set.to(tl.uint8), mask=inside)
     block = tl.program_id(1).to(tl.int64) * num_masks + row
     # Old interpreters keep such sums in 64 bits, and store them all; compiled, this is no work.
-    area = tl.sum(foreground.to(tl.int32), axis=1).to(tl.int64).to(tl.int32)
+    area = tl.sum(is_set.to(tl.int32), axis=1).to(tl.int64).to(tl.int32)
     tl.store(areas + block, area, mask=in_row)
-    soft_sum = tl.sum(tl.where(foreground, probs, 0.0), axis=1)
+    # A product rather than a choice: one pixel of NaN makes the sum NaN.
+    soft_sum = tl.sum(tl.where(inside, probs * is_set.to(tl.float32), 0.0), axis=1)
     tl.store(soft_sums + block, soft_sum, mask=in_row)
 
 
@@ -84,10 +88,12 @@ def dynamic_masks_triton(
     areas = torch.empty(blocks, num_masks, dtype=torch.int32, device=feature.device)
     soft_sums = torch.empty(blocks, num_masks, device=feature.device)
     if masks.numel():
-        _dynamic_masks_kernel[(triton.cdiv(num_masks, BLOCK_MASKS), blocks)](
+        grid = (triton.cdiv(num_masks, BLOCK_MASKS), blocks)
+        launch(
+            _dynamic_masks_kernel, grid,
             kernels, feature, masks.view(torch.uint8), areas, soft_sums,
             num_masks, num_channels, num_pixels, thresh,
-            PRECISION="tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
+            PRECISION="tf32" if allows_tf32() else "ieee",
             BLOCK_MASKS=BLOCK_MASKS, BLOCK_PIXELS=BLOCK_PIXELS, BLOCK_CHANNELS=BLOCK_CHANNELS,
             num_warps=8,
         )  # fmt: skip

@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from solo_d2.ops.triton.launch import launch
+
 # Masks along one side of a block of pairs, pixels of one step, programs that share one block's sum.
 BLOCK_MASKS, BLOCK_PIXELS, SPLITS = 64, 128, 16
 BLOCK_SCAN = 4096
@@ -104,11 +106,12 @@ def mask_overlaps_triton(masks: Tensor, groups: Tensor) -> Tensor:
     pixels = masks.contiguous().view(torch.int8)
     groups = groups.contiguous()
     areas, firsts, lasts = masks.new_empty(3, num_masks, dtype=torch.int32)
-    _extent_kernel[(num_masks,)](pixels, areas, firsts, lasts, num_pixels, BLOCK=BLOCK_SCAN)
+    launch(_extent_kernel, (num_masks,), pixels, areas, firsts, lasts, num_pixels, BLOCK=BLOCK_SCAN)
     # Twice the middle is at most 2^32, so the group decides first.
     order = (groups * (1 << 33) + firsts + lasts).argsort()
     blocks = triton.cdiv(num_masks, BLOCK_MASKS)
-    _overlap_kernel[(blocks, blocks, SPLITS)](
+    launch(
+        _overlap_kernel, (blocks, blocks, SPLITS),
         pixels, order, groups, firsts, lasts, overlaps, num_masks, num_pixels,
         SPLITS=SPLITS, BLOCK_MASKS=BLOCK_MASKS, BLOCK_PIXELS=BLOCK_PIXELS, num_stages=4,
     )  # fmt: skip

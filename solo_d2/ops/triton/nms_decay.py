@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from solo_d2.ops.triton.launch import launch
+
 # Columns of one program, and rows that it takes at a time.
 BLOCK_COLUMNS, BLOCK_ROWS = 16, 64
 # Up to so many pixels float32 holds every count and every sum of two areas exactly.
@@ -109,7 +111,8 @@ def worst_iou_triton(overlaps: Tensor, num_pixels: int) -> Tensor:
     num_masks = len(overlaps)
     worst = overlaps.new_empty(num_masks, dtype=torch.float32)
     grid = (triton.cdiv(num_masks, BLOCK_COLUMNS),)
-    _worst_kernel[grid](
+    launch(
+        _worst_kernel, grid,
         overlaps, worst, num_masks, EXACT=num_pixels <= FLOAT32_PIXELS,
         BLOCK_ROWS=BLOCK_ROWS, BLOCK_COLUMNS=BLOCK_COLUMNS,
     )  # fmt: skip
@@ -134,7 +137,8 @@ def matrix_nms_decay_triton(
     num_masks = len(overlaps)
     result = torch.empty_like(scores)
     grid = (triton.cdiv(num_masks, BLOCK_COLUMNS),)
-    _decay_kernel[grid](
+    launch(
+        _decay_kernel, grid,
         overlaps, worst_iou_triton(overlaps, num_pixels), scores.contiguous(), result,
         float(sigma), num_masks, GAUSSIAN=kernel == "gaussian",
         EXACT=num_pixels <= FLOAT32_PIXELS,

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from solo_d2.ops.triton.launch import launch
 from solo_d2.ops.triton.nms_decay import FLOAT32_PIXELS, iou_of_counts
 
 
@@ -79,7 +80,8 @@ def hard_nms_triton(overlaps: Tensor, scores: Tensor, num_pixels: int, *, thresh
         (M,) float32: the score, or 0.
     """
     result = torch.empty_like(scores)
-    _hard_kernel[(1,)](
+    launch(
+        _hard_kernel, (1,),
         overlaps, scores.contiguous(), result, float(thresh), len(scores),
         EXACT=num_pixels <= FLOAT32_PIXELS, BLOCK=triton.next_power_of_2(len(scores)),
     )  # fmt: skip
@@ -103,7 +105,8 @@ def soft_nms_triton(
         (M,) float32, never above `scores`.
     """
     result = torch.empty_like(scores)
-    _soft_kernel[(1,)](
+    launch(
+        _soft_kernel, (1,),
         overlaps, scores.contiguous(), result, float(sigma), float(thresh), len(scores),
         GAUSSIAN=kernel == "gaussian", EXACT=num_pixels <= FLOAT32_PIXELS,
         BLOCK=triton.next_power_of_2(len(scores)),

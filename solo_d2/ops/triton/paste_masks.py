@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from solo_d2.ops.mask_geometry import line_spans
+from solo_d2.ops.triton.launch import launch
 
 # Rows and columns of output pixels of one program.
 BLOCK_ROWS, BLOCK_COLUMNS = 16, 128
@@ -128,7 +129,8 @@ def paste_masks_triton(
     boxes = torch.tensor([out_width, out_height, 0, 0], dtype=torch.int32, device=out.device)
     boxes = boxes.repeat(num, 1)
     blocks = triton.cdiv(out_height, BLOCK_ROWS) * triton.cdiv(out_width, BLOCK_COLUMNS)
-    _paste_kernel[(blocks, num)](
+    launch(
+        _paste_kernel, (blocks, num),
         mask_probs, spans, out.view(torch.uint8), boxes,
         height, width, *image_size, out_height, out_width,
         1 / stride, image_size[0] / out_height, image_size[1] / out_width, thresh,

@@ -43,3 +43,14 @@ def test_mixed_precision_and_strides():
     kernels, feature = factors(9, 8, 10, 14)
     kernels, feature = kernels.half()[:, ::2], feature[::2, :, 3:]
     check(run(kernels, feature), kernels, feature)
+
+
+def test_a_pixel_of_nan_makes_the_soft_sum_nan():
+    kernels, feature = factors(5, 4, 6, 7)
+    kernels[1, 2] = float("nan")
+    feature[0, 2, 3] = float("nan")
+    found, expected = run(kernels, feature), binarize_product(kernels, feature, 0.5)
+    assert found.soft_sums.isnan().all()
+    assert torch.equal(found.masks, expected.masks)
+    feature[0, 2, 3] = 0
+    assert run(kernels, feature).soft_sums.isnan().tolist() == [False, True] + [False] * 3
