@@ -1,5 +1,7 @@
 """The panoptic merge beside a loop reference, by hand, and beside Detectron2's."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -59,10 +61,9 @@ def test_equals_the_loop(num, seed, thresholds):
 
 
 def detectron2_merge(masks, scores, classes, semantic, *thresholds):
-    module = pytest.importorskip("tools.benchmarks.panoptic")
-    names = ("overlap_thresh", "stuff_area_limit", "score_thresh")
-    options = dict(zip(names, thresholds, strict=True))
-    return module.merge_panoptic_detectron2(masks, scores, classes, semantic, **options)
+    module = pytest.importorskip("detectron2.modeling.meta_arch.panoptic_fpn")
+    instances = SimpleNamespace(pred_masks=masks, scores=scores, pred_classes=classes)
+    return module.combine_semantic_and_instance_outputs(instances, semantic, *thresholds)
 
 
 def strictly_falling(scores):

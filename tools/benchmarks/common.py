@@ -1,4 +1,8 @@
-"""What the benchmarks share: arguments, times, peak memory, the machine, tables and files."""
+"""What the benchmarks share: arguments, times, peak memory, the machine, tables and files.
+
+A result is a dict for JSON. "milliseconds" is a timing, or one for each function by name;
+"peak_bytes" likewise.
+"""
 
 import argparse
 import ctypes
@@ -16,6 +20,7 @@ from torch.utils.benchmark import Measurement, TaskSpec, Timer
 from solo_d2.utils.files import save_json
 
 MIB = 1 << 20
+CPU = torch.device("cpu")
 # Least seconds of each function in a turn; slower ones are called twice.
 MIN_RUN_TIME = 0.1
 
@@ -56,27 +61,22 @@ def begin(args: argparse.Namespace, device: torch.device | None = None) -> dict[
     return machine
 
 
-def run_cases(
-    args: argparse.Namespace,
-    cases: Iterable[dict[str, Any]],
-    row: Callable[[dict[str, Any]], dict[str, str]],
-) -> None:
-    """Measure cases, print their table, save the results.
-
-    Args:
-        args: of the benchmark.
-        cases: the results, measured one after another as they are asked for.
-        row: makes a result a row of the table.
-    """
+def run_cases(args: argparse.Namespace, cases: Iterable[dict[str, Any]]) -> None:
+    """Measure cases one after another, print their table, save the results."""
     machine = begin(args)
     results = []
     for result in cases:
         results.append(result)
         print(".", end="", flush=True)
     print("\n\nmilliseconds: median (interquartile range); MiB: peak beyond the inputs\n")
-    print(markdown_table([row(result) for result in results]))
+    print(markdown_table([table_row(result) for result in results]))
+    save(args, {"machine": machine, "results": results})
+
+
+def save(args: argparse.Namespace, content: Mapping[str, Any]) -> None:
+    """Write the results where --output asks for them."""
     if args.output:
-        save_json(args.output, {"machine": machine, "results": results})
+        save_json(args.output, content)
 
 
 def measure(functions: Functions, repeats: int) -> dict[str, Timing]:
@@ -102,32 +102,12 @@ def measure(functions: Functions, repeats: int) -> dict[str, Timing]:
 
 
 def timing_of(seconds: Sequence[float], calls: int = 1) -> Timing:
-    """The timing of samples.
-
-    Args:
-        seconds: at least one sample.
-        calls: how many a sample has.
-    """
+    """The timing of at least one sample, each of some calls."""
     return _timing(Measurement(calls, list(seconds), TaskSpec("", "")))
 
 
 def _timing(measurement: Measurement) -> Timing:
     return {"median": 1000 * measurement.median, "iqr": 1000 * measurement.iqr}
-
-
-def timing_text(timing: Timing) -> str:
-    """Median and interquartile range for a table."""
-    return f"{timing['median']:.3g} ({timing['iqr']:.2g})"
-
-
-def memory_text(num_bytes: int | None) -> str:
-    """MiB for a table."""
-    return "-" if num_bytes is None else f"{num_bytes / MIB:.0f}"
-
-
-def size_text(size: Iterable[int]) -> str:
-    """Sides for a table, such as 200x304."""
-    return "x".join(map(str, size))
 
 
 def compare(functions: Functions, args: argparse.Namespace, **memory: Any) -> dict[str, Any]:
@@ -138,22 +118,16 @@ def compare(functions: Functions, args: argparse.Namespace, **memory: Any) -> di
         args: of the benchmark.
         **memory: peak_bytes where they are known.
     """
-    ours, reference = list(functions)[:2]
-    timings = measure(functions, args.repeats)
-    result = {
-        "milliseconds": timings,
-        "speedup": timings[reference]["median"] / timings[ours]["median"],
-    }
+    result = comparison(measure(functions, args.repeats))
     return result | (
         memory or {"peak_bytes": {k: peak_memory(f, args.device) for k, f in functions.items()}}
     )
 
 
-def comparison_columns(result: Mapping[str, Any]) -> dict[str, str]:
-    """The columns of what `compare` returned."""
-    times = {f"{key} ms": timing_text(timing) for key, timing in result["milliseconds"].items()}
-    memory = {f"{key} MiB": memory_text(value) for key, value in result["peak_bytes"].items()}
-    return {**times, "speed-up": f"{result['speedup']:.1f}", **memory}
+def comparison(timings: Mapping[str, Timing]) -> dict[str, Any]:
+    """Timings of which the second one is what the first is compared with, as a result."""
+    ours, reference = list(timings.values())[:2]
+    return {"milliseconds": dict(timings), "speedup": reference["median"] / ours["median"]}
 
 
 class Stopwatch:
@@ -164,11 +138,7 @@ class Stopwatch:
     """
 
     def __init__(self, device: torch.device):
-        """Start with nothing.
-
-        Args:
-            device: what the stages run on; it is waited for where one begins or ends.
-        """
+        """Start with nothing; the device is waited for where a stage begins or ends."""
         self.seconds: dict[str, float] = {}
         self._device = device
         self._running: list[str] = []
@@ -228,10 +198,13 @@ def _status_bytes(key: str) -> int:
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
     """What a reader must know to judge the times."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     described: dict[str, Any] = {
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "processor": _processor(),
+        "processor": names[0] if names else platform.processor(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
@@ -241,13 +214,48 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
     return described
 
 
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+def timing_text(timing: Timing) -> str:
+    """Median and interquartile range for a table."""
+    return f"{timing['median']:.3g} ({timing['iqr']:.2g})"
+
+
+def memory_text(num_bytes: int | None) -> str:
+    """MiB for a table."""
+    return "-" if num_bytes is None else f"{num_bytes / MIB:.0f}"
+
+
+def size_text(size: Iterable[int]) -> str:
+    """Sides for a table, such as 200x304."""
+    return "x".join(map(str, size))
+
+
+def table_row(result: Mapping[str, Any]) -> dict[str, str]:
+    """A result as a row of a table; results inside of it add their columns."""
+    row = {}
+    for key, value in result.items():
+        if key in ("milliseconds", "peak_bytes"):
+            unit, text = ("ms", timing_text) if key == "milliseconds" else ("MiB", memory_text)
+            is_named = isinstance(value, Mapping) and "median" not in value
+            for name, number in (value if is_named else {"": value}).items():
+                row[f"{name} {unit}".strip()] = text(number)
+        elif isinstance(value, Mapping):
+            row |= table_row(value)
+        else:
+            row[key.replace("_", " ")] = _cell(value)
+    return row
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "NO"
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return size_text(value) if isinstance(value, list | tuple) else str(value)
+
+
+def stage_table(stages: Mapping[str, Mapping[str, Any]]) -> str:
+    """A table with a row for the result of each stage."""
+    return markdown_table([table_row({"stage": name, **found}) for name, found in stages.items()])
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -43,26 +43,17 @@ VITS = {(768, 12): "ViT-B", (1024, 24): "ViT-L", (1280, 32): "ViT-H"}
 
 @dataclass(frozen=True)
 class Complexity:
-    """Size of a model.
+    """Size of a model."""
 
-    Attributes:
-        parameters: all of them, frozen ones too; the constants of a frozen BatchNorm are none.
-        multiply_adds: of one image.
-        input_size: padded height and width of that image.
-    """
-
-    parameters: int
-    multiply_adds: int
-    input_size: tuple[int, int]
+    parameters: int  # frozen ones too; the constants of a frozen BatchNorm are none
+    multiply_adds: int  # of one image
+    input_size: tuple[int, int]  # of that image, padded
 
 
 def count_multiply_adds(function: Callable[..., Any], *inputs: Any) -> int:
     """Multiply-adds of convolutions and matrix products in one call, without gradients.
 
-    Args:
-        function: a module or function of tensors, not on a GPU (its deformable convolution is one
-            operator that torch does not count).
-        *inputs: what it is called with.
+    Not for a GPU: its deformable convolution is one operator that torch does not count.
     """
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         function(*inputs)
@@ -70,14 +61,7 @@ def count_multiply_adds(function: Callable[..., Any], *inputs: Any) -> int:
 
 
 def measure(cfg: Any) -> Complexity:
-    """Build the model of a config and count.
-
-    Args:
-        cfg: the config; MODEL.DEVICE is not looked at.
-
-    Raises:
-        ConfigError: the model can't be built.
-    """
+    """Build the model of a config, whatever its MODEL.DEVICE, and count."""
     cfg = cfg.clone()
     cfg.MODEL.DEVICE = "meta"
     model = Trainer.build_model(cfg).eval()
@@ -112,11 +96,9 @@ def table_rows(
 ) -> list[dict[str, str]]:
     """Measure all configs; those that differ in training alone are measured once.
 
-    Args:
-        configs: see `find_configs`.
-        published: name of a config -> {"published": {"value", "source", and optionally "metric"
-            ("AP" unless said) and "split"}, "ours": text}, of which either may be missing.
-        progress: told the name of each config.
+    `published`: name of a config -> {"published": {"value", "source", and optionally "metric" ("AP"
+    unless said) and "split"}, "ours": text}, of which either may be missing. `progress` is told
+    the name of each config.
     """
     known: dict[str, Complexity] = {}
     sources = source_numbers(published)
@@ -195,11 +177,7 @@ def _published(result: dict[str, Any] | None, sources: dict[str, int]) -> str:
 
 
 def update_table(root: Path, progress: Callable[[str], None]) -> None:
-    """Measure all configs below a folder and rewrite the table of its README.md.
-
-    Args:
-        root: with README.md and published.json.
-        progress: told the name of each config.
+    """Measure all configs below a folder, and rewrite its README.md with its published.json.
 
     Raises:
         ConfigError: a file or config can't be used; README.md is then as it was.

@@ -11,17 +11,19 @@ from functools import partial
 from typing import Any
 
 import torch
+from detectron2.data.catalog import Metadata
+from detectron2.utils.visualizer import Visualizer
 
+from solo_d2.modeling.meta_arch.solo import to_instances
 from solo_d2.ops.mask_geometry import mask_boxes
 from solo_d2.structures import Predictions
+from solo_d2.visualization import overlay, publication
 from tools.benchmarks.common import (
     Functions,
     add_common_arguments,
     compare,
-    comparison_columns,
     parse_size,
     run_cases,
-    size_text,
 )
 from tools.benchmarks.scenes import make_scene
 
@@ -39,17 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Measure all combinations, print the table, save the results."""
     cases = itertools.product(args.size, args.num)
-    run_cases(args, (_run_case(args, *case) for case in cases), _table_row)
+    run_cases(args, (_run_case(args, *case) for case in cases))
 
 
 def _run_case(args: argparse.Namespace, size: tuple[int, int], num: int) -> dict[str, Any]:
-    # Imported here, as options are listed where Detectron2 is missing too.
-    from detectron2.data.catalog import Metadata
-    from detectron2.utils.visualizer import Visualizer
-
-    from solo_d2.modeling.meta_arch.solo import to_instances
-    from solo_d2.visualization import overlay, publication
-
     masks, classes, scores = make_scene(num, size, NUM_CLASSES, args.seed, distinct=True)
     found = to_instances(Predictions(scores, classes, masks, mask_boxes(masks)), size)
     generator = torch.Generator().manual_seed(args.seed)
@@ -65,8 +60,3 @@ def _run_case(args: argparse.Namespace, size: tuple[int, int], num: int) -> dict
         "publication": partial(publication.draw_instances, image, found, names),
     }
     return {"num": num, "size": list(size), **compare(functions, args)}
-
-
-def _table_row(result: dict[str, Any]) -> dict[str, str]:
-    size = size_text(result["size"])
-    return {"N": str(result["num"]), "size": size, **comparison_columns(result)}

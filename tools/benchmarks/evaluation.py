@@ -21,25 +21,27 @@ from typing import Any
 
 import numpy as np
 import torch
+from pycocotools.coco import COCO
 from torch import Tensor
 
+from solo_d2.evaluation import average_precision as ap
+from solo_d2.evaluation.coco_results import FastCOCOEvaluator, coco_summary
 from solo_d2.ops.mask_geometry import mask_boxes
 from solo_d2.ops.rle import encode_masks
-from solo_d2.utils.files import save_json
+from solo_d2.utils.errors import ConfigError
 from tools.benchmarks.common import (
+    CPU,
     add_common_arguments,
     begin,
     markdown_table,
     measure,
-    memory_text,
     parse_size,
     peak_memory,
-    timing_text,
+    save,
+    table_row,
 )
 from tools.benchmarks.scenes import make_scene
 
-CPU = torch.device("cpu")
-TASKS = ("bbox", "segm")
 # Of COCO: classes, and objects of an image, of which few are crowd regions.
 NUM_CLASSES, NUM_OBJECTS, CROWD = 80, 7, 0.01
 # Predictions of each object, and of nothing; the class of a few is wrong. 53 of an image.
@@ -68,23 +70,16 @@ def run(args: argparse.Namespace) -> None:
     print(", ".join(f"{number} {name}" for name, number in counts.items()))
     print("\nmilliseconds: median (interquartile range); MiB: peak beyond the inputs")
     tasks = {}
-    for task in TASKS:
+    for task in ("bbox", "segm"):
         tasks[task] = _run_task(args, truth, results, task)
-        print(f"\n{task}\n\n{markdown_table([_table_row(way) for way in tasks[task]])}")
-    if args.output:
-        save_json(args.output, {"machine": machine, "counts": counts, "tasks": tasks})
+        print(f"\n{task}\n\n{markdown_table([table_row(way) for way in tasks[task]])}")
+    save(args, {"machine": machine, "counts": counts, "tasks": tasks})
 
 
 def draw_data_set(
     num: int, size: tuple[int, int], seed: int
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Draw ground truth and predictions in COCO's formats.
-
-    Args:
-        num: images.
-        size: H and W.
-        seed: of the random numbers.
-    """
+    """Draw ground truth and predictions for some images of a size, in COCO's formats."""
     images: list[dict[str, Any]] = []
     objects: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
@@ -94,17 +89,14 @@ def draw_data_set(
         generator = torch.Generator().manual_seed(seed + image_id)
         count = int(torch.poisson(torch.tensor(float(NUM_OBJECTS)), generator=generator))
         masks, classes, _ = make_scene(count + FALSE, size, NUM_CLASSES, seed + image_id)
-        crowd = torch.rand(count, generator=generator) < CROWD
-        for entry, iscrowd in zip(
-            _annotations(masks[:count], classes[:count], image_id), crowd.tolist(), strict=True
-        ):
-            objects.append({**entry, "id": len(objects) + 1, "iscrowd": int(iscrowd)})
+        for entry in _annotations(masks[:count], classes[:count], image_id):
+            is_crowd = bool(torch.rand((), generator=generator) < CROWD)
+            objects.append({**entry, "id": len(objects) + 1, "iscrowd": int(is_crowd)})
         found, labels = _moved_copies(masks[:count], classes[:count], generator)
         found, labels = torch.cat([found, masks[count:]]), torch.cat([labels, classes[count:]])
-        scores = torch.rand(len(found), generator=generator).tolist()
-        for entry, score in zip(_annotations(found, labels, image_id), scores, strict=True):
+        for entry in _annotations(found, labels, image_id):
             del entry["area"]
-            results.append({**entry, "score": score})
+            results.append({**entry, "score": torch.rand((), generator=generator).item()})
     categories = [{"id": key, "name": f"class {key}"} for key in range(1, NUM_CLASSES + 1)]
     return {"images": images, "annotations": objects, "categories": categories}, results
 
@@ -151,16 +143,10 @@ def make_ways(
 
     Packages that are not installed are left out.
     """
-    # Imported here, as options are listed where Detectron2 is missing too.
-    from pycocotools.coco import COCO
-
-    from solo_d2.evaluation.average_precision import BACKENDS, load_backend
-    from solo_d2.utils.errors import ConfigError
-
     ways: dict[str, Callable[[], Any]] = {}
-    for name in reversed(BACKENDS):
+    for name in reversed(ap.BACKENDS):
         try:
-            evaluator = load_backend(name)[1]
+            evaluator = ap.load_backend(name)[1]
         except ConfigError as error:
             print(error)
             continue
@@ -173,13 +159,7 @@ def make_ways(
     return ways
 
 
-def _plain(
-    coco_class: Any,
-    evaluator: Callable[..., Any],
-    truth: dict[str, Any],
-    results: list[dict[str, Any]],
-    task: str,
-) -> Any:
+def _plain(coco_class: Any, evaluator: Any, truth: Any, results: Any, task: str) -> Any:
     # An evaluator writes into both. The box would be taken for the mask's area.
     left_out = {"segm": "bbox", "bbox": "segmentation"}[task]
     results = [{key: result[key] for key in result if key != left_out} for result in results]
@@ -194,15 +174,7 @@ def _plain(
     return evaluation.stats[:12]
 
 
-def _ours(
-    evaluator: Callable[..., Any],
-    truth: dict[str, Any],
-    results: list[dict[str, Any]],
-    task: str,
-) -> Any:
-    from solo_d2.evaluation import average_precision as ap
-    from solo_d2.evaluation.coco_results import FastCOCOEvaluator, coco_summary
-
+def _ours(evaluator: Any, truth: Any, results: Any, task: str) -> Any:
     limits = FastCOCOEvaluator.max_predictions
     images = ap.ImageIndex(truth["images"])
     objects = ap.group(ap.truth_annotations(truth["annotations"], images), "category_id")
@@ -237,14 +209,3 @@ def _run_task(
         }
         for name, way in ways.items()
     ]
-
-
-def _table_row(result: dict[str, Any]) -> dict[str, str]:
-    return {
-        "way": result["way"],
-        "ms": timing_text(result["milliseconds"]),
-        "speed-up": f"{result['speedup']:.1f}",
-        "MiB": memory_text(result["peak_bytes"]),
-        "AP": f"{100 * result['ap']:.4f}",
-        "largest difference": f"{result['difference']:.1e}",
-    }

@@ -36,12 +36,7 @@ class KernelHead:
     """Makes the masks of `KernelOutputs`, as `SOLOv2Head` does; all levels are one mask group."""
 
     def __init__(self, mask_strides: Sequence[int], *, has_factors: bool = True):
-        """Make the head.
-
-        Args:
-            mask_strides: stride of the masks of each level.
-            has_factors: whether it gives the factors of the masks.
-        """
+        """Make the head, whose levels have masks of these strides."""
         self.mask_strides = tuple(mask_strides)
         self.mask_groups = (0,) * len(self.mask_strides)
         self.has_factors = has_factors
@@ -113,9 +108,8 @@ def _by_level(values: Tensor) -> list[Tensor]:
 
 def to_device(outputs: KernelOutputs, device: torch.device) -> KernelOutputs:
     """The same outputs on a device."""
-    return KernelOutputs(
-        [logits.to(device) for logits in outputs.class_logits],
-        outputs.mask_size,
-        [kernels.to(device) for kernels in outputs.kernel_params],
-        outputs.mask_feature.to(device),
+    logits, kernels = (
+        [level.to(device) for level in levels]
+        for levels in (outputs.class_logits, outputs.kernel_params)
     )
+    return KernelOutputs(logits, outputs.mask_size, kernels, outputs.mask_feature.to(device))

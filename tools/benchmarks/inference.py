@@ -25,10 +25,20 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from solo_d2.api.classes import find_classes
+from solo_d2.api.loading import load_model, make_config
+from solo_d2.config import load_config
+from solo_d2.data import catalog
+from solo_d2.engine import Trainer, best_metric
+from solo_d2.evaluation import run as evaluation
+from solo_d2.export import programs
+from solo_d2.export.onnx_model import OnnxModel, detector_inputs, load_detector, require_packages
+from solo_d2.export.pipeline import ExportPipeline
+from solo_d2.export.quantization import quantize_onnx
+from solo_d2.modeling.speed import SpeedOptions, speed_up
 from solo_d2.utils.errors import ConfigError
-from solo_d2.utils.files import save_json
 from tools.benchmarks.common import (
-    Timing,
+    CPU,
     add_common_arguments,
     begin,
     markdown_table,
@@ -36,11 +46,11 @@ from tools.benchmarks.common import (
     memory_text,
     parse_size,
     peak_memory,
+    save,
     size_text,
     timing_text,
 )
 
-CPU = torch.device("cpu")
 EAGER = "eager"
 # Options of TEST.SPEED by a short name.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -63,16 +73,7 @@ NUM_CLASSES, NUM_LABELS = 80, 54
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `benchmark.py inference`."""
     add = parser.add_argument
-    add("--config-file", required=True, metavar="FILE")
-    add("--weights", metavar="FILE", help="default: a random model")
-    add("--dataset", metavar="NAME", help="to evaluate on, and for the images; default: noise")
-    add(
-        "--size",
-        type=parse_size,
-        metavar="HxW",
-        help="of the timed images; default: as the config says, of noise 800x1067",
-    )
-    add("--batch-sizes", type=int, nargs="+", default=[1], metavar="B")
+    add_model_arguments(parser, batch_sizes=[1], images="the images; default: noise")
     add(
         "--variants",
         type=_variant,
@@ -89,6 +90,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of DATASETS.TRAIN, for onnx-int8 with --dataset (%(default)s)",
     )
     add_common_arguments(parser)
+
+
+def add_model_arguments(
+    parser: argparse.ArgumentParser, *, batch_sizes: list[int], images: str
+) -> None:
+    """Add what names the model, its input and the overrides of its config."""
+    add = parser.add_argument
+    add("--config-file", required=True, metavar="FILE")
+    add("--weights", metavar="FILE", help="default: a random model")
+    add("--dataset", metavar="NAME", help=f"to evaluate on, and for {images}")
+    add("--size", type=parse_size, metavar="HxW", help="of the model's input; default: as the "
+        "config says; 800x1067 of noise where it is no file")  # fmt: skip
+    add("--batch-sizes", type=int, nargs="+", default=batch_sizes, metavar="B")
     add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="of the config")
 
 
@@ -142,8 +156,7 @@ def run(args: argparse.Namespace) -> None:
     for row in rows:
         if row["failure"]:
             print(f"\n{row['name']} cannot run here: {row['failure']}")
-    if args.output:
-        save_json(args.output, {"machine": machine, "size": size, "metric": metric, "rows": rows})
+    save(args, {"machine": machine, "size": size, "metric": metric, "rows": rows})
 
 
 def take_images(args: argparse.Namespace, cfg: Any) -> list[dict[str, Any]]:
@@ -151,13 +164,9 @@ def take_images(args: argparse.Namespace, cfg: Any) -> list[dict[str, Any]]:
     count = max(args.batch_sizes)
     if not args.dataset:
         generator = torch.Generator().manual_seed(args.seed)
-        shape = (3, *(args.size or NOISE_SIZE))
-        return [
-            {"image": torch.randint(256, shape, generator=generator, dtype=torch.uint8)}
-            for _ in range(count)
-        ]
-    from solo_d2.engine import Trainer
-
+        shape = (count, 3, *(args.size or NOISE_SIZE))
+        noise = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
+        return [{"image": image} for image in noise]
     loader = Trainer.build_test_loader(cfg, args.dataset)
     images = list(islice(chain.from_iterable(loader), count))
     if len(images) < count:
@@ -170,21 +179,13 @@ def take_images(args: argparse.Namespace, cfg: Any) -> list[dict[str, Any]]:
 
 @dataclass
 class Variants:
-    """Makes the variants of a model, which itself stays as it is.
-
-    Attributes:
-        args: of `benchmark.py inference`.
-        cfg: of the model.
-        model: in eval mode.
-        images: see `take_images`.
-        folder: where exported files go.
-    """
+    """Makes the variants of a model in eval mode, which itself stays as it is."""
 
     args: argparse.Namespace
     cfg: Any
     model: Any
     images: list[dict[str, Any]]
-    folder: Path
+    folder: Path  # of exported files
 
     def make(self, name: str) -> Any:
         """Make a variant, which takes and gives what a model of Detectron2 does.
@@ -192,9 +193,6 @@ class Variants:
         Raises:
             ConfigError: it is unavailable here.
         """
-        from solo_d2.export.onnx_model import OnnxModel, load_detector
-        from solo_d2.modeling.speed import SpeedOptions, speed_up
-
         if name == EAGER:
             return self.model
         if name not in ONNX:
@@ -203,33 +201,23 @@ class Variants:
 
     def _onnx_file(self, name: str) -> Path:
         """The file of a variant of `ONNX`, made where it is missing."""
-        from solo_d2.export.quantization import quantize_onnx
-
         path = self.folder / f"{name}.onnx"
-        if not path.exists() and name in ("onnx", "onnx-fp16"):
-            self._export(path, half=name == "onnx-fp16")
-        elif not path.exists():
+        if path.exists():
+            return path
+        if name in ("onnx", "onnx-fp16"):
+            require_packages("onnx", "onnxscript", "onnxruntime")  # before a minute of work
+            pipeline = ExportPipeline(self.model, half=name == "onnx-fp16")
+            classes = find_classes(self.cfg)
+            names_and_ids = classes.names, classes.json_ids
+            info = programs.describe(self.model, pipeline, self.cfg, *names_and_ids)
+            programs.save_onnx(programs.trace(pipeline, info), path)
+        else:
             calibration = None if name == "onnx-int8-dynamic" else self._calibration()
             quantize_onnx(self._onnx_file("onnx"), path, calibration)
         return path
 
-    def _export(self, path: Path, *, half: bool) -> None:
-        from solo_d2.api.classes import find_classes
-        from solo_d2.export.onnx_model import require_packages
-        from solo_d2.export.pipeline import ExportPipeline
-        from solo_d2.export.programs import describe, save_onnx, trace
-
-        require_packages("onnx", "onnxscript", "onnxruntime")  # before a minute of work
-        pipeline = ExportPipeline(self.model, half=half)
-        classes = find_classes(self.cfg)
-        info = describe(self.model, pipeline, self.cfg, classes.names, classes.json_ids)
-        save_onnx(trace(pipeline, info), path)
-
     def _calibration(self) -> list[Any]:
         """The graph's inputs for the scales of 8-bit convolutions."""
-        from solo_d2.engine import Trainer
-        from solo_d2.export.onnx_model import detector_inputs, load_detector
-
         batches: Any = [[image] for image in self.images]
         if self.args.dataset:
             if not self.cfg.DATASETS.TRAIN:
@@ -248,7 +236,7 @@ def measure_variants(variants: Variants) -> tuple[str, list[dict[str, Any]]]:
         "name", "failure" (why it cannot run here, or ""), "batches" (batch size to "milliseconds"
         of a batch and "peak_bytes") and "metric" (percent; None without one, or if undefined).
     """
-    args = variants.args
+    args, cfg = variants.args, variants.cfg
     rows: dict[str, dict[str, Any]] = {
         name: {"name": name, "failure": "", "batches": {}, "metric": None}
         for name in dict.fromkeys((EAGER, *args.variants))
@@ -266,16 +254,16 @@ def measure_variants(variants: Variants) -> tuple[str, list[dict[str, Any]]]:
     for batch in args.batch_sizes:
         for name, found in _measure_batch(variants, models, batch).items():
             rows[name]["batches"][batch] = found
-    metric = ""
-    if args.dataset:
-        from solo_d2.engine import best_metric
-        from solo_d2.evaluation.run import main_metric
-
-        metric = best_metric(variants.cfg)
-        for name, model in models.items():
-            value = main_metric(variants.cfg, args.dataset, model, metric)
-            rows[name]["metric"] = value if math.isfinite(value) else None
+    metric = best_metric(cfg) if args.dataset else ""
+    for name, model in models.items() if metric else ():
+        rows[name]["metric"] = metric_of(cfg, args.dataset, model, metric)
     return metric, list(rows.values())
+
+
+def metric_of(cfg: Any, dataset: str, model: Any, metric: str) -> float | None:
+    """A metric of a model on a data set, in percent; None if it is undefined."""
+    value = evaluation.main_metric(cfg, dataset, model, metric)
+    return value if math.isfinite(value) else None
 
 
 @torch.no_grad()
@@ -301,19 +289,13 @@ def load(args: argparse.Namespace) -> tuple[Any, Any]:
         ConfigError: they cannot be used.
         DatasetError: the data set is unknown or incomplete.
     """
-    # Here and above, as options are listed where Detectron2 is missing too.
-    from solo_d2.api.loading import load_model, make_config
-    from solo_d2.config import load_config
-    from solo_d2.data.catalog import check_datasets, register_datasets_of_config
-    from solo_d2.engine import Trainer
-
     if args.weights:
         cfg = make_config(
             args.config_file, args.weights, device=str(args.device), overrides=args.opts
         )
         if args.dataset:
-            register_datasets_of_config(cfg)
-            check_datasets([args.dataset])
+            catalog.register_datasets_of_config(cfg)
+            catalog.check_datasets([args.dataset])
         return cfg, load_model(cfg)
     if args.dataset:
         raise ConfigError("--dataset needs --weights: a random model finds nothing")
@@ -354,18 +336,17 @@ def _line(
     row: Mapping[str, Any], eager: Mapping[str, Any], batch: int, metric: str
 ) -> dict[str, str]:
     timing, eager_timing = (found["batches"][batch]["milliseconds"] for found in (row, eager))
-    of_image: Timing = {key: value / batch for key, value in timing.items()}
     line = {
         "variant": row["name"],
         "batch": str(batch),
-        "ms": timing_text(of_image),
-        "images/s": f"{1000 / of_image['median']:.3g}",
+        "ms": timing_text({key: value / batch for key, value in timing.items()}),
+        "images/s": f"{1000 * batch / timing['median']:.3g}",
         "speed": f"{eager_timing['median'] / timing['median']:.2f}",
         "MiB": memory_text(row["batches"][batch]["peak_bytes"]),
     }
-    if metric:
+    value, reference = row["metric"], eager["metric"]
+    if metric and None in (value, reference):
         line |= {metric: "-", "change": "-"}
-        value, reference = row["metric"], eager["metric"]
-        if value is not None and reference is not None:
-            line |= {metric: f"{value:.2f}", "change": f"{value - reference:+.2f}"}
+    elif metric:
+        line |= {metric: f"{value:.2f}", "change": f"{value - reference:+.2f}"}
     return line

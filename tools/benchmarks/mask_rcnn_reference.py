@@ -21,6 +21,9 @@ from solo_d2.config import load_config
 from solo_d2.engine import Trainer
 from solo_d2.utils.errors import ConfigError
 
+# Name of a stage, and the object and its attribute that is called for it. Some call others; the
+# inner one counts.
+Stage = tuple[str, Any, str]
 ZOO_CONFIG = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml"
 
 
@@ -32,11 +35,7 @@ class _AsNamed(SOLOCheckpointer):
 
 
 def load(args: argparse.Namespace, cfg: CfgNode) -> tuple[CfgNode, Any]:
-    """The config and the Mask R-CNN, with as many classes as the model where it is random.
-
-    Args:
-        args: of `benchmark.py report`.
-        cfg: of the model.
+    """The config and the Mask R-CNN, with as many classes as in `cfg` where it is random.
 
     Raises:
         ConfigError: it is not one, cannot be loaded, or cannot be compared with the model.
@@ -68,16 +67,8 @@ def load(args: argparse.Namespace, cfg: CfgNode) -> tuple[CfgNode, Any]:
     return reference, built
 
 
-def stage_functions(model: Any) -> list[tuple[str, Any, str]]:
-    """Where inference spends its time.
-
-    Args:
-        model: a Mask R-CNN.
-
-    Returns:
-        Name of the stage, and the object and its attribute that is called for it. Some call others;
-        the inner one counts. "NMS" is that of proposals and of boxes.
-    """
+def stage_functions(model: Any) -> list[Stage]:
+    """Where inference of a Mask R-CNN spends its time; "NMS" is that of proposals and of boxes."""
     roi_heads = model.roi_heads
     return [
         ("normalise, pad", model, "preprocess_image"),
@@ -97,14 +88,8 @@ def parts_of_network(
 ) -> tuple[Callable[[Tensor], Any], Callable[[Tensor], Any]]:
     """What is computed of an image whatever is in it, and the most that its objects take.
 
-    Args:
-        model: a Mask R-CNN.
-        num_proposals: P, for which boxes are predicted.
-        num_instances: M, for which masks are.
-
-    Returns:
-        Two functions of images (B, 3, H, W), normalised and padded: backbone and the convolutions
-        of the proposals; and the box and mask heads on regions.
+    Both are functions of images (B, 3, H, W), normalised and padded: backbone and the convolutions
+    of the proposals; and the heads on P regions for boxes and M for masks.
     """
     proposals, roi_heads = model.proposal_generator, model.roi_heads
 

@@ -20,14 +20,7 @@ from solo_d2.inference import NMS
 from solo_d2.ops.backends import BACKENDS, choose_backend
 from solo_d2.ops.mask_geometry import mask_boxes
 from solo_d2.ops.mask_iou import mask_overlaps
-from tools.benchmarks.common import (
-    add_common_arguments,
-    compare,
-    comparison_columns,
-    parse_size,
-    run_cases,
-    size_text,
-)
+from tools.benchmarks.common import add_common_arguments, compare, parse_size, run_cases
 from tools.benchmarks.scenes import make_scene
 
 
@@ -47,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Measure all combinations, print the table, save the results."""
     cases = itertools.product(args.size, args.num, args.classes, args.type)
-    run_cases(args, (_run_case(args, *case) for case in cases), _table_row)
+    run_cases(args, (_run_case(args, *case) for case in cases))
 
 
 def plain_matrix_nms(
@@ -123,20 +116,3 @@ def work(masks: Tensor, labels: Tensor) -> Tensor:
     pixels = (high - low).clamp(min=0).prod(dim=2)
     competes = (labels[:, None] == labels[None, :]).triu(diagonal=1)
     return torch.stack([pixels.new_tensor(masks.numel()), 2 * (pixels * competes).sum()]).cpu()
-
-
-def _table_row(result: dict[str, Any]) -> dict[str, str]:
-    row = {
-        "NMS": result["type"],
-        "backend": result["backend"],
-        "N": str(result["num"]),
-        "size": size_text(result["size"]),
-        "classes": str(result["classes"]),
-        **comparison_columns(result),
-        "counts off": str(result["agreement"]["pairs_that_differ"]),
-        "scores off": f"{result['agreement']['largest_score_difference']:.1g}",
-    }
-    if "floor_ms" in result:
-        row["floor ms"] = f"{result['floor_ms']:.3g}"
-        row["share"] = f"{result['share_of_floor']:.0%}"
-    return row

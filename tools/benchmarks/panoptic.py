@@ -12,18 +12,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from detectron2.modeling.meta_arch.panoptic_fpn import combine_semantic_and_instance_outputs
 from torch import Tensor
 
 from solo_d2.ops.mask_geometry import mask_boxes
 from solo_d2.ops.panoptic_merge import merge_panoptic
-from tools.benchmarks.common import (
-    add_common_arguments,
-    compare,
-    comparison_columns,
-    parse_size,
-    run_cases,
-    size_text,
-)
+from tools.benchmarks.common import add_common_arguments, compare, parse_size, run_cases
 from tools.benchmarks.scenes import make_scene
 
 # Of COCO: classes of things, labels of stuff with the one for all things.
@@ -45,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Measure all combinations, print the table, save the results."""
     cases = itertools.product(args.size, args.num)
-    run_cases(args, (_run_case(args, *case) for case in cases), _table_row)
+    run_cases(args, (_run_case(args, *case) for case in cases))
 
 
 def make_labels(size: tuple[int, int], seed: int) -> Tensor:
@@ -58,31 +52,19 @@ def make_labels(size: tuple[int, int], seed: int) -> Tensor:
     return labels[: size[0], : size[1]].contiguous()
 
 
-def merge_panoptic_detectron2(
-    masks: Tensor, scores: Tensor, classes: Tensor, semantic: Tensor, **thresholds: Any
-) -> tuple[Tensor, list[dict[str, Any]]]:
-    """Call Detectron2's function; arguments and result are those of `merge_panoptic`.
-
-    It needs neither boxes nor the number of labels, leaves the order of equal scores open, and can
-    list segments without pixels.
-    """
-    # Imported here, as options are listed where Detectron2 is missing too.
-    from detectron2.modeling.meta_arch.panoptic_fpn import combine_semantic_and_instance_outputs
-
-    instances = SimpleNamespace(pred_masks=masks, scores=scores, pred_classes=classes)
-    keys = "overlap_thresh", "stuff_area_limit", "score_thresh"
-    limits = (thresholds[key] for key in keys)
-    return combine_semantic_and_instance_outputs(instances, semantic, *limits)
-
-
 def _run_case(args: argparse.Namespace, size: tuple[int, int], num: int) -> dict[str, Any]:
     scene = make_scene(num, size, NUM_CLASSES, args.seed)
     masks, classes, scores = (x.to(args.device) for x in scene)
     labels = make_labels(size, args.seed).to(args.device)
-    boxes = mask_boxes(masks)
-    ours = partial(merge_panoptic, masks, boxes, scores, classes, labels, num_labels=NUM_LABELS)
-    theirs = partial(merge_panoptic_detectron2, masks, scores, classes, labels)
-    functions = {"ours": partial(ours, **THRESHOLDS), "Detectron2": partial(theirs, **THRESHOLDS)}
+    inputs = masks, mask_boxes(masks), scores, classes, labels
+    # Detectron2's needs neither boxes nor the number of labels.
+    instances = SimpleNamespace(pred_masks=masks, scores=scores, pred_classes=classes)
+    functions = {
+        "ours": partial(merge_panoptic, *inputs, num_labels=NUM_LABELS, **THRESHOLDS),
+        "Detectron2": partial(
+            combine_semantic_and_instance_outputs, instances, labels, *THRESHOLDS.values()
+        ),
+    }
     found, expected = (function() for function in functions.values())
     return {
         "num": num,
@@ -90,14 +72,4 @@ def _run_case(args: argparse.Namespace, size: tuple[int, int], num: int) -> dict
         "segments": len(found[1]),
         "equal": torch.equal(found[0], expected[0]) and found[1] == expected[1],
         **compare(functions, args),
-    }
-
-
-def _table_row(result: dict[str, Any]) -> dict[str, str]:
-    return {
-        "N": str(result["num"]),
-        "size": size_text(result["size"]),
-        "segments": str(result["segments"]),
-        **comparison_columns(result),
-        "equal": "yes" if result["equal"] else "NO",
     }

@@ -26,17 +26,11 @@ F32 = np.float32
 
 @dataclass(frozen=True)
 class PlainTargets:
-    """Targets of a batch; cells are counted through all levels.
+    """Targets of a batch; cells are counted through all levels."""
 
-    Attributes:
-        classes: (B, T) int64 in [0, K]; K is background.
-        cells: B lists of L tensors (P,) int64.
-        masks: B lists of L tensors (P, H, W) uint8.
-    """
-
-    classes: Tensor
-    cells: list[list[Tensor]]
-    masks: list[list[Tensor]]
+    classes: Tensor  # (B, T) int64 in [0, K]; K is background
+    cells: list[list[Tensor]]  # B lists of L tensors (P,) int64
+    masks: list[list[Tensor]]  # B lists of L tensors (P, H, W) uint8
 
 
 def plain_targets(

@@ -25,16 +25,15 @@ from solo_d2.ops.mask_geometry import mask_boxes
 from solo_d2.ops.matrix_nms import matrix_nms
 from solo_d2.ops.rle import encode_masks
 from solo_d2.structures import Candidates, Predictions, cell_levels, take_cells
-from solo_d2.utils.files import save_json
 from tools.benchmarks.common import (
     add_common_arguments,
     begin,
     compare,
-    comparison_columns,
-    markdown_table,
     parse_size,
     peak_memory,
+    save,
     size_text,
+    stage_table,
 )
 from tools.benchmarks.head_outputs import (
     NUM_GRIDS,
@@ -45,6 +44,7 @@ from tools.benchmarks.head_outputs import (
 )
 from tools.benchmarks.nms import plain_matrix_nms
 
+Size = tuple[int, int]
 # Published settings.
 STRIDES, MASK_STRIDE = (8, 8, 16, 32, 32), 4
 SCORE_THRESH, MASK_THRESH, PRE_NMS_TOPK, KEEP_THRESH, MAX_DETECTIONS = 0.1, 0.5, 500, 0.05, 100
@@ -79,10 +79,8 @@ def run(args: argparse.Namespace) -> None:
             f"{found['boxes_that_differ']} boxes, scores by "
             f"{found['largest_score_difference']:.1g}, classes equal: {found['classes_equal']}\n"
         )
-        stages = result["stages"].items()
-        print(markdown_table([{"stage": name, **comparison_columns(x)} for name, x in stages]))
-    if args.output:
-        save_json(args.output, {"machine": machine, "results": results})
+        print(stage_table(result["stages"]))
+    save(args, {"machine": machine, "results": results})
 
 
 class Ours:
@@ -110,11 +108,7 @@ class Ours:
         return self.decoder.suppress(found)
 
     def resize(
-        self,
-        outputs: KernelOutputs,
-        found: Candidates,
-        image_size: tuple[int, int],
-        output_size: tuple[int, int],
+        self, outputs: KernelOutputs, found: Candidates, image_size: Size, output_size: Size
     ) -> Predictions:
         """Their masks at the output size, and boxes."""
         probs = self.decoder.masks(outputs, 0, found.cells)
@@ -167,11 +161,7 @@ class Plain:
         return kept.select(kept.scores.argsort(descending=True)[:MAX_DETECTIONS])
 
     def resize(
-        self,
-        outputs: KernelOutputs,
-        found: Candidates,
-        image_size: tuple[int, int],
-        output_size: tuple[int, int],
+        self, outputs: KernelOutputs, found: Candidates, image_size: Size, output_size: Size
     ) -> Predictions:
         """Their masks at the output size, without boxes."""
         assert found.masks is not None
@@ -191,34 +181,26 @@ class Plain:
         ]
 
 
-def decode(
-    way: Ours | Plain,
-    outputs: KernelOutputs,
-    image_size: tuple[int, int],
-    output_size: tuple[int, int],
-) -> Predictions:
-    """All stages up to the final masks."""
+def decode(way: Ours | Plain, outputs: KernelOutputs, *sizes: Size) -> Predictions:
+    """All stages up to the final masks; the sizes are those of the image and of the output."""
     found = way.nms(outputs, way.masks(outputs, way.classes(outputs)))
-    return way.resize(outputs, found, image_size, output_size)
+    return way.resize(outputs, found, *sizes)
 
 
 def stage_calls(
-    way: Ours | Plain,
-    outputs: KernelOutputs,
-    image_size: tuple[int, int],
-    output_size: tuple[int, int],
+    way: Ours | Plain, outputs: KernelOutputs, *sizes: Size
 ) -> dict[str, Callable[[], Any]]:
     """Each stage on what the one before it gives, and all up to the final masks."""
     found = way.classes(outputs)
     scored = way.masks(outputs, found)
     kept = way.nms(outputs, scored)
-    final = way.resize(outputs, kept, image_size, output_size)
+    final = way.resize(outputs, kept, *sizes)
     return {
         "classes": partial(way.classes, outputs),
         "masks": partial(way.masks, outputs, found),
         "NMS": partial(way.nms, outputs, scored),
-        "resize": partial(way.resize, outputs, kept, image_size, output_size),
-        "all": partial(decode, way, outputs, image_size, output_size),
+        "resize": partial(way.resize, outputs, kept, *sizes),
+        "all": partial(decode, way, outputs, *sizes),
         "RLE": partial(way.rle, final),
     }
 
@@ -238,7 +220,7 @@ def agreement(ours: Predictions, plain: Predictions) -> dict[str, Any]:
     }
 
 
-def _run_case(args: argparse.Namespace, num: int, output_size: tuple[int, int]) -> dict[str, Any]:
+def _run_case(args: argparse.Namespace, num: int, output_size: Size) -> dict[str, Any]:
     num_cells = args.cells or num
     outputs = make_outputs(num, args.size, args.channels, args.classes, num_cells, args.seed)
     sizes = (MASK_STRIDE * args.size[0], MASK_STRIDE * args.size[1]), output_size

@@ -10,7 +10,6 @@ head cost, says nothing. Compare only backbone and head in that case.
 """
 
 import argparse
-import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -19,19 +18,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from detectron2.utils.collect_env import collect_env_info
 
+import solo_d2
+from solo_d2.api.classes import find_classes
+from solo_d2.api.images import (
+    ImageError,
+    expand_inputs,
+    read_image,
+    require_writable,
+    save_image,
+)
+from solo_d2.engine import Trainer, best_metric
 from solo_d2.utils.errors import ConfigError
 from solo_d2.utils.files import save_json, save_text
+from tools.benchmarks import mask_rcnn_reference, stages
 from tools.benchmarks.common import (
     Timing,
     add_common_arguments,
     describe_machine,
     measure,
-    parse_size,
     peak_memory,
     timing_of,
 )
-from tools.benchmarks.inference import load, resized
+from tools.benchmarks.inference import add_model_arguments, load, metric_of, resized
 from tools.benchmarks.report_text import format_report
 
 OURS, REFERENCE = "this model", "Mask R-CNN"
@@ -44,21 +54,11 @@ NOISE_SIZE, BLOB = (480, 640), 8
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `benchmark.py report`."""
     add = parser.add_argument
-    add("--config-file", required=True, metavar="FILE")
-    add("--weights", metavar="FILE", help="default: a random model")
-    add("--dataset", metavar="NAME", help="to evaluate on, and for the images unless --images")
+    add_model_arguments(parser, batch_sizes=[1, 8], images="the images unless --images")
     add("--images", nargs="+", metavar="FILE", help="files, folders or globs; default: noise")
-    add("--batch-sizes", type=int, nargs="+", default=[1, 8], metavar="B")
-    add(
-        "--size",
-        type=parse_size,
-        metavar="HxW",
-        help="to which images are resized; default: as the config says",
-    )
     add("--reference-config", metavar="FILE", help="of a Mask R-CNN; default: Detectron2's R50-FPN")
     add("--reference-weights", metavar="FILE", help="of the Mask R-CNN; default: random ones")
     add_common_arguments(parser, output="Markdown file (.md) for the report; a .json goes beside")
-    add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="of the config")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -68,8 +68,6 @@ def run(args: argparse.Namespace) -> None:
         ConfigError: an option, config, weights or image cannot be used.
         DatasetError: the data set is unknown or incomplete.
     """
-    from solo_d2.api.images import require_writable
-
     for option in ("batch_sizes", "size", "repeats"):
         value = getattr(args, option)
         if value is not None and min(value if isinstance(value, list | tuple) else [value]) < 1:
@@ -91,60 +89,37 @@ def run(args: argparse.Namespace) -> None:
 
 
 def measure_report(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Everything that the report says, ready for json.
-
-    Args:
-        args: of `benchmark.py report`.
-        folder: for noise.
-    """
-    from detectron2.utils.collect_env import collect_env_info
-
-    import solo_d2
-
+    """Everything that the report says, ready for JSON; the folder is for noise."""
     pipelines = make_pipelines(args)
     files, source = find_images(args, pipelines[OURS].cfg, folder)
-    sizes = _model_sizes(pipelines, files[0])
-    first = args.batch_sizes[0]
     timings = {batch: _time_batch(args, pipelines, files, batch) for batch in args.batch_sizes}
-    found = {
-        name: [len(x) for file in files for x in pipeline.run([file])]
-        for name, pipeline in pipelines.items()
-    }
     metric, values = evaluate(args, pipelines)
+    keys = ("config_file", "weights", "reference_config", "reference_weights", "opts", "dataset")
     return {
-        "config": args.config_file,
-        "weights": args.weights,
-        "reference_config": args.reference_config,
-        "reference_weights": args.reference_weights,
-        "opts": args.opts,
+        **{key.removesuffix("_file"): getattr(args, key) for key in keys},
         "images": {"source": source, "files": len(files)},
         "machine": describe_machine(args.device) | {"solo_d2": solo_d2.__version__},
         "environment": collect_env_info(),
-        "dataset": args.dataset,
         "metric": metric,
-        "stages_of_batch": first,
+        "stages_of_batch": args.batch_sizes[0],
         "models": {
             name: {
-                **sizes[name],
-                "instances": sum(found[name]) / len(files),
+                **stages.model_size(pipeline, files[0], reference=name == REFERENCE),
+                "instances": sum(len(pipeline.run([file])[0]) for file in files) / len(files),
                 "metric": values.get(name),
                 "batches": {batch: timings[batch][name] for batch in timings},
             }
-            for name in pipelines
+            for name, pipeline in pipelines.items()
         },
     }
 
 
-def make_pipelines(args: argparse.Namespace) -> dict[str, Any]:
+def make_pipelines(args: argparse.Namespace) -> dict[str, stages.Pipeline]:
     """Both models, ready to run.
 
     Raises:
         ConfigError: one cannot be made, or they cannot be compared.
     """
-    # Here and below, as options are listed where Detectron2 is missing too.
-    from solo_d2.api.classes import find_classes
-    from tools.benchmarks import mask_rcnn_reference, stages
-
     cfg, model = load(args)
     reference_cfg, reference = mask_rcnn_reference.load(args, cfg)
     sides = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
@@ -166,9 +141,6 @@ def find_images(args: argparse.Namespace, cfg: Any, folder: Path) -> tuple[list[
     Raises:
         ConfigError: one cannot be used, or there is none.
     """
-    from solo_d2.api.images import ImageError, expand_inputs, read_image
-    from solo_d2.engine import Trainer
-
     number = max(NUM_IMAGES, *args.batch_sizes)
     if args.images:
         files, missing = expand_inputs(args.images)
@@ -182,9 +154,7 @@ def find_images(args: argparse.Namespace, cfg: Any, folder: Path) -> tuple[list[
     else:
         files, source = _make_noise(args, folder, number), "smooth noise"
     try:
-        height, width = read_image(files[0]).shape[:2]
-        for file in files[1:]:
-            read_image(file)
+        height, width = [read_image(file).shape[:2] for file in files][0]
     except ImageError as error:
         raise ConfigError(str(error)) from error
     return files, f"{source}, {height}x{width} and the like"
@@ -192,8 +162,6 @@ def find_images(args: argparse.Namespace, cfg: Any, folder: Path) -> tuple[list[
 
 def _make_noise(args: argparse.Namespace, folder: Path, number: int) -> list[Path]:
     """Blobs of random colours, which take about as long to decode as a photo."""
-    from solo_d2.api.images import save_image
-
     generator = torch.Generator().manual_seed(args.seed)
     shape = (3, NOISE_SIZE[0] // BLOB, NOISE_SIZE[1] // BLOB)
     files = [folder / f"{index}.jpg" for index in range(number)]
@@ -203,17 +171,11 @@ def _make_noise(args: argparse.Namespace, folder: Path, number: int) -> list[Pat
     return files
 
 
-def _model_sizes(pipelines: Mapping[str, Any], file: Path) -> dict[str, dict[str, Any]]:
-    from tools.benchmarks.stages import model_size
-
-    return {
-        name: model_size(pipeline, file, reference=name == REFERENCE)
-        for name, pipeline in pipelines.items()
-    }
-
-
 def _time_batch(
-    args: argparse.Namespace, pipelines: Mapping[str, Any], files: Sequence[Path], batch: int
+    args: argparse.Namespace,
+    pipelines: Mapping[str, stages.Pipeline],
+    files: Sequence[Path],
+    batch: int,
 ) -> dict[str, dict[str, Any]]:
     """Time and memory of a batch size, of both models in turns, on the same batches.
 
@@ -222,57 +184,61 @@ def _time_batch(
         masks) and, of the first batch size, "stages"; and "peak_bytes" of a whole batch.
     """
     print(f"batches of {batch} ...", flush=True)
-    staged: dict[str, list[dict[str, float]]] = {name: [] for name in pipelines}
+    # Where the last batch would be short, some files come twice.
+    repeated = cycle(files)
+    batches = [list(islice(repeated, batch)) for _ in range(-(-len(files) // batch))]
     functions: dict[str, Callable[[], Any]] = {}
-    batches = _batches(files, batch)
     for name, pipeline in pipelines.items():
         inputs = [[pipeline.resize(pipeline.decode(file)) for file in part] for part in batches]
-        functions[f"{name} whole"] = in_turn(pipeline.run, batches)
-        functions[f"{name} model"] = in_turn(torch.no_grad()(pipeline.model), inputs)
-        if batch == args.batch_sizes[0]:
-            step = in_turn(pipeline.run_staged, batches)
-            functions[f"{name} stages"] = partial(_keep, staged[name], step)
+        functions[f"{name} whole"] = _in_turn(pipeline.run, batches)
+        functions[f"{name} model"] = _in_turn(torch.no_grad()(pipeline.model), inputs)
     timings = measure(functions, args.repeats)
-    results: dict[str, dict[str, Any]] = {}
-    for name, pipeline in pipelines.items():
-        results[name] = {
+    results: dict[str, dict[str, Any]] = {
+        name: {
             part: {key: value / batch for key, value in timings[f"{name} {part}"].items()}
             for part in ("whole", "model")
         }
-        if staged[name]:
-            results[name]["stages"] = _stage_timings(staged[name][1:], batch)  # without warm-up
+        for name in pipelines
+    }
+    if batch == args.batch_sizes[0]:
+        for name, found in _time_stages(args, pipelines, batches).items():
+            results[name]["stages"] = found
+    for name, pipeline in pipelines.items():
         results[name]["peak_bytes"] = peak_memory(partial(pipeline.run, batches[0]), args.device)
     return results
 
 
-def _batches(files: Sequence[Path], batch: int) -> list[list[Path]]:
-    """Each file once or, where the last batch would be short, some of the first twice."""
-    repeated = cycle(files)
-    return [[next(repeated) for _ in range(batch)] for _ in range(-(-len(files) // batch))]
-
-
-def in_turn(function: Callable[[Any], Any], arguments: Sequence[Any]) -> Callable[[], Any]:
+def _in_turn(function: Callable[[Any], Any], arguments: Sequence[Any]) -> Callable[[], Any]:
     """A function that calls another with the next of some arguments each time, round and round."""
     waiting = cycle(arguments)
     return lambda: function(next(waiting))
 
 
-def _keep(results: list[Any], function: Callable[[], Any]) -> None:
-    results.append(function())
-
-
-def _stage_timings(runs: Sequence[Mapping[str, float]], batch: int) -> dict[str, Timing]:
-    """Of each stage, in the order of the work; and of their sum in each run."""
-    from tools.benchmarks.stages import STAGES
-
-    present = [stage for stage in STAGES if any(stage in run for run in runs)]
-    samples = {stage: [run.get(stage, 0.0) for run in runs] for stage in present}
-    samples["sum"] = [sum(run.values()) for run in runs]
-    return {stage: timing_of(values, batch) for stage, values in samples.items()}
+def _time_stages(
+    args: argparse.Namespace,
+    pipelines: Mapping[str, stages.Pipeline],
+    batches: Sequence[Sequence[Path]],
+) -> dict[str, dict[str, Timing]]:
+    """Of each model its stages, in the order of the work, and their sum in each run."""
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in pipelines}
+    for part in [*batches] * args.repeats:
+        for name, pipeline in pipelines.items():
+            runs[name].append(pipeline.run_staged(part))
+    return {
+        name: {
+            **{
+                stage: timing_of([run.get(stage, 0.0) for run in found], len(batches[0]))
+                for stage in stages.STAGES
+                if any(stage in run for run in found)
+            },
+            "sum": timing_of([sum(run.values()) for run in found], len(batches[0])),
+        }
+        for name, found in runs.items()
+    }
 
 
 def evaluate(
-    args: argparse.Namespace, pipelines: Mapping[str, Any]
+    args: argparse.Namespace, pipelines: Mapping[str, stages.Pipeline]
 ) -> tuple[str, dict[str, float | None]]:
     """The main metric of the same models on --dataset, in percent.
 
@@ -282,18 +248,12 @@ def evaluate(
     """
     if not args.dataset:
         return "", {}
-    from solo_d2.engine import best_metric
-    from solo_d2.evaluation.run import main_metric
-
     cfg = pipelines[OURS].cfg
     metric = best_metric(cfg)
-    names = [OURS]
-    if args.reference_weights and metric == "segm/AP":
-        names.append(REFERENCE)
     values = {}
-    for name in names:
-        own = cfg.clone()
-        own.INPUT.FORMAT = pipelines[name].cfg.INPUT.FORMAT
-        value = main_metric(own, args.dataset, pipelines[name].model, metric)
-        values[name] = value if math.isfinite(value) else None
+    for name, pipeline in pipelines.items():
+        if name == OURS or (args.reference_weights and metric == "segm/AP"):
+            own = cfg.clone()
+            own.INPUT.FORMAT = pipeline.cfg.INPUT.FORMAT
+            values[name] = metric_of(own, args.dataset, pipeline.model, metric)
     return metric, values

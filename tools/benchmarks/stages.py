@@ -7,7 +7,7 @@ for one run: what is timed is what runs, and without the wraps nothing is slower
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -27,7 +27,7 @@ from solo_d2.structures import GridCells
 from solo_d2.visualization.overlay import draw_instances
 from tools.benchmarks.common import Stopwatch
 from tools.benchmarks.complexity import count_multiply_adds
-from tools.benchmarks.mask_rcnn_reference import parts_of_network
+from tools.benchmarks.mask_rcnn_reference import Stage, parts_of_network
 
 OTHER = "other"
 # In the order of the work.
@@ -50,25 +50,15 @@ STAGES = (
 
 @dataclass
 class Pipeline:
-    """From files to results.
-
-    Attributes:
-        cfg: of the model.
-        model: in eval mode.
-        class_names: for drawing.
-        short_side: INPUT.MIN_SIZE_TEST of the images, 0 to leave them as they are.
-        long_side: INPUT.MAX_SIZE_TEST.
-        size: height and width of all images instead; None for none.
-        functions: where the model spends its time, as of `stage_functions`.
-    """
+    """From files to results, with a model in eval mode."""
 
     cfg: Any
     model: Any
     class_names: Sequence[str]
-    short_side: int
-    long_side: int
-    size: tuple[int, int] | None
-    functions: list[tuple[str, Any, str]] = field(default_factory=list)
+    short_side: int  # INPUT.MIN_SIZE_TEST, 0 to leave images as they are
+    long_side: int  # INPUT.MAX_SIZE_TEST
+    size: tuple[int, int] | None  # height and width of all images instead
+    functions: Sequence[Stage]
 
     @torch.no_grad()
     def run(self, files: Sequence[Path]) -> list[Any]:
@@ -114,13 +104,8 @@ class Pipeline:
         return draw_instances(image, instances, self.class_names, contours=contours)
 
 
-def stage_functions(model: Any) -> list[tuple[str, Any, str]]:
-    """Where inference of a SOLO spends its time.
-
-    Returns:
-        Name of the stage, and the object and its attribute that is called for it. Each head and
-        both architectures have these.
-    """
+def stage_functions(model: Any) -> list[Stage]:
+    """Where inference of a SOLO, with any head, spends its time."""
     decoder = inference.MaskDecoder
     functions = [
         ("normalise, pad", model, "preprocess_image"),
@@ -139,17 +124,11 @@ def stage_functions(model: Any) -> list[tuple[str, Any, str]]:
 
 
 def model_size(pipeline: Pipeline, file: Path, *, reference: bool) -> dict[str, Any]:
-    """Parameters and multiply-adds, see `tools.benchmarks.complexity`.
+    """Parameters and multiply-adds for an image file, see `tools.benchmarks.complexity`.
 
-    Args:
-        pipeline: with the model.
-        file: the image whose input is counted.
-        reference: whether the model is a Mask R-CNN.
-
-    Returns:
-        parameters; input_size, padded; multiply_adds of the image whatever is in it; and
-        multiply_adds_of_objects, the most that its objects take: the masks of the candidates that
-        enter mask NMS, or the box heads of all proposals and the mask heads of all instances.
+    "multiply_adds" are those of the image whatever is in it, "multiply_adds_of_objects" the most
+    that its objects take: the masks of the candidates that enter mask NMS, or (of a Mask R-CNN,
+    the `reference`) the box heads of all proposals and the mask heads of all instances.
     """
     image = pipeline.resize(pipeline.decode(file))
     shape = pipeline.model.preprocess_image([image]).tensor.shape

@@ -26,21 +26,20 @@ from solo_d2.losses import mask_loss_sum
 from solo_d2.ops.mask_geometry import mask_boxes
 from solo_d2.structures import GridTargets
 from solo_d2.targets import assign_grid_targets
-from solo_d2.utils.files import save_json
 from tools.benchmarks.common import (
-    MIB,
     add_common_arguments,
     begin,
     compare,
-    comparison_columns,
     markdown_table,
     parse_size,
-    size_text,
-    timing_text,
+    save,
+    stage_table,
+    table_row,
 )
 from tools.benchmarks.head_outputs import NUM_GRIDS, KernelHead, KernelOutputs
 from tools.benchmarks.plain_training import PlainTargets, plain_mask_loss, plain_targets
 from tools.benchmarks.scenes import make_scene
+from tools.benchmarks.training_step import StepBenchmark
 
 PARTS = ("step", "targets", "loss", "dense")
 # Published settings of the 800 pixel models.
@@ -71,39 +70,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure what was asked for, print the tables, save the results."""
-    # Imported here, as options are listed where Detectron2 is missing too.
-    from tools.benchmarks.training_step import StepBenchmark
-
     step = StepBenchmark(args) if "step" in args.parts else None  # refuses a bad config first
     machine = begin(args)
     print("\nmilliseconds: median (interquartile range); MiB: peak beyond what was there")
     results: dict[str, Any] = {}
     if step is not None:
-        results["step"] = step.run()
-        _print_step(results["step"])
+        found = results["step"] = step.run()
+        print(
+            f"\n{found['config_file']}: {found['batch']} images of {found['input_size']}, "
+            f"{found['samples']} mask samples, {found['precision']}; losses differ by "
+            f"{found['difference']:.1g}\n\n{stage_table(found['stages'])}\n"
+        )
+        print(stage_table(found["pipelines"]))
     if "targets" in args.parts:
         results["targets"] = run_targets(args)
     if "loss" in args.parts:
         results["loss"] = run_mask_loss(args, args.batch, args.instances)
     if "dense" in args.parts:
         results["dense"] = run_mask_loss(args, 1, args.dense)
-    rows = [_part_row(result) for name, result in results.items() if name != "step"]
+    rows = [table_row(result) for name, result in results.items() if name != "step"]
     print(f"\n{markdown_table(rows)}")
-    if args.output:
-        save_json(args.output, {"machine": machine, "results": results})
+    save(args, {"machine": machine, "results": results})
 
 
-def draw_instances(
-    num_images: int, num: int, size: tuple[int, int], device: torch.device, seed: int
-) -> Instances:
+def draw_instances(args: argparse.Namespace, num_images: int, num: int) -> Instances:
     """Boxes, classes and masks of `num` instances in each of some images."""
-    boxes, classes, masks = [], [], []
-    for image in range(num_images):
-        of_image, labels, _ = make_scene(num, size, NUM_CLASSES, seed + image, distinct=True)
-        boxes.append(mask_boxes(of_image).to(device))
-        classes.append(labels.to(device))
-        masks.append(of_image.to(device))
-    return boxes, classes, masks
+    scenes = [
+        make_scene(num, args.size, NUM_CLASSES, args.seed + image, distinct=True)
+        for image in range(num_images)
+    ]
+    return (
+        [mask_boxes(masks).to(args.device) for masks, _, _ in scenes],
+        [labels.to(args.device) for _, labels, _ in scenes],
+        [masks.to(args.device) for masks, _, _ in scenes],
+    )
 
 
 def assignment(
@@ -122,9 +122,8 @@ def assignment(
 
 def run_targets(args: argparse.Namespace) -> dict[str, Any]:
     """Target assignment of `args.images` images with `args.instances` instances each."""
-    instances = draw_instances(args.images, args.instances, args.size, args.device, args.seed)
-    assign_ours, assign_plain = assignment(args.size)
-    ours, plain = partial(assign_ours, *instances), partial(assign_plain, *instances)
+    instances = draw_instances(args, args.images, args.instances)
+    ours, plain = (partial(assign, *instances) for assign in assignment(args.size))
     return {
         "case": "targets",
         "images": args.images,
@@ -149,10 +148,9 @@ def same_targets(ours: GridTargets, plain: PlainTargets) -> bool:
 
 def run_mask_loss(args: argparse.Namespace, num_images: int, num: int) -> dict[str, Any]:
     """Mask loss with gradients of random kernels and mask feature, for `num` instances an image."""
-    instances = draw_instances(num_images, num, args.size, args.device, args.seed)
-    assign_ours, assign_plain = assignment(args.size)
-    targets, plain = assign_ours(*instances), assign_plain(*instances)
-    outputs = _random_outputs(num_images, args.size, args.device, args.seed)
+    instances = draw_instances(args, num_images, num)
+    targets, plain = (assign(*instances) for assign in assignment(args.size))
+    outputs = _random_outputs(args, num_images)
     head = KernelHead([MASK_STRIDE] * len(NUM_GRIDS))
     inputs = [*outputs.kernel_params, outputs.mask_feature]
 
@@ -178,52 +176,14 @@ def run_mask_loss(args: argparse.Namespace, num_images: int, num: int) -> dict[s
     }
 
 
-def _random_outputs(
-    num_images: int, size: tuple[int, int], device: torch.device, seed: int
-) -> KernelOutputs:
+def _random_outputs(args: argparse.Namespace, num_images: int) -> KernelOutputs:
     """Kernels and a mask feature as from a head at the start of training, with gradients."""
-    generator = torch.Generator().manual_seed(seed)
-    shape = (num_images, CHANNELS, size[0] // MASK_STRIDE, size[1] // MASK_STRIDE)
-    feature = torch.randn(shape, generator=generator).relu_().to(device).requires_grad_()
-    kernels = [
-        (0.05 * torch.randn(num_images, CHANNELS, side, side, generator=generator))
-        .to(device)
-        .requires_grad_()
-        for side in NUM_GRIDS
-    ]
-    return KernelOutputs([], shape[2:], kernels, feature)
+    generator = torch.Generator().manual_seed(args.seed)
 
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(num_images, CHANNELS, *shape, generator=generator)
 
-def _print_step(result: dict[str, Any]) -> None:
-    ours, plain = (result["pipelines"][name] for name in ("ours", "plain"))
-    rows = [
-        {
-            "stage": stage,
-            "ours ms": timing_text(timing),
-            "plain ms": timing_text(plain["milliseconds"][stage]),
-            "speed-up": f"{plain['milliseconds'][stage]['median'] / timing['median']:.1f}",
-        }
-        for stage, timing in ours["milliseconds"].items()
-    ]
-    for label, key, unit in (("images/s", "images_per_second", 1), ("MiB", "peak_bytes", MIB)):
-        texts = ["-" if x[key] is None else f"{x[key] / unit:.3g}" for x in (ours, plain)]
-        rows.append({"stage": label, "ours ms": texts[0], "plain ms": texts[1], "speed-up": ""})
-    print(
-        f"\n{result['config_file']}: {result['batch']} images of {result['input_size']}, "
-        f"{result['samples']} mask samples, {result['precision']}; losses differ by "
-        f"{result['difference']:.1g}\n\n{markdown_table(rows)}"
-    )
-
-
-def _part_row(result: dict[str, Any]) -> dict[str, str]:
-    ours, plain = (result["peak_bytes"][name] for name in ("ours", "plain"))
-    return {
-        "case": result["case"],
-        "images": str(result["images"]),
-        "objects": str(result["instances"]),
-        "size": size_text(result["size"]),
-        "samples": str(result["samples"]),
-        **comparison_columns(result),
-        "share": f"{ours / plain:.2f}" if ours is not None and plain else "-",
-        "differ by": f"{result['difference']:.1g}",
-    }
+    size = args.size[0] // MASK_STRIDE, args.size[1] // MASK_STRIDE
+    feature = draw(*size).relu_().to(args.device).requires_grad_()
+    kernels = [(0.05 * draw(s, s)).to(args.device).requires_grad_() for s in NUM_GRIDS]
+    return KernelOutputs([], size, kernels, feature)

@@ -4,6 +4,7 @@ import argparse
 import copy
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,13 @@ from solo_d2.losses import solo_losses
 from solo_d2.ops.mask_geometry import mask_boxes
 from solo_d2.ops.rle import encode_masks
 from solo_d2.utils.errors import ConfigError
-from tools.benchmarks.common import Stopwatch, peak_memory, size_text, timing_of
+from tools.benchmarks.common import (
+    Stopwatch,
+    comparison,
+    peak_memory,
+    size_text,
+    timing_of,
+)
 from tools.benchmarks.plain_training import plain_losses, plain_targets
 from tools.benchmarks.scenes import make_scene
 
@@ -32,10 +39,7 @@ class StepBenchmark:
     """A model, its optimizer, and batches to train on."""
 
     def __init__(self, args: argparse.Namespace):
-        """Build all that the config names.
-
-        Args:
-            args: of `benchmark.py train`.
+        """Build all that the config of `benchmark.py train` names.
 
         Raises:
             ConfigError: the config cannot be used.
@@ -45,50 +49,48 @@ class StepBenchmark:
         self.model = Trainer.build_model(self.cfg).train()
         self.optimizer = Trainer.build_optimizer(self.cfg, self.model)
         amp = self.cfg.SOLVER.AMP
-        self.precision = getattr(torch, amp.DTYPE) if amp.ENABLED else None
+        self.precision = getattr(torch, amp.DTYPE) if amp.ENABLED else torch.float32
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.precision == torch.float16
         )
 
     def run(self) -> dict[str, Any]:
-        """Measure; the results as JSON."""
-        seconds: dict[str, list[dict[str, float]]] = {"ours": [], "plain": []}
+        """Measure; the results for JSON."""
+        runs: dict[str, list[dict[str, float]]] = {"ours": [], "plain": []}
         with tempfile.TemporaryDirectory() as folder:
             batches = self.batches(Path(folder))
             for _ in range(1 + self.args.repeats):  # the first is to warm up
                 watch = Stopwatch(self.device)
                 with watch.running("data"):
                     batch = next(batches)
-                for name, runs in seconds.items():
-                    runs.append(watch.seconds | self.step(batch, name))
+                for name, times in runs.items():
+                    seconds = self.step(batch, name)
+                    whole = {"all but data": sum(seconds.values())}
+                    times.append(watch.seconds | seconds | whole)
+        stages = {
+            stage: comparison(
+                {name: timing_of([run[stage] for run in times[1:]]) for name, times in runs.items()}
+            )
+            for stage in (*STAGES, "all but data")
+        }
+        whole = stages["all but data"]["milliseconds"]
         return {
             "config_file": self.args.config_file,
             "batch": len(batch),
-            "precision": str(self.precision or torch.float32).removeprefix("torch."),
+            "precision": str(self.precision).removeprefix("torch."),
             **self.compare(batch),
+            "stages": stages,
             "pipelines": {
-                name: self._summary(runs[1:], batch, name) for name, runs in seconds.items()
+                name: {
+                    "images_per_second": 1000 * len(batch) / whole[name]["median"],
+                    "peak_bytes": peak_memory(partial(self.step, batch, name), self.device),
+                }
+                for name in runs
             },
         }
 
-    def _summary(
-        self, runs: list[dict[str, float]], batch: list[dict[str, Any]], name: str
-    ) -> dict[str, Any]:
-        timings = {stage: timing_of([run[stage] for run in runs]) for stage in STAGES}
-        whole = timing_of([sum(run.values()) - run["data"] for run in runs])
-        return {
-            "milliseconds": {**timings, "all but data": whole},
-            "images_per_second": 1000 * len(batch) / whole["median"],
-            "peak_bytes": peak_memory(lambda: self.step(batch, name), self.device),
-        }
-
     def step(self, batch: list[dict[str, Any]], name: str) -> dict[str, float]:
-        """Take a step; seconds of its stages but data.
-
-        Args:
-            batch: training inputs.
-            name: "ours" or "plain".
-        """
+        """Take a step, "ours" or "plain"; seconds of its stages but data."""
         watch = Stopwatch(self.device)
         loss = torch.stack(list(self.losses(batch, name, watch).values())).sum()
         with watch.running("backward"):
@@ -100,29 +102,23 @@ class StepBenchmark:
         return watch.seconds
 
     def losses(self, batch: list[dict[str, Any]], name: str, watch: Stopwatch) -> dict[str, Tensor]:
-        """The losses, as `SOLO.forward` comes to them, or with targets and losses in loops.
-
-        Args:
-            batch: training inputs.
-            name: "ours" or "plain".
-            watch: gets the time of the stages.
-        """
-        model = self.model
+        """The losses, as `SOLO.forward` comes to them, or with targets and losses in loops."""
+        model, is_plain = self.model, name == "plain"
         autocast = torch.autocast(
-            self.device.type, self.precision, enabled=self.precision is not None
+            self.device.type, self.precision, enabled=self.precision != torch.float32
         )
         with watch.running("forward"):
             images = model.preprocess_image(batch)
         with watch.running("targets"):
-            assign = model.assign_targets if name == "ours" else self._plain_targets
+            assign = self._plain_targets if is_plain else model.assign_targets
             targets = assign([x["instances"] for x in batch], images)
         with watch.running("forward"), autocast:
             outputs = model.network(images.tensor)
         with watch.running("loss"), autocast:
-            params = dict(model.loss_params)
-            if name == "plain":
-                del params["memory_mib"]
-            function: Any = solo_losses if name == "ours" else plain_losses
+            params = {
+                k: v for k, v in model.loss_params.items() if k != "memory_mib" or not is_plain
+            }
+            function: Any = plain_losses if is_plain else solo_losses
             losses = function(outputs.head, targets, head=model.head, **params)
             if outputs.semantic_logits is not None:
                 losses["loss_sem_seg"] = model.semantic_loss(batch, outputs.semantic_logits)

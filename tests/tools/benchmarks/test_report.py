@@ -214,8 +214,8 @@ def test_figures_of_a_data_set_are_shown():
     }
     text = report_text.format_report(found)
     lines = [" ".join(line.split()) for line in text.splitlines()]
-    assert "| segm/AP on some | 41.25 | - |" in lines
-    assert "| parameters, M | 2.50 | 2.50 |" in lines
+    assert "| a | 2.50 | 96x128 | 3.00 | 0.00 | 1.5 | 20 (15) | 41.25 |" in lines
+    assert "| b | 2.50 | 96x128 | 3.00 | 0.00 | 1.5 | 20 (15) | - |" in lines
     assert "| head | 20 (15) | - |" in lines
     assert "| 1 | b | 20 (15) | 50 | 10 (15) | 100 | - |" in lines
     assert "Random" not in text

@@ -14,12 +14,13 @@ pytestmark = pytest.mark.detectron2
 pytest.importorskip("detectron2")
 
 from solo_d2.evaluation.average_precision import BACKENDS  # noqa: E402
-from tools.benchmarks import evaluation, nms, panoptic, postprocess  # noqa: E402
+from tools.benchmarks import evaluation, nms, postprocess  # noqa: E402
 from tools.benchmarks.common import (  # noqa: E402
     Stopwatch,
     markdown_table,
     measure,
     peak_memory,
+    table_row,
     timing_of,
     timing_text,
 )
@@ -55,6 +56,7 @@ def test_nms(run):
     results = saved["results"]
     cases = [(x["classes"], x["type"]) for x in results]
     assert cases == [(classes, name) for classes in (1, 3) for name in types]
+    assert "| pairs that differ" in " ".join(printed.split())
     for result in results:
         assert result["agreement"]["pairs_that_differ"] == 0
         assert result["agreement"]["largest_score_difference"] < 1e-6
@@ -62,23 +64,18 @@ def test_nms(run):
         assert 0 < result["share_of_floor"] < 1
 
 
-def test_panoptic(run):
-    printed, saved = run("panoptic", "--num 0 20 --size 90x120")
+@pytest.mark.parametrize("name", ["panoptic", "drawing"])
+def test_of_nothing_and_some(name, run):
+    printed, saved = run(name, "--num 0 20 --size 90x120")
     assert "| 90x120" in printed
     none, some = saved["results"]
     assert (none["num"], some["num"]) == (0, 20)
-    assert none["equal"]
-    assert some["equal"]
-    assert some["segments"] > 3
-
-
-def test_drawing(run):
-    printed, saved = run("drawing", "--num 0 3 --size 60x80")
-    assert "| 60x80" in printed
-    none, some = saved["results"]
-    assert (none["num"], some["num"]) == (0, 3)
-    assert set(some["milliseconds"]) == {"ours", "Detectron2", "publication"}
     assert some["speedup"] > 0
+    assert {"ours", "Detectron2"} <= set(some["milliseconds"])
+    if name == "panoptic":
+        assert none["equal"]
+        assert some["equal"]
+        assert some["segments"] > 3
 
 
 def test_postprocess(run):
@@ -135,14 +132,6 @@ def test_nms_work_is_what_boxes_share():
     assert nms.work(masks, torch.arange(3)).tolist() == [3 * 64, 0]
 
 
-def test_panoptic_labels_are_of_every_kind():
-    labels = panoptic.make_labels((480, 640), 0)
-    assert labels.shape == (480, 640)
-    assert labels.min() >= 0
-    assert labels.max() < panoptic.NUM_LABELS
-    assert len(torch.unique(labels)) > 20
-
-
 @pytest.mark.parametrize("num_classes", [1, 10, 80])
 def test_scene_has_the_statistics_it_names(num_classes):
     masks, labels, scores = make_scene(150, (64, 96), num_classes)
@@ -183,7 +172,15 @@ def test_innermost_stage_counts():
     assert list(stopwatch.seconds) == ["outer", "inner"]
 
 
-def test_table():
+def test_results_are_rows():
+    timing = {"median": 2.0, "iqr": 0.5}
+    result = {"num": 3, "size": [2, 3], "equal": False, "found": {"scores_off": 1e-7}}
+    result |= {"milliseconds": {"ours": timing}, "peak_bytes": {"ours": 3 << 20, "plain": None}}
+    assert table_row(result) == {
+        **{"num": "3", "size": "2x3", "equal": "NO", "scores off": "1e-07"},
+        **{"ours ms": "2 (0.5)", "ours MiB": "3", "plain MiB": "-"},
+    }
+    assert table_row({"milliseconds": timing, "peak_bytes": 0}) == {"ms": "2 (0.5)", "MiB": "0"}
     assert markdown_table([]) == ""
     assert markdown_table([{"a": 1, "bc": "x"}]).splitlines()[0] == "| a   | bc   |"
 

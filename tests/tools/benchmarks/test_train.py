@@ -16,8 +16,6 @@ from tools.benchmarks.plain_training import plain_targets  # noqa: E402
 from tools.benchmarks.train import assignment, draw_instances, same_targets  # noqa: E402
 from tools.benchmarks.training_step import STAGES, StepBenchmark  # noqa: E402
 
-CPU = torch.device("cpu")
-
 
 def parse(words):
     parser = argparse.ArgumentParser()
@@ -38,18 +36,19 @@ def test_tables_and_file(tmp_path, capsys):
     small = "--size 96x128 --images 2 --dense 12 --instances 4 --image-size 60x80 --batch 2"
     train.run(parse(f"--config-file {file} {small} --output {output}"))
     printed = capsys.readouterr().out
-    for stage in (*STAGES, "images/s", "mask loss"):
+    for stage in (*STAGES, "mask loss", "ours", "plain"):
         assert f"| {stage}" in printed
+    assert "| images per second" in printed
     results = json.loads(output.read_text())["results"]
     assert list(results) == list(train.PARTS)
     assert all(result["difference"] < 1e-5 for result in results.values())
     assert all(result["samples"] > 4 for result in results.values())
     step = results["step"]
     assert step["input_size"] == "96x128"  # the largest size, padded
-    for pipeline in step["pipelines"].values():
-        stages = pipeline["milliseconds"]
-        assert all(stages[stage]["median"] > 0 for stage in STAGES)
-        rate = 2000 / stages["all but data"]["median"]
+    times = {name: stage["milliseconds"] for name, stage in step["stages"].items()}
+    for name, pipeline in step["pipelines"].items():
+        assert all(times[stage][name]["median"] > 0 for stage in STAGES)
+        rate = 2000 / times["all but data"][name]["median"]
         assert pipeline["images_per_second"] == pytest.approx(rate)
 
 
@@ -76,7 +75,7 @@ def test_plain_step_gives_the_losses_of_the_model(conflict, tmp_path):
 
 def test_difference_is_seen():
     """Targets that differ in one class, cell or pixel are not the same."""
-    instances = draw_instances(1, 5, (96, 128), CPU, 0)
+    instances = draw_instances(parse("--size 96x128"), 1, 5)
     ours, plain = assignment((96, 128))
     targets = plain(*instances)
     assert same_targets(ours(*instances), targets)
