@@ -24,8 +24,9 @@ from solo_d2.ops.mask_sums import bytes_of_masks, sum_masks
 from solo_d2.structures import BatchTotals, GridCells, GridTargets, HeadOutputs, MaskHead
 
 SMALLEST_PROBABILITY = torch.finfo(torch.float32).tiny
-# Temporary memory of a loss, in MiB.
-MEMORY_MIB = 64
+# Temporary memory of a loss, in MiB. Strips of 64 MiB are too small to keep a GPU busy: an image of
+# 30 objects launches hundreds of kernels.
+MEMORY_MIB, MEMORY_MIB_CUDA = 64, 1024
 # Numbers of 4 bytes that a class of a cell takes while the focal loss and its gradient are made.
 NUMBERS_OF_LOGIT = 10
 
@@ -189,7 +190,7 @@ def solo_losses(
     mask_weight: float = 3.0,
     focal_alpha: float = 0.25,
     focal_gamma: float = 2.0,
-    memory_mib: int = MEMORY_MIB,
+    memory_mib: int | None = None,
 ) -> dict[str, Tensor]:
     """The two losses of a batch.
 
@@ -207,7 +208,8 @@ def solo_losses(
         mask_weight: weight of `loss_mask`.
         focal_alpha: see `focal_loss`.
         focal_gamma: see `focal_loss`.
-        memory_mib: what temporaries may take, about. The losses do not depend on it.
+        memory_mib: what temporaries may take, about; None: 64, on CUDA 1,024. The losses do not
+            depend on it.
 
     Returns:
         "loss_cls" and "loss_mask", scalars, float32. Without samples `loss_mask` is exactly 0.
@@ -238,7 +240,7 @@ def class_loss_sum(
     *,
     alpha: float,
     gamma: float,
-    memory_mib: int = MEMORY_MIB,
+    memory_mib: int | None = None,
 ) -> Tensor:
     """Sum the focal loss over all cells of a batch.
 
@@ -249,17 +251,18 @@ def class_loss_sum(
         classes: (B, T) int64 in [0, K].
         alpha: see `focal_loss`.
         gamma: see `focal_loss`.
-        memory_mib: for temporaries, about.
+        memory_mib: see `solo_losses`.
 
     Returns:
         Scalar, float32.
     """
     loss = class_logits[0].new_zeros((), dtype=torch.float32)
+    memory = _memory(memory_mib, classes.device)
     focal = partial(focal_loss, alpha=alpha, gamma=gamma)
     num_cells = [level.shape[2] * level.shape[3] for level in class_logits]
     for level, of_level in zip(class_logits, classes.split(num_cells, dim=1), strict=True):
         logits = level.permute(0, 2, 3, 1).flatten(0, 2)
-        rows = max(1, (memory_mib << 20) // (4 * NUMBERS_OF_LOGIT * logits.shape[1]))
+        rows = max(1, memory // (4 * NUMBERS_OF_LOGIT * logits.shape[1]))
         if len(logits) <= rows:
             loss = loss + focal(logits, of_level.flatten())
             continue
@@ -274,7 +277,7 @@ def mask_loss_sum(
     *,
     head: MaskHead,
     mask_loss: MaskLoss = dice_loss,
-    memory_mib: int = MEMORY_MIB,
+    memory_mib: int | None = None,
 ) -> Tensor:
     """Sum the mask losses of all samples of a batch; arguments as of `solo_losses`.
 
@@ -286,7 +289,7 @@ def mask_loss_sum(
         Scalar, float32.
     """
     loss = targets.classes.new_zeros((), dtype=torch.float32)
-    memory, sum_form = memory_mib << 20, _sum_form(mask_loss)
+    memory, sum_form = _memory(memory_mib, loss.device), _sum_form(mask_loss)
     for image, cells, instances, num_per_image in _samples_of_groups(targets, head):
         masks = targets.masks[head.mask_strides[head.mask_groups.index(cells.group)]]
         factors = head.mask_factors(outputs, image, cells)
@@ -304,6 +307,13 @@ def mask_loss_sum(
                 mask_probs = head.masks(outputs, i, GridCells(cells.index[samples], cells.group))
             loss = loss + mask_loss(mask_probs, masks[instances[samples]]).sum()
     return loss
+
+
+def _memory(memory_mib: int | None, device: torch.device) -> int:
+    """Bytes that temporaries may take."""
+    if memory_mib is None:
+        memory_mib = MEMORY_MIB_CUDA if device.type == "cuda" else MEMORY_MIB
+    return memory_mib << 20
 
 
 def _sum_form(

@@ -146,6 +146,11 @@ def test_memory_changes_no_loss(memory_mib):
         torch.testing.assert_close(small, large, rtol=1e-5, atol=1e-7)
 
 
+def test_memory_depends_on_the_device():
+    found = [losses_module._memory(None, torch.device(name)) >> 20 for name in ("cpu", "cuda:1")]
+    assert found == [64, 1024]
+
+
 def test_class_loss_is_made_part_by_part(monkeypatch):
     sizes = []
 

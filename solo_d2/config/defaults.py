@@ -119,9 +119,9 @@ def _add_loss_keys(solo: CfgNode) -> None:
     # Of the category loss, and of the mask loss "focal".
     solo.LOSS.FOCAL_ALPHA = 0.25
     solo.LOSS.FOCAL_GAMMA = 2.0
-    # Approximate limit of a loss's temporary memory in MiB. Larger masks are computed in strips of
-    # rows, and again for the gradient; the losses do not depend on it.
-    solo.LOSS.MEMORY_MIB = 64
+    # Approximate limit of a loss's temporary memory in MiB; 0: 64, on CUDA 1,024. Larger masks are
+    # computed in strips of rows, and again for the gradient; the losses do not depend on it.
+    solo.LOSS.MEMORY_MIB = 0
 
 
 def _add_inference_keys(solo: CfgNode) -> None:

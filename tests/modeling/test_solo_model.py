@@ -210,7 +210,7 @@ def test_state_dict_holds_parameters_alone_and_loads_strictly():
         ),
         ("MASK_FEATURE.IN_FEATURES", ["p2", "p4"], "stride doubling"),
         ("SCORE_THRESH_TEST", 1.5, "MODEL.SOLO.SCORE_THRESH_TEST is 1.5"),
-        ("LOSS.MEMORY_MIB", 0, "MODEL.SOLO.LOSS.MEMORY_MIB is 0"),
+        ("LOSS.MEMORY_MIB", -1, "MODEL.SOLO.LOSS.MEMORY_MIB is -1"),
     ],
 )
 def test_impossible_configs_are_refused_by_key(key, value, named):

@@ -51,7 +51,7 @@ model = L(SOLO)(
         mask_weight=3.0,
         focal_alpha=0.25,
         focal_gamma=2.0,
-        memory_mib=64,
+        memory_mib=None,
     ),
     decoder_params=L("builtins.dict")(
         nms=L(build_nms)(

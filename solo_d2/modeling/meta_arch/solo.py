@@ -138,7 +138,7 @@ class SOLO(nn.Module):
                 "mask_weight": solo.LOSS.MASK_WEIGHT,
                 "focal_alpha": solo.LOSS.FOCAL_ALPHA,
                 "focal_gamma": solo.LOSS.FOCAL_GAMMA,
-                "memory_mib": solo.LOSS.MEMORY_MIB,
+                "memory_mib": solo.LOSS.MEMORY_MIB or None,
             },
             "decoder_params": {
                 "nms": build_nms(solo.NMS.TYPE, nms_params),
