@@ -16,8 +16,10 @@ import numpy as np
 import torch
 from detectron2.data.build import trivial_batch_collator
 from detectron2.data.samplers import TrainingSampler
+from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils import comm
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from solo_d2.data.unreadable import UNREADABLE, too_many_unreadable
@@ -34,6 +36,7 @@ def make_train_loader(
     sampler: Iterable[int] | None = None,
     num_workers: int = 0,
     aspect_ratio_grouping: bool = True,
+    pin_memory: bool | None = None,
 ) -> DataLoader[Any]:
     """Make the infinite training loader of a data set; see `build_train_loader` of the engine.
 
@@ -46,6 +49,8 @@ def make_train_loader(
         sampler: infinite stream of indices of this process; None: all images in random order.
         num_workers: of each process.
         aspect_ratio_grouping: whether no batch has images both wider and not wider than high.
+        pin_memory: whether samples lie in pinned memory, from which copies to a GPU do not block;
+            None: if there is a GPU.
 
     Raises:
         ConfigError: the batch cannot be divided among the processes.
@@ -56,6 +61,7 @@ def make_train_loader(
             f"SOLVER.IMS_PER_BATCH is {total_batch_size}, but must be a multiple of the "
             f"{processes} processes"
         )
+    pin_memory = torch.cuda.is_available() and pin_memory is not False
     if sampler is None:
         sampler = TrainingSampler(len(dataset), seed=seed)
     groups = [0] * len(dataset)
@@ -65,9 +71,34 @@ def make_train_loader(
         SeededDataset(dataset, mapper, seed=seed, groups=groups, max_unreadable=max_unreadable),
         batch_sampler=GroupedBatchSampler(sampler, groups, total_batch_size // processes),
         num_workers=num_workers,
-        collate_fn=trivial_batch_collator,
-        pin_memory=False,
+        collate_fn=PinnableBatch if pin_memory else trivial_batch_collator,
+        pin_memory=pin_memory,
     )
+
+
+class PinnableBatch:
+    """A batch that torch's loader moves to pinned memory; by itself it leaves Instances out."""
+
+    def __init__(self, samples: list[Any]):
+        """Collate samples."""
+        self.samples = samples
+
+    def pin_memory(self) -> list[Any]:
+        """The samples, with images, boxes, classes and masks in pinned memory."""
+        return [_pinned(sample) for sample in self.samples]
+
+
+def _pinned(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.pin_memory()
+    if isinstance(value, dict):
+        return {key: _pinned(part) for key, part in value.items()}
+    if isinstance(value, Boxes | BitMasks):
+        return type(value)(value.tensor.pin_memory())
+    if isinstance(value, Instances):
+        fields = {name: _pinned(field) for name, field in value.get_fields().items()}
+        return Instances(value.image_size, **fields)
+    return value
 
 
 class TrainLoader(DataLoader[Any]):

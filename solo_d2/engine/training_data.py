@@ -59,6 +59,7 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any]) ->
         seed=cfg.SEED,
         aspect_ratio_grouping=parts["aspect_ratio_grouping"],
         max_unreadable=cfg.DATALOADER.MAX_UNREADABLE_IMAGES,
+        pin_memory=cfg.MODEL.DEVICE.startswith("cuda"),
     )
 
 
