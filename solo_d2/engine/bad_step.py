@@ -5,9 +5,11 @@ as a matter of course: `GradScaler` skips the step and lowers the scale. There t
 it goes on for long.
 
 The optimizer has not taken the step, so the weights are those before it. (Running statistics of
-BatchNorm are not: the forward pass has updated them.)
+BatchNorm are not: the forward pass has updated them.) Where the optimizer itself can skip a step on
+the device, the host sees the numbers one step later (`solo_d2.engine.step`).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +86,7 @@ def stop_for_bad_numbers(
     batch: Sequence[dict[str, Any]],
     metrics: Sequence[StepMetrics],
     *,
+    gradient_norms: Mapping[str, float],
     iteration: int,
     record: RunRecord | None,
     others: Mapping[str, Any],
@@ -91,9 +94,10 @@ def stop_for_bad_numbers(
     """Write what repeats the step; all processes call it together.
 
     Args:
-        model: with the gradients of the step.
+        model: with the weights before the step.
         batch: of this process.
         metrics: of all processes.
+        gradient_norms: of the parameters that have a gradient, by name.
         iteration: of the step.
         record: of the run; None: nothing is written.
         others: plain values that the file has too.
@@ -107,7 +111,7 @@ def stop_for_bad_numbers(
     files = [name for part in comm.all_gather(names) for name in part]
     what = describe_bad_numbers(metrics)
     if not any(m.bad_losses for m in metrics):
-        what += _bad_gradients(model)
+        what += _bad_gradients(gradient_norms)
     batches = comm.gather(samples)
     written = ""
     if record is not None and comm.is_main_process():
@@ -130,13 +134,12 @@ def stop_for_bad_numbers(
     )
 
 
-def _bad_gradients(model: nn.Module) -> str:
-    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    bad = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
+def _bad_gradients(norms: Mapping[str, float]) -> str:
+    bad = [name for name, norm in norms.items() if not math.isfinite(norm)]
     if not bad:
-        return ": none is infinite, but their norm is"
+        return ": the norm of each parameter's is finite, but that of all is not"
     shown = ", ".join([*bad[:3], *["..."][: len(bad) - 3]])
-    return f", in {len(bad)} of {len(gradients)} parameters: {shown}"
+    return f", in {len(bad)} of {len(norms)} parameters: {shown}"
 
 
 def _write(content: dict[str, Any], file: Path) -> str:

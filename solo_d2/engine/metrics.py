@@ -14,7 +14,6 @@ from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
-from torch.nn.utils import get_total_norm
 
 from solo_d2.config.models import is_panoptic
 from solo_d2.utils.files import save_json
@@ -53,38 +52,72 @@ class StepMetrics:
         return not math.isfinite(self.gradient_norm)
 
 
-def measure_step(
-    losses: Mapping[str, Tensor],
-    gradients: Sequence[Tensor],
-    *,
-    data_time: float,
-    num_unreadable: int,
-) -> list[StepMetrics]:
-    """Bring the metrics of a step to the host, in one transfer, and exchange them.
+class MeasuredStep:
+    """The metrics of a step on the device, and their transfer to the host.
 
-    Detectron2 waits for the device at this place too, once for each loss, and gathers the losses in
-    the main process; here all processes get them, so that all decide alike.
+    The transfer starts at once and does not block: `read` may follow a step later.
 
-    Args:
-        losses: scalars, on the device.
-        gradients: of all parameters, true to scale.
-        data_time: see `StepMetrics`.
-        num_unreadable: see `StepMetrics`.
-
-    Returns:
-        The metrics of each process, by rank.
+    Attributes:
+        parameter_norms: norm of each gradient, float32, on the device.
     """
-    norm = [get_total_norm(gradients)] if gradients else []
-    values = [*losses.values(), *norm]
-    numbers = torch.stack([value.detach().float().reshape(()) for value in values]).tolist()
-    metrics = StepMetrics(
-        losses=dict(zip(losses, numbers[: len(losses)], strict=True)),
-        gradient_norm=numbers[-1] if gradients else 0.0,
-        data_time=data_time,
-        num_unreadable=num_unreadable,
-    )
-    everyone: list[StepMetrics] = comm.all_gather(metrics)
-    return everyone
+
+    def __init__(
+        self,
+        losses: Mapping[str, Tensor],
+        gradients: Sequence[Tensor],
+        *,
+        data_time: float,
+        num_unreadable: int,
+    ):
+        """Start the transfer.
+
+        Args:
+            losses: scalars, on the device.
+            gradients: of all parameters, true to scale.
+            data_time: see `StepMetrics`.
+            num_unreadable: see `StepMetrics`.
+        """
+        self.names = list(losses)
+        self.data_time, self.num_unreadable = data_time, num_unreadable
+        values = [value.detach().float().reshape(()) for value in losses.values()]
+        self.parameter_norms = torch.zeros(0)
+        if gradients:  # as torch.nn.utils.get_total_norm, which keeps only the total
+            self.parameter_norms = torch.stack(torch._foreach_norm(gradients)).float()
+            values.append(torch.linalg.vector_norm(self.parameter_norms))
+        self._numbers = torch.stack(values)
+        self._on_host = self._numbers.to("cpu", non_blocking=True)  # pinned
+        self._transfer = torch.cuda.Event() if self._numbers.is_cuda else None
+        if self._transfer is not None:
+            self._transfer.record()
+
+    def is_bad(self) -> Tensor:
+        """Scalar float32 on the device: 1 if a number is not finite in any process, else 0."""
+        bad = (~self._numbers.isfinite().all()).float()
+        if comm.get_world_size() > 1:
+            torch.distributed.all_reduce(bad, torch.distributed.ReduceOp.MAX)
+        return bad
+
+    def read(self) -> list[StepMetrics]:
+        """Wait for the transfer, and exchange the metrics between processes.
+
+        Detectron2 gathers the losses in the main process; here all processes get them, so that all
+        decide alike.
+
+        Returns:
+            The metrics of each process, by rank.
+        """
+        if self._transfer is not None:
+            self._transfer.synchronize()
+        numbers = [*self._on_host.tolist(), 0.0]  # the norm where nothing has a gradient
+        num = len(self.names)
+        metrics = StepMetrics(
+            losses=dict(zip(self.names, numbers[:num], strict=True)),
+            gradient_norm=numbers[num],
+            data_time=self.data_time,
+            num_unreadable=self.num_unreadable,
+        )
+        everyone: list[StepMetrics] = comm.all_gather(metrics)
+        return everyone
 
 
 def write_metrics(metrics: Sequence[StepMetrics], iteration: int) -> None:

@@ -1,14 +1,17 @@
 """One step of training: gradient accumulation, mixed precision, gradient clipping.
 
-Before the optimizer takes it all processes look at its metrics together: at losses and gradients
-that are not finite (`solo_d2.engine.bad_step`), and at the number of images that could not be read
-(`solo_d2.data.unreadable`).
+All processes look at the metrics of a step together: at losses and gradients that are not finite
+(`solo_d2.engine.bad_step`), and at the number of images that could not be read
+(`solo_d2.data.unreadable`). They do so before the optimizer takes the step, or, on CUDA with a
+fused optimizer, before it takes the next one: a fused optimizer skips a step with bad numbers on
+the device, so the host need not wait for the metrics.
 """
 
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -29,9 +32,9 @@ from solo_d2.engine.bad_step import (
     stop_for_bad_numbers,
 )
 from solo_d2.engine.checks import FULL_MODEL
-from solo_d2.engine.metrics import StepMetrics, measure_step, write_metrics
+from solo_d2.engine.metrics import MeasuredStep, StepMetrics, write_metrics
 from solo_d2.engine.optimizer_state import load_optimizer, save_optimizer
-from solo_d2.utils.errors import ConfigError
+from solo_d2.utils.errors import BadNumbersError, ConfigError
 
 logger = logging.getLogger("solo_d2")
 
@@ -58,8 +61,22 @@ def step_options(cfg: CfgNode) -> dict[str, Any]:
         if clip_full_model
         else None,
         "max_unreadable": cfg.DATALOADER.MAX_UNREADABLE_IMAGES,
+        "read_periods": (solver.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD, solver.MAX_ITER),
         "record": RunRecord(folder=cfg.OUTPUT_DIR, config=cfg.dump(), seed=cfg.SEED),
     }
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A step that the host has not judged yet."""
+
+    iteration: int
+    batch: list[dict[str, Any]]
+    measured: MeasuredStep
+    unreadable: dict[str, str]
+    parameters: list[Tensor]  # those with a gradient
+    loss_scale: Tensor
+    clip_norm: Tensor | None
 
 
 class StepTrainer(SimpleTrainer):
@@ -82,6 +99,8 @@ class StepTrainer(SimpleTrainer):
         max_unreadable: int = 0,
         record: RunRecord | None = None,
         init_scale: float = 2.0**16,
+        read_periods: Collection[int] = (),
+        reads_late: bool | None = None,
     ):
         """Make the trainer.
 
@@ -97,6 +116,10 @@ class StepTrainer(SimpleTrainer):
             max_unreadable: image files that may fail to be read.
             record: what a step with bad numbers is written with; None: it is not written.
             init_scale: of the gradients with float16, at the start.
+            read_periods: where metrics are read one step late, the steps after which something is
+                saved or evaluated, as periods (0 for never): their metrics are read at once.
+            reads_late: whether metrics are read one step late, which needs a fused optimizer; None:
+                on CUDA, if the optimizer is fused.
         """
         super().__init__(model, data_loader, optimizer)
         if num_micro_batches > 1 and not hasattr(unwrap(model), "plan_micro_batches"):
@@ -112,6 +135,13 @@ class StepTrainer(SimpleTrainer):
         self.unreadable = UnreadableImages(max_unreadable)
         self.bad_steps = BadSteps(skips_bad_gradients=precision == torch.float16)
         self.record = record
+        can_skip = getattr(optimizer, "_step_supports_amp_scaling", False)  # set by `fused`
+        self.reads_late = (
+            self.device_type == "cuda" and can_skip if reads_late is None else reads_late
+        )
+        self.read_periods = (LOG_PERIOD, *filter(None, read_periods))
+        self._unread: _Step | None = None
+        _fill_momentum(optimizer)
         # bfloat16 has the range of float32 and needs no scaling.
         self.grad_scaler = torch.amp.GradScaler(
             self.device_type, init_scale, enabled=precision == torch.float16
@@ -131,44 +161,88 @@ class StepTrainer(SimpleTrainer):
         unreadable = self.unreadable.take_new(batch)
         self.optimizer.zero_grad()
         losses = self.compute_gradients(batch)
-        metrics = measure_step(
+        step = self._measure(batch, losses, unreadable, data_time)
+        if not self.reads_late:
+            self._judge(step)
+            self.after_backward()
+            self.grad_scaler.step(self.optimizer)
+            self.grad_scaler.update()
+            return
+        self._judge_unread()
+        self.after_backward()
+        self._step_unless(step.measured.is_bad())
+        self._unread = step
+        if any((self.iter + 1) % period == 0 for period in self.read_periods):
+            self._judge_unread()
+
+    def _measure(
+        self,
+        batch: list[dict[str, Any]],
+        losses: Mapping[str, Tensor],
+        unreadable: dict[str, str],
+        data_time: float,
+    ) -> _Step:
+        """Start the transfer of a step's metrics, and clip its gradients."""
+        with_gradient = [p for p in self.parameters if p.grad is not None]
+        measured = MeasuredStep(
             losses,
-            [p.grad for p in self.parameters if p.grad is not None],
+            [p.grad for p in with_gradient if p.grad is not None],
             data_time=data_time,
             num_unreadable=len(unreadable),
         )
-        if any(m.num_unreadable for m in metrics):
-            parts = comm.all_gather(unreadable)
-            self.unreadable.add({k: v for part in parts for k, v in part.items()})
-        self._judge(metrics, batch)
-        if self.clip_gradients is not None:
-            norm = self.clip_gradients(self.parameters)
-            if (self.iter + 1) % LOG_PERIOD == 0 and comm.is_main_process():
-                get_event_storage().put_scalar("gradient_norm", norm)  # waits for the device
-        self.after_backward()
-        self.grad_scaler.step(self.optimizer)
+        loss_scale = self.grad_scaler.scale(torch.ones((), device=self.parameters[0].device))
+        clip_norm = None if self.clip_gradients is None else self.clip_gradients(self.parameters)
+        return _Step(self.iter, batch, measured, unreadable, with_gradient, loss_scale, clip_norm)
+
+    def _step_unless(self, is_bad: Tensor) -> None:
+        """Take a step of a fused optimizer, which leaves it out on the device if `is_bad` is 1."""
+        self.optimizer.grad_scale, self.optimizer.found_inf = None, is_bad
+        try:
+            self.optimizer.step()
+        finally:
+            del self.optimizer.grad_scale, self.optimizer.found_inf
         self.grad_scaler.update()
 
-    def _judge(self, metrics: list[StepMetrics], batch: list[dict[str, Any]]) -> None:
+    def _judge_unread(self) -> None:
+        """Judge the step before, if it is still to be judged."""
+        step, self._unread = self._unread, None
+        if step is not None:
+            self._judge(step)
+
+    def _judge(self, step: _Step) -> None:
         """Write the metrics of a step if they are finite, and stop training if they must be."""
-        stop = self.bad_steps.add(metrics)
-        if stop:
-            raise stop_for_bad_numbers(
-                unwrap(self.model),
-                batch,
-                metrics,
-                iteration=self.iter,
-                record=self.record,
-                others={
-                    "num_micro_batches": self.num_micro_batches,
-                    "precision": str(self.precision or torch.float32).removeprefix("torch."),
-                    "loss_scale": self.grad_scaler.get_scale(),
-                },
-            )
+        metrics = step.measured.read()
+        if any(m.num_unreadable for m in metrics):
+            parts = comm.all_gather(step.unreadable)
+            self.unreadable.add({k: v for part in parts for k, v in part.items()})
+        if self.bad_steps.add(metrics):
+            raise self._stop(step, metrics)
         if any(m.bad_losses for m in metrics):
-            logger.warning(f"Iteration {self.iter}: {describe_bad_numbers(metrics)}")
-        else:
-            write_metrics(metrics, self.iter)
+            logger.warning(f"Iteration {step.iteration}: {describe_bad_numbers(metrics)}")
+            return
+        write_metrics(metrics, step.iteration)
+        if step.clip_norm is not None and (step.iteration + 1) % LOG_PERIOD == 0:
+            if comm.is_main_process():
+                storage = get_event_storage()
+                storage.put_scalar("gradient_norm", step.clip_norm, cur_iter=step.iteration)
+
+    def _stop(self, step: _Step, metrics: list[StepMetrics]) -> BadNumbersError:
+        """The error for a step with bad numbers."""
+        model = unwrap(self.model)
+        norms = dict(zip(step.parameters, step.measured.parameter_norms.tolist(), strict=True))
+        return stop_for_bad_numbers(
+            model,
+            step.batch,
+            metrics,
+            gradient_norms={n: norms[p] for n, p in model.named_parameters() if p in norms},
+            iteration=step.iteration,
+            record=self.record,
+            others={
+                "num_micro_batches": self.num_micro_batches,
+                "precision": str(self.precision or torch.float32).removeprefix("torch."),
+                "loss_scale": step.loss_scale.item(),
+            },
+        )
 
     def compute_gradients(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Add the gradients of a batch, true to scale, to the parameters'; return its losses."""
@@ -230,3 +304,18 @@ class StepTrainer(SimpleTrainer):
         scale = state_dict.get("grad_scaler")
         if scale and self.grad_scaler.is_enabled():
             self.grad_scaler.load_state_dict(scale)
+        _fill_momentum(self.optimizer)
+
+
+def _fill_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Give fused SGD zeros as the momentum that it does not have yet.
+
+    Otherwise it makes all of it in its first step, uninitialised if that step is skipped, and fails
+    where only some parameters have none.
+    """
+    for group in optimizer.param_groups:
+        if group.get("fused") and group.get("momentum"):
+            for parameter in group["params"]:
+                state = optimizer.state[parameter]
+                if state.get("momentum_buffer") is None:
+                    state["momentum_buffer"] = torch.zeros_like(parameter)

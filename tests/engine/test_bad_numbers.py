@@ -56,14 +56,16 @@ def sample(divisor=1.0, name="good.jpg", **more):
     return {"file_name": name, "divisor": divisor, **more}
 
 
-def trainer_of(batches, folder, precision=None, **options):
+def trainer_of(batches, folder, precision=None, *, late=False, **options):
+    """With `late` as on CUDA: the optimizer skips a bad step, which is found in the next one."""
     model = Quotient()
     made = StepTrainer(
         model.train(),
         batches,
-        torch.optim.SGD(model.parameters(), lr=0.1),
+        torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=late),
         precision=precision,
         record=RunRecord(str(folder), "", 7) if folder else None,
+        reads_late=late,
         **options,
     )
     made.iter = 0
@@ -78,19 +80,21 @@ def steps(trainer, count):
     return storage
 
 
+@pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("precision", [None, torch.bfloat16])
-def test_a_bad_loss_stops_training_before_its_step(tmp_path, precision):
-    batches = [[sample()], [sample(0.0, "a.jpg"), sample(0.0, "b.jpg")]]
-    trainer = trainer_of(batches, tmp_path, precision)
+def test_a_bad_loss_stops_training_before_its_step(tmp_path, precision, late):
+    batches = [[sample()], [sample(0.0, "a.jpg"), sample(0.0, "b.jpg")], [sample()]]
+    trainer = trainer_of(batches, tmp_path, precision, late=late)
     with pytest.raises(BadNumbersError) as error:
-        steps(trainer, 2)
+        steps(trainer, 3)
+    assert trainer.iter == (2 if late else 1)
     said = str(error.value)
     for part in ("Iteration 1: ", "loss_b is inf", "loss_a is ", "Images: a.jpg, b.jpg."):
         assert part in said
     assert "good.jpg" not in said
     assert "\n" not in said
     # As after the first step alone.
-    expected = trainer_of(batches, None, precision)
+    expected = trainer_of(batches, None, precision, late=late)
     steps(expected, 1)
     assert torch.equal(trainer.model.weight, expected.model.weight)
     content = torch.load(tmp_path / "bad_step_0000001.pth", weights_only=True)
@@ -101,18 +105,21 @@ def test_a_bad_loss_stops_training_before_its_step(tmp_path, precision):
     assert content["precision"] == ("float32" if precision is None else "bfloat16")
 
 
+@pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("clip", [None, lambda p: nn.utils.clip_grad_norm_(p, 1.0)])
-def test_a_bad_gradient_of_good_losses_stops_training_too(tmp_path, clip):
-    trainer = trainer_of([[sample()], [sample(steep=True)]], tmp_path, clip_gradients=clip)
-    with pytest.raises(BadNumbersError, match="1 of 1 .*: weight"):
-        steps(trainer, 2)
+def test_a_bad_gradient_of_good_losses_stops_training_too(tmp_path, clip, late):
+    batches = [[sample()], [sample(steep=True)], [sample()]]
+    trainer = trainer_of(batches, tmp_path, clip_gradients=clip, late=late)
+    with pytest.raises(BadNumbersError, match="Iteration 1: .*1 of 1 .*: weight"):
+        steps(trainer, 3)
     assert trainer.model.weight.isfinite().all()
     assert (tmp_path / "bad_step_0000001.pth").is_file()
 
 
-def test_float16_leaves_bad_gradients_out_and_goes_on(tmp_path):
+@pytest.mark.parametrize("late", [False, True])
+def test_float16_leaves_bad_gradients_out_and_goes_on(tmp_path, late):
     batches = [[sample(steep=True)]] * 3 + [[sample()]]
-    trainer = trainer_of(batches, tmp_path, torch.float16)
+    trainer = trainer_of(batches, tmp_path, torch.float16, late=late)
     before = trainer.model.weight.detach().clone()
     scale = trainer.grad_scaler.get_scale()
     with EventStorage():
@@ -122,31 +129,66 @@ def test_float16_leaves_bad_gradients_out_and_goes_on(tmp_path):
         assert trainer.grad_scaler.get_scale() == scale / 8
         trainer.iter = 3
         trainer.run_step()
-    assert not torch.equal(trainer.model.weight, before)
+    expected = trainer_of([[sample()]], None)
+    steps(expected, 1)  # momentum starts with the first step that is taken
+    torch.testing.assert_close(trainer.model.weight, expected.model.weight)
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("kind", ["losses", "gradients"])
-def test_float16_stops_when_it_goes_on_for_long(tmp_path, kind, caplog):
+def test_float16_stops_when_it_goes_on_for_long(tmp_path, kind, caplog, late):
     bad = [sample(0.0, "a.jpg")] if kind == "losses" else [sample(steep=True, name="a.jpg")]
     most = bad_steps.MAX_BAD_LOSSES if kind == "losses" else bad_steps.MAX_BAD_GRADIENTS
     # A good step in between begins the count anew.
     batches = [bad] * (most - 1) + [[sample()]] + [bad] * 99
-    trainer = trainer_of(batches, tmp_path, torch.float16)
+    trainer = trainer_of(batches, tmp_path, torch.float16, late=late)
     with caplog.at_level(logging.WARNING), pytest.raises(BadNumbersError, match="a.jpg"):
         steps(trainer, len(batches))
-    assert trainer.iter == 2 * most - 1
-    content = read_bad_step(tmp_path / f"bad_step_{trainer.iter:07}.pth")
-    assert content["loss_scale"] < 2.0**16
+    bad_step = 2 * most - 1
+    assert trainer.iter == bad_step + late * ((bad_step + 1) % 20 != 0)
+    content = read_bad_step(tmp_path / f"bad_step_{bad_step:07}.pth")
+    assert content["loss_scale"] == 2.0 ** (16 - 2 * (most - 1))
     if kind == "losses":
         assert "Iteration 0: loss_b is inf" in caplog.text
 
 
-def test_metrics_are_detectron2s(tmp_path):
-    trainer = trainer_of([[sample(2.0)]], tmp_path)
+@pytest.mark.parametrize("late", [False, True])
+def test_metrics_are_detectron2s(tmp_path, late):
+    trainer = trainer_of([[sample(2.0)]], tmp_path, late=late, read_periods=(1,))
     latest = {name: value for name, (value, _) in steps(trainer, 1).latest().items()}
     assert latest.keys() == {"rank_data_time", "data_time", "total_loss", "loss_a", "loss_b"}
     assert (latest["loss_a"], latest["loss_b"], latest["total_loss"]) == (3.0, 1.0, 4.0)
+
+
+def test_late_metrics_are_those_of_their_iterations(tmp_path):
+    """All are written, and in time for what is saved or evaluated after a step."""
+    batches = [[sample(divisor)] for divisor in (1.0, 2.0, 4.0, 8.0, 16.0)]
+    histories = []
+    for late in (False, True):
+        trainer = trainer_of(batches, tmp_path, late=late, read_periods=(3, 0, 5))
+        seen = []
+        with EventStorage() as storage:
+            for trainer.iter in range(5):
+                trainer.run_step()
+                values = storage.history("loss_b").values() if trainer.iter else []
+                seen.append(len(values))
+                storage.step()
+        assert seen == ([0, 1, 3, 3, 5] if late else [0, 2, 3, 4, 5])
+        histories.append(storage.history("loss_b").values())
+    assert [i for _, i in histories[1]] == list(range(5))
+    for (found, _), (expected, _) in zip(*histories, strict=True):
+        assert found == pytest.approx(expected)
+
+
+def test_late_training_resumes_without_some_momentum():
+    trainer, saved = (trainer_of([[sample()]] * 2, None, late=late) for late in (True, False))
+    steps(saved, 1)
+    state = saved.state_dict()
+    state["optimizer"]["state"].clear()
+    trainer.load_state_dict(state)
+    steps(trainer, 1)
+    torch.testing.assert_close(trainer.model.weight, saved.model.weight)
 
 
 def test_a_file_that_cannot_be_written_does_not_hide_the_error(tmp_path, monkeypatch):

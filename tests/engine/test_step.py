@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 
 from solo_d2.engine import Trainer  # noqa: E402
 from solo_d2.engine.step import StepTrainer, step_options  # noqa: E402
+from solo_d2.engine.trainer import fused_sgd  # noqa: E402
 from solo_d2.utils.errors import ConfigError  # noqa: E402
 from tests.modeling.tiny import (  # noqa: E402
     image,
@@ -158,6 +159,26 @@ def test_clipping_of_each_parameter_is_left_to_detectron2():
     built = Trainer.build_optimizer(cfg, nn.Linear(2, 2))
     assert type(built).__name__ == "SGDWithGradientClip"
     assert step_options(cfg)["clip_gradients"] is None
+
+
+@pytest.mark.parametrize("clips", [False, True])
+def test_fused_sgd_steps_as_detectron2s(clips):
+    cfg = tiny_config()
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED, cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = clips, 1e-3
+    models = [tiny_model(cfg).train() for _ in range(2)]
+    start = models[0].head.class_logits.weight.detach().clone()
+    for model, late in zip(models, (False, True), strict=True):
+        optimizer = Trainer.build_optimizer(cfg, model)
+        if late:
+            optimizer = fused_sgd(optimizer)
+        trainer = StepTrainer(
+            model, itertools.repeat([image(48, 64)]), optimizer, reads_late=late, read_periods=(1,)
+        )
+        for _ in range(2):
+            step(trainer)
+    assert not torch.equal(models[0].head.class_logits.weight, start)
+    for name, value in models[0].state_dict().items():
+        torch.testing.assert_close(models[1].state_dict()[name], value, msg=name)
 
 
 def test_the_scale_of_gradients_is_resumed():
