@@ -26,7 +26,7 @@ from pycocotools import mask as coco_mask
 
 from solo_d2.config.models import is_panoptic
 from solo_d2.data.augmentation import build_train_augmentation, keep_a_pixel, moves_borders
-from solo_d2.data.mask_sampling import transform_masks
+from solo_d2.data.mask_transforms import transform_masks
 from solo_d2.data.other_models import without_other_inputs
 from solo_d2.data.segmentations import clean_segmentation, is_box, segmentation_box
 from solo_d2.utils.errors import ConfigError, DatasetError, UnreadableImageError

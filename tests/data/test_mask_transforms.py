@@ -1,4 +1,4 @@
-"""Masks drawn from run lengths are those of Detectron2's way: decode, transform, stack."""
+"""Transformed masks are those of Detectron2: decode, transform, stack."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from detectron2.data.transforms import TransformList
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from solo_d2.data.mask_sampling import mask_sampler, transform_masks
+from solo_d2.data.mask_transforms import source_lines, transform_masks
 from solo_d2.data.segmentations import clean_segmentation
 
 pytestmark = pytest.mark.detectron2
@@ -58,10 +58,10 @@ TRANSFORMS = {
         resize(20, 30),
         FLIP,
         TransformList([T.CropTransform(0, 3, 30, 17)]),
-        TransformList([T.PadTransform(0, 0, 10, 23, seg_pad_value=255)]),
+        TransformList([T.PadTransform(0, 0, 10, 23, seg_pad_value=0)]),
     ],  # fmt: skip
     "pad, down": [T.PadTransform(3, 4, 5, 6), resize(19, 23, before=(47, 61))],
-    "pads": [T.PadTransform(3, 4, 5, 6, seg_pad_value=1), T.PadTransform(1, 1, 1, 1)],
+    "pads": [T.PadTransform(3, 4, 5, 6), T.PadTransform(1, 1, 1, 1)],
     "rotation": [T.RotationTransform(HEIGHT, WIDTH, 30)],
     "extent": [T.ExtentTransform((3.5, 2.5, 40, 30), (30, 20))],
     "rotation, down": [T.RotationTransform(HEIGHT, WIDTH, 90), resize(20, 20, (WIDTH, HEIGHT))],
@@ -104,9 +104,19 @@ def test_known_transforms_are_not_decoded():
     decoded = {
         name
         for name, transforms in TRANSFORMS.items()
-        if mask_sampler(TransformList(transforms), HEIGHT, WIDTH) is None
+        if source_lines(TransformList(transforms), HEIGHT, WIDTH) is None
     }
-    assert decoded == {"pads", "rotation", "extent", "rotation, down"}
+    assert decoded == {"rotation", "extent", "rotation, down"}
+
+
+def test_padding_is_background_whatever_its_label():
+    pads = [T.PadTransform(3, 4, 5, 6, seg_pad_value=value) for value in (0, 255)]
+    shape = HEIGHT + 10, WIDTH + 8
+    masks = rles(*shapes().values())
+    background, labelled = (
+        transform_masks(masks, TransformList([pad]), shape, (HEIGHT, WIDTH)) for pad in pads
+    )
+    assert np.array_equal(background, labelled)
 
 
 def test_all_ratios_of_sizes():

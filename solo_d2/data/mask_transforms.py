@@ -1,0 +1,116 @@
+"""Instance masks of polygons and RLEs after the transforms of their image.
+
+Resizes to nearest pixels, flips, crops and padding take whole rows and columns, so a mask is
+transformed by indexing its rows and columns, inside its box alone. Other transforms get the whole
+mask. H W rows and columns before the transforms, h w after them.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from detectron2.data import transforms as T
+from detectron2.data.transforms import TransformList
+from numpy.typing import NDArray
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+# Marks rows and columns of the result that are padding.
+_PADDING = -1
+# Transforms that leave segmentations as they are.
+_KEEP = (T.NoOpTransform, T.BlendTransform, T.ColorTransform, T.PILColorTransform)
+
+Lines = NDArray[np.int64]
+
+
+def transform_masks(
+    segmentations: Sequence[Any],
+    transforms: TransformList,
+    image_shape: tuple[int, int],
+    original_shape: tuple[int, int],
+) -> NDArray[np.bool_]:
+    """Transform the masks of all objects of an image.
+
+    Corners of polygons are moved, not clipped: drawing them clips them, and Detectron2 would need
+    the package shapely for it. RLEs are resized to nearest pixels, as by Detectron2; padding is
+    background, whatever label the transform gives it.
+
+    Args:
+        segmentations: polygons or compressed RLEs of H x W pixels, as of `clean_segmentation`.
+        transforms: by which the image was augmented.
+        image_shape: h and w.
+        original_shape: H and W.
+
+    Returns:
+        (N, h, w).
+    """
+    masks = np.zeros((len(segmentations), *image_shape), np.bool_)
+    unmoved = tuple(map(np.arange, image_shape))
+    sources = source_lines(transforms, *original_shape)
+    for segmentation, mask in zip(segmentations, masks, strict=True):
+        if isinstance(segmentation, list):
+            points = [np.asarray(polygon, np.float64).reshape(-1, 2) for polygon in segmentation]
+            polygons = [transforms.apply_coords(part).reshape(-1) for part in points]
+            _draw(coco_mask.merge(coco_mask.frPyObjects(polygons, *image_shape)), *unmoved, mask)
+        elif sources is not None:
+            _draw(segmentation, *sources, mask)
+        else:
+            mask[:] = transforms.apply_segmentation(coco_mask.decode(segmentation))
+    return masks
+
+
+def _draw(rle: dict[str, Any], rows: Lines, columns: Lines, out: NDArray[np.bool_]) -> None:
+    """Draw the mask of an RLE whose rows and columns move; `out` (h, w) is False before."""
+    left, top, width, height = coco_mask.toBbox(rle).astype(int)
+    inside_rows = np.flatnonzero((rows >= top) & (rows < top + height))
+    inside_columns = np.flatnonzero((columns >= left) & (columns < left + width))
+    if len(inside_rows) and len(inside_columns):
+        by_column = coco_mask.decode(rle).T  # contiguous
+        pixels = by_column[columns[inside_columns]].T[rows[inside_rows]]
+        (y, x), (h, w) = (inside_rows[0], inside_columns[0]), pixels.shape
+        out[y : y + h, x : x + w] = pixels
+
+
+def source_lines(transforms: TransformList, height: int, width: int) -> tuple[Lines, Lines] | None:
+    """Which row and which column of a mask each row and column of the result shows.
+
+    Args:
+        transforms: by which the image was augmented.
+        height: of the image before that.
+        width: likewise.
+
+    Returns:
+        (h,) and (w,) int64 with `_PADDING` where there is none. None for transforms that do not
+        take whole rows and columns, or are unknown.
+    """
+    rows, columns = np.arange(height), np.arange(width)
+    for t in _flat(transforms):
+        kind = type(t)
+        if kind is T.HFlipTransform:
+            columns = columns[::-1]
+        elif kind is T.VFlipTransform:
+            rows = rows[::-1]
+        elif kind is T.CropTransform:
+            rows, columns = rows[t.y0 : t.y0 + t.h], columns[t.x0 : t.x0 + t.w]
+        elif kind is T.PadTransform:
+            rows = np.pad(rows, (t.y0, t.y1), constant_values=_PADDING)
+            columns = np.pad(columns, (t.x0, t.x1), constant_values=_PADDING)
+        elif kind is T.ResizeTransform and (len(rows), len(columns)) == (t.h, t.w):
+            rows, columns = _nearest(rows, t.new_h), _nearest(columns, t.new_w)
+        elif kind not in _KEEP:
+            return None
+    return rows, columns
+
+
+def _flat(transforms: TransformList) -> Iterator[Any]:
+    for transform in transforms.transforms:
+        if type(transform) is TransformList:
+            yield from _flat(transform)
+        else:
+            yield transform
+
+
+def _nearest(lines: Lines, size: int) -> Lines:
+    """What Pillow takes for each of `size` lines."""
+    places = Image.fromarray(np.arange(len(lines), dtype=np.int32)[None])
+    return lines[np.asarray(places.resize((size, 1), Image.Resampling.NEAREST))[0]]
