@@ -18,7 +18,7 @@ from detectron2.data.detection_utils import (
     transform_instance_annotations,
 )
 from detectron2.data.transforms import AugInput, AugmentationList, TransformList
-from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks
+from detectron2.structures import BitMasks, BoxMode, Instances, PolygonMasks
 from detectron2.utils.file_io import PathManager
 from numpy.typing import NDArray
 from PIL import Image
@@ -26,6 +26,7 @@ from pycocotools import mask as coco_mask
 
 from solo_d2.config.models import is_panoptic
 from solo_d2.data.augmentation import build_train_augmentation, keep_a_pixel, moves_borders
+from solo_d2.data.ignored import is_object
 from solo_d2.data.mask_transforms import transform_masks
 from solo_d2.data.other_models import without_other_inputs
 from solo_d2.data.segmentations import clean_segmentation, is_box, segmentation_box
@@ -33,8 +34,7 @@ from solo_d2.utils.errors import ConfigError, DatasetError, UnreadableImageError
 from solo_d2.utils.images import MAX_PIXELS, ImageError, TooManyPixelsError, read_image
 from solo_d2.utils.user_code import from_user_code, note_part
 
-# Channel orders that images are brought to. Detectron2's others have other numbers of channels, or
-# floats, which models and pictures here do not.
+# Detectron2's other formats have other numbers of channels, or floats.
 INPUT_FORMATS = ("BGR", "RGB")
 # What Pillow raises for stuff maps that are no proper images (SyntaxError: broken PNG).
 READ_ERRORS = (
@@ -130,7 +130,10 @@ class SOLODatasetMapper(DatasetMapper):
         stuff_file = sample.pop("sem_seg_file_name", None)
         annotations = sample.pop("annotations", [])
         pixels = read_record(sample, self.image_format, self.max_pixels)
-        stuff = self._read_stuff(dataset_dict) if self.num_sem_seg_classes else None
+        stuff = None
+        if self.num_sem_seg_classes:
+            with _opened_stuff(dataset_dict) as image:
+                stuff = np.array(image)
         inputs = AugInput(pixels, sem_seg=stuff)
         transforms = self.augmentations(inputs)
         # A copy without the negative stride that `np.ascontiguousarray` leaves to a width of 1.
@@ -140,16 +143,10 @@ class SOLODatasetMapper(DatasetMapper):
             sample["sem_seg"] = torch.from_numpy(inputs.sem_seg.astype(np.int64))
             self._check_labels(sample["sem_seg"], stuff_file)
         if self.is_train:
-            sample["annotations"] = copy.deepcopy(annotations)  # transforms change arrays in place
-            self._transform_annotations(sample, transforms, pixels.shape[1:])
+            sample["instances"] = self._instances(
+                sample, copy.deepcopy(annotations), transforms, pixels.shape[1:]
+            )  # a deep copy, as transforms change arrays in place
         return sample
-
-    def _read_stuff(self, dataset_dict: dict[str, Any]) -> NDArray[np.uint8]:
-        """(H, W) labels of the stuff map, of the image's size."""
-        check_stuff_file(dataset_dict)
-        with _reading_stuff(dataset_dict) as file:
-            labels: NDArray[np.uint8] = detection_utils.read_image(file, "L")[:, :, 0]
-        return labels
 
     def _check_labels(self, sem_seg: torch.Tensor, file: Any) -> None:
         wrong = (sem_seg >= self.num_sem_seg_classes) & (sem_seg != self.sem_seg_ignore_value)
@@ -161,49 +158,44 @@ class SOLODatasetMapper(DatasetMapper):
                 "(tools/convert_panoptic.py), or correct the data set's stuff_classes"
             )
 
-    def _transform_annotations(
-        self, dataset_dict: dict[str, Any], transforms: TransformList, image_shape: tuple[int, int]
-    ) -> None:
-        annotations = []
-        for index, annotation in enumerate(dataset_dict.pop("annotations")):
-            if annotation.get("iscrowd", 0) == 0:
-                cleaned = clean_annotation(annotation, dataset_dict, index)
-                if cleaned is not None:
-                    annotations.append(cleaned)
-        if not annotations:
-            dataset_dict["instances"] = self._no_instances(image_shape)
-            return
+    def _instances(
+        self,
+        record: dict[str, Any],
+        annotations: list[dict[str, Any]],
+        transforms: TransformList,
+        image_shape: tuple[int, int],
+    ) -> Instances:
+        """The instances of a transformed image; annotations are changed in place."""
+        objects = []
+        for index, annotation in enumerate(annotations):
+            cleaned = clean_annotation(annotation, record, index) if is_object(annotation) else None
+            if cleaned is not None:
+                objects.append(cleaned)
         try:
-            original_shape = dataset_dict["height"], dataset_dict["width"]
-            instances = self._make_instances(annotations, transforms, image_shape, original_shape)
+            original_shape = record["height"], record["width"]
+            return self._make_instances(objects, transforms, image_shape, original_shape)
         except _ANNOTATION_ERRORS as error:
+            text = f"{record['file_name']}: the annotations cannot be used"
             if from_user_code(error):  # such as a transform
-                note_part(error, f"{dataset_dict['file_name']}: the annotations cannot be used")
+                note_part(error, text)
                 raise
-            raise DatasetError(
-                f"{dataset_dict['file_name']}: the annotations cannot be used: "
-                f"{type(error).__name__}: {error}"
-            ) from error
-        dataset_dict["instances"] = _without_empty(instances)
+            raise DatasetError(f"{text}: {type(error).__name__}: {error}") from error
 
     def _make_instances(
         self,
-        annotations: list[dict[str, Any]],
+        objects: list[dict[str, Any]],
         transforms: TransformList,
         image_shape: tuple[int, int],
         original_shape: tuple[int, int],
     ) -> Instances:
-        segmentations = [annotation.pop("segmentation") for annotation in annotations]
-        for annotation in annotations:
+        segmentations = [item.pop("segmentation") for item in objects]
+        for item in objects:
             if not self.use_keypoint:
-                annotation.pop("keypoints", None)
+                item.pop("keypoints", None)
             transform_instance_annotations(
-                annotation,
-                transforms,
-                image_shape,
-                keypoint_hflip_indices=self.keypoint_hflip_indices,
+                item, transforms, image_shape, keypoint_hflip_indices=self.keypoint_hflip_indices
             )
-        instances = annotations_to_instances(annotations, image_shape)
+        instances = annotations_to_instances(objects, image_shape)
         if self.instance_mask_format == "polygon":
             instances.gt_masks = _polygon_masks(segmentations, transforms)
         else:
@@ -213,17 +205,7 @@ class SOLODatasetMapper(DatasetMapper):
             if isinstance(instances.gt_masks, BitMasks):
                 _clear_padding(instances.gt_masks.tensor, transforms, original_shape)
             instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
-        return instances
-
-    def _no_instances(self, image_shape: tuple[int, int]) -> Instances:
-        instances = Instances(image_shape)
-        instances.gt_boxes = Boxes(torch.zeros((0, 4)))
-        instances.gt_classes = torch.zeros((0,), dtype=torch.int64)
-        if self.instance_mask_format == "polygon":
-            instances.gt_masks = PolygonMasks([])
-        else:
-            instances.gt_masks = BitMasks(torch.zeros((0, *image_shape), dtype=torch.bool))
-        return instances
+        return _without_empty(instances)
 
 
 def read_record(
@@ -288,7 +270,7 @@ def _clear_padding(
 ) -> None:
     """Clear masks (N, H, W) where the image was padded, in place; the transforms keep the axes.
 
-    Polygons may reach there, and Detectron2 pads bitmaps with the stuff label for nothing, 255.
+    Polygons may reach there, and unknown transforms may pad bitmaps with a label other than 0.
     """
     height, width = original_shape
     corners = transforms.apply_box(np.array([[0.0, 0.0, width, height]]))[0]
@@ -300,15 +282,17 @@ def _clear_padding(
 
 
 @contextlib.contextmanager
-def _reading_stuff(dataset_dict: dict[str, Any]) -> Iterator[Any]:
-    """Yield the name of an image's stuff map; what fails while it is read becomes DatasetError."""
+def _opened_stuff(dataset_dict: dict[str, Any]) -> Iterator[Image.Image]:
+    """Open an image's stuff map, of its size; what fails while it is read becomes DatasetError."""
     image_file, file = dataset_dict["file_name"], dataset_dict.get("sem_seg_file_name")
     if file is None:
         raise DatasetError(
             f"{image_file} has no stuff map (sem_seg_file_name), which a panoptic model trains on"
         )
     try:
-        yield file
+        with Image.open(file) as stuff:
+            _check_stuff(stuff, dataset_dict)
+            yield stuff
     except FileNotFoundError:
         raise DatasetError(f"{file}, the stuff map of {image_file}, is missing") from None
     except READ_ERRORS as error:
@@ -318,20 +302,29 @@ def _reading_stuff(dataset_dict: dict[str, Any]) -> Iterator[Any]:
         ) from error
 
 
-def check_stuff_file(dataset_dict: dict[str, Any]) -> None:
-    """Check by its header that a stuff map can be read with its image."""
-    with _reading_stuff(dataset_dict) as file, Image.open(file) as stuff:
-        mode, (width, height) = stuff.mode, stuff.size
-    if mode != "L":
+def _check_stuff(stuff: Image.Image, dataset_dict: dict[str, Any]) -> None:
+    file, size = dataset_dict["sem_seg_file_name"], (stuff.height, stuff.width)
+    if stuff.mode != "L":
         raise DatasetError(
-            f"{file} has the mode {mode!r}, but a stuff map must be an 8-bit image of one channel"
+            f"{file} has the mode {stuff.mode!r}, but a stuff map must be an 8-bit image of one "
+            "channel"
         )
-    expected = (dataset_dict.get("height", height), dataset_dict.get("width", width))
-    if (height, width) != expected:
+    expected = dataset_dict.get("height", size[0]), dataset_dict.get("width", size[1])
+    if size != expected:
         raise DatasetError(
-            f"{file} has {height} x {width} pixels (height x width), its image "
+            f"{file} has {size[0]} x {size[1]} pixels (height x width), its image "
             f"{dataset_dict['file_name']} has {expected[0]} x {expected[1]}"
         )
+
+
+def check_stuff_file(dataset_dict: dict[str, Any]) -> None:
+    """Check by its header that a stuff map can be read with its image.
+
+    Raises:
+        DatasetError: naming the file.
+    """
+    with _opened_stuff(dataset_dict):
+        pass
 
 
 def clean_annotation(
