@@ -1,4 +1,4 @@
-"""Reading of COCO's json files, with errors that name file, entry and key. No Detectron2 needed.
+"""Reads COCO's json files, with errors that name file, entry and key. No Detectron2 needed.
 
 `FIELDS` describes the keys of the entries of each list. Panoptic and LVIS files add their own.
 """
@@ -10,9 +10,8 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 from solo_d2.data.locations import where_datasets_are
 from solo_d2.data.problems import Problem, Refusal, Report, refuse_errors
@@ -21,17 +20,15 @@ from solo_d2.utils.errors import DatasetError, shown
 logger = logging.getLogger(__name__)
 
 _GZIP = b"\x1f\x8b"
-# How many names or ids a message lists.
+# Names or ids that a message lists.
 _LISTED = 5
-# What a file should be, for messages.
-INSTANCES = "an instances"
 # Keys whose values are whole numbers or lists of them, and of `segments_info` lists of objects.
 _WHOLE_KEYS = {
     "images": ("id", "height", "width", "not_exhaustive_category_ids", "neg_category_ids"),
     "annotations": ("id", "image_id", "category_id", "iscrowd", "segments_info"),
     "categories": ("id", "isthing"),
+    "segments_info": ("id", "category_id", "iscrowd"),
 }
-_SEGMENT_KEYS = ("id", "category_id", "iscrowd")
 # Floats below it hold every whole number.
 _MOST_EXACT = 2**53
 # Beyond this pycocotools' run lengths do not fit their type.
@@ -43,21 +40,18 @@ def is_whole(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def is_name(value: Any) -> TypeGuard[str]:
+    """Whether a value can be looked up as the name of a file."""
+    return isinstance(value, str) and "\0" not in value
+
+
 def is_id(value: Any) -> TypeGuard[int | str]:
     """Whether a value may be an id: numbers in COCO, texts in Cityscapes' panoptic files."""
     return is_whole(value) or isinstance(value, str)
 
 
-@dataclass(frozen=True)
-class Field:
-    """A key of an entry.
-
-    Attributes:
-        key: its name.
-        allowed: what its value must be, in words.
-        holds: whether a value may be; of a missing key it is None.
-        optional: whether the key may be missing.
-    """
+class Field(NamedTuple):
+    """A key of an entry, what its value must be in words, and the check (None: it is missing)."""
 
     key: str
     allowed: str
@@ -70,24 +64,19 @@ IMAGE_ID = Field("image_id", ID.allowed, is_id)
 CATEGORY_ID = Field("category_id", ID.allowed, is_id)
 ISCROWD = Field("iscrowd", "0 or 1", lambda value: value in (0, 1), optional=True)
 _NAME = Field("name", "a text", lambda value: isinstance(value, str))
-_FILE_NAME = Field(
-    "file_name",
-    "the name of a file",
-    lambda value: isinstance(value, str) and value != "" and "\0" not in value,
-)
-_SIDE = (
-    f"a whole number from 1 to {_MOST_PIXELS}",
-    lambda v: is_whole(v) and 0 < v <= _MOST_PIXELS,
+_FILE_NAME = Field("file_name", "the name of a file", lambda value: is_name(value) and value != "")
+_IGNORE = Field("ignore", "left out or false; mark groups by 'iscrowd'", lambda value: not value)
+_HEIGHT, _WIDTH = (
+    Field(
+        key,
+        f"a whole number from 1 to {_MOST_PIXELS}",
+        lambda value: is_whole(value) and 0 < value <= _MOST_PIXELS,
+    )
+    for key in ("height", "width")
 )
 FIELDS: dict[str, tuple[Field, ...]] = {
-    "images": (ID, _FILE_NAME, Field("height", *_SIDE), Field("width", *_SIDE)),
-    "annotations": (
-        ID,
-        IMAGE_ID,
-        CATEGORY_ID,
-        ISCROWD,
-        Field("ignore", "left out or false; mark groups by 'iscrowd'", lambda value: not value),
-    ),
+    "images": (ID, _FILE_NAME, _HEIGHT, _WIDTH),
+    "annotations": (ID, IMAGE_ID, CATEGORY_ID, ISCROWD, _IGNORE),
     "categories": (ID, _NAME),
 }
 
@@ -122,18 +111,17 @@ def log_once(file: str | Path, what: str) -> None:
 
 
 def read_lists(
-    json_file: str | Path, report: Report, name: str = "", kind: str = INSTANCES
+    json_file: str | Path, report: Report, name: str = "", *, panoptic: bool = False
 ) -> dict[str, Any]:
     """Read a COCO json and check that it has its three lists.
 
-    Numbers are normalized, see `_normalize`. A file of instances may lack 'annotations', as those
-    of COCO's test sets do.
+    What can only mean one thing is normalized: whole floats to integers, and so on.
 
     Args:
-        json_file: the file.
+        json_file: the file; of instances it may lack 'annotations', as those of test sets do.
         report: receives entries that are no objects, which are then left out.
         name: of the data set, for messages; may be empty.
-        kind: what file it should be, with its article, for messages.
+        panoptic: whether it should be a panoptic file.
 
     Raises:
         DatasetError: it is missing, not JSON, or something else.
@@ -146,10 +134,11 @@ def read_lists(
         if "Extra data" in str(error):
             cure = "Write one object; several, as in JSON Lines, are not read"
         raise DatasetError(f"{json_file} is not valid JSON ({error}). {cure}") from error
+    if isinstance(content, dict) and not panoptic:
+        content.setdefault("annotations", [])
     for part in FIELDS:
         if not isinstance(content, dict) or not isinstance(content.get(part), list):
-            if part == "annotations" and kind == INSTANCES and part not in content:
-                continue
+            kind = "a panoptic" if panoptic else "an instances"
             raise DatasetError(
                 f"{json_file} has no list '{part}', so it is not {kind} file in COCO format"
             )
@@ -183,48 +172,49 @@ def _place(part: str, place: int) -> str:
 
 
 def _normalize(json_file: str | Path, content: dict[str, list[dict[str, Any]]]) -> None:
-    """Bring into one form what can only mean one thing, in place, and log each kind once.
-
-    Ids, sizes and flags such as 1.0 become whole numbers, and names such as 7 texts. Of images and
-    categories that are listed twice, with the same content, one is left.
-    """
+    """Bring into one form what can only mean one thing, in place, and log each kind once."""
     floats: Counter[str] = Counter()
-    for part, keys in _WHOLE_KEYS.items():
-        for entry in content.get(part, ()):
-            _make_whole(entry, keys, floats)
-    for key, count in floats.items():
-        log_once(json_file, f"has '{key}' as a float such as 1.0 ({count} times), read as 1")
+    for part in FIELDS:
+        entries = content.get(part, [])
+        for entry in entries:
+            _make_whole(entry, part, floats)
+        if part != "annotations":
+            content[part] = _without_repetitions(entries)
+            repeated = len(entries) - len(content[part])
+            if repeated:
+                what = f"lists some of '{part}' again ({repeated} times), which is ignored"
+                log_once(json_file, what)
     for category in content["categories"]:
         if is_whole(category.get("name")):
             category["name"] = str(category["name"])
-    for part in ("images", "categories"):
-        first: dict[int | str, Any] = {}
-        unique = []
-        for entry in content.get(part, ()):
-            key = entry.get("id")
-            known = first.setdefault(key, entry) if is_id(key) else entry
-            if known is entry or known != entry:
-                unique.append(entry)
-        repeated = len(content.get(part, ())) - len(unique)
-        if repeated:
-            content[part] = unique
-            log_once(
-                json_file, f"lists some of '{part}' again ({repeated} times), which is ignored"
-            )
+    for key, count in floats.items():
+        log_once(json_file, f"has '{key}' as a float such as 1.0 ({count} times), read as 1")
 
 
-def _make_whole(entry: dict[str, Any], keys: Iterable[str], floats: Counter[str]) -> None:
-    """Make whole numbers of the values of some keys, in place; floats are counted by key."""
+def _without_repetitions(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Leave one of entries with one id and the same content."""
+    first: dict[int | str, Any] = {}
+    unique = []
+    for entry in entries:
+        key = entry.get("id")
+        known = first.setdefault(key, entry) if is_id(key) else entry
+        if known is entry or known != entry:
+            unique.append(entry)
+    return unique
+
+
+def _make_whole(entry: dict[str, Any], part: str, floats: Counter[str]) -> None:
+    """Make whole numbers of floats such as 1.0, in place, and count them by key."""
 
     def whole(value: Any) -> Any:
         if isinstance(value, float) and value.is_integer() and abs(value) < _MOST_EXACT:
             floats[key] += 1
             return int(value)
         if isinstance(value, dict) and key == "segments_info":
-            _make_whole(value, _SEGMENT_KEYS, floats)
+            _make_whole(value, key, floats)
         return value
 
-    for key in keys:
+    for key in _WHOLE_KEYS[part]:
         value = entry.get(key)
         if isinstance(value, list):
             entry[key] = [whole(item) for item in value]
@@ -240,20 +230,15 @@ def usable_entries(
     fields: Sequence[Field] | None = None,
     within: str = "",
 ) -> Iterator[dict[str, Any]]:
-    """Yield the entries of a list whose keys have allowed values and whose ids differ.
+    """Yield the entries of a list whose `fields` (None: `FIELDS`) are allowed and whose ids differ.
 
-    Args:
-        entries: of the list.
-        part: name of the list.
-        report: receives what is wrong with the others.
-        fields: keys to check; None: those of `FIELDS`.
-        within: what the list belongs to, before the name of an entry in messages.
+    The others are reported; `within` is what the list belongs to, before the name of an entry.
     """
     fields = FIELDS[part] if fields is None else fields
     what = {"categories": "category", "segments_info": "segment"}.get(part, part[:-1])
     seen: set[int | str] = set()
     for place, entry in enumerate(entries):
-        wrong = _first_wrong(entry, fields)
+        wrong = next((field for field in fields if not _is_allowed(entry, field)), None)
         if wrong is None and entry["id"] not in seen:
             seen.add(entry["id"])
             yield entry
@@ -269,13 +254,10 @@ def usable_entries(
         report(Problem(kind, where, reason))
 
 
-def _first_wrong(entry: dict[str, Any], fields: Iterable[Field]) -> Field | None:
-    for field in fields:
-        if not field.holds(entry.get(field.key)) and not (
-            field.optional and field.key not in entry
-        ):
-            return field
-    return None
+def _is_allowed(entry: dict[str, Any], field: Field) -> bool:
+    if field.optional and field.key not in entry:
+        return True
+    return field.holds(entry.get(field.key))
 
 
 def require_possible_size(image: dict[str, Any]) -> None:
@@ -288,13 +270,7 @@ def require_possible_size(image: dict[str, Any]) -> None:
 def sorted_categories(
     categories: Any, report: Report, fields: Sequence[Field] | None = None
 ) -> list[dict[str, Any]]:
-    """Check the categories of a COCO json, and sort the usable ones by id.
-
-    Args:
-        categories: the list.
-        report: receives what is wrong with the others.
-        fields: see `usable_entries`.
-    """
+    """Check the categories of a COCO json (see `usable_entries`); the usable ones by id."""
     found = list(usable_entries(categories, "categories", report, fields=fields))
     if not found:
         report(Problem("no categories", "'categories'", "the list has no usable entry"))
@@ -307,14 +283,9 @@ def sorted_categories(
 def read_sorted_categories(
     json_file: str | Path, fields: Sequence[Field] | None = None
 ) -> list[dict[str, Any]]:
-    """Read the categories of a COCO json, by id, without parsing the rest of it.
+    """Read the categories of a COCO json, by id, without parsing the rest of a large file.
 
-    Args:
-        json_file: the file.
-        fields: see `usable_entries`.
-
-    Raises:
-        DatasetError: the file is missing, not JSON, or has no proper categories.
+    Raises DatasetError if the file is missing, not JSON, or has no proper categories.
     """
     text = _read_text("", json_file)
     refuse = refuse_errors(json_file)

@@ -8,10 +8,10 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from solo_d2.data.catalog import class_names
+from solo_d2.data.coco_format import Records, read_records
 from solo_d2.data.coco_json import some
-from solo_d2.data.coco_records import Records, read_records
 from solo_d2.data.panoptic_conversion import report_panoptic_problems
-from solo_d2.data.panoptic_json import collect_panoptic_json
+from solo_d2.data.panoptic_json import read_panoptic_json
 from solo_d2.data.problems import NOTICE, Problem, Report
 from solo_d2.data.segmentations import segmentation_box
 from solo_d2.utils.errors import DatasetError, shown
@@ -52,7 +52,7 @@ def read_entries(name: str, report: Report) -> Entries:
         if json_file is None or metadata.get("image_root") is None or "://" in json_file:
             return Entries(DatasetCatalog.get(name), class_names(name))
         if metadata.get("panoptic_json") is not None:
-            collect_panoptic_json(metadata.panoptic_json, report, name)
+            read_panoptic_json(metadata.panoptic_json, name, report=report)
         found = read_records(json_file, metadata.image_root, report, metadata)
         _notice_oddities(found, report)
         records = found.in_order()

@@ -12,7 +12,7 @@ No Detectron2 needed.
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,6 @@ from solo_d2.data.panoptic_json import (
     IGNORE_LABEL,
     PanopticCategories,
     PanopticJson,
-    collect_panoptic_json,
     locate_segments,
     read_panoptic_json,
     read_segment_ids,
@@ -83,10 +82,11 @@ def ensure_converted(
         return root
     try:
         with only_writer(root):
-            if not _is_ready(root, stamp) or force:
-                with whole_folder(root) as new:
-                    _convert(new, panoptic_json, panoptic_root, image_root)
-                    (new / STAMP).write_text(json.dumps(stamp, indent=2) + "\n")
+            if _is_ready(root, stamp) and not force:
+                return root
+            with whole_folder(root) as new:
+                _convert(new, panoptic_json, Path(panoptic_root), image_root)
+                (new / STAMP).write_text(json.dumps(stamp, indent=2) + "\n")
     except OSError as error:
         raise DatasetError(
             f"The conversion of {panoptic_json} cannot be written to {root.absolute()}: {error}. "
@@ -150,45 +150,42 @@ def _require_empty(root: Path) -> None:
 
 
 def _convert(
-    folder: Path,
-    panoptic_json: str | Path,
-    panoptic_root: str | Path,
-    image_root: str | Path | None,
+    folder: Path, panoptic_json: str | Path, panoptic_root: Path, image_root: str | Path | None
 ) -> None:
     content = read_panoptic_json(panoptic_json, png_root=panoptic_root)
     (folder / STUFF).mkdir()
     instances: list[dict[str, Any]] = []
-    for objects in _describe_all(content, Path(panoptic_root), folder / STUFF):
+    for objects in _describe_all(content, panoptic_root, folder / STUFF):
         for item in objects:
             instances.append({"id": len(instances) + 1, **item})
-    find = str if image_root is None else _ImageFinder(image_root)
-    images = (content.images[key] for key in content.annotations)
+    images = [content.images[key] for key in content.annotations]
+    names = [image["file_name"] for image in images]
+    if image_root is not None:
+        names = _below(image_root, names)
     result = {
         "info": {"description": f"Things of {Path(panoptic_json).name}"},
-        "images": [{**image, "file_name": find(image["file_name"])} for image in images],
+        "images": [{**image, "file_name": name} for image, name in zip(images, names, strict=True)],
         "annotations": instances,
         "categories": content.categories.things,
     }
     (folder / INSTANCES).write_text(json.dumps(result))
 
 
-class _ImageFinder:
-    """Finds images by name in a folder, else in its subfolders."""
+def _below(root: str | Path, names: Iterable[str]) -> list[str]:
+    """Names of files, with the subfolder of those that are not directly in the folder."""
+    folder = ImageFolder(root)
+    if all(folder.find(name) for name in names):
+        return list(names)
+    files = (Path(where) / name for where, _, names in os.walk(root) for name in names)
+    subfolders = {file.name: os.fspath(file.relative_to(root)) for file in files}
 
-    def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
-        self._folder = ImageFolder(root)
-        self._below: dict[str, str] | None = None
-
-    def __call__(self, name: str) -> str:
-        """Path relative to the folder; the name itself where there is no such file."""
-        if self._folder.find(name) is not None:
+    def find(name: str) -> str:
+        if folder.find(name) is not None:
             return name
-        if self._below is None:
-            files = (Path(where) / name for where, _, names in os.walk(self.root) for name in names)
-            self._below = {file.name: os.fspath(file.relative_to(self.root)) for file in files}
-        names = (name, *(spelling for spelling, _ in spellings(name)))
-        return next((self._below[name] for name in names if name in self._below), name)
+        tried = (name, *(spelling for spelling, _ in spellings(name)))
+        return next((subfolders[key] for key in tried if key in subfolders), name)
+
+    return [find(name) for name in names]
 
 
 def _describe_all(
@@ -234,10 +231,8 @@ def describe_image(
 
     Returns:
         (H, W) stuff map, and the COCO annotations of the thing segments, in the json's order,
-        without ids; `segment_id` names the segment.
-
-    Raises:
-        DatasetError: the PNG is missing or damaged, or differs from the json in size or segments.
+        without ids; `segment_id` names the segment. DatasetError if the PNG is unusable or differs
+        from the json.
     """
     file = panoptic_root / annotation["file_name"]
     segments = annotation["segments_info"]
@@ -262,11 +257,7 @@ def describe_image(
 
 
 def _rles_by_label(labels: NDArray[np.intp], count: int) -> list[dict[str, Any]]:
-    """Encode the pixels of each label from 0 to count - 1 of (H, W) labels.
-
-    One pass for all: a mask of the whole image for each of hundreds takes a minute where the image
-    is large.
-    """
+    """Encode the pixels of each label from 0 to count - 1 of (H, W) labels, in one pass."""
     height, width = labels.shape
     flat = labels.T.ravel()
     starts = np.flatnonzero(np.diff(flat, prepend=flat[0] - 1))
@@ -299,17 +290,9 @@ def _describe_rle(rle: dict[str, Any], iscrowd: int) -> dict[str, Any]:
 
 
 def report_panoptic_problems(metadata: Any, report: Report) -> None:
-    """Report all that keeps a panoptic data set from its conversion.
-
-    Args:
-        metadata: of the data set.
-        report: receives each problem.
-
-    Raises:
-        DatasetError: the json or its categories cannot be used at all.
-    """
+    """Report all that keeps a data set from its conversion; DatasetError if nothing is usable."""
     root = Path(metadata.panoptic_root)
-    content = collect_panoptic_json(metadata.panoptic_json, report, metadata.name, root)
+    content = read_panoptic_json(metadata.panoptic_json, metadata.name, root, report)
     for key, annotation in content.annotations.items():
         try:
             describe_image(root, annotation, content.images[key], content.categories)

@@ -22,6 +22,7 @@ from solo_d2.data.coco_json import (
     Field,
     in_order,
     is_id,
+    is_name,
     is_whole,
     read_lists,
     read_sorted_categories,
@@ -31,7 +32,7 @@ from solo_d2.data.coco_json import (
     usable_entries,
 )
 from solo_d2.data.image_folder import ImageFolder, leaves_folder
-from solo_d2.data.problems import SKIPPED, Problem, Refusal, Report, refuse_errors
+from solo_d2.data.problems import SKIPPED, Problem, Refusal, Report, refuse_errors, reporting
 from solo_d2.data.segmentations import is_number
 from solo_d2.utils.errors import DatasetError, shown
 from solo_d2.utils.images import write_image
@@ -46,9 +47,7 @@ WITHOUT_ENTRY = "panoptic image without an entry"
 THINGS = "things"
 _CATEGORY_FIELDS = (
     Field(
-        "id",
-        "a text, or a whole number other than 0 (no segment)",
-        lambda v: is_id(v) and v != 0,
+        "id", "a text, or a whole number other than 0 (no segment)", lambda v: is_id(v) and v != 0
     ),
     *FIELDS["categories"][1:],
     Field("isthing", "0 or 1, as in a panoptic file", lambda value: value in (0, 1)),
@@ -68,12 +67,12 @@ class PanopticCategories:
     stuff: list[dict[str, Any]]
 
     @property
-    def thing_ids(self) -> dict[int, int]:
+    def thing_ids(self) -> dict[int | str, int]:
         """From category id to thing class, 0 to K - 1."""
         return {category["id"]: index for index, category in enumerate(self.things)}
 
     @property
-    def stuff_ids(self) -> dict[int, int]:
+    def stuff_ids(self) -> dict[int | str, int]:
         """From category id to stuff class, 1 to S; class 0 means all things."""
         return {category["id"]: index for index, category in enumerate(self.stuff, start=1)}
 
@@ -95,13 +94,9 @@ class PanopticCategories:
 
 @dataclass(frozen=True)
 class PanopticJson:
-    """A checked panoptic json.
+    """A checked panoptic json: entries of 'images' and 'annotations' by image id.
 
-    Attributes:
-        categories: of the file.
-        images: its entries by image id, as they are in the file.
-        annotations: its entries by image id. Segments always have `iscrowd`. Images without one are
-            left out.
+    Segments always have `iscrowd`. Images without segments are missing in `annotations`.
     """
 
     categories: PanopticCategories
@@ -110,22 +105,14 @@ class PanopticJson:
 
 
 def read_categories(json_file: str | Path) -> PanopticCategories:
-    """Read the categories of a panoptic json without parsing the rest of it.
-
-    Raises:
-        DatasetError: the file is missing, not JSON, or has no proper categories.
-    """
+    """Read the categories of a panoptic json; DatasetError if that is not possible."""
     return split_categories(json_file, read_sorted_categories(json_file, _CATEGORY_FIELDS))
 
 
 def split_categories(
     json_file: str | Path, categories: Sequence[dict[str, Any]]
 ) -> PanopticCategories:
-    """Divide categories, sorted by id, into things and stuff.
-
-    Raises:
-        DatasetError: there is no thing, or too much stuff; it names `json_file`.
-    """
+    """Divide categories, sorted by id; DatasetError without things or with too much stuff."""
     things, stuff = ([c for c in categories if c["isthing"] == kind] for kind in (1, 0))
     if not things:
         raise DatasetError(f"{json_file}: no category has 'isthing' 1, so there are no instances")
@@ -143,48 +130,34 @@ def _is_color(value: Any) -> bool:
 
 
 def read_panoptic_json(
-    json_file: str | Path, name: str = "", png_root: str | Path | None = None
+    json_file: str | Path,
+    name: str = "",
+    png_root: str | Path | None = None,
+    report: Report | None = None,
 ) -> PanopticJson:
     """Read and check a panoptic json; the PNGs are not read.
 
     Args:
         json_file: the file.
         name: of the data set, for messages; may be empty.
-        png_root: see `collect_panoptic_json`.
-
-    Raises:
-        DatasetError: the first thing that is wrong; naming file, image and segment.
-    """
-    return collect_panoptic_json(json_file, refuse_errors(json_file), name, png_root)
-
-
-def collect_panoptic_json(
-    json_file: str | Path, report: Report, name: str = "", png_root: str | Path | None = None
-) -> PanopticJson:
-    """Read of a panoptic json what can be used.
-
-    Args:
-        json_file: the file.
-        report: receives what is wrong; the image or annotation is then left out.
-        name: of the data set, for messages; may be empty.
         png_root: folder of the PNGs, where their names are looked up as `ImageFolder` does. None:
             they are taken as they are.
+        report: receives what is wrong with an image, which is then left out; None: that is raised.
 
     Raises:
-        DatasetError: the file or its categories cannot be used at all.
+        DatasetError: what is wrong, naming file, image and segment.
     """
-    content = read_lists(json_file, report, name, "a panoptic")
     refuse = refuse_errors(json_file)
+    report = report or refuse
+    content = read_lists(json_file, report, name, panoptic=True)
     categories = split_categories(
         json_file, sorted_categories(content["categories"], refuse, _CATEGORY_FIELDS)
     )
     images: dict[int | str, dict[str, Any]] = {}
     for image in usable_entries(content["images"], "images", report):
-        try:
+        with reporting(report, f"image {shown(image['id'])}"):
             require_possible_size(image)
             images[image["id"]] = image
-        except Refusal as error:
-            report(Problem(error.kind, f"image {shown(image['id'])}", str(error)))
     if png_root is not None:
         _look_up_pngs(content["annotations"], png_root)
     known = categories.thing_ids | categories.stuff_ids
@@ -192,14 +165,11 @@ def collect_panoptic_json(
     pngs: set[str] = set()
     for annotation in content["annotations"]:
         where = f"image {shown(annotation.get('image_id'))}"
-        try:
+        with reporting(report, where):
             _check_annotation(annotation, images, annotations, pngs)
-        except Refusal as error:
-            report(Problem(error.kind, where, str(error)))
-            continue
-        if _check_segments(annotation["segments_info"], known, where, report):
-            annotations[annotation["image_id"]] = annotation
-            pngs.add(without_extension(annotation["file_name"]))
+            if _check_segments(annotation["segments_info"], known, where, report):
+                annotations[annotation["image_id"]] = annotation
+                pngs.add(_without_extension(annotation["file_name"]))
     keys = [annotation.get("image_id") for annotation in content["annotations"]]
     listed = {key for key in keys if isinstance(key, (int, str))}
     for key, image in images.items():
@@ -214,14 +184,14 @@ def _look_up_pngs(annotations: Sequence[dict[str, Any]], png_root: str | Path) -
     folder = ImageFolder(png_root)
     for annotation in annotations:
         png = annotation.get("file_name")
-        found = folder.find(png) if isinstance(png, str) and "\0" not in png else None
+        found = folder.find(png) if is_name(png) else None
         if found is not None:
             annotation["file_name"] = os.path.relpath(found, png_root)
     folder.say_unusual()
 
 
-def without_extension(png: str) -> str:
-    """Return the name without extension, which a PNG shares with its stuff map."""
+def _without_extension(png: str) -> str:
+    """The name that a PNG shares with its stuff map."""
     return os.path.splitext(os.path.normpath(png))[0]
 
 
@@ -231,24 +201,17 @@ def _check_annotation(
     annotated: Container[Any],
     pngs: Container[str],
 ) -> None:
-    """Raise Refusal if the entry of an image cannot be used, segments apart.
-
-    Args:
-        annotation: the entry.
-        images: ids of the images.
-        annotated: ids of those that have an entry already.
-        pngs: of these, without extension.
-    """
+    """Raise Refusal if an image's entry is unusable, or its image or PNG is among earlier ones."""
     key, png = annotation.get("image_id"), annotation.get("file_name")
     if not is_id(key) or key not in images:
         reason = "the 'image_id' of an entry of 'annotations' is not among the 'images'"
         raise Refusal("annotation of an unknown image", reason)
     if key in annotated:
         raise Refusal("image annotated more than once", "has more than one entry in 'annotations'")
-    if not isinstance(png, str) or "\0" in png or os.path.isabs(png) or leaves_folder(png, ""):
+    if not is_name(png) or os.path.isabs(png) or leaves_folder(png, ""):
         reason = f"'file_name' must be a PNG in the folder, it is {shown(png)}"
         raise Refusal("PNG outside the folder", reason)
-    if without_extension(png) in pngs:
+    if _without_extension(png) in pngs:
         reason = f"'file_name' is {shown(png)}, which is another image's PNG too"
         raise Refusal("PNG used more than once", reason)
     segments = annotation.get("segments_info")
@@ -260,11 +223,10 @@ def _check_segments(
     segments: list[dict[str, Any]], known: Collection[Any], where: str, report: Report
 ) -> bool:
     """Report what is wrong with an image's segments; those without `iscrowd` get it."""
-    usable = list(
-        usable_entries(
-            segments, "segments_info", report, fields=_SEGMENT_FIELDS, within=f"{where}: "
-        )
+    checked = usable_entries(
+        segments, "segments_info", report, fields=_SEGMENT_FIELDS, within=f"{where}: "
     )
+    usable = list(checked)
     unknown = [segment for segment in usable if segment["category_id"] not in known]
     for segment in unknown:
         reason = f"category_id {shown(segment['category_id'])} is not among the 'categories' ("
@@ -278,8 +240,7 @@ def _check_segments(
 def read_segment_ids(file: str | Path) -> NDArray[np.int32]:
     """Read the PNG of an image: (H, W) int32 segment ids, 0 where there is none.
 
-    Raises:
-        DatasetError: it is missing, damaged, or no 8-bit RGB.
+    Raises DatasetError if it is missing, damaged, or no 8-bit RGB.
     """
     with _opened_png(file) as image:
         # Palettes of colors are what lossless compression makes of few.
@@ -288,11 +249,7 @@ def read_segment_ids(file: str | Path) -> NDArray[np.int32]:
 
 
 def read_png_size(file: str | Path) -> tuple[int, int]:
-    """Read (H, W) of the PNG of an image from its header.
-
-    Raises:
-        DatasetError: it is missing, no PNG, or no 8-bit RGB.
-    """
+    """Read (H, W) of the PNG of an image from its header; see `read_segment_ids`."""
     with _opened_png(file) as image:
         return image.height, image.width
 
@@ -325,11 +282,7 @@ def require_size(file: str | Path, size: Sequence[int], image: dict[str, Any]) -
 def check_segments(
     file: str | Path, image: dict[str, Any], segments: Sequence[dict[str, Any]]
 ) -> None:
-    """Check that the PNG of an image has its size and the segments that the json lists.
-
-    Raises:
-        DatasetError: it is missing, damaged, has another size or other segments.
-    """
+    """Raise DatasetError unless the PNG of an image has its size and exactly its segments."""
     ids = read_segment_ids(file)
     require_size(file, ids.shape, image)
     _locate_runs(file, ids, segments)
@@ -352,10 +305,8 @@ def locate_segments(
         segments: what the json lists for the image.
 
     Returns:
-        (H, W) place in `segments`; -1 where there is none.
-
-    Raises:
-        DatasetError: the PNG has an id that is not listed, or lacks one that is.
+        (H, W) place in `segments`; -1 where there is none. DatasetError if the PNG has an id that
+        is not listed, or lacks one that is.
     """
     places, starts = _locate_runs(file, ids, segments)
     return np.repeat(places, np.diff(starts, append=ids.size)).reshape(ids.shape) - 1

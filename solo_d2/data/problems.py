@@ -1,7 +1,8 @@
 """What can be wrong in a data set, one thing at a time. No Detectron2 needed."""
 
+import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,12 +41,20 @@ Report = Callable[[Problem], None]
 
 
 class Refusal(ValueError):
-    """A value cannot be used; the message says why."""
+    """A value cannot be used; the message says why. See `Problem` for kind and severity."""
 
-    def __init__(self, kind: str, reason: str):
-        """Name the kind of problem, see `Problem`, and the reason."""
+    def __init__(self, kind: str, reason: str, severity: str = ERROR):
         super().__init__(reason)
-        self.kind = kind
+        self.kind, self.severity = kind, severity
+
+
+@contextlib.contextmanager
+def reporting(report: Report, where: str) -> Iterator[None]:
+    """Report a Refusal that the block raises as a problem, and go on after the block."""
+    try:
+        yield
+    except Refusal as error:
+        report(Problem(error.kind, where, str(error), error.severity))
 
 
 def refuse_errors(json_file: str | Path, others: list[Problem] | None = None) -> Report:

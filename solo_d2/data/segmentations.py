@@ -1,4 +1,4 @@
-"""Checks of one COCO segmentation, and its box. No Detectron2 needed."""
+"""Checks of one COCO segmentation, and what can be said of it. No Detectron2 needed."""
 
 import math
 from typing import Any
@@ -12,8 +12,8 @@ from solo_d2.utils.errors import shown
 
 # Points nearer than this to one straight line, in pixels, enclose no area.
 _FLAT = 1e-6
-# pycocotools walks along an outline pixel by pixel, in memory that it takes first. Longer ones are
-# refused; those of smaller images at a shorter length, as they are drawn when they are enlarged.
+# pycocotools allocates memory for each pixel along an outline, so longer ones are refused; those of
+# smaller images at a shorter length, as they are drawn when they are enlarged.
 _LONGEST_OUTLINE = 2**24
 _USUAL_SIZE = 2048
 # Floats below it hold every whole number.
@@ -63,10 +63,7 @@ def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
 
 
 def _array(values: Any) -> NDArray[Any]:
-    """An array of numbers, which may be written as texts, as pycocotools reads them too.
-
-    Its kind is none of "iuf" where there is anything else.
-    """
+    """An array of numbers or texts of numbers; of anything else one whose kind is not in "iuf"."""
     try:
         array = np.asarray(values)
         return array.astype(np.float64) if array.dtype.kind == "U" else array
@@ -75,21 +72,19 @@ def _array(values: Any) -> NDArray[Any]:
 
 
 def polygon_defect(polygon: Any, limit: float = math.inf) -> str | None:
-    """Say why a polygon encloses nothing; None if it does.
+    """Say why a polygon [x0, y0, x1, y1, ...] encloses nothing; None if it does.
 
     Args:
-        polygon: [x0, y0, x1, y1, ...].
-        limit: the longest outline and the largest coordinate, in pixels, that are not refused.
+        polygon: the coordinates.
+        limit: of the outline's length and of each coordinate, in pixels.
 
     Raises:
         Refusal: it is no list of numbers, or goes beyond the limit.
     """
     points = _array(polygon)
     if points.dtype.kind not in "iuf" or points.ndim != 1:
-        reason = (
-            f"a polygon must be a list of numbers [x0, y0, x1, y1, ...], it is {shown(polygon)}"
-        )
-        raise Refusal(_OTHER_FORM, reason)
+        allowed = "a list of numbers [x0, y0, x1, y1, ...]"
+        raise Refusal(_OTHER_FORM, f"a polygon must be {allowed}, it is {shown(polygon)}")
     if points.size < 6:
         return "under 3 points"
     if points.size % 2:
@@ -143,13 +138,13 @@ def _clean_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any] |
 
 
 def _runs(counts: Any) -> NDArray[np.int64]:
-    """Run lengths of an RLE of either kind, not negative unless they are damaged."""
+    """Run lengths of an RLE of either kind."""
     if isinstance(counts, (str, bytes)):
         return decode_counts(counts)
     runs = _array(counts or np.zeros(0, np.int64)) if isinstance(counts, list) else _array(None)
-    if runs.dtype.kind == "f":  # such as 300.0 or "300"
-        if (np.abs(runs) < _MOST_EXACT).all() and (runs == np.rint(runs)).all():
-            runs = runs.astype(np.int64)
+    # Such as 300.0 or "300".
+    if runs.dtype.kind == "f" and (np.abs(runs) < _MOST_EXACT).all() and (runs % 1 == 0).all():
+        runs = runs.astype(np.int64)
     if runs.dtype.kind not in "iu":
         reason = f"the RLE's 'counts' must be a text or whole numbers, they are {shown(counts)}"
         raise Refusal(_DAMAGED, reason)
@@ -186,14 +181,30 @@ def decode_counts(counts: str | bytes) -> NDArray[np.int64]:
     return runs
 
 
+def has_plain_numbers(segmentation: Any) -> bool:
+    """Whether the numbers of a usable segmentation are written as evaluators take them."""
+    if isinstance(segmentation, dict):
+        counts = segmentation["counts"]
+        return not isinstance(counts, list) or set(map(type, counts)) == {int}
+    return not any(str in set(map(type, polygon)) for polygon in segmentation)
+
+
 def segmentation_box(segmentation: Any) -> list[float]:
     """Box of a clean segmentation: [x, y, width, height] in pixels."""
     if isinstance(segmentation, dict):
         return [float(value) for value in coco_mask.toBbox(segmentation)]
     points = np.concatenate([np.asarray(polygon, np.float64) for polygon in segmentation])
-    low = points[0::2].min(), points[1::2].min()
-    high = points[0::2].max(), points[1::2].max()
-    return [float(low[0]), float(low[1]), float(high[0] - low[0]), float(high[1] - low[1])]
+    corners = points.reshape(-1, 2)
+    return [*corners.min(axis=0).tolist(), *np.ptp(corners, axis=0).tolist()]
+
+
+def lies_outside(polygons: list[Any], height: int, width: int) -> bool:
+    """Whether clean polygons have no part in an image of this size, in pixels."""
+    x, y = polygons[0][:2]
+    if 0 < x < width and 0 < y < height:  # nearly always, so no box is computed
+        return False
+    x, y, across, down = segmentation_box(polygons)
+    return bool(x >= width or y >= height or x + across <= 0 or y + down <= 0)
 
 
 def is_number(value: Any) -> bool:

@@ -20,7 +20,7 @@ from solo_d2.utils.files import naming
 logger = logging.getLogger(__name__)
 
 # In a temporary sibling: what takes the folder's place, and what was there before.
-NEW, OLD = "new", "old"
+_NEW, _OLD = "new", "old"
 
 
 @contextlib.contextmanager
@@ -47,15 +47,11 @@ def lock_beside(root: Path) -> Iterator[bool]:
             yield True
 
 
-def remove_leftovers(root: Path) -> None:
-    """Remove what writers left that died. Only with the lock: then no writer is alive.
-
-    Where one died between taking the old folder away and putting the new one in its place, the old
-    one comes back.
-    """
+def _remove_leftovers(root: Path) -> None:
+    """Remove what dead writers left; a folder that one had not replaced yet comes back."""
     for path in root.parent.glob(f".{glob.escape(root.name)}.tmp-*"):
-        if not root.exists() and (path / OLD).exists():
-            (path / OLD).rename(root)
+        if not root.exists() and (path / _OLD).exists():
+            (path / _OLD).rename(root)
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -78,7 +74,7 @@ def only_writer(root: Path) -> Iterator[None]:
     """Hold the lock beside `root`, with what dead writers have left removed."""
     with lock_beside(root) as locked:
         if locked:
-            remove_leftovers(root)
+            _remove_leftovers(root)
         yield
 
 
@@ -89,12 +85,15 @@ def whole_folder(root: Path) -> Iterator[Path]:
     Yields:
         An empty folder that takes the place of `root`, with all that is in there, when the block
         ends, and is removed when the block raises.
+
+    Raises:
+        OSError: it cannot be written, or another writer was first, as is possible without locks.
     """
+    replace = root.exists()
     with sibling(root) as work, naming(root, work):
-        new, old = work / NEW, work / OLD
+        new, old = work / _NEW, work / _OLD
         new.mkdir()
         yield new
-        replace = root.exists()
         if replace:
             root.rename(old)
         try:

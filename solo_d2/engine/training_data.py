@@ -13,7 +13,7 @@ from detectron2.data.build import _train_loader_from_config
 from detectron2.data.common import DatasetFromList
 from torch.utils.data import DataLoader
 
-from solo_d2.data.coco_records import BOX_ONLY, COVERS_NOTHING, OUTSIDE
+from solo_d2.data.coco_format import BOX_ONLY, COVERS_NOTHING, OUTSIDE
 from solo_d2.data.copy_paste import wrap_with_copy_paste
 from solo_d2.data.entries import read_entries
 from solo_d2.data.ignored import is_object, without_objects

@@ -25,7 +25,7 @@ from solo_d2.data.locations import datasets_root
 from solo_d2.data.panoptic_conversion import describe_mask
 from solo_d2.data.panoptic_json import write_segment_ids
 from solo_d2.data.shapes.drawing import SPLITS, STUFF_CLASSES, THING_CLASSES, Drawing, draw_image
-from solo_d2.data.whole_folder import NEW, OLD, only_writer, sibling
+from solo_d2.data.whole_folder import only_writer, whole_folder
 from solo_d2.utils.errors import DatasetError
 from solo_d2.utils.images import write_image
 
@@ -105,9 +105,17 @@ def ensure_shapes(
         return root
     try:
         with only_writer(root):
-            if not _is_ready(root, params, force):
-                _write_and_rename(root, params or ShapesParams())
+            if _is_ready(root, params, force):
+                return root
+            sizes = params or ShapesParams()
+            with whole_folder(root) as new:
+                for split in SPLITS:
+                    _write_split(new, split, sizes)
+                (new / STAMP).write_text(json.dumps(sizes.stamp(), indent=2) + "\n")
     except OSError as error:
+        # Another writer was first (possible only without locks): its folder will do.
+        if (root / STAMP).is_file() and _is_ready(root, params, force=False):
+            return root
         raise DatasetError(
             f"The data set 'shapes' cannot be written to {root.absolute()}: {error}. Name a folder "
             "with some 60 MB of room by DETECTRON2_DATASETS, or write it by "
@@ -155,24 +163,6 @@ def _read_stamp(path: Path) -> dict[str, Any]:
     if not isinstance(stamp, dict) or stamp.get("dataset") != "shapes":
         raise DatasetError(f"{path.absolute()} is not the stamp of a data set 'shapes'.")
     return stamp
-
-
-def _write_and_rename(root: Path, params: ShapesParams) -> None:
-    replace = (root / STAMP).exists()
-    with sibling(root) as work:
-        new, old = work / NEW, work / OLD
-        new.mkdir()
-        for split in SPLITS:
-            _write_split(new, split, params)
-        (new / STAMP).write_text(json.dumps(params.stamp(), indent=2) + "\n")
-        if replace:
-            root.rename(old)
-        try:
-            new.rename(root)
-        except OSError:
-            # Another writer was first (possible only without locks): its folder will do.
-            if not (root / STAMP).is_file() or not _is_ready(root, params, force=False):
-                raise
 
 
 def _write_split(folder: Path, split: str, params: ShapesParams) -> None:
