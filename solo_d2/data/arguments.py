@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-from typing import Any
 
 from detectron2.config import CfgNode
 
@@ -11,7 +10,7 @@ from solo_d2.utils.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-_KINDS = ("json", "panoptic_json", "panoptic_dir", "images")
+_PARTS = ("json", "panoptic_json", "panoptic_dir", "images")
 
 
 def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,46 +38,33 @@ def apply_dataset_arguments(cfg: CfgNode, args: argparse.Namespace) -> list[str]
     Raises:
         ConfigError: only a part of what belongs together is given.
     """
-    names = []
+    names, datasets = [], cfg.DATASETS
     for split, key in (("train", "TRAIN"), ("val", "TEST")):
-        given = {kind: getattr(args, f"{split}_{kind}", None) for kind in _KINDS}
-        present = [kind for kind, value in given.items() if value]
+        given = {part: getattr(args, f"{split}_{part}", None) for part in _PARTS}
+        present = [part for part, value in given.items() if value]
         name = f"custom_{split}"
-        entry = [name, *(given[kind] for kind in present)]
         if present == ["json", "images"]:
-            _replace_entry(cfg, "COCO_FORMAT", entry)
+            kind = "COCO_FORMAT"
         elif present == ["panoptic_json", "panoptic_dir", "images"]:
-            _replace_entry(cfg, "COCO_PANOPTIC_FORMAT", entry)
+            kind = "COCO_PANOPTIC_FORMAT"
         elif present:
             raise ConfigError(
                 f"--{split}-json and --{split}-images belong together: give both; or "
                 f"--{split}-panoptic-json, --{split}-panoptic-dir and --{split}-images: give all "
                 "three"
             )
-        if present:
-            cfg.DATASETS[key] = (name,)
-            names.append(name)
+        else:
+            continue
+        for other in set(DATASET_FORMATS) & set(datasets):
+            datasets[other] = [e for e in datasets[other] if list(e)[:1] != [name]]
+        datasets[kind] = [*datasets[kind], [name, *(given[part] for part in present)]]
+        datasets[key] = (name,)
+        names.append(name)
     if names == ["custom_train"]:
-        _leave_out_other_tests(cfg)
+        own = [entry[0] for key in DATASET_FORMATS for entry in datasets.get(key, ())]
+        others = [name for name in datasets.TEST if name not in own]
+        datasets.TEST = tuple(name for name in datasets.TEST if name in own)
+        if others:
+            text = "No --val-json is given: %s of the config is not evaluated on"
+            logger.warning(text, ", ".join(others))
     return names
-
-
-def _replace_entry(cfg: CfgNode, kind: str, entry: list[Any]) -> None:
-    """Add the entry of a data set; others of its name are removed."""
-    datasets = cfg.DATASETS
-    for key in set(DATASET_FORMATS) & set(datasets):
-        datasets[key] = [other for other in datasets[key] if list(other)[:1] != entry[:1]]
-    datasets[kind] = [*datasets[kind], entry]
-
-
-def _leave_out_other_tests(cfg: CfgNode) -> None:
-    """Keep of DATASETS.TEST what the config describes itself."""
-    datasets = cfg.DATASETS
-    own = [entry[0] for key in DATASET_FORMATS for entry in datasets.get(key, ())]
-    others = [name for name in datasets.TEST if name not in own]
-    datasets.TEST = tuple(name for name in datasets.TEST if name in own)
-    if others:
-        logger.warning(
-            "No --val-json is given: %s of the config is not evaluated on",
-            ", ".join(others),
-        )

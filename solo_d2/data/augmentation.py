@@ -12,13 +12,17 @@ from solo_d2.data.input_checks import check_input_config
 
 
 class _KeepsAPixel:
-    """A resize that rounds no side down to 0, as Detectron2's do with images of 8000 x 40."""
+    """A resize or crop that leaves no side of 0 pixels, as of images of 8000 x 40."""
 
     def get_transform(self, image: Any) -> Any:
         transform = super().get_transform(image)  # type: ignore[misc]
         if isinstance(transform, T.ResizeTransform):
             transform.new_h, transform.new_w = max(1, transform.new_h), max(1, transform.new_w)
         return transform
+
+    def get_crop_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        height, width = super().get_crop_size(image_size)  # type: ignore[misc]
+        return max(1, height), max(1, width)
 
 
 class _ResizeShortestEdge(_KeepsAPixel, T.ResizeShortestEdge):
@@ -29,16 +33,12 @@ class _ResizeScale(_KeepsAPixel, T.ResizeScale):
     pass
 
 
-class _RandomCrop(T.RandomCrop):
-    def get_crop_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        height, width = super().get_crop_size(image_size)
-        return max(1, height), max(1, width)
+class _RandomCrop(_KeepsAPixel, T.RandomCrop):
+    pass
 
 
 _KEEPING: dict[type, type] = {
-    T.ResizeShortestEdge: _ResizeShortestEdge,
-    T.ResizeScale: _ResizeScale,
-    T.RandomCrop: _RandomCrop,
+    kind.__bases__[1]: kind for kind in (_ResizeShortestEdge, _ResizeScale, _RandomCrop)
 }
 
 
@@ -46,20 +46,15 @@ def keep_a_pixel(augmentations: Iterable[Any]) -> list[Any]:
     """Return the augmentations, changed so that none reduces a side of an image to 0 pixels."""
     result = []
     for augmentation in augmentations:
-        kind = _KEEPING.get(type(augmentation))
-        if kind is not None:
+        if type(augmentation) in _KEEPING:
             augmentation = copy.copy(augmentation)
-            augmentation.__class__ = kind
+            augmentation.__class__ = _KEEPING[type(augmentation)]
         result.append(augmentation)
     return result
 
 
 def build_train_augmentation(cfg: CfgNode) -> list[Any]:
-    """Random scale, flip and crop of training images.
-
-    Raises:
-        ConfigError: a key of INPUT has a value that cannot work.
-    """
+    """Random scale, flip and crop of training images; ConfigError for unusable keys of INPUT."""
     check_input_config(cfg)
     scale, *others = build_augmentation(cfg, is_train=True)
     if not cfg.INPUT.LSJ.ENABLED:

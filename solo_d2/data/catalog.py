@@ -1,11 +1,10 @@
 """What DATASETS.* of a config names: registration, number of classes, checks before training."""
 
-import contextlib
 import difflib
 import functools
 import inspect
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -24,8 +23,8 @@ from solo_d2.data.coco_format import register_coco_format
 from solo_d2.data.ignored import log_ignored
 from solo_d2.data.locations import where_datasets_are
 from solo_d2.data.own_loaders import use_own_loaders
-from solo_d2.data.panoptic_format import register_panoptic_format
-from solo_d2.data.stuff_classes import resolve_num_stuff_classes
+from solo_d2.data.panoptic_format import fill_metadata, register_panoptic_format
+from solo_d2.data.panoptic_json import IGNORE_LABEL
 from solo_d2.utils.errors import ConfigError, DatasetError
 from solo_d2.utils.user_code import from_user_code, note_part
 
@@ -67,8 +66,9 @@ def resolve_num_classes(cfg: CfgNode, names: Iterable[str] | None = None) -> int
     """Make MODEL.SOLO.NUM_CLASSES agree with the data sets, in place.
 
     0 is replaced by the number of thing classes of the first training (else test) data set. A
-    config that names no data set, as for inference, keeps its number. The number of stuff classes
-    of a panoptic model is treated likewise, see `resolve_num_stuff_classes`.
+    config that names no data set, as for inference, keeps its number. So do numbers of stuff
+    classes of panoptic models, MODEL.SEM_SEG_HEAD.NUM_CLASSES, with the class "things". Data sets
+    to evaluate on need no stuff: then instances alone are evaluated.
 
     Args:
         cfg: with this project's keys; may be frozen, and is again afterwards.
@@ -79,52 +79,93 @@ def resolve_num_classes(cfg: CfgNode, names: Iterable[str] | None = None) -> int
         The number of thing classes.
 
     Raises:
-        ConfigError: the number differs from the data set's, data sets differ from each other, or
-            there is nothing to take the number from.
+        ConfigError: a number differs from the data set's, data sets differ from each other, there
+            is nothing to take a number from, or no stuff to train a panoptic model on.
         DatasetError: a data set is unknown, or its categories cannot be read.
     """
     register_datasets_of_config(cfg)
-    if names is None:
-        names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
-    names = tuple(names)
+    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if names is None else tuple(names)
     classes = {f"data set '{name}'": categories(name) for name in names}
     number = int(cfg.MODEL.SOLO.NUM_CLASSES)
-    if not classes:
+    if classes:
+        _require_equal_classes(classes, with_stuff=is_panoptic(cfg))
+        first = next(iter(classes))
+        wanted = len(things(classes[first]))
+        if wanted < 1:
+            raise DatasetError(
+                f"Data set '{names[0]}' has no categories, so there is nothing to train on"
+            )
+        if number not in (0, wanted):
+            raise ConfigError(
+                f"MODEL.SOLO.NUM_CLASSES is {number}, but {first} has {wanted} classes. "
+                f"Set it to {wanted}, or to 0 to take the number from the data set"
+            )
+        number = wanted
+    if number < 1:
+        raise ConfigError(
+            "MODEL.SOLO.NUM_CLASSES is 0 and DATASETS.TRAIN and DATASETS.TEST are empty: "
+            "set one of them, so that the number of classes is known"
+        )
+    num_labels = _num_stuff_labels(cfg, names) if is_panoptic(cfg) else None
+    frozen = cfg.is_frozen()
+    cfg.defrost()
+    cfg.MODEL.SOLO.NUM_CLASSES = number
+    if num_labels is not None:
+        cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = num_labels
+    if frozen:
+        cfg.freeze()
+    return number
+
+
+def _num_stuff_labels(cfg: CfgNode, names: Iterable[str]) -> int:
+    """The number of stuff classes of a panoptic model, with the class "things"."""
+    key, number = "MODEL.SEM_SEG_HEAD.NUM_CLASSES", int(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
+    labels: dict[str, int] = {}
+    for name in names:
+        trained = name in cfg.DATASETS.TRAIN
+        if MetadataCatalog.get(name).get("sem_seg_root") is not None:
+            labels[name] = _count_labels(name, trained)
+        elif trained:
+            raise ConfigError(
+                f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, but data set '{name}' "
+                "of DATASETS.TRAIN has no stuff to train on. Name one with stuff, as "
+                "coco_2017_train_panoptic_separated or shapes_train_panoptic, or register it by "
+                "DATASETS.COCO_PANOPTIC_FORMAT"
+            )
+    if not labels:
         if number < 1:
             raise ConfigError(
-                "MODEL.SOLO.NUM_CLASSES is 0 and DATASETS.TRAIN and DATASETS.TEST are empty: "
-                "set one of them, so that the number of classes is known"
+                "No data set of DATASETS.TRAIN and DATASETS.TEST has stuff, so the number of its "
+                f"classes is unknown: name one, or set {key}"
             )
-        with _defrosted(cfg):
-            resolve_num_stuff_classes(cfg, names)
         return number
-    _require_equal_classes(classes, with_stuff=is_panoptic(cfg))
-    first = next(iter(classes))
-    wanted = len(things(classes[first]))
-    if wanted < 1:
-        raise DatasetError(
-            f"Data set '{names[0]}' has no categories, so there is nothing to train on"
-        )
+    first, wanted = next(iter(labels.items()))
     if number not in (0, wanted):
         raise ConfigError(
-            f"MODEL.SOLO.NUM_CLASSES is {number}, but {first} has {wanted} classes. "
-            f"Set it to {wanted}, or to 0 to take the number from the data set"
+            f"{key} is {number}, but data set '{first}' has {wanted}: {wanted - 1} stuff classes "
+            f"and one for all things. Set it to {wanted}, or to 0 to take it from the data set"
         )
-    with _defrosted(cfg):
-        resolve_num_stuff_classes(cfg, names)
-        cfg.MODEL.SOLO.NUM_CLASSES = wanted
     return wanted
 
 
-@contextlib.contextmanager
-def _defrosted(cfg: CfgNode) -> Iterator[None]:
-    frozen = cfg.is_frozen()
-    cfg.defrost()
-    try:
-        yield
-    finally:
-        if frozen:
-            cfg.freeze()
+def _count_labels(name: str, trained: bool) -> int:
+    """The number of stuff classes of a data set with stuff maps, with the class "things"."""
+    fill_metadata(name)
+    metadata = MetadataCatalog.get(name)
+    num_labels, source = len(metadata.stuff_classes), metadata.get("panoptic_json")
+    described = f"Data set '{name}'" + (f" ({source})" if source else "")
+    if trained and num_labels < 2:
+        raise DatasetError(
+            f"{described} has no stuff category ('isthing' 0), so there is no stuff to train a "
+            "panoptic model on. Train an instance model on it: an instance config such as "
+            "configs/coco/solov2_R50_1x.yaml, or MODEL.META_ARCHITECTURE SOLO"
+        )
+    if num_labels > IGNORE_LABEL:
+        raise DatasetError(
+            f"{described} has {num_labels - 1} stuff categories, but a stuff map of 8 bits has "
+            f"room for {IGNORE_LABEL - 1}"
+        )
+    return num_labels
 
 
 def class_names(name: str) -> list[str]:
@@ -135,11 +176,9 @@ def class_names(name: str) -> list[str]:
 def categories(name: str) -> list[Category]:
     """Classes of a registered data set: things, then stuff where it has stuff maps.
 
-    Raises:
-        DatasetError: it is unknown, or its categories cannot be read.
+    Raises DatasetError if it is unknown, or its categories cannot be read.
     """
-    _require_known(name)
-    _refuse_unseparated(name)
+    _require_usable(name)
     found = dataset_categories(name)
     if not found and MetadataCatalog.get(name).get("thing_classes") is None:
         raise DatasetError(
@@ -152,14 +191,7 @@ def categories(name: str) -> list[Category]:
 def training_categories(cfg: CfgNode) -> list[Category]:
     """What MODEL.CLASSES of a model that is trained is: the classes of DATASETS.TRAIN[0].
 
-    Args:
-        cfg: DATASETS.TRAIN and MODEL.META_ARCHITECTURE are read.
-
-    Returns:
-        The categories, of stuff only for a panoptic model; empty without a training data set.
-
-    Raises:
-        DatasetError: see `categories`.
+    Of stuff only for a panoptic model; empty without a training data set.
     """
     found = categories(cfg.DATASETS.TRAIN[0]) if cfg.DATASETS.TRAIN else []
     return found if is_panoptic(cfg) else things(found)
@@ -170,13 +202,9 @@ def require_model_classes(cfg: CfgNode, names: Iterable[str]) -> None:
 
     Category ids may differ. Nothing is checked if MODEL.CLASSES is empty.
 
-    Args:
-        cfg: of the model.
-        names: registered data sets.
-
     Raises:
         ConfigError: they have other classes; the message names those that only one of them has.
-        DatasetError: see `categories`.
+        DatasetError: a data set is unknown, or its categories cannot be read.
     """
     own = model_categories(cfg)
     if own:
@@ -208,37 +236,30 @@ def check_datasets(names: Iterable[str]) -> None:
         DatasetError: naming the data set, where it was looked for and what belongs there.
     """
     for name in names:
-        _require_known(name)
-        _refuse_unseparated(name)
+        _require_usable(name)
         _require_paths(name, MetadataCatalog.get(name))
         use_own_loaders([name])
         _report_load_errors(name)
 
 
-def _refuse_unseparated(name: str) -> None:
-    """Detectron2's "standard" panoptic data sets list no instances: name those that do."""
-    metadata = MetadataCatalog.get(name)
-    if metadata.get("label_divisor") is None:
-        return
-    separated = f"{name}_separated"
-    cure = "name one with instances and stuff maps"
-    if separated in DatasetCatalog:
-        cure = f"name '{separated}'"
-    raise DatasetError(
-        f"Data set '{name}' is in Detectron2's standard panoptic format, which numbers things and "
-        f"stuff together and lists no instances; SOLO needs both apart: {cure}"
-    )
-
-
-def _require_known(name: str) -> None:
-    if name in DatasetCatalog:
-        return
-    close = difflib.get_close_matches(name, DatasetCatalog.list(), n=4, cutoff=0.5)
-    hint = f" Close names: {', '.join(close)}." if close else ""
-    raise DatasetError(
-        f"Data set '{name}' is not registered.{hint} Register a folder in COCO format by the "
-        f"config: DATASETS.COCO_FORMAT \"[['{name}', 'annotations.json', 'images']]\""
-    )
+def _require_usable(name: str) -> None:
+    """Refuse unknown data sets, and those of Detectron2 that list no instances."""
+    if name not in DatasetCatalog:
+        close = difflib.get_close_matches(name, DatasetCatalog.list(), n=4, cutoff=0.5)
+        hint = f" Close names: {', '.join(close)}." if close else ""
+        raise DatasetError(
+            f"Data set '{name}' is not registered.{hint} Register a folder in COCO format by the "
+            f"config: DATASETS.COCO_FORMAT \"[['{name}', 'annotations.json', 'images']]\""
+        )
+    if MetadataCatalog.get(name).get("label_divisor") is not None:
+        separated = f"{name}_separated"
+        cure = "name one with instances and stuff maps"
+        if separated in DatasetCatalog:
+            cure = f"name '{separated}'"
+        raise DatasetError(
+            f"Data set '{name}' is in Detectron2's standard panoptic format, which numbers things "
+            f"and stuff together and lists no instances; SOLO needs both apart: {cure}"
+        )
 
 
 # Metadata keys that name files and folders, in Detectron2's registration functions.
@@ -268,37 +289,33 @@ def _require_paths(name: str, metadata: Any) -> None:
 
 
 def _report_load_errors(name: str) -> None:
-    """Make the catalog's entry raise DatasetError where Detectron2's loader fails."""
+    """Make the catalog's entry raise DatasetError and log, once, what is ignored."""
     loader = DatasetCatalog[name]
-    if not isinstance(loader, _ReportingLoader):
-        DatasetCatalog[name] = _ReportingLoader(name, loader)
+    if getattr(loader, "reports_errors", False):
+        return
+    logged = False
 
-
-class _ReportingLoader:
-    """A data set's loader whose errors name the data set, and that logs once what is ignored."""
-
-    def __init__(self, name: str, loader: Callable[[], list[dict[str, Any]]]) -> None:
-        self.name = name
-        self.loader = loader
-        self.logged = False
-        functools.update_wrapper(self, loader, updated=())
-
-    def __call__(self) -> list[dict[str, Any]]:
+    def load() -> list[dict[str, Any]]:
+        nonlocal logged
+        metadata = MetadataCatalog.get(name)
         try:
-            records = self.loader()
+            records = loader()
         except DatasetError:
             raise
         except Exception as error:
             if from_user_code(error):
-                note_part(error, f"Data set '{self.name}' cannot be loaded")
+                note_part(error, f"Data set '{name}' cannot be loaded")
                 raise
-            metadata = MetadataCatalog.get(self.name)
             source = metadata.get("json_file") or metadata.get("image_root") or "its files"
             raise DatasetError(
-                f"Data set '{self.name}' cannot be loaded from {source}: "
-                f"{type(error).__name__}: {error}. " + where_datasets_are(self.name)
+                f"Data set '{name}' cannot be loaded from {source}: "
+                f"{type(error).__name__}: {error}. " + where_datasets_are(name)
             ) from error
-        if not self.logged and isinstance(records, list):
-            log_ignored(self.name, records, MetadataCatalog.get(self.name).get("thing_classes"))
-            self.logged = True
+        if not logged and isinstance(records, list):
+            log_ignored(name, records, metadata.get("thing_classes"))
+            logged = True
         return records
+
+    functools.update_wrapper(load, loader, updated=())
+    load.reports_errors = True  # type: ignore[attr-defined]
+    DatasetCatalog[name] = load

@@ -37,14 +37,7 @@ def truth_file(gt_dir: str | Path, image: str | Path) -> Path:
 
 
 def read_instance_ids(file: Path) -> NDArray[np.int32]:
-    """Read a PNG of instance ids.
-
-    Returns:
-        (H, W) int32; see `FIRST_OBJECT`.
-
-    Raises:
-        DatasetError: it is missing or cannot be decoded.
-    """
+    """Read a PNG of instance ids, (H, W) int32, see `FIRST_OBJECT`; DatasetError if that fails."""
     try:
         with Image.open(file) as image:
             return np.asarray(image).astype(np.int32)
@@ -55,14 +48,9 @@ def read_instance_ids(file: Path) -> NDArray[np.int32]:
 def load_cityscapes_format(name: str) -> list[dict[str, Any]]:
     """Load a registered data set in Cityscapes' format as Detectron2's dataset dicts.
 
-    Args:
-        name: of the data set, with thing_classes, image_dir and gt_dir in its metadata.
-
-    Returns:
-        Dicts in the order of the file names; segmentations are RLE, groups have `iscrowd` 1.
-
-    Raises:
-        DatasetError: there is no image, or a PNG of instance ids cannot be read.
+    Its metadata have thing_classes, image_dir and gt_dir. The dicts are in the order of the file
+    names; segmentations are RLE, groups have `iscrowd` 1. Raises DatasetError if there is no image,
+    or a PNG of instance ids cannot be read.
     """
     metadata = MetadataCatalog.get(name)
     classes = {key: index for index, key in enumerate(label_ids(metadata.thing_classes))}
@@ -72,28 +60,25 @@ def load_cityscapes_format(name: str) -> list[dict[str, Any]]:
 
     def load(file: Path) -> dict[str, Any]:
         ids = read_instance_ids(truth_file(metadata.gt_dir, file))
-        found = [_annotation(ids, key, classes) for key in np.unique(ids).tolist()]
+        annotations = []
+        for key in np.unique(ids).tolist():
+            label = key // FIRST_OBJECT if key >= FIRST_OBJECT else key
+            if label in classes:
+                annotation = {"category_id": classes[label], "iscrowd": int(key < FIRST_OBJECT)}
+                annotations.append(annotation | _describe(ids == key))
         return {
             "file_name": str(file),
             "image_id": file.name,
             "height": ids.shape[0],
             "width": ids.shape[1],
-            "annotations": [annotation for annotation in found if annotation is not None],
+            "annotations": annotations,
         }
 
     with ThreadPoolExecutor(num_workers()) as pool:
         return list(pool.map(load, files))
 
 
-def _annotation(ids: NDArray[np.int32], key: int, classes: dict[int, int]) -> dict[str, Any] | None:
-    label = key // FIRST_OBJECT if key >= FIRST_OBJECT else key
-    if label not in classes:
-        return None
-    rle = coco_mask.encode(np.asfortranarray(ids == key, np.uint8))
-    return {
-        "category_id": classes[label],
-        "iscrowd": int(key < FIRST_OBJECT),
-        "bbox": coco_mask.toBbox(rle).tolist(),
-        "bbox_mode": BoxMode.XYWH_ABS,
-        "segmentation": rle,
-    }
+def _describe(mask: NDArray[np.bool_]) -> dict[str, Any]:
+    rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+    box = coco_mask.toBbox(rle).tolist()
+    return {"bbox": box, "bbox_mode": BoxMode.XYWH_ABS, "segmentation": rle}

@@ -35,12 +35,8 @@ def make_categories(
 ) -> list[Category]:
     """Categories of class names and category ids of one length."""
     return [
-        {
-            "id": key if isinstance(key, str) else int(key),
-            "isthing": int(isthing),
-            "name": str(name),
-        }
-        for key, name in zip(ids, names, strict=True)
+        {"id": key if isinstance(key, str) else int(key), "isthing": int(isthing), "name": name}
+        for key, name in zip(ids, map(str, names), strict=True)
     ]
 
 
@@ -60,11 +56,7 @@ def stuff(categories: Sequence[Category]) -> list[Category]:
 
 
 def model_categories(cfg: CfgNode) -> list[Category]:
-    """MODEL.CLASSES; empty if the config does not have the classes.
-
-    Raises:
-        ConfigError: it is no list of categories, or their number is not that of the model.
-    """
+    """MODEL.CLASSES, empty if unknown; ConfigError if they cannot be the model's classes."""
     found: list[Category] = cfg.MODEL.CLASSES
     if not is_category_list(found):
         raise ConfigError(
@@ -80,15 +72,9 @@ def model_categories(cfg: CfgNode) -> list[Category]:
 
 
 def dataset_categories(name: str) -> list[Category]:
-    """The classes of a registered data set; it is neither loaded nor made.
+    """The classes of a registered data set, with stuff where it has stuff maps; nothing is loaded.
 
-    Stuff is included where the data set has stuff maps.
-
-    Returns:
-        The categories; empty where the metadata name no classes and no json.
-
-    Raises:
-        DatasetError: its json cannot be read.
+    Empty where the metadata name no classes and no json. DatasetError if its json cannot be read.
     """
     metadata = MetadataCatalog.get(name)
     if metadata.get("panoptic_json") is not None and metadata.get("thing_classes") is None:
@@ -129,8 +115,7 @@ def _stuff_of(name: str) -> list[Category]:
     metadata = MetadataCatalog.get(name)
     if metadata.get("sem_seg_root") is None:
         return []
-    if metadata.get("panoptic_json") is not None:
-        fill_metadata(name)
+    fill_metadata(name)
     names = metadata.get("stuff_classes")
     labels = metadata.get("stuff_dataset_id_to_contiguous_id")
     if names is None or labels is None:
@@ -149,12 +134,8 @@ def _first_ids(indices: Mapping[Any, int], wanted: Iterable[int]) -> list[Any]:
 def difference(first: Sequence[Category], second: Sequence[Category], titles: Sequence[str]) -> str:
     """How two lists of classes differ; "" if they have the same names in the same order.
 
-    Category ids may differ: what is written for a data set has the data set's ids.
-
-    Args:
-        first: things alone, or things and stuff.
-        second: likewise.
-        titles: of the two, for the text.
+    Category ids may differ: what is written for a data set has the data set's ids. `titles` names
+    the two in the text.
     """
     keys = [[(x["name"], bool(x["isthing"])) for x in classes] for classes in (first, second)]
     if keys[0] == keys[1]:

@@ -173,23 +173,14 @@ def _warn(json_file: str | Path, problems: list[Problem], records: "Records") ->
 
 @dataclass
 class Records:
-    """What a json holds.
-
-    Attributes:
-        by_id: dataset dicts by image id.
-        class_names: of the K classes.
-        contiguous: from category ids to classes.
-        missing: paths of the image files that are not there.
-        num_annotations: entries of 'annotations'.
-        fit_for_evaluator: whether pycocotools can evaluate against the file as it is.
-    """
+    """What a json holds: dataset dicts by image id, and what else is known of it."""
 
     class_names: list[str]
-    contiguous: dict[Any, int]
+    contiguous: dict[Any, int]  # from category ids to classes
     num_annotations: int
     by_id: dict[Any, dict[str, Any]] = field(default_factory=dict)
-    missing: set[str] = field(default_factory=set)
-    fit_for_evaluator: bool = True
+    missing: set[str] = field(default_factory=set)  # paths of image files
+    fit_for_evaluator: bool = True  # whether pycocotools can evaluate against the file as it is
 
     def in_order(self) -> list[dict[str, Any]]:
         """Dataset dicts by image id, numbers before texts."""
@@ -323,7 +314,7 @@ def _image_of(annotation: dict[str, Any], records: Records) -> dict[str, Any]:
 
 
 def _other_kind(key: int | str, known: Container[Any]) -> str:
-    """Say so where a text stands for a number or a number for a text."""
+    """Say so, for a message, where a text stands for a number or a number for a text."""
     other: int | str | None = None
     with contextlib.suppress(ValueError):  # no number, or one of thousands of digits
         other = int(key) if isinstance(key, str) else str(key)

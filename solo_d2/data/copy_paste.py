@@ -35,18 +35,16 @@ class CopyPaste:
         prob: float,
         instance_prob: float,
     ):
-        """Wrap a mapper.
+        """Wrap a mapper whose samples have bitmask instances.
 
         Args:
-            mapper: makes a training sample with bitmask instances of a dataset dict.
+            mapper: makes a training sample of a dataset dict.
             dataset: where the other images come from, all equally often.
             prob: probability that anything is pasted over an image.
             instance_prob: probability that an instance of the other image is pasted.
         """
-        self.mapper = mapper
-        self.dataset = dataset
-        self.prob = prob
-        self.instance_prob = instance_prob
+        self.mapper, self.dataset = mapper, dataset
+        self.prob, self.instance_prob = prob, instance_prob
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """Map an image and maybe paste instances of another one; see the mapper.
@@ -69,11 +67,7 @@ def wrap_with_copy_paste(
     mapper: Callable[[dict[str, Any]], dict[str, Any]],
     dataset: Sequence[dict[str, Any]],
 ) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """The mapper, with copy-paste if the config asks for it.
-
-    Raises:
-        ConfigError: a key has a value that cannot work.
-    """
+    """The mapper, with copy-paste if the config asks for it; ConfigError for unusable values."""
     check_input_config(cfg)
     keys = cfg.INPUT.COPY_PASTE
     if keys.PROB == 0:
@@ -111,30 +105,17 @@ def paste_instances(
     result["image"][:, :rows, :columns][:, inside] = source["image"][:, :rows, :columns][:, inside]
     if "sem_seg" in sample:
         result["sem_seg"] = sample["sem_seg"].masked_fill(over, THINGS_LABEL)
-    result["instances"] = _visible_instances(target, masks, over, pasted.gt_classes)
-    return result
-
-
-def _visible_instances(
-    below: Instances, masks: torch.Tensor, over: torch.Tensor, classes: torch.Tensor
-) -> Instances:
-    """What is left of the instances below, which keep their boxes if nothing hides them, and masks.
-
-    Args:
-        below: instances of the image.
-        masks: (N, H, W) bool, what is pasted.
-        over: (H, W) bool, all pixels of it.
-        classes: (N,) int64, of what is pasted.
-    """
-    old = below.gt_masks.tensor
+    # Instances that nothing hides keep their boxes.
+    old = target.gt_masks.tensor
     visible = torch.cat([old & ~over, masks])
     boxes = mask_boxes(visible)
     whole = ~(old & over).flatten(1).any(dim=1)
-    boxes[: len(below)][whole] = below.gt_boxes.tensor[whole].to(boxes.dtype)
+    boxes[: len(target)][whole] = target.gt_boxes.tensor[whole].to(boxes.dtype)
     instances = Instances(
-        below.image_size,
+        target.image_size,
         gt_boxes=Boxes(boxes),
-        gt_classes=torch.cat([below.gt_classes, classes]),
+        gt_classes=torch.cat([target.gt_classes, pasted.gt_classes]),
         gt_masks=BitMasks(visible),
     )
-    return instances[visible.flatten(1).any(dim=1)]
+    result["instances"] = instances[visible.flatten(1).any(dim=1)]
+    return result

@@ -22,25 +22,16 @@ _TOLERANCE = 2.0
 
 @dataclass(frozen=True)
 class Entries:
-    """What can be used of a data set.
-
-    Attributes:
-        records: Detectron2's dataset dicts of the images that are there, with the annotations that
-            training would take.
-        class_names: of its K classes.
-    """
+    """Usable dataset dicts of a data set, of images that are there, and its class names."""
 
     records: list[dict[str, Any]] = field(default_factory=list)
     class_names: Sequence[str] = ()
 
 
 def read_entries(name: str, report: Report) -> Entries:
-    """Read a registered data set as far as it can be read.
+    """Read a registered data set as far as it can be read, and report each problem.
 
-    Args:
-        name: of the data set; COCO's and LVIS's json files are checked entry by entry, others are
-            loaded as in training.
-        report: receives each problem.
+    COCO's and LVIS's json files are checked entry by entry, others are loaded as in training.
     """
     metadata = MetadataCatalog.get(name)
     try:
@@ -67,18 +58,17 @@ def read_entries(name: str, report: Report) -> Entries:
 
 def _can_be_made(name: str, metadata: Any, report: Report) -> bool:
     """Have the files made that training reads; if that fails, report all that is wrong."""
+    found: list[Problem] = []
     try:
         DatasetCatalog.get(name)
     except DatasetError:
-        found: list[Problem] = []
         if metadata.get("panoptic_json") is not None:
             report_panoptic_problems(metadata, found.append)
         if not found:
             raise
-        for problem in found:
-            report(problem)
-        return False
-    return True
+    for problem in found:
+        report(problem)
+    return not found
 
 
 def _notice_oddities(records: Records, report: Report) -> None:

@@ -30,7 +30,7 @@ def is_object(annotation: dict[str, Any]) -> bool:
 def find_ignored(
     name: str, records: Sequence[dict[str, Any]], class_names: Sequence[str] | None = None
 ) -> list[Problem]:
-    """Report how many annotations are crowds, if there are probably too many.
+    """Return a problem if probably too many annotations of a data set are crowds.
 
     Args:
         name: of the data set.
@@ -49,14 +49,12 @@ def find_ignored(
         return []
     known = {str(index): shown(text) for index, text in enumerate(class_names or ())}
     named = [known.get(key, key) for key in classes]
+    also = f", among them most of class {some(named)}" if classes else ""
     examples = some([shown(annotation.get("id")) for annotation in crowds])
     reason = (
         f"{len(crowds)} of {len(annotations)} annotations ({share:.1%}) have 'iscrowd' 1 and are "
-        "not trained on"
-        + f", among them most of class {some(named)}"
-        * bool(classes)
-        + ". Annotation tools write it for single objects drawn with a brush; set it to 0 for "
-        f"all that are no groups: annotation {examples}"
+        f"not trained on{also}. Annotation tools write it for single objects drawn with a brush; "
+        f"set it to 0 for all that are no groups: annotation {examples}"
     )
     return [Problem("many crowds", f"data set {shown(name)}", reason, NOTICE)]
 

@@ -43,7 +43,6 @@ class ImageFolder:
     """Finds the files that a json names, by one listing of each folder."""
 
     def __init__(self, root: str | Path) -> None:
-        """Remember the folder that names are relative to; nothing is read yet."""
         self.root = os.fspath(root)
         self._listings: dict[str, set[str]] = {}
         self._composed: dict[str, dict[str, str]] = {}

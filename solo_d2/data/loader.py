@@ -1,9 +1,9 @@
 """The training loader: Detectron2's data sets, samplers and mappers, resumable to the exact sample.
 
-Three things differ from Detectron2's own loader. Batches are formed from indices before any image
-is read, so a resumed training skips what was seen without reading it. The random augmentation of a
-sample depends on the seed and on its place in the stream alone, not on the workers. And another
-image, which depends on the same two, replaces one that cannot be read (see `unreadable`).
+Batches are formed from indices before any image is read, so a resumed training skips what was seen
+without reading it. The random augmentation of a sample depends on the seed and on its place in the
+stream alone, not on the workers. So does the image that replaces one that cannot be read (see
+`unreadable`).
 """
 
 import itertools
@@ -105,7 +105,6 @@ class TrainLoader(DataLoader[Any]):
     """Raises the DatasetErrors that its data set returns, without a worker's traceback."""
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:  # type: ignore[override]
-        """Yield batches."""
         for batch in super().__iter__():
             for sample in batch:
                 if isinstance(sample, DatasetError):
@@ -121,13 +120,7 @@ class GroupedBatchSampler(Sampler[list[tuple[int, int]]]):
     """
 
     def __init__(self, sampler: Iterable[int], groups: Sequence[int], batch_size: int):
-        """Wrap a sampler.
-
-        Args:
-            sampler: infinite stream of data set indices of this process, the same at each start.
-            groups: group of each data set index.
-            batch_size: indices in a batch.
-        """
+        """Wrap an infinite sampler, the same at each start; `groups` are those of the data set."""
         self.sampler = sampler
         self.groups = groups
         self.batch_size = batch_size
@@ -164,15 +157,7 @@ class SeededDataset(Dataset[Any]):
         groups: Sequence[int],
         max_unreadable: int,
     ):
-        """Wrap a data set.
-
-        Args:
-            dataset: data set dicts.
-            mapper: raises UnreadableImageError for images that others may stand in for.
-            seed: of the random numbers.
-            groups: of each data set dict.
-            max_unreadable: most unreadable images that are tried for one sample.
-        """
+        """Wrap a data set; see `make_train_loader`. `groups` has one number for each dict."""
         self.dataset = dataset
         self.mapper = mapper
         self.seed = seed % 2**32

@@ -29,11 +29,7 @@ def datasets_root() -> Path:
 
 
 def where_datasets_are(name: str) -> str:
-    """Say what decides where a data set is looked for and, if built in, what belongs there.
-
-    Args:
-        name: of a data set in Detectron2's catalog.
-    """
+    """Say what decides where a data set is looked for and, if built in, what belongs there."""
     variable = os.environ.get("DETECTRON2_DATASETS")
     state = f"'{variable}'" if variable is not None else "not set (so it is 'datasets')"
     layout = next((text for key, text in _LAYOUTS.items() if key in name), None)

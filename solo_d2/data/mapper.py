@@ -318,11 +318,7 @@ def _check_stuff(stuff: Image.Image, dataset_dict: dict[str, Any]) -> None:
 
 
 def check_stuff_file(dataset_dict: dict[str, Any]) -> None:
-    """Check by its header that a stuff map can be read with its image.
-
-    Raises:
-        DatasetError: naming the file.
-    """
+    """Check by its header that a stuff map can be read with its image; else DatasetError."""
     with _opened_stuff(dataset_dict):
         pass
 

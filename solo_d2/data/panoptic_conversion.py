@@ -88,6 +88,9 @@ def ensure_converted(
                 _convert(new, panoptic_json, Path(panoptic_root), image_root)
                 (new / STAMP).write_text(json.dumps(stamp, indent=2) + "\n")
     except OSError as error:
+        # Another writer was first (possible only without locks): its folder will do.
+        if not force and (root / STAMP).is_file() and _is_ready(root, stamp):
+            return root
         raise DatasetError(
             f"The conversion of {panoptic_json} cannot be written to {root.absolute()}: {error}. "
             f"Name another folder: python tools/convert_panoptic.py --json {panoptic_json} "
@@ -102,13 +105,8 @@ def write_stuff_maps(
 ) -> Path:
     """Write the stuff maps alone, right into a folder: Detectron2's `panoptic_stuff_train2017`.
 
-    Args:
-        panoptic_json: COCO's panoptic json.
-        panoptic_root: folder of its PNGs.
-        folder: to be written; it must not exist, or be empty.
-
-    Raises:
-        DatasetError: a file is missing or wrong, or the folder holds something.
+    The folder must not exist, or be empty. Raises DatasetError if it holds something, or a file of
+    the data set is missing or wrong.
     """
     root = Path(folder)
     _require_empty(root)

@@ -103,20 +103,19 @@ def register_cityscapes_separated() -> None:
 def fill_metadata(name: str) -> None:
     """Read classes of a registered data set from its panoptic json, unless they are known."""
     metadata = MetadataCatalog.get(name)
-    if metadata.get("stuff_classes") is None:
+    if metadata.get("stuff_classes") is None and metadata.get("panoptic_json") is not None:
         _set_categories(name, read_categories(metadata.panoptic_json))
 
 
 def _set_categories(name: str, categories: PanopticCategories) -> None:
     metadata = MetadataCatalog.get(name)
     for key, value in categories.metadata().items():
-        if metadata.get(key) is None:
-            metadata.set(**{key: value})
-        elif metadata.get(key) != value:
+        if metadata.get(key, value) != value:
             raise DatasetError(
                 f"The categories of {metadata.panoptic_json} have changed since this process "
                 "read them; start it again"
             )
+        metadata.set(**{key: value})
 
 
 def _load_converted(name: str, folder: Path) -> list[dict[str, Any]]:
@@ -130,23 +129,18 @@ def _load_converted(name: str, folder: Path) -> list[dict[str, Any]]:
 def load_panoptic(name: str) -> list[dict[str, Any]]:
     """Load a registered data set whose instances and stuff maps are there.
 
-    Args:
-        name: of the data set; its metadata name all files.
-
     Returns:
         One dict per image, by image id, as of `load_coco_format`, with `sem_seg_file_name`,
         `pan_seg_file_name` and `segments_info`. Its segments have `isthing` and, in `category_id`,
-        the thing or stuff class.
-
-    Raises:
-        DatasetError: a file is missing or wrong; the message names it.
+        the thing or stuff class. DatasetError, naming the file, if one is missing or wrong.
     """
     metadata = MetadataCatalog.get(name)
     content = read_panoptic_json(metadata.panoptic_json, name, metadata.panoptic_root)
     _set_categories(name, content.categories)
     _warn_of_missing_entries(metadata.panoptic_json, content)
     records = load_coco_format(name, metadata.json_file, metadata.image_root)
-    things, stuff = content.categories.thing_ids, content.categories.stuff_ids
+    things = content.categories.thing_ids
+    classes = things | content.categories.stuff_ids
     for record in records:
         annotation = content.annotations[record["image_id"]]
         png = annotation["file_name"]
@@ -156,7 +150,7 @@ def load_panoptic(name: str) -> list[dict[str, Any]]:
             {
                 **segment,
                 "isthing": segment["category_id"] in things,
-                "category_id": (things | stuff)[segment["category_id"]],
+                "category_id": classes[segment["category_id"]],
             }
             for segment in annotation["segments_info"]
         ]
@@ -164,11 +158,8 @@ def load_panoptic(name: str) -> list[dict[str, Any]]:
 
 
 def _warn_of_missing_entries(panoptic_json: str, content: PanopticJson) -> None:
-    missing = [
-        image["file_name"]
-        for key, image in content.images.items()
-        if key not in content.annotations
-    ]
+    images, annotated = content.images, content.annotations
+    missing = [image["file_name"] for key, image in images.items() if key not in annotated]
     if missing:
         total = len(content.images)
         message = (

@@ -5,15 +5,7 @@ from typing import Any
 
 
 def unique_names(names: Sequence[str], ids: Sequence[Any]) -> list[str]:
-    """Add the category id to every name that an earlier class has, as in "cat (id 12)".
-
-    Args:
-        names: of the classes.
-        ids: their category ids.
-
-    Returns:
-        As many names, all different.
-    """
+    """Add the category id to every name that an earlier class has, as in "cat (id 12)"."""
     found: list[str] = []
     taken = set(names)
     for name, key in zip(names, ids, strict=True):

@@ -20,31 +20,19 @@ class UnreadableImages:
     """The image files that a training has come to and could not read, each once."""
 
     def __init__(self, limit: int):
-        """Start without any.
-
-        Args:
-            limit: how many are tolerated.
-        """
+        """Start without any; up to `limit` are tolerated."""
         self.limit = limit
         self.reasons: dict[str, str] = {}
 
     def take_new(self, batch: Sequence[dict[str, Any]]) -> dict[str, str]:
-        """Take the notes out of a batch.
-
-        Returns:
-            Reasons by file, of the files that are not known yet.
-        """
+        """Take the notes out of a batch; reasons by file, of the files that are not known yet."""
         found: dict[str, str] = {}
         for sample in batch:
             found |= sample.pop(UNREADABLE, {})
         return {file: reason for file, reason in found.items() if file not in self.reasons}
 
     def add(self, found: Mapping[str, str]) -> None:
-        """Log and count files.
-
-        Raises:
-            DatasetError: there are more than the limit; it lists all.
-        """
+        """Log and count files; DatasetError, listing all, if there are more than the limit."""
         for file, reason in found.items():
             if file not in self.reasons:
                 self.reasons[file] = reason
@@ -57,12 +45,7 @@ class UnreadableImages:
 
 
 def too_many_unreadable(reasons: Mapping[str, str], limit: int) -> DatasetError:
-    """The error for more unreadable images than are tolerated, or than there are others.
-
-    Args:
-        reasons: by file.
-        limit: how many are tolerated.
-    """
+    """The error for more unreadable images than are tolerated, or than there are others."""
     count = "one image file" if len(reasons) == 1 else f"{len(reasons)} image files"
     why = f"and DATALOADER.MAX_UNREADABLE_IMAGES is {limit}"
     if len(reasons) <= limit:

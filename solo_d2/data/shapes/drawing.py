@@ -79,11 +79,6 @@ class _Object:
     left: int
     distance: FloatArray
 
-    @property
-    def area(self) -> int:
-        """Pixels of the whole object, the hidden and the cut part too."""
-        return int((self.distance < 0.0).sum())
-
     def windows(self, height: int, width: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
         """Where `distance` lies in the image, and which part of `distance` is in the image."""
         rows, columns = self.distance.shape
@@ -94,13 +89,7 @@ class _Object:
 
 
 def draw_image(seed: int, split: str, index: int) -> Drawing:
-    """Draw image `index` of a split; the same for the same three arguments, whatever else is drawn.
-
-    Args:
-        seed: of the data set, not negative.
-        split: one of SPLITS.
-        index: of the image, not negative.
-    """
+    """Draw image `index` of a split (of SPLITS); it depends on the three arguments alone."""
     streams = np.random.SeedSequence([seed, SPLITS.index(split), index]).spawn(2)
     places, paint = (np.random.default_rng(stream) for stream in streams)
     height, width = (int(side) for side in places.integers(*SIDE_RANGE, 2, endpoint=True))
@@ -136,11 +125,7 @@ def _stuff_map(rng: np.random.Generator, height: int, width: int) -> NDArray[np.
 def _place_objects(
     rng: np.random.Generator, height: int, width: int
 ) -> tuple[list[_Object], NDArray[np.int16]]:
-    """Place objects back to front.
-
-    Returns:
-        The objects, and (H, W) int16: which object is in sight at each pixel, -1 for none.
-    """
+    """Place objects back to front; the visible one at each pixel is (H, W) int16, -1 for none."""
     owner = np.full((height, width), -1, np.int16)
     objects: list[_Object] = []
     if rng.random() < EMPTY_SHARE:
@@ -160,7 +145,8 @@ def _place_objects(
 
 
 def _in_sight(item: _Object, visible: NDArray[np.bool_]) -> bool:
-    return int(visible.sum()) >= max(MIN_VISIBLE_PIXELS, MIN_VISIBLE_SHARE * item.area)
+    area = int((item.distance < 0.0).sum())
+    return int(visible.sum()) >= max(MIN_VISIBLE_PIXELS, MIN_VISIBLE_SHARE * area)
 
 
 def _random_object(

@@ -175,30 +175,24 @@ def _write_split(folder: Path, split: str, params: ShapesParams) -> None:
     indices = range(params.count(split))
     for index in tqdm(indices, f"shapes {split}", unit="image", mininterval=1.0):
         drawing = draw_image(params.seed, split, index)
-        image = _write_image(folder / split, index, drawing)
-        images.append(image)
+        images.append(_write_image(folder / split, index, drawing))
         objects = [
             {"category_id": int(thing) + 1, **describe_mask(mask)}
             for mask, thing in zip(drawing.masks, drawing.classes, strict=True)
         ]
         for item in objects:
-            instances.append({"id": len(instances) + 1, "image_id": image["id"], **item})
+            instances.append({"id": len(instances) + 1, "image_id": index + 1, **item})
         name = f"{index:012d}.png"
         segments = _write_panoptic(folder, split, name, drawing, objects)
-        panoptic.append({"image_id": image["id"], "file_name": name, "segments_info": segments})
-    common = {
-        "info": {"description": f"Generated shapes, {split}", **params.stamp()},
-        "licenses": [],
-        "images": images,
-    }
+        panoptic.append({"image_id": index + 1, "file_name": name, "segments_info": segments})
+    info = {"description": f"Generated shapes, {split}", **params.stamp()}
+    common = {"info": info, "licenses": [], "images": images}
     categories = [
         {"id": index + 1, "name": name, "supercategory": "shape"}
         for index, name in enumerate(THING_CLASSES)
     ]
-    for kind, annotations, classes in (
-        ("instances", instances, categories),
-        ("panoptic", panoptic, CATEGORIES),
-    ):
+    parts = ("instances", instances, categories), ("panoptic", panoptic, CATEGORIES)
+    for kind, annotations, classes in parts:
         content = {**common, "annotations": annotations, "categories": classes}
         (folder / "annotations" / f"{kind}_{split}.json").write_text(json.dumps(content))
 

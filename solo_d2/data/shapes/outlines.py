@@ -23,34 +23,16 @@ def _circle(num: int) -> FloatArray:
     return _arc(0.0, 2.0 * math.pi * (num - 1) / num, num)
 
 
-def _disc(_rng: np.random.Generator) -> Polygons:
-    return [_circle(40)]
-
-
-def _square(_rng: np.random.Generator) -> Polygons:
-    return [np.array([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])]
-
-
-def _triangle(rng: np.random.Generator) -> Polygons:
-    return [np.array([[rng.uniform(-0.2, 0.2), -1.0], [1.0, 0.75], [-1.0, 0.75]])]
-
-
 def _star(rng: np.random.Generator) -> Polygons:
     radius = np.where(np.arange(10) % 2 == 0, 1.0, rng.uniform(0.38, 0.46))
     return [_circle(10) * radius[:, None]]
 
 
-def _ring(rng: np.random.Generator) -> Polygons:
-    return [_circle(40), _circle(32) * rng.uniform(0.5, 0.62)]
-
-
 def _cross(rng: np.random.Generator) -> Polygons:
     a = rng.uniform(0.27, 0.36)
-    quarter = np.array([[a, -1.0], [a, -a], [1.0, -a]])
-    turn = np.array([[0.0, 1.0], [-1.0, 0.0]])
-    sides = [quarter]
+    sides = [np.array([[a, -1.0], [a, -a], [1.0, -a]])]
     for _ in range(3):
-        sides.append(sides[-1] @ turn)
+        sides.append(sides[-1] @ np.array([[0.0, 1.0], [-1.0, 0.0]]))
     return [np.concatenate(sides)]
 
 
@@ -66,26 +48,21 @@ def _crescent(rng: np.random.Generator) -> Polygons:
 
 # Name -> polygons. The order is the class index; category ids in the json are index + 1.
 OUTLINES: dict[str, Callable[[np.random.Generator], Polygons]] = {
-    "disc": _disc,
-    "square": _square,
-    "triangle": _triangle,
+    "disc": lambda _: [_circle(40)],
+    "square": lambda _: [np.array([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])],
+    "triangle": lambda rng: [np.array([[rng.uniform(-0.2, 0.2), -1.0], [1.0, 0.75], [-1.0, 0.75]])],
     "star": _star,
-    "ring": _ring,
+    "ring": lambda rng: [_circle(40), _circle(32) * rng.uniform(0.5, 0.62)],
     "cross": _cross,
     "crescent": _crescent,
 }
 
 
 def random_outline(rng: np.random.Generator, name: str, size: float) -> Polygons:
-    """Draw an outline with random details, stretch and rotation.
+    """Draw an outline of OUTLINES with random details, stretch and rotation.
 
-    Args:
-        rng: source of randomness.
-        name: a key of OUTLINES.
-        size: sqrt(width * height) of the outline's upright box, in pixels.
-
-    Returns:
-        Polygons of shape (V, 2), float64, x and y in pixels, their box centred on (0, 0).
+    Its upright box is centred on (0, 0) and has sqrt(width * height) = size, in pixels. Polygons
+    have shape (V, 2), float64, x and y in pixels.
     """
     polygons = OUTLINES[name](rng)
     stretch = math.exp(rng.uniform(-0.28, 0.28)) ** 0.5

@@ -18,34 +18,32 @@ def register_shapes(root: Path | str | None = None) -> None:
     """Register `shapes_train`, `shapes_val` and both with `_panoptic` behind the name.
 
     Nothing is read or written until one is loaded. Calling it again does nothing, or moves the data
-    sets where another folder is given. Other data sets that have one of the names keep it.
-
-    Args:
-        root: folder of the data set, `default_root()` if None.
+    sets where another folder than `default_root()` is given. Other data sets that have one of the
+    names keep it.
     """
     root = default_root() if root is None else Path(root)
     for split in SPLITS:
         json_file = root / "annotations" / f"instances_{split}.json"
-        paths = {"json_file": str(json_file), "image_root": str(root / split)}
+        common = {"json_file": str(json_file), "image_root": str(root / split)}
         _register(
             f"shapes_{split}",
-            functools.partial(_load_shapes, root, split),
+            functools.partial(_load, root, f"shapes_{split}"),
             thing_classes=list(THING_CLASSES),
             thing_colors=[list(colour) for colour in THING_COLORS],
             thing_dataset_id_to_contiguous_id={i + 1: i for i in range(len(THING_CLASSES))},
             stuff_classes=list(STUFF_CLASSES),
             evaluator_type="coco",
-            **paths,
+            **common,
         )
         _register(
             f"shapes_{split}_panoptic",
-            functools.partial(_load_panoptic, root, split),
+            functools.partial(_load, root, f"shapes_{split}_panoptic"),
             panoptic_json=str(root / "annotations" / f"panoptic_{split}.json"),
             panoptic_root=str(root / f"panoptic_{split}"),
             sem_seg_root=str(root / f"panoptic_stuff_{split}"),
             evaluator_type="coco_panoptic_seg",
             **split_categories("shapes", CATEGORIES).metadata(),
-            **paths,
+            **common,
         )
 
 
@@ -61,12 +59,9 @@ def _register(name: str, load: Callable[[], list[dict[str, Any]]], **metadata: A
     MetadataCatalog.get(name).set(made_on_first_use=True, **metadata)
 
 
-def _load_shapes(root: Path, split: str) -> list[dict[str, Any]]:
+def _load(root: Path, name: str) -> list[dict[str, Any]]:
     ensure_shapes(root)
-    metadata = MetadataCatalog.get(f"shapes_{split}")
-    return load_coco_format(f"shapes_{split}", metadata.json_file, metadata.image_root)
-
-
-def _load_panoptic(root: Path, split: str) -> list[dict[str, Any]]:
-    ensure_shapes(root)
-    return load_panoptic(f"shapes_{split}_panoptic")
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("panoptic_json") is not None:
+        return load_panoptic(name)
+    return load_coco_format(name, metadata.json_file, metadata.image_root)

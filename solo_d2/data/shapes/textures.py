@@ -106,17 +106,9 @@ OBJECT_PATTERNS = ("plain", "gradient", "stripes", "checks", "dots", "speckle")
 def object_pattern(
     rng: np.random.Generator, pattern: str, x: Image, y: Image, size: float
 ) -> Image:
-    """How much of an object's second colour each pixel gets.
+    """How much of an object's second colour each pixel gets: (H, W) float32 in [0, 1].
 
-    Args:
-        rng: source of randomness.
-        pattern: one of OBJECT_PATTERNS.
-        x: (1, W) pixels right of the object's centre.
-        y: (H, 1) pixels below the object's centre.
-        size: of the object, in pixels.
-
-    Returns:
-        (H, W) float32 in [0, 1].
+    x (1, W) and y (H, 1) are relative to the object's centre, size is the object's, all in pixels.
     """
     shape = np.broadcast_shapes(x.shape, y.shape)
     if pattern == "plain":
