@@ -21,6 +21,7 @@ from solo_d2.evaluation.cityscapes import CityscapesEvaluator
 from solo_d2.evaluation.coco_results import FastCOCOEvaluator
 from solo_d2.evaluation.contours import ContourEvaluator
 from solo_d2.evaluation.lvis_results import FastLVISEvaluator
+from solo_d2.evaluation.panoptic_quality import PanopticQualityEvaluator
 from solo_d2.evaluation.semantic import WholeSemSegEvaluator
 from solo_d2.utils.errors import ConfigError, DatasetError
 
@@ -115,14 +116,6 @@ def _with_panoptic(
     check_datasets([dataset_name])
     if not is_panoptic(cfg):
         return build_instances(cfg, dataset_name, output_folder)
-    # Imported here, so that instance segmentation does without panopticapi.
-    try:
-        from solo_d2.evaluation.panoptic_quality import PanopticQualityEvaluator
-    except ImportError as error:
-        raise ConfigError(
-            "Evaluating panoptic segmentation needs the package panopticapi, which `make setup` "
-            f"installs ({error})"
-        ) from error
     # Its list of files makes or converts the data set where that has not been done.
     stuff = WholeSemSegEvaluator(dataset_name, output_dir=output_folder)
     return DatasetEvaluators(

@@ -1,43 +1,37 @@
-"""Panoptic quality (PQ, arXiv:1801.00868), by panopticapi.
+"""Panoptic quality (PQ, arXiv:1801.00868), counted as panopticapi does, image by image.
 
-Differs from Detectron2's COCOPanopticEvaluator: a bounded number of threads instead of a process
-for every core; NaN where panopticapi divides by zero, for a group of classes (things, stuff) that
-is neither in the ground truth nor predicted; metrics of each class.
+N segments of the ground truth and M predicted segments of an image, C categories: things, then
+stuff.
 """
 
-import contextlib
-import io
-import itertools
 import json
 import logging
 import math
 import os
-import tempfile
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import COCOPanopticEvaluator
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
-from panopticapi.evaluation import PQStat, pq_compute_single_core
-from PIL import Image
+from numpy.typing import NDArray
 from tabulate import tabulate
 
 from solo_d2.data.coco_json import some
 from solo_d2.data.panoptic_conversion import stuff_name
 from solo_d2.data.panoptic_json import (
-    PanopticJson,
     check_segments,
+    locate_segments,
     read_panoptic_json,
     read_png_size,
     read_segment_ids,
     require_size,
-    write_segment_ids,
 )
 from solo_d2.data.unique_names import unique_names
 from solo_d2.data.whole_folder import only_writer, whole_folder
@@ -46,21 +40,16 @@ from solo_d2.utils.errors import DatasetError
 
 logger = logging.getLogger(__name__)
 
-# Suffixes of the metrics of each group, as Detectron2's, and whether its classes are things.
-_GROUPS: dict[str, bool | None] = {"": None, "_th": True, "_st": False}
-_METRICS = ("pq", "sq", "rq")
-# Below the evaluator's output folder, where predictions are kept.
-KEPT = "panoptic"
-PREDICTIONS = "predictions"
+_METRICS = ("PQ", "SQ", "RQ")
 
 
-class PanopticQualityEvaluator(COCOPanopticEvaluator):
+class PanopticQualityEvaluator(DatasetEvaluator):
     """PQ, SQ and RQ of all classes, of things, of stuff and of each class."""
 
     def __init__(
         self, dataset_name: str, output_dir: str | None = None, *, keep_predictions: bool = False
     ) -> None:
-        """Make the evaluator.
+        """Read the panoptic json.
 
         Args:
             dataset_name: with panoptic_json and panoptic_root in its metadata.
@@ -71,36 +60,45 @@ class PanopticQualityEvaluator(COCOPanopticEvaluator):
         Raises:
             DatasetError: the panoptic json cannot be used, or PNGs are missing.
         """
-        super().__init__(dataset_name, output_dir)
-        self._dataset_name = dataset_name
         metadata = MetadataCatalog.get(dataset_name)
-        self._truth = read_panoptic_json(
-            metadata.panoptic_json, dataset_name, metadata.panoptic_root
-        )
-        self._json_file = metadata.panoptic_json
-        self._truth_folder = metadata.panoptic_root
-        self._keep = keep_predictions
-        _require_pngs(self._truth, self._json_file, self._truth_folder)
+        self._dataset_name = dataset_name
+        self._json_file, self._png_root = metadata.panoptic_json, metadata.panoptic_root
+        self._truth = read_panoptic_json(self._json_file, dataset_name, self._png_root)
+        self._categories = [*self._truth.categories.things, *self._truth.categories.stuff]
+        self._index = {category["id"]: index for index, category in enumerate(self._categories)}
+        self._folder = Path(output_dir) / "panoptic" if output_dir and keep_predictions else None
+        self.reset()
+        names = [annotation["file_name"] for annotation in self._truth.annotations.values()]
+        missing = [name for name in names if not os.path.isfile(self._png(name))]
+        if missing:
+            raise DatasetError(
+                f"{len(missing)} of the {len(names)} panoptic PNGs of {self._json_file} are "
+                f"missing in {os.path.abspath(self._png_root)}: {some(missing)}"
+            )
+
+    def reset(self) -> None:
+        """Forget all predictions."""
+        self._counts: dict[Any, NDArray[np.float64]] = {}  # by image id
+        self._kept: list[tuple[dict[str, Any], bytes]] = []  # annotations and PNGs
 
     def check_truth(self) -> None:
-        """Check that PNGs and json belong together, as `evaluate` needs it.
+        """Check that PNGs and json belong together.
 
-        Of PNGs that are older than their conversion, which has checked them, only the header is
+        Only the headers of PNGs that are older than their conversion, which has checked them, are
         read.
 
         Raises:
             DatasetError: a PNG cannot be used, or differs from the json in size or segments.
         """
         metadata = MetadataCatalog.get(self._dataset_name)
-        made = bool(metadata.get("made_on_first_use"))
-        converted = os.path.getmtime(metadata.json_file) if made else -math.inf
-        if not made:
-            records = DatasetCatalog.get(self._dataset_name)
-            self._require_same_images([record["image_id"] for record in records])
+        converted = -math.inf
+        if metadata.get("made_on_first_use"):
+            converted = os.path.getmtime(metadata.json_file)
+        else:
+            self._require_same_images()
 
         def check(item: tuple[Any, dict[str, Any]]) -> None:
-            file = os.path.join(self._truth_folder, item[1]["file_name"])
-            image = self._truth.images[item[0]]
+            file, image = self._png(item[1]["file_name"]), self._truth.images[item[0]]
             if os.path.getmtime(file) > converted:
                 check_segments(file, image, item[1]["segments_info"])
             else:
@@ -110,52 +108,79 @@ class PanopticQualityEvaluator(COCOPanopticEvaluator):
             for _ in pool.map(check, self._truth.annotations.items()):
                 pass
 
-    def _require_same_images(self, image_ids: list[Any]) -> None:
+    def _require_same_images(self) -> None:
+        listed = [record["image_id"] for record in DatasetCatalog.get(self._dataset_name)]
         annotated = self._truth.annotations
-        without = [key for key in image_ids if key not in annotated]
-        absent = sorted(annotated.keys() - set(image_ids), key=str)
         for ids, problem in (
-            (without, "has no annotation of images of the data set"),
-            (absent, "has annotations of images that the data set does not list"),
+            ([key for key in listed if key not in annotated], "has no annotation of images of the"),
+            (
+                sorted(annotated.keys() - set(listed), key=str),
+                "has annotations of images that are not in the",
+            ),
         ):
             if ids:
                 raise DatasetError(
-                    f"{self._json_file} {problem}: image ids {some(ids)}. Do the files of the data "
-                    "set belong together?"
+                    f"{self._json_file} {problem} data set: image ids {some(ids)}. Do the files of "
+                    "the data set belong together?"
                 )
+
+    def _png(self, name: str) -> str:
+        return os.path.join(self._png_root, name)
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Add the predictions of some images; `outputs` stays as it is.
+        """Compare the predictions of some images with the ground truth.
 
-        An empty output stands for an image without a segment.
+        Args:
+            inputs: with image_id and file_name.
+            outputs: with panoptic_seg, unchanged; empty for an image without a segment.
 
         Raises:
-            DatasetError: an image is not in the panoptic json, or has another size there.
+            DatasetError: an image is not in the panoptic json or has another size there, its PNG
+                cannot be used, or a predicted segment has no pixel.
         """
         for image, output in zip(inputs, outputs, strict=True):
-            truth = self._truth.annotations.get(image["image_id"])
-            if truth is None:
+            key = image["image_id"]
+            if key not in self._truth.annotations:
                 raise DatasetError(
-                    f"{self._json_file} has no annotation of image {image['image_id']!r} "
+                    f"{self._json_file} has no annotation of image {key!r} "
                     f"({image['file_name']}). Do the files of the data set belong together?"
                 )
-            info = self._truth.images[image["image_id"]]
-            if "panoptic_seg" in output:
-                ids, segments = output["panoptic_seg"]
-            else:
-                ids, segments = torch.zeros(info["height"], info["width"], dtype=torch.int32), []
-            if tuple(ids.shape) != (info["height"], info["width"]):
-                raise DatasetError(
-                    f"{image['file_name']} has {ids.shape[0]} x {ids.shape[1]} pixels (height x "
-                    f"width), {self._json_file} says {info['height']} x {info['width']}"
-                )
-            copies = [{key: s[key] for key in ("id", "isthing", "category_id")} for s in segments]
-            super().process([image], [{"panoptic_seg": (ids, copies)}])
-            # Unlike Detectron2's, unique also where images in different folders have one name.
-            self._predictions[-1]["file_name"] = stuff_name(truth["file_name"])
+            info = self._truth.images[key]
+            size = info["height"], info["width"]
+            ids, segments = output.get("panoptic_seg", (torch.zeros(size, dtype=torch.int32), []))
+            require_size(image["file_name"], ids.shape, info)
+            self._compare(key, ids.cpu().numpy().astype(np.int32), segments)
+
+    def _compare(self, key: Any, ids: NDArray[np.int32], segments: list[dict[str, Any]]) -> None:
+        truth = self._truth.annotations[key]
+        first_stuff = len(self._truth.categories.things)
+        classes = [  # stuff label 0 means all things
+            s["category_id"] if s["isthing"] else first_stuff + s["category_id"] - 1
+            for s in segments
+        ]
+        png = self._png(truth["file_name"])
+        self._counts[key] = count_segments(
+            locate_segments(png, read_segment_ids(png), truth["segments_info"]),
+            [self._index[s["category_id"]] for s in truth["segments_info"]],
+            [bool(s["iscrowd"]) for s in truth["segments_info"]],
+            locate_segments(f"The prediction of image {key!r}", ids, segments),
+            classes,
+            num_classes=len(self._categories),
+        )
+        if self._folder is not None:
+            found = [
+                {"id": s["id"], "category_id": self._categories[index]["id"]}
+                for s, index in zip(segments, classes, strict=True)
+            ]
+            # Unlike the image's name, unique.
+            name = stuff_name(truth["file_name"])
+            entry = {"image_id": key, "file_name": name, "segments_info": found}
+            blue_first = ids.view(np.uint8).reshape(*ids.shape, 4)[..., 2::-1]
+            png = cv2.imencode(".png", np.ascontiguousarray(blue_first))[1].tobytes()
+            self._kept.append((entry, png))
 
     def evaluate(self) -> "OrderedDict[str, dict[str, float]] | None":
-        """Compare all predictions with the ground truth.
+        """Put the counts of all images together; all processes must call it.
 
         Returns:
             {"panoptic_seg": metrics} in percent on the main process: PQ, SQ and RQ; the same with
@@ -164,166 +189,110 @@ class PanopticQualityEvaluator(COCOPanopticEvaluator):
             that is mostly void does not count).
 
         Raises:
-            DatasetError: an image has no prediction, or a PNG of the ground truth cannot be used.
+            DatasetError: an image has no prediction.
         """
-        comm.synchronize()
-        gathered = comm.gather(self._predictions)
+        gathered, kept = comm.gather(self._counts), comm.gather(self._kept)
         if not comm.is_main_process():
             return None
-        predictions = {item["image_id"]: item for item in itertools.chain(*gathered)}
-        missing = [key for key in self._truth.annotations if key not in predictions]
+        counts = {key: value for part in gathered for key, value in part.items()}
+        missing = [key for key in self._truth.annotations if key not in counts]
         if missing:
             raise DatasetError(
                 f"{len(missing)} of the {len(self._truth.annotations)} images of {self._json_file} "
                 f"have no prediction: image ids {some(missing)}"
             )
-        with self._prediction_folder() as folder:
-            pairs = _write_predictions(folder, self._truth, predictions)
-            stat = self._count(pairs, folder / PREDICTIONS)
-        categories = {
-            category["id"]: category
-            for category in (*self._truth.categories.things, *self._truth.categories.stuff)
-        }
-        metrics = panoptic_metrics(stat, categories)
+        if self._folder is not None:
+            predictions = {item[0]["image_id"]: item for part in kept for item in part}
+            self._write(self._folder, predictions)
+        nothing = np.zeros((len(self._categories), 4))
+        metrics = self._metrics(sum((counts[key] for key in self._truth.annotations), nothing))
         logger.info("Panoptic quality:\n%s", format_metrics(metrics))
         return OrderedDict(panoptic_seg=metrics)
 
-    @contextlib.contextmanager
-    def _prediction_folder(self) -> Iterator[Path]:
-        if self._keep and self._output_dir is not None:
-            root = Path(self._output_dir) / KEPT
-            with only_writer(root), whole_folder(root) as folder:
-                yield folder
-        else:
-            with tempfile.TemporaryDirectory(prefix="panoptic_eval") as temporary:
-                yield Path(temporary)
+    def _write(self, folder: Path, predictions: dict[Any, tuple[dict[str, Any], bytes]]) -> None:
+        """Write predictions in COCO's panoptic format, in the order of the json."""
+        with only_writer(folder), whole_folder(folder) as work:
+            for key in self._truth.annotations:
+                entry, png = predictions[key]
+                file = work / "predictions" / entry["file_name"]
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(png)
+            entries = [predictions[key][0] for key in self._truth.annotations]
+            (work / "predictions.json").write_text(json.dumps({"annotations": entries}))
 
-    def _count(self, pairs: Sequence[tuple[Any, Any]], folder: Path) -> PQStat:
-        """Count the matches of all images by panopticapi."""
-        categories = {
-            **self._truth.categories.thing_ids,
-            **self._truth.categories.stuff_ids,
-        }
-        workers = num_workers()
-        logger.info("Counting panoptic matches in %d images, %d threads", len(pairs), workers)
-
-        def count(pair: tuple[Any, Any]) -> PQStat:
-            try:
-                pair = _with_areas(pair[0], self._truth_folder), pair[1]
-                with _folder_of_rgb(pair[0]["file_name"], self._truth_folder) as truth_folder:
-                    return pq_compute_single_core(
-                        0, [pair], truth_folder, os.fspath(folder), categories
-                    )
-            except DatasetError:
-                raise
-            except Exception as error:
-                raise DatasetError(
-                    f"{os.path.join(self._truth_folder, pair[0]['file_name'])} cannot be compared "
-                    f"with the prediction of image {pair[0]['image_id']!r}: "
-                    f"{type(error).__name__}: {error}"
-                ) from error
-
-        stat = PQStat()
-        # It prints lines for each image, and a traceback before it raises.
-        silence = io.StringIO()
-        with (
-            contextlib.redirect_stdout(silence),
-            contextlib.redirect_stderr(silence),
-            ThreadPoolExecutor(workers) as pool,
+    def _metrics(self, counts: NDArray[np.float64]) -> dict[str, float]:
+        """Compute metrics in percent from the counts of all images."""
+        iou, tp, fp, fn = counts.T
+        with np.errstate(invalid="ignore"):  # NaN for absent classes
+            total = tp + fp / 2 + fn / 2
+            rq = tp / total
+            sq = np.where(total > 0, iou / np.maximum(tp, 1), math.nan)
+            rows = 100 * np.stack([iou / total, sq, rq])
+        num_things = len(self._truth.categories.things)
+        metrics = {}
+        for suffix, group in (
+            ("", slice(None)),
+            ("_th", slice(num_things)),
+            ("_st", slice(num_things, None)),
         ):
-            for part in pool.map(count, pairs):
-                stat += part
-        return stat
+            present = rows[:, group][:, total[group] > 0]
+            values = present.mean(axis=1) if present.size else [math.nan] * len(_METRICS)
+            metrics |= {k + suffix: float(v) for k, v in zip(_METRICS, values, strict=True)}
+        names = unique_names([c["name"] for c in self._categories], list(self._index))
+        for name, values in zip(names, rows.T, strict=True):
+            metrics |= {f"{k}-{name}": float(v) for k, v in zip(_METRICS, values, strict=True)}
+        return metrics
 
 
-def _with_areas(annotation: dict[str, Any], folder: str) -> dict[str, Any]:
-    """Return an image's annotation with the areas of its PNG; the json's may be wrong."""
-    ids = read_segment_ids(os.path.join(folder, annotation["file_name"]))
-    areas = dict(
-        zip(*(array.tolist() for array in np.unique(ids, return_counts=True)), strict=True)
-    )
-    segments = annotation["segments_info"]
-    return {**annotation, "segments_info": [{**s, "area": areas.get(s["id"], 0)} for s in segments]}
+def count_segments(
+    truth: NDArray[np.intp],
+    truth_classes: Sequence[int],
+    crowd: Sequence[bool],
+    predicted: NDArray[np.intp],
+    predicted_classes: Sequence[int],
+    *,
+    num_classes: int,
+) -> NDArray[np.float64]:
+    """Match the segments of an image, and count.
 
-
-@contextlib.contextmanager
-def _folder_of_rgb(name: str, folder: str) -> Iterator[str]:
-    """Yield the folder of a PNG, or of a copy in RGB if it has a palette."""
-    file = os.path.join(folder, name)
-    with Image.open(file) as image:
-        palette = image.mode == "P"
-    if not palette:
-        yield folder
-        return
-    with tempfile.TemporaryDirectory(prefix="panoptic_truth") as temporary:
-        (Path(temporary) / name).parent.mkdir(parents=True, exist_ok=True)
-        write_segment_ids(Path(temporary) / name, read_segment_ids(file))
-        yield temporary
-
-
-def _require_pngs(truth: PanopticJson, json_file: str, folder: str) -> None:
-    names = [annotation["file_name"] for annotation in truth.annotations.values()]
-    missing = [name for name in names if not os.path.isfile(os.path.join(folder, name))]
-    if missing:
-        raise DatasetError(
-            f"{len(missing)} of the {len(names)} panoptic PNGs of {json_file} are missing in "
-            f"{os.path.abspath(folder)}: {some(missing)}"
-        )
-
-
-def _write_predictions(
-    folder: Path, truth: PanopticJson, predictions: dict[Any, dict[str, Any]]
-) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Write predictions in COCO's format; return pairs of annotations, truth and prediction."""
-    pairs = []
-    for key, annotation in truth.annotations.items():
-        prediction = {k: v for k, v in predictions[key].items() if k != "png_string"}
-        file = folder / PREDICTIONS / prediction["file_name"]
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(predictions[key]["png_string"])
-        pairs.append((annotation, prediction))
-    content = {"annotations": [prediction for _, prediction in pairs]}
-    (folder / f"{PREDICTIONS}.json").write_text(json.dumps(content))
-    return pairs
-
-
-def panoptic_metrics(stat: PQStat, categories: dict[int, dict[str, Any]]) -> dict[str, float]:
-    """Compute the metrics in percent, see `PanopticQualityEvaluator.evaluate`.
+    A predicted segment matches one of its class if their IoU, without void, is over 0.5. One that
+    is mostly void or crowd of its class does not count.
 
     Args:
-        stat: what panopticapi counted.
-        categories: by id, with `name` and `isthing`.
+        truth: (H, W) segment of each pixel, 0 to N - 1; -1 for void.
+        truth_classes: N class indices.
+        crowd: N flags.
+        predicted: (H, W), likewise of the prediction.
+        predicted_classes: M class indices.
+        num_classes: C.
+
+    Returns:
+        (C, 4) sum of IoUs of matches, their number, unmatched predictions, unmatched truth.
     """
-    present = {
-        key: category
-        for key, category in categories.items()
-        if stat[key].tp + stat[key].fp + stat[key].fn > 0
-    }
-    metrics: dict[str, float] = {}
-    for suffix, isthing in _GROUPS.items():
-        # panopticapi divides by the number of present classes.
-        empty = not any(isthing in (None, bool(c["isthing"])) for c in present.values())
-        average = {} if empty else stat.pq_average(present, isthing)[0]
-        for key in _METRICS:
-            metrics[f"{key.upper()}{suffix}"] = 100 * float(average.get(key, math.nan))
-    of_class = stat.pq_average(present, None)[1] if present else {}
-    names = unique_names([c["name"] for c in categories.values()], list(categories))
-    for key, name in zip(categories, names, strict=True):
-        for metric in _METRICS:
-            value = of_class[key][metric] if key in of_class else math.nan
-            metrics[f"{metric.upper()}-{name}"] = 100 * float(value)
-    return metrics
+    classes, predicted_classes = (np.array(x, np.int64) for x in (truth_classes, predicted_classes))
+    is_crowd = np.array(crowd, bool)
+    rows, columns = len(classes) + 1, len(predicted_classes) + 1
+    pairs = (truth + 1) * columns + predicted + 1
+    shared = np.bincount(pairs.ravel(), minlength=rows * columns).reshape(rows, columns)
+    areas, predicted_areas = shared.sum(axis=1)[1:], shared.sum(axis=0)[1:]
+    void, shared = shared[0, 1:], shared[1:, 1:]
+    iou = shared / (areas[:, None] + predicted_areas - shared - void)
+    same = classes[:, None] == predicted_classes
+    match = (iou > 0.5) & same & ~is_crowd[:, None]
+    ignored = void + np.where(same & is_crowd[:, None], shared, 0).sum(axis=0)
+    wrong = ~match.any(axis=0) & (ignored / predicted_areas <= 0.5)
+    found = classes[match.nonzero()[0]]
+    missed = classes[~match.any(axis=1) & ~is_crowd]
+    numbers = [
+        np.bincount(x, minlength=num_classes) for x in (found, predicted_classes[wrong], missed)
+    ]
+    return np.stack([np.bincount(found, iou[match], num_classes), *numbers], axis=1)
 
 
 def format_metrics(metrics: dict[str, float]) -> str:
     """Format the metrics of groups and of the classes that are present."""
     titles = {"": "all", "_th": "things", "_st": "stuff"}
-    columns = [key.upper() for key in _METRICS]
-    rows = [[title, *(metrics[c + suffix] for c in columns)] for suffix, title in titles.items()]
     names = [key.partition("-")[2] for key in metrics if key.startswith("PQ-")]
-    rows += [
-        [name, *(metrics[f"{c}-{name}"] for c in columns)]
-        for name in names
-        if not math.isnan(metrics[f"PQ-{name}"])
-    ]
-    return str(tabulate(rows, ["", *columns], tablefmt="pipe", floatfmt=".1f"))
+    titles |= {f"-{name}": name for name in names if not math.isnan(metrics[f"PQ-{name}"])}
+    rows = [[title, *(metrics[k + suffix] for k in _METRICS)] for suffix, title in titles.items()]
+    return str(tabulate(rows, ["", *_METRICS], tablefmt="pipe", floatfmt=".1f"))

@@ -1,9 +1,10 @@
-"""Panoptic quality: hand-made cases, panopticapi's own verdict, absent groups, broken files."""
+"""Panoptic quality: hand-made cases, panopticapi's own figures, absent groups, broken files."""
 
 import contextlib
 import io
 import json
 import math
+import multiprocessing
 
 import numpy as np
 import pytest
@@ -11,18 +12,22 @@ import torch
 
 pytestmark = pytest.mark.detectron2
 pytest.importorskip("detectron2")
-
-import multiprocessing  # noqa: E402
+pytest.importorskip("panopticapi")
 
 from detectron2.data import DatasetCatalog  # noqa: E402
 from detectron2.structures import Boxes, Instances  # noqa: E402
-from panopticapi.evaluation import pq_compute  # noqa: E402
+from panopticapi.evaluation import pq_compute, pq_compute_single_core  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from solo_d2.data import register_panoptic_format  # noqa: E402
+from solo_d2.data.panoptic_json import locate_segments  # noqa: E402
 from solo_d2.evaluation import build_evaluator  # noqa: E402
-from solo_d2.evaluation.panoptic_quality import PanopticQualityEvaluator, format_metrics  # noqa: E402
-from solo_d2.utils.errors import ConfigError, DatasetError  # noqa: E402
+from solo_d2.evaluation.panoptic_quality import (  # noqa: E402
+    PanopticQualityEvaluator,
+    count_segments,
+    format_metrics,
+)
+from solo_d2.utils.errors import DatasetError  # noqa: E402
 from tests import panoptic_files as files  # noqa: E402
 from tests.modeling.tiny import tiny_config  # noqa: E402
 
@@ -84,7 +89,7 @@ def test_ground_truth_against_itself(dataset, tmp_path):
     assert not (tmp_path / "out" / "panoptic").exists()
 
 
-@pytest.mark.parametrize("area", [None, 1, -5, 10**30, "12", []])
+@pytest.mark.parametrize("area", [None, -5, 10**30, "12", []])
 def test_areas_are_those_of_the_png(dataset, tmp_path, area):
     dataset(lambda content: content["annotations"][0]["segments_info"][1].update(area=area))
     assert evaluate(truth_of_both(), tmp_path)["PQ"] == 100
@@ -182,36 +187,77 @@ def test_kept_predictions_are_read_back_by_panopticapi(dataset, tmp_path, monkey
         )
     for suffix, group in (("", "All"), ("_th", "Things"), ("_st", "Stuff")):
         for key in ("PQ", "SQ", "RQ"):
-            assert figures[key + suffix] == 100 * theirs[group][key.lower()]
-    assert figures["PQ-sky"] == 100 * theirs["per_class"][21]["pq"]
+            assert figures[key + suffix] == pytest.approx(100 * theirs[group][key.lower()])
+    assert figures["PQ-sky"] == pytest.approx(100 * theirs["per_class"][21]["pq"])
 
 
-def without(kind):
-    """A change of the json that takes the segments of one kind away."""
+@pytest.mark.parametrize("seed", range(20))
+def test_counts_equal_those_of_panopticapi(tmp_path, seed):
+    rng = np.random.default_rng(seed)
+    truth = np.repeat(np.repeat(rng.integers(-1, 8, (4, 5)), 6, 0), 6, 1)
+    moved = np.where(rng.random(truth.shape) < 0.2, rng.integers(-1, 8, truth.shape), truth)
+    for name, ids in (("truth", truth), ("predicted", moved)):
+        Image.fromarray(files.id_pixels(ids + 1)).save(tmp_path / f"{name}.png")
+    # Of a class at most one crowd region.
+    classes, crowd = np.array([0, 1, 2, 3, 0, 1, 2, 3]), np.arange(8) < rng.integers(5)
+    theirs = np.where(rng.random(8) < 0.8, classes, rng.integers(0, 4, 8))
+    segments = [
+        {"id": i + 1, "category_id": int(classes[i]), "iscrowd": int(crowd[i]), "area": int(n)}
+        for i in range(8)
+        if (n := (truth == i).sum())
+    ]
+    found = [{"id": i + 1, "category_id": int(theirs[i])} for i in range(8) if (moved == i).any()]
+    with contextlib.redirect_stdout(io.StringIO()):
+        stat = pq_compute_single_core(
+            0,
+            [
+                (
+                    {"image_id": 1, "file_name": "truth.png", "segments_info": segments},
+                    {"image_id": 1, "file_name": "predicted.png", "segments_info": found},
+                )
+            ],
+            str(tmp_path),
+            str(tmp_path),
+            dict.fromkeys(range(4)),
+        )
 
-    def change(content):
-        kinds = {category["id"]: category["isthing"] for category in content["categories"]}
-        for annotation in content["annotations"]:
-            annotation["segments_info"] = [
-                s for s in annotation["segments_info"] if kinds[s["category_id"]] != kind
-            ]
+    def places(ids, listed):
+        return locate_segments("", (ids + 1).astype(np.int32), listed)
 
-    return change
+    counts = count_segments(
+        places(truth, segments),
+        [s["category_id"] for s in segments],
+        [s["iscrowd"] for s in segments],
+        places(moved, found),
+        [s["category_id"] for s in found],
+        num_classes=4,
+    )
+    expected = [[stat[c].iou, stat[c].tp, stat[c].fp, stat[c].fn] for c in range(4)]
+    np.testing.assert_allclose(counts, expected, rtol=1e-12)
+
+
+def reduce(root, kind):
+    """Take the segments of things (1) or stuff (0) out of the json and the PNGs."""
+    content = json.loads((root / "panoptic.json").read_text())
+    kinds = {category["id"]: category["isthing"] for category in content["categories"]}
+    for annotation in content["annotations"]:
+        segments = annotation["segments_info"]
+        segments[:] = [s for s in segments if kinds[s["category_id"]] != kind]
+        file = root / "panoptic" / annotation["file_name"]
+        ids = np.asarray(Image.open(file)).astype(int) @ [1, 256, 65536]
+        listed = np.isin(ids, [s["id"] for s in segments])
+        Image.fromarray(files.id_pixels(np.where(listed, ids, 0))).save(file)
+    (root / "panoptic.json").write_text(json.dumps(content))
 
 
 @pytest.mark.parametrize(("kind", "absent", "present"), [(1, "_th", "_st"), (0, "_st", "_th")])
 def test_a_group_without_a_class_is_nan(dataset, tmp_path, kind, absent, present):
-    root = tmp_path / "data"
-    dataset()
-    _reduce(root, without(kind))
+    reduce(dataset(), kind)
     predictions = truth_of_both()
-    for output in predictions:
-        ids, segments = output["panoptic_seg"]
-        kept = [s for s in segments if s["isthing"] != bool(kind)]
-        for s in segments:
-            if s not in kept:
-                ids[ids == s["id"]] = 0
-        output["panoptic_seg"] = ids, kept
+    for ids, segments in (output["panoptic_seg"] for output in predictions):
+        for s in [s for s in segments if s["isthing"] == bool(kind)]:
+            segments.remove(s)
+            ids[ids == s["id"]] = 0
     figures = evaluate(predictions, tmp_path)
     for key in ("PQ", "SQ", "RQ"):
         assert math.isnan(figures[key + absent])
@@ -219,24 +265,11 @@ def test_a_group_without_a_class_is_nan(dataset, tmp_path, kind, absent, present
 
 
 def test_nothing_at_all_is_nan(dataset, tmp_path):
-    dataset()
-    _reduce(tmp_path / "data", without(1))
-    _reduce(tmp_path / "data", without(0))
+    root = dataset()
+    reduce(root, 1)
+    reduce(root, 0)
     figures = evaluate([prediction(np.zeros((4, 6), int))] * 2, tmp_path)
     assert all(math.isnan(value) for value in figures.values())
-
-
-def _reduce(root, change):
-    """Change the json of a data set and blank what it no longer lists in the PNGs."""
-    content = json.loads((root / "panoptic.json").read_text())
-    change(content)
-    (root / "panoptic.json").write_text(json.dumps(content))
-    for annotation in content["annotations"]:
-        file = root / "panoptic" / annotation["file_name"]
-        pixels = np.asarray(Image.open(file)).astype(int)
-        ids = pixels @ [1, 256, 65536]
-        listed = np.isin(ids, [s["id"] for s in annotation["segments_info"]])
-        Image.fromarray(files.id_pixels(np.where(listed, ids, 0))).save(file)
 
 
 # --- errors
@@ -266,23 +299,19 @@ def test_images_that_do_not_fit_the_json(dataset, image, size, message):
 def test_missing_and_damaged_pngs_of_the_ground_truth(dataset, tmp_path):
     file = dataset() / "panoptic" / "2.png"
     file.write_bytes(b"no png")
-    # Predictions are kept whole or not at all.
     with pytest.raises(DatasetError, match=r"2\.png cannot be read: Unidentified"):
-        evaluate(truth_of_both(), tmp_path, keep_predictions=True)
-    assert [path.name for path in (tmp_path / "out").iterdir()] == [".panoptic.lock"]
+        evaluate(truth_of_both(), tmp_path)
     file.unlink()
     with pytest.raises(DatasetError, match=r"1 of the 2 panoptic PNGs .* 2\.png"):
         PanopticQualityEvaluator(NAME)
 
 
-def test_a_segment_that_is_not_in_the_prediction(dataset, tmp_path, capfd):
+def test_a_segment_that_is_not_in_the_prediction(dataset, tmp_path):
     dataset()
     predictions = truth_of_both()
     predictions[0]["panoptic_seg"][1].append(segment(77, 0, True))
-    with pytest.raises(DatasetError, match=r"1\.png cannot be compared .*\[77\] are presented in"):
+    with pytest.raises(DatasetError, match="prediction of image 1 has no pixel .* 77"):
         evaluate(predictions, tmp_path)
-    printed = capfd.readouterr()
-    assert "Traceback" not in printed.out + printed.err
 
 
 # --- all figures in one run
@@ -358,8 +387,7 @@ def test_an_image_that_could_not_be_read_has_no_segment(dataset, tmp_path):
 
 def test_an_absent_group_costs_no_other_figure(dataset, tmp_path):
     root = dataset()
-    _reduce(root, without(0))
-    DatasetCatalog.get(NAME)
+    reduce(root, 0)
     results = run(build_evaluator(config(tmp_path), NAME), root)
     assert results["segm"]["AP"] == pytest.approx(100)
     # No stuff in the ground truth, so what was predicted there lies in void and does not count.
@@ -380,13 +408,3 @@ def test_a_model_of_instances_alone_is_evaluated_on_them(dataset, tmp_path):
 def test_standard_panoptic_data_sets_are_refused(tmp_path):
     with pytest.raises(DatasetError, match="name 'coco_2017_val_panoptic_separated'"):
         build_evaluator(config(tmp_path), "coco_2017_val_panoptic")
-
-
-def test_missing_panopticapi_is_named(dataset, tmp_path, monkeypatch):
-    import sys
-
-    dataset()
-    monkeypatch.delitem(sys.modules, "solo_d2.evaluation.panoptic_quality")
-    monkeypatch.setitem(sys.modules, "panopticapi.evaluation", None)
-    with pytest.raises(ConfigError, match="needs the package panopticapi"):
-        build_evaluator(config(tmp_path), NAME)
