@@ -22,8 +22,14 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import Params
 
-from solo_d2.data.segmentations import clean_segmentation, is_number
-from solo_d2.utils.errors import ConfigError, DatasetError, first_line, shown
+from solo_d2.data.segmentations import (
+    clean_segmentation,
+    is_box,
+    is_number,
+    segmentation_box,
+    to_rle,
+)
+from solo_d2.utils.errors import ConfigError, DatasetError, shown
 
 # An annotation or prediction in COCO's format.
 Annotation = dict[str, Any]
@@ -33,6 +39,8 @@ Curves = tuple[NDArray[np.float64], NDArray[np.float64]]
 # IoU types, and the key of a prediction that each compares.
 _SHAPE = {"bbox": "bbox", "segm": "segmentation"}
 IOU_TYPES = tuple(_SHAPE)
+# What evaluators read of an annotation, ids apart.
+_COMPARED = ("iscrowd", "area", "bbox", "segmentation")
 # Evaluators with pycocotools' interface, the fastest first: module and class.
 BACKENDS = {
     "detectron2": ("detectron2.evaluation.fast_eval_api", "COCOeval_opt"),
@@ -74,137 +82,48 @@ def load_backend(name: str) -> tuple[str, Callable[..., Any]]:
     ) from problem
 
 
-class ImageIndex:
-    """The images of a data set in the order of their ids.
-
-    Evaluators in C++ take integer ids, but ids may be texts: an image's place stands for its id.
-
-    Attributes:
-        place: of each image id.
-        sizes: height and width of the image at each place.
-    """
-
-    def __init__(self, images: Iterable[Mapping[str, Any]]):
-        """Sort images, which have `id`, `height` and `width`."""
-        ordered = sorted(images, key=lambda image: (isinstance(image["id"], str), image["id"]))
-        self.place = {image["id"]: place for place, image in enumerate(ordered)}
-        self.sizes = [(image["height"], image["width"]) for image in ordered]
-
-    def __getitem__(self, image_id: Any) -> int:
-        try:
-            return self.place[image_id]
-        except KeyError:
-            raise DatasetError(
-                f"There is a prediction for image {image_id!r}, which is not in the annotation "
-                "file. Do the files of the data set belong together?"
-            ) from None
-
-    def record(self, place: int) -> dict[str, Any]:
-        """Return the image at a place in COCO's format."""
-        height, width = self.sizes[place]
-        return {"id": place, "height": height, "width": width}
-
-
-def truth_annotations(
-    annotations: Iterable[Mapping[str, Any]], images: ImageIndex
+def usable_annotations(
+    annotations: Iterable[Annotation], images: Mapping[Any, Annotation], categories: Container[Any]
 ) -> list[Annotation]:
-    """Select what evaluators compare predictions with.
+    """Prepare the annotations of a file as training does.
+
+    Empty masks are dropped, and missing boxes and areas filled in, from the segmentation.
 
     Args:
-        annotations: of COCO's format; `iscrowd` is 0 where it is missing. Those of images that the
-            file does not list are left out.
-        images: of the data set.
-
-    Returns:
-        Dicts of image_id (the place in `images`), category_id, iscrowd, area, bbox and
-        segmentation, in the given order.
-    """
-    kept = []
-    for annotation in annotations:
-        if annotation["image_id"] in images.place:
-            segmentation = annotation.get("segmentation")
-            if isinstance(segmentation, dict):  # faster-coco-eval requires integers
-                size = [int(side) for side in segmentation["size"]]
-                segmentation = {**segmentation, "size": size}
-            same = {key: annotation[key] for key in ("category_id", "area", "bbox")}
-            place, crowd = images[annotation["image_id"]], int(annotation.get("iscrowd", 0))
-            kept.append({**same, "image_id": place, "iscrowd": crowd, "segmentation": segmentation})
-    return kept
-
-
-def check_annotations(
-    annotations: Iterable[Mapping[str, Any]], images: ImageIndex, categories: Container[Any]
-) -> None:
-    """Check the entries of an annotation file that `truth_annotations` and evaluators read.
-
-    Args:
-        annotations: of COCO's format. Those of images that the file does not list are ignored.
-        images: of the data set.
+        annotations: of COCO's format. Those of images that the file does not list are left out.
+        images: by id, with height and width.
         categories: ids of all categories.
 
     Raises:
-        DatasetError: naming the annotation.
+        DatasetError: an annotation cannot be used.
     """
+    kept = []
     for annotation in annotations:
-        if annotation.get("image_id") not in images.place:
+        if annotation.get("image_id") not in images:
             continue
-        box = annotation.get("bbox")
-        valid = {
-            "category_id": annotation.get("category_id") in categories,
-            "iscrowd": annotation.get("iscrowd", 0) in (0, 1),
-            "area": is_number(annotation.get("area")),
-            "bbox": isinstance(box, (list, tuple)) and len(box) == 4 and all(map(is_number, box)),
-        }
-        size = images.sizes[images[annotation["image_id"]]]
+        image = images[annotation["image_id"]]
+        category, crowd = annotation.get("category_id"), annotation.get("iscrowd", 0)
         try:
-            for key in (key for key in valid if not valid[key]):
-                raise ValueError(f"'{key}' cannot be {shown(annotation.get(key))}")
-            clean_segmentation(annotation.get("segmentation"), *size)
-            if isinstance(annotation["segmentation"], list):
-                coco_mask.frPyObjects(annotation["segmentation"], *size)  # takes fewer polygons
-        except Exception as error:
-            reason = error if isinstance(error, ValueError) else first_line(error)
-            raise DatasetError(f"annotation {shown(annotation.get('id'))}: {reason}") from error
-
-
-def predicted_annotations(
-    predictions: Sequence[Mapping[str, Any]], iou_type: str, images: ImageIndex
-) -> list[Annotation]:
-    """Select what evaluators compare with the truth, with the areas of the masks or boxes.
-
-    Args:
-        predictions: of COCO's result format.
-        iou_type: of `IOU_TYPES`.
-        images: of the data set.
-
-    Returns:
-        Dicts of image_id (the place in `images`), category_id, score, area, iscrowd, and bbox or
-        segmentation.
-    """
-    key = _SHAPE[iou_type]
-    shapes = [prediction[key] for prediction in predictions]
-    if iou_type == "segm":
-        areas = mask_areas(shapes)
-    else:
-        areas = [width * height for _, _, width, height in shapes]
-    return [
-        {
-            "image_id": images[prediction["image_id"]],
-            "category_id": prediction["category_id"],
-            "score": prediction["score"],
-            "area": area,
-            "iscrowd": 0,
-            key: shape,
-        }
-        for prediction, shape, area in zip(predictions, shapes, areas, strict=True)
-    ]
-
-
-def mask_areas(rles: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Number of pixels of each mask, a compressed RLE."""
-    # pycocotools fails for more than 255 masks with NumPy 2.
-    starts = range(0, len(rles), 255)
-    return [area for start in starts for area in coco_mask.area(rles[start : start + 255]).tolist()]
+            for key, valid in (
+                ("category_id", category in categories),
+                ("iscrowd", crowd in (0, 1)),
+            ):
+                if not valid:
+                    raise ValueError(f"'{key}' cannot be {shown(annotation.get(key))}")
+            size = image["height"], image["width"]
+            segmentation = clean_segmentation(annotation.get("segmentation"), *size)
+        except (ValueError, TypeError) as error:
+            raise DatasetError(f"annotation {shown(annotation.get('id'))}: {error}") from error
+        if segmentation is None:
+            continue
+        box, area = annotation.get("bbox"), annotation.get("area")
+        if not is_box(box):
+            box = segmentation_box(segmentation)
+        if not is_number(area):
+            area = int(coco_mask.area(to_rle(segmentation, *size)))
+        filled = {"iscrowd": int(crowd), "area": area, "bbox": box, "segmentation": segmentation}
+        kept.append(annotation | filled)
+    return kept
 
 
 def group(items: Iterable[Annotation], key: str) -> dict[Any, list[Annotation]]:
@@ -215,24 +134,11 @@ def group(items: Iterable[Annotation], key: str) -> dict[Any, list[Annotation]]:
     return dict(grouped)
 
 
-def deal_categories(truth: Mapping[Any, Sequence[Annotation]], num_shares: int) -> list[list[Any]]:
-    """Divide the categories that have ground truth into shares of about equal work.
-
-    Categories without ground truth are left out: their AP is undefined.
-
-    Args:
-        truth: of each category; the same in every process.
-        num_shares: number of processes.
-    """
-    ordered = sorted(truth, key=lambda category: -len(truth[category]))
-    return [ordered[start::num_shares] for start in range(num_shares)]
-
-
 def category_curves(
     evaluator: Callable[..., Any],
     truth: Sequence[Annotation],
     predictions: Sequence[Annotation],
-    record: Callable[[int], dict[str, Any]],
+    image: Callable[[Any], Annotation],
     *,
     iou_type: str,
     max_predictions: Sequence[int],
@@ -241,34 +147,41 @@ def category_curves(
 
     Args:
         evaluator: of `load_backend`.
-        truth: of `truth_annotations`, of that category.
-        predictions: of `predicted_annotations`, likewise.
-        record: returns the image at a place, see `ImageIndex.record`.
+        truth: of `usable_annotations`, of that category.
+        predictions: of COCO's result format, likewise.
+        image: returns the image of an id in COCO's format.
         iou_type: of `IOU_TYPES`.
         max_predictions: M limits, rising.
     """
-    records = [record(place) for place in sorted({x["image_id"] for x in (*truth, *predictions)})]
+    key = _SHAPE[iou_type]
+    area = coco_mask.area if iou_type == "segm" else lambda box: box[2] * box[3]
+    found = [
+        {"score": item["score"], "iscrowd": 0, "area": area(item[key]), key: item[key]}
+        for item in predictions
+    ]
+    objects = [{name: item[name] for name in _COMPARED} for item in truth]
+    # Evaluators in C++ take integer ids, but those of images may be texts.
+    ids = {item["image_id"] for item in (*truth, *predictions)}
+    numbers = {key: n for n, key in enumerate(sorted(ids, key=lambda x: (isinstance(x, str), x)))}
+    images = [{**image(key), "id": number} for key, number in numbers.items()]
+
+    def data(entries: list[Annotation], items: Sequence[Annotation]) -> COCO:
+        for number, (entry, item) in enumerate(zip(entries, items, strict=True), 1):
+            # Evaluators take the id 0 for "not matched".
+            entry |= {"id": number, "image_id": numbers[item["image_id"]], "category_id": 1}
+        coco = COCO()
+        # The frequency is a key of LVIS.
+        categories = [{"id": 1, "frequency": "f"}]
+        coco.dataset = {"images": images, "annotations": entries, "categories": categories}
+        coco.createIndex()
+        return coco
+
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = evaluator(_coco(truth, records), _coco(predictions, records), iou_type)
+        evaluation = evaluator(data(objects, truth), data(found, predictions), iou_type)
         evaluation.params.maxDets = list(max_predictions)
         evaluation.evaluate()
         evaluation.accumulate()
     return np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"])
-
-
-def _coco(annotations: Sequence[Annotation], images: list[Annotation]) -> COCO:
-    """Make a data set of one category. Evaluators take the id 0 for "not matched"."""
-    coco = COCO()
-    coco.dataset = {
-        "images": images,
-        "annotations": [
-            {**annotation, "id": number, "category_id": 1}
-            for number, annotation in enumerate(annotations, 1)
-        ],
-        "categories": [{"id": 1, "frequency": "f"}],  # LVIS's key
-    }
-    coco.createIndex()
-    return coco
 
 
 def join_curves(curves: Mapping[Any, Curves], categories: Sequence[Any], num_limits: int) -> Curves:
@@ -285,6 +198,5 @@ def join_curves(curves: Mapping[Any, Curves], categories: Sequence[Any], num_lim
     sizes = Params(iouType="segm")
     t, r, a = len(sizes.iouThrs), len(sizes.recThrs), len(sizes.areaRng)
     undefined = np.full((t, r, 1, a, num_limits), -1.0), np.full((t, 1, a, num_limits), -1.0)
-    parts = [curves.get(category, undefined) for category in categories]
-    precision = np.concatenate([part[0] for part in parts], axis=2)
-    return precision, np.concatenate([part[1] for part in parts], axis=1)
+    precision, recall = zip(*(curves.get(key, undefined) for key in categories), strict=True)
+    return np.concatenate(precision, axis=2), np.concatenate(recall, axis=1)

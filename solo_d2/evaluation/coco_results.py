@@ -10,7 +10,7 @@ import io
 import json
 import logging
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,32 +25,20 @@ from detectron2.utils.file_io import PathManager
 from pycocotools.coco import COCO
 
 from solo_d2.data.coco_json import read_lists
-from solo_d2.data.problems import Refusal, refuse_errors
-from solo_d2.data.segmentations import (
-    clean_segmentation,
-    is_box,
-    is_number,
-    segmentation_box,
-    to_rle,
-)
+from solo_d2.data.problems import refuse_errors
 from solo_d2.data.unique_names import unique_thing_names
 from solo_d2.evaluation.average_precision import (
     IOU_TYPES,
     Annotation,
     Curves,
-    ImageIndex,
     category_curves,
-    check_annotations,
-    deal_categories,
     group,
     join_curves,
     load_backend,
-    mask_areas,
-    predicted_annotations,
-    truth_annotations,
+    usable_annotations,
 )
 from solo_d2.ops.rle import encode_masks
-from solo_d2.utils.errors import ConfigError, DatasetError, shown
+from solo_d2.utils.errors import ConfigError, DatasetError
 from solo_d2.utils.files import save_text
 
 
@@ -81,40 +69,9 @@ def instances_to_coco_json(instances: Instances, image_id: int) -> list[dict[str
     return results
 
 
-def as_loaded(annotations: Iterable[Annotation], images: ImageIndex) -> list[Annotation]:
-    """Prepare annotations as training does: drop empty masks, fill in missing boxes and areas.
-
-    Args:
-        annotations: of a file; those of images that it does not list are left out.
-        images: of the data set.
-
-    Raises:
-        DatasetError: a segmentation cannot be used.
-    """
-    kept = []
-    for annotation in annotations:
-        if annotation["image_id"] not in images.place:
-            continue
-        size = images.sizes[images[annotation["image_id"]]]
-        try:
-            segmentation = clean_segmentation(annotation.get("segmentation"), *size)
-        except Refusal as error:
-            raise DatasetError(f"annotation {shown(annotation.get('id'))}: {error}") from error
-        if segmentation is None:
-            continue
-        box, area = annotation.get("bbox"), annotation.get("area")
-        if not is_box(box):
-            box = segmentation_box(segmentation)
-        if not is_number(area):
-            (area,) = mask_areas([to_rle(segmentation, *size)])
-        kept.append({**annotation, "segmentation": segmentation, "bbox": box, "area": area})
-    return kept
-
-
 def read_ground_truth(dataset_name: str) -> COCO:
-    """Read the annotations of a data set as training reads them.
+    """Read the annotations of a data set as training reads them, see `usable_annotations`.
 
-    Annotations that pycocotools cannot use, see `load_coco_format`, are prepared by `as_loaded`.
     Without a json, Detectron2's dataset dicts are converted to COCO's format.
 
     Args:
@@ -130,9 +87,12 @@ def read_ground_truth(dataset_name: str) -> COCO:
     else:
         path = PathManager.get_local_path(json_file)
         content = read_lists(path, refuse_errors(path), dataset_name)
-        if metadata.get("json_file") is None:
-            images = ImageIndex(content["images"])
-            content["annotations"] = as_loaded(content.get("annotations", ()), images)
+    if "annotations" in content:
+        content["annotations"] = usable_annotations(
+            content["annotations"],
+            {image["id"]: image for image in content["images"]},
+            {category["id"] for category in content["categories"]},
+        )
     coco = COCO()
     coco.dataset = content
     with contextlib.redirect_stdout(io.StringIO()):
@@ -171,20 +131,6 @@ class FastCOCOEvaluator(COCOEvaluator):
         self._coco_api = read_ground_truth(dataset_name)
         self._do_evaluation = "annotations" in self._coco_api.dataset
         self._backend, self._evaluator = load_backend(backend)
-        self._images = ImageIndex(self._coco_api.dataset["images"])
-
-    def check_truth(self) -> None:
-        """Check what `evaluate` compares with.
-
-        Raises:
-            DatasetError: an annotation cannot be used.
-        """
-        # Our own loader has checked what it has read.
-        checked = self._metadata.get("registered_paths") or self._metadata.get("made_on_first_use")
-        if self._do_evaluation and not checked:
-            check_annotations(
-                self._coco_api.dataset["annotations"], self._images, self._coco_api.cats
-            )
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Add the predictions of some images.
@@ -217,17 +163,30 @@ class FastCOCOEvaluator(COCOEvaluator):
             self._logger.info("There are no annotations to evaluate with")
             return metrics
         self._logger.info("Evaluating with %s", self._backend)
-        truth = group(
-            truth_annotations(self._coco_api.dataset["annotations"], self._images), "category_id"
-        )
+        truth = group(self._coco_api.dataset["annotations"], "category_id")
+        predicted = self._share(truth, self._counted(results))
         for task in self._tasks:
-            curves = self._curves(truth, self._predicted(results, task), task)
+            curves = {
+                category: category_curves(
+                    self._evaluator,
+                    truth[category],
+                    predicted[category],
+                    partial(self._image, category),
+                    iou_type=task,
+                    max_predictions=self.max_predictions,
+                )
+                for category in predicted
+            }
+            parts = comm.gather(curves)
             if comm.is_main_process():
-                metrics[task] = self._metrics(task, curves if everything else None)
+                joined = {key: curve for part in parts for key, curve in part.items()}
+                categories = sorted(self._coco_api.cats)
+                found = join_curves(joined, categories, len(self.max_predictions))
+                metrics[task] = self._metrics(task, found if everything else None)
         return metrics
 
     def _use_category_ids(self, results: Sequence[Annotation]) -> None:
-        """Replace classes by the category ids of the annotation file, in place."""
+        """Check the classes and images of results, and turn classes into category ids, in place."""
         known = self._metadata.get("thing_dataset_id_to_contiguous_id")
         ids = sorted(self._coco_api.cats) if known is None else sorted(known, key=known.get)
         for result in results:
@@ -236,45 +195,38 @@ class FastCOCOEvaluator(COCOEvaluator):
                     f"The model predicts class {result['category_id']} (from 0), but the data set "
                     f"has {len(ids)} classes: MODEL.SOLO.NUM_CLASSES is not its number"
                 )
+            if result["image_id"] not in self._coco_api.imgs:
+                raise DatasetError(
+                    f"There is a prediction for image {result['image_id']!r}, which is not in the "
+                    "annotation file. Do the files of the data set belong together?"
+                )
             result["category_id"] = ids[result["category_id"]]
 
-    def _predicted(self, results: Sequence[Annotation], task: str) -> list[Annotation]:
-        """Return those of this process's results that are compared."""
-        return predicted_annotations(results, task, self._images)
+    def _counted(self, results: Sequence[Annotation]) -> Sequence[Annotation]:
+        """Return those of this process's results that count."""
+        return results
 
-    def _record(self, category: Any, place: int) -> dict[str, Any]:
+    def _image(self, _category: Any, image_id: Any) -> dict[str, Any]:
         """Return an image in COCO's format for the evaluation of a category."""
-        return self._images.record(place)
+        image = self._coco_api.imgs[image_id]
+        return {key: image[key] for key in ("height", "width")}
 
-    def _curves(
-        self,
-        truth: dict[Any, list[Annotation]],
-        predicted: Sequence[Annotation],
-        task: str,
-    ) -> Curves | None:
-        """Return precision and recall of all categories; None outside of the main process."""
-        grouped = group(predicted, "category_id")
-        shares = deal_categories(truth, comm.get_world_size())
+    def _share(
+        self, truth: Mapping[Any, Sequence[Annotation]], results: Iterable[Annotation]
+    ) -> dict[Any, list[Annotation]]:
+        """Exchange results: return those of all processes in this one's categories.
+
+        Categories without ground truth are left out: their AP is undefined. The others are dealt by
+        falling number of objects, for about equal work.
+        """
+        mine, size = group(results, "category_id"), comm.get_world_size()
+        ordered = sorted(truth, key=lambda category: -len(truth[category]))
         received = [
-            comm.gather({key: grouped[key] for key in share if key in grouped}, dst=rank)
-            for rank, share in enumerate(shares)
+            comm.gather({key: mine.get(key, []) for key in ordered[rank::size]}, dst=rank)
+            for rank in range(size)
         ][comm.get_rank()]
-        curves = {
-            category: category_curves(
-                self._evaluator,
-                truth[category],
-                [item for part in received for item in part.get(category, ())],
-                partial(self._record, category),
-                iou_type=task,
-                max_predictions=self.max_predictions,
-            )
-            for category in shares[comm.get_rank()]
-        }
-        parts = comm.gather(curves)
-        if not comm.is_main_process():
-            return None
-        joined = {category: curve for part in parts for category, curve in part.items()}
-        return join_curves(joined, sorted(self._coco_api.cats), len(self.max_predictions))
+        categories = ordered[comm.get_rank() :: size]
+        return {key: [item for part in received for item in part[key]] for key in categories}
 
     def _metrics(self, task: str, curves: Curves | None) -> dict[str, float]:
         """Return metrics in percent, NaN without curves."""

@@ -17,14 +17,8 @@ from typing import Any
 from detectron2.utils.logger import create_small_table
 from pycocotools.coco import COCO
 
-from solo_d2.evaluation.average_precision import (
-    IOU_TYPES,
-    Annotation,
-    Curves,
-    group,
-    predicted_annotations,
-)
-from solo_d2.evaluation.coco_results import FastCOCOEvaluator, as_loaded
+from solo_d2.evaluation.average_precision import IOU_TYPES, Annotation, Curves, group
+from solo_d2.evaluation.coco_results import FastCOCOEvaluator
 from solo_d2.utils.errors import ConfigError
 
 # Predictions of an image that count.
@@ -61,35 +55,26 @@ class FastLVISEvaluator(FastCOCOEvaluator):
         super().__init__(dataset_name, output_dir, backend="faster-coco-eval", tasks=tasks)
         self._evaluator = lvis_evaluation
         self._do_evaluation = bool(self._coco_api.anns)  # files of test sets have an empty list
-        dataset = self._coco_api.dataset
-        dataset["annotations"] = as_loaded(dataset.get("annotations", ()), self._images)
-        # By the image's place.
-        self._partly: dict[int, set[Any]] = {}
-        self._known: dict[int, set[Any]] = {}
-        for image in dataset["images"]:
-            place = self._images[image["id"]]
-            self._partly[place] = set(image.get("not_exhaustive_category_ids", ()))
-            self._known[place] = set(image.get("neg_category_ids", ()))
-        for annotation in dataset["annotations"]:
-            self._known[self._images[annotation["image_id"]]].add(annotation["category_id"])
+        self._known = {  # the categories of which it is known whether they are in an image
+            key: {*image.get("neg_category_ids", ())}
+            | {annotation["category_id"] for annotation in self._coco_api.imgToAnns[key]}
+            for key, image in self._coco_api.imgs.items()
+        }
 
-    def check_truth(self) -> None:
-        """Do nothing: `as_loaded` has checked all annotations."""
-
-    def _predicted(self, results: Sequence[Annotation], task: str) -> list[Annotation]:
-        predicted = predicted_annotations(results, task, self._images)
+    def _counted(self, results: Sequence[Annotation]) -> list[Annotation]:
         return [
             item
-            for item in best_of_images(predicted, MOST_PREDICTIONS)
+            for item in best_of_images(results, MOST_PREDICTIONS)
             if item["category_id"] in self._known[item["image_id"]]
         ]
 
-    def _record(self, category: Any, place: int) -> dict[str, Any]:
+    def _image(self, category: Any, image_id: Any) -> dict[str, Any]:
+        partly = self._coco_api.imgs[image_id].get("not_exhaustive_category_ids", ())
         # An evaluation has one category, with the id 1.
         return {
-            **super()._record(category, place),
+            **super()._image(category, image_id),
             "neg_category_ids": [1],
-            "not_exhaustive_category_ids": [1] if category in self._partly[place] else [],
+            "not_exhaustive_category_ids": [1] if category in partly else [],
         }
 
     def _metrics(self, task: str, curves: Curves | None) -> dict[str, float]:

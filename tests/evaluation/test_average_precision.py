@@ -23,14 +23,11 @@ from solo_d2.engine import Trainer
 from solo_d2.evaluation import build_evaluator
 from solo_d2.evaluation.average_precision import (
     BACKENDS,
-    ImageIndex,
     category_curves,
-    deal_categories,
     group,
     join_curves,
     load_backend,
-    predicted_annotations,
-    truth_annotations,
+    usable_annotations,
 )
 from solo_d2.evaluation.coco_results import FastCOCOEvaluator, coco_summary
 from solo_d2.evaluation.lvis_results import FastLVISEvaluator, best_of_images
@@ -84,12 +81,12 @@ def by_pycocotools(truth, results, task):
 
 def ours(truth, results, task, backend):
     evaluator = load_backend(backend)[1]
-    images = ImageIndex(truth["images"])
-    objects = group(truth_annotations(truth["annotations"], images), "category_id")
-    predicted = group(predicted_annotations(results, task, images), "category_id")
+    images = {image["id"]: image for image in truth["images"]}
+    objects = group(usable_annotations(truth["annotations"], images, CATEGORIES), "category_id")
+    predicted = group(results, "category_id")
     curves = {
         key: category_curves(
-            *(evaluator, objects[key], predicted.get(key, []), images.record),
+            *(evaluator, objects[key], predicted.get(key, []), images.__getitem__),
             iou_type=task,
             max_predictions=LIMITS,
         )
@@ -205,14 +202,6 @@ def test_first_installed_backend_is_taken(monkeypatch):
             load_backend(name)
     with pytest.raises(ConfigError, match="TEST.AP_BACKEND is 'fast'.* pycocotools"):
         load_backend("fast")
-
-
-def test_categories_are_shared_evenly_and_once():
-    truth = {key: [None] * size for key, size in enumerate((5, 1, 90, 80, 3, 60, 50))}
-    shares = deal_categories(truth, 3)
-    assert sorted(key for share in shares for key in share) == list(truth)
-    assert shares[0][0] == 2
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 @pytest.fixture(scope="module", params=[0, 1])

@@ -176,12 +176,12 @@ def _plain(coco_class: Any, evaluator: Any, truth: Any, results: Any, task: str)
 
 def _ours(evaluator: Any, truth: Any, results: Any, task: str) -> Any:
     limits = FastCOCOEvaluator.max_predictions
-    images = ap.ImageIndex(truth["images"])
-    objects = ap.group(ap.truth_annotations(truth["annotations"], images), "category_id")
-    predicted = ap.group(ap.predicted_annotations(results, task, images), "category_id")
+    images = {image["id"]: image for image in truth["images"]}
+    objects = ap.group(truth["annotations"], "category_id")
+    predicted = ap.group(results, "category_id")
     curves = {
         key: ap.category_curves(
-            *(evaluator, objects[key], predicted.get(key, []), images.record),
+            *(evaluator, objects[key], predicted.get(key, []), images.__getitem__),
             iou_type=task,
             max_predictions=limits,
         )
