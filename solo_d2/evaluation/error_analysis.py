@@ -19,12 +19,10 @@ import io
 import math
 import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
@@ -33,7 +31,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from solo_d2.data.coco_json import load_json
-from solo_d2.data.segmentations import to_rle
+from solo_d2.data.segmentations import is_number, to_rle
 from solo_d2.evaluation.build import build_evaluator
 from solo_d2.utils.errors import ConfigError, DatasetError
 
@@ -43,50 +41,18 @@ METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 Prediction = dict[str, Any]
 Annotation = dict[str, Any]
 
-
-@dataclass(frozen=True)
-class Correction:
-    """The properties that predictions take from their best ground truth.
-
-    Attributes:
-        masks: its mask.
-        classes: its class.
-        duplicates: of the predictions with one best ground truth and (corrected) class, only the
-            one of the highest score stays; of equal ones the first.
-    """
-
-    masks: bool = False
-    classes: bool = False
-    duplicates: bool = False
-
-
+MASKS, CLASSES, DUPLICATES = "segmentation", "category_id", "duplicates"
+# What predictions take from their best ground truth: its mask, its class or both. Without
+# duplicates, of the predictions with one best ground truth and (corrected) class only the one of
+# the highest score stays; of equal ones the first.
 CORRECTIONS = {
-    "as predicted": Correction(),
-    "true masks": Correction(masks=True),
-    "true classes": Correction(classes=True),
-    "no duplicates": Correction(duplicates=True),
-    "true masks and classes": Correction(masks=True, classes=True),
-    "all three": Correction(masks=True, classes=True, duplicates=True),
+    "as predicted": (),
+    "true masks": (MASKS,),
+    "true classes": (CLASSES,),
+    "no duplicates": (DUPLICATES,),
+    "true masks and classes": (MASKS, CLASSES),
+    "all three": (MASKS, CLASSES, DUPLICATES),
 }
-
-
-@dataclass(frozen=True)
-class ErrorAnalysis:
-    """The result of `analyze_errors`.
-
-    Attributes:
-        num_images: of the data set.
-        num_objects: its annotations, less crowd regions.
-        num_predictions: all of them.
-        num_unmatched: predictions that have no best ground truth.
-        rows: name of a correction -> name of a metric -> percent, NaN where it is undefined.
-    """
-
-    num_images: int
-    num_objects: int
-    num_predictions: int
-    num_unmatched: int
-    rows: dict[str, dict[str, float]]
 
 
 def load_ground_truth(cfg: CfgNode, dataset_name: str) -> COCO:
@@ -121,15 +87,12 @@ def load_ground_truth(cfg: CfgNode, dataset_name: str) -> COCO:
     return ground_truth
 
 
-def read_predictions(
-    file: str | Path, ground_truth: COCO, *, keep: Sequence[str] = ()
-) -> list[Prediction]:
+def read_predictions(file: str | Path, ground_truth: COCO) -> list[Prediction]:
     """Read predictions in COCO's result format.
 
     Args:
         file: coco_instances_results.json, as an evaluation leaves it.
         ground_truth: of the data set that they were made for.
-        keep: more keys that the dicts have where the file has them, unchecked.
 
     Returns:
         Dicts of image_id, category_id, score and segmentation (compressed RLE), in the file's
@@ -147,8 +110,7 @@ def read_predictions(
     predictions = []
     for index, entry in enumerate(entries):
         try:
-            checked = _checked(entry, ground_truth)
-            predictions.append(checked | {key: entry[key] for key in keep if key in entry})
+            predictions.append(_checked(entry, ground_truth))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise DatasetError(f"{file}: prediction {index}: {error}") from error
     return predictions
@@ -165,39 +127,38 @@ def _checked(entry: Any, ground_truth: COCO) -> Prediction:
             raise ValueError(
                 f"its {key} {entry[key]} is not in the annotations, so it is for another data set"
             )
-    score = entry["score"]
-    if not isinstance(score, int | float) or not math.isfinite(score):
-        raise ValueError(f"its score is {score!r}, but must be a finite number")
+    if not is_number(entry["score"]):
+        raise ValueError(f"its score is {entry['score']!r}, but must be a finite number")
     image = ground_truth.imgs[entry["image_id"]]
     rle = to_rle(entry["segmentation"], image["height"], image["width"])
     return {**{key: entry[key] for key in keys}, "segmentation": rle}
 
 
 def analyze_errors(
-    ground_truth: COCO,
-    predictions: Sequence[Prediction],
-    *,
-    min_iou: float = 0.0,
-) -> ErrorAnalysis:
+    ground_truth: COCO, predictions: Sequence[Prediction], *, min_iou: float = 0.0
+) -> dict[str, Any]:
     """Mask AP of predictions as they are, and with their errors corrected.
 
     Args:
         ground_truth: COCO's annotations.
         predictions: as `read_predictions` returns them.
         min_iou: see `match_predictions`.
+
+    Returns:
+        num_images; num_objects, without crowd regions; num_predictions; num_unmatched, those
+        without best ground truth; and rows: for each of `CORRECTIONS` what `mask_ap` returns.
     """
     matches = match_predictions(ground_truth, predictions, min_iou=min_iou)
-    rows = {
-        name: mask_ap(ground_truth, correct(predictions, matches, correction))
-        for name, correction in CORRECTIONS.items()
+    return {
+        "num_images": len(ground_truth.imgs),
+        "num_objects": sum(not x.get("iscrowd", 0) for x in ground_truth.anns.values()),
+        "num_predictions": len(predictions),
+        "num_unmatched": matches.count(None),
+        "rows": {
+            name: mask_ap(ground_truth, correct(predictions, matches, correction))
+            for name, correction in CORRECTIONS.items()
+        },
     }
-    return ErrorAnalysis(
-        num_images=len(ground_truth.imgs),
-        num_objects=sum(not x.get("iscrowd", 0) for x in ground_truth.anns.values()),
-        num_predictions=len(predictions),
-        num_unmatched=sum(match is None for match in matches),
-        rows=rows,
-    )
 
 
 def match_predictions(
@@ -230,45 +191,40 @@ def match_predictions(
             [annotation["segmentation"] for annotation in objects],
             [0] * len(objects),
         )
-        best = ious.argmax(axis=1)
-        enough = ious.max(axis=1) > min_iou
-        for index, which in zip(np.array(indices)[enough], best[enough], strict=True):
-            matches[index] = objects[which]
+        for index, row in zip(indices, ious, strict=True):
+            if row.max() > min_iou:
+                matches[index] = objects[row.argmax()]
     return matches
 
 
 def correct(
     predictions: Sequence[Prediction],
     matches: Sequence[Annotation | None],
-    correction: Correction,
+    correction: Collection[str],
 ) -> list[Prediction]:
     """Let predictions take masks or classes from their best ground truth, or drop duplicates.
 
     Args:
         predictions: as `read_predictions` returns them; not changed.
         matches: of `match_predictions`. A prediction without one stays as it is.
-        correction: see `Correction`.
+        correction: some of `MASKS`, `CLASSES` and `DUPLICATES`, see `CORRECTIONS`.
 
     Returns:
         New dicts in the order of the predictions.
     """
-    taken = {"segmentation": correction.masks, "category_id": correction.classes}
-    keys = [key for key in taken if taken[key]]
+    keys = [key for key in (MASKS, CLASSES) if key in correction]
     corrected = [
         {**prediction, **{key: match[key] for key in keys if match is not None}}
         for prediction, match in zip(predictions, matches, strict=True)
     ]
-    if not correction.duplicates:
+    if DUPLICATES not in correction:
         return corrected
-    best: dict[tuple[Any, Any], Prediction] = {}
-    for new, match in zip(corrected, matches, strict=True):
-        if match is not None:
-            first = best.setdefault((match["id"], new["category_id"]), new)
-            if new["score"] > first["score"]:
-                best[match["id"], new["category_id"]] = new
-    kept = {id(new) for new in best.values()}
-    pairs = zip(corrected, matches, strict=True)
-    return [new for new, match in pairs if match is None or id(new) in kept]
+    best: dict[Any, int] = {}
+    for index in sorted(range(len(corrected)), key=lambda index: -corrected[index]["score"]):
+        match = matches[index]
+        key = index if match is None else (match["id"], corrected[index]["category_id"])
+        best.setdefault(key, index)
+    return [corrected[index] for index in sorted(best.values())]
 
 
 def mask_ap(ground_truth: COCO, predictions: Sequence[Prediction]) -> dict[str, float]:
@@ -290,38 +246,32 @@ def mask_ap(ground_truth: COCO, predictions: Sequence[Prediction]) -> dict[str, 
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    values = evaluation.stats[: len(METRICS)]
-    return {
-        name: 100 * float(value) if value >= 0 else math.nan
-        for name, value in zip(METRICS, values, strict=True)
-    }
+    values = evaluation.stats[: len(METRICS)].tolist()
+    return {k: 100 * v if v >= 0 else math.nan for k, v in zip(METRICS, values, strict=True)}
 
 
-def format_table(analysis: ErrorAnalysis) -> str:
+def format_table(analysis: Mapping[str, Any]) -> str:
     """Format the metrics, a line for each correction; the last column is the gain of AP."""
-    name_width = max(map(len, analysis.rows)) + 2
+    rows = analysis["rows"]
+    name_width = max(map(len, rows)) + 2
     lines = [
-        f"{analysis.num_images} images, {analysis.num_objects} objects, "
-        f"{analysis.num_predictions} predictions, of which {analysis.num_unmatched} overlap none",
+        "{num_images} images, {num_objects} objects, {num_predictions} predictions, of which "
+        "{num_unmatched} overlap none".format_map(analysis),
         "",
         " " * name_width + "".join(f"{name:>7}" for name in (*METRICS, "gain")),
     ]
-    first = next(iter(analysis.rows.values()))["AP"]
-    for name, row in analysis.rows.items():
-        cells = [_figure(row[metric]) for metric in METRICS]
-        cells.append(_figure(row["AP"] - first, "+.1f"))
+    first = next(iter(rows.values()))["AP"]
+    for name, row in rows.items():
+        figures = [f"{row[metric]:.1f}" for metric in METRICS] + [f"{row['AP'] - first:+.1f}"]
+        cells = ["-" if "nan" in figure else figure for figure in figures]
         lines.append(f"{name:{name_width}}" + "".join(f"{cell:>7}" for cell in cells))
     return "\n".join(lines)
 
 
-def _figure(value: float, form: str = ".1f") -> str:
-    return "-" if math.isnan(value) else format(value, form)
-
-
-def to_json(analysis: ErrorAnalysis) -> dict[str, Any]:
+def to_json(analysis: Mapping[str, Any]) -> dict[str, Any]:
     """Convert the analysis for JSON, with null for NaN."""
     rows = {
         name: {key: None if math.isnan(value) else value for key, value in row.items()}
-        for name, row in analysis.rows.items()
+        for name, row in analysis["rows"].items()
     }
-    return {**vars(analysis), "rows": rows}
+    return {**analysis, "rows": rows}

@@ -96,10 +96,13 @@ FAULTS = {
 }
 BUILT_IN = {
     **RLE_FAULTS,
-    "no area": [gone("annotations", 0, "area")],
-    "box of three numbers": [put("annotations", 0, "bbox", value=[1, 2, 3])],
     "unknown category": [put("annotations", 0, "category_id", value=4)],
     "crowd of two": [put("annotations", 0, "iscrowd", value=2)],
+}
+# What is filled in or left out, as in training.
+MENDED = {
+    "no area": [gone("annotations", 0, "area")],
+    "box of three numbers": [put("annotations", 0, "bbox", value=[1, 2, 3])],
     "two points": [put(*SECOND, value=[[1.0, 1.0, 5.0]])],
 }
 
@@ -158,9 +161,10 @@ def test_val_fault_of_a_data_set_that_detectron2_loads(data, name):
         check_test_data(tiny_config(), [NAMES[0]])
 
 
-def test_right_data_passes_and_leaves_no_file(data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", [None, *MENDED])
+def test_right_data_passes_and_leaves_no_file(data, tmp_path, monkeypatch, name):
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
-    root = data()
+    root = data(*MENDED.get(name, ()))
     register(root, by=register_coco_instances)
     register(root, NAMES[1])
     before = sorted(root.rglob("*"))

@@ -17,8 +17,10 @@ from pycocotools.coco import COCO
 from solo_d2.data.coco_format import register_coco_format
 from solo_d2.evaluation import build_evaluator
 from solo_d2.evaluation.error_analysis import (
+    CLASSES,
     CORRECTIONS,
-    Correction,
+    DUPLICATES,
+    MASKS,
     analyze_errors,
     correct,
     format_table,
@@ -94,7 +96,7 @@ def prediction(box, score=0.9, category=CAT, image=3):
 
 
 def ap(ground_truth, *predictions, **options):
-    rows = analyze_errors(ground_truth, predictions, **options).rows
+    rows = analyze_errors(ground_truth, predictions, **options)["rows"]
     return {name: row["AP"] for name, row in rows.items()}
 
 
@@ -103,19 +105,19 @@ TWO = annotation(1, A), annotation(2, B)
 HALF = 100 * 51 / 101
 CASES = {
     # IoU 0.5 passes the first of ten thresholds.
-    "poor mask": ([TWO[0]], [prediction(HALF_A)], 10, {"masks": 100}),
+    "poor mask": ([TWO[0]], [prediction(HALF_A)], 10, {MASKS: 100}),
     "wrong classes": (
         [annotation(1, A), annotation(2, B, DOG)],
         [prediction(A, category=DOG), prediction(B, category=CAT)],
         0,
-        {"classes": 100},
+        {CLASSES: 100},
     ),
     # Precision 1 up to half of the objects, then 2/3.
     "duplicate": (
         TWO,
         [prediction(A, 0.9), prediction(A, 0.8), prediction(B, 0.7)],
         100 * (51 + 50 * 2 / 3) / 101,
-        {"duplicates": 100},
+        {DUPLICATES: 100},
     ),
     "missed object": (TWO, [prediction(A)], HALF, {}),
 }
@@ -125,7 +127,7 @@ CASES = {
 def test_each_fault_is_corrected_by_its_correction_alone(case):
     objects, predictions, before, after = CASES[case]
     for name, value in ap(truth(*objects), *predictions).items():
-        ways = [after[key] for key in after if getattr(CORRECTIONS[name], key)]
+        ways = [after[key] for key in after if key in CORRECTIONS[name]]
         assert value == pytest.approx(ways[0] if ways else before), name
 
 
@@ -133,8 +135,10 @@ def test_background_stays_as_it_is():
     ground_truth = truth(annotation(1, A))
     predictions = [prediction(C, 0.95), prediction(A, 0.9)]
     analysis = analyze_errors(ground_truth, predictions)
-    assert analysis.num_unmatched == 1
-    assert [row["AP"] for row in analysis.rows.values()] == [pytest.approx(50)] * len(CORRECTIONS)
+    assert analysis["num_unmatched"] == 1
+    assert [row["AP"] for row in analysis["rows"].values()] == [pytest.approx(50)] * len(
+        CORRECTIONS
+    )
 
 
 def test_match_is_the_largest_iou_of_any_class_in_the_same_image():
@@ -157,7 +161,7 @@ def test_crowd_is_never_taken():
     assert matches[1] is None
     only_crowd = truth(annotation(1, A, crowd=1))
     assert match_predictions(only_crowd, [prediction(A)]) == [None]
-    assert analyze_errors(ground_truth, [prediction(A)]).num_objects == 1
+    assert analyze_errors(ground_truth, [prediction(A)])["num_objects"] == 1
 
 
 def test_least_overlap_is_exclusive():
@@ -178,16 +182,16 @@ def test_duplicates_are_counted_by_class_and_the_best_score_stays():
         prediction(C, 0.2),
     ]
     matches = match_predictions(ground_truth, predictions)
-    alone = correct(predictions, matches, Correction(duplicates=True))
+    alone = correct(predictions, matches, [DUPLICATES])
     assert alone == [predictions[index] for index in (1, 3, 4, 5)]
-    classes = correct(predictions, matches, Correction(classes=True, duplicates=True))
+    classes = correct(predictions, matches, [CLASSES, DUPLICATES])
     assert [p["score"] for p in classes] == [0.9, 0.3, 0.2]
     assert predictions[3]["category_id"] == DOG  # not changed
 
 
 def test_no_predictions_and_images_without_objects():
     analysis = analyze_errors(truth(annotation(1, A)), [])
-    assert all(math.isnan(row["AP"]) for row in analysis.rows.values())
+    assert all(math.isnan(row["AP"]) for row in analysis["rows"].values())
     assert to_json(analysis)["rows"]["true masks"]["AP"] is None
     assert match_predictions(truth(), [prediction(A)]) == [None]
 
