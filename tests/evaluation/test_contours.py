@@ -19,7 +19,6 @@ from solo_d2 import add_solo_config  # noqa: E402
 from solo_d2.data.coco_format import register_coco_format  # noqa: E402
 from solo_d2.evaluation import build_evaluator  # noqa: E402
 from solo_d2.evaluation.contours import (  # noqa: E402
-    ContourCounts,
     ContourEvaluator,
     contour_metrics,
     count_pixels,
@@ -56,14 +55,16 @@ def figures(contours, true, *, scores=None, classes=None, true_classes=None, cro
     regions = {}
     for kind, crowd in zip(kinds, masks_of(*crowds), strict=True):
         regions[kind] = coco_mask.encode(np.asfortranarray(crowd, np.uint8))
-    counts = count_pixels(
-        encode_contours(contours, integers(classes, len(contours)), TOLERANCE),
+    rows, num_true = count_pixels(
+        encode_contours(contours, TOLERANCE),
+        integers(classes, len(contours)),
         np.ones(len(contours)) if scores is None else np.array(scores, np.float64),
-        encode_contours(true, integers(true_classes, len(true)), TOLERANCE),
+        encode_contours(true, TOLERANCE),
+        integers(true_classes, len(true)),
         regions,
         num_classes=2,
     )
-    return contour_metrics(counts)
+    return contour_metrics(rows, num_true.sum())
 
 
 def test_perfect():
@@ -153,19 +154,6 @@ def test_crowd_regions():
     assert half == pytest.approx(100 * 76 / (76 + 38))
 
 
-def test_images_count_together():
-    square = encode_contours(contours_of(SQUARE), np.zeros(1, np.int64), TOLERANCE)
-    nothing = encode_contours([], np.zeros(0, np.int64), TOLERANCE)
-    parts = [
-        count_pixels(found, np.full(len(found.lines), 0.5), square, {}, num_classes=2)
-        for found in (square, nothing)
-    ]
-    counts = ContourCounts.sum(parts, 2)
-    assert contour_metrics(counts)["recall"] == 50
-    assert math.isnan(contour_metrics(counts, 1)["F"])
-    assert contour_metrics(ContourCounts.sum([], 2)).keys() == contour_metrics(counts).keys()
-
-
 def annotation(key, box, kind, **changes):
     x0, y0, x1, y1 = box
     return {
@@ -182,18 +170,24 @@ def annotation(key, box, kind, **changes):
 
 @pytest.fixture
 def dataset(tmp_path):
+    """Two images with the same objects."""
     crowd = coco_mask.encode(np.asfortranarray(masks_of((45, 5, 75, 35))[0], np.uint8))
     rle = {**crowd, "counts": crowd["counts"].decode()}
     content = {
-        "images": [{"id": 3, "file_name": "3.jpg", "height": SIZE[0], "width": SIZE[1]}],
+        "images": [
+            {"id": key, "file_name": f"{key}.jpg", "height": SIZE[0], "width": SIZE[1]}
+            for key in (3, 5)
+        ],
         "annotations": [
             annotation(1, SQUARE, 7),
             annotation(2, (45, 5, 75, 35), 7, iscrowd=1, segmentation=rle),
+            annotation(3, SQUARE, 7, image_id=5),
         ],
         "categories": [{"id": 2, "name": "cat"}, {"id": 7, "name": "dog"}],
     }
     (tmp_path / "contours.json").write_text(json.dumps(content))
-    (tmp_path / "3.jpg").write_bytes(b"")
+    for key in (3, 5):
+        (tmp_path / f"{key}.jpg").write_bytes(b"")
     register_coco_format("contours_val", tmp_path / "contours.json", tmp_path)
     return "contours_val"
 
@@ -220,11 +214,14 @@ def test_evaluator_of_a_model_of_contours(dataset, tmp_path):
         evaluator.reset()
         found = instances(SQUARE, (50, 10, 70, 30))  # the second one in the crowd region
         evaluator.process([{"image_id": 3}], [{"instances": found}])
+        evaluator.process([{"image_id": 5}], [{}])
         results = evaluator.evaluate()
     assert list(results)[0] == "contours"
-    assert results["contours"]["F"] == results["contours"]["F-dog"] == 100
-    assert math.isnan(results["contours"]["F-cat"])
-    assert results["bbox"]["AP"] == pytest.approx(100)
+    found = results["contours"]
+    assert (found["precision"], found["recall"]) == (100, 50)  # of both images together
+    assert found["F"] == found["F-dog"] == pytest.approx(200 / 3)
+    assert math.isnan(found["F-cat"])
+    assert results["bbox"]["AP"] == pytest.approx(100 * 51 / 101)
 
 
 @pytest.mark.parametrize(("shift", "near"), [(1, True), (2, False)])
@@ -242,5 +239,5 @@ def test_what_does_not_belong_to_the_data_set_is_named(dataset):
     evaluator = ContourEvaluator(dataset)
     with pytest.raises(DatasetError, match="no image 4"):
         evaluator.process([{"image_id": 4}], [{"instances": instances()}])
-    with pytest.raises(DatasetError, match=r"3\.jpg has 60 x 80 pixels.*30 x 40"):
+    with pytest.raises(DatasetError, match=r"3\.jpg has 30 x 40 pixels.*60 x 80"):
         evaluator.process([{"image_id": 3}], [{"instances": instances(size=(30, 40))}])
