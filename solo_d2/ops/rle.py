@@ -1,8 +1,8 @@
 """COCO's run-length encoding of binary masks, byte for byte that of pycocotools.
 
 Runs go down the columns, one column after the other, and alternate between 0 and 1, beginning with
-0. Only where a mask changes is looked for, inside its box and on the masks' device; so little else
-than the runs goes to the host.
+0. The places where masks change are found on the masks' device, so that little else than the runs
+goes to the host.
 
 Shape letters: N masks, H and W rows and columns, R runs of all masks.
 """
@@ -20,6 +20,8 @@ from solo_d2.ops.threads import one_thread
 GROUP_BITS, FIRST_CHARACTER = 5, 48
 # Groups that 64 bits can take.
 MOST_GROUPS = 13
+# Pixels that are searched at once on a GPU; 100 masks of 1280x1333 are fewer.
+PART_PIXELS = 1 << 28
 
 
 def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
@@ -40,25 +42,27 @@ def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
     )
 
 
-def run_lengths(masks: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def run_lengths(masks: Tensor, *, at_once: bool | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Lengths of the runs of masks.
 
     Args:
         masks: (N, H, W) bool.
+        at_once: whether all masks are searched at once, which waits for the device twice, or each
+            in its box, which waits for each but reads less; None: at once if they are not on the
+            CPU.
 
     Returns:
         (R,) int64 lengths, mask after mask, of which those at even places in their mask are of
         zeros (the first may be 0); and (N,) int64, the number of runs of each mask, at least 1.
     """
     num, num_pixels = len(masks), masks.shape[1] * masks.shape[2]
-    # Numbered through, with one more place than pixels in each mask for what ends with the mask.
-    changes = np.sort(_changes(masks).cpu().numpy())
-    if len(changes):
-        # A run that ends with a column and one that begins with the next are one.
-        equal = np.flatnonzero(changes[1:] == changes[:-1])
-        changes = np.delete(changes, np.concatenate([equal, equal + 1]))
-    mask, place = np.divmod(changes, num_pixels + 1)
-    mask, place = mask[place < num_pixels], place[place < num_pixels]
+    if masks.numel() == 0:
+        changes = np.zeros(0, dtype=np.int64)
+    elif masks.device.type != "cpu" if at_once is None else at_once:
+        changes = _changes_at_once(masks).cpu().numpy()
+    else:
+        changes = _changes_in_boxes(masks)
+    mask, place = np.divmod(changes, max(1, num_pixels))
     num_runs = np.bincount(mask, minlength=num) + 1
     stops = np.full(len(mask) + num, num_pixels, dtype=np.int64)
     stops[np.arange(len(mask)) + mask] = place
@@ -67,16 +71,34 @@ def run_lengths(masks: Tensor) -> tuple[np.ndarray, np.ndarray]:
     return stops - starts, num_runs
 
 
-def _changes(masks: Tensor) -> Tensor:
-    """Where runs begin and end, down the columns: int64, in no order.
+def _changes_at_once(masks: Tensor) -> Tensor:
+    """Where pixels differ from the one before, down the columns: int64, ascending.
 
-    A place in mask n is n * (H * W + 1) + column * H + row.
+    A place in mask n is n * H * W + column * H + row. Before the first pixel there is a 0.
     """
+    num, height, width = masks.shape
+    found = []
+    part = max(1, PART_PIXELS // (height * width))
+    for start in range(0, num, part):
+        pixels = masks[start : start + part].view(torch.uint8)
+        edges = torch.empty_like(pixels, memory_format=torch.contiguous_format)
+        torch.bitwise_xor(pixels[:, 1:], pixels[:, :-1], out=edges[:, 1:])
+        torch.bitwise_xor(pixels[:, 0, 1:], pixels[:, -1, :-1], out=edges[:, 0, 1:])
+        edges[:, 0, 0] = pixels[:, 0, 0]
+        place = edges.flatten().nonzero()[:, 0]  # waits for their number
+        row, column = place // width % height, place % width
+        by_column = place + row * (1 - width) + column * (height - 1)
+        found.append(by_column + start * height * width)
+    return torch.cat(found).sort().values
+
+
+def _changes_in_boxes(masks: Tensor) -> np.ndarray:
+    """The same, found in the box of each mask."""
     num, height, width = masks.shape
     found = [torch.zeros(0, dtype=torch.int64, device=masks.device)]
     with one_thread():
         # Waits for the device: what comes next depends on the masks.
-        boxes = mask_boxes(masks).long().tolist() if masks.numel() else []
+        boxes = mask_boxes(masks).long().tolist()
         for mask, (left, top, right, bottom) in enumerate(boxes):
             if right == 0:
                 continue
@@ -85,9 +107,16 @@ def _changes(masks: Tensor) -> Tensor:
             edges[:-1] = pixels
             edges[1:] ^= pixels
             row, column = edges.nonzero(as_tuple=True)
+            # Numbered with one more place in each mask, for what ends with the mask.
             first = mask * (height * width + 1) + left * height + top
             found.append(row.add_(column, alpha=height).add_(first))
-    return torch.cat(found)
+    changes = np.sort(torch.cat(found).cpu().numpy())
+    if len(changes):
+        # A run that ends with a column and one that begins with the next are one.
+        equal = np.flatnonzero(changes[1:] == changes[:-1])
+        changes = np.delete(changes, np.concatenate([equal, equal + 1]))
+    mask, place = np.divmod(changes, height * width + 1)
+    return (changes - mask)[place < height * width]
 
 
 def _compress(counts: np.ndarray, num_runs: np.ndarray) -> list[bytes]:

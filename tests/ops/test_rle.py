@@ -3,12 +3,23 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from solo_d2.ops import rle
 from solo_d2.ops.rle import encode_masks, run_lengths
 
 coco = pytest.importorskip("pycocotools.mask")
+
+
+@pytest.fixture(autouse=True, params=["in boxes", "at once"])
+def way(request, monkeypatch):
+    """Both ways to find runs, on the CPU."""
+    if request.param == "at once":
+        monkeypatch.setattr(rle, "_changes_in_boxes", lambda m: rle._changes_at_once(m).numpy())
+        monkeypatch.setattr(rle, "PART_PIXELS", 100)
+    return request.param
 
 
 def by_pycocotools(masks):
@@ -24,7 +35,11 @@ def by_pycocotools(masks):
     density=st.sampled_from([0.0, 0.05, 0.5, 0.95, 1.0]),
     seed=st.integers(0, 999),
 )
-@settings(max_examples=80, deadline=None)
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 def test_noise(num, size, density, seed):
     generator = torch.Generator().manual_seed(seed)
     masks = torch.rand(num, *size, generator=generator) < density
@@ -55,3 +70,35 @@ def test_runs_by_hand():
     counts, num_runs = run_lengths(masks)
     assert counts.tolist() == [2, 3, 1] + [0, 1, 4, 1]
     assert num_runs.tolist() == [3, 4]
+
+
+class Waits(TorchDispatchMode):
+    """Names of the operators that wait for a GPU, if one has the tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in ("nonzero", "_local_scalar_dense", "_to_copy", "masked_select", "unique"):
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_gpu_is_waited_for_once_an_image(monkeypatch):
+    """And once more for the copy of the runs."""
+    monkeypatch.setattr(rle, "PART_PIXELS", 1 << 28)
+    masks = torch.rand(50, 30, 40) > 0.5
+    with Waits() as waits:
+        counts, num_runs = run_lengths(masks, at_once=True)
+    assert waits.names == ["nonzero"]
+    expected = run_lengths(masks, at_once=False)
+    assert np.array_equal(counts, expected[0])
+    assert np.array_equal(num_runs, expected[1])
+
+
+@pytest.mark.gpu
+def test_masks_on_a_gpu(way):
+    masks = torch.rand(40, 101, 77, device="cuda") > 0.7
+    assert encode_masks(masks) == by_pycocotools(masks.cpu())
