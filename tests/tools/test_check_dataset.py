@@ -1,7 +1,6 @@
 """check_dataset: everything wrong is listed, lost objects are found, proposals are as derived."""
 
 import json
-from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -24,10 +23,11 @@ from tools.dataset_check.objects import (
     OUTCOMES,
     OUTSIDE,
     VANISHED,
-    Objects,
     TargetRule,
+    object_type,
 )
 from tools.dataset_check.proposal import (
+    Levels,
     propose,
     propose_grid,
     propose_ranges,
@@ -82,30 +82,30 @@ def test_what_becomes_of_objects(keys, boxes, expected):
         cfg.MODEL.SOLO[key] = value
     rule = TargetRule(cfg)
     assert rule.padded_size(75, 100) == SIZE  # the model's
-    assert rule.outcomes(rule.layout(instances(boxes))).tolist() == expected
+    assert rule.objects(instances(boxes))["outcome"].tolist() == expected
 
 
 # --- proposals
 
 
-def objects(scales):
-    count = len(scales)
-    return Objects(
-        np.arange(count),
-        np.asarray(scales, np.float32),
-        np.random.default_rng(0).random((count, 2)).astype(np.float32),
-        np.zeros(count, np.int64),
-        [str(index) for index in range(count)],
-    )
+def objects(scales, centers=None, images=None):
+    """Squares of some scales, in an input of 1 x 1 that their centres are relative to."""
+    found = np.zeros(len(scales), object_type())
+    found["image"] = np.arange(len(scales)) if images is None else images
+    rng = np.random.default_rng(0)
+    found["center"] = rng.random((len(scales), 2)) if centers is None else centers
+    found["box"][:, 2:] = np.asarray(scales)[:, None]
+    found["input"], found["area"] = 1, 1
+    return found
 
 
 def test_shared_cells_by_hand():
-    centers = np.array([[0.1, 0.1], [0.2, 0.2], [0.6, 0.1], [0.1, 0.1], [1.0, 1.0]], np.float32)
-    images = np.array([0, 0, 0, 1, 1])
-    assert shared_cells(images, centers, 2) == pytest.approx(1 / 5)
-    assert shared_cells(images, centers, 10) == 0
-    assert shared_cells(images, centers, 1) == pytest.approx(3 / 5)
-    assert np.isnan(shared_cells(images[:0], centers[:0], 2))
+    centers = [[0.1, 0.1], [0.2, 0.2], [0.6, 0.1], [0.1, 0.1], [1.0, 1.0]]
+    found = objects([1] * 5, centers, [0, 0, 0, 1, 1])
+    assert shared_cells(found, 2) == pytest.approx(1 / 5)
+    assert shared_cells(found, 10) == 0
+    assert shared_cells(found, 1) == pytest.approx(3 / 5)
+    assert np.isnan(shared_cells(found[:0], 2))
 
 
 @pytest.mark.parametrize(
@@ -143,28 +143,27 @@ def test_ranges_of_other_numbers_of_levels():
 def test_a_grid_grows_until_few_share_a_cell():
     # Pairs at a distance of 0.03 in x, in the middle of the cells of a grid of 16.
     places = (np.random.default_rng(0).integers(0, 15, (200, 2)) + 0.49) / 16
-    centers = np.concatenate([places, places + [0.03, 0]])
     images = np.tile(np.arange(200), 2)
-    assert shared_cells(images, centers, 12) > 0.06
-    found = propose_grid(images, centers, 12, 80)
-    assert shared_cells(images, centers, found) <= 0.06
-    assert all(shared_cells(images, centers, side) > 0.06 for side in range(12, found, 4))
-    assert propose_grid(images, centers, found + 4, 80) == found + 4  # never smaller
+    found = objects([1] * 400, np.concatenate([places, places + [0.03, 0]]), images)
+    side = propose_grid(found, 12, 80)
+    assert shared_cells(found, side) <= 0.06
+    assert side > 12
+    assert all(shared_cells(found, smaller) > 0.06 for smaller in range(12, side, 4))
+    assert propose_grid(found, side + 4, 80) == side + 4  # never smaller
     # Objects at the very same place never part: no grid is worth it.
-    centers = np.concatenate([places, places])
-    assert propose_grid(images, centers, 12, 80) == 12
+    assert propose_grid(objects([1] * 400, np.tile(places, (2, 1)), images), 12, 80) == 12
 
 
 def test_a_proposal_counts_before_and_after():
-    scales = np.r_[np.full(50, 20.0), np.full(10, 500.0)]
-    levels = {"scale_ranges": PUBLISHED_RANGES, "strides": STRIDES, "short_side": 800}
-    found = propose(objects(scales), num_grids=[40, 36, 24, 16, 12], **levels)
-    assert found.num_grids == [40, 36, 24, 16, 12]
-    assert found.num_before == [50, 0, 0, 10, 10]
-    assert sum(found.num_after) >= 60
-    assert np.isnan(found.shared_before[1])
-    nothing_left = replace(objects([5.0]), outcomes=np.array([VANISHED]))
-    assert propose(nothing_left, num_grids=[40] * 5, **levels) is None
+    levels = Levels([40, 36, 24, 16, 12], PUBLISHED_RANGES)
+    found = objects(np.r_[np.full(50, 20.0), np.full(10, 500.0)])
+    proposal = propose(found, levels, STRIDES)
+    assert proposal.num_grids == levels.num_grids
+    assert [count for count, _ in levels.counts(found)] == [50, 0, 0, 10, 10]
+    assert np.isnan(levels.counts(found)[1][1])
+    assert sum(count for count, _ in proposal.counts(found)) >= 60
+    found["area"] = 0  # nothing is left of them
+    assert propose(found, levels, STRIDES) is None
 
 
 # --- the command

@@ -6,15 +6,15 @@ in training are assigned to cells by `solo_d2.targets`.
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
 
 from solo_d2.data.augmentation import usual_short_side
-from tools.dataset_check.objects import ASSIGNED, Inspection, Inspector, Layout, Objects, TargetRule
-from tools.dataset_check.proposal import Proposal, propose
+from tools.dataset_check.objects import ASSIGNED, Inspector, Objects, TargetRule
+from tools.dataset_check.proposal import Levels, propose
 
 # Share of lost objects up to which a config fits; on COCO the published ones lose 2.5 %.
 LOST_LIMIT = 0.05
@@ -32,40 +32,24 @@ _OTHER_SIZE = 1.2
 
 @dataclass(frozen=True)
 class LargerImages:
-    """Image sizes that lose fewer objects, found on a part of the images.
+    """Image sizes that lose fewer objects, found on a part of the images."""
 
-    Attributes:
-        keys: of the config, with their values.
-        proposal: grids and scale ranges at this size.
-        lost: share of the objects that are lost with both.
-        lost_before: the same with the best values at the config's size.
-        num_images: that were looked at.
-    """
-
-    keys: dict[str, Any]
-    proposal: Proposal
-    lost: float
-    lost_before: float
-    num_images: int
+    keys: dict[str, Any]  # of the config, with their values
+    levels: Levels  # proposed at this size
+    lost: float  # share of the objects that are lost with both
+    lost_before: float  # the same with the best levels at the config's size
+    num_images: int  # that were looked at
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How a config suits the objects.
+    """How a config suits the objects."""
 
-    Attributes:
-        lost: share of the objects that are lost.
-        proposal: grids and scale ranges, those of the config where no others lose fewer.
-        lost_with_proposal: share of the objects that are lost with it.
-        at_sizes: by short side of INPUT.MIN_SIZE_TRAIN, the share where images have that size.
-        larger: None where it is not needed or does not help.
-    """
-
-    lost: float
-    proposal: Proposal
-    lost_with_proposal: float
-    at_sizes: dict[int, float] = field(default_factory=dict)
-    larger: LargerImages | None = None
+    lost: float  # share of the objects that are lost
+    levels: Levels  # proposed; those of the config where no others lose fewer
+    lost_with_levels: float
+    at_sizes: dict[int, float]  # share where images have that short side of INPUT.MIN_SIZE_TRAIN
+    larger: LargerImages | None = None  # where it is needed and helps
 
     @property
     def most_lost(self) -> float:
@@ -79,122 +63,103 @@ class Fit:
 
 
 class FitFinder:
-    """Finds how a config suits a data set."""
+    """Finds how a config suits a data set, and looks for better values where it loses objects."""
 
-    def __init__(self, cfg: CfgNode, rule: TargetRule, num_classes: int, seed: int = 0):
+    def __init__(
+        self,
+        cfg: CfgNode,
+        rule: TargetRule,
+        num_classes: int,
+        records: Sequence[dict[str, Any]],
+        images: Sequence[Objects],
+        seed: int,
+    ):
         """Prepare.
 
         Args:
             cfg: of the training.
             rule: how its model assigns objects.
             num_classes: K.
+            records: dataset dicts of all images.
+            images: objects of each image whose objects were followed.
             seed: of the draw of the images on which other sizes are tried.
         """
-        self.cfg, self.rule, self.num_classes, self.seed = cfg, rule, num_classes, seed
+        self.cfg, self.rule, self.num_classes = cfg, rule, num_classes
+        self.records, self.images = records, images
+        with_objects = [each for each in images if each["area"].any()]
+        count = min(_SAMPLE, len(with_objects))
+        self.sample = random.Random(seed).sample(with_objects, count)
 
-    def find(
-        self, records: Sequence[dict[str, Any]], inspections: Sequence[Inspection]
-    ) -> Fit | None:
-        """Judge the config, and look for better values where it loses objects.
-
-        Args:
-            records: dataset dicts of all images.
-            inspections: of those whose objects were followed.
-
-        Returns:
-            None without objects.
-        """
-        parts = [each for each in inspections if each.objects is not None]
-        found = self._choose_levels(parts)
+    def find(self) -> Fit | None:
+        """Judge the config; None without objects."""
+        found = self._choose_levels(self.images)
         if found is None:
             return None
-        proposal, lost_with_proposal = found
-        with_objects = [each for each in parts if each.layout is not None]
-        count = min(_SAMPLE, len(with_objects))
-        sample = random.Random(self.seed).sample(with_objects, count)
-        fit = Fit(
-            lost=lost_share(self.rule, parts),
-            proposal=proposal,
-            lost_with_proposal=lost_with_proposal,
-            at_sizes=self._at_other_sizes(records, sample),
-        )
-        if lost_with_proposal <= LOST_LIMIT:
+        fit = Fit(lost_share(self.rule, self.images), *found, self._at_other_sizes())
+        if fit.lost_with_levels <= LOST_LIMIT:
             return fit
-        return replace(fit, larger=self._enlarge(records, sample, proposal))
+        return replace(fit, larger=self._enlarge(fit.levels))
 
-    def _choose_levels(self, parts: Sequence[Inspection]) -> tuple[Proposal, float] | None:
+    def _choose_levels(self, images: Sequence[Objects]) -> tuple[Levels, float] | None:
         """Grids and scale ranges that lose the fewest objects, and the share that is lost."""
-        objects = Objects.join([each.objects for each in parts if each.objects is not None])
-        layouts = [each.layout for each in parts if each.layout is not None]
-        grids, ranges = self.rule.params["num_grids"], self.rule.params["scale_ranges"]
-        best: tuple[Proposal, float] | None = None
+        levels, objects = Levels.of_config(self.cfg), np.concatenate(images)
+        tried = [(lost_share(self.rule, images), levels)]
         for keep_ranges in (False, True):
-            proposal = propose(
-                objects,
-                num_grids=grids,
-                scale_ranges=ranges,
-                strides=list(self.cfg.MODEL.SOLO.STRIDES),
-                short_side=float(np.median([min(each.padded_size) for each in layouts] or [0])),
-                keep_ranges=keep_ranges,
-            )
+            strides = list(self.cfg.MODEL.SOLO.STRIDES)
+            proposal = propose(objects, levels, strides, keep_ranges=keep_ranges)
             if proposal is None:
                 return None
-            levels = self.rule.with_levels(proposal.num_grids, proposal.scale_ranges)
-            lost = lost_share(levels, parts)
-            if best is None or lost < best[1]:
-                best = proposal, lost
-        assert best is not None
-        now = lost_share(self.rule, parts)
-        return best if best[1] <= now else (best[0].unchanged(grids, ranges), now)
+            rule = self.rule.with_levels(proposal.num_grids, proposal.scale_ranges)
+            tried.append((lost_share(rule, images), proposal))
+        # The first proposal, unless the second or the config loses fewer.
+        lost, best = min([*tried[1:], tried[0]], key=lambda each: each[0])
+        return best, lost
 
-    def _at_other_sizes(
-        self, records: Sequence[dict[str, Any]], sample: Sequence[Inspection]
-    ) -> dict[int, float]:
+    def _at_other_sizes(self) -> dict[int, float]:
         """Share of lost objects at the smallest and the largest size of training images."""
         given = self.cfg.INPUT
         usual, sides = usual_short_side(self.cfg), given.MIN_SIZE_TRAIN
-        if given.LSJ.ENABLED or 0 in sides or not sample:
+        if given.LSJ.ENABLED or 0 in sides or not self.sample:
             return {}
-        shares = {}
-        for side in (min(sides), max(sides)):
-            if max(side, usual) > _OTHER_SIZE * min(side, usual):
-                cfg = _changed(self.cfg, {"INPUT.MIN_SIZE_TRAIN": (side,)})
-                shares[int(side)] = lost_share(self.rule, self._follow(cfg, records, sample))
-        return shares
+        return {
+            int(side): lost_share(
+                self.rule, self._follow({"INPUT.MIN_SIZE_TRAIN": (side,)}, self.sample)
+            )
+            for side in (min(sides), max(sides))
+            if max(side, usual) > _OTHER_SIZE * min(side, usual)
+        }
 
-    def _enlarge(
-        self, records: Sequence[dict[str, Any]], sample: Sequence[Inspection], proposal: Proposal
-    ) -> LargerImages | None:
+    def _enlarge(self, levels: Levels) -> LargerImages | None:
         """The smallest images that lose few enough objects, or the fewest."""
-        levels = self.rule.with_levels(proposal.num_grids, proposal.scale_ranges)
+        rule = self.rule.with_levels(levels.num_grids, levels.scale_ranges)
         best: LargerImages | None = None
         for factor in _FACTORS:
-            keys = self._enlarged_keys(factor, records, sample)
-            costs = np.cumsum([_mask_pixels(each) * factor**2 for each in sample])
-            part = sample[: int((costs <= _MASK_PIXELS).sum())]
+            keys = self._enlarged_keys(factor)
+            costs = np.cumsum([_mask_pixels(each) * factor**2 for each in self.sample])
+            part = self.sample[: int((costs <= _MASK_PIXELS).sum())]
             if not keys or not part:
                 break
-            found = self._choose_levels(
-                self._follow(_changed(self.cfg, keys), records, part, factor)
-            )
+            found = self._choose_levels(self._follow(keys, part, factor))
             if found is None:
                 break
-            before = lost_share(levels, part)
+            before = lost_share(rule, part)
             if found[1] < min(before - _WORTHWHILE, 1.0 if best is None else best.lost):
                 best = LargerImages(keys, *found, before, len(part))
             if found[1] <= LOST_LIMIT:
                 break
         return best
 
-    def _enlarged_keys(
-        self, factor: float, records: Sequence[dict[str, Any]], sample: Sequence[Inspection]
-    ) -> dict[str, Any]:
+    def _enlarged_keys(self, factor: float) -> dict[str, Any]:
         """Keys of the config that enlarge its images; none where they would be too large."""
         given = self.cfg.INPUT
         if given.LSJ.ENABLED:
             size = round(given.LSJ.SIZE * factor)
             return {"INPUT.LSJ.SIZE": size} if size <= _LARGEST_SIDE else {}
-        sizes = [_image_size(records[each.index], each) for each in sample]
+        sizes = []
+        for objects in self.sample:  # of the images, where their records have it
+            record = self.records[objects["image"][0]]
+            height, width = _input_size(objects)
+            sizes.append((record.get("height", height), record.get("width", width)))
         own = float(np.median([min(size) for size in sizes]))
         sides = tuple(round((side or own) * factor) for side in given.MIN_SIZE_TRAIN)
         if max(sides) > _LARGEST_SIDE:
@@ -208,53 +173,44 @@ class FitFinder:
         return {**keys, "INPUT.MIN_SIZE_TEST": usual, "INPUT.MAX_SIZE_TEST": longest}
 
     def _follow(
-        self,
-        cfg: CfgNode,
-        records: Sequence[dict[str, Any]],
-        sample: Sequence[Inspection],
-        factor: float = 1.0,
-    ) -> list[Inspection]:
-        """Follow the objects of some images again.
-
-        Args:
-            cfg: another config.
-            records: dataset dicts of all images.
-            sample: how the images were with the first config.
-            factor: by which the other one enlarges them, about.
-        """
-        inspector = Inspector(cfg, self.rule, self.num_classes)
+        self, keys: dict[str, Any], sample: Sequence[Objects], factor: float = 1.0
+    ) -> list[Objects]:
+        """Follow the objects of images again, about `factor` times as large by these keys."""
+        inspector = Inspector(_changed(self.cfg, keys), self.rule, self.num_classes)
         result = []
-        for each in sample:
-            record = records[each.index]
+        for objects in sample:
+            index = int(objects["image"][0])
+            record = self.records[index]
             annotations = record["annotations"]
             # Masks of many objects at once would take too much memory.
-            count = -(-int(_mask_pixels(each) * factor**2) // _PIXELS_AT_ONCE)
-            step = max(1, -(-len(annotations) // max(1, count)))
-            starts = range(0, len(annotations), step)
-            slices = [{**record, "annotations": annotations[i : i + step]} for i in starts]
-            parts = [inspector.inspect(each.index, part, with_objects=True) for part in slices]
-            layouts = [part.layout for part in parts if part.layout is not None]
-            objects = Objects.join([part.objects for part in parts if part.objects is not None])
-            layout = Layout.join(layouts) if layouts else None
-            result.append(Inspection(each.index, objects=objects, layout=layout))
+            count = max(1, -(-int(_mask_pixels(objects) * factor**2) // _PIXELS_AT_ONCE))
+            step = -(-len(annotations) // count)
+            parts = [
+                inspector.inspect(index, {**record, "annotations": annotations[i : i + step]}, True)
+                for i in range(0, len(annotations), step)
+            ]
+            found = [part.objects for part in parts if part.objects is not None]
+            result.append(np.concatenate([objects[:0], *found]))
         return result
 
 
-def _mask_pixels(inspection: Inspection) -> int:
+def _input_size(objects: Objects) -> tuple[int, int]:
+    """Height and width of the network's input for an image, which has an object at least."""
+    height, width = objects["input"].max(axis=0).astype(int).tolist()
+    return height, width
+
+
+def _mask_pixels(objects: Objects) -> int:
     """Pixels of all masks of an image at the config's size."""
-    assert inspection.layout is not None
-    height, width = inspection.layout.padded_size
-    return len(inspection.layout.boxes) * height * width
+    height, width = _input_size(objects)
+    return int((objects["area"] > 0).sum()) * height * width
 
 
-def lost_share(rule: TargetRule, inspections: Sequence[Inspection]) -> float:
-    """Share of the objects that are assigned to no cell."""
-    total = sum(len(each.objects.outcomes) for each in inspections if each.objects is not None)
-    assigned = sum(
-        int((rule.outcomes(each.layout) == ASSIGNED).sum())
-        for each in inspections
-        if each.layout is not None
-    )
+def lost_share(rule: TargetRule, images: Sequence[Objects]) -> float:
+    """Share of the objects of some images that are assigned to no cell."""
+    there = [objects[objects["area"] > 0] for objects in images]
+    assigned = sum(int((rule.outcomes(part) == ASSIGNED).sum()) for part in there if len(part))
+    total = sum(map(len, images))
     return 1 - assigned / total if total else 0.0
 
 
@@ -264,10 +220,3 @@ def _changed(cfg: CfgNode, keys: dict[str, Any]) -> CfgNode:
     for key, value in keys.items():
         cfg.merge_from_list([key, value])
     return cfg
-
-
-def _image_size(record: dict[str, Any], inspection: Inspection) -> tuple[int, int]:
-    """Height and width of an image, or of the network's input where the record lacks them."""
-    assert inspection.layout is not None
-    height, width = inspection.layout.padded_size
-    return record.get("height", height), record.get("width", width)

@@ -11,8 +11,8 @@ from solo_d2.config.models import is_panoptic
 from solo_d2.data.problems import ERROR, NOTICE, SKIPPED, Problem
 from tools.benchmarks.common import markdown_table
 from tools.dataset_check.fit import LOST_LIMIT, Fit
-from tools.dataset_check.objects import ASSIGNED, OUTCOMES, Objects
-from tools.dataset_check.proposal import Proposal
+from tools.dataset_check.objects import ASSIGNED, OUTCOMES
+from tools.dataset_check.proposal import Levels, with_scales
 from tools.dataset_check.run import Findings
 
 # Examples of each kind of problem.
@@ -41,10 +41,10 @@ def format_findings(found: Findings, cfg: CfgNode) -> str:
     parts = [head, *_format_problems(found.problems)]
     if not found.problems:
         parts.append("Nothing is wrong with its entries" + (" and files." * bool(found.inspector)))
-    if found.objects is not None and len(found.objects.outcomes):
-        parts.append(_format_objects(found.objects, found.num_inspected))
+    if found.objects is not None and len(found.objects):
+        parts.append(_format_objects(found))
     if found.fit is not None:
-        parts.append(_format_fit(found.fit, cfg))
+        parts += _format_fit(found, cfg)
     return "\n\n".join(parts)
 
 
@@ -83,19 +83,27 @@ def group(problems: Any) -> dict[str, list[Problem]]:
     return dict(sorted(kinds.items(), key=lambda item: -len(item[1])))
 
 
-def _format_objects(objects: Objects, num_images: int) -> str:
-    total = len(objects.outcomes)
-    lines = [f"Of {total} objects of {num_images} images, at their size in training, are lost:"]
-    for outcome, name in enumerate(OUTCOMES):
-        lost = np.flatnonzero(objects.outcomes == outcome)
-        if outcome == ASSIGNED or len(lost) == 0:
-            continue
-        examples = ", ".join(objects.names[index] for index in lost[:EXAMPLES])
-        dots = ", ..." * (len(lost) > EXAMPLES)
-        lines.append(f"  {len(lost)} ({len(lost) / total:.1%}) {name}: {examples}{dots}")
+def _lost_names(found: Findings) -> dict[str, list[str]]:
+    """Names of the objects by what makes each of them a loss."""
+    assert found.objects is not None
+    return {
+        name: found.objects["name"][found.objects["outcome"] == outcome].tolist()
+        for outcome, name in enumerate(OUTCOMES)
+        if outcome != ASSIGNED
+    }
+
+
+def _format_objects(found: Findings) -> str:
+    assert found.objects is not None
+    total, where = len(found.objects), f"{found.num_inspected} images"
+    lines = [f"Of {total} objects of {where}, at their size in training, are lost:"]
+    for name, lost in _lost_names(found).items():
+        if lost:
+            examples = ", ".join(lost[:EXAMPLES]) + ", ..." * (len(lost) > EXAMPLES)
+            lines.append(f"  {len(lost)} ({len(lost) / total:.1%}) {name}: {examples}")
     if len(lines) == 1:
-        lines = [f"All {total} objects of {num_images} images are assigned to cells."]
-    scales = objects.scales[~np.isnan(objects.scales)]
+        lines = [f"All {total} objects of {where} are assigned to cells."]
+    _, scales = with_scales(found.objects)
     if len(scales):
         values = np.quantile(scales, _QUANTILES)
         listed = ", ".join(
@@ -105,49 +113,60 @@ def _format_objects(objects: Objects, num_images: int) -> str:
     return "\n".join(lines)
 
 
-def _format_fit(fit: Fit, cfg: CfgNode) -> str:
+def _format_fit(found: Findings, cfg: CfgNode) -> list[str]:
     """Grids and scale ranges of the config and proposed ones, and the share that each loses."""
-    solo, proposal = cfg.MODEL.SOLO, fit.proposal
-    rows = [
-        {
-            "level": solo.IN_FEATURES[level],
-            "range": _range(solo.SCALE_RANGES[level]),
-            "objects": proposal.num_before[level],
-            "grid": solo.NUM_GRIDS[level],
-            "share a cell": _percent(proposal.shared_before[level]),
-            "proposed range": _range(proposal.scale_ranges[level]),
-            "objects ": proposal.num_after[level],
-            "grid ": proposal.num_grids[level],
-            "share a cell ": _percent(proposal.shared_after[level]),
-        }
-        for level in range(len(proposal.num_grids))
-    ]
+    fit = found.fit
+    assert fit is not None
+    current, proposed, solo = Levels.of_config(cfg), fit.levels, cfg.MODEL.SOLO
+    levels = zip(
+        solo.IN_FEATURES,
+        _level_columns(current, found),
+        _level_columns(proposed, found, "proposed ", " "),
+        strict=True,
+    )
+    rows = [{"level": feature, **before, **after} for feature, before, after in levels]
     parts = [markdown_table(rows), _format_verdict(fit)]
-    if differs(proposal, cfg):
-        before, after = (
-            sum(side * side for side in sides) for sides in (solo.NUM_GRIDS, proposal.num_grids)
-        )
+    if proposed != current:
+        before, after = (sum(side * side for side in x.num_grids) for x in (current, proposed))
         cost = f" ({after} cells instead of {before}; each costs time in the head)"
         parts.append(
             f"To paste into the config{cost * (after != before)}; "
-            f"{fit.lost_with_proposal:.1%} of the objects are lost with it, {fit.lost:.1%} without:"
-            f"\n\n{to_yaml(proposal)}"
+            f"{fit.lost_with_levels:.1%} of the objects are lost with it, {fit.lost:.1%} without:"
+            f"\n\n{to_yaml(proposed)}"
         )
     larger = fit.larger
     if larger is not None:
         parts.append(
             f"Larger images lose fewer objects: {larger.lost:.1%} instead of "
             f"{larger.lost_before:.1%} of those of {larger.num_images} images, at more time and "
-            f"memory, with\n\n{to_yaml(larger.proposal, larger.keys)}"
+            f"memory, with\n\n{to_yaml(larger.levels, larger.keys)}"
         )
-    if min(fit.lost_with_proposal, larger.lost if larger else 1.0) > LOST_LIMIT:
+    if min(fit.lost_with_levels, larger.lost if larger else 1.0) > LOST_LIMIT:
         parts.append(
             "No grid, scale range or image size that was tried loses few enough objects. Cut the "
             "images into tiles, for training and for inference: each shows fewer objects, larger."
         )
     if cfg.INPUT.COPY_PASTE.PROB > 0:
         parts.append("Objects that INPUT.COPY_PASTE adds are not counted; they take cells too.")
-    return "\n\n".join(parts)
+    return parts
+
+
+def _level_columns(
+    levels: Levels, found: Findings, prefix: str = "", mark: str = ""
+) -> list[dict[str, Any]]:
+    """Columns of the table of levels, told apart by `prefix` and `mark`, for each level."""
+    assert found.objects is not None
+    return [
+        {
+            f"{prefix}range": f"{low:g}-{high:g}",
+            f"objects{mark}": count,
+            f"grid{mark}": side,
+            f"share a cell{mark}": "-" if np.isnan(shared) else f"{shared:.1%}",
+        }
+        for side, (low, high), (count, shared) in zip(
+            levels.num_grids, levels.scale_ranges, levels.counts(found.objects), strict=True
+        )
+    ]
 
 
 def _format_verdict(fit: Fit) -> str:
@@ -164,26 +183,10 @@ def _format_verdict(fit: Fit) -> str:
     return "\n".join(lines)
 
 
-def _range(pair: Sequence[float]) -> str:
-    return f"{pair[0]:g}-{pair[1]:g}"
-
-
-def _percent(share: float) -> str:
-    return "-" if np.isnan(share) else f"{share:.1%}"
-
-
-def differs(proposal: Proposal, cfg: CfgNode) -> bool:
-    """Whether the proposal is another than the config's grids and ranges."""
-    solo = cfg.MODEL.SOLO
-    ranges = [list(map(float, pair)) for pair in solo.SCALE_RANGES]
-    proposed = [list(map(float, pair)) for pair in proposal.scale_ranges]
-    return list(solo.NUM_GRIDS) != proposal.num_grids or ranges != proposed
-
-
-def to_yaml(proposal: Proposal, input_keys: dict[str, Any] | None = None) -> str:
+def to_yaml(levels: Levels, input_keys: dict[str, Any] | None = None) -> str:
     """The proposal, and keys of INPUT, as a part of a config."""
-    lines = ["MODEL:", "  SOLO:", f"    NUM_GRIDS: {proposal.num_grids}"]
-    lines.append(f"    SCALE_RANGES: {proposal.scale_ranges}")
+    lines = ["MODEL:", "  SOLO:", f"    NUM_GRIDS: {levels.num_grids}"]
+    lines.append(f"    SCALE_RANGES: {levels.scale_ranges}")
     if input_keys:
         lines.append("INPUT:")
         for key, value in input_keys.items():
@@ -212,38 +215,28 @@ def to_json(found: Findings) -> dict[str, Any]:
             for severity in HEADINGS
         },
     }
-    objects = found.objects
-    if objects is not None:
+    if found.objects is not None:
         content["num_inspected_images"] = found.num_inspected
-        content["num_objects"] = len(objects.outcomes)
-        content["lost_objects"] = {
-            name: [objects.names[index] for index in np.flatnonzero(objects.outcomes == outcome)]
-            for outcome, name in enumerate(OUTCOMES)
-            if outcome != ASSIGNED
+        content["num_objects"] = len(found.objects)
+        content["lost_objects"] = _lost_names(found)
+    fit = found.fit
+    if fit is not None:
+        content |= {
+            "fits": fit.good,
+            "lost_share": fit.lost,
+            "lost_share_at_short_sides": fit.at_sizes,
+            "proposal": {**_levels_to_json(fit.levels), "lost_share": fit.lost_with_levels},
         }
-    if found.fit is not None:
-        content |= _fit_to_json(found.fit)
-    return content
-
-
-def _fit_to_json(fit: Fit) -> dict[str, Any]:
-    content: dict[str, Any] = {
-        "fits": fit.good,
-        "lost_share": fit.lost,
-        "lost_share_at_short_sides": fit.at_sizes,
-        "proposal": {
-            "NUM_GRIDS": fit.proposal.num_grids,
-            "SCALE_RANGES": fit.proposal.scale_ranges,
-            "lost_share": fit.lost_with_proposal,
-        },
-    }
-    if fit.larger is not None:
+    if fit is not None and fit.larger is not None:
         content["larger_images"] = {
             **fit.larger.keys,
-            "NUM_GRIDS": fit.larger.proposal.num_grids,
-            "SCALE_RANGES": fit.larger.proposal.scale_ranges,
+            **_levels_to_json(fit.larger.levels),
             "lost_share": fit.larger.lost,
             "lost_share_before": fit.larger.lost_before,
             "num_images": fit.larger.num_images,
         }
     return content
+
+
+def _levels_to_json(levels: Levels) -> dict[str, Any]:
+    return {"NUM_GRIDS": levels.num_grids, "SCALE_RANGES": levels.scale_ranges}

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from torch.utils.data import DataLoader, Dataset
@@ -18,12 +19,12 @@ from solo_d2.engine.training_data import why_nothing
 from tools.dataset_check.fit import Fit, FitFinder
 from tools.dataset_check.objects import (
     ASSIGNED,
+    OUTCOMES,
     UNREADABLE_FILE,
     Inspection,
     Inspector,
     Objects,
     TargetRule,
-    describe_outcomes,
 )
 
 # The kind of problem of a data set without an object to train on.
@@ -32,33 +33,18 @@ NO_OBJECTS = "no objects"
 
 @dataclass
 class Findings:
-    """What is known of a data set.
-
-    Attributes:
-        name: of the data set.
-        problems: all of them, in the order of their discovery.
-        num_images: that can be looked at.
-        num_annotations: that training takes, crowds included.
-        num_crowds: of these.
-        num_without_objects: images without annotations other than crowds.
-        objects: those that were followed to their cells; None where none were.
-        num_inspected: images whose objects were.
-        fit: how the config suits the objects; None without objects.
-        inspector: made the objects, and can make samples to look at.
-        records: dataset dicts of the images.
-        class_names: of the K classes.
-    """
+    """What is known of a data set."""
 
     name: str
-    problems: list[Problem] = field(default_factory=list)
-    num_images: int = 0
-    num_annotations: int = 0
+    problems: list[Problem] = field(default_factory=list)  # in the order of their discovery
+    num_images: int = 0  # that can be looked at
+    num_annotations: int = 0  # that training takes, crowds included
     num_crowds: int = 0
-    num_without_objects: int = 0
-    objects: Objects | None = None
-    num_inspected: int = 0
-    fit: Fit | None = None
-    inspector: Inspector | None = None
+    num_without_objects: int = 0  # images without annotations other than crowds
+    objects: Objects | None = None  # those that were followed to their cells, if any
+    num_inspected: int = 0  # images whose objects were
+    fit: Fit | None = None  # how the config suits the objects
+    inspector: Inspector | None = None  # made the objects, and can make samples to look at
     records: list[dict[str, Any]] = field(default_factory=list)
     class_names: Sequence[str] = ()
 
@@ -114,42 +100,51 @@ def check_dataset(
     found.num_annotations = len(annotations)
     found.num_crowds = len(annotations) - sum(map(is_object, annotations))
     found.num_without_objects = len(without_objects(found.records))
-    if not found.training_fails:
-        found.problems += _empty_problems(name, found)
+    where = f"data set '{name}'"
+    if not found.records and not found.training_fails:
+        found.problems.append(Problem("no images", where, "the list of images is empty"))
+    elif found.num_annotations == found.num_crowds and not found.training_fails:
+        reason = why_nothing(found.problems, found.records)
+        found.problems.append(Problem(NO_OBJECTS, where, reason, NOTICE))
     if name not in cfg.DATASETS.TEST:
         found.problems += find_ignored(name, found.records, found.class_names)
-    if not open_images or not found.records or not found.class_names:
-        return found
+    if open_images and found.records and found.class_names:
+        indices = range(found.num_images)
+        followed = set(random.Random(seed).sample(indices, min(max_followed, len(indices))))
+        _check_images(cfg, found, followed, workers, seed)
+    return found
+
+
+def _check_images(
+    cfg: CfgNode, found: Findings, followed: set[int], workers: int, seed: int
+) -> None:
+    """Open all images, follow the objects of some, and judge the config by them."""
     cfg = cfg.clone()
     cfg.defrost()
     # Numbers with which a model can be built: `resolve_num_classes` reports those of the data.
     cfg.MODEL.SOLO.NUM_CLASSES = 1
-    num_stuff = len(MetadataCatalog.get(name).get("stuff_classes", ()))
+    num_stuff = len(MetadataCatalog.get(found.name).get("stuff_classes", ()))
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = max(2, num_stuff)
-    rule = TargetRule(cfg)
-    rule.params["num_classes"] = len(found.class_names)
-    found.inspector = Inspector(cfg, rule, len(found.class_names))
-    indices = range(len(found.records))
-    followed = set(random.Random(seed).sample(indices, min(max_followed, len(indices))))
-    inspections = _inspect(found, followed, workers)
-    found.problems += _unreadable_problems(cfg, found)
-    parts = [each.objects for each in inspections if each.objects is not None]
-    found.num_inspected = len(parts)
-    if parts:
-        found.objects = Objects.join(parts)
-        finder = FitFinder(cfg, rule, len(found.class_names), seed)
-        found.fit = finder.find(found.records, inspections)
-    return found
-
-
-def _empty_problems(name: str, found: Findings) -> list[Problem]:
-    """That there is nothing to train on, or to evaluate."""
-    where = f"data set '{name}'"
-    if not found.records:
-        return [Problem("no images", where, "the list of images is empty")]
-    if found.num_annotations > found.num_crowds:
-        return []
-    return [Problem(NO_OBJECTS, where, why_nothing(found.problems, found.records), NOTICE)]
+    rule, num_classes = TargetRule(cfg), len(found.class_names)
+    rule.params["num_classes"] = num_classes
+    found.inspector = Inspector(cfg, rule, num_classes)
+    # Each image goes to a worker by itself: they take different times.
+    data = _Images(found.records, found.inspector, followed)
+    loader: DataLoader[Inspection] = DataLoader(data, batch_size=None, num_workers=workers)
+    images = []
+    for inspection in tqdm(loader, found.name, unit="image", mininterval=1.0):
+        found.problems += inspection.problems
+        if inspection.objects is not None:
+            images.append(inspection.objects)
+    files = {p.reason for p in found.problems if p.kind == UNREADABLE_FILE}
+    limit = cfg.DATALOADER.MAX_UNREADABLE_IMAGES
+    if found.name in cfg.DATASETS.TRAIN and len(files) > limit:
+        where = f"data set '{found.name}'"
+        reason = f"{len(files)}, and DATALOADER.MAX_UNREADABLE_IMAGES is {limit}"
+        found.problems.append(Problem("too many unreadable image files", where, reason))
+    if images:
+        found.num_inspected, found.objects = len(images), np.concatenate(images)
+        found.fit = FitFinder(cfg, rule, num_classes, found.records, images, seed).find()
 
 
 def refuse_nothing(cfg: CfgNode, trained: Sequence[Findings]) -> None:
@@ -164,35 +159,18 @@ def refuse_nothing(cfg: CfgNode, trained: Sequence[Findings]) -> None:
                 replace(p, severity=ERROR) if p.kind == NO_OBJECTS else p for p in found.problems
             ]
         return
-    followed = [found.objects for found in trained if found.objects is not None]
-    outcomes = Objects.join(followed).outcomes
+    parts = [found.objects["outcome"] for found in trained if found.objects is not None]
+    outcomes = np.concatenate(parts) if parts else np.zeros(0)
     if len(outcomes) and not (outcomes == ASSIGNED).any():
-        where = ", ".join(f"'{found.name}'" for found in trained)
-        trained[0].problems.append(
-            Problem(
-                "no object is assigned to a cell", f"data set {where}", describe_outcomes(followed)
-            )
+        counts = ", ".join(
+            f"{(outcomes == outcome).sum()} x {name}"
+            for outcome, name in enumerate(OUTCOMES)
+            if (outcomes == outcome).any()
         )
-
-
-def _unreadable_problems(cfg: CfgNode, found: Findings) -> list[Problem]:
-    """That more files cannot be read than training tolerates."""
-    count = len({p.reason for p in found.problems if p.kind == UNREADABLE_FILE})
-    limit = cfg.DATALOADER.MAX_UNREADABLE_IMAGES
-    if found.name not in cfg.DATASETS.TRAIN or count <= limit:
-        return []
-    reason = f"{count}, and DATALOADER.MAX_UNREADABLE_IMAGES is {limit}"
-    return [Problem("too many unreadable image files", f"data set '{found.name}'", reason)]
-
-
-def _inspect(found: Findings, followed: set[int], workers: int) -> list[Inspection]:
-    """Look at all images; what is wrong with them joins the other problems."""
-    assert found.inspector is not None
-    data = _Images(found.records, found.inspector, followed)
-    # Each image goes to a worker by itself: they take different times.
-    loader: DataLoader[Inspection] = DataLoader(data, batch_size=None, num_workers=workers)
-    inspections = []
-    for inspection in tqdm(loader, found.name, unit="image", mininterval=1.0):
-        found.problems += inspection.problems
-        inspections.append(inspection)
-    return inspections
+        where = "data set " + ", ".join(f"'{found.name}'" for found in trained)
+        reason = (
+            f"none of {len(outcomes)} objects reaches a cell at its size in training ({counts}). "
+            "Change INPUT.MIN_SIZE_TRAIN, MODEL.SOLO.SCALE_RANGES or NUM_GRIDS; "
+            "tools/check_dataset.py proposes values"
+        )
+        trained[0].problems.append(Problem("no object is assigned to a cell", where, reason))
