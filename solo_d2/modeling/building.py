@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.modeling import BACKBONE_REGISTRY
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_backbone
 
+from solo_d2.modeling.checks import check_model_config, check_model_keys
+from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY, SOLOHeadBase, build_solo_head
 from solo_d2.utils.errors import ConfigError, DatasetError, first_line
 from solo_d2.utils.user_code import from_user_code, is_of_user, note_part
 
@@ -22,15 +24,14 @@ _SECTIONS = {
 
 @contextlib.contextmanager
 def refusing(described: str, by: Callable[..., Any] | None = None) -> Iterator[None]:
-    """Turn what libraries raise into a ConfigError, for settings that they have to judge.
+    """Turn what Detectron2 and torch raise for unsuitable settings into a ConfigError.
 
-    Detectron2 and torch have no common error for settings that do not fit each other. What code of
-    the user raises keeps its traceback.
+    What code of the user raises keeps its traceback.
 
     Args:
         described: what cannot be built then.
-        by: class or function that builds it. What is raised for one of the user concerns its
-            author, also where Detectron2 raises it, as for wrong arguments.
+        by: class or function that builds it. Errors of one of the user are left alone wherever
+            they are raised: its author made them, as by wrong arguments.
     """
     try:
         yield
@@ -43,6 +44,23 @@ def refusing(described: str, by: Callable[..., Any] | None = None) -> Iterator[N
         raise ConfigError(f"{described} cannot be built: {first_line(error)}") from error
 
 
+def build_backbone_and_head(cfg: CfgNode) -> tuple[Backbone, SOLOHeadBase]:
+    """Check the config and make the two parts that every model has.
+
+    Raises:
+        ConfigError: keys have impossible values or do not fit each other.
+    """
+    check_model_keys(cfg)
+    sections = " and ".join(backbone_sections(cfg))
+    make_backbone = BACKBONE_REGISTRY.get(cfg.MODEL.BACKBONE.NAME)
+    with refusing(f"The backbone that {sections} describe", make_backbone):
+        backbone = build_backbone(cfg)
+    check_model_config(cfg, backbone)
+    make_head = SOLO_HEAD_REGISTRY.get(cfg.MODEL.SOLO.HEAD.NAME)
+    with refusing("The head that MODEL.SOLO describes", make_head):
+        return backbone, build_solo_head(cfg, backbone.output_shape())
+
+
 def read_params(
     function: Callable[..., Any],
     inputs: Sequence[str],
@@ -52,11 +70,9 @@ def read_params(
 ) -> dict[str, Any]:
     """Read the parameters of an NMS or a loss from the config keys of the same names in capitals.
 
-    A parameter without a key keeps its default.
-
     Args:
-        function: takes the inputs, then its parameters.
-        inputs: names of the inputs, for messages.
+        function: takes the inputs, then its parameters. Those without a key keep their defaults.
+        inputs: names of the inputs.
         section: name of the config section with the keys.
         node: that section.
         keys: keys by parameter, where they are named otherwise.
@@ -68,7 +84,6 @@ def read_params(
         ConfigError: a parameter has neither key nor default, or the function does not take the
             inputs.
     """
-    keys = keys or {}
     signature = inspect.signature(function)
     name = getattr(function, "__name__", repr(function))
     params = {}
@@ -76,7 +91,7 @@ def read_params(
         is_input = index < len(inputs) and parameter.kind is not parameter.KEYWORD_ONLY
         if is_input or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
-        key = keys.get(parameter.name, parameter.name.upper())
+        key = (keys or {}).get(parameter.name, parameter.name.upper())
         if key in node:
             params[parameter.name] = node[key]
         elif parameter.default is parameter.empty:
@@ -95,10 +110,7 @@ def read_params(
 
 
 def backbone_sections(cfg: CfgNode) -> tuple[str, ...]:
-    """Return the sections of a config that describe its backbone, by the backbone's name.
-
-    The sections that a backbone of the user reads are unknown: then these are `OF_USER`.
-    """
+    """The config sections that describe the backbone; `OF_USER` for a backbone of the user."""
     name = cfg.MODEL.BACKBONE.NAME
     if name not in BACKBONE_REGISTRY or is_of_user(BACKBONE_REGISTRY.get(name)):
         return OF_USER

@@ -43,8 +43,6 @@ SECTIONS = (
 )
 PANOPTIC_SECTIONS = ("MODEL.SEM_SEG_HEAD", "MODEL.PANOPTIC_FPN")
 
-_WEIGHT = at_least(0)
-
 
 def _all(rule: Rule, section: str, *names: str) -> dict[str, Rule]:
     """The same rule for several keys of a section."""
@@ -84,7 +82,7 @@ RULES = {
     "MODEL.SOLO.HEAD.KERNEL_SIZE": one_of((1, 3)),
     "MODEL.SOLO.MASK_FEATURE.TYPE": one_of(MASK_FEATURE_TYPES),
     **_all(one_of(DEFORMS), "MODEL.SOLO", "HEAD.DEFORM", "MASK_FEATURE.DEFORM"),
-    **_all(_WEIGHT, "MODEL.SOLO.LOSS", "CLS_WEIGHT", "MASK_WEIGHT", "MASK_POS_WEIGHT"),
+    **_all(at_least(0), "MODEL.SOLO.LOSS", "CLS_WEIGHT", "MASK_WEIGHT", "MASK_POS_WEIGHT"),
     "MODEL.SOLO.LOSS.FOCAL_ALPHA": between(0, 1),
     "MODEL.SOLO.LOSS.FOCAL_GAMMA": at_least(0),
     "MODEL.SOLO.LOSS.MEMORY_MIB": at_least(0),
@@ -102,7 +100,7 @@ PANOPTIC_RULES = {
         "train_net.py and the demo",
     ),
     "MODEL.SEM_SEG_HEAD.NORM": one_of(NORMS),
-    "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT": _WEIGHT,
+    "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT": at_least(0),
     # At 1, and at 0, there would be segments without a pixel.
     "MODEL.PANOPTIC_FPN.COMBINE.OVERLAP_THRESH": Rule(lambda x: 0 <= x < 1, "in [0, 1)"),
     "MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT": at_least(1, " pixel"),
@@ -130,14 +128,18 @@ def check_model_config(cfg: CfgNode, backbone: Backbone) -> None:
     """
     solo, shapes = cfg.MODEL.SOLO, backbone.output_shape()
     _check_levels(solo, shapes)
-    _check_strides(solo, backbone.size_divisibility)
-    _check_towers(solo)
+    # A level's feature must not be empty, and its cells must lie over the same pixels.
+    divisor, strides = backbone.size_divisibility, solo.STRIDES
+    divides = divisor > 0 and all(divisor % stride == 0 for stride in strides)
+    allowed = f"divisors of {divisor}, to multiples of which the backbone pads images"
+    require(divides, "MODEL.SOLO.STRIDES", strides, allowed)
+    _check_head(solo.HEAD)
     head = SOLO_HEAD_REGISTRY.get(solo.HEAD.NAME)
     if has_mask_feature(solo.HEAD.NAME):
         _check_mask_feature(solo, shapes)
     elif isinstance(head, type) and issubclass(head, LevelMasksHead):
-        even = all(stride % 2 == 0 for stride in solo.STRIDES)
-        require(even, "MODEL.SOLO.STRIDES", solo.STRIDES, "even: masks are made at half of them")
+        even = all(stride % 2 == 0 for stride in strides)
+        require(even, "MODEL.SOLO.STRIDES", strides, "even: masks are made at half of them")
 
 
 def check_panoptic_config(cfg: CfgNode, shapes: Mapping[str, ShapeSpec]) -> None:
@@ -170,8 +172,7 @@ def check_panoptic_config(cfg: CfgNode, shapes: Mapping[str, ShapeSpec]) -> None
 
 def _check_levels(solo: CfgNode, shapes: Mapping[str, ShapeSpec]) -> None:
     names, levels = solo.IN_FEATURES, len(solo.IN_FEATURES)
-    known = bool(names) and set(names) <= set(shapes)
-    require(known, "MODEL.SOLO.IN_FEATURES", names, f"features of the backbone: {list(shapes)}")
+    _check_known("MODEL.SOLO.IN_FEATURES", names, shapes)
     for key in ("STRIDES", "NUM_GRIDS", "SCALE_RANGES"):
         allowed = f"{levels} values, one for each of IN_FEATURES {names}"
         require(len(solo[key]) == levels, f"MODEL.SOLO.{key}", solo[key], allowed)
@@ -183,15 +184,7 @@ def _check_levels(solo: CfgNode, shapes: Mapping[str, ShapeSpec]) -> None:
     require(one_width, "MODEL.SOLO.IN_FEATURES", channels, "features of one width")
 
 
-def _check_strides(solo: CfgNode, size_divisibility: int) -> None:
-    """A level's feature must not be empty, and its cells must lie over the same pixels."""
-    divides = size_divisibility > 0 and all(size_divisibility % x == 0 for x in solo.STRIDES)
-    allowed = f"divisors of {size_divisibility}, to multiples of which the backbone pads images"
-    require(divides, "MODEL.SOLO.STRIDES", solo.STRIDES, allowed)
-
-
-def _check_towers(solo: CfgNode) -> None:
-    head = solo.HEAD
+def _check_head(head: CfgNode) -> None:
     for key in ("NUM_COORD_CONVS", "NUM_DEFORM_CONVS"):
         allowed = f"a number from 0 to HEAD.NUM_CONVS ({head.NUM_CONVS})"
         require(0 <= head[key] <= head.NUM_CONVS, f"MODEL.SOLO.HEAD.{key}", head[key], allowed)
@@ -206,9 +199,13 @@ def _check_mask_feature(solo: CfgNode, shapes: Mapping[str, ShapeSpec]) -> None:
         _check_pyramid(f"{section}.IN_FEATURES", mask_feature.IN_FEATURES, shapes)
 
 
-def _check_pyramid(key: str, names: Sequence[str], shapes: Mapping[str, ShapeSpec]) -> None:
+def _check_known(key: str, names: Sequence[str], shapes: Mapping[str, ShapeSpec]) -> None:
     known = bool(names) and set(names) <= set(shapes)
     require(known, key, names, f"features of the backbone: {list(shapes)}")
+
+
+def _check_pyramid(key: str, names: Sequence[str], shapes: Mapping[str, ShapeSpec]) -> None:
+    _check_known(key, names, shapes)
     strides = [shapes[name].stride for name in names]
     doubling = all(stride == strides[0] << level for level, stride in enumerate(strides))
     allowed = "features from fine to coarse, the stride doubling from each to the next"
@@ -217,7 +214,6 @@ def _check_pyramid(key: str, names: Sequence[str], shapes: Mapping[str, ShapeSpe
 
 def _check_width(key: str, width: int, norm_key: str, norm: str) -> None:
     groups = GROUP_NORM_GROUPS if norm == "GN" else 1
-    allowed = f"a positive multiple of {groups}"
-    if groups > 1:
-        allowed += f", the groups of GroupNorm ({norm_key} GN)"
+    reason = f", the groups of GroupNorm ({norm_key} GN)" if norm == "GN" else ""
+    allowed = f"a positive multiple of {groups}{reason}"
     require(width > 0 and width % groups == 0, key, width, allowed)

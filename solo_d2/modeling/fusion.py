@@ -7,13 +7,9 @@ from detectron2.modeling.backbone import regnet
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from solo_d2.modeling.layers import DeformConv2d
-
-Conv = nn.Conv2d | DeformConv2d
-Norm = FrozenBatchNorm2d | nn.BatchNorm2d | nn.SyncBatchNorm
-
-# Modules of Detectron2's that call a convolution and the norm that is registered after it in turn,
-# rather than through the convolution.
+NORMS = (FrozenBatchNorm2d, nn.BatchNorm2d, nn.SyncBatchNorm)
+# Modules of Detectron2's whose children run in the order of their registration: a norm follows its
+# convolution. Other convolutions hold their norm.
 NORM_AFTER_CONV = (regnet.SimpleStem, regnet.ResBottleneckBlock, regnet.BottleneckTransform)
 
 
@@ -31,38 +27,24 @@ def fuse_batch_norms(model: nn.Module) -> int:
     """
     count = 0
     for module in model.modules():
-        if isinstance(module, Conv) and _is_foldable(getattr(module, "norm", None)):
-            _fold(module, module.norm)
+        if isinstance(module, nn.Conv2d) and _fold(module, getattr(module, "norm", None)):
             module.norm = None
             count += 1
         elif isinstance(module, NORM_AFTER_CONV):
-            count += _fold_children(module)
+            children = list(module.named_children())
+            for (_, conv), (name, norm) in zip(children, children[1:], strict=False):
+                if isinstance(conv, nn.Conv2d) and _fold(conv, norm):
+                    setattr(module, name, nn.Identity())
+                    count += 1
     return count
 
 
-def _fold_children(module: nn.Module) -> int:
-    """The same for the children of a module, which run in the order of their registration."""
-    count = 0
-    children = list(module.named_children())
-    for (_, conv), (name, norm) in zip(children, children[1:], strict=False):
-        if isinstance(conv, nn.Conv2d) and _is_foldable(norm):
-            _fold(conv, norm)
-            setattr(module, name, nn.Identity())
-            count += 1
-    return count
-
-
-def _is_foldable(norm: Any) -> bool:
-    return isinstance(norm, Norm) and norm.running_var is not None
-
-
-def _fold(conv: Conv, norm: Any) -> None:
+def _fold(conv: nn.Conv2d, norm: Any) -> bool:
+    """Fold a norm into a convolution if it can be; returns whether it was."""
+    if not isinstance(norm, NORMS) or norm.running_var is None:
+        return False
+    running = (norm.running_mean, norm.running_var, norm.eps)
     conv.weight, conv.bias = fuse_conv_bn_weights(
-        conv.weight,
-        conv.bias,
-        norm.running_mean,
-        norm.running_var,
-        norm.eps,
-        norm.weight,
-        norm.bias,
+        conv.weight, conv.bias, *running, norm.weight, norm.bias
     )
+    return True

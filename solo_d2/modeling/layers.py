@@ -18,11 +18,7 @@ GROUP_NORM_GROUPS = 32
 
 
 class GroupNorm(nn.GroupNorm):
-    """torch's, also for a map of one pixel whose groups have one channel.
-
-    There torch's own raises an error, in inference too. A number alone is its own mean, so what is
-    left of it is the bias.
-    """
+    """torch's, which itself refuses a map of one pixel if its groups have one channel."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (B, C, H, W)."""
@@ -36,7 +32,7 @@ def make_norm(norm: str, channels: int) -> nn.Module | None:
     return get_norm(norm, channels)
 
 
-class DeformConv2d(nn.Module):
+class DeformConv2d(nn.Conv2d):
     """Deformable convolution that trains and runs on any device.
 
     A plain convolution predicts for each output pixel where each position of the kernel looks
@@ -45,14 +41,10 @@ class DeformConv2d(nn.Module):
     modulated.
 
     Attributes:
-        weight: (out, in / groups, k, k).
-        bias: (out,) or None.
         offset: the convolution that predicts offsets and logits.
         norm: applied to the result, or None.
         activation: applied last, or None.
     """
-
-    bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -60,14 +52,12 @@ class DeformConv2d(nn.Module):
         out_channels: int,
         kernel_size: int,
         *,
-        stride: int = 1,
-        padding: int = 0,
-        dilation: int = 1,
+        modulated: bool,
         groups: int = 1,
         bias: bool = False,
-        modulated: bool,
         norm: nn.Module | None = None,
         activation: nn.Module | None = None,
+        **window: Any,
     ):
         """Make the layer.
 
@@ -75,35 +65,18 @@ class DeformConv2d(nn.Module):
             in_channels: channels of the input.
             out_channels: channels of the output.
             kernel_size: side of the kernel.
-            stride: of the convolution.
-            padding: zeros on each side.
-            dilation: of the convolution.
+            modulated: v2 rather than v1.
             groups: of channels, for the weights; all share the offsets.
             bias: whether there is a bias.
-            modulated: v2 rather than v1.
-            norm: applied to the result.
-            activation: applied after the norm.
+            norm: see the attributes.
+            activation: see the attributes.
+            **window: stride, padding and dilation of `nn.Conv2d`, the same for both axes.
         """
-        super().__init__()
-        self.stride, self.padding, self.dilation = stride, padding, dilation
-        self.groups = groups
-        self.modulated = modulated
-        self.weight = nn.Parameter(
-            torch.empty(out_channels, in_channels // groups, kernel_size, kernel_size)
-        )
-        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
-        self.positions = kernel_size**2
-        self.offset = nn.Conv2d(
-            in_channels,
-            (3 if modulated else 2) * self.positions,
-            kernel_size,
-            stride=stride,
-            padding=padding,
-            dilation=dilation,
-        )
-        self.norm = norm
-        self.activation = activation
-        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        super().__init__(in_channels, out_channels, kernel_size, groups=groups, bias=bias, **window)
+        self.modulated, self.positions = modulated, kernel_size**2
+        predicted = (3 if modulated else 2) * self.positions
+        self.offset = nn.Conv2d(in_channels, predicted, kernel_size, **window)
+        self.norm, self.activation = norm, activation
         nn.init.zeros_(self.offset.weight)
         nn.init.zeros_(cast(Tensor, self.offset.bias))
 
@@ -116,9 +89,9 @@ class DeformConv2d(nn.Module):
             predicted[:, : 2 * self.positions],
             self.weight,
             self.bias,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
+            stride=self.stride[0],
+            padding=cast(int, self.padding[0]),
+            dilation=self.dilation[0],
             mask=mask,
         )
         if self.norm is not None:
@@ -144,13 +117,11 @@ def conv_norm_relu(
         "norm": make_norm(norm, out_channels),
         "activation": nn.ReLU(inplace=True),
     }
+    sides = (in_channels, out_channels, kernel_size)
     if deform:
-        modulated = {"v1": False, "v2": True}[deform]
-        conv: nn.Module = DeformConv2d(
-            in_channels, out_channels, kernel_size, modulated=modulated, **settings
-        )
+        conv: nn.Conv2d = DeformConv2d(*sides, modulated=deform == "v2", **settings)
     else:
-        conv = Conv2d(in_channels, out_channels, kernel_size, **settings)
+        conv = Conv2d(*sides, **settings)
     init_conv(conv)
     return conv
 
@@ -177,27 +148,25 @@ class ConvTower(nn.Sequential):
             channels: of each convolution.
             num_convs: how many.
             norm: a norm of Detectron2.
-            coords: axes whose coordinates are appended to the input of a convolution, see
-                `append_coords`; "" for none.
-            num_coord_convs: how many convolutions get them, from the first one.
-            deform: one of `DEFORMS`.
-            num_deform_convs: how many convolutions are deformable, up to the last one.
+            coords: axes of `append_coords` before the first `num_coord_convs` convolutions.
+            num_coord_convs: see `coords`.
+            deform: one of `DEFORMS`, for the last `num_deform_convs` convolutions.
+            num_deform_convs: see `deform`.
         """
         widths = [in_channels] + [channels] * num_convs
         self.coords: Sequence[str] = [
             coords if i < num_coord_convs else "" for i in range(num_convs)
         ]
-        super().__init__(
-            *(
-                conv_norm_relu(
-                    widths[i] + len(self.coords[i]),
-                    channels,
-                    norm=norm,
-                    deform=deform if i >= num_convs - num_deform_convs else "",
-                )
-                for i in range(num_convs)
+        convs = (
+            conv_norm_relu(
+                widths[i] + len(self.coords[i]),
+                channels,
+                norm=norm,
+                deform=deform if i >= num_convs - num_deform_convs else "",
             )
+            for i in range(num_convs)
         )
+        super().__init__(*convs)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, channels, H, W)."""
@@ -211,12 +180,7 @@ def predictor(
 ) -> Conv2d:
     """A plain convolution with bias that predicts logits or kernels.
 
-    Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        kernel_size: odd side of the kernel.
-        prior_prob: probability that the logits start from (focal loss paper, section 4.1); None for
-            a bias of 0.
+    Its logits start from `prior_prob` (focal loss paper, section 4.1), or from 0.
     """
     conv = Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
     init_conv(conv)
@@ -225,8 +189,8 @@ def predictor(
     return conv
 
 
-def init_conv(conv: nn.Module) -> None:
+def init_conv(conv: nn.Conv2d) -> None:
     """Weights from normal(0, 0.01) and a bias of 0, as all published heads start."""
-    nn.init.normal_(cast(Tensor, conv.weight), std=0.01)
+    nn.init.normal_(conv.weight, std=0.01)
     if conv.bias is not None:
-        nn.init.zeros_(cast(Tensor, conv.bias))
+        nn.init.zeros_(conv.bias)

@@ -46,21 +46,17 @@ class MaskFeatureBranch(nn.Module):
             doublings = (strides[level] // strides[0]).bit_length() - 1
             first = channels + 2 * (coords and level == len(in_channels) - 1)
             widths = [first] + [conv_dim] * max(doublings, 1)
-            self.levels.append(
-                nn.ModuleList(
-                    conv_norm_relu(a, b, norm=norm, deform=deform)
-                    for a, b in zip(widths, widths[1:], strict=False)
-                )
+            convs = (
+                conv_norm_relu(a, b, norm=norm, deform=deform)
+                for a, b in zip(widths, widths[1:], strict=False)
             )
+            self.levels.append(nn.ModuleList(convs))
         self.output = conv_norm_relu(
             conv_dim, out_channels, norm=norm, kernel_size=1, deform=deform
         )
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Compute the mask feature.
-
-        Args:
-            features: (B, C, H, W) each, finest first.
+        """Merge features (B, C, H, W), finest first.
 
         Returns:
             (B, E, H, W) at the size of the finest feature, never negative.
@@ -73,9 +69,7 @@ class MaskFeatureBranch(nn.Module):
             for conv in cast(nn.ModuleList, convs):
                 feature = conv(feature)
                 if merged is not None:  # all but the finest are doubled
-                    feature = F.interpolate(
-                        feature, scale_factor=2, mode="bilinear", align_corners=False
-                    )
+                    feature = doubled(feature)
             merged = feature if merged is None else merged + feature
         return self.output(merged)
 
@@ -84,31 +78,20 @@ class SeparateMaskFeatures(nn.Module):
     """A mask feature for each level, at twice the level's size (supplement: separate features).
 
     The tower is SOLO's mask tower, shared by all levels; a 1x1 convolution follows as in
-    `MaskFeatureBranch`.
+    `MaskFeatureBranch`, whose arguments these are.
     """
 
     def __init__(
         self,
         *,
         in_channels: int,
-        num_convs: int = 7,
-        conv_dim: int = 128,
-        out_channels: int = 256,
-        norm: str = "GN",
-        coords: bool = True,
-        deform: str = "",
+        num_convs: int,
+        conv_dim: int,
+        out_channels: int,
+        norm: str,
+        coords: bool,
+        deform: str,
     ):
-        """Make the features.
-
-        Args:
-            in_channels: channels of each feature.
-            num_convs: convolutions of the tower.
-            conv_dim: their width.
-            out_channels: E, channels of the result.
-            norm: a norm of Detectron2.
-            coords: whether the first convolution gets coordinate channels.
-            deform: kind of deformable convolution everywhere, or "".
-        """
         super().__init__()
         self.tower = ConvTower(
             *(in_channels, conv_dim, num_convs),
@@ -123,7 +106,9 @@ class SeparateMaskFeatures(nn.Module):
 
     def forward(self, feature: Tensor) -> Tensor:
         """(B, C, H, W) to (B, E, 2H, 2W), never negative."""
-        feature = F.interpolate(
-            self.tower(feature), scale_factor=2, mode="bilinear", align_corners=False
-        )
-        return self.output(feature)
+        return self.output(doubled(self.tower(feature)))
+
+
+def doubled(feature: Tensor) -> Tensor:
+    """(B, C, H, W) to (B, C, 2H, 2W)."""
+    return F.interpolate(feature, scale_factor=2, mode="bilinear", align_corners=False)

@@ -6,7 +6,6 @@ the stuff classes and one class for all things, predicted by a 1x1 convolution a
 cross-entropy of pixels at the size of the input.
 """
 
-from collections.abc import Sequence
 from typing import cast
 
 from detectron2.config import CfgNode
@@ -21,107 +20,72 @@ from solo_d2.structures import HeadOutputs
 
 
 class SemanticBranch(nn.Module):
-    """Predicts the semantic label of each pixel from the backbone's features.
+    """Predicts the semantic label of each pixel by a 1x1 convolution of a feature.
 
     Attributes:
-        in_features: names of the features, finest first.
         stride: stride in input pixels of the prediction.
+        in_features: names of the backbone features that `feature` merges, finest first.
+        feature: merges them; None: the head's mask feature is taken instead.
     """
 
     def __init__(
         self,
         *,
-        in_features: Sequence[str],
-        input_shape: dict[str, ShapeSpec],
+        channels: int,
+        stride: int,
         num_labels: int,
-        conv_dim: int = 128,
-        norm: str = "GN",
-        coords: bool = True,
+        in_features: tuple[str, ...] = (),
+        feature: MaskFeatureBranch | None = None,
     ):
         """Make the branch.
 
         Args:
-            in_features: names of the features, finest first, the stride doubling from each to the
-                next.
-            input_shape: channels and stride of the backbone's features.
+            channels: of the feature from which labels are predicted.
+            stride: of that feature.
             num_labels: stuff classes, and one for all things.
-            conv_dim: width of all convolutions but the last.
-            norm: a norm of Detectron2.
-            coords: whether the coarsest feature gets coordinates.
+            in_features: see the attributes.
+            feature: see the attributes.
         """
         super().__init__()
-        shapes = [input_shape[name] for name in in_features]
-        self.in_features = tuple(in_features)
-        self.stride: int = shapes[0].stride
-        self.feature = MaskFeatureBranch(
-            in_channels=[shape.channels for shape in shapes],
-            strides=[shape.stride for shape in shapes],
-            conv_dim=conv_dim,
-            out_channels=conv_dim,
-            norm=norm,
-            coords=coords,
-        )
-        self.logits = predictor(conv_dim, num_labels, kernel_size=1)
+        self.stride, self.in_features = stride, in_features
+        self.feature = feature
+        self.logits = predictor(channels, num_labels, kernel_size=1)
 
     def forward(self, features: dict[str, Tensor], outputs: HeadOutputs) -> Tensor:
-        """Predict logits.
-
-        Args:
-            features: the backbone's, (B, E, H, W) each.
-            outputs: the head's; not used here.
+        """Predict logits from the backbone's features, or from what the head predicts.
 
         Returns:
             (B, C, H, W) at `stride`, label 0 for all things.
         """
+        if self.feature is None:
+            return self.logits(cast(SOLOv2Outputs, outputs).mask_features[0])
         return self.logits(self.feature([features[name] for name in self.in_features]))
-
-
-class SharedSemanticBranch(nn.Module):
-    """Predicts the semantic label of each pixel from the head's mask feature.
-
-    Attributes:
-        stride: stride in input pixels of the prediction.
-    """
-
-    def __init__(self, *, channels: int, stride: int, num_labels: int):
-        """Make the branch.
-
-        Args:
-            channels: E, of the mask feature.
-            stride: of the mask feature.
-            num_labels: stuff classes, and one for all things.
-        """
-        super().__init__()
-        self.stride = stride
-        self.logits = predictor(channels, num_labels, kernel_size=1)
-
-    def forward(self, features: dict[str, Tensor], outputs: HeadOutputs) -> Tensor:
-        """Predict logits from `outputs`; see `SemanticBranch.forward`."""
-        return self.logits(cast(SOLOv2Outputs, outputs).mask_features[0])
 
 
 def build_semantic_branch(
     cfg: CfgNode, input_shape: dict[str, ShapeSpec], head: SOLOHeadBase
-) -> SemanticBranch | SharedSemanticBranch:
-    """Make the branch that MODEL.SEM_SEG_HEAD describes.
-
-    Args:
-        cfg: checked by `check_panoptic_config`.
-        input_shape: channels and stride of the backbone's features.
-        head: whose mask feature may be shared.
-    """
+) -> SemanticBranch:
+    """Make the branch that MODEL.SEM_SEG_HEAD, checked by `check_panoptic_config`, describes."""
     semantic = cfg.MODEL.SEM_SEG_HEAD
     if semantic.SHARE_MASK_FEATURE:
-        return SharedSemanticBranch(
+        return SemanticBranch(
             channels=cfg.MODEL.SOLO.MASK_FEATURE.OUT_CHANNELS,
             stride=head.mask_strides[0],
             num_labels=semantic.NUM_CLASSES,
         )
-    return SemanticBranch(
-        in_features=semantic.IN_FEATURES,
-        input_shape=input_shape,
-        num_labels=semantic.NUM_CLASSES,
+    shapes = [input_shape[name] for name in semantic.IN_FEATURES]
+    feature = MaskFeatureBranch(
+        in_channels=[shape.channels for shape in shapes],
+        strides=[shape.stride for shape in shapes],
         conv_dim=semantic.CONVS_DIM,
+        out_channels=semantic.CONVS_DIM,
         norm=semantic.NORM,
         coords=semantic.COORDS,
+    )
+    return SemanticBranch(
+        channels=semantic.CONVS_DIM,
+        stride=shapes[0].stride,
+        num_labels=semantic.NUM_CLASSES,
+        in_features=tuple(semantic.IN_FEATURES),
+        feature=feature,
     )

@@ -14,24 +14,23 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
+from solo_d2.config.rules import one_of, require
 from solo_d2.modeling.fusion import fuse_batch_norms
 from solo_d2.modeling.meta_arch.solo import SOLO
 from solo_d2.structures import NetworkOutputs
-from solo_d2.utils.errors import ConfigError
+from solo_d2.utils.errors import ConfigError, first_line
 
 logger = logging.getLogger("solo_d2")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# By the value of TEST.SPEED.COMPILE, arguments of torch.compile.
+# Values of TEST.SPEED.COMPILE, with their arguments of torch.compile.
 COMPILE: dict[str, dict[str, Any]] = {
     "": {},
     "dynamic": {"dynamic": True},
     "static": {"dynamic": False},
     "cuda-graphs": {"dynamic": False, "mode": "reduce-overhead"},
 }
-
-# Values of SOLVER.COMPILE. CUDA graphs are not for training: the outputs of one step live on while
-# the next one is recorded.
+# Values of SOLVER.COMPILE. CUDA graphs overwrite the outputs of the step before.
 TRAINING_COMPILE = {name: COMPILE[name] for name in ("", "dynamic", "static")}
 
 
@@ -42,10 +41,8 @@ def speed_up_training(model: nn.Module, *, channels_last: bool, compile: str) ->
 
     Args:
         model: any model of Detectron2's, before it is wrapped and before its optimizer is made.
-        channels_last: keep the channels of a pixel next to each other in memory. A convolution does
-            so with its input too where its weights lie like this.
-        compile: a key of `TRAINING_COMPILE`, for torch.compile of each part of the model that
-            is called with tensors: backbone, head and semantic branch.
+        channels_last: keep the channels of a pixel next to each other in memory.
+        compile: a key of `TRAINING_COMPILE`, for backbone, head and semantic branch.
 
     Returns:
         The model.
@@ -60,14 +57,7 @@ def speed_up_training(model: nn.Module, *, channels_last: bool, compile: str) ->
 
 @dataclass(frozen=True)
 class SpeedOptions:
-    """What is done to a model; see the keys of TEST.SPEED.
-
-    Attributes:
-        fuse_bn: fold BatchNorms into convolutions.
-        channels_last: lay channels next to each other in memory.
-        dtype: a key of `DTYPES`, what convolutions and products compute in.
-        compile: a key of `COMPILE`.
-    """
+    """What is done to a model, see TEST.SPEED; dtype is a key of `DTYPES`, compile of `COMPILE`."""
 
     fuse_bn: bool = False
     channels_last: bool = False
@@ -76,31 +66,20 @@ class SpeedOptions:
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "SpeedOptions":
-        """Read TEST.SPEED.
-
-        Raises:
-            ConfigError: a key has a value that is not known.
-        """
+        """Read TEST.SPEED; raise a ConfigError for an unknown value."""
         speed = cfg.TEST.SPEED
         for key, choices in (("DTYPE", DTYPES), ("COMPILE", COMPILE)):
-            if speed[key] not in choices:
-                raise ConfigError(
-                    f"TEST.SPEED.{key} is {speed[key]!r}, but must be one of {tuple(choices)}"
-                )
-        return cls(
-            fuse_bn=speed.FUSE_BN,
-            channels_last=speed.CHANNELS_LAST,
-            dtype=speed.DTYPE,
-            compile=speed.COMPILE,
-        )
+            rule = one_of(choices)
+            require(rule.holds(speed[key]), f"TEST.SPEED.{key}", speed[key], rule.allowed)
+        return cls(speed.FUSE_BN, speed.CHANNELS_LAST, speed.DTYPE, speed.COMPILE)
 
 
 def speed_up(model: SOLO, options: SpeedOptions) -> SOLO:
     """Make a model run faster in inference, in place.
 
     Args:
-        model: with its weights; it is for inference alone from then on, if there is an option. It
-            can be copied and pickled.
+        model: with its weights. With any option it is for inference alone from then on; it can
+            still be copied and pickled.
         options: what to do.
 
     Returns:
@@ -140,15 +119,9 @@ def _check_device(device: torch.device, options: SpeedOptions) -> None:
 
 
 class FastNetwork:
-    """Takes the place of a model's `network`."""
+    """Replaces the `network` of a model in eval mode; applies dtype, channels_last and compile."""
 
     def __init__(self, model: SOLO, options: SpeedOptions):
-        """Wrap the network of a model.
-
-        Args:
-            model: in eval mode, with what `speed_up` changes in it.
-            options: of which dtype, channels_last and compile are looked at.
-        """
         self.model, self.options = model, options
         self._compiled: Callable[[Tensor], NetworkOutputs] | None = None
 
@@ -157,10 +130,7 @@ class FastNetwork:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> NetworkOutputs:
-        """Run; see `SOLO.network`.
-
-        Returns:
-            Float32 tensors of their own memory, in the usual layout.
+        """Run `SOLO.network`; the outputs are contiguous float32 tensors of their own memory.
 
         Raises:
             ConfigError: the network cannot be compiled.
@@ -194,18 +164,17 @@ def _cannot_compile(mode: str, error: Exception) -> str:
             f"TEST.SPEED.COMPILE is {mode!r}, but there are more sizes of padded batches than torch"
             " compiles a function for (torch._dynamo.config.cache_size_limit): set it to 'dynamic'"
         )
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return f"TEST.SPEED.COMPILE is {mode!r}, but the network can't be compiled: {lines[0]}"
+    return f"TEST.SPEED.COMPILE is {mode!r}, but the network can't be compiled: {first_line(error)}"
 
 
 def _to_float32(outputs: Any, *, copy: bool) -> Any:
-    """All tensors in lists and dataclasses as float32 in the usual layout; the rest as it is."""
+    """All tensors in lists and dataclasses as contiguous float32; the rest as it is."""
     if isinstance(outputs, Tensor):
         return outputs.to(torch.float32, memory_format=torch.contiguous_format, copy=copy)
     if isinstance(outputs, list):
         return [_to_float32(part, copy=copy) for part in outputs]
     if is_dataclass(outputs) and not isinstance(outputs, type):
-        parts = {part.name: getattr(outputs, part.name) for part in fields(outputs)}
-        parts = {name: _to_float32(part, copy=copy) for name, part in parts.items()}
+        names = [field.name for field in fields(outputs)]
+        parts = {name: _to_float32(getattr(outputs, name), copy=copy) for name in names}
         return replace(outputs, **parts)
     return outputs

@@ -30,14 +30,10 @@ class SOLOWithTTA(nn.Module):
     """
 
     def __init__(self, cfg: CfgNode, model: nn.Module):
-        """Wrap a model.
-
-        Args:
-            cfg: TEST.AUG is read.
-            model: a SOLO model.
+        """Wrap a model, with the views of TEST.AUG.
 
         Raises:
-            ConfigError: it is another model, or TEST.AUG names no view.
+            ConfigError: it is no SOLO model, or TEST.AUG names no view.
         """
         super().__init__()
         if not isinstance(model, SOLO):
@@ -54,9 +50,7 @@ class SOLOWithTTA(nn.Module):
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Infer, on Detectron2's standard inputs.
 
-        Args:
-            batched_inputs: as of the model. The views are made from "image", which is best given
-                at its own size (INPUT.MIN_SIZE_TEST 0).
+        Views are made from "image", which is best given at its own size (INPUT.MIN_SIZE_TEST 0).
         """
         return [self._infer(sample) for sample in batched_inputs]
 
@@ -91,19 +85,15 @@ class SOLOWithTTA(nn.Module):
                 probs = outputs.semantic_logits[0].float().softmax(dim=0)
                 probs = in_frame(probs, self.model.semantic_branch.stride)
                 semantic_probs = semantic_probs + probs / len(views)
-        # The frame is all image, without padding.
         scores, classes, probs = fusion.result(
             keep_thresh=decoder.keep_thresh, most=decoder.max_detections
         )
-        input_size = _input_size(frame_size, stride)
+        # The frame is all image, without padding.
+        input_size = (frame_size[0] * stride, frame_size[1] * stride)
         merged = decoder.paste(scores, classes, [probs], input_size, output_size)
         instances = to_instances(merged, output_size)
         if not isinstance(semantic_probs, Tensor):
             return {"instances": instances}
-        input_size = _input_size(frame_size, self.model.semantic_branch.stride)
+        stride = self.model.semantic_branch.stride
+        input_size = (frame_size[0] * stride, frame_size[1] * stride)
         return self.model.combine(instances, semantic_probs.log(), input_size)
-
-
-def _input_size(frame_size: tuple[int, int], stride: int) -> tuple[int, int]:
-    """Size of the input of which a frame is the map of that stride."""
-    return frame_size[0] * stride, frame_size[1] * stride

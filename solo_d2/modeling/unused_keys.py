@@ -100,10 +100,7 @@ def warn_of_unused_keys(
     if not found:
         return
     values = dict(leaves(cfg))
-    lines = [
-        f"{key} {shown(values[key])}" + (f" ({hint})" if hint else "")
-        for key, hint in found.items()
-    ]
+    lines = [f"{key} {shown(values[key])}{hint and f' ({hint})'}" for key, hint in found.items()]
     logger.warning(
         f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} as configured does not read these "
         f"keys, so they do nothing: {'; '.join(lines)}"
@@ -143,15 +140,13 @@ def _left_by_choices(cfg: Any) -> Iterator[tuple[str, str]]:
     for key, choices in BY_CHOICE.items():
         section, name = key.split(".")
         value = cfg[section][name]
-        for left in choices.get(value, ()):
-            yield left, f"{key} {value}"
+        yield from ((left, f"{key} {value}") for left in choices.get(value, ()))
     yield from _left_by_nms_and_loss(model.SOLO)
     backbone, head = model.BACKBONE.NAME, model.SOLO.HEAD.NAME
     read = backbone_sections(cfg)
-    if read != OF_USER:
-        for kind in ("RESNETS", "SWIN", "VIT", "REGNET"):
-            if f"MODEL.{kind}" not in read:
-                yield f"MODEL.{kind}", f"MODEL.BACKBONE.NAME {backbone}"
+    for kind in ("RESNETS", "SWIN", "VIT", "REGNET") if read != OF_USER else ():
+        if f"MODEL.{kind}" not in read:
+            yield f"MODEL.{kind}", f"MODEL.BACKBONE.NAME {backbone}"
     if head in SOLO_HEAD_REGISTRY and not is_of_user(SOLO_HEAD_REGISTRY.get(head)):
         dynamic = has_mask_feature(head)
         of_dynamic = ("MASK_FEATURE", "HEAD.KERNEL_SIZE", "HEAD.KERNEL_COORDS")

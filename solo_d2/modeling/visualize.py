@@ -17,7 +17,7 @@ def draw_training_image(
 
     Args:
         inputs: one element of a training batch.
-        prediction: at the size of the image; at most the best 20 are drawn.
+        prediction: at the size of the image; the best `MAX_INSTANCES` are drawn.
         input_format: channel order of the image.
 
     Returns:
@@ -32,8 +32,7 @@ def draw_training_image(
         masks=gt.gt_masks if gt.has("gt_masks") and len(gt) else None,
         labels=[str(c) for c in gt.gt_classes.tolist()],
     )
-    scores = prediction.scores[:MAX_INSTANCES].tolist()
-    classes = prediction.classes[:MAX_INSTANCES].tolist()
+    scores, classes = (x[:MAX_INSTANCES].tolist() for x in (prediction.scores, prediction.classes))
     right = Visualizer(image).overlay_instances(
         masks=prediction.masks[:MAX_INSTANCES].cpu().numpy() if scores else None,
         labels=[f"{c} {s:.2f}" for c, s in zip(classes, scores, strict=True)],

@@ -327,8 +327,8 @@ def test_deform_conv_keeps_stride_and_dilation():
     cfg.MODEL.RESNETS.RES5_DILATION = 2
     cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4"]
     resnet = build(cfg).bottom_up
-    assert resnet.res4[0].conv2.stride == resnet.res4[0].conv2.offset.stride[0] == 2
-    assert resnet.res5[0].conv2.dilation == resnet.res5[0].conv2.offset.dilation[0] == 2
+    assert resnet.res4[0].conv2.stride == resnet.res4[0].conv2.offset.stride == (2, 2)
+    assert resnet.res5[0].conv2.dilation == resnet.res5[0].conv2.offset.dilation == (2, 2)
     assert isinstance(resnet.res3[0].conv2, nn.Conv2d)
     feature = resnet(torch.rand(1, 3, 64, 64))["res5"]
     assert feature.shape[-2:] == (4, 4)

@@ -20,10 +20,10 @@ def build_fpn(cfg: CfgNode, bottom_up: Backbone) -> FPN:
     """Put an FPN (arXiv:1612.03144) with one max-pooled level on top onto a backbone.
 
     Features are named by their stride, "p2" for 4 to "p6" for 64; how many there are depends on
-    MODEL.FPN.IN_FEATURES.
+    MODEL.FPN.IN_FEATURES. Levels that the model does not read are frozen.
 
     Args:
-        cfg: MODEL.FPN is read, and for `freeze_unread` what the model reads.
+        cfg: MODEL.FPN is read, and what says which levels the model reads.
         bottom_up: the backbone.
 
     Raises:
@@ -54,9 +54,7 @@ def build_fpn(cfg: CfgNode, bottom_up: Backbone) -> FPN:
 def require_timm(backbone: str) -> None:
     """Raise a ConfigError if timm is missing, from which Detectron2's transformers take layers."""
     if importlib.util.find_spec("timm") is None:
-        raise ConfigError(
-            f"The backbone {backbone} needs timm, which is not there: pip install timm"
-        )
+        raise ConfigError(f"The backbone {backbone} needs timm, which is missing: pip install timm")
 
 
 def max_pooled_level(stride: int) -> LastLevelMaxPool:

@@ -11,9 +11,9 @@ from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, ResNet, build_resnet_backbone
 from torch import nn
 
+from solo_d2.config.rules import require
 from solo_d2.modeling.backbones.pyramid import build_fpn
 from solo_d2.modeling.layers import DeformConv2d
-from solo_d2.utils.errors import ConfigError
 
 STAGES = ("res2", "res3", "res4", "res5")
 
@@ -22,10 +22,9 @@ STAGES = ("res2", "res3", "res4", "res5")
 def build_solo_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """Detectron2's ResNet-FPN, of any depth, with deformable convolutions on torchvision.
 
-    Without deformable stages it is what `build_resnet_fpn_backbone` makes. Of a deformable stage
-    (MODEL.RESNETS.DEFORM_ON_PER_STAGE, res2 to res5) the second convolution of each block is
-    replaced, plain (v1) or modulated (v2, DEFORM_MODULATED). Checkpoints keep their names;
-    `resN.i.conv2.offset` is new.
+    In deformable stages (MODEL.RESNETS.DEFORM_ON_PER_STAGE, res2 to res5) the second convolution of
+    each block is deformable, plain (v1) or modulated (v2, DEFORM_MODULATED). Checkpoints keep their
+    names; `resN.i.conv2.offset` is new.
 
     Args:
         cfg: MODEL.RESNETS, MODEL.FPN and MODEL.BACKBONE.FREEZE_AT are read.
@@ -36,16 +35,11 @@ def build_solo_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """
     resnets = cfg.MODEL.RESNETS
     deform_on = resnets.DEFORM_ON_PER_STAGE
-    if len(deform_on) != len(STAGES):
-        raise ConfigError(
-            f"MODEL.RESNETS.DEFORM_ON_PER_STAGE is {deform_on}, but must be one flag for each of "
-            f"{', '.join(STAGES)}"
-        )
-    if any(deform_on) and resnets.DEFORM_NUM_GROUPS != 1:
-        raise ConfigError(
-            f"MODEL.RESNETS.DEFORM_NUM_GROUPS is {resnets.DEFORM_NUM_GROUPS}, but only 1 is "
-            "supported: all channels share the offsets"
-        )
+    allowed = f"one flag for each of {', '.join(STAGES)}"
+    fits = len(deform_on) == len(STAGES)
+    require(fits, "MODEL.RESNETS.DEFORM_ON_PER_STAGE", deform_on, allowed)
+    groups = resnets.DEFORM_NUM_GROUPS if any(deform_on) else 1
+    require(groups == 1, "MODEL.RESNETS.DEFORM_NUM_GROUPS", groups, "1: channels share the offsets")
     plain = cfg.clone()
     plain.defrost()
     plain.MODEL.RESNETS.DEFORM_ON_PER_STAGE = [False] * len(STAGES)
@@ -66,12 +60,12 @@ def _make_deformable(stage: nn.Sequential, modulated: bool) -> None:
             conv.in_channels,
             conv.out_channels,
             conv.kernel_size[0],
-            stride=conv.stride[0],
-            padding=conv.padding[0],
-            dilation=conv.dilation[0],
-            groups=conv.groups,
             modulated=modulated,
+            groups=conv.groups,
             norm=conv.norm,
             activation=conv.activation,
+            stride=conv.stride,
+            padding=conv.padding,
+            dilation=conv.dilation,
         )
         deform_conv.weight = conv.weight

@@ -4,6 +4,7 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, SwinTransformer
 
+from solo_d2.config.rules import require
 from solo_d2.modeling.backbones.pyramid import build_fpn, require_timm
 from solo_d2.utils.errors import ConfigError
 
@@ -29,16 +30,14 @@ def build_solo_swin_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     if len(keys.NUM_HEADS) != len(keys.DEPTHS):
         raise ConfigError("MODEL.SWIN.NUM_HEADS and MODEL.SWIN.DEPTHS must be of one length")
     for stage, heads in enumerate(keys.NUM_HEADS):
-        if (keys.EMBED_DIM << stage) % heads:
+        if (channels := keys.EMBED_DIM << stage) % heads:
             raise ConfigError(
-                f"MODEL.SWIN.NUM_HEADS: {heads} heads can't share the {keys.EMBED_DIM << stage} "
-                f"channels of stage p{stage}"
+                f"MODEL.SWIN.NUM_HEADS: {heads} heads can't share the {channels} channels of stage "
+                f"p{stage}"
             )
-    if not set(in_features) <= set(stages) or in_features[-1:] != stages[-1:]:
-        raise ConfigError(
-            f"MODEL.FPN.IN_FEATURES is {list(in_features)}, but must be stages of Swin, finest "
-            f"first, up to its last: {stages}"
-        )
+    known = set(in_features) <= set(stages) and in_features[-1:] == stages[-1:]
+    allowed = f"stages of Swin, finest first, up to its last: {stages}"
+    require(known, "MODEL.FPN.IN_FEATURES", in_features, allowed)
     swin = SwinTransformer(
         in_chans=input_shape.channels,
         embed_dim=keys.EMBED_DIM,

@@ -10,6 +10,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, SimpleFeaturePyramid, ViT
 from detectron2.modeling.backbone.vit import get_vit_lr_decay_rate
 from torch import nn
 
+from solo_d2.config.rules import require
 from solo_d2.modeling.backbones.pyramid import max_pooled_level, read_features, require_timm
 from solo_d2.utils.errors import ConfigError
 
@@ -50,11 +51,9 @@ def build_solo_vit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ViTPyramid:
         raise ConfigError(
             f"MODEL.VIT.NUM_HEADS: {keys.NUM_HEADS} heads can't share {keys.EMBED_DIM} channels"
         )
-    if not set(keys.GLOBAL_BLOCKS) <= set(range(keys.DEPTH)):
-        raise ConfigError(
-            f"MODEL.VIT.GLOBAL_BLOCKS is {keys.GLOBAL_BLOCKS}, but MODEL.VIT.DEPTH allows 0 to "
-            f"{keys.DEPTH - 1}"
-        )
+    known = set(keys.GLOBAL_BLOCKS) <= set(range(keys.DEPTH))
+    allowed = f"blocks from 0 to {keys.DEPTH - 1}, as MODEL.VIT.DEPTH is {keys.DEPTH}"
+    require(known, "MODEL.VIT.GLOBAL_BLOCKS", keys.GLOBAL_BLOCKS, allowed)
     vit = ViT(
         img_size=keys.IMAGE_SIZE,
         patch_size=PATCH_SIZE,
@@ -68,7 +67,11 @@ def build_solo_vit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ViTPyramid:
         window_size=keys.WINDOW_SIZE,
         window_block_indexes=sorted(set(range(keys.DEPTH)) - set(keys.GLOBAL_BLOCKS)),
     )
-    _freeze(vit, cfg.MODEL.BACKBONE.FREEZE_AT)
+    if (freeze_at := cfg.MODEL.BACKBONE.FREEZE_AT) > 0:
+        vit.patch_embed.requires_grad_(False)
+        vit.pos_embed.requires_grad_(False)
+    for block in vit.blocks[: max(0, freeze_at - 1)]:
+        block.requires_grad_(False)
     pyramid = ViTPyramid(
         net=vit,
         in_feature="last_feat",
@@ -84,22 +87,11 @@ def build_solo_vit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ViTPyramid:
     return pyramid
 
 
-def _freeze(vit: ViT, freeze_at: int) -> None:
-    if freeze_at > 0:
-        vit.patch_embed.requires_grad_(False)
-        vit.pos_embed.requires_grad_(False)
-    for block in vit.blocks[: max(0, freeze_at - 1)]:
-        block.requires_grad_(False)
-
-
 def layer_lr_factor(cfg: CfgNode) -> Callable[[str], float] | None:
-    """How much of the learning rate each parameter gets, by its name, if the model is a ViT.
+    """Return a function from parameter names to factors of the learning rate; None if not a ViT.
 
-    The learning rate falls by MODEL.VIT.LR_DECAY from block to block, from the last to the first
-    (ViTDet, appendix).
-
-    Returns:
-        A function from names to factors; None for other backbones.
+    It falls by MODEL.VIT.LR_DECAY from block to block, from the last to the first (ViTDet,
+    appendix).
     """
     if cfg.MODEL.BACKBONE.NAME != build_solo_vit_backbone.__name__:
         return None

@@ -30,10 +30,7 @@ class SOLOHeadBase(nn.Module, ABC, Generic[Outputs]):
     the same in all heads.
 
     Attributes:
-        in_features: names of the backbone features, one for each level.
-        feature_strides: their strides in input pixels.
-        strides: stride at which the head sees each of them.
-        num_grids: grid side S of each level.
+        feature_strides: stride in input pixels of the backbone feature of each level.
         mask_strides: stride in input pixels of the masks of each level.
         mask_groups: mask group of each level, not falling; see `MaskHead`.
     """
@@ -119,20 +116,13 @@ class SOLOHeadBase(nn.Module, ABC, Generic[Outputs]):
 
     @abstractmethod
     def forward(self, features: dict[str, Tensor]) -> Outputs:
-        """Predict raw logits, the same in training and inference.
+        """Predict raw logits of the backbone's features, (B, C, H, W) each.
 
-        Args:
-            features: the backbone's, (B, C, H, W) each.
-
-        Returns:
-            The outputs of this head.
+        The same in training and inference.
         """
 
     def masks(self, outputs: Outputs, image: int, cells: GridCells) -> Tensor:
-        """Make the masks of chosen cells; see `MaskHead.masks`.
-
-        A head without factors overrides this method.
-        """
+        """Make the masks of chosen cells; see `MaskHead`. A head without factors overrides this."""
         factors = self.mask_factors(outputs, image, cells)
         assert factors
         return multiply_factors([factor.of_image(image) for factor in factors])
@@ -140,7 +130,7 @@ class SOLOHeadBase(nn.Module, ABC, Generic[Outputs]):
     def mask_factors(
         self, outputs: Outputs, image: int | Tensor, cells: GridCells
     ) -> Sequence[MaskFactor] | None:
-        """The factors of the masks, if they are a product; see `MaskHead.mask_factors`."""
+        """The factors of the masks, if they are a product; see `MaskHead`."""
         return None
 
     def class_branch(self, grid_feature: Tensor) -> Tensor:
@@ -148,15 +138,9 @@ class SOLOHeadBase(nn.Module, ABC, Generic[Outputs]):
         return self.class_logits(self.class_tower(grid_feature))
 
     def level_features(self, features: dict[str, Tensor]) -> list[Tensor]:
-        """The feature of each level, resized to the stride at which the head sees it.
+        """The feature of each level, (B, C, H, W), at the stride at which the head sees it.
 
         Published: P2 is halved, P6 brought to the size of P5, the others pass.
-
-        Args:
-            features: the backbone's, (B, C, H, W) each.
-
-        Returns:
-            L tensors (B, C, H / stride, W / stride), H and W of the padded input.
         """
         return [
             resize(features[name], self.size_at(stride, features))
@@ -205,16 +189,22 @@ class LevelMasksHead(SOLOHeadBase[Outputs]):
     def _make_mask_branch(self, num_coord_convs: int) -> None:
         """Make the layers that masks come from."""
 
+    def grid_logits(self, level_features: Sequence[Tensor]) -> list[Tensor]:
+        """Class logits (B, K, S, S) of each level."""
+        levels = zip(level_features, self.num_grids, strict=True)
+        return [self.class_branch(self.align(x, (side, side))) for x, side in levels]
+
+    def mask_sizes(self, features: dict[str, Tensor]) -> list[tuple[int, int]]:
+        """Height and width of the masks of each level."""
+        return [self.size_at(stride, features) for stride in self.mask_strides]
+
     def cells_of_level(self, cells: GridCells) -> Tensor:
         """(P,) int64 in [0, S^2): cells of one level, counted from its first one."""
         return cells.index - sum(side * side for side in self.num_grids[: cells.group])
 
 
 def has_mask_feature(name: str) -> bool:
-    """Whether a registered head reads MODEL.SOLO.MASK_FEATURE.
-
-    A function that makes heads may have the attribute, as the classes do.
-    """
+    """Whether a registered head (class, or function that makes one) reads MASK_FEATURE's keys."""
     return bool(getattr(SOLO_HEAD_REGISTRY.get(name), "has_mask_feature", False))
 
 

@@ -47,32 +47,21 @@ class DecoupledSOLOHead(LevelMasksHead[DecoupledSOLOOutputs]):
         self.row_tower = self._make_tower(coords="y", num_coord_convs=num_coord_convs)
 
     def mask_features(self, feature: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """The features that the maps of columns and rows are predicted from.
-
-        Args:
-            feature: (B, C, H', W'), a level's.
-            size: H and W of the level's masks.
-
-        Returns:
-            Two tensors (B, C, H, W).
-        """
+        """Features (B, C, H, W), H W = `size`, that the column and the row maps come from."""
         return resize(self.column_tower(feature), size), resize(self.row_tower(feature), size)
 
     def forward(self, features: dict[str, Tensor]) -> DecoupledSOLOOutputs:
         """Predict class logits and the maps; see `SOLOHeadBase.forward`."""
-        class_logits, column_logits, row_logits = [], [], []
-        for level, feature in enumerate(self.level_features(features)):
-            side = self.num_grids[level]
-            class_logits.append(self.class_branch(self.align(feature, (side, side))))
-            size = self.size_at(self.mask_strides[level], features)
-            column_feature, row_feature = self.mask_features(feature, size)
-            column_logits.append(self.column_logits[level](column_feature))
-            row_logits.append(self.row_logits[level](row_feature))
+        level_features = self.level_features(features)
+        inputs = zip(level_features, self.mask_sizes(features), strict=True)
+        mask_features = [self.mask_features(feature, size) for feature, size in inputs]
+        pairs = zip(self.column_logits, self.row_logits, mask_features, strict=True)
+        logits = [(column(x), row(y)) for column, row, (x, y) in pairs]
         return DecoupledSOLOOutputs(
-            class_logits=class_logits,
+            class_logits=self.grid_logits(level_features),
             mask_size=self.size_at(min(self.mask_strides), features),
-            column_logits=column_logits,
-            row_logits=row_logits,
+            column_logits=[columns for columns, _ in logits],
+            row_logits=[rows for _, rows in logits],
         )
 
     def mask_factors(

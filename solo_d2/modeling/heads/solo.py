@@ -45,16 +45,12 @@ class SOLOHead(LevelMasksHead[SOLOOutputs]):
 
     def forward(self, features: dict[str, Tensor]) -> SOLOOutputs:
         """Predict class logits and mask features; see `SOLOHeadBase.forward`."""
-        class_logits, mask_features = [], []
-        for level, feature in enumerate(self.level_features(features)):
-            side = self.num_grids[level]
-            class_logits.append(self.class_branch(self.align(feature, (side, side))))
-            size = self.size_at(self.mask_strides[level], features)
-            mask_features.append(resize(self.mask_tower(feature), size))
+        level_features = self.level_features(features)
+        inputs = zip(level_features, self.mask_sizes(features), strict=True)
         return SOLOOutputs(
-            class_logits=class_logits,
+            class_logits=self.grid_logits(level_features),
             mask_size=self.size_at(min(self.mask_strides), features),
-            mask_features=mask_features,
+            mask_features=[resize(self.mask_tower(x), size) for x, size in inputs],
         )
 
     def mask_factors(

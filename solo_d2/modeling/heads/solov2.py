@@ -79,11 +79,7 @@ class SOLOv2Head(SOLOHeadBase[SOLOv2Outputs]):
             **class_branch: see `SOLOHeadBase`.
         """
         super().__init__(
-            input_shape=input_shape,
-            strides=strides,
-            num_grids=num_grids,
-            norm=norm,
-            **class_branch,
+            input_shape=input_shape, strides=strides, num_grids=num_grids, norm=norm, **class_branch
         )
         self.kernel_size = kernel_size
         self.kernel_coords = kernel_coords
@@ -143,9 +139,10 @@ class SOLOv2Head(SOLOHeadBase[SOLOv2Outputs]):
             # The class branch sees the same aligned feature, without the coordinates.
             class_logits.append(self.class_branch(grid_feature[:, : feature.shape[1]]))
         if self.is_unified:
-            mask_features = [self.mask_feature([features[name] for name in self.mask_in_features])]
+            inputs = [[features[name] for name in self.mask_in_features]]
         else:
-            mask_features = [self.mask_feature(feature) for feature in level_features]
+            inputs = level_features
+        mask_features = [self.mask_feature(x) for x in inputs]
         finest = self.mask_groups[self.mask_strides.index(min(self.mask_strides))]
         return SOLOv2Outputs(
             class_logits=class_logits,

@@ -14,7 +14,7 @@ from solo_d2.losses import semantic_loss
 from solo_d2.modeling.building import refusing
 from solo_d2.modeling.checks import check_panoptic_config
 from solo_d2.modeling.meta_arch.solo import SOLO
-from solo_d2.modeling.semantic import SemanticBranch, SharedSemanticBranch, build_semantic_branch
+from solo_d2.modeling.semantic import SemanticBranch, build_semantic_branch
 from solo_d2.ops.panoptic_merge import merge_panoptic, resize_scores
 from solo_d2.structures import MicroBatch, NetworkOutputs
 from solo_d2.utils.errors import DatasetError
@@ -25,7 +25,14 @@ LARGEST_LOGIT = 1e4
 
 @META_ARCH_REGISTRY.register()
 class PanopticSOLO(SOLO):
-    """SOLO, Decoupled SOLO or SOLOv2 with a semantic branch."""
+    """SOLO, Decoupled SOLO or SOLOv2 with a semantic branch.
+
+    `forward` is that of `SOLO`. For training, inputs also have "sem_seg", (H, W) int64, 0 for all
+    things, 1, 2, ... for stuff, or the ignored value; losses also have `loss_sem_seg`. Results are
+    those of Detectron2's PanopticFPN: also "sem_seg" (C, height, width) float32 logits, and
+    "panoptic_seg" as of `merge_panoptic`. `score_thresh`, if given, is the least score of
+    instances in the segmentation too.
+    """
 
     predicts_stuff: ClassVar[bool] = True
 
@@ -33,7 +40,7 @@ class PanopticSOLO(SOLO):
     def __init__(
         self,
         *,
-        semantic_branch: SemanticBranch | SharedSemanticBranch,
+        semantic_branch: SemanticBranch,
         semantic_loss_weight: float,
         ignore_value: int,
         merge_params: dict[str, Any],
@@ -76,29 +83,6 @@ class PanopticSOLO(SOLO):
             },
         }
 
-    def forward(
-        self,
-        batched_inputs: list[dict[str, Any]],
-        micro_batch: MicroBatch | None = None,
-        *,
-        score_thresh: float | None = None,
-    ) -> Any:
-        """Train or infer, on Detectron2's standard inputs.
-
-        Args:
-            batched_inputs: as of `SOLO`; for training also "sem_seg", (H, W) int64, 0 for all
-                things, 1, 2, ... for stuff, or the ignored value.
-            micro_batch: as of `SOLO`.
-            score_thresh: as of `SOLO`; also the least score of instances in the segmentation,
-                instead of the model's own for that.
-
-        Returns:
-            In training a dict of scalar losses, with `loss_sem_seg`; else for each image what
-            Detectron2's PanopticFPN gives: "instances" as of `SOLO`, "sem_seg" (C, height, width)
-            float32 logits, and "panoptic_seg" as of `merge_panoptic`.
-        """
-        return super().forward(batched_inputs, micro_batch, score_thresh=score_thresh)
-
     def network(self, images: Tensor) -> NetworkOutputs:
         """Backbone, head and semantic branch; see `SOLO.network`."""
         features = self.backbone(images)
@@ -112,9 +96,10 @@ class PanopticSOLO(SOLO):
         outputs: NetworkOutputs,
         micro_batch: MicroBatch,
     ) -> dict[str, Tensor]:
-        losses = super()._losses(batched_inputs, images, outputs, micro_batch)
         logits = cast(Tensor, outputs.semantic_logits)
-        return losses | {"loss_sem_seg": self.semantic_loss(batched_inputs, logits, micro_batch)}
+        loss = self.semantic_loss(batched_inputs, logits, micro_batch)
+        losses = super()._losses(batched_inputs, images, outputs, micro_batch)
+        return losses | {"loss_sem_seg": loss}
 
     def postprocess(
         self,
@@ -127,17 +112,13 @@ class PanopticSOLO(SOLO):
         results = super().postprocess(batched_inputs, images, outputs, score_thresh)
         logits = cast(Tensor, outputs.semantic_logits)
         return [
-            self.combine(result["instances"], image_logits, image_size, score_thresh)
-            for result, image_logits, image_size in zip(
-                results, logits, images.image_sizes, strict=True
-            )
+            self.combine(result["instances"], of_image, size, score_thresh)
+            for result, of_image, size in zip(results, logits, images.image_sizes, strict=True)
         ]
 
     def plan_micro_batches(self, micro_batches: Sequence[list[dict[str, Any]]]) -> list[MicroBatch]:
         """As of `SOLO`, with the labelled pixels."""
-        labels = [
-            sem_seg for micro_batch in micro_batches for sem_seg in semantic_labels(micro_batch)
-        ]
+        labels = [x for inputs in micro_batches for x in semantic_labels(inputs)]
         num_labelled = sum(int((x != self.ignore_value).sum()) for x in labels)
         return [
             replace(plan, totals=replace(plan.totals, num_labelled=num_labelled))
@@ -174,18 +155,15 @@ class PanopticSOLO(SOLO):
         image_size: tuple[int, int],
         score_thresh: float | None = None,
     ) -> dict[str, Any]:
-        """The results of one image, at the output size; semantic scores are finite.
+        """The results of one image, at the output size.
 
         Args:
             instances: at the output size.
-            logits: (C, H, W) over the padded input. What is not finite is brought to
-                +-`LARGEST_LOGIT`, NaN to the lowest.
+            logits: (C, H, W) over the padded input; NaN and infinity become +-`LARGEST_LOGIT`.
             image_size: height and width of the image in it.
             score_thresh: least score of instances in the segmentation; None for the model's own.
         """
-        params = dict(self.merge_params)
-        if score_thresh is not None:
-            params["score_thresh"] = score_thresh
+        own = {} if score_thresh is None else {"score_thresh": score_thresh}
         scores = resize_scores(
             logits.nan_to_num(-LARGEST_LOGIT, LARGEST_LOGIT, -LARGEST_LOGIT),
             stride=self.semantic_branch.stride,
@@ -198,17 +176,13 @@ class PanopticSOLO(SOLO):
             instances.scores,
             instances.pred_classes,
             scores.argmax(dim=0),
-            **params,
+            **{**self.merge_params, **own},
         )
         return {"instances": instances, "sem_seg": scores, "panoptic_seg": panoptic}
 
 
 def semantic_labels(batched_inputs: Sequence[dict[str, Any]]) -> list[Tensor]:
-    """The labels of each image of a batch, where they are.
-
-    Raises:
-        DatasetError: an image has none.
-    """
+    """The labels of each image of a batch; raise a DatasetError where one has none."""
     if not all("sem_seg" in x for x in batched_inputs):
         raise DatasetError(
             "PanopticSOLO trains on semantic labels too, but an image comes without 'sem_seg': "

@@ -6,12 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import (
-    BACKBONE_REGISTRY,
-    META_ARCH_REGISTRY,
-    Backbone,
-    build_backbone,
-)
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone
 from detectron2.structures import BitMasks, Boxes, ImageList, Instances, PolygonMasks
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
@@ -19,9 +14,8 @@ from torch.nn import functional as F
 
 from solo_d2.inference import NMS, MaskDecoder, build_nms
 from solo_d2.losses import MASK_LOSSES, build_mask_loss, solo_losses
-from solo_d2.modeling.building import backbone_sections, read_params, refusing
-from solo_d2.modeling.checks import check_model_config, check_model_keys
-from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY, SOLOHeadBase, build_solo_head
+from solo_d2.modeling.building import build_backbone_and_head, read_params
+from solo_d2.modeling.heads import SOLOHeadBase
 from solo_d2.modeling.visualize import draw_training_image
 from solo_d2.structures import (
     BatchTotals,
@@ -104,25 +98,14 @@ class SOLO(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Translate the config to arguments."""
-        check_model_keys(cfg)
-        make_backbone = BACKBONE_REGISTRY.get(cfg.MODEL.BACKBONE.NAME)
-        sections = " and ".join(backbone_sections(cfg))
-        with refusing(f"The backbone that {sections} describe", make_backbone):
-            backbone = build_backbone(cfg)
-        check_model_config(cfg, backbone)
-        make_head = SOLO_HEAD_REGISTRY.get(cfg.MODEL.SOLO.HEAD.NAME)
-        with refusing("The head that MODEL.SOLO describes", make_head):
-            head = build_solo_head(cfg, backbone.output_shape())
+        backbone, head = build_backbone_and_head(cfg)
         solo = cfg.MODEL.SOLO
         nms_params = read_params(
             NMS[solo.NMS.TYPE], ("masks", "labels", "scores"), "MODEL.SOLO.NMS", solo.NMS
         )
+        mask_loss = MASK_LOSSES[solo.LOSS.MASK_TYPE]
         mask_loss_params = read_params(
-            MASK_LOSSES[solo.LOSS.MASK_TYPE],
-            ("mask_probs", "masks"),
-            "MODEL.SOLO.LOSS",
-            solo.LOSS,
-            LOSS_KEYS,
+            mask_loss, ("mask_probs", "masks"), "MODEL.SOLO.LOSS", solo.LOSS, LOSS_KEYS
         )
         return {
             "backbone": backbone,
@@ -183,15 +166,14 @@ class SOLO(nn.Module):
             In training a dict of scalar losses; else for each image {"instances": Instances} with
             pred_masks (M, height, width) bool, pred_boxes, scores and pred_classes, best first.
         """
-        images = self.preprocess_image(
-            batched_inputs, micro_batch.padded_size if micro_batch else None
-        )
         if not self.training:
+            images = self.preprocess_image(batched_inputs)
             outputs = self.network(images.tensor)
             return self.postprocess(batched_inputs, images, outputs, score_thresh)
         # Before the network runs: the wait for counts then finds little to wait for, and the masks
         # at full size are gone when activations come.
-        micro_batch = micro_batch or self._whole_batch(batched_inputs, images)
+        micro_batch = micro_batch or self.plan_micro_batches([batched_inputs])[0]
+        images = self.preprocess_image(batched_inputs, micro_batch.padded_size)
         return self._losses(batched_inputs, images, self.network(images.tensor), micro_batch)
 
     def network(self, images: Tensor) -> NetworkOutputs:
@@ -211,17 +193,12 @@ class SOLO(nn.Module):
         return self._pad(images, padded_size)
 
     def _pad(
-        self,
-        images: list[Tensor],
-        padded_size: tuple[int, int] | None = None,
-        value: float = 0.0,
+        self, images: list[Tensor], padded_size: tuple[int, int] | None = None, value: float = 0.0
     ) -> ImageList:
         """Put images (..., H, W) into one tensor of a size that the backbone takes."""
+        backbone = self.backbone
         padded = ImageList.from_tensors(
-            images,
-            self.backbone.size_divisibility,
-            value,
-            self.backbone.padding_constraints,
+            images, backbone.size_divisibility, value, backbone.padding_constraints
         )
         if padded_size is None:
             return padded
@@ -231,7 +208,7 @@ class SOLO(nn.Module):
 
     @torch.no_grad()
     def plan_micro_batches(self, micro_batches: Sequence[list[dict[str, Any]]]) -> list[MicroBatch]:
-        """Prepare gradient accumulation: the losses of the micro-batches add up to the batch's.
+        """Assign the targets of a batch, whose losses are the sums over its micro-batches.
 
         Args:
             micro_batches: the training inputs of a batch, divided.
@@ -249,12 +226,6 @@ class SOLO(nn.Module):
         totals = BatchTotals.of(targets)
         padded_size = (padded.tensor.shape[-2], padded.tensor.shape[-1])
         return [MicroBatch(i, padded_size, own, totals) for i, own in enumerate(targets)]
-
-    def _whole_batch(self, batched_inputs: list[dict[str, Any]], images: ImageList) -> MicroBatch:
-        """The only micro-batch of a batch that is not divided."""
-        targets = self.assign_targets([x["instances"] for x in batched_inputs], images)
-        height, width = images.tensor.shape[-2:]
-        return MicroBatch(0, (height, width), targets, BatchTotals.of([targets]))
 
     def _losses(
         self,
