@@ -25,11 +25,10 @@ class Tolerance:
     """What counts as agreement.
 
     Attributes:
-        score: largest difference of scores.
-        iou: least IoU of masks.
+        score: largest difference of scores of a pair.
+        iou: least IoU of its masks.
         share: largest part of the instances that only one of the two finds, and of the pairs that
-            differ more than that. Where a soft mask is at its threshold but for rounding, a pixel
-            comes or goes, which in a mask of few pixels is much.
+            differ more than that: in a mask of few pixels one at the threshold is much.
         ap: largest difference of mask AP, in percent.
     """
 
@@ -49,29 +48,17 @@ TOLERANCES = {
 
 @dataclass
 class Agreement:
-    """Differences over all images so far.
-
-    Attributes:
-        tolerance: what counts as agreement.
-        images: how many were compared.
-        expected: instances of the model.
-        found: instances of the export.
-        matched: pairs of the two.
-        off: pairs that differ more than tolerated.
-        score_diff: largest difference of scores of a pair.
-        min_iou: least IoU of a pair.
-        most_candidates: of an image.
-    """
+    """Differences over all images so far."""
 
     tolerance: Tolerance
     images: int = 0
-    expected: int = 0
-    found: int = 0
-    matched: int = 0
-    off: int = 0
-    score_diff: float = 0.0
-    min_iou: float = 1.0
-    most_candidates: int = 0
+    expected: int = 0  # instances of the model
+    found: int = 0  # instances of the export
+    matched: int = 0  # pairs of the two
+    off: int = 0  # pairs that differ more than tolerated
+    score_diff: float = 0.0  # largest of a pair
+    min_iou: float = 1.0  # least of a pair
+    most_candidates: int = 0  # of an image
 
     def add(self, expected: Instances, found: Arrays, *, least_score: float = 0.0) -> None:
         """Count one image.
@@ -86,17 +73,16 @@ class Agreement:
         classes, scores = torch.from_numpy(found["classes"]), torch.from_numpy(found["scores"])
         same_class = expected.pred_classes[:, None] == classes
         ious = _pairwise_iou(expected.pred_masks, masks) * same_class
-        pairs = match(ious)
-        for i, j in pairs:
-            score_diff, iou = float((expected.scores[i] - scores[j]).abs()), float(ious[i, j])
-            self.score_diff, self.min_iou = max(self.score_diff, score_diff), min(self.min_iou, iou)
-            self.off += score_diff > self.tolerance.score or iou < self.tolerance.iou
-        lonely = set(range(len(expected))) - {i for i, _ in pairs}
-        lonely_found = set(range(len(scores))) - {j for _, j in pairs}
+        rows, columns = _match(ious)
+        score_diffs = (expected.scores[rows] - scores[columns]).abs()
+        differ = (score_diffs > self.tolerance.score) | (ious[rows, columns] < self.tolerance.iou)
         self.images += 1
-        self.matched += len(pairs)
-        self.expected += len(pairs) + sum(float(expected.scores[i]) > least_score for i in lonely)
-        self.found += len(pairs) + sum(float(scores[j]) > least_score for j in lonely_found)
+        self.matched += len(rows)
+        self.off += int(differ.sum())
+        self.score_diff = max([self.score_diff, *score_diffs.tolist()])
+        self.min_iou = min([self.min_iou, *ious[rows, columns].tolist()])
+        self.expected += len(rows) + _count_unmatched(expected.scores, rows, least_score)
+        self.found += len(rows) + _count_unmatched(scores, columns, least_score)
         self.most_candidates = max(self.most_candidates, int(found["num_candidates"]))
 
     @torch.no_grad()
@@ -122,10 +108,8 @@ class Agreement:
             full = max(len(instances), len(arrays["scores"])) >= info.max_detections
             limit = float(instances.scores[-1]) if full and len(instances) else info.keep_thresh
             self.add(instances, arrays, least_score=limit + self.tolerance.score)
-        return expected, [
-            {"instances": to_instances(arrays, size)}
-            for arrays, size in zip(found, sizes, strict=True)
-        ]
+        pairs = zip(found, sizes, strict=True)
+        return expected, [{"instances": to_instances(*pair)} for pair in pairs]
 
     def faults(self) -> list[str]:
         """Why the two disagree; nothing if they agree."""
@@ -151,34 +135,30 @@ class Agreement:
         )
 
 
-def _pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
-    """(N, N') float32 IoU of masks (N, H, W) with masks (N', H, W), both bool.
+def _count_unmatched(scores: Tensor, matched: list[int], least_score: float) -> int:
+    unmatched = torch.ones_like(scores, dtype=torch.bool)
+    unmatched[matched] = False
+    return int((scores[unmatched] > least_score).sum())
 
-    Masks without a pixel, as those of objects in the padding are, are the same.
-    """
+
+def _pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
+    """(N, N') float32 IoU of masks (N, H, W) and (N', H, W); 1 for two without a pixel."""
     ious: Tensor = mask_iou(torch.cat([a, b]))[: len(a), len(a) :]
     a_empty, b_empty = (~masks.flatten(1).any(dim=1) for masks in (a, b))
     return ious.masked_fill(a_empty[:, None] & b_empty, 1.0)
 
 
-def match(ious: Tensor) -> list[tuple[int, int]]:
-    """Pair rows with columns, the best pairs first, each once.
-
-    Args:
-        ious: (N, N') float32; pairs below `SAME_IOU` are none.
-    """
-    if ious.numel() == 0:
-        return []
-    order = ious.flatten().argsort(descending=True, stable=True)
-    order = order[ious.flatten()[order] >= SAME_IOU]
-    pairs, rows, columns = [], set(), set()
-    for position in order.tolist():
-        row, column = divmod(position, ious.shape[1])
-        if row not in rows and column not in columns:
-            pairs.append((row, column))
-            rows.add(row)
-            columns.add(column)
-    return pairs
+def _match(ious: Tensor) -> tuple[list[int], list[int]]:
+    """Rows and columns of the pairs of at least `SAME_IOU`, the best first, each in one pair."""
+    left = ious.clone()
+    rows: list[int] = []
+    columns: list[int] = []
+    while left.numel() and left.max() >= SAME_IOU:
+        row, column = divmod(int(left.argmax()), left.shape[1])
+        left[row], left[:, column] = 0, 0
+        rows.append(row)
+        columns.append(column)
+    return rows, columns
 
 
 def mixed_batch(inputs: Sequence[Mapping[str, Any]], color: Tensor) -> list[dict[str, Any]]:

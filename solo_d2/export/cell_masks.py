@@ -10,6 +10,7 @@ and columns of the masks at the finest mask stride.
 
 from collections.abc import Sequence
 from functools import reduce
+from itertools import accumulate
 from typing import Any, cast
 
 import torch
@@ -19,16 +20,6 @@ from torch.nn import functional as F
 from solo_d2.modeling.heads.base import SOLOHeadBase
 from solo_d2.ops.mask_factors import MaskFactor, kernel_side, resize
 from solo_d2.structures import GridCells
-from solo_d2.utils.errors import ConfigError
-
-
-def check_head(head: SOLOHeadBase[Any]) -> None:
-    """Raise a ConfigError for a head without factors."""
-    if type(head).mask_factors is SOLOHeadBase.mask_factors:
-        raise ConfigError(
-            f"MODEL.SOLO.HEAD.NAME is {type(head).__name__!r}, but only heads with the method "
-            "`mask_factors` are exported"
-        )
 
 
 def cell_masks(head: SOLOHeadBase[Any], outputs: Any, cells: Tensor, cell_levels: Tensor) -> Tensor:
@@ -47,17 +38,15 @@ def cell_masks(head: SOLOHeadBase[Any], outputs: Any, cells: Tensor, cell_levels
     image = torch.arange(batch, device=cells.device)[:, None].expand(batch, num).flatten()
     # Of each group all M masks are made from the nearest cells of the group, and those of the
     # group's own cells are taken.
-    factors, starts = [], [0]
-    for side in head.num_grids:
-        starts.append(starts[-1] + side**2)
-    num_groups = len(set(head.mask_groups))
-    for group in range(num_groups):
-        first = head.mask_groups.index(group)
-        last = first + head.mask_groups.count(group)
-        index = cells.clamp(starts[first], starts[last] - 1) if num_groups > 1 else cells
+    starts = [0, *accumulate(side**2 for side in head.num_grids)]
+    first_levels = [head.mask_groups.index(group) for group in sorted(set(head.mask_groups))]
+    ends = [starts[level] for level in first_levels[1:]] + [starts[-1]]
+    factors = []
+    for group, (level, end) in enumerate(zip(first_levels, ends, strict=True)):
+        index = cells.clamp(starts[level], end - 1) if len(ends) > 1 else cells
         of_group = head.mask_factors(outputs, image, GridCells(index.flatten(), group))
         factors.append(cast(Sequence[MaskFactor], of_group))
-    strides = [head.mask_strides[head.mask_groups.index(group)] for group in range(num_groups)]
+    strides = [head.mask_strides[level] for level in first_levels]
     sizes = [outputs.mask_size if stride > min(strides) else None for stride in strides]
     groups = torch.tensor(head.mask_groups, device=cells.device)[cell_levels][cells]
     probs = []
@@ -98,15 +87,7 @@ def _take_maps(
 
 
 def take(values: Tensor, index: Tensor) -> Tensor:
-    """Choose entries of each image, by one gather of whole entries.
-
-    Args:
-        values: (B, N, *).
-        index: (B, M) int64 in [0, N).
-
-    Returns:
-        (B, M, *).
-    """
+    """Choose entries (B, M) int64 in [0, N) of values (B, N, *): (B, M, *), by one gather."""
     batch, num = values.shape[:2]
     start = torch.arange(batch, device=index.device)[:, None] * num
     chosen = values.flatten(0, 1).index_select(0, (index + start).flatten())

@@ -36,40 +36,23 @@ class OnnxModel:
     """Takes and gives what a SOLO model does in inference, on the CPU."""
 
     def __init__(self, detector: Detector):
-        """Wrap an exported model.
-
-        Args:
-            detector: the model.
-        """
         self.detector = detector
 
     def __call__(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Instances]]:
-        """Infer.
-
-        Args:
-            batched_inputs: Detectron2's, with "image" (3, H, W) of whole numbers in [0, 255].
-        """
+        """Infer, on Detectron2's inputs with "image" (3, H, W) of whole numbers in [0, 255]."""
         images, sizes = detector_inputs(batched_inputs)
-        found = self.detector.detect(images, sizes)
-        return [
-            {"instances": to_instances(arrays, size)}
-            for arrays, size in zip(found, sizes, strict=True)
-        ]
+        found = zip(self.detector.detect(images, sizes), sizes, strict=True)
+        return [{"instances": to_instances(arrays, size)} for arrays, size in found]
 
 
 def to_instances(found: Arrays, size: tuple[int, int]) -> Instances:
-    """What a detector found in an image, for Detectron2.
-
-    Args:
-        found: see `Detector.__call__`.
-        size: height and width of the masks.
-    """
+    """What a detector found in an image with masks of this height and width, for Detectron2."""
+    names = ("masks", "boxes", "scores", "classes")
+    masks, boxes, scores, classes = (
+        torch.from_numpy(np.ascontiguousarray(found[name])) for name in names
+    )
     return Instances(
-        size,
-        pred_masks=torch.from_numpy(np.ascontiguousarray(found["masks"])),
-        pred_boxes=Boxes(torch.from_numpy(np.array(found["boxes"]))),
-        scores=torch.from_numpy(np.array(found["scores"])),
-        pred_classes=torch.from_numpy(np.array(found["classes"])),
+        size, pred_masks=masks, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes
     )
 
 

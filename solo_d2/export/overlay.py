@@ -72,6 +72,7 @@ def coco_results(
     Returns:
         Dicts with image_id, file_name, category_id, bbox (XYWH), score and segmentation (RLE).
     """
+    columns = [found[name].tolist() for name in ("classes", "scores", "boxes")]
     return [
         {
             "image_id": image_id,
@@ -81,13 +82,7 @@ def coco_results(
             "score": score,
             "segmentation": encode_mask(mask),
         }
-        for label, score, (x0, y0, x1, y1), mask in zip(
-            found["classes"].tolist(),
-            found["scores"].tolist(),
-            found["boxes"].tolist(),
-            found["masks"],
-            strict=True,
-        )
+        for label, score, (x0, y0, x1, y1), mask in zip(*columns, found["masks"], strict=True)
     ]
 
 

@@ -19,9 +19,9 @@ import torch
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from torch import Tensor, nn
 
-from solo_d2.export.cell_masks import cell_masks, check_head, take
+from solo_d2.export.cell_masks import cell_masks, take
 from solo_d2.inference import class_probabilities
-from solo_d2.modeling.heads.base import resize_by_regions
+from solo_d2.modeling.heads.base import SOLOHeadBase, resize_by_regions
 from solo_d2.modeling.layers import DeformConv2d
 from solo_d2.modeling.meta_arch.panoptic import PanopticSOLO
 from solo_d2.modeling.meta_arch.solo import SOLO
@@ -30,8 +30,6 @@ from solo_d2.ops.mask_factors import resize
 from solo_d2.ops.matrix_nms import matrix_decay, matrix_nms
 from solo_d2.structures import HeadOutputs
 from solo_d2.utils.errors import ConfigError
-
-INPUTS = ("images", "image_sizes", "rows", "columns")
 
 
 class Detections(NamedTuple):
@@ -107,8 +105,10 @@ class ExportPipeline(nn.Module):
         model = deepcopy(model).cpu().float().eval().requires_grad_(False)
         self.num_classes = model.num_classes
         self.mask_stride = min(model.head.mask_strides)
-        self.backbone = _with_traceable_pool(model.backbone)
-        self.head = model.head
+        self.backbone, self.head = model.backbone, model.head
+        top = getattr(self.backbone, "top_block", None)
+        if isinstance(top, LastLevelMaxPool):
+            self.backbone.top_block = _EverySecond(top)
         for part in (self.backbone, self.head) if half else ():
             part.half()
             _keep_float32(part)
@@ -169,8 +169,8 @@ class ExportPipeline(nn.Module):
         """The best pairs of cell and class.
 
         Returns:
-            Cells, classes and scores, (B, M) each, by falling score; 0 for those that are no
-            candidates; and (B,) how many candidates there are.
+            Cells, classes and scores, (B, M) each, by falling score, which is 0 for those that are
+            no candidates; and (B,) how many candidates there are.
         """
         probs = class_probabilities(class_logits).flatten(1)
         is_candidate = probs > self.score_thresh  # not what is NaN
@@ -186,9 +186,9 @@ class ExportPipeline(nn.Module):
 
         Args:
             probs: (B, M, h, w) float32.
-            cells: (B, M).
-            classes: (B, M).
-            scores: (B, M), 0 for those that do not count.
+            cells: (B, M), as the next two.
+            classes: of the cells.
+            scores: 0 for those that do not count.
 
         Returns:
             (B, D) scores, by falling score, 0 for none; and (B, D) which of M they are.
@@ -203,8 +203,8 @@ class ExportPipeline(nn.Module):
         overlaps = foreground @ foreground.transpose(1, 2)
         scores, order = scores.topk(min(self.pre_nms_topk, scores.shape[1]))
         overlaps = take(take(overlaps, order).transpose(1, 2), order)
-        iou = self._upper_iou(overlaps, take(areas, order), take(classes, order), scores > 0)
-        scores = scores * self.decay(iou)
+        areas, classes = take(areas, order), take(classes, order)
+        scores = scores * self.decay(self._upper_iou(overlaps, areas, classes, scores > 0))
         scores, best = scores.topk(min(self.max_detections, scores.shape[1]))
         scores = torch.where(scores >= self.keep_thresh, scores, 0)
         return scores, take(order, best)
@@ -222,13 +222,7 @@ class ExportPipeline(nn.Module):
     def paste(
         self, probs: Tensor, image_sizes: Tensor, rows: Tensor, columns: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Bring soft masks to the output by one product along each axis; both resizes are linear.
-
-        Args:
-            probs: (B, D, h, w) float32.
-            image_sizes: see `forward`.
-            rows: see `forward`.
-            columns: see `forward`.
+        """Bring soft masks (B, D, h, w) to the output by one product along each axis.
 
         Returns:
             (B, D, H', W') bool and (B, D, 4) float32 boxes.
@@ -246,7 +240,7 @@ def axis_weights(positions: Tensor, sides: Tensor, size: int, stride: int) -> Te
     """How much each mask pixel counts for each output pixel along one axis.
 
     The mask is enlarged bilinearly by its stride, the padding cut off, and the result sampled
-    bilinearly.
+    bilinearly; `solo_d2.export.pixels` does the same in NumPy.
 
     Args:
         positions: (B, N) float32, where the image is sampled, in its pixels.
@@ -274,11 +268,7 @@ def axis_weights(positions: Tensor, sides: Tensor, size: int, stride: int) -> Te
 
 
 def _spans(flags: Tensor) -> tuple[Tensor, Tensor]:
-    """First flag of each line and one after the last, float32; zeros where there is none.
-
-    Args:
-        flags: (B, D, size) bool.
-    """
+    """First flag of each line (B, D, size) and one after the last, float32; 0 without a flag."""
     index = torch.arange(flags.shape[2], device=flags.device).float()
     stop = torch.where(flags, index + 1, 0).amax(dim=2)
     first = torch.where(flags, index, index[-1:]).amin(dim=2)
@@ -286,7 +276,11 @@ def _spans(flags: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _check_exportable(model: SOLO) -> None:
-    check_head(model.head)
+    if type(model.head).mask_factors is SOLOHeadBase.mask_factors:
+        raise ConfigError(
+            f"MODEL.SOLO.HEAD.NAME is {type(model.head).__name__!r}, but only heads with the method"
+            " `mask_factors` are exported"
+        )
     if isinstance(model, PanopticSOLO):
         raise ConfigError(
             "MODEL.META_ARCHITECTURE is 'PanopticSOLO', but only instances are exported: set it to "
@@ -302,25 +296,17 @@ def _check_exportable(model: SOLO) -> None:
 
 
 def _build_decay(nms: "partial[Tensor]") -> Callable[[Tensor], Tensor]:
-    """From IoU (B, N, N), 0 on and below the diagonal, to factors (B, N) of the scores.
-
-    Raises:
-        ConfigError: the NMS goes through the masks one after another.
-    """
+    """From IoU (B, N, N), 0 on and below the diagonal, to factors (B, N) of the scores."""
     params = nms.keywords
     if nms.func is matrix_nms:
         return partial(matrix_decay, kernel=params["kernel"], sigma=params["sigma"])
     if nms.func is fast_nms:
-        return partial(_fast_decay, thresh=params["thresh"])
+        return lambda iou: (iou.amax(dim=-2) <= params["thresh"]).to(iou.dtype)
     name = getattr(nms.func, "__name__", str(nms.func)).removesuffix("_nms")
     raise ConfigError(
         f"MODEL.SOLO.NMS.TYPE is {name!r}, which decides about one mask after another; a graph of "
         "fixed structure can do 'matrix' and 'fast'"
     )
-
-
-def _fast_decay(iou: Tensor, *, thresh: float) -> Tensor:
-    return (iou.amax(dim=-2) <= thresh).to(iou.dtype)
 
 
 class _EverySecond(nn.Module):
@@ -333,13 +319,6 @@ class _EverySecond(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         """(B, C, H, W) to one (B, C, ceil(H / 2), ceil(W / 2))."""
         return [x[:, :, ::2, ::2]]
-
-
-def _with_traceable_pool(backbone: nn.Module) -> nn.Module:
-    pool = getattr(backbone, "top_block", None)
-    if isinstance(pool, LastLevelMaxPool):
-        backbone.top_block = _EverySecond(pool)
-    return backbone
 
 
 class _Float32(nn.Module):

@@ -32,16 +32,12 @@ def input_size(size: tuple[int, int], min_size: int, max_size: int) -> tuple[int
 
 
 def resize_image(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Resize as Pillow does with its bilinear filter.
+    """Resize an image (H, W, C) uint8 to (H', W') as Pillow does with its bilinear filter.
 
     Unlike OpenCV's, the filter gets wider where the image shrinks. One axis is resized after the
     other, rounded in between; Pillow 13 sometimes takes the rows first, and then differs by 1.
-
-    Args:
-        image: (H, W, C) uint8.
-        size: height and width of the result.
     """
-    for axis in (1, 0):  # columns first, rounded to 8 bits in between
+    for axis in (1, 0):
         if image.shape[axis] != size[axis]:
             image = _resize_axis(image, axis, size[axis])
     return image
@@ -67,15 +63,7 @@ def _resize_axis(image: NDArray[np.uint8], axis: int, size: int) -> NDArray[np.u
 
 
 def sample_positions(side: int, output_side: int) -> NDArray[np.float32]:
-    """Where each output pixel lies in the image along one axis, in the image's pixels.
-
-    Args:
-        side: pixels of the image in the model's input.
-        output_side: pixels of the output.
-
-    Returns:
-        (output_side,) float32 in [0, side - 1].
-    """
+    """Where each of the output's pixels lies along an axis of an image, (output_side,) float32."""
     pixels = np.arange(output_side, dtype=np.float32)
     if side != output_side:
         pixels = (pixels + np.float32(0.5)) * np.float32(side / output_side) - np.float32(0.5)

@@ -47,30 +47,22 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def find_files(paths: Sequence[str]) -> list[Path]:
-    """The images that names of files and folders mean, each once.
-
-    Raises:
-        ValueError: there is none behind a name.
-    """
+    """The images that names of files and folders mean, each once; ValueError for a name of none."""
     files: dict[Path, None] = {}
     for name in paths:
         path = Path(name)
-        inside = [path]
+        inside = sorted(path.iterdir()) if path.is_dir() else [path]
+        inside = [x for x in inside if x.is_file()]
         if path.is_dir():
-            files_inside = (file for file in path.iterdir() if file.is_file())
-            inside = sorted(file for file in files_inside if file.suffix.lower() in EXTENSIONS)
-        if not inside or not inside[0].is_file():
+            inside = [x for x in inside if x.suffix.lower() in EXTENSIONS]
+        if not inside:
             raise ValueError(f"--input {name}: no image file")
         files.update(dict.fromkeys(inside))
     return list(files)
 
 
 def overlay_names(files: Sequence[Path], folder: Path) -> list[Path]:
-    """Where the overlay of each file goes.
-
-    Raises:
-        ValueError: two images would have the same, or one would be replaced by its overlay.
-    """
+    """Where the overlay of each file goes; ValueError if it would replace an image or another."""
     overlays = [folder / f"{file.stem}.png" for file in files]
     if len(set(overlays)) < len(files):
         raise ValueError("--output: images of the same name need folders, and runs, of their own")
@@ -82,15 +74,9 @@ def overlay_names(files: Sequence[Path], folder: Path) -> list[Path]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what the command line says; returns the exit code.
-
-    Raises:
-        ValueError: the model or the inputs cannot be used.
-    """
+    """Do what the command line says; returns the exit code."""
     files = find_files(args.input)
-    overlays: Sequence[Path | None] = [None] * len(files)
-    if args.output:
-        overlays = overlay_names(files, args.output)
+    overlays = overlay_names(files, args.output) if args.output else [None] * len(files)
     detector = Detector.load(args.onnx, providers=args.providers, threads=args.threads)
     results: list[dict[str, Any]] = []
     failures = []

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from solo_d2.export.onnx_model import require_packages
-from solo_d2.export.pipeline import INPUTS, Detections, ExportPipeline, SoftDetections
-from solo_d2.export.runner import Arrays, Detector, ModelInfo
+from solo_d2.export.pipeline import Detections, ExportPipeline, SoftDetections
+from solo_d2.export.runner import INPUTS, Arrays, Detector, ModelInfo
 from solo_d2.modeling.meta_arch.solo import SOLO
 from solo_d2.utils.errors import ConfigError
 from solo_d2.utils.user_code import from_user_code, note_part
@@ -33,18 +33,10 @@ METADATA_FILE = "metadata.json"
 
 @dataclass(frozen=True)
 class Export:
-    """A traced pipeline.
-
-    Attributes:
-        program: the graph.
-        info: what its users need to know.
-        inputs: their names.
-        outputs: their names.
-    """
+    """A traced pipeline, what its users need to know, and the names of its outputs."""
 
     program: ExportedProgram
     info: ModelInfo
-    inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
 
@@ -60,7 +52,6 @@ def describe(
         names: of the classes.
         ids: category ids of the classes.
     """
-    padding = model.backbone.padding_constraints
     return ModelInfo(
         class_names=list(names),
         class_ids=list(ids),
@@ -70,7 +61,7 @@ def describe(
         min_size=cfg.INPUT.MIN_SIZE_TEST,
         max_size=cfg.INPUT.MAX_SIZE_TEST,
         size_divisor=max(model.backbone.size_divisibility, 1),
-        square_size=padding.get("square_size", 0),
+        square_size=model.backbone.padding_constraints.get("square_size", 0),
         mask_stride=pipeline.mask_stride,
         soft_masks=pipeline.soft_masks,
         precision=str(pipeline.dtype).removeprefix("torch."),
@@ -91,14 +82,7 @@ class _PlainTuple(nn.Module):
         self.pipeline = pipeline
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """As the pipeline."""
         return tuple(self.pipeline(*inputs))
-
-
-def require_torch() -> None:
-    """Raise a ConfigError if this version of torch cannot export the models."""
-    if torch.__version__ < OLDEST_TORCH:  # compared as versions
-        raise ConfigError(f"Export needs torch {OLDEST_TORCH}, and this is {torch.__version__}")
 
 
 @torch.no_grad()
@@ -108,30 +92,26 @@ def trace(pipeline: ExportPipeline, info: ModelInfo) -> Export:
     Raises:
         ConfigError: a part of the model cannot be traced, or torch is too old for it.
     """
-    require_torch()
-    divisor = info.size_divisor
+    if torch.__version__ < OLDEST_TORCH:  # compared as versions
+        raise ConfigError(f"Export needs torch {OLDEST_TORCH}, and this is {torch.__version__}")
     # Sides that are not alike in anything, so that nothing is taken for equal by chance.
-    height, width = (info.square_size or divisor * number for number in (4, 7))
-    arguments: list[Tensor] = [
-        torch.zeros(2, 3, height, width, dtype=torch.uint8),
-        torch.tensor([[height - 3, width], [height, width - 5]]),
-        torch.zeros(2, height + 7),
-        torch.zeros(2, width + 9),
-    ]
+    height, width = (info.square_size or info.size_divisor * number for number in (4, 7))
     # One Dim in several places demands that they are equal.
     batch = Dim("batch", min=1)
     sides: dict[int, Any] = {0: batch}
     if not info.square_size:
-        sides |= {2: divisor * Dim("height", min=3), 3: divisor * Dim("width", min=3)}
-    rows, columns = Dim("output_height", min=1), Dim("output_width", min=1)
-    free = [sides, {0: batch}, {0: batch, 1: rows}, {0: batch, 1: columns}]
-    count = 2 if pipeline.soft_masks else 4
+        sides[2] = info.size_divisor * Dim("height", min=3)
+        sides[3] = info.size_divisor * Dim("width", min=3)
+    inputs: list[tuple[Tensor, dict[int, Any]]] = [
+        (torch.zeros(2, 3, height, width, dtype=torch.uint8), sides),
+        (torch.tensor([[height - 3, width], [height, width - 5]]), {0: batch}),
+        (torch.zeros(2, height + 7), {0: batch, 1: Dim("output_height", min=1)}),
+        (torch.zeros(2, width + 9), {0: batch, 1: Dim("output_width", min=1)}),
+    ]
+    arguments, free = zip(*inputs[: 2 if pipeline.soft_masks else 4], strict=True)
     try:
         program = torch.export.export(
-            _PlainTuple(pipeline),
-            tuple(arguments[:count]),
-            dynamic_shapes=(tuple(free[:count]),),
-            strict=False,
+            _PlainTuple(pipeline), arguments, dynamic_shapes=(free,), strict=False
         )
     except Exception as error:  # torch has many kinds for what it cannot trace
         # Those of torch's own kinds say what cannot be traced.
@@ -140,8 +120,11 @@ def trace(pipeline: ExportPipeline, info: ModelInfo) -> Export:
             raise
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ConfigError(f"The model cannot be traced: {lines[0]}") from error
-    kind = SoftDetections if pipeline.soft_masks else Detections
-    return Export(program, info, INPUTS[:count], kind._fields)
+    return Export(program, info, _outputs(info))
+
+
+def _outputs(info: ModelInfo) -> tuple[str, ...]:
+    return SoftDetections._fields if info.soft_masks else Detections._fields
 
 
 def save_onnx(export: Export, path: Path) -> None:
@@ -153,7 +136,7 @@ def save_onnx(export: Export, path: Path) -> None:
             export.program,
             dynamo=True,
             opset_version=OPSET,
-            input_names=list(export.inputs),
+            input_names=list(INPUTS[: 2 if export.info.soft_masks else 4]),
             output_names=list(export.outputs),
             verbose=False,
         )
@@ -188,8 +171,7 @@ def load_program(path: Path) -> Detector:
     """Read what `save_program` wrote."""
     files = {METADATA_FILE: ""}
     program = torch.export.load(path, extra_files=files)
-    info = ModelInfo.from_metadata(json.loads(files[METADATA_FILE] or "{}"), str(path))
-    return Detector(_run_torch(program.module(), info), info)
+    return _torch_detector(program.module(), json.loads(files[METADATA_FILE] or "{}"), path)
 
 
 def load_aoti(path: Path) -> Detector:
@@ -197,19 +179,19 @@ def load_aoti(path: Path) -> Detector:
     from torch._inductor import aoti_load_package
 
     model = aoti_load_package(str(path))
-    info = ModelInfo.from_metadata(model.loader.get_metadata(), str(path))
-    return Detector(_run_torch(model, info), info)
+    return _torch_detector(model, model.loader.get_metadata(), path)
 
 
-def _run_torch(graph: Callable[..., Any], info: ModelInfo) -> Callable[[Arrays], Arrays]:
-    names = SoftDetections._fields if info.soft_masks else Detections._fields
+def _torch_detector(graph: Callable[..., Any], metadata: dict[str, str], path: Path) -> Detector:
+    info = ModelInfo.from_metadata(metadata, str(path))
 
     @torch.no_grad()
     def run(inputs: Arrays) -> Arrays:
         outputs = graph(*(torch.from_numpy(value) for value in inputs.values()))
-        return {name: value.numpy() for name, value in zip(names, outputs, strict=True)}
+        named = zip(_outputs(info), outputs, strict=True)
+        return {name: value.numpy() for name, value in named}
 
-    return run
+    return Detector(run, info)
 
 
 # By name on the command line, how a file is written and read.

@@ -53,21 +53,21 @@ def quantize_onnx(
             "per_channel": True,
             "reduce_range": reduce_range,
         }
-        if calibration is None:
-            unsigned = quantization.QuantType.QUInt8  # all that ONNX Runtime's operator takes
-            quantization.quantize_dynamic(prepared, target, weight_type=unsigned, **settings)
+        kinds = quantization.QuantType
+        if calibration is None:  # ONNX Runtime's operator takes no signed weights
+            quantization.quantize_dynamic(prepared, target, weight_type=kinds.QUInt8, **settings)
         else:
-            quantization.quantize_static(
-                prepared,
-                target,
-                _Reader(calibration),
-                activation_type=quantization.QuantType.QUInt8,
-                weight_type=quantization.QuantType.QInt8,
-                # The mean of the images' extremes: an outlier would make all steps coarser.
-                extra_options={"CalibMovingAverage": True},
-                **settings,
-            )
-    _set_precision(target, "int8")
+            # The mean of the images' extremes: an outlier would make all steps coarser.
+            settings["extra_options"] = {"CalibMovingAverage": True}
+            types = {"activation_type": kinds.QUInt8, "weight_type": kinds.QInt8}
+            reader = _Reader(calibration)
+            quantization.quantize_static(prepared, target, reader, **types, **settings)
+    import onnx
+
+    model = onnx.load(str(target))
+    metadata = {prop.key: prop.value for prop in model.metadata_props}
+    onnx.helper.set_model_props(model, metadata | {"precision": json.dumps("int8")})
+    onnx.save(model, str(target))
 
 
 def _convolutions(path: Path, source: Path) -> list[str]:
@@ -82,28 +82,13 @@ def _convolutions(path: Path, source: Path) -> list[str]:
     return names
 
 
-def _set_precision(path: Path, precision: str) -> None:
-    """Change the metadata of a file."""
-    import onnx
-
-    model = onnx.load(str(path))
-    metadata = {prop.key: prop.value for prop in model.metadata_props}
-    onnx.helper.set_model_props(model, metadata | {"precision": json.dumps(precision)})
-    onnx.save(model, str(path))
-
-
 class _Reader:
-    """Inputs one by one, as ONNX Runtime wants them."""
+    """Inputs one by one, as ONNX Runtime wants them: None behind the last."""
 
     def __init__(self, inputs: Iterable[Arrays]):
         self.inputs, self.count = iter(inputs), 0
 
     def get_next(self) -> Arrays | None:
-        """The next inputs; None behind the last.
-
-        Raises:
-            ConfigError: there are none at all.
-        """
         found = next(self.inputs, None)
         if found is None and self.count == 0:
             raise ConfigError("There is no image to calibrate on")

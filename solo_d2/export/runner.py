@@ -33,66 +33,32 @@ from solo_d2.export.reading import read_image
 Arrays = dict[str, NDArray[Any]]
 
 # What the graph takes and gives; with soft masks without the last ones.
-_INPUTS = ("images", "image_sizes", "rows", "columns")
+INPUTS = ("images", "image_sizes", "rows", "columns")
 _OUTPUTS = ("scores", "classes", "masks", "num_detections", "num_candidates", "boxes")
-# Least and most of the metadata's whole numbers: a file of anybody shall not ask for any memory.
-_MOST_SIDE, _MOST = 2**13, 2**31
-_LIMITS = {
-    "min_size": (0, _MOST_SIDE),
-    "max_size": (0, _MOST),
-    "size_divisor": (1, _MOST_SIDE),
-    "square_size": (0, _MOST_SIDE),
-    "mask_stride": (1, _MOST_SIDE),
-    "topk": (1, _MOST),
-    "pre_nms_topk": (1, _MOST),
-    "max_detections": (1, _MOST),
-}
-_THRESHOLDS = ("score_thresh", "mask_thresh", "keep_thresh")
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a model needs to be told and what its results mean; each field is in its metadata.
+    """What a model needs to be told and what its results mean; each field is in its metadata."""
 
-    Attributes:
-        class_names: by class index.
-        class_ids: category id of each class in its data set's json.
-        input_format: channel order that the graph expects, "BGR" or "RGB".
-        pixel_mean: the graph subtracts it, in that order.
-        pixel_std: and divides by it.
-        min_size: length that images are resized to on their short side; 0 for no resizing.
-        max_size: most length of the long side then.
-        size_divisor: the sides of the padded input are multiples of it.
-        square_size: side of a padded input that must be square; 0 if it need not be.
-        mask_stride: input pixels of one pixel of the soft masks.
-        soft_masks: whether the graph leaves the last resize to its user.
-        precision: "float32" or "float16".
-        topk: candidates whose masks are made.
-        pre_nms_topk: of these, how many enter NMS.
-        max_detections: D.
-        score_thresh: least class probability of a candidate.
-        mask_thresh: least probability of a mask's pixel.
-        keep_thresh: least score of a detection.
-    """
-
-    class_names: list[str]
-    class_ids: list[Any]
-    input_format: str
-    pixel_mean: list[float]
-    pixel_std: list[float]
-    min_size: int
-    max_size: int
-    size_divisor: int
-    square_size: int
-    mask_stride: int
-    soft_masks: bool
-    precision: str
-    topk: int
-    pre_nms_topk: int
-    max_detections: int
-    score_thresh: float
-    mask_thresh: float
-    keep_thresh: float
+    class_names: list[str]  # by class index
+    class_ids: list[Any]  # category id of each class in the json of its data set
+    input_format: str  # channel order that the graph expects, "BGR" or "RGB"
+    pixel_mean: list[float]  # in that order; the graph subtracts it
+    pixel_std: list[float]  # and divides by it
+    min_size: int  # length that images are resized to on their short side; 0 for no resizing
+    max_size: int  # most length of the long side then
+    size_divisor: int  # the sides of the padded input are multiples of it
+    square_size: int  # side of a padded input that must be square; 0 if it need not be
+    mask_stride: int  # input pixels of one pixel of the soft masks
+    soft_masks: bool  # whether the graph leaves the last resize to its user
+    precision: str  # "float32", "float16" or "int8"
+    topk: int  # candidates whose masks are made
+    pre_nms_topk: int  # of these, how many enter NMS
+    max_detections: int  # D
+    score_thresh: float  # least class probability of a candidate
+    mask_thresh: float  # least probability of a mask's pixel
+    keep_thresh: float  # least score of a detection
 
     def to_metadata(self) -> dict[str, str]:
         """Every field as json, under its name."""
@@ -107,7 +73,7 @@ class ModelInfo:
             source: its name, for the error.
 
         Raises:
-            ValueError: a field is missing, or has a value that cannot be.
+            ValueError: a field is missing, or has an impossible value.
         """
         names = [field.name for field in fields(cls)]
         missing = [name for name in names if name not in metadata]
@@ -120,7 +86,7 @@ class ModelInfo:
             values = {name: json.loads(metadata[name]) for name in names}
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{source}: its metadata are damaged: {error}") from error
-        wrong = [name for name in names if not _is_possible(name, values[name])]
+        wrong = [name for name in names if not _POSSIBLE[name](values[name])]
         if not wrong and len(values["class_names"]) != len(values["class_ids"]):
             wrong = ["class_ids"]
         if wrong:
@@ -130,34 +96,46 @@ class ModelInfo:
         return cls(**values)
 
 
-def _is_possible(name: str, value: Any) -> bool:
-    """Whether a field of `ModelInfo` may have a value."""
-    if name in _LIMITS:
-        least, most = _LIMITS[name]
-        return type(value) is int and least <= value <= most
-    if name in _THRESHOLDS:
-        return type(value) in (int, float) and -1 <= value <= 1
-    if name in ("pixel_mean", "pixel_std"):
-        numbers = isinstance(value, list) and len(value) == 3
-        return numbers and all(type(x) in (int, float) and abs(x) < np.inf for x in value)
-    if name in ("class_names", "class_ids"):
-        kinds = (str,) if name == "class_names" else (int, str)
-        return isinstance(value, list) and bool(value) and all(type(x) in kinds for x in value)
-    if name == "input_format":
-        return value in ("BGR", "RGB")
-    return type(value) is (bool if name == "soft_masks" else str)
+def _whole(least: int, most: int) -> Callable[[Any], bool]:
+    return lambda value: type(value) is int and least <= value <= most
+
+
+def _list_of(*kinds: type) -> Callable[[Any], bool]:
+    return lambda value: (
+        isinstance(value, list) and value != [] and all(type(x) in kinds for x in value)
+    )
+
+
+def _is_color(value: Any) -> bool:
+    return _list_of(int, float)(value) and len(value) == 3 and all(abs(x) < np.inf for x in value)
+
+
+def _is_threshold(value: Any) -> bool:
+    return type(value) in (int, float) and -1 <= value <= 1
+
+
+# By field, whether a value is possible. A stranger's file must not ask for any amount of memory.
+_SIDE, _COUNT = 2**13, 2**31
+_POSSIBLE: dict[str, Callable[[Any], bool]] = {
+    "class_names": _list_of(str),
+    "class_ids": _list_of(int, str),
+    "input_format": lambda value: value in ("BGR", "RGB"),
+    **dict.fromkeys(("pixel_mean", "pixel_std"), _is_color),
+    **dict.fromkeys(("min_size", "square_size"), _whole(0, _SIDE)),
+    "max_size": _whole(0, _COUNT),
+    **dict.fromkeys(("size_divisor", "mask_stride"), _whole(1, _SIDE)),
+    "soft_masks": lambda value: type(value) is bool,
+    "precision": lambda value: type(value) is str,
+    **dict.fromkeys(("topk", "pre_nms_topk", "max_detections"), _whole(1, _COUNT)),
+    **dict.fromkeys(("score_thresh", "mask_thresh", "keep_thresh"), _is_threshold),
+}
 
 
 class Detector:
     """An exported model, ready for images of any size."""
 
     def __init__(self, run: Callable[[Arrays], Arrays], info: ModelInfo):
-        """Wrap a graph.
-
-        Args:
-            run: from the inputs by name to the outputs by name.
-            info: the model's metadata.
-        """
+        """Wrap a graph, which maps inputs by name to outputs by name."""
         self.run, self.info = run, info
 
     @classmethod
@@ -189,11 +167,9 @@ class Detector:
             raise ValueError(f"{path}: ONNX Runtime cannot load it: {_line(error)}") from error
         info = ModelInfo.from_metadata(session.get_modelmeta().custom_metadata_map, str(path))
         names = [output.name for output in session.get_outputs()]
-        expected = _OUTPUTS[:-1] if info.soft_masks else _OUTPUTS
-        given = {node.name for node in session.get_inputs()}
-        if given != set(_INPUTS[:2] if info.soft_masks else _INPUTS) or not set(expected) <= set(
-            names
-        ):
+        inputs = {node.name for node in session.get_inputs()}
+        expected = (INPUTS[:2], _OUTPUTS[:-1]) if info.soft_masks else (INPUTS, _OUTPUTS)
+        if inputs != set(expected[0]) or not set(expected[1]) <= set(names):
             raise ValueError(f"{path}: its inputs and outputs are not those of its metadata")
 
         def run(inputs: Arrays) -> Arrays:
@@ -261,19 +237,30 @@ class Detector:
         if not images:
             return []
         outputs = self.run(self.graph_inputs(images, output_sizes))
-        self._require_possible(outputs, len(images), output_sizes)
-        return [
-            self._finish(outputs, index, image.shape[:2], output_sizes[index], score_thresh)
-            for index, image in enumerate(images)
-        ]
+        self._require_possible(outputs, output_sizes)
+        results = []
+        for index, (image, size) in enumerate(zip(images, output_sizes, strict=True)):
+            found = {name: value[index] for name, value in outputs.items()}
+            scores = found["scores"]
+            # Scores do not rise.
+            count = min(int(found["num_detections"]), int((scores >= score_thresh).sum()))
+            masks = found["masks"][:count]
+            if self.info.soft_masks:
+                stride, thresh = self.info.mask_stride, self.info.mask_thresh
+                masks = paste_masks(masks, stride, image.shape[:2], size, thresh)
+                boxes = mask_boxes(masks)
+            else:
+                masks, boxes = masks[:, : size[0], : size[1]], found["boxes"][:count]
+            result = {"scores": scores[:count], "classes": found["classes"][:count], "boxes": boxes}
+            results.append(result | {"masks": masks, "num_candidates": found["num_candidates"]})
+        return results
 
     def graph_inputs(
         self, images: Sequence[NDArray[np.uint8]], output_sizes: Sequence[tuple[int, int]]
     ) -> Arrays:
         """The inputs of the graph, by name, for a batch; see `detect`."""
         image_sizes = [(image.shape[0], image.shape[1]) for image in images]
-        height, width = self.padded_size(image_sizes)
-        batch = np.zeros((len(images), 3, height, width), np.uint8)
+        batch = np.zeros((len(images), 3, *self.padded_size(image_sizes)), np.uint8)
         for padded, image in zip(batch, images, strict=True):
             padded[:, : image.shape[0], : image.shape[1]] = image.transpose(2, 0, 1)
         inputs: Arrays = {"images": batch, "image_sizes": np.array(image_sizes, np.int64)}
@@ -285,66 +272,29 @@ class Detector:
 
     def padded_size(self, image_sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
         """Height and width that hold all images, as the model needs them."""
-        sides = [max(size[axis] for size in image_sizes) for axis in range(2)]
-        if self.info.square_size:
-            sides = [self.info.square_size] * 2
-        divisor = self.info.size_divisor
-        height, width = (-(-side // divisor) * divisor for side in sides)
+        divisor, square = self.info.size_divisor, self.info.square_size
+        longest = [square or max(sides) for sides in zip(*image_sizes, strict=True)]
+        height, width = (-(-side // divisor) * divisor for side in longest)
         return height, width
 
-    def _require_possible(
-        self, outputs: Arrays, count: int, output_sizes: Sequence[tuple[int, int]]
-    ) -> None:
+    def _require_possible(self, outputs: Arrays, output_sizes: Sequence[tuple[int, int]]) -> None:
         """Refuse outputs that would be indices out of range, or arrays that don't fit together."""
-        shape = outputs["scores"].shape
+        shape, count = outputs["scores"].shape, len(output_sizes)
         shapes = {"classes": shape, "num_detections": (count,), "num_candidates": (count,)}
+        masks = outputs["masks"].shape
+        fit = len(shape) == 2 and shape[0] == count and masks[:2] == shape
         if not self.info.soft_masks:
             shapes["boxes"] = (*shape, 4)
-        fit = len(shape) == 2 and shape[0] == count and outputs["masks"].shape[:2] == shape
+            fit = (
+                fit and len(masks) == 4 and bool((masks[2:] >= np.max(output_sizes, axis=0)).all())
+            )
         fit = fit and all(outputs[name].shape == wanted for name, wanted in shapes.items())
-        if fit and not self.info.soft_masks:
-            most = np.max(output_sizes, axis=0)
-            fit = outputs["masks"].ndim == 4 and bool((outputs["masks"].shape[2:] >= most).all())
-        found, classes = outputs["num_detections"], outputs["classes"]
-        if (
-            not fit
-            or (found < 0).any()
-            or (found > shape[1]).any()
-            or (
-                classes.size
-                and not 0 <= classes.min() <= classes.max() < len(self.info.class_names)
-            )
-        ):
+        if fit:
+            limits = {"num_detections": shape[1], "classes": len(self.info.class_names) - 1}
+            in_range = ((0 <= outputs[x]) & (outputs[x] <= most) for x, most in limits.items())
+            fit = all(flags.all() for flags in in_range)
+        if not fit:
             raise ValueError("the model's outputs do not fit its metadata: it is damaged")
-
-    def _finish(
-        self,
-        outputs: Arrays,
-        index: int,
-        image_size: tuple[int, int],
-        output_size: tuple[int, int],
-        score_thresh: float,
-    ) -> Arrays:
-        """The results of one image of a batch."""
-        scores = outputs["scores"][index]
-        count = int(outputs["num_detections"][index])
-        count = min(count, int((scores >= score_thresh).sum()))  # scores do not rise
-        masks = outputs["masks"][index, :count]
-        if self.info.soft_masks:
-            masks = paste_masks(
-                masks, self.info.mask_stride, image_size, output_size, self.info.mask_thresh
-            )
-            boxes = mask_boxes(masks)
-        else:
-            masks = masks[:, : output_size[0], : output_size[1]]
-            boxes = outputs["boxes"][index, :count]
-        return {
-            "scores": scores[:count],
-            "classes": outputs["classes"][index, :count],
-            "boxes": boxes,
-            "masks": masks,
-            "num_candidates": outputs["num_candidates"][index],
-        }
 
 
 def _line(error: Exception) -> str:
