@@ -1,5 +1,7 @@
-"""One export by the command line, for all tests: it takes seconds. A plugin of conftest.py."""
+"""One export by the command line, for all tests and workers. A plugin of conftest.py."""
 
+import os
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,19 +16,19 @@ CLASSES = [{"id": 3 * n + 2, "isthing": 1, "name": f"thing {n}"} for n in range(
 
 @dataclass
 class Exported:
-    """What `tools/export_model.py` was given and what it made.
+    """A model, its config.yaml, model.pth and images/, and what was made of it, for reading alone.
 
     Attributes:
-        folder: config.yaml, model.pth and images/.
+        folder: of the files.
         model: the model of these weights.
-        export: the traced pipeline.
-        onnx: the file that was written.
+        onnx: what `tools/export_model.py` wrote.
+        program: the traced pipeline as written by `save_program`.
     """
 
     folder: Path
     model: Any
-    export: Any
     onnx: Path
+    program: Path
 
 
 @pytest.fixture(scope="session")
@@ -42,22 +44,21 @@ def export_tool():
 @pytest.fixture(scope="session")
 def export_folder(tmp_path_factory):
     """A config and weights of a small model, and images."""
+    folder = tmp_path_factory.mktemp("model")
+    make_files(folder)
+    return folder
+
+
+def make_files(folder):
     import torch
 
     from tests.export.models import small_config, small_model
 
-    folder = tmp_path_factory.mktemp("model")
-    cfg = small_config()
-    cfg.merge_from_list(
-        [
-            *("DATASETS.TRAIN", (), "DATASETS.TEST", ()),
-            *("INPUT.MIN_SIZE_TEST", 96, "INPUT.MAX_SIZE_TEST", 160),
-        ]
-    )
+    cfg = small_config("DATASETS.TRAIN", (), "DATASETS.TEST", ())
+    cfg.merge_from_list(["INPUT.MIN_SIZE_TEST", 96, "INPUT.MAX_SIZE_TEST", 160])
     torch.save({"model": small_model().state_dict(), "classes": CLASSES}, folder / "model.pth")
     (folder / "config.yaml").write_text(cfg.dump())
     _save_pictures(folder / "images")
-    return folder
 
 
 def _save_pictures(folder):
@@ -72,21 +73,40 @@ def _save_pictures(folder):
 
 
 @pytest.fixture(scope="session")
-def exported(export_tool, export_folder):
-    """The model as ONNX."""
+def exported(export_tool, tmp_path_factory):
+    """The model as ONNX, and as a program of torch.export."""
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
+    from filelock import FileLock
+
     from tests.export.models import small_model
 
-    made = []
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # of all workers
+    folder, made = root / "exported", root / "exported" / "done"
+    with FileLock(root / "exported.lock"):
+        if not made.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # what a worker could not finish
+            folder.mkdir()
+            make_files(folder)
+            _export(export_tool, folder)
+            made.touch()
+    return Exported(folder, small_model(), folder / "onnx" / "model.onnx", folder / "model.pt2")
+
+
+def _export(export_tool, folder):
+    from solo_d2.export.programs import save_program
+
+    traced = []
     trace = export_tool.trace
-    output = export_folder / "out" / "model.onnx"
+    output = folder / "onnx" / "model.onnx"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export_tool, "trace", lambda *args: made.append(trace(*args)) or made[-1])
-        arguments = [*model_arguments(export_folder), "--check-images", export_folder / "images"]
+        patch.setattr(export_tool, "trace", lambda *args: traced.append(trace(*args)) or traced[-1])
+        arguments = [*model_arguments(folder), "--check-images", folder / "images"]
         assert export_tool.main([*map(str, arguments), "--output", str(output)]) == 0
     assert [file.name for file in output.parent.iterdir()] == ["model.onnx"]
-    return Exported(export_folder, small_model(), made[0], output)
+    save_program(traced[0], folder / "model.pt2")
 
 
 def model_arguments(folder):

@@ -10,6 +10,7 @@ pytest.importorskip("detectron2")
 from detectron2.modeling import build_model  # noqa: E402
 
 from solo_d2 import ConfigError  # noqa: E402
+from solo_d2.export import pixels  # noqa: E402
 from solo_d2.export.agreement import TOLERANCES, Agreement  # noqa: E402
 from solo_d2.export.pipeline import ExportPipeline  # noqa: E402
 from solo_d2.export.programs import describe  # noqa: E402
@@ -50,29 +51,23 @@ def test_soft_masks_give_the_same():
 
 
 def test_padding_has_no_effect():
-    model = small_model()
-    pipeline, detector = make(model)
+    pipeline, detector = make(small_model())
     image, sizes = images((50, 70))[0], torch.tensor([[50, 70]])
     found = detector.detect([image], [(50, 70)])[0]
     padded = torch.full((1, 3, 64, 96), 255, dtype=torch.uint8)
     padded[0, :, :50, :70] = torch.from_numpy(image.transpose(2, 0, 1).copy())
-    rows, columns = torch.arange(50.0)[None], torch.arange(70.0)[None]
-    again = pipeline(padded, sizes, rows, columns)
+    again = pipeline(padded, sizes, torch.arange(50.0)[None], torch.arange(70.0)[None])
     assert again.scores[0, : len(found["scores"])].tolist() == found["scores"].tolist()
 
 
 def test_no_detection_is_all_zeros():
-    model = small_model("MODEL.SOLO.SCORE_THRESH_TEST", 1.0)
-    pipeline, detector = make(model)
+    pipeline, detector = make(small_model("MODEL.SOLO.SCORE_THRESH_TEST", 1.0))
     found = detector.detect(images((40, 50)), [(30, 20)])[0]
     assert found["masks"].shape == (0, 30, 20)
     assert found["boxes"].shape == (0, 4)
-    outputs = pipeline(
-        torch.zeros(1, 3, 64, 64, dtype=torch.uint8),
-        torch.tensor([[64, 64]]),
-        torch.arange(64.0)[None],
-        torch.arange(64.0)[None],
-    )
+    positions = torch.arange(64.0)[None]
+    blank = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    outputs = pipeline(blank, torch.tensor([[64, 64]]), positions, positions)
     assert outputs.masks.shape == (1, 50, 64, 64)
     assert not any(value.any() for value in outputs)
 
@@ -112,34 +107,24 @@ def test_a_cell_keeps_several_classes():
     assert len(set(masks)) < len(set(pairs)) == len(pairs)
 
 
-def test_few_candidates_are_made_if_told():
-    model = small_model()
-    _, detector = make(model, topk=7)
-    found = detector.detect(images((96, 128)), [(96, 128)])[0]
-    assert 0 < len(found["scores"]) <= 7
-    assert found["num_candidates"] > 50
-
-
-def test_more_candidates_than_enter_nms():
-    """All masks are made, the best by mask score enter NMS, as in the model."""
+def test_more_candidates_than_are_made_or_enter_nms():
+    """All masks are made if told, the best by mask score enter NMS, as in the model."""
     model = small_model("MODEL.SOLO.PRE_NMS_TOPK", 60)
     image = images((96, 128))
     expected = expected_of(model, image, [(96, 128)])[0]
-    _, detector = make(model, topk=1000)
-    assert_same(expected, detector.detect(image, [(96, 128)])[0])
-    _, fewer = make(model)
-    assert not np.array_equal(
-        fewer.detect(image, [(96, 128)])[0]["scores"], expected.scores.numpy()
+    few, default, all_of_them = (
+        make(model, topk=topk)[1].detect(image, [(96, 128)])[0] for topk in (7, None, 1000)
     )
+    assert_same(expected, all_of_them)
+    assert not np.array_equal(default["scores"], expected.scores.numpy())
+    assert 0 < len(few["scores"]) <= 7
+    assert few["num_candidates"] > 50
 
 
 def test_boxes_are_tight():
-    model = small_model()
-    _, detector = make(model)
+    _, detector = make(small_model())
     found = detector.detect(images(SIZES[1][0]), [SIZES[1][1]])[0]
-    for box, mask in zip(found["boxes"].astype(int), found["masks"], strict=True):
-        y, x = np.nonzero(mask)
-        assert box.tolist() == [x.min(), y.min(), x.max() + 1, y.max() + 1]
+    assert np.array_equal(found["boxes"], pixels.mask_boxes(found["masks"]))
 
 
 @pytest.mark.parametrize("deform", ["", "v2"])
@@ -165,33 +150,30 @@ def test_half_precision(deform):
     assert agreement.faults() == []
 
 
-@pytest.mark.parametrize(
-    ("overrides", "key"),
-    [
-        (["MODEL.SOLO.NMS.TYPE", "hard"], "MODEL.SOLO.NMS.TYPE is 'hard'"),
-        (["MODEL.SOLO.NMS.TYPE", "soft"], "MODEL.SOLO.NMS.TYPE is 'soft'"),
-        (["MODEL.SOLO.MASK_TARGET", "contour"], "MODEL.SOLO.MASK_TARGET is 'contour'"),
-        (["MODEL.SOLO.HEAD.ALIGN", "max_pool"], "MODEL.SOLO.HEAD.ALIGN is 'max_pool'"),
-    ],
-)
-def test_what_cannot_be_exported_is_named(overrides, key):
-    with pytest.raises(ConfigError, match=key):
-        ExportPipeline(small_model(*overrides))
+class PlainHead(SOLOv2Head):
+    mask_factors = SOLOHeadBase.mask_factors
 
 
-def test_a_panoptic_model_is_refused():
-    with pytest.raises(ConfigError, match="META_ARCHITECTURE is 'PanopticSOLO'"):
-        ExportPipeline(build_model(panoptic_config()))
-
-
-def test_a_head_without_factors_is_refused():
-    class PlainHead(SOLOv2Head):
-        mask_factors = SOLOHeadBase.mask_factors
-
+def model_without_factors():
     model = small_model()
     model.head.__class__ = PlainHead
-    with pytest.raises(ConfigError, match="MODEL.SOLO.HEAD.NAME is 'PlainHead'"):
-        ExportPipeline(model)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make_model", "key"),
+    [
+        (lambda: small_model("MODEL.SOLO.NMS.TYPE", "hard"), "MODEL.SOLO.NMS.TYPE is 'hard'"),
+        (lambda: small_model("MODEL.SOLO.NMS.TYPE", "soft"), "MODEL.SOLO.NMS.TYPE is 'soft'"),
+        (lambda: small_model("MODEL.SOLO.MASK_TARGET", "contour"), "MASK_TARGET is 'contour'"),
+        (lambda: small_model("MODEL.SOLO.HEAD.ALIGN", "max_pool"), "HEAD.ALIGN is 'max_pool'"),
+        (lambda: build_model(panoptic_config()), "META_ARCHITECTURE is 'PanopticSOLO'"),
+        (model_without_factors, "MODEL.SOLO.HEAD.NAME is 'PlainHead'"),
+    ],
+)
+def test_what_cannot_be_exported_is_named(make_model, key):
+    with pytest.raises(ConfigError, match=key):
+        ExportPipeline(make_model())
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 64, 333])
