@@ -202,15 +202,16 @@ def read_records(
             f"The image folder of {json_file} is missing: looked for "
             f"{os.path.abspath(image_root)}. " + where_datasets_are("")
         )
+    annotations = content.get("annotations", [])
     categories = sorted_categories(content["categories"], report)
     records = Records(
         class_names=[category["name"] for category in categories],
         contiguous={category["id"]: index for index, category in enumerate(categories)},
-        num_annotations=len(content["annotations"]),
+        num_annotations=len(annotations),
     )
     _compare_classes(records, metadata, report, by_name=not is_lvis)
     _add_images(records, content["images"], image_root, report, is_lvis)
-    _add_annotations(records, content["annotations"], report)
+    _add_annotations(records, annotations, report)
     _notice_repetitions(records, report)
     return records
 

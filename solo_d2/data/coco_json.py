@@ -134,9 +134,9 @@ def read_lists(
         if "Extra data" in str(error):
             cure = "Write one object; several, as in JSON Lines, are not read"
         raise DatasetError(f"{json_file} is not valid JSON ({error}). {cure}") from error
-    if isinstance(content, dict) and not panoptic:
-        content.setdefault("annotations", [])
     for part in FIELDS:
+        if part == "annotations" and not panoptic and part not in content:
+            continue
         if not isinstance(content, dict) or not isinstance(content.get(part), list):
             kind = "a panoptic" if panoptic else "an instances"
             raise DatasetError(
