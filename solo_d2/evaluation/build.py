@@ -5,14 +5,12 @@ Another type is one function and one entry in `EVALUATORS`.
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import (
-    DatasetEvaluator,
-    DatasetEvaluators,
-)
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 
 from solo_d2.config.models import is_panoptic
 from solo_d2.data.catalog import check_datasets, require_model_classes
@@ -35,8 +33,7 @@ def build_evaluator(
         cfg: OUTPUT_DIR, TEST.AP_BACKEND, TEST.KEEP_PANOPTIC_PREDICTIONS, MODEL.META_ARCHITECTURE,
             MODEL.CLASSES and MODEL.SOLO.MASK_TARGET are read.
         dataset_name: in Detectron2's catalogs.
-        output_folder: where predictions go;
-            OUTPUT_DIR/inference/DATASET_NAME if None.
+        output_folder: where predictions go; OUTPUT_DIR/inference/DATASET_NAME if None.
 
     Returns:
         An evaluator of mask AP, and of box AP where the data set's own tools have it. For a
@@ -71,13 +68,13 @@ def build_evaluator(
 
 def _build_coco(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
     metadata = MetadataCatalog.get(dataset_name)
-    json_file = metadata.get("json_file")
     # Loading makes a generated data set, and takes a json that pycocotools can't use out of the
     # metadata. Where the category ids are known already (COCO itself) there is no need for it.
+    key = "thing_dataset_id_to_contiguous_id"
+    missing = False
     if metadata.get("made_on_first_use", False):
-        if not os.path.isfile(json_file) or metadata.get("thing_classes") is None:
-            DatasetCatalog.get(dataset_name)
-    elif metadata.get("thing_dataset_id_to_contiguous_id") is None:
+        key, missing = "thing_classes", not os.path.isfile(metadata.json_file)
+    if missing or metadata.get(key) is None:
         DatasetCatalog.get(dataset_name)
     _require_annotations(dataset_name, metadata.get("json_file"))
     return FastCOCOEvaluator(
@@ -99,17 +96,7 @@ def _build_cityscapes(_cfg: CfgNode, dataset_name: str, _output_folder: str) -> 
     return CityscapesEvaluator(dataset_name)
 
 
-def _build_coco_panoptic(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
-    return _with_panoptic(_build_coco, cfg, dataset_name, output_folder)
-
-
-def _build_cityscapes_panoptic(
-    cfg: CfgNode, dataset_name: str, output_folder: str
-) -> DatasetEvaluator:
-    return _with_panoptic(_build_cityscapes, cfg, dataset_name, output_folder)
-
-
-def _with_panoptic(
+def _build_panoptic(
     build_instances: "Builder", cfg: CfgNode, dataset_name: str, output_folder: str
 ) -> DatasetEvaluator:
     """Instances, stuff and panoptic quality; of a model without stuff instances alone."""
@@ -118,17 +105,11 @@ def _with_panoptic(
         return build_instances(cfg, dataset_name, output_folder)
     # Its list of files makes or converts the data set where that has not been done.
     stuff = WholeSemSegEvaluator(dataset_name, output_dir=output_folder)
-    return DatasetEvaluators(
-        [
-            build_instances(cfg, dataset_name, output_folder),
-            stuff,
-            PanopticQualityEvaluator(
-                dataset_name,
-                output_folder,
-                keep_predictions=cfg.TEST.KEEP_PANOPTIC_PREDICTIONS,
-            ),
-        ]
+    panoptic = PanopticQualityEvaluator(
+        dataset_name, output_folder, keep_predictions=cfg.TEST.KEEP_PANOPTIC_PREDICTIONS
     )
+    instances = build_instances(cfg, dataset_name, output_folder)
+    return DatasetEvaluators([instances, stuff, panoptic])
 
 
 def _require_annotations(dataset_name: str, json_file: Any) -> None:
@@ -144,8 +125,8 @@ Builder = Callable[[CfgNode, str, str], DatasetEvaluator]
 
 EVALUATORS: dict[str, Builder] = {
     "cityscapes_instance": _build_cityscapes,
-    "cityscapes_panoptic_seg": _build_cityscapes_panoptic,
+    "cityscapes_panoptic_seg": partial(_build_panoptic, _build_cityscapes),
     "coco": _build_coco,
-    "coco_panoptic_seg": _build_coco_panoptic,
+    "coco_panoptic_seg": partial(_build_panoptic, _build_coco),
     "lvis": _build_lvis,
 }

@@ -13,12 +13,13 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 from solo_d2.data.catalog import check_datasets
 from solo_d2.data.coco_json import some
 from solo_d2.data.locations import where_datasets_are
+from solo_d2.data.panoptic_json import require_size
 from solo_d2.data.workers import num_workers
 from solo_d2.evaluation.build import EVALUATORS, build_evaluator
 from solo_d2.utils.errors import ConfigError, DatasetError
@@ -33,16 +34,12 @@ MakeEvaluator = Callable[[str, str], DatasetEvaluator | None]
 def check_test_data(
     cfg: CfgNode, names: Iterable[str] | None = None, *, needs_metrics: bool = True
 ) -> None:
-    """Check all that the evaluation of DATASETS.TEST reads; see `check_evaluation`.
+    """Check all that the evaluation of some data sets reads; see `check_evaluation`.
 
     Args:
         cfg: as of `build_evaluator`, with the numbers of classes.
         names: of the data sets; None: those of DATASETS.TEST.
         needs_metrics: see `check_evaluation`.
-
-    Raises:
-        ConfigError: an evaluator cannot be made.
-        DatasetError: something is wrong that the evaluation would fail on.
     """
 
     def make(name: str, folder: str) -> DatasetEvaluator | None:
@@ -79,7 +76,8 @@ def check_evaluation(
     if comm.is_main_process():
         try:
             for name in names:
-                _check(name, make_evaluator, max_pixels, needs_metrics)
+                _check_images(name, max_pixels)
+                _check_truth(name, make_evaluator, needs_metrics)
         except (ConfigError, DatasetError) as found:
             error = found
     error = comm.all_gather(error)[0]
@@ -87,63 +85,52 @@ def check_evaluation(
         raise error
 
 
-def _check(name: str, make_evaluator: MakeEvaluator, max_pixels: int, needs_metrics: bool) -> None:
+def _check_images(name: str, max_pixels: int) -> None:
+    """Refuse missing images, and warn of unreadable ones."""
     check_datasets([name])
     records = DatasetCatalog.get(name)
-    files = [record["file_name"] for record in records]
-    missing = [file for file in files if "://" not in file and not os.path.exists(file)]
+    of_images = f"of the {len(records)} images of data set '{name}'"
+    local = [record for record in records if "://" not in record["file_name"]]
+    missing = [x["file_name"] for x in local if not os.path.exists(x["file_name"])]
     if missing:
         raise DatasetError(
-            f"{len(missing)} of the {len(records)} images of data set '{name}' are missing: "
-            f"{some(missing)}. " + where_datasets_are(name)
+            f"{len(missing)} {of_images} are missing: {some(missing)}. " + where_datasets_are(name)
         )
-    _warn_of_unreadable(name, records, max_pixels)
-    with tempfile.TemporaryDirectory(prefix="evaluation_check") as folder:
-        evaluator = make_evaluator(name, folder)
-    parts = evaluator._evaluators if isinstance(evaluator, DatasetEvaluators) else [evaluator]
-    for part in parts:
-        if getattr(part, "_do_evaluation", True) is False:
-            _report_no_annotations(name, needs_metrics)
-        check_truth = getattr(part, "check_truth", None)
-        if check_truth is not None:
-            check_truth()
 
-
-def _report_no_annotations(name: str, needs_metrics: bool) -> None:
-    """Refuse one's own data without annotations in a training; those of test sets are not public.
-
-    Detectron2 registers such test sets too, and keeps the predictions for a server.
-    """
-    paths = MetadataCatalog.get(name).get("registered_paths")
-    if needs_metrics and paths is not None:
-        raise DatasetError(
-            f"{paths['json_file']} has no list 'annotations', so nothing can be evaluated with it. "
-            "Name another file, or none, to train; --eval-only keeps the predictions of such files"
-        )
-    logger.warning(f"Data set '{name}' has no annotations: predictions are kept, without metrics")
-
-
-def _warn_of_unreadable(name: str, records: list[dict[str, Any]], max_pixels: int) -> None:
     def problem(record: dict[str, Any]) -> str | None:
-        file = record["file_name"]
-        if "://" in file:
-            return None
         try:
-            height, width = read_size(file, max_pixels=max_pixels)
-        except ImageError as error:
+            height, width = read_size(record["file_name"], max_pixels=max_pixels)
+            expected = {"height": height, "width": width, **record}
+            require_size(record["file_name"], (height, width), expected)
+        except (ImageError, DatasetError) as error:
             return str(error)
-        expected = record.get("height", height), record.get("width", width)
-        if (height, width) == expected:
-            return None
-        return f"{file} has {height} x {width} pixels, the data set says {expected[0]} x " + str(
-            expected[1]
-        )
+        return None
 
     with ThreadPoolExecutor(num_workers()) as pool:
-        problems = [line for line in pool.map(problem, records) if line is not None]
+        problems = [line for line in pool.map(problem, local) if line is not None]
     if problems:
         logger.warning(
-            f"{len(problems)} of the {len(records)} images of data set '{name}' cannot be read. "
-            "The evaluation counts them as images without predictions:"
-            + "".join(f"\n  {line}" for line in problems)
+            f"{len(problems)} {of_images} cannot be read. The evaluation counts them as images "
+            "without predictions:" + "".join(f"\n  {line}" for line in problems)
         )
+
+
+def _check_truth(name: str, make_evaluator: MakeEvaluator, needs_metrics: bool) -> None:
+    with tempfile.TemporaryDirectory(prefix="evaluation_check") as folder:
+        evaluator = make_evaluator(name, folder)
+    for part in getattr(evaluator, "_evaluators", [evaluator]):
+        if getattr(part, "_do_evaluation", True) is False:
+            # Detectron2 registers test sets without annotations too, and keeps the predictions for
+            # a server. One's own data need them in a training.
+            paths = MetadataCatalog.get(name).get("registered_paths")
+            if needs_metrics and paths is not None:
+                raise DatasetError(
+                    f"{paths['json_file']} has no list 'annotations', so nothing can be evaluated "
+                    "with it. Name another file, or none, to train; --eval-only keeps the "
+                    "predictions of such files"
+                )
+            logger.warning(
+                f"Data set '{name}' has no annotations: predictions are kept, without metrics"
+            )
+        if hasattr(part, "check_truth"):
+            part.check_truth()

@@ -12,10 +12,8 @@ import glob
 import logging
 import math
 import os
-import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -40,18 +38,9 @@ _LEAST_PIXELS = 100
 _EVALUATED = [category["id"] for category in CITYSCAPES_CATEGORIES]
 
 
-@dataclass(frozen=True)
-class ClassInImage:
-    """A class in an image.
-
-    Attributes:
-        num_objects: that are looked for.
-        outcomes: at each of `IOU_THRESHS` the scores of the predictions that count, and whether
-            each is right.
-    """
-
-    num_objects: int
-    outcomes: list[tuple[NDArray[np.float64], NDArray[np.bool_]]]
+# Of a class in an image: the number of objects that are looked for, and at each of `IOU_THRESHS`
+# the scores of the predictions that count and whether each is right.
+ClassInImage = tuple[int, list[tuple[NDArray[np.float64], NDArray[np.bool_]]]]
 
 
 class CityscapesEvaluator(DatasetEvaluator):
@@ -114,14 +103,13 @@ class CityscapesEvaluator(DatasetEvaluator):
         for number, label in enumerate(self._labels):
             mine = (classes == number) & shared.any(axis=1)
             its = (keys == label) | (keys // FIRST_OBJECT == label)
-            is_object = keys[its] >= FIRST_OBJECT
             result.append(
                 match_instances(
                     scores[mine],
                     shared[mine][:, its],
                     pred_sizes=shared[mine].sum(axis=1),
                     sizes=sizes[its],
-                    is_object=is_object,
+                    is_object=keys[its] >= FIRST_OBJECT,
                     unlabelled=shared[mine][:, unlabelled].sum(axis=1),
                 )
             )
@@ -137,15 +125,17 @@ class CityscapesEvaluator(DatasetEvaluator):
         if not comm.is_main_process():
             return None
         images = [image for part in gathered for image in part]
-        ap = np.full((len(self._labels), len(IOU_THRESHS)), math.nan)
-        for number in range(len(self._labels)):
-            of_class = [image[number] for image in images]
-            if any(outcomes.num_objects for outcomes in of_class):
-                for index in range(len(IOU_THRESHS)):
-                    ap[number, index] = average_precision(of_class, index)
-        with warnings.catch_warnings():  # of a mean of nothing
-            warnings.simplefilter("ignore", RuntimeWarning)
-            metrics = {"AP": 100 * float(np.nanmean(ap)), "AP50": 100 * float(np.nanmean(ap[:, 0]))}
+        # (classes that have objects, thresholds)
+        ap = np.array(
+            [
+                [average_precision(of_class, index) for index in range(len(IOU_THRESHS))]
+                for of_class in zip(*images, strict=True)
+                if any(num_objects for num_objects, _ in of_class)
+            ]
+        )
+        metrics = {"AP": math.nan, "AP50": math.nan}
+        if len(ap):
+            metrics = {"AP": 100 * float(ap.mean()), "AP50": 100 * float(ap[:, 0].mean())}
         logger.info("Metrics of segm:\n%s", create_small_table(metrics))
         return OrderedDict(segm=metrics)
 
@@ -185,7 +175,7 @@ def match_instances(
         wrong = ~hits.any(axis=1) & (ignored <= thresh)
         counts = hits[:, counted].any(axis=1) | wrong
         outcomes.append((scores[counts], right[counts]))
-    return ClassInImage(int(counted.sum()), outcomes)
+    return int(counted.sum()), outcomes
 
 
 def average_precision(images: Sequence[ClassInImage], index: int) -> float:
@@ -196,7 +186,7 @@ def average_precision(images: Sequence[ClassInImage], index: int) -> float:
         index: of `IOU_THRESHS`.
     """
     scores, right = (
-        np.concatenate([image.outcomes[index][part] for image in images]) for part in (0, 1)
+        np.concatenate([outcomes[index][part] for _, outcomes in images]) for part in (0, 1)
     )
     if not len(scores):
         return 0.0
@@ -205,6 +195,6 @@ def average_precision(images: Sequence[ClassInImage], index: int) -> float:
     lower = np.append(0, np.cumsum(right[order]))[first]
     true = right.sum() - lower
     precision = np.append(true / (len(scores) - first), 1.0)
-    recall = np.append(true / sum(image.num_objects for image in images), 0.0)
+    recall = np.append(true / sum(num_objects for num_objects, _ in images), 0.0)
     widths = np.convolve([recall[0], *recall, 0.0], [-0.5, 0.0, 0.5], "valid")
     return float(precision @ widths)

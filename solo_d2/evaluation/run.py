@@ -4,10 +4,9 @@ An unreadable image does not end the evaluation: the evaluators get an empty out
 count it as an image without predictions.
 """
 
-import contextlib
 import logging
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -61,13 +60,10 @@ class SkippingModel(nn.Module):
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return the model's outputs, with an empty dict for each unreadable image."""
-        readable = []
-        for sample in batched_inputs:
-            if UNREADABLE in sample:
-                self.unreadable.append(sample[UNREADABLE])
-                logger.warning("%s (it counts as an image without predictions)", sample[UNREADABLE])
-            else:
-                readable.append(sample)
+        for reason in (sample[UNREADABLE] for sample in batched_inputs if UNREADABLE in sample):
+            self.unreadable.append(reason)
+            logger.warning("%s (it counts as an image without predictions)", reason)
+        readable = [sample for sample in batched_inputs if UNREADABLE not in sample]
         outputs = iter(self.model(readable) if readable else [])
         return [{} if UNREADABLE in sample else next(outputs) for sample in batched_inputs]
 
@@ -77,17 +73,6 @@ def evaluation_loader(cfg: CfgNode, dataset_name: str) -> Any:
     use_own_loaders([dataset_name])
     mapper = NotingMapper(SOLODatasetMapper(cfg, is_train=False))
     return build_detection_test_loader(without_other_inputs(cfg), dataset_name, mapper=mapper)
-
-
-@contextlib.contextmanager
-def _keeping_modes(model: nn.Module) -> Iterator[None]:
-    """Restore the mode of each module: Detectron2 sets all to that of the model."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def evaluate_dataset(
@@ -105,8 +90,13 @@ def evaluate_dataset(
         The evaluator's metrics. The main process logs how many images could not be read.
     """
     skipping = SkippingModel(model)
-    with _keeping_modes(skipping):
+    # Detectron2 sets all modules to the mode of the model.
+    modes = [(module, module.training) for module in skipping.modules()]
+    try:
         results: dict[str, Any] = inference_on_dataset(skipping, loader, evaluator)
+    finally:
+        for module, training in modes:
+            module.training = training
     lines = [line for part in comm.gather(skipping.unreadable) for line in part]
     if lines:
         logger.warning(
