@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,38 +26,6 @@ from solo_d2.utils.errors import ConfigError
 Image = NDArray[np.uint8]
 
 
-class Backend(Protocol):
-    """A model that is ready to run.
-
-    Attributes:
-        classes: names and ids of its classes.
-        stuff: those of stuff; None if it is not panoptic.
-        contours: whether its masks are contours.
-    """
-
-    classes: Classes
-    stuff: Classes | None
-    contours: bool
-
-    def prepare(self, image: Image) -> Any:
-        """The network's input of an image."""
-
-    def padded_size(self, prepared: Any) -> tuple[int, int]:
-        """Height and width that the network pads an input to, if it is alone.
-
-        The grid is laid over the padded input. So images give the same results in a batch as alone
-        if these are equal.
-        """
-
-    def run(self, batch: Sequence[Any], score_thresh: float | None) -> list[dict[str, Any]]:
-        """Detectron2's outputs for inputs of one padded size, in one batch.
-
-        Args:
-            batch: of `prepare`.
-            score_thresh: least score, where it is more than the model's own; None for that.
-        """
-
-
 def model_input(image: Image, size: tuple[int, int], input_format: str) -> dict[str, Any]:
     """Detectron2's input of an image whose results are wanted at its own size.
 
@@ -74,7 +42,13 @@ def model_input(image: Image, size: tuple[int, int], input_format: str) -> dict[
 
 
 class TorchBackend:
-    """A model of PyTorch, with its weights, and the resizing of its inputs."""
+    """A model of PyTorch, with its weights, and the resizing of its inputs.
+
+    Attributes:
+        classes: names and ids of its classes.
+        stuff: those of stuff; None if it is not panoptic.
+        contours: whether its masks are contours.
+    """
 
     def __init__(self, cfg: CfgNode):
         """Build the model and load its weights.
@@ -98,17 +72,20 @@ class TorchBackend:
         self.__dict__.update(state, lock=threading.Lock())
 
     def prepare(self, image: Image) -> dict[str, Any]:
-        """See `Backend`; the tensor is on the host."""
+        """Make the network's input of an image, on the host."""
         height, width = image.shape[:2]
-        size = (height, width)
         if self.min_size > 0:
-            size = T.ResizeShortestEdge.get_output_shape(
+            height, width = T.ResizeShortestEdge.get_output_shape(
                 height, width, self.min_size, self.max_size
             )
-        return model_input(image, (max(1, size[0]), max(1, size[1])), self.input_format)
+        return model_input(image, (max(1, height), max(1, width)), self.input_format)
 
     def padded_size(self, prepared: dict[str, Any]) -> tuple[int, int]:
-        """See `Backend`."""
+        """Height and width that the network pads an input to, if it is alone.
+
+        The grid is laid over the padded input: inputs for which they are equal give the same
+        results in a batch as alone.
+        """
         backbone = self.model.backbone
         square = backbone.padding_constraints.get("square_size", 0)
         if square:
@@ -120,14 +97,22 @@ class TorchBackend:
     def run(
         self, batch: Sequence[dict[str, Any]], score_thresh: float | None
     ) -> list[dict[str, Any]]:
-        """See `Backend`; the results are on the model's device."""
+        """Run inputs of one padded size in one batch.
+
+        Args:
+            batch: of `prepare`.
+            score_thresh: least score, where it is more than the model's own; None for that.
+
+        Returns:
+            Detectron2's outputs, on the model's device.
+        """
         with self.lock, torch.no_grad():
             outputs: list[dict[str, Any]] = self.model(list(batch), score_thresh=score_thresh)
         return outputs
 
 
 class OnnxBackend:
-    """The same for an exported model, which knows its classes and how its inputs are resized."""
+    """As `TorchBackend`, of an exported model, which knows its classes and input sizes."""
 
     stuff: Classes | None = None
     contours = False
@@ -155,7 +140,7 @@ class OnnxBackend:
         return type(self), (self.path,)
 
     def prepare(self, image: Image) -> tuple[Image, tuple[int, int]]:
-        """See `Backend`: the resized image in the model's channel order, and the image's size."""
+        """Resize an image, in the model's channel order; and its size before."""
         info = self.detector.info
         height, width = image.shape[:2]
         size = input_size((height, width), info.min_size, info.max_size)
@@ -163,20 +148,19 @@ class OnnxBackend:
         return resize_image(pixels, size), (height, width)
 
     def padded_size(self, prepared: tuple[Image, tuple[int, int]]) -> tuple[int, int]:
-        """See `Backend`."""
+        """See `TorchBackend`."""
         height, width = prepared[0].shape[:2]
         return self.detector.padded_size([(height, width)])
 
     def run(
         self, batch: Sequence[tuple[Image, tuple[int, int]]], score_thresh: float | None
     ) -> list[dict[str, Any]]:
-        """See `Backend`; the results are on the CPU.
+        """See `TorchBackend`; the results are on the CPU.
 
         Raises:
             ConfigError: the model cannot be run, or gives what cannot be.
         """
-        sizes = [size for _, size in batch]
-        pixels = [image for image, _ in batch]
+        pixels, sizes = zip(*batch, strict=True)
         try:
             found = self.detector.detect(pixels, sizes, score_thresh=score_thresh or 0.0)
         except ValueError as error:
@@ -185,3 +169,6 @@ class OnnxBackend:
             {"instances": to_instances(arrays, size)}
             for arrays, size in zip(found, sizes, strict=True)
         ]
+
+
+Backend = TorchBackend | OnnxBackend

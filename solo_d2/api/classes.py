@@ -49,16 +49,14 @@ def find_classes(cfg: CfgNode) -> Classes:
     have them either, the names are "class 0", "class 1", ... and the ids 0, 1, ..., with a warning.
     """
     count = cfg.MODEL.SOLO.NUM_CLASSES
-    for categories in _candidates(cfg):
-        found = things(categories)
-        if len(found) == count:
-            return Classes.of(found)
+    found = next((things(x) for x in _candidates(cfg) if len(things(x)) == count), None)
+    if found is not None:
+        return Classes.of(found)
     logger.warning(
         "The names and category ids of the model's %d classes are unknown: neither the checkpoint "
         "nor MODEL.CLASSES nor a data set of the config has them. Results have 'class 0', ... and "
         "the category ids 0 to %d",
-        count,
-        count - 1,
+        *(count, count - 1),
     )
     return Classes(placeholder_names(count), list(range(count)))
 
@@ -72,16 +70,16 @@ def find_stuff(cfg: CfgNode, things: Classes) -> Classes | None:
     if not is_panoptic(cfg):
         return None
     count = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES - 1
-    last = max((key for key in things.json_ids if not isinstance(key, str)), default=0)
     found = next((stuff(x) for x in _candidates(cfg) if len(stuff(x)) == count), None)
     if found is None:
+        last = max((key for key in things.json_ids if not isinstance(key, str)), default=0)
+        numbers = range(1, count + 1)
+        found = [{"name": f"stuff {n}", "id": last + n, "isthing": 0} for n in numbers]
         logger.warning(
             "The names and category ids of the model's %d classes of stuff are unknown: results "
             "have 'stuff 1', ... and the category ids %d to %d",
             *(count, last + 1, last + count),
         )
-        numbers = range(1, count + 1)
-        found = [{"name": f"stuff {n}", "id": last + n, "isthing": 0} for n in numbers]
     classes = Classes.of(found)
     return Classes(["things", *classes.names], [0, *classes.json_ids])
 

@@ -4,7 +4,9 @@ Neither torch nor Detectron2 is imported here. Images are (H, W, 3) uint8 RGB.
 """
 
 import glob
+import itertools
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,14 +17,17 @@ from PIL import Image
 
 from solo_d2.utils.errors import ConfigError
 from solo_d2.utils.files import whole_file
+from solo_d2.utils.images import (
+    EXTENSIONS,
+    MAX_PIXELS,
+    ImageError,
+    limit_pixels,
+    read_image,
+    write_image,
+)
 
 # The reader, for those who know it by this module.
-from solo_d2.utils.images import EXTENSIONS as EXTENSIONS
-from solo_d2.utils.images import MAX_PIXELS as MAX_PIXELS
-from solo_d2.utils.images import ImageError as ImageError
-from solo_d2.utils.images import limit_pixels as limit_pixels
-from solo_d2.utils.images import read_image as read_image
-from solo_d2.utils.images import write_image
+__all__ = ["EXTENSIONS", "MAX_PIXELS", "ImageError", "limit_pixels", "read_image"]
 
 # What overlays are written as.
 OUTPUT_EXTENSIONS = (".jpg", ".jpeg", ".png")
@@ -41,15 +46,11 @@ def expand_inputs(patterns: Iterable[str]) -> tuple[list[Path], list[str]]:
         The files, each once, in the given order and sorted inside a folder or glob; and the
         patterns without any file.
     """
+    files = {pattern: _expand(os.path.expanduser(pattern)) for pattern in patterns}
     found: dict[Path, Path] = {}
-    missing = []
-    for pattern in patterns:
-        files = _expand(os.path.expanduser(pattern))
-        if not files:
-            missing.append(pattern)
-        for file in files:
-            found.setdefault(file.resolve(), file)
-    return list(found.values()), missing
+    for file in itertools.chain(*files.values()):
+        found.setdefault(file.resolve(), file)
+    return list(found.values()), [pattern for pattern in files if not files[pattern]]
 
 
 def _expand(pattern: str) -> list[Path]:
@@ -74,26 +75,18 @@ def output_names(files: Sequence[Path]) -> list[str]:
         Names in the same order; different also where upper and lower case are the same.
     """
     plain = [f.name if f.suffix.lower() in OUTPUT_EXTENSIONS else f"{f.name}.png" for f in files]
-    count: dict[str, int] = {}
-    for name in plain:
-        count[name.casefold()] = count.get(name.casefold(), 0) + 1
+    count = Counter(name.casefold() for name in plain)
     taken = {name for name, number in count.items() if number == 1}
     names = []
     for file, name in zip(files, plain, strict=True):
         if count[name.casefold()] > 1:
-            name = _free_name(f"{file.resolve().parent.name}_{name}", taken)
+            stem, extension = os.path.splitext(f"{file.resolve().parent.name}_{name}")
+            endings = itertools.chain([""], (f"_{number}" for number in itertools.count(2)))
+            free = (f"{stem}{ending}{extension}" for ending in endings)
+            name = next(name for name in free if name.casefold() not in taken)
             taken.add(name.casefold())
         names.append(name)
     return names
-
-
-def _free_name(name: str, taken: set[str]) -> str:
-    stem, extension = os.path.splitext(name)
-    number = 1
-    while name.casefold() in taken:
-        number += 1
-        name = f"{stem}_{number}{extension}"
-    return name
 
 
 def plan_overlays(output: str | None, files: Sequence[Path]) -> list[Path | None]:

@@ -17,8 +17,7 @@ VIDEO_EXTENSIONS = frozenset(
 )
 # How the addresses of streams begin.
 STREAMS = ("rtsp://", "rtsps://", "rtmp://", "http://", "https://", "udp://", "tcp://", "srt://")
-# How the files begin that FFmpeg takes for lists of other files and addresses: HLS, its own, SDP,
-# DASH.
+# How files begin that FFmpeg takes for playlists: HLS, its own, SDP, DASH.
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"v=0", b"<?xml", b"<MPD")
 _PLAYLIST_START = 64
 # Frames a second where a source names none that can be.
@@ -83,30 +82,23 @@ def is_video(path: str | Path) -> bool:
 
 
 def _place(source: str | Path | int) -> str | int:
-    """What OpenCV is to open: no name that FFmpeg takes for something else than a file.
-
-    Raises:
-        ImageError: there is no such file; OpenCV would only say that it can't be opened.
-    """
-    if isinstance(source, int) or str(source).startswith(STREAMS):
-        return source if isinstance(source, int) else str(source)
-    _check_file(source)
-    return os.path.abspath(source)
-
-
-def _check_file(source: str | Path) -> None:
+    """What OpenCV is to open: no name that FFmpeg takes for something else than a file."""
+    if isinstance(source, int):
+        return source
+    if str(source).startswith(STREAMS):
+        return str(source)
     if "\0" in str(source) or not os.path.exists(source):
         raise ImageError(f"{source}: does not exist")
     if os.path.isdir(source):
         raise ImageError(f"{source}: is a folder, and no video")
-    if not os.path.isfile(source):  # a pipe
-        return
-    try:
-        with open(source, "rb") as file:
-            start = file.read(_PLAYLIST_START).lstrip(b"\xef\xbb\xbf \t\r\n")
-    except OSError as error:
-        raise ImageError(f"{source}: {error.strerror}") from error
-    if not start:
-        raise ImageError(f"{source}: the file is empty")
-    if start.startswith(_PLAYLISTS):
-        raise ImageError(f"{source}: is a playlist, and no video; give what it names")
+    if os.path.isfile(source):  # no pipe
+        try:
+            with open(source, "rb") as file:
+                start = file.read(_PLAYLIST_START).lstrip(b"\xef\xbb\xbf \t\r\n")
+        except OSError as error:
+            raise ImageError(f"{source}: {error.strerror}") from error
+        if not start:
+            raise ImageError(f"{source}: the file is empty")
+        if start.startswith(_PLAYLISTS):
+            raise ImageError(f"{source}: is a playlist, and no video; give what it names")
+    return os.path.abspath(source)
