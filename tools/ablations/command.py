@@ -69,12 +69,7 @@ def _positive(text: str) -> int:
 
 
 def main(argv: Sequence[str], launch: Launch | None = None) -> int:
-    """Entry point; returns the exit code.
-
-    Args:
-        argv: the arguments.
-        launch: see `run_all`.
-    """
+    """Entry point; returns the exit code. For `launch` see `run_all`."""
     args = parse_args(argv)
 
     def run() -> int:
@@ -82,8 +77,11 @@ def main(argv: Sequence[str], launch: Launch | None = None) -> int:
         if args.list:
             print(list_tables(tables.values()))
             return 0
+        if args.table not in tables:
+            found = f"There is no table {args.table!r}" if args.table else "No table is named"
+            raise ConfigError(f"{found}: choose one of {', '.join(tables)}")
         try:
-            return rerun(_choose(tables, args.table), args, launch)
+            return rerun(tables[args.table], args, launch)
         except (KeyboardInterrupt, Terminated):
             print("ablate: the same command goes on", file=sys.stderr)
             raise
@@ -105,13 +103,6 @@ def list_tables(tables: Iterable[Table]) -> str:
     )
 
 
-def _choose(tables: dict[str, Table], name: str | None) -> Table:
-    if name not in tables:
-        found = f"There is no table {name!r}" if name else "No table is named"
-        raise ConfigError(f"{found}: choose one of {', '.join(tables)}")
-    return tables[name]
-
-
 def rerun(table: Table, args: argparse.Namespace, launch: Launch | None = None) -> int:
     """Run a table, print it and write it next to the runs; returns the exit code.
 
@@ -120,7 +111,10 @@ def rerun(table: Table, args: argparse.Namespace, launch: Launch | None = None) 
     """
     check_arguments(table, args)
     rows = settings(table, base=args.base_config, quick=args.quick)
-    folder = args.output / _base_name(table, args)
+    name = "quick" if args.quick else "paper"
+    if args.base_config:
+        name = args.base_config.stem + ("_quick" if args.quick else "")
+    folder = args.output / name
     runs = plan_runs(
         rows,
         args.seeds[:1] if args.weights else args.seeds,
@@ -169,12 +163,6 @@ def check_arguments(table: Table, args: argparse.Namespace) -> None:
         )
     if args.weights and not args.weights.is_file():
         raise ConfigError(f"The weights {args.weights} do not exist")
-
-
-def _base_name(table: Table, args: argparse.Namespace) -> str:
-    if args.base_config:
-        return args.base_config.stem + ("_quick" if args.quick else "")
-    return "quick" if args.quick else "paper"
 
 
 def write_report(

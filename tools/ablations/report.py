@@ -6,26 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tools.ablations.runs import Outcome, finished, null
+from tools.ablations.runs import Outcome, null
 from tools.ablations.tables import Setting, Table
 from tools.benchmarks.common import markdown_table
 
 
 @dataclass(frozen=True)
 class Line:
-    """A row of the table; percent, NaN where there is no figure.
-
-    Attributes:
-        label: of the row.
-        paper: what the paper reports.
-        values: ours, one for each seed that is finished.
-        planned: seeds.
-    """
+    """A row of the table; percent, NaN where there is no figure."""
 
     label: str
     paper: float
-    values: tuple[float, ...]
-    planned: int
+    values: tuple[float, ...]  # ours, one for each seed that is finished
+    planned: int  # seeds
 
     @property
     def mean(self) -> float:
@@ -43,35 +36,18 @@ class Line:
 def make_lines(
     settings: Sequence[Setting], outcomes: Sequence[Outcome], metric: str = "AP"
 ) -> list[Line]:
-    """Gather the metrics of each row.
-
-    Args:
-        settings: the rows.
-        outcomes: of their runs.
-        metric: name of a mask metric, such as "AP50".
-    """
-    return [
-        Line(
-            label=setting.label,
-            paper=setting.row.paper.get(metric, math.nan),
-            values=tuple(
-                result.metrics.get(f"segm/{metric}", math.nan)
-                for result in finished(outcomes, setting.row.name)
-            ),
-            planned=sum(outcome.run.row == setting.row.name for outcome in outcomes),
-        )
-        for setting in settings
-    ]
+    """Gather a mask metric of each row, such as "AP50", from the outcomes of its runs."""
+    lines = []
+    for setting in settings:
+        of_row = [outcome for outcome in outcomes if outcome.run.row == setting.row.name]
+        values = (o.result.metrics.get(f"segm/{metric}", math.nan) for o in of_row if o.result)
+        paper = setting.row.paper.get(metric, math.nan)
+        lines.append(Line(setting.label, paper, tuple(values), len(of_row)))
+    return lines
 
 
 def format_table(lines: Sequence[Line], reference: int, metric: str = "AP") -> str:
-    """The table in Markdown.
-
-    Args:
-        lines: its rows.
-        reference: index of the one that differences are taken to.
-        metric: the one that is shown.
-    """
+    """The table in Markdown, with differences to the line of index `reference`."""
     base = lines[reference]
     return markdown_table(
         [
@@ -104,14 +80,7 @@ def _difference(value: float, base: float, is_base: bool) -> str:
 def format_report(
     table: Table, text: str, outcomes: Sequence[Outcome], conditions: Sequence[str]
 ) -> str:
-    """The whole Markdown page.
-
-    Args:
-        table: the ablation.
-        text: the table, see `format_table`.
-        outcomes: of the runs; the failed ones are listed.
-        conditions: the settings of our runs.
-    """
+    """The Markdown page: the table as text, the settings of our runs, and those that failed."""
     parts = [f"# {table.title} ({table.source})", "; ".join(conditions), text]
     if table.note:
         parts.append(table.note)
@@ -128,15 +97,7 @@ def report_content(
     outcomes: Sequence[Outcome],
     conditions: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The same as data, with all metrics of all runs; null where there is no figure.
-
-    Args:
-        table: the ablation.
-        settings: its rows.
-        lines: their metrics, see `make_lines`.
-        outcomes: of the runs.
-        conditions: the settings of our runs.
-    """
+    """The same as data, with all metrics of all runs; null where there is no figure."""
     rows = [
         {
             "row": setting.row.name,

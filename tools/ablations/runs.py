@@ -14,9 +14,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,25 +43,15 @@ Launch = Callable[[Sequence[str], Path, Mapping[str, str]], int]
 
 @dataclass(frozen=True)
 class Run:
-    """One row with one seed.
-
-    Attributes:
-        row: name of the row.
-        label: for messages.
-        seed: of the run.
-        config_file: what it is based on.
-        overrides: key -> value, all but OUTPUT_DIR.
-        folder: of what it leaves.
-        weights: the model that it evaluates; None: it trains its own.
-    """
+    """One row with one seed."""
 
     row: str
-    label: str
+    label: str  # for messages
     seed: int
     config_file: Path
-    overrides: Mapping[str, Any]
-    folder: Path
-    weights: Path | None
+    overrides: Mapping[str, Any]  # all but OUTPUT_DIR
+    folder: Path  # of what it leaves
+    weights: Path | None  # the model that it evaluates; None: it trains its own
 
     @property
     def trained_model(self) -> Path:
@@ -84,34 +75,25 @@ class Run:
 
 @dataclass(frozen=True)
 class Result:
-    """What a run came to.
+    """What a run came to."""
 
-    Attributes:
-        metrics: name such as "segm/AP" -> percent; NaN where it is not defined.
-        seconds: what training and evaluation took.
-        code: digest of the code that made it.
-    """
-
-    metrics: Mapping[str, float]
-    seconds: float
-    code: str
+    metrics: Mapping[str, float]  # name such as "segm/AP" -> percent; NaN where it is not defined
+    seconds: float  # of training and evaluation
+    code: str  # digest of the code that made it
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended.
-
-    Attributes:
-        run: the run.
-        result: what it came to; None if it failed.
-        error: what went wrong, and where to look; "" if nothing.
-        reused: whether the result was there already.
-    """
+    """How a run ended."""
 
     run: Run
-    result: Result | None
-    error: str = ""
-    reused: bool = False
+    result: Result | None  # None if it failed
+    error: str = ""  # what went wrong, and where to look
+    reused: bool = False  # whether the result was there already
+
+
+class RunError(RuntimeError):
+    """A run failed; the message says how, and where to look."""
 
 
 def plan_runs(
@@ -268,16 +250,27 @@ def run_all(
     Returns:
         The outcomes, in the order of `runs`.
     """
-    processes = Processes()
-    runner = Runner(num_gpus, again, launch or processes, progress, code_digest())
+    processes, code = Processes(), code_digest()
     slots: queue.SimpleQueue[Mapping[str, str]] = queue.SimpleQueue()
     for slot in gpu_slots(jobs, num_gpus):
         slots.put(slot)
 
     def work(run: Run) -> Outcome:
         slot = slots.get()
+        start = partial(launch or processes, environ=slot)
         try:
-            return runner.carry_out(run, slot)
+            with lock_beside(run.folder):  # another table may be at the same run
+                outcome = None if again else _finished(run, code, progress)
+                if outcome is None:
+                    progress(f"{run.label}: begins, see {run.folder / LOG}")
+                    result = _make(run, num_gpus, again, code, start)
+                    outcome = Outcome(run, result)
+                    ap, minutes = result.metrics["segm/AP"], result.seconds / 60
+                    progress(f"{run.label}: AP {ap:.1f} after {minutes:.1f} min")
+                return outcome
+        except (RunError, OSError) as error:
+            progress(f"{run.label}: failed: {error}")
+            return Outcome(run, None, error=str(error))
         finally:
             slots.put(slot)
 
@@ -295,73 +288,43 @@ def run_all(
     return [outcomes[id(run)] for run in runs]
 
 
-@dataclass(frozen=True)
-class Runner:
-    """Carries out single runs; the attributes are the arguments of `run_all`."""
-
-    num_gpus: int
-    again: bool
-    launch: Launch
-    progress: Callable[[str], None]
-    code: str
-
-    def carry_out(self, run: Run, environ: Mapping[str, str]) -> Outcome:
-        """Take the result that is there, or train and evaluate."""
-        try:
-            with lock_beside(run.folder):  # another table may be at the same run
-                result = None if self.again else self._finished(run)
-                if result is not None:
-                    return Outcome(run, result, reused=True)
-                _require_weights(run)
-                self.progress(f"{run.label}: begins, see {run.folder / LOG}")
-                result = self._make(run, environ)
-        except (RunError, OSError) as error:
-            self.progress(f"{run.label}: failed: {error}")
-            return Outcome(run, None, error=str(error))
-        ap = result.metrics.get("segm/AP", math.nan)
-        self.progress(f"{run.label}: AP {ap:.1f} after {result.seconds / 60:.1f} min")
-        return Outcome(run, result)
-
-    def _finished(self, run: Run) -> Result | None:
-        result = read_result(run)
-        if result is None:
-            return None
-        self.progress(f"{run.label}: done already, in {run.folder}")
-        if result.code != self.code:
-            self.progress(f"{run.label}: that was with other code; --retrain makes it again")
-        return result
-
-    def _make(self, run: Run, environ: Mapping[str, str]) -> Result:
-        run.folder.mkdir(parents=True, exist_ok=True)
-        for name in (RESULT, EVALUATION):
-            (run.folder / name).unlink(missing_ok=True)
-        resume = not self.again and (run.folder / "last_checkpoint").is_file()
-        log = run.folder / LOG
-        start = time.monotonic()
-        code = self.launch(run.command(self.num_gpus, resume=resume), log, environ)
-        seconds = time.monotonic() - start
-        if code != 0:
-            raise RunError(f"ended {cause_of_end(code)}: {last_line(log)} (see {log})")
-        metrics = _read_numbers(run.folder / EVALUATION)
-        if "segm/AP" not in metrics:
-            raise RunError(f"there is no segm/AP in {run.folder / EVALUATION} (see {log})")
-        result = Result(metrics, seconds, self.code)
-        numbers = {key: null(value) for key, value in metrics.items()}
-        content = {**vars(result), "metrics": numbers, "weights": _state(run.weights)}
-        save_json(run.folder / RESULT, content)
-        return result
+def _finished(run: Run, code: str, progress: Callable[[str], None]) -> Outcome | None:
+    """The outcome of a run that is done already."""
+    result = read_result(run)
+    if result is None:
+        return None
+    progress(f"{run.label}: done already, in {run.folder}")
+    if result.code != code:
+        progress(f"{run.label}: that was with other code; --retrain makes it again")
+    return Outcome(run, result, reused=True)
 
 
-def _require_weights(run: Run) -> None:
+def _make(run: Run, num_gpus: int, again: bool, code: str, launch: Callable[..., int]) -> Result:
+    """Train and evaluate, and write the result."""
     if run.weights and not run.weights.is_file():
         raise RunError(
             f"there is no {run.weights}: its training failed, or the file was removed "
             "(--retrain makes it again)"
         )
-
-
-class RunError(RuntimeError):
-    """A run failed; the message says how, and where to look."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    for name in (RESULT, EVALUATION):
+        (run.folder / name).unlink(missing_ok=True)
+    resume = not again and (run.folder / "last_checkpoint").is_file()
+    log = run.folder / LOG
+    start = time.monotonic()
+    exit_code = launch(run.command(num_gpus, resume=resume), log)
+    seconds = time.monotonic() - start
+    if exit_code != 0:
+        raise RunError(f"ended {cause_of_end(exit_code)}: {last_line(log)} (see {log})")
+    metrics = {}
+    with contextlib.suppress(OSError, ValueError):
+        metrics = _numbers(json.loads((run.folder / EVALUATION).read_text(encoding="utf-8")))
+    if "segm/AP" not in metrics:
+        raise RunError(f"there is no segm/AP in {run.folder / EVALUATION} (see {log})")
+    numbers = {key: null(value) for key, value in metrics.items()}
+    content = {"metrics": numbers, "seconds": seconds, "code": code}
+    save_json(run.folder / RESULT, {**content, "weights": _state(run.weights)})
+    return Result(metrics, seconds, code)
 
 
 def read_result(run: Run) -> Result | None:
@@ -392,13 +355,6 @@ def last_line(log: Path) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
 
 
-def _read_numbers(file: Path) -> dict[str, float]:
-    try:
-        return _numbers(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return {}
-
-
 def _numbers(content: Mapping[str, float | None]) -> dict[str, float]:
     return {key: math.nan if value is None else float(value) for key, value in content.items()}
 
@@ -406,10 +362,3 @@ def _numbers(content: Mapping[str, float | None]) -> dict[str, float]:
 def null(value: float) -> float | None:
     """A number for JSON, which has no NaN."""
     return None if math.isnan(value) else value
-
-
-def finished(outcomes: Sequence[Outcome], row: str) -> Iterator[Result]:
-    """The results of a row."""
-    for outcome in outcomes:
-        if outcome.run.row == row and outcome.result is not None:
-            yield outcome.result

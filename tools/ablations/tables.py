@@ -24,51 +24,30 @@ METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 @dataclass(frozen=True)
 class Row:
-    """One setting of a table.
+    """One setting of a table."""
 
-    Attributes:
-        name: the row's label in the paper.
-        config: file of the paper's setting.
-        paper: metric -> what the paper reports, in percent; a metric that it does not give is
-            missing.
-        quick: key -> value in place of the config's on the small base; None: the base's own value.
-        quick_row: the label with these values, "" if `name` is true there too.
-    """
-
-    name: str
-    config: Path
-    paper: Mapping[str, float]
+    name: str  # the row's label in the paper
+    config: Path  # file of the paper's setting
+    paper: Mapping[str, float]  # metrics that the paper reports, in percent
+    # Values in place of the config's on the small base; None: the base's own value.
     quick: Mapping[str, Any]
-    quick_row: str = ""
+    quick_row: str = ""  # the label with these values, if `name` is not true there
 
 
 @dataclass(frozen=True)
 class Table:
-    """An ablation table.
+    """An ablation table."""
 
-    Attributes:
-        name: what the command calls it.
-        title: a few words.
-        source: where it stands in the papers.
-        varies: the config keys that tell its rows apart.
-        reference: name of the row that differences are taken to.
-        rows: in the paper's order.
-        quick_base: config of the small data set.
-        note: what a reader must know, or "".
-        heads: the heads for which its rows differ; empty: all.
-        evaluation_only: whether the rows share one trained model, the reference's.
-    """
-
-    name: str
+    name: str  # what the command calls it
     title: str
-    source: str
-    varies: Sequence[str]
-    reference: str
-    rows: Sequence[Row]
-    quick_base: Path
-    note: str = ""
-    heads: Sequence[str] = ()
-    evaluation_only: bool = False
+    source: str  # where it stands in the papers
+    varies: Sequence[str]  # the config keys that tell its rows apart
+    reference: str  # name of the row that differences are taken to
+    rows: Sequence[Row]  # in the paper's order
+    quick_base: Path  # config of the small data set
+    note: str = ""  # what a reader must know
+    heads: Sequence[str] = ()  # for which its rows differ; empty: all
+    evaluation_only: bool = False  # whether the rows share one trained model, the reference's
 
     @property
     def reference_row(self) -> Row:
@@ -78,18 +57,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Setting:
-    """A row made ready to run.
-
-    Attributes:
-        row: the row.
-        label: its name, and in brackets what stands in for it.
-        config_file: what it is based on.
-        overrides: key -> value on top of it.
-    """
+    """A row made ready to run."""
 
     row: Row
-    label: str
-    config_file: Path
+    label: str  # its name, and in brackets what stands in for it
+    config_file: Path  # what it is based on
     overrides: Mapping[str, Any]
 
 
@@ -119,8 +91,7 @@ def settings(table: Table, *, base: Path | None = None, quick: bool = False) -> 
 
     Args:
         table: the table.
-        base: the config that the rows are put onto; None: each row's own config, the paper's
-            setting.
+        base: the config that the rows are put onto; None: each row's own, the paper's setting.
         quick: whether the stand-ins for small data replace the paper's values, on `base` or the
             table's own small base.
 
@@ -137,17 +108,13 @@ def settings(table: Table, *, base: Path | None = None, quick: bool = False) -> 
             f"{base} has {head}, for which the rows of table {table.name!r} do not differ: use a "
             f"config with {' or '.join(table.heads)}"
         )
-    return [_on_base(table, row, base, quick) for row in table.rows]
-
-
-def _on_base(table: Table, row: Row, base: Path, quick: bool) -> Setting:
-    values = varied_values(table, row)
-    label = row.name
-    if quick:
-        values.update(row.quick)
-        label += f" ({row.quick_row})" if row.quick_row else ""
-    overrides = {key: value for key, value in values.items() if value is not None}
-    return Setting(row, label, base, overrides)
+    found = []
+    for row in table.rows:
+        values = varied_values(table, row) | (row.quick if quick else {})
+        label = f"{row.name} ({row.quick_row})" if quick and row.quick_row else row.name
+        overrides = {key: value for key, value in values.items() if value is not None}
+        found.append(Setting(row, label, base, overrides))
+    return found
 
 
 def varied_values(table: Table, row: Row) -> dict[str, Any]:

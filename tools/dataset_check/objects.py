@@ -188,19 +188,14 @@ class NamingMapper(SOLODatasetMapper):
         image_shape: tuple[int, int],
         original_shape: tuple[int, int],
     ) -> Instances:
-        boxes = np.array([segmentation_box(each["segmentation"]) for each in annotations])
+        boxes = np.array([segmentation_box(x["segmentation"]) for x in annotations]).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
-        names = np.array([annotation["id"] for annotation in annotations])
+        names = np.array([annotation["id"] for annotation in annotations], np.int64)
         there = _touch(boxes, original_shape)
         left = _touch(transforms.apply_box(boxes), image_shape)
         self.outside, self.cut_off = names[~there].tolist(), names[there & ~left].tolist()
         instances = super()._make_instances(annotations, transforms, image_shape, original_shape)
         instances.gt_names = torch.from_numpy(names)
-        return instances
-
-    def _no_instances(self, image_shape: tuple[int, int]) -> Instances:
-        instances = super()._no_instances(image_shape)
-        instances.gt_names = torch.zeros(0, dtype=torch.int64)
         return instances
 
 
