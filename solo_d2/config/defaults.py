@@ -156,6 +156,8 @@ def _add_inference_keys(solo: CfgNode) -> None:
 
 def _add_backbone_keys(model: CfgNode) -> None:
     # BACKBONE.NAME "build_solo_resnet_fpn_backbone" reads Detectron2's own keys RESNETS and FPN.
+    # RESNETS.NORM may also be "EvalBN": BatchNorm that keeps its running statistics while its scale
+    # and shift are trained, as in the authors' recipe (mmdetection's norm_eval).
 
     # "build_solo_swin_fpn_backbone"; FPN.IN_FEATURES are its stages, "p0" to "p3". These are the
     # numbers of Swin-T (arXiv:2103.14030, section 3.3 and, for detection, appendix A2.2).

@@ -18,13 +18,25 @@ from solo_d2.modeling.layers import DeformConv2d
 STAGES = ("res2", "res3", "res4", "res5")
 
 
+class EvalBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm that always uses its running statistics, while scale and shift are trained.
+
+    This is how the authors' models were trained (mmdetection's `norm_eval`): small batches do not
+    disturb the statistics of pretraining.
+    """
+
+    def train(self, mode: bool = True) -> "EvalBatchNorm2d":
+        """Stay in eval mode."""
+        return super().train(False)
+
+
 @BACKBONE_REGISTRY.register()
 def build_solo_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """Detectron2's ResNet-FPN, of any depth, with deformable convolutions on torchvision.
 
     In deformable stages (MODEL.RESNETS.DEFORM_ON_PER_STAGE, res2 to res5) the second convolution of
     each block is deformable, plain (v1) or modulated (v2, DEFORM_MODULATED). Checkpoints keep their
-    names; `resN.i.conv2.offset` is new.
+    names; `resN.i.conv2.offset` is new. MODEL.RESNETS.NORM may be "EvalBN" (`EvalBatchNorm2d`).
 
     Args:
         cfg: MODEL.RESNETS, MODEL.FPN and MODEL.BACKBONE.FREEZE_AT are read.
@@ -43,7 +55,14 @@ def build_solo_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     plain = cfg.clone()
     plain.defrost()
     plain.MODEL.RESNETS.DEFORM_ON_PER_STAGE = [False] * len(STAGES)
+    if resnets.NORM == "EvalBN":
+        plain.MODEL.RESNETS.NORM = "BN"
     resnet = build_resnet_backbone(plain, input_shape)
+    if resnets.NORM == "EvalBN":
+        for module in list(resnet.modules()):
+            for name, child in module.named_children():
+                if isinstance(child, nn.BatchNorm2d):
+                    setattr(module, name, EvalBatchNorm2d(child.num_features))
     for name, deform in zip(STAGES, deform_on, strict=True):
         # A ResNet ends with the last stage that somebody reads.
         if deform and hasattr(resnet, name):
