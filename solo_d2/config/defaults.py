@@ -74,7 +74,7 @@ def _add_head_keys(solo: CfgNode) -> None:
     # Class probability at the start of training (focal loss paper, section 3.3).
     solo.HEAD.PRIOR_PROB = 0.01
     # How a level's feature is brought to the S x S grid (SOLO paper, ablations): "interpolate",
-    # "max_pool" (adaptive) or "region_grid" (mean of bilinear samples in each cell).
+    # "max_pool" (adaptive) or "region_grid" (mean of dense bilinear samples in each cell).
     solo.HEAD.ALIGN = "interpolate"
     # Kind of deformable convolution in the towers, "" for none, "v1" or "v2" (modulated), and how
     # many of each tower's last convolutions are of that kind.
@@ -108,7 +108,7 @@ def _add_head_keys(solo: CfgNode) -> None:
 
 def _add_loss_keys(solo: CfgNode) -> None:
     solo.LOSS = CfgNode()
-    # Weights of the category loss and of the mask loss (lambda of SOLO's equation 2).
+    # Weights of the category loss and of the mask loss (lambda of SOLO's equation 1).
     solo.LOSS.CLS_WEIGHT = 1.0
     solo.LOSS.MASK_WEIGHT = 3.0
     # Name in MASK_LOSSES of solo_d2/losses.py: "dice", "bce" or "focal" (SOLO paper, table 4, with
