@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Rewrite the table of configs/README.md: published results, parameters and multiply-adds."""
+"""Rewrite the tables of configs/README.md and README.md: sizes of models, published results."""
 
 import argparse
 import sys
@@ -10,6 +10,7 @@ if __name__ == "__main__":
 
 from solo_d2.utils.commands import run_command  # noqa: E402
 from tools.benchmarks import complexity  # noqa: E402
+from tools.model_zoo.tables import update_tables  # noqa: E402
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
@@ -33,7 +34,7 @@ def main(argv: list[str]) -> int:
     arguments = parse_args(argv)
     return run_command(
         "model_table",
-        lambda: complexity.update_table(arguments.configs, lambda name: print(name, flush=True)),
+        lambda: update_tables(arguments.configs, lambda name: print(name, flush=True)),
     )
 
 
