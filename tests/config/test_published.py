@@ -54,7 +54,7 @@ def test_stride_reaches_the_deformable_convolution_and_norms_stay_in_eval_mode()
     cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 50, 16
     resnet = build_backbone(cfg).train().bottom_up
     block = resnet.res3[0]
-    assert (block.conv1.stride, block.conv2.stride) == ((1, 1), 2)
+    assert (block.conv1.stride, block.conv2.stride) == ((1, 1), (2, 2))
     assert type(block.conv2).__name__ == "DeformConv2d"
     norm = block.conv1.norm
     before = norm.running_mean.clone()
