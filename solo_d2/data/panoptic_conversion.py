@@ -28,10 +28,8 @@ from solo_d2.data.panoptic_json import (
     IGNORE_LABEL,
     PanopticCategories,
     PanopticJson,
-    locate_segments,
     read_panoptic_json,
-    read_segment_ids,
-    require_size,
+    segment_runs,
 )
 from solo_d2.data.problems import Problem, Report
 from solo_d2.data.whole_folder import only_writer, whole_folder
@@ -172,18 +170,17 @@ def _convert(
 def _below(root: str | Path, names: Iterable[str]) -> list[str]:
     """Names of files, with the subfolder of those that are not directly in the folder."""
     folder = ImageFolder(root)
-    if all(folder.find(name) for name in names):
-        return list(names)
-    files = (Path(where) / name for where, _, names in os.walk(root) for name in names)
-    subfolders = {file.name: os.fspath(file.relative_to(root)) for file in files}
-
-    def find(name: str) -> str:
-        if folder.find(name) is not None:
-            return name
-        tried = (name, *(spelling for spelling, _ in spellings(name)))
-        return next((subfolders[key] for key in tried if key in subfolders), name)
-
-    return [find(name) for name in names]
+    subfolders: dict[str, str] = {}
+    found = []
+    for name in names:
+        if folder.find(name) is None:
+            if not subfolders:
+                files = (Path(where) / name for where, _, names in os.walk(root) for name in names)
+                subfolders = {file.name: os.fspath(file.relative_to(root)) for file in files}
+            tried = (name, *(spelling for spelling, _ in spellings(name)))
+            name = next((subfolders[key] for key in tried if key in subfolders), name)
+        found.append(name)
+    return found
 
 
 def _describe_all(
@@ -219,70 +216,54 @@ def describe_image(
     image: dict[str, Any],
     categories: PanopticCategories,
 ) -> tuple[NDArray[np.uint8], list[dict[str, Any]]]:
-    """Convert one image.
-
-    Args:
-        panoptic_root: folder of the PNGs.
-        annotation: entry of the panoptic json.
-        image: entry of the same image.
-        categories: of the json.
+    """Convert one image: its entries in 'annotations' and 'images'.
 
     Returns:
         (H, W) stuff map, and the COCO annotations of the thing segments, in the json's order,
         without ids; `segment_id` names the segment. DatasetError if the PNG is unusable or differs
         from the json.
     """
-    file = panoptic_root / annotation["file_name"]
-    segments = annotation["segments_info"]
-    ids = read_segment_ids(file)
-    require_size(file, ids.shape, image)
-    places = locate_segments(file, ids, segments)
+    file, segments = panoptic_root / annotation["file_name"], annotation["segments_info"]
+    height, width = image["height"], image["width"]
+    run_ids, runs = segment_runs(file, image, segments)
     stuff_ids = categories.stuff_ids
-    # The last one is found by -1: no segment.
-    labels = [*(stuff_ids.get(item["category_id"], 0) for item in segments), IGNORE_LABEL]
-    stuff = np.array(labels, np.uint8)[places]
+    labels = {s["id"]: stuff_ids.get(s["category_id"], 0) for s in segments} | {0: IGNORE_LABEL}
+    keys, places = np.unique(run_ids, return_inverse=True)
+    run_labels = np.array([labels[key] for key in keys.tolist()], np.uint8)[places]
+    stuff = np.repeat(run_labels, runs[:, 1] - runs[:, 0]).reshape(width, height).T
     objects = [
         {
             "image_id": annotation["image_id"],
             "category_id": segment["category_id"],
             "segment_id": segment["id"],
-            **_describe_rle(rle, int(segment["iscrowd"])),
+            **_describe_rle(_rle(runs[run_ids == segment["id"]], height, width)),
+            "iscrowd": int(segment["iscrowd"]),
         }
-        for segment, rle in zip(segments, _rles_by_label(places, len(segments)), strict=True)
+        for segment in segments
         if segment["category_id"] not in stuff_ids
     ]
     return stuff, objects
 
 
-def _rles_by_label(labels: NDArray[np.intp], count: int) -> list[dict[str, Any]]:
-    """Encode the pixels of each label from 0 to count - 1 of (H, W) labels, in one pass."""
-    height, width = labels.shape
-    flat = labels.T.ravel()
-    starts = np.flatnonzero(np.diff(flat, prepend=flat[0] - 1))
-    edges = np.stack([starts, np.append(starts[1:], flat.size)], axis=1)
-    found = flat[starts]
-    order = found.argsort(kind="stable")
-    bounds = np.searchsorted(found[order], np.arange(count + 1))
-    rles = []
-    for first, last in zip(bounds[:-1], bounds[1:], strict=True):
-        runs = np.diff(edges[order[first:last]].ravel(), prepend=0, append=flat.size)
-        if runs[-1] == 0:  # as pycocotools encodes a mask
-            runs = runs[:-1]
-        plain = {"size": [height, width], "counts": runs.tolist()}
-        rles.append(coco_mask.frPyObjects(plain, height, width))
-    return rles
+def _rle(runs: NDArray[np.intp], height: int, width: int) -> dict[str, Any]:
+    """The compressed RLE of the runs of one mask: (R, 2) first pixels and ends."""
+    counts = np.diff(runs.ravel(), prepend=0, append=height * width).tolist()
+    if counts[-1] == 0:  # as pycocotools encodes a mask
+        counts.pop()
+    plain = {"size": [height, width], "counts": counts}
+    return dict(coco_mask.frPyObjects(plain, height, width))
 
 
-def describe_mask(mask: NDArray[np.bool_], iscrowd: int = 0) -> dict[str, Any]:
-    """COCO's fields of a mask (H, W) with pixels: tight XYWH box, area, crowd, compressed RLE."""
-    return _describe_rle(coco_mask.encode(np.asfortranarray(mask, np.uint8)), iscrowd)
+def describe_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
+    """COCO's fields of a mask (H, W) with pixels: tight XYWH box, area, `iscrowd` 0, RLE."""
+    return _describe_rle(coco_mask.encode(np.asfortranarray(mask, np.uint8)))
 
 
-def _describe_rle(rle: dict[str, Any], iscrowd: int) -> dict[str, Any]:
+def _describe_rle(rle: dict[str, Any]) -> dict[str, Any]:
     return {
         "bbox": [int(value) for value in coco_mask.toBbox(rle)],
         "area": int(coco_mask.area(rle)),
-        "iscrowd": iscrowd,
+        "iscrowd": 0,
         "segmentation": {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")},
     }
 

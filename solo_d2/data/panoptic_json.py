@@ -279,54 +279,39 @@ def require_size(file: str | Path, size: Sequence[int], image: dict[str, Any]) -
         )
 
 
-def check_segments(
+def segment_runs(
     file: str | Path, image: dict[str, Any], segments: Sequence[dict[str, Any]]
-) -> None:
-    """Raise DatasetError unless the PNG of an image has its size and exactly its segments."""
+) -> tuple[NDArray[np.int32], NDArray[np.intp]]:
+    """Read the runs of equal ids, down the columns, of a PNG of (H, W) pixels.
+
+    Args:
+        file: the PNG.
+        image: its entry in 'images'.
+        segments: what the json lists for it.
+
+    Returns:
+        (R,) ids, 0 for no segment, and (R, 2) first pixels and ends, as in an RLE.
+
+    Raises:
+        DatasetError: it is unusable, has another size, or not exactly the listed segments.
+    """
     ids = read_segment_ids(file)
     require_size(file, ids.shape, image)
-    _locate_runs(file, ids, segments)
+    flat = ids.T.ravel()
+    starts = np.flatnonzero(np.diff(flat, prepend=flat[0] - 1))
+    run_ids = flat[starts]
+    found = set(np.unique(run_ids).tolist())
+    listed = [segment["id"] for segment in segments]
+    unlisted = sorted(found.difference([0, *listed]))
+    absent = [key for key in listed if key not in found]
+    if unlisted:
+        raise DatasetError(f"{file} has segment ids that the json does not list: {some(unlisted)}")
+    if absent:
+        raise DatasetError(f"{file} has no pixel of segments that the json lists: {some(absent)}")
+    return run_ids, np.stack([starts, np.append(starts[1:], flat.size)], axis=1)
 
 
 def write_segment_ids(file: str | Path, ids: NDArray[np.integer[Any]]) -> None:
     """Write (H, W) segment ids from 0 to 2^24 - 1 as a PNG."""
     pixels = np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=-1).astype(np.uint8)
     write_image(file, Image.fromarray(pixels), format="PNG")
-
-
-def locate_segments(
-    file: str | Path, ids: NDArray[np.int32], segments: Sequence[dict[str, Any]]
-) -> NDArray[np.intp]:
-    """Find which listed segment each pixel of a panoptic PNG belongs to.
-
-    Args:
-        file: the PNG, for messages.
-        ids: (H, W) its segment ids.
-        segments: what the json lists for the image.
-
-    Returns:
-        (H, W) place in `segments`; -1 where there is none. DatasetError if the PNG has an id that
-        is not listed, or lacks one that is.
-    """
-    places, starts = _locate_runs(file, ids, segments)
-    return np.repeat(places, np.diff(starts, append=ids.size)).reshape(ids.shape) - 1
-
-
-def _locate_runs(
-    file: str | Path, ids: NDArray[np.int32], segments: Sequence[dict[str, Any]]
-) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """The place + 1 in `segments` of each run of equal ids, row by row, and where it starts."""
-    listed = np.array([0, *(segment["id"] for segment in segments)], np.int32)
-    order = listed.argsort()
-    # Neighbours are mostly equal: runs of them are looked up, not pixels.
-    flat = ids.ravel()
-    starts = np.flatnonzero(np.diff(flat, prepend=flat[0] - 1))
-    heads = flat[starts]
-    found = set(np.unique(heads).tolist())
-    unlisted = sorted(found.difference(listed.tolist()))
-    absent = [key for key in listed[1:].tolist() if key not in found]
-    if unlisted:
-        raise DatasetError(f"{file} has segment ids that the json does not list: {some(unlisted)}")
-    if absent:
-        raise DatasetError(f"{file} has no pixel of segments that the json lists: {some(absent)}")
-    return order[np.searchsorted(listed, heads, sorter=order)], starts
