@@ -28,7 +28,10 @@ from solo_d2.data.panoptic_json import (
     IGNORE_LABEL,
     PanopticCategories,
     PanopticJson,
+    fill_runs,
     read_panoptic_json,
+    read_segment_ids,
+    require_size,
     segment_runs,
 )
 from solo_d2.data.problems import Problem, Report
@@ -224,19 +227,18 @@ def describe_image(
         from the json.
     """
     file, segments = panoptic_root / annotation["file_name"], annotation["segments_info"]
-    height, width = image["height"], image["width"]
-    run_ids, runs = segment_runs(file, image, segments)
+    ids = read_segment_ids(file)
+    require_size(file, ids.shape, image)
+    run_ids, runs = segment_runs(file, ids, segments)
     stuff_ids = categories.stuff_ids
     labels = {s["id"]: stuff_ids.get(s["category_id"], 0) for s in segments} | {0: IGNORE_LABEL}
-    keys, places = np.unique(run_ids, return_inverse=True)
-    run_labels = np.array([labels[key] for key in keys.tolist()], np.uint8)[places]
-    stuff = np.repeat(run_labels, runs[:, 1] - runs[:, 0]).reshape(width, height).T
+    stuff = fill_runs(run_ids, runs, labels, ids.shape).astype(np.uint8)
     objects = [
         {
             "image_id": annotation["image_id"],
             "category_id": segment["category_id"],
             "segment_id": segment["id"],
-            **_describe_rle(_rle(runs[run_ids == segment["id"]], height, width)),
+            **_describe_rle(_rle(runs[run_ids == segment["id"]], *ids.shape)),
             "iscrowd": int(segment["iscrowd"]),
         }
         for segment in segments

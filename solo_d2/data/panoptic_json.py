@@ -6,7 +6,7 @@ is none; the json lists the segments. No Detectron2 needed. Shape letters: H W r
 
 import contextlib
 import os
-from collections.abc import Collection, Container, Iterator, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -279,24 +279,31 @@ def require_size(file: str | Path, size: Sequence[int], image: dict[str, Any]) -
         )
 
 
-def segment_runs(
+def check_segments(
     file: str | Path, image: dict[str, Any], segments: Sequence[dict[str, Any]]
+) -> None:
+    """Raise DatasetError unless the PNG of an image has its size and exactly its segments."""
+    ids = read_segment_ids(file)
+    require_size(file, ids.shape, image)
+    segment_runs(file, ids, segments)
+
+
+def segment_runs(
+    file: str | Path, ids: NDArray[np.int32], segments: Sequence[dict[str, Any]]
 ) -> tuple[NDArray[np.int32], NDArray[np.intp]]:
-    """Read the runs of equal ids, down the columns, of a PNG of (H, W) pixels.
+    """Find the runs of equal ids, down the columns, and check that they are the listed segments.
 
     Args:
-        file: the PNG.
-        image: its entry in 'images'.
-        segments: what the json lists for it.
+        file: the PNG, for messages.
+        ids: (H, W) its segment ids.
+        segments: what the json lists for the image.
 
     Returns:
         (R,) ids, 0 for no segment, and (R, 2) first pixels and ends, as in an RLE.
 
     Raises:
-        DatasetError: it is unusable, has another size, or not exactly the listed segments.
+        DatasetError: the PNG has an id that is not listed, or lacks one that is.
     """
-    ids = read_segment_ids(file)
-    require_size(file, ids.shape, image)
     flat = ids.T.ravel()
     starts = np.flatnonzero(np.diff(flat, prepend=flat[0] - 1))
     run_ids = flat[starts]
@@ -309,6 +316,26 @@ def segment_runs(
     if absent:
         raise DatasetError(f"{file} has no pixel of segments that the json lists: {some(absent)}")
     return run_ids, np.stack([starts, np.append(starts[1:], flat.size)], axis=1)
+
+
+def fill_runs(
+    run_ids: NDArray[np.int32],
+    runs: NDArray[np.intp],
+    values: Mapping[int, int],
+    shape: tuple[int, ...],
+) -> NDArray[np.int64]:
+    """(H, W) array with the value of each pixel's segment id; see `segment_runs`."""
+    ids, places = np.unique(run_ids, return_inverse=True)
+    run_values = np.array([values[key] for key in ids.tolist()], np.int64)[places]
+    return np.repeat(run_values, runs[:, 1] - runs[:, 0]).reshape(shape[::-1]).T
+
+
+def locate_segments(
+    file: str | Path, ids: NDArray[np.int32], segments: Sequence[dict[str, Any]]
+) -> NDArray[np.int64]:
+    """Find the place in `segments` of each pixel (H, W), -1 for none; see `segment_runs`."""
+    places = {0: -1} | {segment["id"]: index for index, segment in enumerate(segments)}
+    return fill_runs(*segment_runs(file, ids, segments), places, ids.shape)
 
 
 def write_segment_ids(file: str | Path, ids: NDArray[np.integer[Any]]) -> None:

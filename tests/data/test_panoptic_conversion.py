@@ -108,7 +108,7 @@ def test_segments_are_described_as_their_masks(tmp_path):
         _, objects = conversion.describe_image(tmp_path, annotation, image, things)
         for found, segment in zip(objects, segments, strict=True):
             mask = ids == segment["id"]
-            expected = conversion.describe_mask(mask, segment["iscrowd"])
+            expected = conversion.describe_mask(mask) | {"iscrowd": segment["iscrowd"]}
             assert {key: found[key] for key in expected} == expected
             assert np.array_equal(coco_mask.decode(found["segmentation"]), mask)
             rows, columns = np.nonzero(mask)
