@@ -39,10 +39,8 @@ DATASET_FORMATS: dict[str, Callable[..., None]] = {
 def register_datasets_of_config(cfg: CfgNode) -> None:
     """Register the data sets of the keys of `DATASET_FORMATS`; again is harmless.
 
-    Detectron2's LVIS data sets in DATASETS.TRAIN and TEST get a loader that needs no other package.
-
-    Raises:
-        ConfigError: an entry has another form, or its name already means other files.
+    Those that DATASETS.TRAIN and TEST name get our loaders, see `use_own_loaders`. Raises
+    ConfigError if an entry has another form, or its name already means other files.
     """
     for key, register in DATASET_FORMATS.items():
         signature = inspect.signature(register)
@@ -200,11 +198,8 @@ def training_categories(cfg: CfgNode) -> list[Category]:
 def require_model_classes(cfg: CfgNode, names: Iterable[str]) -> None:
     """Check that data sets to evaluate on have the classes of the model, MODEL.CLASSES.
 
-    Category ids may differ. Nothing is checked if MODEL.CLASSES is empty.
-
-    Raises:
-        ConfigError: they have other classes; the message names those that only one of them has.
-        DatasetError: a data set is unknown, or its categories cannot be read.
+    Category ids may differ. Nothing is checked if MODEL.CLASSES is empty. Raises ConfigError, with
+    the classes that only one of them has, or DatasetError if a data set cannot be used.
     """
     own = model_categories(cfg)
     if own:
@@ -227,13 +222,8 @@ def _require_equal_classes(classes: dict[str, list[Category]], *, with_stuff: bo
 def check_datasets(names: Iterable[str]) -> None:
     """Check, without loading anything, that data sets are registered and their files are there.
 
-    What goes wrong later, while one of them is loaded, is reported as a DatasetError too.
-
-    Args:
-        names: of DATASETS.TRAIN and DATASETS.TEST.
-
-    Raises:
-        DatasetError: naming the data set, where it was looked for and what belongs there.
+    Raises DatasetError with the data set, where it was looked for and what belongs there. So does
+    loading from then on, whatever goes wrong.
     """
     for name in names:
         _require_usable(name)

@@ -84,10 +84,8 @@ FIELDS: dict[str, tuple[Field, ...]] = {
 def load_json(file: str | Path) -> Any:
     """Parse a json file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
 
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: it is no json, has another encoding or is compressed; the message says which.
-        RecursionError: it is nested too deeply.
+    Raises OSError, RecursionError if it is nested too deeply, or ValueError: it is no json, has
+    another encoding or is compressed.
     """
     return json.loads(_decode(file)[0])
 

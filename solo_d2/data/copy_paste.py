@@ -35,10 +35,10 @@ class CopyPaste:
         prob: float,
         instance_prob: float,
     ):
-        """Wrap a mapper whose samples have bitmask instances.
+        """Wrap a mapper whose training samples have bitmask instances.
 
         Args:
-            mapper: makes a training sample of a dataset dict.
+            mapper: makes a sample of a dataset dict.
             dataset: where the other images come from, all equally often.
             prob: probability that anything is pasted over an image.
             instance_prob: probability that an instance of the other image is pasted.

@@ -72,12 +72,7 @@ def _draw(rle: dict[str, Any], rows: Lines, columns: Lines, out: NDArray[np.bool
 
 
 def source_lines(transforms: TransformList, height: int, width: int) -> tuple[Lines, Lines] | None:
-    """Which row and which column of a mask each row and column of the result shows.
-
-    Args:
-        transforms: by which the image was augmented.
-        height: of the image before that.
-        width: likewise.
+    """Which row and column of a mask (height, width) each row and column of the result shows.
 
     Returns:
         (h,) and (w,) int64 with `_PADDING` where there is none. None for transforms that do not

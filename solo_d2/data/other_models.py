@@ -6,13 +6,10 @@ from solo_d2.config.models import is_solo
 
 
 def without_other_inputs(cfg: CfgNode) -> CfgNode:
-    """A config by which Detectron2 makes neither keypoints nor proposals for a model of ours.
+    """The config, or a copy by which Detectron2 prepares neither keypoints nor proposals for SOLO.
 
     With MODEL.KEYPOINT_ON it would ask the data set for names of keypoints and leave out images
     that have none; with MODEL.LOAD_PROPOSALS it would ask for files of proposals.
-
-    Args:
-        cfg: left as it is.
     """
     model = cfg.MODEL
     if not is_solo(cfg) or not (model.KEYPOINT_ON or model.LOAD_PROPOSALS):

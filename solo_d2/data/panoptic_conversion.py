@@ -104,10 +104,9 @@ def ensure_converted(
 def write_stuff_maps(
     panoptic_json: str | Path, panoptic_root: str | Path, folder: str | Path
 ) -> Path:
-    """Write the stuff maps alone, right into a folder: Detectron2's `panoptic_stuff_train2017`.
+    """Write the stuff maps alone into a new folder: Detectron2's `panoptic_stuff_train2017`.
 
-    The folder must not exist, or be empty. Raises DatasetError if it holds something, or a file of
-    the data set is missing or wrong.
+    Raises DatasetError if the folder holds something, or the data set cannot be used.
     """
     root = Path(folder)
     _require_empty(root)

@@ -139,7 +139,7 @@ def read_panoptic_json(
 
     Args:
         json_file: the file.
-        name: of the data set, for messages; may be empty.
+        name: of the data set, for messages.
         png_root: folder of the PNGs, where their names are looked up as `ImageFolder` does. None:
             they are taken as they are.
         report: receives what is wrong with an image, which is then left out; None: that is raised.
@@ -291,18 +291,11 @@ def check_segments(
 def segment_runs(
     file: str | Path, ids: NDArray[np.int32], segments: Sequence[dict[str, Any]]
 ) -> tuple[NDArray[np.int32], NDArray[np.intp]]:
-    """Find the runs of equal ids, down the columns, and check that they are the listed segments.
-
-    Args:
-        file: the PNG, for messages.
-        ids: (H, W) its segment ids.
-        segments: what the json lists for the image.
+    """Find the runs of equal ids in (H, W) ids, down the columns.
 
     Returns:
-        (R,) ids, 0 for no segment, and (R, 2) first pixels and ends, as in an RLE.
-
-    Raises:
-        DatasetError: the PNG has an id that is not listed, or lacks one that is.
+        (R,) ids, 0 for no segment, and (R, 2) first pixels and ends, as in an RLE. DatasetError if
+        `file` has an id that the segments of the json do not list, or lacks one.
     """
     flat = ids.T.ravel()
     starts = np.flatnonzero(np.diff(flat, prepend=flat[0] - 1))

@@ -25,11 +25,7 @@ _NEW, _OLD = "new", "old"
 
 @contextlib.contextmanager
 def lock_beside(root: Path) -> Iterator[bool]:
-    """Hold the lock file beside `root`, whose parent folder is made where it is missing.
-
-    Yields:
-        False where the file system knows no locks: two writers may then work side by side.
-    """
+    """Hold the lock file beside `root`; yields False where the file system knows no locks."""
     root.parent.mkdir(parents=True, exist_ok=True)
     path = root.parent / f".{root.name}.lock"
     with naming(root, path):

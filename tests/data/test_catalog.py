@@ -55,8 +55,7 @@ def test_numbers_of_classes(train, test, given, expected, frozen):
 
 
 def test_only_the_named_data_sets_count():
-    cfg = config(["test_absent"], ["shapes_val"])
-    assert resolve_num_classes(cfg, cfg.DATASETS.TEST) == 7
+    assert resolve_num_classes(config(["test_absent"]), ["shapes_val"]) == 7
 
 
 def test_different_classes_name_both_data_sets_and_what_is_missing():
@@ -98,10 +97,13 @@ def test_folders_named_by_the_config(tmp_path):
         register_datasets_of_config(cfg)
 
 
-@pytest.mark.parametrize("entry", ["test_mine", ["test_mine", "a.json"], ["test_mine", 1, "b"]])
-def test_entry_of_another_form(entry):
-    with pytest.raises(ConfigError, match=r"DATASETS\.COCO_FORMAT must be a list of \[name"):
-        register_datasets_of_config(config(coco_format=[entry]))
+@pytest.mark.parametrize("key", ["COCO_FORMAT", "COCO_PANOPTIC_FORMAT"])
+@pytest.mark.parametrize("entry", ["test_mine", ["test_mine", "a"], ["test_mine", "a", 3, "b"]])
+def test_entry_of_another_form(key, entry):
+    cfg = config()
+    cfg.DATASETS[key] = [entry]
+    with pytest.raises(ConfigError, match=rf"DATASETS\.{key} must be a list of \[name"):
+        register_datasets_of_config(cfg)
 
 
 def test_unknown_name_gets_the_closest_names():
@@ -126,12 +128,9 @@ def test_missing_files_of_a_built_in_data_set(name, layout, monkeypatch, tmp_pat
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     with pytest.raises(DatasetError) as caught:
         check_datasets([name])
+    check_datasets(["shapes_train", "shapes_val"])  # made on first use
     for part in (f"'{name}' is missing: looked for /", f"'{tmp_path}'", layout):
         assert part in str(caught.value)
-
-
-def test_a_data_set_that_is_made_on_first_use_may_be_missing():
-    check_datasets(["shapes_train", "shapes_val"])
 
 
 def test_errors_of_detectron2s_loaders_name_the_data_set(tmp_path):

@@ -127,20 +127,17 @@ def config(*overrides):
 
 
 @pytest.mark.parametrize(
-    ("key", "overrides"),
+    ("key", "value"),
     [
-        ("INPUT.COPY_PASTE.PROB", ["INPUT.COPY_PASTE.PROB", 1.5]),
-        ("INPUT.COPY_PASTE.INSTANCE_PROB", ["INPUT.COPY_PASTE.INSTANCE_PROB", -0.1]),
-        ("INPUT.MASK_FORMAT", ["INPUT.COPY_PASTE.PROB", 0.5, "INPUT.MASK_FORMAT", "polygon"]),
+        ("INPUT.COPY_PASTE.PROB", 1.5),
+        ("INPUT.COPY_PASTE.INSTANCE_PROB", -0.1),
+        ("INPUT.MASK_FORMAT", "polygon"),
     ],
 )
-def test_what_cannot_work_is_refused(key, overrides):
+def test_what_cannot_work_is_refused(key, value):
+    assert wrap_with_copy_paste(config(), len, []) is len  # off by default
     with pytest.raises(ConfigError, match=f"{key} is "):
-        wrap_with_copy_paste(config(*overrides), len, [])
-
-
-def test_off_by_default():
-    assert wrap_with_copy_paste(config(), len, []) is len
+        wrap_with_copy_paste(config("INPUT.COPY_PASTE.PROB", 0.5, key, value), len, [])
 
 
 @pytest.fixture

@@ -57,6 +57,12 @@ HOST = "images.cocodataset.org"
 COCO, LVIS, PANOPTIC = coco_content(), lvis_content(), files.content()
 QUICK = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 LONG = settings(QUICK, max_examples=1000)
+# Of each kind of json: changes or a damaged text, and whether it is LVIS's.
+KINDS = {
+    "coco": lambda size: (changes_of(COCO, size).map(lambda found: changed(COCO, found)), False),
+    "lvis": lambda size: (changes_of(LVIS, size).map(lambda found: changed(LVIS, found)), True),
+    "text": lambda size: (damaged_text(COCO), False),
+}
 # Pixels of the first panoptic PNG that become another id: place, and one that is listed or is not.
 REPAINTED = st.lists(
     st.tuples(
@@ -206,24 +212,12 @@ def test_what_was_found_earlier_in_panoptic_files(register_panoptic, setting, ch
     agree(setting[1][1])
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @QUICK
-@given(changes=changes_of(COCO))
-def test_loaded_or_refused_and_the_check_agrees(register, setting, changes):
-    register(changed(COCO, changes))
-    agree(setting[0][1])
-
-
-@QUICK
-@given(changes=changes_of(LVIS))
-def test_lvis_is_loaded_or_refused_and_the_check_agrees(register, setting, changes):
-    register(changed(LVIS, changes), is_lvis=True)
-    agree(setting[0][1])
-
-
-@QUICK
-@given(text=damaged_text(COCO))
-def test_a_damaged_file_is_loaded_or_refused(register, setting, text):
-    register(text)
+@given(data=st.data())
+def test_loaded_or_refused_and_the_check_agrees(register, setting, kind, data):
+    contents, is_lvis = KINDS[kind](3)
+    register(data.draw(contents), is_lvis)
     agree(setting[0][1])
 
 
@@ -279,26 +273,12 @@ def use(setting, folder):
 
 
 @pytest.mark.reliability
+@pytest.mark.parametrize("kind", KINDS)
 @LONG
-@given(changes=changes_of(COCO, max_size=5))
-def test_what_is_called_fine_trains(register, folder, setting, changes):
-    register(changed(COCO, changes))
-    use(setting, folder)
-
-
-@pytest.mark.reliability
-@LONG
-@given(changes=changes_of(LVIS, max_size=5))
-def test_what_is_called_fine_trains_lvis(register, folder, setting, changes):
-    register(changed(LVIS, changes), is_lvis=True)
-    use(setting, folder)
-
-
-@pytest.mark.reliability
-@LONG
-@given(text=damaged_text(COCO))
-def test_what_is_called_fine_trains_of_damaged_text(register, folder, setting, text):
-    register(text)
+@given(data=st.data())
+def test_what_is_called_fine_trains(register, folder, setting, kind, data):
+    contents, is_lvis = KINDS[kind](5)
+    register(data.draw(contents), is_lvis)
     use(setting, folder)
 
 

@@ -78,15 +78,11 @@ def write(tmp_path):
     return lambda data: file.write_text(json.dumps(data)) and str(file)
 
 
-def without_lvis(monkeypatch):
-    monkeypatch.setitem(sys.modules, "lvis", None)  # an import of it fails
-
-
 def test_equals_detectron2_with_the_package(write, tmp_path, monkeypatch):
     file = write(content())
     monkeypatch.setitem(sys.modules, "lvis", types.SimpleNamespace(LVIS=FakeLVIS))
     expected = load_lvis_json(file, f"{tmp_path / 'coco'}/")
-    without_lvis(monkeypatch)
+    monkeypatch.setitem(sys.modules, "lvis", None)  # an import of it fails
     found = load_lvis_format(NAME)
     for record in found:
         for annotation in record["annotations"]:
@@ -97,23 +93,19 @@ def test_equals_detectron2_with_the_package(write, tmp_path, monkeypatch):
     assert found[0]["file_name"] == str(tmp_path / "coco/train2017/000000000005.jpg")
 
 
-def config_of(name):
+def register_by_config():
     cfg = load_config("configs/lvis/solov2_R50_v1_3x.yaml")
-    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (name,), ()
-    return cfg
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (NAME,), ()
+    register_datasets_of_config(cfg)
 
 
 @pytest.mark.parametrize(
     "through",
-    [
-        lambda: use_own_loaders([NAME]),
-        lambda: check_datasets([NAME]),
-        lambda: register_datasets_of_config(config_of(NAME)),
-    ],
+    [lambda: use_own_loaders([NAME]), lambda: check_datasets([NAME]), register_by_config],
 )
 def test_the_catalog_loads_without_the_package(write, monkeypatch, through):
     write(content())
-    without_lvis(monkeypatch)
+    monkeypatch.setitem(sys.modules, "lvis", None)  # an import of it fails
     with pytest.raises(ImportError):
         DatasetCatalog.get(NAME)
     through()
@@ -138,34 +130,31 @@ def test_a_check_reads_the_same(write):
 
 
 LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
-REFUSED = [
-    ("image with an invalid 'file_name'", gone("images", 1, "coco_url")),
-    *(
-        ("image with an invalid 'file_name'", put("images", 1, "coco_url", value=value))
-        for value in (None, 3, "none")
-    ),
-    ("other categories than expected", put("categories", 3, value={"id": 4, "name": "ambulance"})),
-    ("other categories than expected", gone("categories", 2)),
-    *(
-        (f"image with an invalid '{key}'", put("images", 1, key, value=value))
+MORE = {"id": 4, "name": "ambulance"}
+REFUSED = {
+    "image with an invalid 'file_name'": [
+        gone("images", 1, "coco_url"),
+        *(put("images", 1, "coco_url", value=value) for value in (None, 3, "none")),
+    ],
+    "other categories than expected": [gone("categories", 2), put("categories", 2, value=MORE)],
+    **{
+        f"image with an invalid '{key}'": [
+            put("images", 1, key, value=value) for value in (None, 3, "1", [None], [[1]], [True])
+        ]
         for key in LISTS
-        for value in (None, 3, "1", [None], [[1]], [True], {})
-    ),
-]
+    },
+}
 
 
-@pytest.mark.parametrize(("kind", "change"), REFUSED)
-def test_refused_by_loading_and_check(write, kind, change):
-    data = content()
-    data["categories"].append(None)
-    data = changed(data, [change])
-    data["categories"] = [entry for entry in data["categories"] if entry]
-    file, problems = write(data), []
-    read_entries(NAME, problems.append)
-    (found,) = [problem for problem in problems if problem.kind == kind]
-    with pytest.raises(DatasetError) as caught:
-        load_lvis_format(NAME)
-    assert str(caught.value) == f"{file}: {found}"
+@pytest.mark.parametrize("kind", REFUSED)
+def test_refused_by_loading_and_check(write, kind):
+    for change in REFUSED[kind]:
+        file, problems = write(changed(content(), [change])), []
+        read_entries(NAME, problems.append)
+        found = next(problem for problem in problems if problem.kind == kind)
+        with pytest.raises(DatasetError) as caught:
+            load_lvis_format(NAME)
+        assert str(caught.value) == f"{file}: {found}"
 
 
 @pytest.mark.parametrize("key", LISTS)

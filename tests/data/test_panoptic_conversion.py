@@ -18,7 +18,7 @@ if not HAS_DETECTRON2:
 from solo_d2.data import panoptic_conversion as conversion
 from solo_d2.data.panoptic_json import (
     PanopticCategories,
-    locate_segments,
+    read_categories,
     read_segment_ids,
     write_segment_ids,
 )
@@ -60,36 +60,20 @@ def test_conversion_is_exact(tmp_path):
     cat, crowd = found["annotations"]
     assert np.array_equal(coco_mask.decode(cat["segmentation"]), files.IDS == files.CAT)
     assert np.array_equal(coco_mask.decode(crowd["segmentation"]), files.IDS == files.CROWD)
-    for item, key, category, iscrowd, box, area in (
-        (cat, files.CAT, 3, 0, [0, 2, 3, 2], 6),
-        (crowd, files.CROWD, 5, 1, [3, 2, 2, 2], 4),
-    ):
-        assert (item["segment_id"], item["category_id"], item["iscrowd"]) == (
-            key,
-            category,
-            iscrowd,
-        )
-        assert (item["bbox"], item["area"], item["image_id"]) == (box, area, 1)
-    assert [cat["id"], crowd["id"]] == [1, 2]
+    keys = ("id", "image_id", "segment_id", "category_id", "iscrowd", "bbox", "area")
+    assert [cat[key] for key in keys] == [1, 1, files.CAT, 3, 0, [0, 2, 3, 2], 6]
+    assert [crowd[key] for key in keys] == [2, 1, files.CROWD, 5, 1, [3, 2, 2, 2], 4]
 
 
-def test_metadata_are_detectron2s_for_separated_data_sets():
-    things, stuff = ([c for c in files.CATEGORIES if c["isthing"] == kind] for kind in (1, 0))
-    stuff.sort(key=lambda category: category["id"])
-    assert PanopticCategories(things, stuff).metadata() == {
+def test_metadata_are_detectron2s_for_separated_data_sets(tmp_path):
+    root = files.write(tmp_path / "data")
+    assert read_categories(root / "panoptic.json").metadata() == {
         "thing_classes": ["cat", "dog"],
         "stuff_classes": ["things", "grass", "sky"],
         "thing_dataset_id_to_contiguous_id": {3: 0, 5: 1},
         "stuff_dataset_id_to_contiguous_id": {0: 0, 9: 1, 21: 2},
         "ignore_label": 255,
     }
-
-
-def test_segments_are_found_with_and_without_void():
-    segments = [{"id": 7}, {"id": 2}]
-    ids = np.array([[7, 2], [2, 7]], np.int32)
-    assert locate_segments("a.png", ids, segments).tolist() == [[0, 1], [1, 0]]
-    assert locate_segments("a.png", np.zeros((1, 2), np.int32), []).tolist() == [[-1, -1]]
 
 
 def test_segments_are_described_as_their_masks(tmp_path):

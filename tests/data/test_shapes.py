@@ -65,7 +65,7 @@ def small(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def drawings():
-    return [drawing.draw_image(0, "train", index) for index in range(60)]
+    return [drawing.draw_image(0, "train", index) for index in range(30)]
 
 
 # --- outlines
@@ -80,23 +80,6 @@ def test_signed_distance_of_a_square():
             outside = math.hypot(max(abs(x) - 2, 0), max(abs(y) - 2, 0))
             expected = outside if outside > 0 else max(abs(x), abs(y)) - 2
             assert distance[row, column] == pytest.approx(expected)
-
-
-def test_a_second_polygon_is_a_hole():
-    ring = outlines.OUTLINES["ring"](np.random.default_rng(0))
-    x = np.array([0.0, 0.8, 1.2])
-    assert (outlines.signed_distance(ring, x, np.array([0.01])) < 0).tolist() == [
-        [False, True, False]
-    ]
-
-
-@pytest.mark.parametrize("name", outlines.OUTLINES)
-def test_size_is_that_of_the_upright_box(name):
-    for seed in range(5):
-        points = outlines.random_outline(np.random.default_rng(seed), name, 30.0)[0]
-        sides = points.max(axis=0) - points.min(axis=0)
-        assert np.sqrt(sides.prod()) == pytest.approx(30.0)
-        assert points.max(axis=0) == pytest.approx(-points.min(axis=0))
 
 
 # --- images
@@ -119,39 +102,6 @@ def test_masks_are_the_pinned_ones():
     assert folder.GENERATOR_VERSION == 1
     assert masks.hexdigest()[:16] == "577a8256a0de0cda"
     assert pixels.hexdigest()[:16] == "062bded85912f332"
-
-
-def test_every_object_is_in_sight_and_fits_its_description(drawings):
-    for item in drawings:
-        height, width = item.stuff.shape
-        assert item.image.shape == (height, width, 3)
-        assert item.image.dtype == item.stuff.dtype == np.uint8
-        assert drawing.SIDE_RANGE[0] <= min(height, width)
-        assert max(height, width) <= drawing.SIDE_RANGE[1]
-        assert item.masks.shape == (len(item.classes), height, width)
-        assert item.masks.sum(axis=0).max(initial=0) <= 1
-        assert all(mask.sum() >= drawing.MIN_VISIBLE_PIXELS for mask in item.masks)
-        assert set(np.unique(item.stuff)) <= set(range(len(drawing.STUFF_CLASSES)))
-
-
-def test_the_mixture_is_as_described(drawings):
-    counts = np.array([len(item.classes) for item in drawings])
-    classes = np.bincount(np.concatenate([item.classes for item in drawings]))
-    sizes, cut, holes = [], 0, 0
-    for item in drawings:
-        for mask in item.masks:
-            rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-            sizes.append(math.sqrt(np.ptp(rows) + 1) * math.sqrt(np.ptp(columns) + 1))
-            cut += rows[0] == 0 or columns[0] == 0 or rows[-1] == mask.shape[0] - 1
-            holes += len(cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, 2)[0]) > 1
-    assert 0.01 <= (counts == 0).mean() <= 0.1
-    assert counts.max() >= 5
-    assert len(classes) == len(drawing.THING_CLASSES)
-    assert classes.min() > 0.5 * classes.mean()
-    assert 0.02 <= (np.array(sizes) <= drawing.TINY_RANGE[1] + 0.5).mean() <= 0.08
-    assert cut / len(sizes) > 0.1
-    assert holes / len(sizes) > 0.08
-    assert min(np.bincount(np.concatenate([np.unique(item.stuff) for item in drawings]))) > 8
 
 
 def test_objects_stand_out_from_what_is_around_them(drawings):
@@ -200,13 +150,12 @@ def test_an_image_does_not_depend_on_how_many_there_are(small, tmp_path):
 
 def test_what_is_there_is_not_made_again(small):
     before = (small / folder.STAMP).stat()
-    assert folder.ensure_shapes(small, SMALL) == small
-    assert folder.ensure_shapes(small) == small  # whatever its size
-    assert folder.ensure_shapes(small, SMALL, force=True) == small
+    for params, force in ((SMALL, False), (None, False), (SMALL, True)):
+        assert folder.ensure_shapes(small, params, force=force) == small
     assert (small / folder.STAMP).stat() == before
 
 
-def test_another_data_set_is_refused_and_replaced_by_force(small, tmp_path):
+def test_another_data_set_is_refused_and_replaced_by_force(small, tmp_path, monkeypatch):
     root = tmp_path / "shapes"
     shutil.copytree(small, root)
     other = folder.ShapesParams(num_train=2, num_val=1, seed=6)
@@ -217,18 +166,8 @@ def test_another_data_set_is_refused_and_replaced_by_force(small, tmp_path):
     assert json.loads((root / folder.STAMP).read_text()) == other.stamp()
     assert len(list((root / "train").iterdir())) == 2
     assert leftovers(root) == []
-
-
-def test_a_data_set_of_an_older_generator_is_refused(small, tmp_path, monkeypatch):
-    root = tmp_path / "shapes"
-    shutil.copytree(small, root)
-    (root / "annotations" / "panoptic_val.json").unlink()
-    with pytest.raises(DatasetError, match="panoptic is False, wanted True.*--force"):
-        folder.ensure_shapes(root)
     monkeypatch.setattr(folder, "GENERATOR_VERSION", 2)
-    with pytest.raises(
-        DatasetError, match=r"generator_version is 1, wanted 2.*--num-train 6 .*--force"
-    ):
+    with pytest.raises(DatasetError, match="is 1, wanted 2.*--num-train 2 .*--force"):
         folder.ensure_shapes(root)
 
 
@@ -299,9 +238,6 @@ def test_a_full_disk_gives_one_line_and_leaves_nothing(tmp_path, monkeypatch):
         folder.ensure_shapes(root, SMALL)
     assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == [".shapes.lock"]
-
-
-def test_a_parent_that_is_no_folder_gives_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DatasetError, match="cannot be written"):
         folder.ensure_shapes(tmp_path / "file" / "shapes", SMALL)
@@ -329,14 +265,6 @@ def test_the_command(tmp_path, monkeypatch, capsys):
 # --- registration
 
 
-@pytest.fixture
-def registered(small):
-    from solo_d2.data import register_shapes
-
-    register_shapes(small)
-    return small
-
-
 @pytest.mark.detectron2
 def test_made_when_loaded(tmp_path, monkeypatch):
     from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -359,16 +287,16 @@ def test_made_when_loaded(tmp_path, monkeypatch):
 
 
 @pytest.mark.detectron2
-def test_registered_records(registered):
-    from detectron2.data import DatasetCatalog, MetadataCatalog
+def test_registered_records(small):
+    from detectron2.data import DatasetCatalog
 
     from solo_d2.data import register_shapes
 
-    register_shapes(registered)  # again
+    for _ in range(2):
+        register_shapes(small)
     records = DatasetCatalog.get("shapes_train")
     assert len(records) == 6
     assert all(Path(record["file_name"]).is_file() for record in records)
     classes = [a["category_id"] for record in records for a in record["annotations"]]
     expected = np.concatenate([drawing.draw_image(5, "train", i).classes for i in range(6)])
     assert classes == expected.tolist()
-    assert MetadataCatalog.get("shapes_train").thing_classes == list(drawing.THING_CLASSES)

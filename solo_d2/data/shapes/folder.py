@@ -87,7 +87,7 @@ def ensure_shapes(
 ) -> Path:
     """Make the data set unless it is there; cheap when it is.
 
-    Safe to call from many processes at once: one writes, the others wait for it.
+    Of many processes that call it at once one writes, the others wait for it.
 
     Args:
         root: the data set's folder, `default_root()` if None.
@@ -136,10 +136,7 @@ def _is_ready(root: Path, params: ShapesParams | None, force: bool) -> bool:
             f"{STAMP}). It is left as it is: move it away, or name another folder."
         )
     found = _read_stamp(root / STAMP)
-    # Earlier versions wrote no panoptic annotations.
-    found["panoptic"] = (root / "annotations" / "panoptic_val.json").is_file()
     wanted = params.stamp() if params else {**found, "generator_version": GENERATOR_VERSION}
-    wanted["panoptic"] = True
     differences = ", ".join(
         f"{key} is {found.get(key)}, wanted {value}"
         for key, value in wanted.items()
