@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -257,13 +256,12 @@ def run_all(
 
     def work(run: Run) -> Outcome:
         slot = slots.get()
-        start = partial(launch or processes, environ=slot)
         try:
             with lock_beside(run.folder):  # another table may be at the same run
                 outcome = None if again else _finished(run, code, progress)
                 if outcome is None:
                     progress(f"{run.label}: begins, see {run.folder / LOG}")
-                    result = _make(run, num_gpus, again, code, start)
+                    result = _make(run, num_gpus, again, code, launch or processes, slot)
                     outcome = Outcome(run, result)
                     ap, minutes = result.metrics["segm/AP"], result.seconds / 60
                     progress(f"{run.label}: AP {ap:.1f} after {minutes:.1f} min")
@@ -299,7 +297,9 @@ def _finished(run: Run, code: str, progress: Callable[[str], None]) -> Outcome |
     return Outcome(run, result, reused=True)
 
 
-def _make(run: Run, num_gpus: int, again: bool, code: str, launch: Callable[..., int]) -> Result:
+def _make(
+    run: Run, num_gpus: int, again: bool, code: str, launch: Launch, environ: Mapping[str, str]
+) -> Result:
     """Train and evaluate, and write the result."""
     if run.weights and not run.weights.is_file():
         raise RunError(
@@ -312,7 +312,7 @@ def _make(run: Run, num_gpus: int, again: bool, code: str, launch: Callable[...,
     resume = not again and (run.folder / "last_checkpoint").is_file()
     log = run.folder / LOG
     start = time.monotonic()
-    exit_code = launch(run.command(num_gpus, resume=resume), log)
+    exit_code = launch(run.command(num_gpus, resume=resume), log, environ)
     seconds = time.monotonic() - start
     if exit_code != 0:
         raise RunError(f"ended {cause_of_end(exit_code)}: {last_line(log)} (see {log})")
