@@ -173,7 +173,8 @@ class SOLODatasetMapper(DatasetMapper):
                 objects.append(cleaned)
         try:
             original_shape = record["height"], record["width"]
-            return self._make_instances(objects, transforms, image_shape, original_shape)
+            made = self._make_instances(objects, transforms, image_shape, original_shape)
+            return _without_empty(made)
         except _ANNOTATION_ERRORS as error:
             text = f"{record['file_name']}: the annotations cannot be used"
             if from_user_code(error):  # such as a transform
@@ -205,7 +206,7 @@ class SOLODatasetMapper(DatasetMapper):
             if isinstance(instances.gt_masks, BitMasks):
                 _clear_padding(instances.gt_masks.tensor, transforms, original_shape)
             instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
-        return _without_empty(instances)
+        return instances
 
 
 def read_record(
