@@ -1,19 +1,18 @@
-"""Steps of training that come to infinity or NaN: when to stop, and a file that repeats the step.
+"""Steps of training with losses or gradients that are infinite or NaN, and dumps that repeat them.
 
-In full precision and in bfloat16 the first such step stops training. In float16 gradients overflow
-as a matter of course: `GradScaler` skips the step and lowers the scale. There training stops when
-it goes on for long.
+In full precision and bfloat16 the first such step stops training. In float16 gradients overflow
+regularly: `GradScaler` skips the step and lowers the scale, and training stops after many such
+steps in a row.
 
-The optimizer has not taken the step, so the weights are those before it. (Running statistics of
+The optimizer has not taken the step, so the weights are those before it. (The running statistics of
 BatchNorm are not: the forward pass has updated them.) Where the optimizer itself can skip a step on
 the device, the host sees the numbers one step later (`solo_d2.engine.step`).
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
@@ -24,61 +23,48 @@ from solo_d2.engine.metrics import StepMetrics
 from solo_d2.utils.errors import BadNumbersError, ConfigError
 from solo_d2.utils.files import whole_file
 
-# With float16: steps in a row with a loss that is not finite after which training stops. The scale
-# of gradients has no part in them.
+# With float16: steps in a row with a bad loss, on which the scale of gradients has no influence ...
 MAX_BAD_LOSSES = 10
-# The same for steps that are skipped for their gradients. They halve the scale, and even the
-# largest usual one, 2^16 and more, is far below 1 then.
+# ... and with bad gradients. Each halves the scale, which after this many is far below 1.
 MAX_BAD_GRADIENTS = 30
 _FORMAT = 2
 
 
-@dataclass(frozen=True)
-class RunRecord:
-    """What of a run its dumps hold.
+class RunRecord(NamedTuple):
+    """What dumps need of a run."""
 
-    Attributes:
-        folder: where they are written.
-        config: of the model, as YAML; "" for a lazy config.
-        seed: of the random numbers of each step (`SeedSteps`), -1 for none.
-    """
-
-    folder: str
-    config: str
-    seed: int
+    folder: str  # where they are written
+    config: str  # of the model, as YAML; "" for a lazy config
+    seed: int  # of `SeedSteps`; -1 for none
 
 
 class BadSteps:
-    """Counts the steps in a row that came to bad numbers."""
+    """Counts the steps in a row with bad losses and those with bad gradients."""
 
     def __init__(self, *, skips_bad_gradients: bool):
-        """Start without any; in float16 steps with bad gradients are skipped."""
-        self.num_losses = self.num_gradients = 0
-        self.most_losses = MAX_BAD_LOSSES if skips_bad_gradients else 1
-        self.most_gradients = MAX_BAD_GRADIENTS if skips_bad_gradients else 1
+        self.limits = (MAX_BAD_LOSSES, MAX_BAD_GRADIENTS) if skips_bad_gradients else (1, 1)
+        self.counts = [0, 0]
 
     def add(self, metrics: Sequence[StepMetrics]) -> bool:
         """Count a step; return whether training must stop."""
-        bad_losses = any(m.bad_losses for m in metrics)
-        bad_gradients = any(m.has_bad_gradient for m in metrics)
-        self.num_losses = self.num_losses + 1 if bad_losses else 0
-        self.num_gradients = self.num_gradients + 1 if bad_gradients else 0
-        return self.num_losses >= self.most_losses or self.num_gradients >= self.most_gradients
+        bad = any(m.bad_losses for m in metrics), any(m.has_bad_gradient for m in metrics)
+        self.counts = [(n + 1) * is_bad for n, is_bad in zip(self.counts, bad, strict=True)]
+        return any(n >= limit for n, limit in zip(self.counts, self.limits, strict=True))
 
 
 def describe_bad_numbers(metrics: Sequence[StepMetrics]) -> str:
     """Name what is infinite or NaN in a step, with the other loss terms."""
     parts = []
     for rank, own in enumerate(metrics):
-        where = f" in process {rank}" if len(metrics) > 1 else ""
         if own.bad_losses:
+            where = f" in process {rank}" if len(metrics) > 1 else ""
             bad = ", ".join(f"{name} is {own.losses[name]}" for name in own.bad_losses)
             fine = [f"{k} is {v:.4g}" for k, v in own.losses.items() if k not in own.bad_losses]
             parts.append(bad + where + (f" (finite: {', '.join(fine)})" if fine else ""))
-    if not parts:
-        terms = ", ".join(f"{name} is {loss:.4g}" for name, loss in metrics[0].losses.items())
-        parts.append(f"gradients are not finite, though the losses are ({terms})")
-    return "; ".join(parts)
+    if parts:
+        return "; ".join(parts)
+    terms = ", ".join(f"{name} is {loss:.4g}" for name, loss in metrics[0].losses.items())
+    return f"gradients are not finite, though the losses are ({terms})"
 
 
 def stop_for_bad_numbers(
@@ -91,19 +77,9 @@ def stop_for_bad_numbers(
     record: RunRecord | None,
     others: Mapping[str, Any],
 ) -> BadNumbersError:
-    """Write what repeats the step; all processes call it together.
+    """Dump a step with what `others` adds; all processes call it and get the error to raise.
 
-    Args:
-        model: with the weights before the step.
-        batch: of this process.
-        metrics: of all processes.
-        gradient_norms: of the parameters that have a gradient, by name.
-        iteration: of the step.
-        record: of the run; None: nothing is written.
-        others: plain values that the file has too.
-
-    Returns:
-        The error to raise, the same in all processes; all of them have waited for the file.
+    The model has the weights before the step; `gradient_norms` are by the names of parameters.
     """
     seen = [rank for rank, m in enumerate(metrics) if m.bad_losses] or list(range(len(metrics)))
     samples = [_storable(sample) for sample in batch] if comm.get_rank() in seen else []
@@ -138,21 +114,21 @@ def _bad_gradients(norms: Mapping[str, float]) -> str:
     bad = [name for name, norm in norms.items() if not math.isfinite(norm)]
     if not bad:
         return ": the norm of each parameter's is finite, but that of all is not"
-    shown = ", ".join([*bad[:3], *["..."][: len(bad) - 3]])
-    return f", in {len(bad)} of {len(norms)} parameters: {shown}"
+    more = ", ..." if len(bad) > 3 else ""
+    return f", in {len(bad)} of {len(norms)} parameters: {', '.join(bad[:3])}{more}"
 
 
 def _write(content: dict[str, Any], file: Path) -> str:
     try:
         with whole_file(file) as temporary:
             torch.save(content, temporary)
-    except (OSError, RuntimeError) as error:  # torch's kind for a disk that is full
-        return f" What would repeat the step could not be written to {file}: {error}"
+    except (OSError, RuntimeError) as error:  # torch raises the latter for a full disk
+        return f" The dump of the step could not be written to {file}: {error}"
     return f" {file} repeats the step: tools/replay_step.py {file}"
 
 
 def _storable(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """A training sample on the host, without NumPy's arrays, which are not loaded safely."""
+    """A training sample on the host, without NumPy arrays, which torch does not load safely."""
     kept = {k: v for k, v in sample.items() if isinstance(v, Tensor | str | int | float)}
     kept = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in kept.items()}
     if "instances" in sample:
@@ -164,7 +140,7 @@ def _storable(sample: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_bad_step(file: str | Path) -> dict[str, Any]:
-    """Read what `stop_for_bad_numbers` wrote; nothing in the file is run as code.
+    """Read a dump of `stop_for_bad_numbers`; nothing in the file is run as code.
 
     Raises:
         ConfigError: it is missing, or another kind of file.

@@ -83,36 +83,37 @@ def check_run_config(cfg: CfgNode) -> None:
     check_config(cfg, SECTIONS, RULES)
     check_input_config(cfg)
     SpeedOptions.from_config(cfg)
-    _check_batch(cfg.SOLVER)
-    _check_optimizer(cfg.SOLVER)
-    patience = cfg.SOLVER.EARLY_STOPPING_PATIENCE
-    allowed = "0 without evaluations while training (TEST.EVAL_PERIOD 0)"
-    watched = patience == 0 or cfg.TEST.EVAL_PERIOD > 0
-    require(watched, "SOLVER.EARLY_STOPPING_PATIENCE", patience, allowed)
-
-
-def _check_batch(solver: CfgNode) -> None:
-    batch, parts, processes = solver.IMS_PER_BATCH, solver.ACCUMULATE_STEPS, comm.get_world_size()
-    allowed = f"a multiple of the {processes} processes"
-    require(batch % processes == 0, "SOLVER.IMS_PER_BATCH", batch, allowed)
-    planned = solver.REFERENCE_WORLD_SIZE
-    allowed = f"a multiple of the {planned} processes of SOLVER.REFERENCE_WORLD_SIZE"
-    require(planned == 0 or batch % planned == 0, "SOLVER.IMS_PER_BATCH", batch, allowed)
+    solver, processes = cfg.SOLVER, comm.get_world_size()
+    batch, planned, base = solver.IMS_PER_BATCH, solver.REFERENCE_WORLD_SIZE, solver.BASE_LR
     images = batch // processes
-    allowed = f"from 1 to the images that a process has of a batch ({images})"
-    require(parts <= images, "SOLVER.ACCUMULATE_STEPS", parts, allowed)
-
-
-def _check_optimizer(solver: CfgNode) -> None:
-    momentum = solver.MOMENTUM
+    cosine = solver.LR_SCHEDULER_NAME == "WarmupCosineLR"
     accelerated = solver.OPTIMIZER == "SGD" and solver.NESTEROV
-    allowed = "above 0 with SOLVER.NESTEROV"
-    require(momentum > 0 or not accelerated, "SOLVER.MOMENTUM", momentum, allowed)
-    if solver.LR_SCHEDULER_NAME == "WarmupCosineLR":
-        base, end = solver.BASE_LR, solver.BASE_LR_END
-        require(base > 0, "SOLVER.BASE_LR", base, "above 0 with WarmupCosineLR")
-        allowed = f"at most SOLVER.BASE_LR ({base})"
-        require(end <= base, "SOLVER.BASE_LR_END", end, allowed)
+    for key, holds, allowed in (
+        ("IMS_PER_BATCH", batch % processes == 0, f"a multiple of the {processes} processes"),
+        (
+            "IMS_PER_BATCH",
+            planned == 0 or batch % planned == 0,
+            f"a multiple of the {planned} processes of SOLVER.REFERENCE_WORLD_SIZE",
+        ),
+        (
+            "ACCUMULATE_STEPS",
+            solver.ACCUMULATE_STEPS <= images,
+            f"from 1 to the images that a process has of a batch ({images})",
+        ),
+        ("MOMENTUM", solver.MOMENTUM > 0 or not accelerated, "above 0 with SOLVER.NESTEROV"),
+        ("BASE_LR", base > 0 or not cosine, "above 0 with WarmupCosineLR"),
+        (
+            "BASE_LR_END",
+            solver.BASE_LR_END <= base or not cosine,
+            f"at most SOLVER.BASE_LR ({base})",
+        ),
+        (
+            "EARLY_STOPPING_PATIENCE",
+            solver.EARLY_STOPPING_PATIENCE == 0 or cfg.TEST.EVAL_PERIOD > 0,
+            "0 without evaluations while training (TEST.EVAL_PERIOD 0)",
+        ),
+    ):
+        require(holds, f"SOLVER.{key}", solver[key], allowed)
 
 
 def _is_device(name: str) -> bool:

@@ -1,48 +1,117 @@
-"""Hooks of the trainer: seeds, the best checkpoint, early stopping."""
+"""Hooks of the trainer: seeds, averaged weights, the best checkpoint, early stopping."""
 
+import copy
 import logging
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from detectron2.engine import BestCheckpointer, HookBase
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from solo_d2.checkpoint.checkpointer import load_matching
 
 logger = logging.getLogger("solo_d2")
 
 
 def seed_step(seed: int, iteration: int, process: int) -> None:
-    """Seed Python's, NumPy's and torch's numbers for an iteration in a process."""
+    """Seed the random numbers of Python, NumPy and torch for an iteration in a process."""
     sequence = np.random.SeedSequence([seed, iteration, process])
     seed_all_rng(int(sequence.generate_state(1)[0]))
 
 
 class SeedSteps(HookBase):
-    """Seeds the random numbers of each step by the seed, the iteration and the process.
-
-    So a resumed training has the numbers that it would have had, and no state need be saved, which
-    each process would have to do for itself.
-    """
+    """Seeds each step by a seed (at least 0), so that a resumed training needs no saved state."""
 
     def __init__(self, seed: int):
-        """Make the hook.
-
-        Args:
-            seed: of the training, not negative.
-        """
         self.seed = seed
 
     def before_step(self) -> None:
-        """Seed Python's, NumPy's and torch's numbers."""
+        """Seed the random numbers of the step."""
         seed_step(self.seed, self.trainer.iter, comm.get_rank())
 
 
+class EMA(HookBase):
+    """Keeps an exponential moving average of the weights.
+
+    Buffers, such as the running statistics of BatchNorm, are averages already, or constants: they
+    are copied. `torch.optim.swa_utils.AveragedModel` does the same, but waits for the device at
+    each step.
+
+    Attributes:
+        average: the averaged model, of the model's own class.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        """Start at the model's weights; `restart` after they have been loaded.
+
+        Args:
+            model: what is trained, without DistributedDataParallel.
+            decay: share of the average that is kept in a step, in [0, 1). After i steps at most
+                (1 + i) / (10 + i) are, so that the average forgets its start in short trainings.
+        """
+        self.model = model
+        self.decay = decay
+        self.average = copy.deepcopy(model).requires_grad_(False)
+        self.num_steps = 0
+
+    def restart(self) -> None:
+        """Set the average to the model's weights."""
+        self.average.load_state_dict(self.model.state_dict())
+        self.num_steps = 0
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Move the average towards the weights."""
+        decay = min(self.decay, (1 + self.num_steps) / (10 + self.num_steps))
+        update = get_ema_multi_avg_fn(decay)
+        update(list(self.average.parameters()), list(self.model.parameters()), self.num_steps)
+        for average, current in zip(self.average.buffers(), self.model.buffers(), strict=True):
+            average.copy_(current)
+        self.num_steps += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """The number of steps; the checkpointer saves the weights."""
+        return {"num_steps": self.num_steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a saved state."""
+        self.num_steps = state["num_steps"]
+
+
+class TrainedWeights:
+    """In a checkpoint of averaged weights, the weights that training continues from.
+
+    Attributes:
+        loaded: whether a checkpoint had them.
+    """
+
+    def __init__(self, model: nn.Module, allow: Sequence[str]):
+        """Wrap the trained model for the checkpointer; `allow` is MODEL.WEIGHTS_ALLOW."""
+        self.model = model
+        self.allow = allow
+        self.loaded = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the model's weights."""
+        return self.model.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Load the weights that fit; ConfigError where others are not allowed to differ."""
+        load_matching(self.model, state, None, allow=self.allow)
+        self.loaded = True
+
+
 class ResumableBestCheckpointer(BestCheckpointer):
-    """Remembers the best figure over a resume, which Detectron2's own hook forgets."""
+    """Detectron2's hook, which also remembers the best metric over a resume."""
 
     def _best_checking(self) -> None:
-        """Save the model if it is the best one; as Detectron2's, but the file knows that it is."""
+        """Save the model if it is the best one; the file then knows that it is."""
         value, iteration = self.trainer.storage.latest().get(self._val_metric, (None, None))
         if value is None:
             logger.warning(
@@ -58,25 +127,25 @@ class ResumableBestCheckpointer(BestCheckpointer):
             logger.info(f"{self._val_metric} {value:.3f} is not the best, which is {previous}")
 
     def state_dict(self) -> dict[str, Any]:
-        """The best figure so far and its iteration."""
+        """The best metric so far and its iteration."""
         return {"best_metric": self.best_metric, "best_iter": self.best_iter}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state."""
+        """Continue from a saved state."""
         self.best_metric, self.best_iter = state["best_metric"], state["best_iter"]
 
 
 class EndOfTraining(BaseException):
     """Raised to leave the training loop early; no Exception: Detectron2 reports those as failures.
 
-    The hooks' `after_train` runs, but without the evaluation that stands at the planned end.
+    The hooks' `after_train` runs, but without the evaluation of the planned end.
     """
 
 
 class EarlyStopping(HookBase):
-    """Ends training when evaluations have not made a better checkpoint for a while.
+    """Ends training after evaluations in a row that did not improve the best checkpoint.
 
-    Stands behind the hooks that evaluate and keep the best checkpoint, in every process.
+    It belongs after the hooks that evaluate and keep the best checkpoint, in every process.
     """
 
     def __init__(self, best: ResumableBestCheckpointer | None, *, period: int, patience: int):
@@ -85,7 +154,7 @@ class EarlyStopping(HookBase):
         Args:
             best: knows the best checkpoint; None in all processes but the main one.
             period: iterations from one evaluation to the next.
-            patience: evaluations in a row without a better checkpoint after which training ends.
+            patience: evaluations without improvement after which training ends.
         """
         self.best = best
         self.period = period
@@ -97,7 +166,11 @@ class EarlyStopping(HookBase):
         done = self.trainer.iter + 1
         if done % self.period or done == self.trainer.max_iter:
             return
-        self.stopped = any(comm.all_gather(self._is_exhausted()))
+        exhausted = False
+        if self.best is not None:
+            best_iter = -1 if self.best.best_iter is None else self.best.best_iter
+            exhausted = (self.trainer.iter - best_iter) // self.period >= self.patience
+        self.stopped = any(comm.all_gather(exhausted))
         if self.stopped and self.best is not None:
             logger.info(
                 f"No better checkpoint in {self.patience} evaluations: training ends after "
@@ -109,9 +182,3 @@ class EarlyStopping(HookBase):
         """Leave the loop, now that all hooks have seen the last step."""
         if self.stopped:
             raise EndOfTraining
-
-    def _is_exhausted(self) -> bool:
-        if self.best is None:
-            return False
-        best_iter = -1 if self.best.best_iter is None else self.best.best_iter
-        return (self.trainer.iter - best_iter) // self.period >= self.patience

@@ -65,24 +65,10 @@ def launch(main: Main, args: argparse.Namespace) -> Any:
         ProcessRaisedException: `main` raised; with the traceback of the process.
     """
     timeout = timedelta(minutes=args.dist_timeout)
-    given = [name for name in _OPTIONS if getattr(args, name) is not None]
-    if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        if given:
-            raise ConfigError(f"torchrun sets --{given[0].replace('_', '-')}: leave it out")
-        with _joined(timeout):
-            return main(args)
-    if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        raise ConfigError(
-            "SLURM_STEP_NUM_TASKS is above 1: let srun start one torchrun on each machine instead "
-            "(docs/distributed.md)"
-        )
-    if args.num_gpus is not None and args.num_processes is not None:
-        raise ConfigError("--num-gpus is for GPUs, --num-processes for the CPU: give one of them")
-    if (args.num_gpus or 1) > max(1, torch.cuda.device_count()):
-        raise ConfigError(
-            f"--num-gpus is {args.num_gpus}, but torch finds {torch.cuda.device_count()} GPUs. For "
-            "processes on the CPU give --num-processes"
-        )
+    under_torchrun = "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    _check_options(args, under_torchrun)
+    if under_torchrun:
+        return _join(main, args, timeout)
     count, machines = args.num_processes or args.num_gpus or 1, args.num_machines or 1
     if count * machines == 1:
         return main(args)
@@ -98,27 +84,22 @@ def launch(main: Main, args: argparse.Namespace) -> Any:
             raise JobError(f"{error}; {hint}") from None
 
 
-def _process(main: Main, args: argparse.Namespace, count: int) -> None:
-    """Do what each of the started processes does; on the CPU they share the cores."""
-    if not torch.cuda.is_available():
-        torch.set_num_threads(max(1, torch.get_num_threads() // count))
-    failed = run_command("", lambda: main(args), failed=1)
-    if failed:
-        sys.exit(failed)
-    dist.destroy_process_group()
-
-
-@contextlib.contextmanager
-def _joined(timeout: timedelta) -> Iterator[None]:
-    """Be a process of torchrun's job while the block runs."""
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=timeout)
-    comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
-    comm.synchronize()
-    yield
-    dist.destroy_process_group()
+def _check_options(args: argparse.Namespace, under_torchrun: bool) -> None:
+    given = [name for name in _OPTIONS if getattr(args, name) is not None]
+    if under_torchrun and given:
+        raise ConfigError(f"torchrun sets --{given[0].replace('_', '-')}: leave it out")
+    if not under_torchrun and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        raise ConfigError(
+            "SLURM_STEP_NUM_TASKS is above 1: let srun start one torchrun on each machine instead "
+            "(docs/distributed.md)"
+        )
+    if args.num_gpus is not None and args.num_processes is not None:
+        raise ConfigError("--num-gpus is for GPUs, --num-processes for the CPU: give one of them")
+    if (args.num_gpus or 1) > max(1, torch.cuda.device_count()):
+        raise ConfigError(
+            f"--num-gpus is {args.num_gpus}, but torch finds {torch.cuda.device_count()} GPUs. For "
+            "processes on the CPU give --num-processes"
+        )
 
 
 @contextlib.contextmanager
@@ -134,12 +115,31 @@ def _without_gpus() -> Iterator[None]:
             os.environ["CUDA_VISIBLE_DEVICES"] = before
 
 
-def distribute(model: nn.Module) -> nn.Module:
-    """Make the processes of the job train a model together; alone it stays as it is.
+def _join(main: Main, args: argparse.Namespace, timeout: timedelta) -> Any:
+    """Run as a process of torchrun's job."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=timeout)
+    comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+    comm.synchronize()
+    result = main(args)
+    dist.destroy_process_group()
+    return result
 
-    Args:
-        model: on the process's device, a GPU or the CPU. Buffers are not exchanged.
-    """
+
+def _process(main: Main, args: argparse.Namespace, count: int) -> None:
+    """Run as a process that `launch` has started; on the CPU they share the cores."""
+    if not torch.cuda.is_available():
+        torch.set_num_threads(max(1, torch.get_num_threads() // count))
+    failed = run_command("", lambda: main(args), failed=1)
+    if failed:
+        sys.exit(failed)
+    dist.destroy_process_group()
+
+
+def distribute(model: nn.Module) -> nn.Module:
+    """Wrap a model that the processes of the job train together; buffers are not exchanged."""
     # Detectron2's default is the GPU of the process's number on its machine, even without GPUs.
     device = next(model.parameters()).device
     devices = [device.index] if device.type == "cuda" else None

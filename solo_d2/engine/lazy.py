@@ -1,8 +1,4 @@
-"""Training from Detectron2's lazy configs, with all that `Trainer` does.
-
-A lazy config is a Python file that says how model, optimizer, schedule and data are constructed;
-configs/lazy/ has one. What it says of the training itself, in `train`, is listed in `KEYS`.
-"""
+"""Training from Detectron2's lazy configs (configs/lazy/), with all that `Trainer` does."""
 
 import logging
 from collections import OrderedDict
@@ -18,16 +14,16 @@ from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
-from solo_d2.checkpoint.checkpointer import SOLOCheckpointer
 from solo_d2.checkpoint.saved_classes import adopt_saved_classes
 from solo_d2.config import default_config, override
+from solo_d2.config.rules import leaves
 from solo_d2.data.catalog import require_model_classes
 from solo_d2.data.classes import Category
 from solo_d2.data.own_loaders import use_own_loaders
 from solo_d2.engine.bad_step import RunRecord
 from solo_d2.engine.checks import FULL_MODEL
 from solo_d2.engine.metrics import save_metrics
-from solo_d2.engine.trainer import Trainer, warn_of_random_weights
+from solo_d2.engine.trainer import Trainer, load_weights
 from solo_d2.engine.training_data import explaining_no_data
 from solo_d2.evaluation.check import check_evaluation
 from solo_d2.evaluation.run import NotingMapper, evaluate_dataset
@@ -64,7 +60,7 @@ KEYS = {
 
 
 def trainer_config(lazy: DictConfig) -> CfgNode:
-    """What of a lazy config the trainer and its hooks read, under the names that they know.
+    """Return what of a lazy config the trainer and its hooks read, under the keys that they know.
 
     Raises:
         ConfigError: a key has a value that cannot work, or `train` has an unknown one.
@@ -72,10 +68,11 @@ def trainer_config(lazy: DictConfig) -> CfgNode:
     missing = [name for name in PARTS if not isinstance(lazy.get(name), DictConfig)]
     if missing:
         raise ConfigError(f"The lazy config has no {', '.join(missing)}; it must have {PARTS}")
-    unknown = {f"train.{name}" for name in _leaves(lazy.train)} - KEYS.keys()
+    train = OmegaConf.to_container(lazy.train, resolve=False)
+    unknown = sorted({f"train.{name}" for name, _ in leaves(train)} - KEYS.keys())
     if unknown:
         raise ConfigError(
-            f"The lazy config has {', '.join(sorted(unknown))}, which nothing reads; known are "
+            f"The lazy config has {', '.join(unknown)}, which nothing reads; known are "
             f"{', '.join(KEYS)}"
         )
     cfg = default_config()
@@ -104,40 +101,28 @@ def trainer_config(lazy: DictConfig) -> CfgNode:
     return cfg
 
 
-def _leaves(node: DictConfig, prefix: str = "") -> list[str]:
-    names = []
-    for name in map(str, node):
-        if isinstance(node[name], DictConfig):
-            names += _leaves(node[name], f"{prefix}{name}.")
-        else:
-            names.append(f"{prefix}{name}")
-    return names
+def _data_sets(lazy: DictConfig, part: str) -> list[str]:
+    """Names of the data sets of a loader; none for data that is in no catalog."""
+    names = OmegaConf.select(lazy, f"dataloader.{part}.dataset.names") or []
+    return [names] if isinstance(names, str) else list(names)
 
 
 class LazyTrainer(Trainer):
-    """The trainer, of what a lazy config constructs."""
+    """The trainer of what a lazy config constructs."""
 
     def __init__(self, lazy: DictConfig):
-        """Construct all that the config names.
-
-        Args:
-            lazy: with `model`, `optimizer`, `lr_multiplier`, `dataloader` and `train`.
-
-        Raises:
-            ConfigError: see `trainer_config`.
-        """
+        """Construct all that the config names; ConfigError where that fails."""
         self.lazy = lazy
         super().__init__(trainer_config(lazy))
         # The model is not made of that config.
-        record = RunRecord(folder=self.cfg.OUTPUT_DIR, config="", seed=self.cfg.SEED)
-        self._trainer.record = record
+        self._trainer.record = RunRecord(self.cfg.OUTPUT_DIR, config="", seed=self.cfg.SEED)
 
     def build_model(self, cfg: CfgNode) -> nn.Module:  # type: ignore[override]
-        """The model of the config, on the device."""
-        return build_lazy_model(self.lazy, cfg)
+        """Construct the model of the config, on the device."""
+        return _build_model(self.lazy, cfg)
 
     def build_train_loader(self, cfg: CfgNode) -> Any:  # type: ignore[override]
-        """The loader of the config."""
+        """Construct the loader of the config."""
         use_own_loaders(cfg.DATASETS.TRAIN)
         with (
             refusing("The loader of the lazy config's dataloader.train"),
@@ -148,7 +133,7 @@ class LazyTrainer(Trainer):
     def build_optimizer(  # type: ignore[override]
         self, cfg: CfgNode, model: nn.Module
     ) -> torch.optim.Optimizer:
-        """The optimizer of the config."""
+        """Construct the optimizer of the config."""
         self.lazy.optimizer.params.model = model
         try:
             with refusing("The lazy config's optimizer"):
@@ -157,41 +142,30 @@ class LazyTrainer(Trainer):
             del self.lazy.optimizer.params.model
 
     def build_lr_scheduler(self, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMultiplier:
-        """The schedule of the config."""
+        """Construct the schedule of the config."""
         with refusing("The lazy config's lr_multiplier"):
             multiplier = instantiate(self.lazy.lr_multiplier)
         return LRMultiplier(optimizer, multiplier, cfg.SOLVER.MAX_ITER)
 
     def categories(self) -> list[Category]:
-        """The classes of the config's data set, if it is one of Detectron2's catalog."""
+        """Return the classes of the config's data set, if it is one of Detectron2's catalog."""
+        reason = "dataloader.train.dataset has no `names`"
         try:
             found = super().categories()
         except DatasetError as error:
-            logger.warning("Checkpoints will have no class names: %s", error)
-            return []
+            found, reason = [], str(error)
         if not found:
-            logger.warning(
-                "Checkpoints will have no class names: dataloader.train.dataset has no `names`"
-            )
+            logger.warning("Checkpoints will have no class names: %s", reason)
         return found
 
     def test(  # type: ignore[override]
         self, cfg: CfgNode, model: nn.Module
     ) -> "OrderedDict[str, Any]":
         """Evaluate on the test loader; OUTPUT_DIR/evaluation.json keeps the last metrics."""
-        return evaluate_lazy(self.lazy, cfg, model)
+        return _evaluate(self.lazy, cfg, model)
 
 
-def build_lazy_model(lazy: DictConfig, cfg: CfgNode) -> nn.Module:
-    """Construct the model of a lazy config.
-
-    Args:
-        lazy: with `model`.
-        cfg: what `trainer_config` makes of it, for the device.
-
-    Raises:
-        ConfigError: it cannot be constructed.
-    """
+def _build_model(lazy: DictConfig, cfg: CfgNode) -> nn.Module:
     with refusing("The lazy config's `model`"):
         model: nn.Module = instantiate(lazy.model)
     return model.to(cfg.MODEL.DEVICE)
@@ -216,49 +190,30 @@ def check_lazy_test_data(lazy: DictConfig) -> None:
     )
 
 
-def _data_sets(lazy: DictConfig, part: str) -> list[str]:
-    """Names of the data sets of a loader; none for data that is in no catalog."""
-    names = OmegaConf.select(lazy, f"dataloader.{part}.dataset.names") or []
-    return [names] if isinstance(names, str) else list(names)
-
-
 def evaluate_weights(lazy: DictConfig, cfg: CfgNode) -> "OrderedDict[str, Any]":
     """Evaluate train.init_checkpoint on the test loader of a lazy config.
 
     Args:
-        lazy: see `evaluate_lazy`; with `model`.
+        lazy: with `model`, `dataloader.test` and `dataloader.evaluator`.
         cfg: what `trainer_config` makes of it.
 
     Raises:
         ConfigError: the weights can't be used, or their classes are not those of the data set.
     """
-    model = build_lazy_model(lazy, cfg)
-    warn_of_random_weights(cfg)
+    model = _build_model(lazy, cfg)
     with_classes = cfg.clone()
     with_classes.defrost()
     adopt_saved_classes(with_classes)
     require_model_classes(with_classes, _data_sets(lazy, "test"))
-    SOLOCheckpointer(model, save_dir=cfg.OUTPUT_DIR, whole=True).load(cfg.MODEL.WEIGHTS)
-    return evaluate_lazy(lazy, cfg, model)
+    load_weights(cfg, model)
+    return _evaluate(lazy, cfg, model)
 
 
-def evaluate_lazy(lazy: DictConfig, cfg: CfgNode, model: nn.Module) -> "OrderedDict[str, Any]":
-    """Evaluate a model on the test loader of a lazy config.
-
-    Args:
-        lazy: with `dataloader.test` and `dataloader.evaluator`.
-        cfg: what `trainer_config` makes of it.
-        model: in training mode or not.
-    """
-    test = lazy.dataloader.test
-    mapper = test.mapper
-    test.mapper = NotingMapper(instantiate(mapper))
-    try:
-        loader = instantiate(test)
-    finally:
-        test.mapper = mapper
-    evaluator = instantiate(lazy.dataloader.evaluator)
-    results = OrderedDict(evaluate_dataset(model, loader, evaluator))
+def _evaluate(lazy: DictConfig, cfg: CfgNode, model: nn.Module) -> "OrderedDict[str, Any]":
+    """Evaluate a model on the test loader of a lazy config."""
+    mapper = NotingMapper(instantiate(lazy.dataloader.test.mapper))
+    loader = instantiate({**lazy.dataloader.test, "mapper": mapper})
+    results = OrderedDict(evaluate_dataset(model, loader, instantiate(lazy.dataloader.evaluator)))
     if comm.is_main_process():
         print_csv_format(results)
     save_metrics(cfg, results)

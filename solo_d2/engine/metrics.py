@@ -29,11 +29,11 @@ class StepMetrics:
     """What a process knows of a step before the optimizer takes it.
 
     Attributes:
-        losses: the terms, as numbers.
-        gradient_norm: of all gradients together; of several processes the same in all, since they
-            have exchanged gradients. (The largest component takes a CPU 20 times as long to find.)
+        losses: the terms.
+        gradient_norm: of all gradients together, the same in all processes. (A CPU needs 20 times
+            as long for the largest component.)
         data_time: seconds that the process waited for its batch.
-        num_unreadable: image files that it could not read and did not know of.
+        num_unreadable: image files of the batch that it found unreadable for the first time.
     """
 
     losses: dict[str, float]
@@ -69,14 +69,7 @@ class MeasuredStep:
         data_time: float,
         num_unreadable: int,
     ):
-        """Start the transfer.
-
-        Args:
-            losses: scalars, on the device.
-            gradients: of all parameters, true to scale.
-            data_time: see `StepMetrics`.
-            num_unreadable: see `StepMetrics`.
-        """
+        """Start the transfer of scalar losses and the norm of the (unscaled) gradients."""
         self.names = list(losses)
         self.data_time, self.num_unreadable = data_time, num_unreadable
         values = [value.detach().float().reshape(()) for value in losses.values()]
@@ -98,13 +91,9 @@ class MeasuredStep:
         return bad
 
     def read(self) -> list[StepMetrics]:
-        """Wait for the transfer, and exchange the metrics between processes.
+        """Wait for the transfer; return the metrics of each process, by rank.
 
-        Detectron2 gathers the losses in the main process; here all processes get them, so that all
-        decide alike.
-
-        Returns:
-            The metrics of each process, by rank.
+        All processes get all of them, so that all decide alike.
         """
         if self._transfer is not None:
             self._transfer.synchronize()
@@ -121,12 +110,7 @@ class MeasuredStep:
 
 
 def write_metrics(metrics: Sequence[StepMetrics], iteration: int) -> None:
-    """Write the metrics that Detectron2's trainer writes, under its names.
-
-    Args:
-        metrics: of each process, by rank; all losses are finite.
-        iteration: of the step.
-    """
+    """Write the finite metrics of all processes as Detectron2's trainer does."""
     storage = get_event_storage()
     own = metrics[comm.get_rank()]
     storage.put_scalar("rank_data_time", own.data_time, cur_iter=iteration)
@@ -142,12 +126,9 @@ def write_metrics(metrics: Sequence[StepMetrics], iteration: int) -> None:
 def save_metrics(
     cfg: CfgNode, results: Mapping[str, Any], others: Mapping[str, Any] = MappingProxyType({})
 ) -> None:
-    """Write metrics to OUTPUT_DIR/evaluation.json, flat and with null for what is not defined.
+    """Write an evaluator's results to OUTPUT_DIR/evaluation.json, after `others`.
 
-    Args:
-        cfg: OUTPUT_DIR is read.
-        results: of evaluators, nested.
-        others: metrics to write before them, in the form of the file.
+    The file is flat, name -> number, with null for what is not defined.
     """
     if not comm.is_main_process():
         return

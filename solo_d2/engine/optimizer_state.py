@@ -5,7 +5,7 @@ group, and a fused optimizer then writes beyond the state's memory.
 """
 
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 logger = logging.getLogger("solo_d2")
 
+Groups = Sequence[Mapping[str, Any]]
 # Options of a parameter group that every optimizer has, or only some versions of torch.
 _COMMON = {
     *("params", "param_names", "lr", "initial_lr", "weight_decay", "maximize", "foreach", "fused"),
@@ -26,13 +27,8 @@ _SHOWN = 20
 
 
 def save_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Any]:
-    """Return torch's state dict of an optimizer, with the names of its parameters.
-
-    Args:
-        optimizer: of the model's parameters.
-        model: without DistributedDataParallel.
-    """
-    return {**optimizer.state_dict(), "names": [name for name, _ in _named(optimizer, model)]}
+    """Return torch's state dict of an optimizer of the model, with its parameters' names."""
+    return {**optimizer.state_dict(), "names": list(_named(optimizer, model))}
 
 
 def load_optimizer(
@@ -42,14 +38,14 @@ def load_optimizer(
     *,
     restarted: Collection[str] = (),
 ) -> None:
-    """Take the saved state of each parameter that is still the same, and log what is left out.
+    """Load the saved state of each parameter that is still the same, and log what is left out.
 
     Options, such as the learning rate, stay those of the optimizer; changed ones are logged.
 
     Args:
         optimizer: of the model's parameters, new.
         model: without DistributedDataParallel.
-        saved: of `save_optimizer`, or torch's state dict, as earlier versions saved it.
+        saved: of `save_optimizer`.
         restarted: names of parameters whose weights were not loaded.
     """
     groups = optimizer.state_dict()["param_groups"]
@@ -62,67 +58,51 @@ def load_optimizer(
         )
         return
     named = _named(optimizer, model)
-    names = _saved_names(saved, groups, named)
+    names = saved.get("names")
     if names is None:
         logger.warning(
-            "The checkpoint is of an earlier version, which saved the optimizer's state without "
-            "names, and it does not fit: it is dropped, and the optimizer starts anew"
+            "The checkpoint has the optimizer's state without names of parameters, as earlier "
+            "versions and torch save it: it is dropped, and the optimizer starts anew"
         )
         return
-    _log_options(_options(saved["param_groups"], names), _options(groups, [n for n, _ in named]))
-    places = dict(zip(names, _numbers(saved["param_groups"]), strict=True))
-    states = {name: saved["state"][i] for name, i in places.items() if i in saved["state"]}
-    unfit = [
-        name
-        for name, parameter in named
-        if name in states and (name in restarted or not _fits(states[name], parameter))
-    ]
-    state = {i: states[n] for i, (n, _) in enumerate(named) if n in states and n not in unfit}
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
-    known = {name for name, _ in named}
+    before, after = _options(saved["param_groups"], names), _options(groups, list(named))
+    changes = {
+        f"{key} {before[name][key]} -> {value}": None
+        for name in named
+        for key, value in after[name].items()
+        if before.get(name, {}).get(key, value) != value
+    }
+    if changes:
+        logger.warning(f"The config's options are used, not the checkpoint's: {_listed(changes)}")
+    numbers = [number for group in saved["param_groups"] for number in group["params"]]
+    states = {
+        n: saved["state"][i] for n, i in zip(names, numbers, strict=True) if i in saved["state"]
+    }
+    known = [name for name in named if name in states]
+    unfit = [n for n in known if n in restarted or not _fits(states[n], named[n])]
+    kept = {i: states[n] for i, n in enumerate(named) if n in states and n not in unfit}
+    optimizer.load_state_dict({"state": kept, "param_groups": groups})
     for listed, what in (
         (unfit, "is dropped, since they start anew or have other shapes"),
-        ([name for name in states if name not in known], "is dropped, since they are not trained"),
-        ([name for name in known if name not in places], "is not in the checkpoint"),
+        ([n for n in states if n not in named], "is dropped, since they are not trained"),
+        ([n for n in named if n not in before], "is not in the checkpoint"),
     ):
         if listed:
             logger.warning(f"The optimizer's state of {_listed(listed)} {what}")
 
 
-def _named(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[tuple[str, Tensor]]:
-    """The optimizer's parameters in torch's order, with their names in the model."""
+def _named(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """The optimizer's parameters in torch's order, by their names in the model."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    return [(names.get(p, f"parameter {i}"), p) for i, p in enumerate(parameters)]
+    return {names.get(p, f"parameter {i}"): p for i, p in enumerate(parameters)}
 
 
-def _numbers(groups: Sequence[Mapping[str, Any]]) -> list[int]:
-    return [number for group in groups for number in group["params"]]
-
-
-def _kind(groups: Sequence[Mapping[str, Any]]) -> set[str]:
-    """What tells one optimizer's state from another's: the options that it alone has."""
+def _kind(groups: Groups) -> set[str]:
+    """The options that tell one optimizer's state from another's."""
     options = set(groups[0]) - _COMMON
     # Without it AdamW saves one tensor less.
     return options if groups[0].get("amsgrad") else options - {"amsgrad"}
-
-
-def _saved_names(
-    saved: Mapping[str, Any],
-    groups: Sequence[Mapping[str, Any]],
-    named: Sequence[tuple[str, Tensor]],
-) -> list[str] | None:
-    """Names of the saved parameters; None if they have none, and do not all fit by their order."""
-    if "names" in saved:
-        return list(saved["names"])
-    sizes = [[len(group["params"]) for group in part] for part in (saved["param_groups"], groups)]
-    if sizes[0] != sizes[1]:
-        return None
-    numbers = _numbers(saved["param_groups"])
-    states = [saved["state"].get(number, {}) for number in numbers]
-    if not all(_fits(state, p) for state, (_, p) in zip(states, named, strict=True)):
-        return None
-    return [name for name, _ in named]
 
 
 def _fits(state: Mapping[str, Any], parameter: Tensor) -> bool:
@@ -134,11 +114,9 @@ def _fits(state: Mapping[str, Any], parameter: Tensor) -> bool:
     )
 
 
-def _options(
-    groups: Sequence[Mapping[str, Any]], names: Sequence[str]
-) -> dict[str, dict[str, Any]]:
+def _options(groups: Groups, names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """The options of each parameter, by name; "lr" is the one before the schedule."""
-    remaining: Iterator[str] = iter(names)
+    remaining = iter(names)
     options: dict[str, dict[str, Any]] = {}
     for group in groups:
         own = {key: value for key, value in group.items() if key not in _COMMON}
@@ -146,21 +124,6 @@ def _options(
         own["weight_decay"] = group.get("weight_decay")
         options |= {next(remaining): own for _ in group["params"]}
     return options
-
-
-def _log_options(
-    theirs: Mapping[str, Mapping[str, Any]], ours: Mapping[str, Mapping[str, Any]]
-) -> None:
-    """Log the options that are not the checkpoint's."""
-    changes = {
-        f"{key} {theirs[name][key]} -> {value}": None
-        for name, options in ours.items()
-        if name in theirs
-        for key, value in options.items()
-        if key in theirs[name] and theirs[name][key] != value
-    }
-    if changes:
-        logger.warning(f"The config's options are used, not the checkpoint's: {_listed(changes)}")
 
 
 def _listed(items: Collection[str]) -> str:

@@ -38,8 +38,10 @@ def rebuild_model(content: Mapping[str, Any], device: str, lazy_config: str | No
             file.write_text(content["config"].replace("SyncBN", "BN"))
             model = build_model(load_config(str(file), ["MODEL.DEVICE", device, "VIS_PERIOD", 0]))
     else:
-        cure = "name it by --lazy-config FILE (config.yaml of its output_dir)"
-        raise ConfigError(f"The file does not hold the lazy config of its training: {cure}")
+        raise ConfigError(
+            "The file does not hold the lazy config of its training: name it by --lazy-config FILE "
+            "(config.yaml of its output_dir)"
+        )
     try:
         model.load_state_dict(content["model"])
     except RuntimeError as error:

@@ -1,7 +1,7 @@
 """One training at a time in an OUTPUT_DIR.
 
 The main process of a training holds a lock on a file of the folder, which names its machine and
-process. The system frees the lock when the process ends, however it ends, so nothing stale is left.
+process. The system frees the lock when the process ends, however it ends.
 """
 
 import fcntl
@@ -36,13 +36,10 @@ os.register_at_fork(after_in_child=_forget)
 
 
 def reserve(folder: str | Path) -> None:
-    """Keep other trainings out of a folder until `release`, or until this process ends.
+    """Keep other trainings out of OUTPUT_DIR until `release`, or until this process ends.
 
-    All processes of a job call it. The process that has reserved a folder may do so again. Where
-    the file system has no locks, a warning says that other trainings are not noticed.
-
-    Args:
-        folder: OUTPUT_DIR; made where it is missing. Addresses (s3://...) are not locked.
+    All processes of a job call it; the one that has reserved a folder may do so again. Addresses
+    (s3://...) are not locked; where the file system has no locks a warning is logged.
 
     Raises:
         ConfigError: another process trains there; in all processes of the job.
@@ -74,27 +71,26 @@ def _lock(folder: Path) -> str:
     folder = folder.resolve()
     if folder in _held:
         return ""
-    file = folder / LOCK
-    with naming(file):
+    with naming(folder / LOCK):
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(_NAMED)
-            holder = os.pread(descriptor, 1000, 0).decode(errors="replace").strip()
-            os.close(descriptor)
-            return holder or "another process"
-        except OSError as error:
-            logger.warning(
-                f"{folder} cannot be locked ({error.strerror}), so a second training there would "
-                "not be noticed"
-            )
-        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(_NAMED)
+                holder = os.pread(descriptor, 1000, 0).decode(errors="replace").strip()
+                return holder or "another process"
+            except OSError as error:
+                logger.warning(
+                    f"{folder} cannot be locked ({error.strerror}), so a second training there "
+                    "would not be noticed"
+                )
+            name = f"process {os.getpid()} on {socket.gethostname()}\n"
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-        except OSError:
-            os.close(descriptor)
-            raise
-        _held[folder] = descriptor
-    return ""
+            os.pwrite(descriptor, name.encode(), 0)
+            _held[folder] = descriptor
+            return ""
+        finally:
+            if folder not in _held:
+                os.close(descriptor)

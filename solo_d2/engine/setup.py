@@ -42,18 +42,15 @@ def argument_parser() -> argparse.ArgumentParser:
 def setup(args: argparse.Namespace) -> CfgNode:
     """Make the final config of a run: file, data set arguments, overrides, scaling, seed, classes.
 
-    Args:
-        args: what `argument_parser()` gives.
-
     Returns:
-        The frozen config, also written to OUTPUT_DIR/config.yaml.
+        The frozen config of the arguments, also written to OUTPUT_DIR/config.yaml.
 
     Raises:
         ConfigError: a key has a value that cannot work, or another process trains in OUTPUT_DIR.
         DatasetError: a data set cannot be found or read.
     """
-    args = argparse.Namespace(**vars(args))
-    args.config_file = find_config_file(args.config_file)  # Detectron2 prints it
+    args = argparse.Namespace(**vars(args))  # Detectron2 prints the config file's full name
+    args.config_file = find_config_file(args.config_file)
     rank = comm.get_rank()
     setup_logger(distributed_rank=rank, name="solo_d2")
     for name in getattr(args, "imports", ()):  # again where this process was started for training
@@ -102,10 +99,7 @@ def _require_test_data(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 
 def _begin(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Detectron2's `default_setup`, but OUTPUT_DIR/config.yaml is written whole or not at all.
-
-    A resumed training reads its seed there: one that was killed while it wrote could not go on.
-    """
+    """Detectron2's `default_setup`, with an atomic OUTPUT_DIR/config.yaml, which has the seed."""
     without_folder = cfg.clone()
     without_folder.defrost()
     without_folder.OUTPUT_DIR = None
@@ -121,25 +115,29 @@ def scale_schedule(cfg: CfgNode, given: Collection[str] = ()) -> None:
     """Scale learning rate and schedule from SOLVER.REFERENCE_IMS_PER_BATCH to IMS_PER_BATCH.
 
     The linear rule of arXiv:1706.02677: twice the batch, twice the learning rate, half the
-    iterations. What is changed and what is not is logged. Afterwards the reference is the batch
-    size, so that a saved config is not scaled twice.
+    iterations. Afterwards the reference is the batch size, so that a saved config is not scaled
+    twice.
 
     Args:
         cfg: the config, changed in place. A reference of 0 leaves it alone.
-        given: keys of the command line, whose values are meant for the batch size as it is.
+        given: keys of the command line, which are not scaled.
     """
     solver = cfg.SOLVER
     reference, batch = solver.REFERENCE_IMS_PER_BATCH, solver.IMS_PER_BATCH
     if reference == 0 or reference == batch:
         return
     ratio = batch / reference
+
+    def period(iterations: int) -> int:
+        return iterations and max(1, round(iterations / ratio))  # 0 stays 0
+
     scaled = {
         "SOLVER.BASE_LR": solver.BASE_LR * ratio,
-        "SOLVER.MAX_ITER": _periods(solver.MAX_ITER, ratio),
+        "SOLVER.MAX_ITER": period(solver.MAX_ITER),
         "SOLVER.STEPS": tuple(round(step / ratio) for step in solver.STEPS),
         "SOLVER.WARMUP_ITERS": round(solver.WARMUP_ITERS / ratio),
-        "SOLVER.CHECKPOINT_PERIOD": _periods(solver.CHECKPOINT_PERIOD, ratio),
-        "TEST.EVAL_PERIOD": _periods(cfg.TEST.EVAL_PERIOD, ratio),
+        "SOLVER.CHECKPOINT_PERIOD": period(solver.CHECKPOINT_PERIOD),
+        "TEST.EVAL_PERIOD": period(cfg.TEST.EVAL_PERIOD),
     }
     changes, kept = [], []
     for key, new in scaled.items():
@@ -158,18 +156,8 @@ def scale_schedule(cfg: CfgNode, given: Collection[str] = ()) -> None:
     )
 
 
-def _periods(iterations: int, ratio: float) -> int:
-    """Iterations of the scaled batch, at least one; 0 stays 0."""
-    return iterations and max(1, round(iterations / ratio))
-
-
 def resolve_seed(cfg: CfgNode, *, resume: bool) -> None:
-    """Replace a SEED of -1 by a random one, so that the run can be repeated and resumed.
-
-    Args:
-        cfg: the config, changed in place.
-        resume: whether to take the seed that OUTPUT_DIR/config.yaml has, if that file is there.
-    """
+    """Replace a SEED of -1 by OUTPUT_DIR/config.yaml's, with `resume`, or a random one."""
     if cfg.SEED >= 0:
         return
     saved = Path(cfg.OUTPUT_DIR) / "config.yaml"

@@ -1,10 +1,10 @@
 """One step of training: gradient accumulation, mixed precision, gradient clipping.
 
-All processes look at the metrics of a step together: at losses and gradients that are not finite
-(`solo_d2.engine.bad_step`), and at the number of images that could not be read
-(`solo_d2.data.unreadable`). They do so before the optimizer takes the step, or, on CUDA with a
-fused optimizer, before it takes the next one: a fused optimizer skips a step with bad numbers on
-the device, so the host need not wait for the metrics.
+All processes check the metrics of a step together: losses and gradients that are not finite
+(`solo_d2.engine.bad_step`), and the number of unreadable images (`solo_d2.data.unreadable`). They
+do so before the optimizer takes the step, or, on CUDA with a fused optimizer, before it takes the
+next one: a fused optimizer skips a step with bad numbers on the device, so the host need not wait
+for the metrics.
 """
 
 import logging
@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -49,20 +50,19 @@ def unwrap(model: nn.Module) -> Any:
 
 def step_options(cfg: CfgNode) -> dict[str, Any]:
     """Return the options of `StepTrainer` that a config gives."""
-    solver = cfg.SOLVER
-    clip = solver.CLIP_GRADIENTS
-    clip_full_model = clip.ENABLED and clip.CLIP_TYPE == FULL_MODEL
+    solver, clip = cfg.SOLVER, cfg.SOLVER.CLIP_GRADIENTS
+    clip_gradients = None
+    if clip.ENABLED and clip.CLIP_TYPE == FULL_MODEL:
+        clip_gradients = partial(
+            clip_grad_norm_, max_norm=clip.CLIP_VALUE, norm_type=clip.NORM_TYPE
+        )
     return {
         "num_micro_batches": solver.ACCUMULATE_STEPS,
         "precision": getattr(torch, solver.AMP.DTYPE) if solver.AMP.ENABLED else None,
-        "clip_gradients": partial(
-            clip_grad_norm_, max_norm=clip.CLIP_VALUE, norm_type=clip.NORM_TYPE
-        )
-        if clip_full_model
-        else None,
+        "clip_gradients": clip_gradients,
         "max_unreadable": cfg.DATALOADER.MAX_UNREADABLE_IMAGES,
         "read_periods": (solver.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD, solver.MAX_ITER),
-        "record": RunRecord(folder=cfg.OUTPUT_DIR, config=cfg.dump(), seed=cfg.SEED),
+        "record": RunRecord(cfg.OUTPUT_DIR, cfg.dump(), cfg.SEED),
     }
 
 
@@ -82,9 +82,9 @@ class _Step:
 class StepTrainer(SimpleTrainer):
     """Detectron2's inner trainer; with mixed precision also for the CPU and bfloat16.
 
-    A batch may be divided into micro-batches to save memory. Their gradients add up to those of the
-    whole batch, since the model divides the losses of each by counts of the whole
-    (`SOLO.plan_micro_batches`). Several processes exchange gradients once a batch.
+    The gradients of micro-batches add up to those of the whole batch, since the model divides the
+    losses of each by counts of the whole (`SOLO.plan_micro_batches`). Several processes exchange
+    gradients once a batch.
     """
 
     def __init__(
@@ -105,19 +105,17 @@ class StepTrainer(SimpleTrainer):
         """Make the trainer.
 
         Args:
-            model: gives a dict of losses of a batch.
+            model: returns a dict of losses of a batch.
             data_loader: batches.
             optimizer: of the model's parameters.
-            num_micro_batches: micro-batches of a batch; with more than one the model needs
-                `plan_micro_batches`.
-            precision: torch.float16 or torch.bfloat16 for mixed precision; None for none.
-            clip_gradients: shortens the gradients of a list of parameters in place and returns the
-                norm that they had.
-            max_unreadable: image files that may fail to be read.
-            record: what a step with bad numbers is written with; None: it is not written.
+            num_micro_batches: of a batch; with more than one the model needs `plan_micro_batches`.
+            precision: float16 or bfloat16 for mixed precision; None for none.
+            clip_gradients: scales the gradients of parameters in place, returns their norm before.
+            max_unreadable: image files that may be unreadable.
+            record: for dumps of bad steps; None: none is written.
             init_scale: of the gradients with float16, at the start.
-            read_periods: where metrics are read one step late, the steps after which something is
-                saved or evaluated, as periods (0 for never): their metrics are read at once.
+            read_periods: with late reading, the periods (0: never) of steps after which something
+                is saved or evaluated: their metrics are read at once.
             reads_late: whether metrics are read one step late, which needs a fused optimizer; None:
                 on CUDA, if the optimizer is fused.
         """
@@ -268,17 +266,13 @@ class StepTrainer(SimpleTrainer):
         if self.num_micro_batches == 1:
             yield (batch,), nullcontext()
             return
-        bounds = [
-            len(batch) * i // self.num_micro_batches for i in range(self.num_micro_batches + 1)
-        ]
-        micro_batches = [batch[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
-        plans = unwrap(self.model).plan_micro_batches(micro_batches)
-        for inputs, plan in zip(micro_batches, plans, strict=True):
-            more_follow = plan.index < self.num_micro_batches - 1
-            if more_follow and isinstance(self.model, DistributedDataParallel):
-                yield (inputs, plan), self.model.no_sync()
-            else:
-                yield (inputs, plan), nullcontext()
+        num = self.num_micro_batches
+        bounds = [len(batch) * i // num for i in range(num + 1)]
+        micro_batches = [batch[start:end] for start, end in pairwise(bounds)]
+        for plan in unwrap(self.model).plan_micro_batches(micro_batches):
+            last = plan.index == num - 1 or not isinstance(self.model, DistributedDataParallel)
+            exchange = nullcontext() if last else self.model.no_sync()
+            yield (micro_batches[plan.index], plan), exchange
 
     def state_dict(self) -> dict[str, Any]:
         """Return the iteration, the optimizer's state and the scale of the gradients."""
@@ -291,11 +285,9 @@ class StepTrainer(SimpleTrainer):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], *, restarted: Collection[str] = ()
     ) -> None:
-        """Go on from a saved state; another precision starts with a scale of its own.
+        """Continue from a saved state, without that of parameters whose names are in `restarted`.
 
-        Args:
-            state_dict: of `state_dict`, also of a model that differs in a few parameters.
-            restarted: names of parameters whose weights were not loaded.
+        Another precision starts with its own gradient scale.
         """
         TrainerBase.load_state_dict(self, state_dict)
         load_optimizer(

@@ -2,10 +2,8 @@
 
 import json
 import logging
-import os
 import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +25,8 @@ from solo_d2.data import SOLODatasetMapper
 from solo_d2.data.catalog import training_categories
 from solo_d2.data.classes import Category, difference
 from solo_d2.data.other_models import without_other_inputs
+from solo_d2.engine import hooks as own_hooks
 from solo_d2.engine.checks import FULL_MODEL, check_run_config
-from solo_d2.engine.ema import EMA, TrainedWeights
-from solo_d2.engine.hooks import (
-    EarlyStopping,
-    EndOfTraining,
-    ResumableBestCheckpointer,
-    SeedSteps,
-)
 from solo_d2.engine.launch import distribute
 from solo_d2.engine.metrics import best_metric, save_metrics
 from solo_d2.engine.reservation import release, reserve
@@ -51,7 +43,7 @@ logger = logging.getLogger("solo_d2")
 # Parameters of Swin and ViT that do not decay with AdamW, as in their papers' code.
 POSITION_TABLES = ("relative_position_bias_table", "pos_embed")
 
-# In a checkpoint that holds averaged weights as its model: the weights that training goes on with.
+# In a checkpoint whose model is the averaged one: the weights that training continues from.
 TRAINED_MODEL = "trained_model"
 
 
@@ -63,14 +55,10 @@ class Trainer(DefaultTrainer):
     """
 
     def __init__(self, cfg: CfgNode):
-        """Build all that the config names.
-
-        Raises:
-            ConfigError: a key has a value that cannot work.
-        """
+        """Build all that the config names; ConfigError for a value that cannot work."""
         check_run_config(cfg)
-        # What DefaultTrainer's own does, which knows neither this inner trainer nor processes on
-        # the CPU.
+        # In place of DefaultTrainer's, which knows neither this inner trainer nor processes on the
+        # CPU.
         TrainerBase.__init__(self)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
@@ -81,11 +69,25 @@ class Trainer(DefaultTrainer):
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg
         self._images_before = 0  # that were trained on before `start_iter`
+        self.ema = None
+        others: dict[str, Any] = {}
+        if cfg.SOLVER.EMA.ENABLED:
+            self.ema = own_hooks.EMA(unwrap(self.model), cfg.SOLVER.EMA.DECAY)
+            self._trained = own_hooks.TrainedWeights(unwrap(self.model), cfg.MODEL.WEIGHTS_ALLOW)
+            others[TRAINED_MODEL] = self._trained
+        self.checkpointer = SOLOCheckpointer(
+            self.evaluated_model,
+            cfg.OUTPUT_DIR,
+            allow=cfg.MODEL.WEIGHTS_ALLOW,
+            classes=self.categories(),
+            trainer=weakref.proxy(self),
+            **others,
+        )
         self.register_hooks(self.build_hooks())
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> Any:
-        """The model, with what makes training fast."""
+        """Build the model, compiled and laid out in memory as SOLVER says."""
         model_class(cfg)
         model = super().build_model(cfg)
         solver = cfg.SOLVER
@@ -93,12 +95,25 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> DataLoader[Any]:
-        """The loader of `solo_d2.data.loader`, with SOLO's mapper."""
+        """Build the loader of `solo_d2.data.loader`, with SOLO's mapper."""
         return build_train_loader(cfg, SOLODatasetMapper(cfg, is_train=True))
 
     @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """Build Detectron2's loader with SOLO's mapper, which raises for unreadable images."""
+        mapper = SOLODatasetMapper(cfg, is_train=False)
+        return build_detection_test_loader(without_other_inputs(cfg), dataset_name, mapper=mapper)
+
+    @classmethod
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
+    ) -> DatasetEvaluator:
+        """Build the evaluator of the data set's type."""
+        return build_evaluator(cfg, dataset_name, output_folder)
+
+    @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """SGD or AdamW, by SOLVER.OPTIMIZER, on Detectron2's parameter groups.
+        """Build SGD or AdamW, by SOLVER.OPTIMIZER, on Detectron2's parameter groups.
 
         AdamW, and on CUDA SGD too, are fused: `StepTrainer` then need not wait for metrics.
         """
@@ -106,13 +121,9 @@ class Trainer(DefaultTrainer):
             cfg = cfg.clone()
             cfg.defrost()
             cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
-        name = cfg.SOLVER.OPTIMIZER
-        if name == "SGD":
+        if cfg.SOLVER.OPTIMIZER == "SGD":
             sgd = super().build_optimizer(cfg, model)
-            is_cuda = next(model.parameters()).is_cuda
-            return fused_sgd(sgd) if is_cuda else sgd
-        if name != "AdamW":
-            raise ConfigError(f"SOLVER.OPTIMIZER is {name!r}, but must be 'SGD' or 'AdamW'")
+            return fused_sgd(sgd) if next(model.parameters()).is_cuda else sgd
         params = get_default_optimizer_params(
             model,
             base_lr=cfg.SOLVER.BASE_LR,
@@ -126,12 +137,31 @@ class Trainer(DefaultTrainer):
             params, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY, fused=True
         )
 
-    @classmethod
-    def build_evaluator(
-        cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
-    ) -> DatasetEvaluator:
-        """The evaluator of the data set's type."""
-        return build_evaluator(cfg, dataset_name, output_folder)
+    def build_hooks(self) -> list[Any]:
+        """Build Detectron2's hooks, and those for seeds, averages and the best checkpoint."""
+        solver, period = self.cfg.SOLVER, self.cfg.TEST.EVAL_PERIOD
+        best, writers = None, []
+        hooks = [own_hooks.SeedSteps(self.cfg.SEED)] if self.cfg.SEED >= 0 else []
+        for hook in super().build_hooks():
+            if isinstance(hook, PeriodicWriter):
+                writers = [hook]
+            elif not isinstance(hook, PeriodicCheckpointer | EvalHook):
+                hooks.append(hook)
+        if self.ema is not None:
+            hooks.append(self.ema)  # before what saves or evaluates
+        if comm.is_main_process():
+            hooks.append(PeriodicCheckpointer(self.checkpointer, solver.CHECKPOINT_PERIOD))
+        hooks.append(EvalHook(period, self._evaluate))
+        if period > 0 and comm.is_main_process():
+            metric = best_metric(self.cfg)
+            best = own_hooks.ResumableBestCheckpointer(period, self.checkpointer, metric)
+            hooks.append(best)
+        if solver.EARLY_STOPPING_PATIENCE > 0:
+            patience = solver.EARLY_STOPPING_PATIENCE
+            hooks.append(own_hooks.EarlyStopping(best, period=period, patience=patience))
+        if self.cfg.TEST.AUG.ENABLED:
+            hooks.append(EvalHook(0, self._evaluate_with_tta))
+        return hooks + writers
 
     @classmethod
     def test(
@@ -153,28 +183,6 @@ class Trainer(DefaultTrainer):
         return results
 
     @classmethod
-    def _evaluate_datasets(
-        cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None
-    ) -> "OrderedDict[str, Any]":
-        """What Detectron2's `test` does, with `evaluate_dataset`."""
-        results: OrderedDict[str, Any] = OrderedDict()
-        given = [evaluators] if isinstance(evaluators, DatasetEvaluator) else evaluators
-        for index, name in enumerate(cfg.DATASETS.TEST):
-            loader = evaluation_loader(cfg, name)
-            evaluator = given[index] if given else cls.build_evaluator(cfg, name)
-            results[name] = evaluate_dataset(model, loader, evaluator)
-            if comm.is_main_process():
-                logger.info(f"Evaluation results for {name} in csv format:")
-                print_csv_format(results[name])
-        return next(iter(results.values())) if len(results) == 1 else results
-
-    @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
-        """Detectron2's loader with SOLO's mapper: DatasetError for an image that can't be read."""
-        mapper = SOLODatasetMapper(cfg, is_train=False)
-        return build_detection_test_loader(without_other_inputs(cfg), dataset_name, mapper=mapper)
-
-    @classmethod
     def test_with_tta(cls, cfg: CfgNode, model: nn.Module) -> "OrderedDict[str, Any]":
         """Evaluate with the views of TEST.AUG, and add the metrics to OUTPUT_DIR/evaluation.json.
 
@@ -184,16 +192,31 @@ class Trainer(DefaultTrainer):
         cfg = cfg.clone()
         cfg.defrost()
         cfg.INPUT.MIN_SIZE_TEST = 0  # each view is made from the image as it is
+        folder = Path(cfg.OUTPUT_DIR)
         evaluators = [
-            cls.build_evaluator(cfg, name, os.path.join(cfg.OUTPUT_DIR, "inference_TTA", name))
+            cls.build_evaluator(cfg, name, str(folder / "inference_TTA" / name))
             for name in cfg.DATASETS.TEST
         ]
-        model = SOLOWithTTA(cfg, unwrap(model))
-        results = cls._evaluate_datasets(cfg, model, evaluators)
+        results = cls._evaluate_datasets(cfg, SOLOWithTTA(cfg, unwrap(model)), evaluators)
         results = OrderedDict((f"{name}_TTA", value) for name, value in results.items())
-        file = Path(cfg.OUTPUT_DIR) / "evaluation.json"
+        file = folder / "evaluation.json"
         save_metrics(cfg, results, json.loads(file.read_text()) if file.is_file() else {})
         return results
+
+    @classmethod
+    def _evaluate_datasets(
+        cls, cfg: CfgNode, model: nn.Module, evaluators: Any
+    ) -> "OrderedDict[str, Any]":
+        """As Detectron2's `test`, with `evaluate_dataset`."""
+        results: OrderedDict[str, Any] = OrderedDict()
+        given = [evaluators] if isinstance(evaluators, DatasetEvaluator) else evaluators
+        for index, name in enumerate(cfg.DATASETS.TEST):
+            evaluator = given[index] if given else cls.build_evaluator(cfg, name)
+            results[name] = evaluate_dataset(model, evaluation_loader(cfg, name), evaluator)
+            if comm.is_main_process():
+                logger.info(f"Evaluation results for {name} in csv format:")
+                print_csv_format(results[name])
+        return next(iter(results.values())) if len(results) == 1 else results
 
     @property
     def evaluated_model(self) -> nn.Module:
@@ -201,42 +224,8 @@ class Trainer(DefaultTrainer):
         return unwrap(self.model) if self.ema is None else self.ema.average
 
     def categories(self) -> list[Category]:
-        """The classes that checkpoints hold; see `solo_d2.data.classes`."""
+        """Return the classes that checkpoints hold; see `solo_d2.data.classes`."""
         return training_categories(self.cfg)
-
-    def build_hooks(self) -> list[Any]:
-        """Detectron2's hooks, and those for seeds, averaged weights and the best checkpoint."""
-        solver, period = self.cfg.SOLVER, self.cfg.TEST.EVAL_PERIOD
-        self.ema = EMA(unwrap(self.model), solver.EMA.DECAY) if solver.EMA.ENABLED else None
-        allow = self.cfg.MODEL.WEIGHTS_ALLOW
-        self._trained = TrainedWeights(unwrap(self.model), allow)
-        others: dict[str, Any] = {} if self.ema is None else {TRAINED_MODEL: self._trained}
-        self.checkpointer = SOLOCheckpointer(
-            self.evaluated_model,
-            self.cfg.OUTPUT_DIR,
-            allow=allow,
-            classes=self.categories(),
-            trainer=weakref.proxy(self),
-            **others,
-        )
-        seeds = [SeedSteps(self.cfg.SEED)] if self.cfg.SEED >= 0 else []
-        hooks = seeds + super().build_hooks()
-        if self.ema is not None:
-            # Before what saves or evaluates.
-            hooks.insert(_index(hooks, PeriodicCheckpointer, EvalHook), self.ema)
-        # After the evaluation and before the writers, which are in the main process alone.
-        after = _index(hooks, EvalHook)
-        hooks[after : after + 1] = [EvalHook(period, self._evaluate)]
-        best = None
-        if period > 0 and comm.is_main_process():
-            best = ResumableBestCheckpointer(period, self.checkpointer, best_metric(self.cfg))
-            hooks.insert(_index(hooks, PeriodicWriter), best)
-        if solver.EARLY_STOPPING_PATIENCE > 0:
-            stop = EarlyStopping(best, period=period, patience=solver.EARLY_STOPPING_PATIENCE)
-            hooks.insert(_index(hooks, PeriodicWriter), stop)
-        if self.cfg.TEST.AUG.ENABLED:
-            hooks.insert(_index(hooks, PeriodicWriter), EvalHook(0, self._evaluate_with_tta))
-        return hooks
 
     def _evaluate(self) -> "OrderedDict[str, Any]":
         self._last_eval_results = self.test(self.cfg, self.evaluated_model)
@@ -245,37 +234,33 @@ class Trainer(DefaultTrainer):
     def _evaluate_with_tta(self) -> "OrderedDict[str, Any]":
         return self.test_with_tta(self.cfg, self.evaluated_model)
 
-    def after_train(self) -> None:
-        """What hooks do at the end; after a failure in the last iteration they evaluate nothing."""
-        if self.iter < self.max_iter:  # Detectron2's take that iteration's number for success
-            of_success = (EvalHook, BestCheckpointer)
-            hooks: list[Any] = self._hooks  # type: ignore[has-type]
-            self._hooks = [hook for hook in hooks if not isinstance(hook, of_success)]
-        super().after_train()
-
     def train(self) -> Any:
         """Train to the end, which `EarlyStopping` may move forward.
 
         Raises:
             ConfigError: another process trains in OUTPUT_DIR.
         """
-        reserve(self.cfg.OUTPUT_DIR)
+        folder = self.cfg.OUTPUT_DIR
+        reserve(folder)
         try:
-            return self._train()
-        finally:
-            release(self.cfg.OUTPUT_DIR)
-
-    def _train(self) -> Any:
-        final = Path(self.cfg.OUTPUT_DIR) / "model_final.pth"
-        if self.start_iter >= self.max_iter and not final.is_file():
-            # It was killed between its last step and this file.
-            self.checkpointer.save("model_final", iteration=self.max_iter - 1)
-        try:
+            if self.start_iter >= self.max_iter and not Path(folder, "model_final.pth").is_file():
+                # It was killed between its last step and this file.
+                self.checkpointer.save("model_final", iteration=self.max_iter - 1)
             return super().train()
-        except EndOfTraining:  # right after an evaluation
+        except own_hooks.EndOfTraining:  # right after an evaluation
             if self.cfg.TEST.AUG.ENABLED:
                 self._evaluate_with_tta()
             return self._last_eval_results
+        finally:
+            release(folder)
+
+    def after_train(self) -> None:
+        """Run the hooks of the end; after a failure in the last iteration they evaluate nothing."""
+        if self.iter < self.max_iter:  # Detectron2's take that iteration's number for success
+            of_success = (EvalHook, BestCheckpointer)
+            hooks: list[Any] = self._hooks  # type: ignore[has-type]
+            self._hooks = [hook for hook in hooks if not isinstance(hook, of_success)]
+        super().after_train()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed training needs in addition to the weights."""
@@ -290,11 +275,11 @@ class Trainer(DefaultTrainer):
         }
 
     def _best_of(self) -> list[str]:
-        """What the best checkpoint was chosen by."""
+        """What the best checkpoint is chosen by."""
         return [best_metric(self.cfg), *self.cfg.DATASETS.TEST]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a saved state, with the schedule and the options of the config.
+        """Continue from a saved state, with the schedule and the options of the config.
 
         State that belongs to other parameters or another evaluation is dropped and logged.
         """
@@ -325,25 +310,9 @@ class Trainer(DefaultTrainer):
             ConfigError: the weights can't be used, or SOLVER.EMA is not as it was.
         """
         rest = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
-        resumed = resume and self.checkpointer.has_checkpoint()
-        if resumed:
+        if resume and self.checkpointer.has_checkpoint():
             self.start_iter = self.iter + 1
-            weights = self.cfg.MODEL.WEIGHTS
-            logger.info(
-                f"Training goes on after {self.start_iter} iterations"
-                + (f"; MODEL.WEIGHTS {weights} is not read" if weights else "")
-            )
-            self._warn_of_other_classes(rest.get(CLASSES_KEY, ()))
-        if resumed and self.start_iter > self.max_iter:
-            logger.warning(
-                f"SOLVER.MAX_ITER is {self.max_iter}, but the checkpoint in {self.cfg.OUTPUT_DIR} "
-                f"has {self.start_iter} iterations already: nothing is left to train"
-            )
-        if resumed and self.ema is None and TRAINED_MODEL in rest:
-            raise ConfigError(
-                f"SOLVER.EMA.ENABLED is False, but the checkpoint in {self.cfg.OUTPUT_DIR} was "
-                "trained with it: it must be True to go on from there"
-            )
+            self._compare_with_checkpoint(rest)
         if self.ema is not None and not self._trained.loaded:
             # The weights were read as those of the averaged model, where training is to start.
             unwrap(self.model).load_state_dict(self.ema.average.state_dict())
@@ -357,14 +326,30 @@ class Trainer(DefaultTrainer):
             )
         self._trainer.data_loader.batch_sampler.start_batch = start_batch
 
-    def _warn_of_other_classes(self, saved: Sequence[Category]) -> None:
-        """Name the classes that a resumed training had and its data set does not have now."""
+    def _compare_with_checkpoint(self, rest: dict[str, Any]) -> None:
+        """Name what differs from the training that is resumed; `rest` is what else it saved."""
+        weights, folder = self.cfg.MODEL.WEIGHTS, self.cfg.OUTPUT_DIR
+        logger.info(
+            f"Training goes on after {self.start_iter} iterations"
+            + (f"; MODEL.WEIGHTS {weights} is not read" if weights else "")
+        )
+        saved = rest.get(CLASSES_KEY)
         titles = ("the checkpoint", "DATASETS.TRAIN")
-        found = difference(saved, self.categories(), titles) if saved else ""
-        if found:
+        differing = difference(saved, self.categories(), titles) if saved else ""
+        if differing:
             logger.warning(
-                f"The classes differ: {found}. Class weights are kept by position: each class "
+                f"The classes differ: {differing}. Class weights are kept by position: each class "
                 "continues from the class that was at its position"
+            )
+        if self.start_iter > self.max_iter:
+            logger.warning(
+                f"SOLVER.MAX_ITER is {self.max_iter}, but the checkpoint in {folder} has "
+                f"{self.start_iter} iterations already: nothing is left to train"
+            )
+        if self.ema is None and TRAINED_MODEL in rest:
+            raise ConfigError(
+                f"SOLVER.EMA.ENABLED is False, but the checkpoint in {folder} was trained with it: "
+                "it must be True to go on from there"
             )
 
 
@@ -374,25 +359,20 @@ def fused_sgd(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     return type(optimizer)(groups, fused=True)
 
 
-def _index(hooks: list[Any], *kinds: type) -> int:
-    """Place of the first hook of these kinds; the end if there is none."""
-    return next((i for i, hook in enumerate(hooks) if isinstance(hook, kinds)), len(hooks))
-
-
-def warn_of_random_weights(cfg: CfgNode) -> None:
-    """Warn if MODEL.WEIGHTS of a model that is to be evaluated is empty."""
+def load_weights(cfg: CfgNode, model: nn.Module) -> None:
+    """Load MODEL.WEIGHTS into a model that is to be evaluated; warn if there are none."""
     if not cfg.MODEL.WEIGHTS:
         logger.warning(
             "MODEL.WEIGHTS is empty, so the model that is evaluated has random weights: name a "
             "trained checkpoint by MODEL.WEIGHTS FILE"
         )
+    SOLOCheckpointer(model, save_dir=cfg.OUTPUT_DIR, whole=True).load(cfg.MODEL.WEIGHTS)
 
 
 def evaluate(cfg: CfgNode) -> "OrderedDict[str, Any]":
     """Load MODEL.WEIGHTS and evaluate on DATASETS.TEST, with TEST.AUG.ENABLED in two ways."""
     model = DefaultTrainer.build_model(cfg)
-    warn_of_random_weights(cfg)
-    SOLOCheckpointer(model, save_dir=cfg.OUTPUT_DIR, whole=True).load(cfg.MODEL.WEIGHTS)
+    load_weights(cfg, model)
     results = Trainer.test(cfg, speed_up(model, SpeedOptions.from_config(cfg)))
     if cfg.TEST.AUG.ENABLED:
         results.update(Trainer.test_with_tta(cfg, model))

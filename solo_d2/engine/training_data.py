@@ -28,7 +28,7 @@ from solo_d2.utils.user_code import from_user_code
 
 logger = logging.getLogger(__name__)
 
-# Training samples to look at for an object that is assigned to a cell; nearly always one is enough.
+# Training samples in which to look for an object that is assigned to a cell; mostly one is enough.
 _NUM_SAMPLES = 50
 
 
@@ -65,27 +65,21 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any]) ->
 
 @contextlib.contextmanager
 def explaining_no_data(names: Sequence[str]) -> Iterator[None]:
-    """Give the reason where Detectron2 asserts that data sets are not empty, as a DatasetError."""
+    """Turn Detectron2's assertion that data sets are not empty into a DatasetError with a cause."""
     try:
         yield
     except AssertionError as error:
         if from_user_code(error):
             raise
-        reason = nothing_to_train(names) if names else "no data set is named"
+        reason = _why_no_objects(names) if names else "no data set is named"
         raise _nothing(names, reason or str(error)) from error
 
 
 def require_trainable(names: Sequence[str], model: Any, loader: Any) -> None:
     """Refuse to train an instance model on data without an object, or none that reaches a cell.
 
-    Args:
-        names: of the data sets of the loader.
-        model: that is trained; panoptic models and those that are not SOLO's pass.
-        loader: of the training; others than those of `make_train_loader` pass.
-
-    Raises:
-        DatasetError: no image has an object, or none in `_NUM_SAMPLES` training samples of all
-            images is assigned to a cell. Where there are more images a warning is logged.
+    `_NUM_SAMPLES` training samples are looked at; if there are more images, a warning takes the
+    place of the error. Other models, panoptic ones and the user's loaders pass.
     """
     samples = getattr(loader, "dataset", None)
     if not isinstance(samples, SeededDataset) or not isinstance(model, SOLO):
@@ -97,7 +91,7 @@ def require_trainable(names: Sequence[str], model: Any, loader: Any) -> None:
     with_objects = (i for i in order if any(map(is_object, records[i].get("annotations", ()))))
     chosen = list(itertools.islice(with_objects, _NUM_SAMPLES))  # to read all would take seconds
     if not chosen:
-        raise _nothing(names, nothing_to_train(names))
+        raise _nothing(names, _why_no_objects(names))
     for place, index in zip(range(_NUM_SAMPLES), itertools.cycle(chosen), strict=False):
         sample = samples[place, index]
         if isinstance(sample, DatasetError):  # training reports it
@@ -119,6 +113,18 @@ def _nothing(names: Sequence[str], reason: str) -> DatasetError:
     return DatasetError(f"There is nothing to train on in DATASETS.TRAIN {tuple(names)}: {reason}")
 
 
+def _why_no_objects(names: Sequence[str]) -> str:
+    """The reasons of several data sets, which are read again for it."""
+    reasons = []
+    for name in names:
+        problems: list[Problem] = []
+        # The entries of a data set that a function makes need names of classes; its dicts do not.
+        records = read_entries(name, problems.append).records or DatasetCatalog.get(name)
+        if len(without_objects(records)) == len(records):
+            reasons.append(f"'{name}': {why_nothing(problems, records)}")
+    return "; ".join(reasons)
+
+
 def why_nothing(problems: Sequence[Problem], records: Sequence[dict[str, Any]]) -> str:
     """Say why no annotation of a data set is an object to learn.
 
@@ -129,37 +135,17 @@ def why_nothing(problems: Sequence[Problem], records: Sequence[dict[str, Any]]) 
     if not records:
         return "the list of images is empty"
     left_out = [problem for problem in problems if problem.kind in (COVERS_NOTHING, OUTSIDE)]
-    boxes = sum(problem.reason == BOX_ONLY for problem in left_out)
+    others = [problem for problem in left_out if problem.reason != BOX_ONLY]
+    covering = [problem for problem in others if problem.kind != OUTSIDE]
+    boxes, outside = len(left_out) - len(others), len(others) - len(covering)
     crowds = sum(not is_object(a) for record in records for a in record.get("annotations", ()))
-    reasons = []
-    if boxes:
-        reasons.append(
-            "there are boxes but no masks: annotations with a 'bbox' and an empty 'segmentation': "
-            f"{boxes}. SOLO learns from masks: annotate polygons or RLE"
-        )
-    if crowds:
-        reasons.append(
-            "there are only crowd regions: annotations with 'iscrowd' 1, which training ignores: "
-            f"{crowds}. Set it to 0 for all that are no groups of objects"
-        )
-    if len(left_out) > boxes:
-        others = [problem for problem in left_out if problem.reason != BOX_ONLY]
-        outside = [problem for problem in others if problem.kind == OUTSIDE]
-        if outside:
-            reasons.append(f"{len(outside)} annotations lie outside their images")
-        covering = [problem for problem in others if problem.kind != OUTSIDE]
-        if covering:
-            reasons.append(f"{len(covering)} annotations cover nothing: {count_reasons(covering)}")
-    return "; ".join(reasons) or f"none of the {len(records)} images has an annotation"
-
-
-def nothing_to_train(names: Sequence[str]) -> str:
-    """The reasons of several data sets, which are read again for it."""
-    reasons = []
-    for name in names:
-        problems: list[Problem] = []
-        # The entries of a data set that a function makes need names of classes; its dicts do not.
-        records = read_entries(name, problems.append).records or DatasetCatalog.get(name)
-        if len(without_objects(records)) == len(records):
-            reasons.append(f"'{name}': {why_nothing(problems, records)}")
-    return "; ".join(reasons)
+    reasons = {
+        "there are boxes but no masks: annotations with a 'bbox' and an empty 'segmentation': "
+        f"{boxes}. SOLO learns from masks: annotate polygons or RLE": boxes,
+        "there are only crowd regions: annotations with 'iscrowd' 1, which training ignores: "
+        f"{crowds}. Set it to 0 for all that are no groups of objects": crowds,
+        f"{outside} annotations lie outside their images": outside,
+        f"{len(covering)} annotations cover nothing: {count_reasons(covering)}": len(covering),
+    }
+    found = [reason for reason, count in reasons.items() if count]
+    return "; ".join(found) or f"none of the {len(records)} images has an annotation"

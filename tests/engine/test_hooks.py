@@ -10,7 +10,7 @@ pytestmark = pytest.mark.detectron2
 pytest.importorskip("detectron2")
 
 from solo_d2.engine import Trainer, setup  # noqa: E402
-from solo_d2.engine.ema import EMA  # noqa: E402
+from solo_d2.engine.hooks import EMA  # noqa: E402
 from tests.engine.runs import run_config, train  # noqa: E402
 
 

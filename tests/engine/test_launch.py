@@ -46,7 +46,6 @@ def test_one_process_is_this_one(monkeypatch, arguments):
 @pytest.mark.parametrize(
     ("arguments", "passed", "visible"),
     [
-        (["--num-gpus", 4], (4, 1, 0, "auto"), "0,1,2,3"),
         (["--num-processes", 2], (2, 1, 0, "auto"), ""),
         (
             ["--num-gpus", 2, "--num-machines", 3, "--machine-rank", 2, "--dist-url", "tcp://a:1"],

@@ -19,6 +19,7 @@ from solo_d2.engine import Trainer, reservation, setup  # noqa: E402
 from solo_d2.engine.reservation import release, reserve  # noqa: E402
 from solo_d2.utils.errors import ConfigError  # noqa: E402
 from tests.engine.runs import run_config  # noqa: E402
+from tests.modeling.tiny import tiny_config  # noqa: E402
 
 
 @contextlib.contextmanager
@@ -95,17 +96,10 @@ def test_nothing_of_a_running_training_is_touched(shapes, tmp_path):
 
 def test_a_trainer_without_setup_is_refused_too(tmp_path):
     trainer = Trainer.__new__(Trainer)
-    trainer.cfg = run_config_of(tmp_path)
+    trainer.cfg = tiny_config()
+    trainer.cfg.OUTPUT_DIR = str(tmp_path)
     with process(lambda: reserve(tmp_path)), pytest.raises(ConfigError, match="is in use"):
         trainer.train()
-
-
-def run_config_of(folder):
-    from tests.modeling.tiny import tiny_config
-
-    cfg = tiny_config()
-    cfg.OUTPUT_DIR = str(folder)
-    return cfg
 
 
 def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog):

@@ -9,6 +9,7 @@ import torch
 pytestmark = pytest.mark.detectron2
 pytest.importorskip("detectron2")
 
+from solo_d2.data.catalog import training_categories  # noqa: E402
 from solo_d2.engine import Trainer, setup  # noqa: E402
 from solo_d2.utils.errors import ConfigError  # noqa: E402
 from tests.engine.runs import run_config, train  # noqa: E402
@@ -44,10 +45,8 @@ def resume(first, shapes, tmp_path, monkeypatch):
     def resumed(*opts, steps=0):
         folder = tmp_path / str(next(numbers))  # a log is opened once in a process
         shutil.copytree(first, folder, ignore=shutil.ignore_patterns("log.txt"))
-        given = dict(zip(BASE[::2], BASE[1::2], strict=True))
-        given |= {"SOLVER.MAX_ITER": DONE + max(steps, 1)}
-        given |= dict(zip(opts[::2], opts[1::2], strict=True))
-        args = run_config(shapes, folder, *(part for pair in given.items() for part in pair))
+        longer = ("SOLVER.MAX_ITER", DONE + max(steps, 1))
+        args = run_config(shapes, folder, *BASE, *longer, *opts)  # the last of a key counts
         args.resume = True
         trainer = Trainer(setup(args))
         trainer.resume_or_load(resume=True)
@@ -128,31 +127,21 @@ def test_learning_rate_and_options_are_those_that_are_given(resume):
     assert logged == pytest.approx([0.007, 0.01, 0.001, 0.001])
 
 
-def test_another_optimizer_starts_anew(resume):
-    trainer, log = resume("SOLVER.OPTIMIZER", "SGD", steps=1)
+def test_another_optimizer_batch_size_and_schedule(resume, monkeypatch):
+    """The optimizer starts anew; the order of images, the length and the classes are compared."""
+    classes = training_categories
+
+    def renamed(cfg):
+        return [{**classes(cfg)[0], "name": "new name"}, *classes(cfg)[1:]]
+
+    monkeypatch.setattr(Trainer, "categories", lambda self: renamed(self.cfg))
+    batch = ("SOLVER.IMS_PER_BATCH", 2, "SOLVER.REFERENCE_IMS_PER_BATCH", 2)
+    trainer, log = resume("SOLVER.OPTIMIZER", "SGD", *batch, "SOLVER.MAX_ITER", 1, steps=1)
     assert isinstance(trainer._trainer.optimizer, torch.optim.SGD)
-    assert "SOLVER.OPTIMIZER" in log
-
-
-def test_another_batch_size_goes_on_in_the_order_of_images(resume):
-    trainer, log = resume("SOLVER.IMS_PER_BATCH", 2, "SOLVER.REFERENCE_IMS_PER_BATCH", 2)
     assert trainer._trainer.data_loader.batch_sampler.start_batch == 2 * DONE
     assert trainer.start_iter == DONE
-    assert "SOLVER.IMS_PER_BATCH" in log
-
-
-def test_fewer_iterations_than_are_done_are_named(resume):
-    trainer, log = resume("SOLVER.MAX_ITER", 1, steps=1)
-    assert trainer.start_iter == DONE
-    assert "SOLVER.MAX_ITER is 1" in log
-
-
-def test_other_class_names_are_named(resume, monkeypatch):
-    trainer, log = resume()
-    assert "classes differ" not in log
-    before = trainer.categories()
-    after = [{**before[0], "name": "new name"}, *before[1:]]
-    monkeypatch.setattr(Trainer, "categories", lambda self: after)
-    _, log = resume()
-    assert "new name" in log
-    assert before[0]["name"] in log
+    for said in (
+        *("SOLVER.OPTIMIZER", "SOLVER.IMS_PER_BATCH is not as before", "SOLVER.MAX_ITER is 1"),
+        *("classes differ", "new name", classes(trainer.cfg)[0]["name"]),
+    ):
+        assert said in log

@@ -17,13 +17,13 @@ from solo_d2.data.classes import dataset_categories  # noqa: E402
 from solo_d2.data.loader import GroupedBatchSampler  # noqa: E402
 from solo_d2.engine import Trainer, argument_parser, evaluate, scale_schedule, setup  # noqa: E402
 from solo_d2.engine.launch import launch  # noqa: E402
-from solo_d2.engine.trainer import warn_of_random_weights  # noqa: E402
+from solo_d2.engine.trainer import load_weights  # noqa: E402
 from solo_d2.evaluation import build_evaluator  # noqa: E402
 from solo_d2.utils.commands import run_command  # noqa: E402
 from solo_d2.utils.errors import ConfigError, DatasetError  # noqa: E402
 from tests.engine.runs import run_config, train  # noqa: E402
 from tests.isolation import restored  # noqa: E402
-from tests.modeling.tiny import tiny_config  # noqa: E402
+from tests.modeling.tiny import tiny_config, tiny_model  # noqa: E402
 
 TWO_VIEWS = ("TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", (96,))
 
@@ -45,6 +45,11 @@ def test_own_data_trains_and_evaluates_from_the_command_line_alone(shapes, tmp_p
     metrics = json.loads((tmp_path / "evaluation.json").read_text())
     assert {"segm/AP", "segm_TTA/AP"} <= set(metrics)
     assert "segm_TTA/AP50" in (tmp_path / "metrics.json").read_text()  # at the end of training too
+
+
+def test_evaluating_a_random_model_is_warned_of(caplog):
+    load_weights(default_config(), torch.nn.Linear(1, 1))
+    assert "has random weights" in caplog.text
 
 
 def saved_run(folder, *data):
@@ -96,16 +101,6 @@ def test_without_validation_data_nothing_is_evaluated(shapes, tmp_path):
         setup(args)
 
 
-def test_evaluating_a_random_model_is_warned_of(caplog):
-    cfg = default_config()
-    cfg.MODEL.WEIGHTS = "model.pth"
-    warn_of_random_weights(cfg)
-    assert caplog.records == []
-    cfg.MODEL.WEIGHTS = ""
-    warn_of_random_weights(cfg)
-    assert "has random weights" in caplog.text
-
-
 def test_averaged_weights_are_what_is_evaluated_and_saved(shapes, tmp_path, monkeypatch):
     seen = []
 
@@ -126,8 +121,10 @@ def test_averaged_weights_are_what_is_evaluated_and_saved(shapes, tmp_path, monk
 
 
 def test_averaging_starts_from_the_weights_that_are_loaded(shapes, tmp_path):
-    train(setup(run_config(shapes, tmp_path / "plain")))
-    weights = tmp_path / "plain" / "model_final.pth"
+    weights = tmp_path / "weights.pth"
+    cfg = tiny_config()
+    cfg.MODEL.SOLO.NUM_CLASSES = 7
+    torch.save({"model": tiny_model(cfg).state_dict()}, weights)
     opts = ("MODEL.WEIGHTS", weights, "SOLVER.EMA.ENABLED", True)
     trainer = Trainer(setup(run_config(shapes, tmp_path / "averaged", *opts)))
     trainer.resume_or_load(resume=False)
@@ -188,6 +185,11 @@ def test_schedule_is_scaled_to_the_batch_once():
     cfg = tiny_config()
     cfg.merge_from_file("configs/coco/solov2_R50_1x.yaml")
     cfg.SOLVER.IMS_PER_BATCH = 4
+    unscaled = cfg.clone()
+    unscaled.SOLVER.REFERENCE_IMS_PER_BATCH = 0
+    expected = unscaled.dump()
+    scale_schedule(unscaled)
+    assert unscaled.dump() == expected
     scale_schedule(cfg)
     assert pytest.approx(0.0025) == cfg.SOLVER.BASE_LR
     assert cfg.SOLVER.MAX_ITER == 360_000
@@ -200,48 +202,24 @@ def test_schedule_is_scaled_to_the_batch_once():
 
 
 def test_keys_of_the_command_line_are_not_scaled(shapes, tmp_path):
-    given = {
-        "SOLVER.MAX_ITER": 9,
-        "SOLVER.BASE_LR": 0.02,
-        "SOLVER.STEPS": (3, 5),
-        "SOLVER.WARMUP_ITERS": 2,
-        "SOLVER.CHECKPOINT_PERIOD": 3,
-        "TEST.EVAL_PERIOD": 3,
-    }
+    given = {"SOLVER.MAX_ITER": 9, "SOLVER.BASE_LR": 0.02, "SOLVER.STEPS": (3, 5)}
+    given |= {"SOLVER.WARMUP_ITERS": 2, "TEST.EVAL_PERIOD": 3}
     opts = [part for pair in given.items() for part in pair]
     cfg = setup(run_config(shapes, tmp_path, *opts, "SOLVER.IMS_PER_BATCH", 2))
     for key, value in given.items():
         section, name = key.split(".")
         assert cfg[section][name] == value, key
+    assert cfg.SOLVER.CHECKPOINT_PERIOD == 4  # of the config file, for batches of 4
     log = (tmp_path / "log.txt").read_text()
     assert "SOLVER.MAX_ITER 9" in log
-
-    opts = ["SOLVER.MAX_ITER", 9, "SOLVER.IMS_PER_BATCH", 2]
-    cfg = setup(run_config(shapes, tmp_path / "some", *opts))
-    assert cfg.SOLVER.MAX_ITER == 9
-    assert cfg.SOLVER.CHECKPOINT_PERIOD == 4  # of the config file, for batches of 4
-    log = (tmp_path / "some" / "log.txt").read_text()
     assert "SOLVER.CHECKPOINT_PERIOD 2 -> 4" in log
-
-
-def test_scaling_can_be_switched_off():
-    cfg = tiny_config()
-    cfg.SOLVER.IMS_PER_BATCH = 3
-    cfg.SOLVER.REFERENCE_IMS_PER_BATCH = 0
-    before = cfg.dump()
-    scale_schedule(cfg)
-    assert cfg.dump() == before
 
 
 @pytest.mark.parametrize(
     ("opts", "error", "named"),
     [
         (["MODEL.SOLO.NUM_CLASSES", 3], ConfigError, ["MODEL.SOLO.NUM_CLASSES is 3", "7"]),
-        (["SOLVER.OPTIMIZER", "Adam"], ConfigError, ["SOLVER.OPTIMIZER is 'Adam'"]),
-        (["SOLVER.AMP.DTYPE", "half"], ConfigError, ["SOLVER.AMP.DTYPE is 'half'", "bfloat16"]),
         (["SOLVER.ACCUMULATE_STEPS", 5], ConfigError, ["ACCUMULATE_STEPS is 5", "to the", "4"]),
-        (["SOLVER.EMA.DECAY", 1.0], ConfigError, ["SOLVER.EMA.DECAY is 1.0"]),
-        (["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "all"], ConfigError, ["'all'", "full_model"]),
         (["SOLVER.EARLY_STOPPING_PATIENCE", 3], ConfigError, ["PATIENCE is 3", "EVAL_PERIOD"]),
         (["DATASETS.TRAIN", ("nothing",)], DatasetError, ["nothing"]),
     ],
@@ -250,13 +228,6 @@ def test_bad_settings_are_named_before_training(shapes, tmp_path, opts, error, n
     with pytest.raises(error) as caught:
         Trainer(setup(run_config(shapes, tmp_path, *opts)))
     assert all(text in str(caught.value) for text in named)
-
-
-def test_a_json_without_its_folder_is_refused(shapes, tmp_path):
-    args = run_config(shapes, tmp_path)
-    args.val_images = None
-    with pytest.raises(ConfigError, match="--val-json and --val-images belong together"):
-        setup(args)
 
 
 def test_missing_coco_is_one_line_that_says_where_it_looked(tmp_path, capsys):
