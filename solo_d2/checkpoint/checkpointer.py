@@ -2,7 +2,7 @@
 
 import os
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import ParseResult, parse_qs
@@ -11,13 +11,12 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from torch import Tensor, nn
 
-from solo_d2.checkpoint.formats import recognise
-from solo_d2.checkpoint.matching import match
+from solo_d2.checkpoint.formats import Format, recognise
+from solo_d2.checkpoint.matching import load_matching
 from solo_d2.checkpoint.reading import read_checkpoint
-from solo_d2.checkpoint.renaming import Format
 from solo_d2.checkpoint.saved_classes import KEY
 from solo_d2.data.classes import Category
-from solo_d2.utils.errors import ConfigError
+from solo_d2.utils.errors import ConfigError, first_line
 from solo_d2.utils.files import naming, put_in_place, save_text, sweep, unfinished
 from solo_d2.utils.user_code import from_user_code
 
@@ -73,12 +72,7 @@ class SOLOCheckpointer(DetectionCheckpointer):
         self.classes = [dict(category) for category in classes]
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Load a checkpoint, as Detectron2 does.
-
-        Args:
-            path: file or URL; "" loads nothing.
-            *args: as Detectron2's.
-            **kwargs: as Detectron2's.
+        """Load a checkpoint, as Detectron2 does, from a file or URL; "" loads nothing.
 
         Raises:
             ConfigError: it cannot be had, is no checkpoint, or does not fit the model, which then
@@ -86,22 +80,17 @@ class SOLOCheckpointer(DetectionCheckpointer):
         """
         try:
             return super().load(path, *args, **kwargs)
+        except ConfigError as error:
+            raise ConfigError(f"The weights {path} can't be used: {error}") from error
         except _LOAD_ERRORS as error:
-            if not isinstance(error, ConfigError) and from_user_code(error):
+            if from_user_code(error):
                 raise
-            lines = str(error).strip().splitlines() or ["no reason given"]
-            # Of our own errors the text is enough.
-            name = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
-            raise ConfigError(f"The weights {path} can't be used: {name}{lines[0]}") from error
+            raise ConfigError(f"The weights {path} can't be used: {first_line(error)}") from error
         finally:
             self._parsed_url_during_load = None
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Save a checkpoint, whole or not at all.
-
-        Args:
-            name: of the file, without its ending.
-            **kwargs: more to save.
+        """Save a checkpoint with more content, whole or not at all; `name` is without ending.
 
         Raises:
             OSError: it cannot be written; what was there before stays.
@@ -122,8 +111,16 @@ class SOLOCheckpointer(DetectionCheckpointer):
             temporary.unlink(missing_ok=True)
             raise
 
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Put the file that has just been written in its place, and note that it is the last."""
+        if "://" in self.save_dir:
+            super().tag_last_checkpoint(last_filename_basename)
+            return
+        put_in_place(Path(self.save_dir, last_filename_basename), self._file)
+        save_text(Path(self.save_dir, "last_checkpoint"), self._file.name)
+
     def get_checkpoint_file(self) -> str:
-        """The last checkpoint of the folder; "" if there is none.
+        """Return the last checkpoint of the folder; "" if there is none.
 
         Raises:
             ConfigError: `last_checkpoint` names a file elsewhere.
@@ -144,38 +141,24 @@ class SOLOCheckpointer(DetectionCheckpointer):
                 )
         return file
 
-    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Put the file that has just been written in its place, and note that it is the last.
-
-        Args:
-            last_filename_basename: name of the file as it was written.
-        """
-        if "://" in self.save_dir:
-            super().tag_last_checkpoint(last_filename_basename)
-            return
-        put_in_place(Path(self.save_dir, last_filename_basename), self._file)
-        save_text(Path(self.save_dir, "last_checkpoint"), self._file.name)
-
     def _load_file(self, filename: str) -> dict[str, Any]:
         """Read a file; "source" is its format, and "model" has our names if that is known."""
         loaded = read_checkpoint(filename)
+        state = loaded["model"]
         queries = parse_qs(cast(ParseResult, self._parsed_url_during_load).query)
         heuristics = queries.pop("matching_heuristics", ["False"]) == ["True"]
         if queries:
             raise ValueError(f"its address has unknown options: {', '.join(queries)}")
-        source = recognise(loaded["model"])
-        if source is not None and not source.whole and loaded["model"].keys() >= self._names():
+        source = recognise(state)
+        if source is not None and not source.whole and state.keys() >= set(self.model.state_dict()):
             source = None  # the model is such a detector itself
         if source is not None:
             self.logger.info(f"{filename} holds {source.title}")
-            loaded["model"] = source.convert(loaded["model"]).state
+            state = source.convert(state).state
         elif heuristics or filename.endswith(".pyth") or loaded.get("matching_heuristics"):
             source = BY_ENDS
-            loaded["model"] = self._match_by_ends(loaded["model"])
-        return {**loaded, "source": source}
-
-    def _names(self) -> set[str]:
-        return set(self.model.state_dict())
+            state = self._match_by_ends(state)
+        return {**loaded, "model": state, "source": source}
 
     def _match_by_ends(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Detectron2's heuristics, for the backbone; what finds no place is left out and logged."""
@@ -201,50 +184,21 @@ class SOLOCheckpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: dict[str, Any]) -> None:
         """Check the weights and load them; nothing is loaded if they don't fit."""
         state, source = checkpoint.pop("model"), checkpoint.pop("source")
-        self.restarted = load_matching(
-            self.model, state, None if self.whole else source, allow=self.allow
-        )
+        required = None if self.whole else source
+        self.restarted = load_matching(self.model, state, required, allow=self.allow)
         if self.restarted:
+            modules = sorted({".".join(name.split(".")[:2]) for name in self.restarted})
             self.logger.info(
-                f"{len(self.restarted)} parameters keep their start: {_modules(self.restarted)}"
+                f"{len(self.restarted)} parameters keep their start: {', '.join(modules)}"
             )
-        if source is not None:
-            self._warn_of_other_inputs(source)
-
-    def _warn_of_other_inputs(self, source: Format) -> None:
-        """Name settings of the format that the model does not have: nothing else would show it."""
-        for key, wanted in source.settings.items():
+        # Nothing else would show that the model has other settings than the format.
+        for key, wanted in source.settings.items() if source is not None else ():
             actual = _model_setting(self.model, key)
             if actual is not None and actual != wanted:
                 self.logger.warning(
                     f"{source.title} goes with {key} {wanted}, but the model has {actual}: results "
                     "will be worse"
                 )
-
-
-def load_matching(
-    model: nn.Module, state: Mapping[str, Tensor], source: Format | None, *, allow: Sequence[str]
-) -> list[str]:
-    """Check weights and load them; nothing is loaded if they don't fit.
-
-    Args:
-        model: is filled.
-        state: the weights, by our names.
-        source: their format; None requires the whole model.
-        allow: patterns of parameters that may be missing, left over or of another shape.
-
-    Returns:
-        Names of the parameters that keep their start.
-
-    Raises:
-        ConfigError: the weights do not fit.
-    """
-    found = match(state, model.state_dict(), source, allow=allow)
-    problem = found.problem()
-    if problem:
-        raise ConfigError(problem)
-    model.load_state_dict(found.loadable, strict=False)
-    return found.fresh
 
 
 def _model_setting(model: nn.Module, key: str) -> Any:
@@ -254,16 +208,8 @@ def _model_setting(model: nn.Module, key: str) -> Any:
     if key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):
         values = getattr(model, key.rpartition(".")[2].lower(), None)
         return None if values is None else [round(value, 3) for value in values.flatten().tolist()]
-    try:
+    try:  # MODEL.RESNETS.STRIDE_IN_1X1, of bottlenecks
         block = model.get_submodule("backbone.bottom_up.res3.0")
-        strides = [getattr(block, conv).stride for conv in ("conv1", "conv2")]
+        return block.conv3 is not None and block.conv1.stride in (2, (2, 2))
     except AttributeError:
         return None
-    if not hasattr(block, "conv3"):  # basic blocks have no choice
-        return None
-    return strides[0] in (2, (2, 2))
-
-
-def _modules(names: Sequence[str]) -> str:
-    """The modules of parameters, by their first two parts."""
-    return ", ".join(sorted({".".join(name.split(".")[:2]) for name in names}))

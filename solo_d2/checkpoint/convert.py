@@ -15,10 +15,9 @@ from detectron2.utils.file_io import PathManager
 
 import solo_d2.modeling  # noqa: F401  (registers the models)
 from solo_d2.checkpoint.derive import class_names, derive_config, settings_in_text
-from solo_d2.checkpoint.formats import FORMATS, recognise
+from solo_d2.checkpoint.formats import FORMATS, Conversion, Format, recognise
 from solo_d2.checkpoint.matching import Match, match
 from solo_d2.checkpoint.reading import read_checkpoint
-from solo_d2.checkpoint.renaming import Conversion, Format
 from solo_d2.checkpoint.saved_classes import KEY
 from solo_d2.config import configs_folder, load_config
 from solo_d2.data.classes import Category, dataset_categories, is_category_list, make_categories
@@ -33,23 +32,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be written, and what is reported of it.
-
-    Attributes:
-        source: the format of the file.
-        conversion: the weights by our names.
-        base: the config that gives what the weights do not decide.
-        settings: config keys that differ from it.
-        classes: of the weights; empty if they are unknown.
-        match: how the weights fit the model of the config.
-    """
+    """What is to be written, and what is reported of it."""
 
     source: Format
     conversion: Conversion
-    base: Path
-    settings: dict[str, Any]
-    classes: list[Category]
-    match: Match
+    base: Path  # the config that gives what the weights do not decide
+    settings: dict[str, Any]  # config keys that differ from it
+    classes: list[Category]  # empty if they are unknown
+    match: Match  # with the model of the config
 
     def report(self) -> Iterator[str]:
         """What was recognised, mapped, left over and taken from elsewhere, line by line."""
@@ -67,13 +57,9 @@ class Plan:
             if self.classes:
                 yield f"category ids: {', '.join(str(x['id']) for x in self.classes)}"
         yield f"config: {self.base}, with {len(self.settings)} keys changed"
-        grids = "MODEL.SOLO.NUM_GRIDS"
-        listed = {"MODEL.SOLO.SCALE_RANGES", grids} & set(self.settings)
-        other = [key for key in ("NUM_GRIDS", "SCALE_RANGES") if f"MODEL.SOLO.{key}" not in listed]
-        yield (
-            f"not in the weights, so as in that config unless listed: {', '.join(other)}, "
-            "thresholds, sizes of images, schedule"
-        )
+        others = [*("NUM_GRIDS", "SCALE_RANGES"), "thresholds, sizes of images, schedule"]
+        others = [key for key in others if f"MODEL.SOLO.{key}" not in self.settings]
+        yield f"not in the weights, so as in that config unless listed: {', '.join(others)}"
 
 
 def plan_conversion(
@@ -133,10 +119,10 @@ def write_conversion(plan: Plan, output: str | Path) -> Path:
 
     Args:
         plan: what to write.
-        output: the checkpoint, ending in .pth.
+        output: the checkpoint, ending in .pth; the config has the same name, ending in .yaml.
 
     Returns:
-        The config: the same name, ending in .yaml.
+        The config.
     """
     output = Path(output).absolute()
     config = output.with_suffix(".yaml")
@@ -149,10 +135,9 @@ def write_conversion(plan: Plan, output: str | Path) -> Path:
     state = {name: value.contiguous() for name, value in plan.match.loadable.items()}
     classes = {KEY: plan.classes} if plan.classes else {}
     try:
+        # Of a full disk torch tells only if the file is open.
         with whole_file(output) as temporary, open(temporary, "wb") as file:
-            torch.save(
-                {"model": state, **classes}, file
-            )  # of a full disk it tells only if the file is open
+            torch.save({"model": state, **classes}, file)
         save_text(config, _yaml(plan, output))
     except OSError as error:
         raise ConfigError(f"{output} can't be written: {describe(error)}") from error
@@ -160,12 +145,10 @@ def write_conversion(plan: Plan, output: str | Path) -> Path:
 
 
 def _yaml(plan: Plan, weights: Path) -> str:
-    base = plan.base.absolute()
+    base = str(plan.base.absolute())
     if weights.is_relative_to(ROOT):
-        shown = os.path.relpath(base, weights.parent)
-    else:
-        shown = str(base)
-    tree: dict[str, Any] = {"_BASE_": shown}
+        base = os.path.relpath(base, weights.parent)
+    tree: dict[str, Any] = {"_BASE_": base}
     for key, value in {"MODEL.WEIGHTS": str(weights), **plan.settings}.items():
         *path, last = key.split(".")
         node = tree
@@ -216,12 +199,7 @@ def _same(a: Any, b: Any) -> bool:
 def _find_classes(checkpoint: Mapping[str, Any], number: int) -> list[Category]:
     """The classes of weights: those saved with them, or COCO's where the names or their number fit.
 
-    Args:
-        checkpoint: of any project.
-        number: of the classes.
-
-    Returns:
-        The categories. Where only names are saved they are numbered from 1.
+    Where only names are saved they are numbered from 1.
     """
     saved = checkpoint.get(KEY)
     if saved and is_category_list(saved):

@@ -30,13 +30,10 @@ _HEADS = {
 
 
 def derive_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The config keys that weights decide.
+    """Return the config keys that the weights of a SOLO model or of a ResNet decide.
 
     Args:
-        state: weights of a SOLO model on a ResNet-FPN, or of a ResNet alone, by our names.
-
-    Returns:
-        Values by dotted config key.
+        state: of a SOLO model on a ResNet-FPN, or of a ResNet alone, by our names.
 
     Raises:
         ValueError: they are of no such model; the message says why.
@@ -86,7 +83,7 @@ def _resnet(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 
 
 def _kind(shape: tuple[int, ...], side: int) -> str:
-    """Return the version of a deformable convolution, by the shape of its offsets' weights."""
+    """The version of a deformable convolution, by the shape of its offsets' weights."""
     kinds = {2 * side**2: "v1", 3 * side**2: "v2"}
     if shape[0] not in kinds:
         raise ValueError(f"a deformable convolution has {shape[0]} offset channels: only one group")
@@ -167,10 +164,8 @@ def _norm(shapes: Mapping[str, Any], conv: str) -> str:
 
 def class_names(checkpoint: Mapping[str, Any]) -> list[str]:
     """Return the class names that mmcv and mmengine save with the weights; [] if there are none."""
-    meta = checkpoint.get("meta")
-    meta = meta if isinstance(meta, Mapping) else {}
-    nested = meta.get("dataset_meta")
-    for holder in (meta, nested if isinstance(nested, Mapping) else {}):
+    meta = _mapping(checkpoint, "meta")
+    for holder in (meta, _mapping(meta, "dataset_meta")):
         for key in ("CLASSES", "classes"):
             names = holder.get(key)
             if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names):
@@ -178,10 +173,14 @@ def class_names(checkpoint: Mapping[str, Any]) -> list[str]:
     return []
 
 
+def _mapping(holder: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = holder.get(key)
+    return found if isinstance(found, Mapping) else {}
+
+
 def settings_in_text(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """Return grids and scale ranges where mmcv's config is saved as text with the weights."""
-    meta = checkpoint.get("meta")
-    meta = meta if isinstance(meta, Mapping) else {}
+    meta = _mapping(checkpoint, "meta")
     text = next((meta[key] for key in ("config", "cfg") if isinstance(meta.get(key), str)), "")
     found = {}
     for name, key in (("num_grids", "NUM_GRIDS"), ("scale_ranges", "SCALE_RANGES")):

@@ -1,9 +1,100 @@
-"""All source formats: a key table each, and a place in `FORMATS`."""
+"""What a source of weights is, and all of them: a key table each, and a place in `FORMATS`."""
 
-from collections.abc import Mapping
-from typing import Any
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
-from solo_d2.checkpoint.renaming import BGR_INPUTS, RGB_INPUTS, Format, Names
+from torch import Tensor
+
+# Pairs of a regular expression for a whole name of theirs, and ours. In ours {1} is the first
+# group, {1+2} that number plus 2, {1/3} that number divided by 3.
+Names = tuple[tuple[str, str], ...]
+
+# BatchNorm counts the batches it has seen; only its training with momentum None reads that.
+COUNTERS = r".*num_batches_tracked"
+
+# What the normalisation of ImageNet is called where images are RGB in [0, 255].
+RGB_INPUTS = {
+    "INPUT.FORMAT": "RGB",
+    "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
+    "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
+    "MODEL.RESNETS.STRIDE_IN_1X1": False,
+}
+# And where they are BGR: Detectron2's defaults.
+BGR_INPUTS = {
+    "INPUT.FORMAT": "BGR",
+    "MODEL.PIXEL_MEAN": [103.53, 116.28, 123.675],
+    "MODEL.PIXEL_STD": [1.0, 1.0, 1.0],
+    "MODEL.RESNETS.STRIDE_IN_1X1": True,
+}
+
+
+class Conversion(NamedTuple):
+    """Weights under our names."""
+
+    state: dict[str, Tensor]  # a name that the format does not know is theirs
+    origins: dict[str, str]  # their name of each
+    ignored: tuple[str, ...]  # names of theirs that were left out
+
+
+@dataclass(frozen=True)
+class Format:
+    """A source of weights.
+
+    Attributes:
+        title: what it is called in messages.
+        marks: regular expressions; a file is of this format if each matches one of its names.
+        names: their names and ours. A name that is in no pair is kept.
+        ignored: regular expressions of names that mean nothing to our models.
+        whole: whether it holds whole models, rather than backbones.
+        settings: config keys whose values do not show in the weights, and what they must be.
+        absent: regular expressions of our names that the format lacks, which keep their start.
+        counters: whether it has the counters of BatchNorm under our names.
+    """
+
+    title: str
+    marks: tuple[str, ...]
+    names: Names
+    ignored: tuple[str, ...] = ()
+    whole: bool = True
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    absent: tuple[str, ...] = ()
+    counters: bool = False
+
+    def convert(self, state: Mapping[str, Tensor]) -> Conversion:
+        """Rename the parameters; ValueError if two would get one name."""
+        converted: dict[str, Tensor] = {}
+        origins: dict[str, str] = {}
+        ignored = []
+        without = self.ignored if self.counters else (*self.ignored, COUNTERS)
+        for name, value in state.items():
+            if any(re.fullmatch(pattern, name) for pattern in without):
+                ignored.append(name)
+                continue
+            ours = self._rename(name)
+            if ours in origins:
+                raise ValueError(f"{origins[ours]} and {name} are both {ours}")
+            converted[ours], origins[ours] = value, name
+        return Conversion(converted, origins, tuple(ignored))
+
+    def _rename(self, name: str) -> str:
+        for theirs, ours in self.names:
+            match = re.fullmatch(theirs, name)
+            if match:
+                return _expand(ours, match)
+        return name
+
+
+def _expand(template: str, match: re.Match[str]) -> str:
+    def value(place: re.Match[str]) -> str:
+        text = match[int(place[1])]
+        if place[2] == "+":
+            return str(int(text) + int(place[3]))
+        return str(int(text) // int(place[3])) if place[2] == "/" else text
+
+    return re.sub(r"\{(\d)(?:([+/])(\d))?\}", value, template)
+
 
 # ---- This project and Detectron2, whose zoo has detectors and two kinds of ResNet
 
@@ -94,10 +185,8 @@ ADELAIDET = Format(
 
 
 def resnet_names(prefix: str) -> Names:
-    """The table for a ResNet of torchvision, timm or mmcv whose names start with a prefix.
-
-    The offsets of deformable convolutions are inside `conv2`, and next to it in older files.
-    """
+    """The table for a ResNet of torchvision, timm or mmcv whose names start with a prefix."""
+    # The offsets of deformable convolutions are inside `conv2`, and next to it in older files.
     theirs, ours = prefix.replace(".", r"\."), "backbone.bottom_up."
     block = rf"{theirs}layer(\d)\.(\d+)\."
     return (
@@ -142,43 +231,39 @@ def _conv_module(theirs: str, ours: str, groups: int) -> Names:
     )
 
 
-def _towers(prefix: str, **ours: str) -> Names:
-    """The table for towers, by their names; ours are below "head."."""
-    return tuple(
-        pair
-        for theirs, name in ours.items()
-        for pair in _conv_module(rf"{prefix}\.{theirs}\.(\d+)", f"head.{name}.{{1}}", 1)
-    )
-
-
-def _mask_feature(prefix: str, output: str) -> Names:
-    """The table for SOLOv2's mask feature; `output` is the name of its last convolution."""
-    level, ours = rf"{prefix}\.convs_all_levels\.(\d)\.conv(\d)", "head.mask_feature."
+def _model_names(
+    head: str, towers: Sequence[str], layers: Sequence[str], feature: str, output: str
+) -> Names:
+    """The table for a whole model, given their names of `_TOWERS`, `_LAYERS` and mask feature."""
+    level = rf"{feature}\.convs_all_levels\.(\d)\.conv(\d)"
     return (
-        *_conv_module(level, f"{ours}levels.{{1}}.{{2}}", 2),
-        *_conv_module(rf"{prefix}\.{output}", f"{ours}output", 0),
+        *_BACKBONE,
+        *(
+            pair
+            for theirs, ours in zip(towers, _TOWERS, strict=True)
+            for pair in _conv_module(rf"{head}\.{theirs}\.(\d+)", f"head.{ours}.{{1}}", 1)
+        ),
+        *(
+            (rf"{head}\.{theirs}\.(.*)", f"head.{ours}.{{1}}")
+            for theirs, ours in zip(layers, _LAYERS, strict=True)
+        ),
+        *_conv_module(level, "head.mask_feature.levels.{1}.{2}", 2),
+        *_conv_module(rf"{feature}\.{output}", "head.mask_feature.output", 0),
     )
 
+
+_TOWERS = ("class_tower", "mask_tower", "column_tower", "row_tower", "kernel_tower")
+_LAYERS = ("class_logits", "mask_logits", "column_logits", "row_logits", "kernel_params")
 
 SOLO_AUTHORS = Format(
     title="the SOLO authors' code (mmdetection 1)",
     marks=(r"bbox_head\.d?solo_cate\.weight", r"backbone\.conv1\.weight"),
-    names=(
-        *_BACKBONE,
-        *_towers(
-            "bbox_head",
-            cate_convs="class_tower",
-            ins_convs="mask_tower",
-            ins_convs_x="column_tower",
-            ins_convs_y="row_tower",
-            kernel_convs="kernel_tower",
-        ),
-        (r"bbox_head\.d?solo_cate\.(.*)", "head.class_logits.{1}"),
-        (r"bbox_head\.solo_ins_list\.(.*)", "head.mask_logits.{1}"),
-        (r"bbox_head\.dsolo_ins_list_x\.(.*)", "head.column_logits.{1}"),
-        (r"bbox_head\.dsolo_ins_list_y\.(.*)", "head.row_logits.{1}"),
-        (r"bbox_head\.solo_kernel\.(.*)", "head.kernel_params.{1}"),
-        *_mask_feature("mask_feat_head", r"conv_pred\.0"),
+    names=_model_names(
+        "bbox_head",
+        ("cate_convs", "ins_convs", "ins_convs_x", "ins_convs_y", "kernel_convs"),
+        ("d?solo_cate", "solo_ins_list", "dsolo_ins_list_x", "dsolo_ins_list_y", "solo_kernel"),
+        "mask_feat_head",
+        r"conv_pred\.0",
     ),
     settings=RGB_INPUTS,
 )
@@ -189,22 +274,12 @@ MMDETECTION = Format(
         r"mask_head\.conv_cls\.weight",
         r"mask_head\.(conv_kernel|conv_mask_list\.0|conv_mask_list_x\.0)\.weight",
     ),
-    names=(
-        *_BACKBONE,
-        *_towers(
-            "mask_head",
-            cls_convs="class_tower",
-            mask_convs="mask_tower",
-            mask_convs_x="column_tower",
-            mask_convs_y="row_tower",
-            kernel_convs="kernel_tower",
-        ),
-        (r"mask_head\.conv_cls\.(.*)", "head.class_logits.{1}"),
-        (r"mask_head\.conv_mask_list\.(.*)", "head.mask_logits.{1}"),
-        (r"mask_head\.conv_mask_list_x\.(.*)", "head.column_logits.{1}"),
-        (r"mask_head\.conv_mask_list_y\.(.*)", "head.row_logits.{1}"),
-        (r"mask_head\.conv_kernel\.(.*)", "head.kernel_params.{1}"),
-        *_mask_feature(r"mask_head\.mask_feature_head", "conv_pred"),
+    names=_model_names(
+        "mask_head",
+        ("cls_convs", "mask_convs", "mask_convs_x", "mask_convs_y", "kernel_convs"),
+        ("conv_cls", "conv_mask_list", "conv_mask_list_x", "conv_mask_list_y", "conv_kernel"),
+        r"mask_head\.mask_feature_head",
+        "conv_pred",
     ),
     # mmdetection 3 saves its normalisation, which the config has.
     ignored=(r"data_preprocessor\..*",),
@@ -231,4 +306,7 @@ FORMATS = (
 
 def recognise(state: Mapping[str, Any]) -> Format | None:
     """Return the format of a state dict, by its names; None if none fits."""
-    return next((source for source in FORMATS if source.matches(state)), None)
+    for source in FORMATS:
+        if all(any(re.fullmatch(mark, name) for name in state) for mark in source.marks):
+            return source
+    return None

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from solo_d2.checkpoint.renaming import COUNTERS, Format
+from solo_d2.checkpoint.formats import COUNTERS, Format
+from solo_d2.utils.errors import ConfigError
 
 # What a backbone's weights must fill: not the pyramid on top, nor offsets that are only learnt with
 # the detector.
@@ -45,7 +46,10 @@ class Match:
                 "they have no parameter of the model, and no format that is known; theirs are "
                 f"{_listed(self.unexpected)}"
             )
-        allow = f'MODEL.WEIGHTS_ALLOW "{_patterns(differing)}"'
+        # As short patterns, the first two parts of each name: "head.class_logits.*".
+        parts = [(name, name.split(".")[:-1][:2]) for name in differing]
+        patterns = {".".join([*part, "*"]) if part else name for name, part in parts}
+        allow = f'MODEL.WEIGHTS_ALLOW "{sorted(patterns)}"'
         if set(differing) <= _CLASS_LAYER and _CLASS_LAYER <= set(self.shapes):
             found, wanted = (shape[0] for shape in self.shapes[min(_CLASS_LAYER)])
             return (
@@ -54,15 +58,13 @@ class Match:
                 f"train {wanted} classes from them, {allow} starts the last layer anew"
             )
         shapes = [f"{name} {a} instead of {b}" for name, (a, b) in self.shapes.items()]
-        parts = (
+        problems = (
             (shapes, "parameters have other shapes than the model's"),
             (self.missing, "parameters of the model are not in them"),
             (self.unexpected, "of their parameters are not in the model"),
         )
-        problems = "; ".join(
-            f"{len(names)} {text}: {_listed(names)}" for names, text in parts if names
-        )
-        return f"{problems}. Where that is wanted: {allow}"
+        texts = [f"{len(names)} {text}: {_listed(names)}" for names, text in problems if names]
+        return f"{'; '.join(texts)}. Where that is wanted: {allow}"
 
 
 def match(
@@ -85,9 +87,6 @@ def match(
     def allowed(name: str) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in allow)
 
-    def counts(name: str) -> bool:
-        return re.fullmatch(COUNTERS, name) is not None
-
     def required(name: str) -> bool:
         if allowed(name):
             return False
@@ -101,12 +100,13 @@ def match(
         for name, value in state.items()
         if name in model and value.shape != model[name].shape
     }
-    lacking = [name for name in model if name not in state and not counts(name)]
-    left_over = [name for name in state if name not in model and not counts(name)]
+    one_sided = [n for n in (*model, *state) if (n in model) != (n in state)]
+    one_sided = [name for name in one_sided if not re.fullmatch(COUNTERS, name)]
+    lacking = [name for name in one_sided if name in model]
     return Match(
         loadable={k: v for k, v in state.items() if k in model and k not in shapes},
         missing=[name for name in lacking if required(name)],
-        unexpected=[name for name in left_over if not allowed(name)],
+        unexpected=[name for name in one_sided if name in state and not allowed(name)],
         shapes={name: pair for name, pair in shapes.items() if not allowed(name)},
         fresh=[
             *(name for name in lacking if not required(name)),
@@ -115,14 +115,25 @@ def match(
     )
 
 
+def load_matching(
+    model: nn.Module, state: Mapping[str, Tensor], source: Format | None, *, allow: Sequence[str]
+) -> list[str]:
+    """Load weights into a model, or nothing if they do not fit; for the arguments see `match`.
+
+    Returns:
+        Names of the parameters that keep their start.
+
+    Raises:
+        ConfigError: the weights do not fit.
+    """
+    found = match(state, model.state_dict(), source, allow=allow)
+    problem = found.problem()
+    if problem:
+        raise ConfigError(problem)
+    model.load_state_dict(found.loadable, strict=False)
+    return found.fresh
+
+
 def _listed(items: Sequence[str]) -> str:
     more = f", and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
     return ", ".join(items[:_SHOWN]) + more
-
-
-def _patterns(names: Sequence[str]) -> list[str]:
-    """Short patterns that cover the names: their first two parts, as in "head.class_logits.*"."""
-    parts = (name.split(".")[:-1][:2] for name in names)
-    return sorted(
-        {".".join([*part, "*"]) if part else name for part, name in zip(parts, names, strict=True)}
-    )

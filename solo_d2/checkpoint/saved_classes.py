@@ -19,10 +19,7 @@ KEY = "classes"
 
 
 def read_saved_classes(weights: str) -> list[Category]:
-    """The classes that are saved with weights; the weights themselves are not read.
-
-    Args:
-        weights: file or URL, as MODEL.WEIGHTS.
+    """Read the classes that are saved with MODEL.WEIGHTS, without the weights themselves.
 
     Returns:
         The categories; empty if there are none, as in files of other projects, and if the file

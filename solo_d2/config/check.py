@@ -4,7 +4,7 @@ A config comes from YAML, from a command line or from Python code. yacs compares
 two, but lets None and the elements of lists pass; here all are compared, when something is built.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from typing import Any
 
@@ -33,9 +33,10 @@ def check_config(
         sections: whose keys are looked at; a key in full is a section of its own.
         rules: by the full names of keys of these sections.
     """
-    values = dict(_within(leaves(cfg), sections))
-    examples = dict(_within(_examples(len(ADDED_KEYS)), sections))
-    for key, example in examples.items():
+    values = dict(leaves(cfg))
+    for key, example in _examples(len(ADDED_KEYS)).items():
+        if not any(key == section or key.startswith(f"{section}.") for section in sections):
+            continue
         if key not in values:
             raise ConfigError(
                 f"{key} is missing: start from solo_d2.config.default_config(), or from "
@@ -48,13 +49,5 @@ def check_config(
 
 
 @cache
-def _examples(_num_added: int) -> Collection[tuple[str, Any]]:
-    return ({**dict(leaves(default_config())), **EXAMPLES}).items()
-
-
-def _within(
-    items: Iterable[tuple[str, Any]], sections: Collection[str]
-) -> Iterator[tuple[str, Any]]:
-    for key, value in items:
-        if any(key == section or key.startswith(f"{section}.") for section in sections):
-            yield key, value
+def _examples(_num_added: int) -> dict[str, Any]:
+    return {**dict(leaves(default_config())), **EXAMPLES}

@@ -4,7 +4,7 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,10 +21,8 @@ def register_config(add_keys: AddKeys) -> AddKeys:
     """Let every config that is loaded from now on have the keys that a function adds.
 
     Args:
-        add_keys: called with a config, adds keys and their defaults in place.
-
-    Returns:
-        The function, so that this can be its decorator.
+        add_keys: called with a config, adds keys and their defaults in place. It is returned, so
+            that this can be its decorator.
     """
     ADDED_KEYS.append(add_keys)
     return add_keys
@@ -67,15 +65,9 @@ def add_import_argument(parser: argparse.ArgumentParser) -> None:
 class _Import(argparse.Action):
     """Imports the module, and collects its name for processes that are started."""
 
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: str | Sequence[Any] | None,
-        option_string: str | None = None,
-    ) -> None:
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
         try:
-            import_extension(str(values))
+            import_extension(values)
         except ConfigError as error:
             parser.error(str(error))
-        setattr(namespace, self.dest, [*getattr(namespace, self.dest), values])
+        namespace.imports = [*namespace.imports, values]

@@ -23,21 +23,18 @@ def default_config() -> CfgNode:
 
 
 def configs_folder() -> Path:
-    """The configs of this project: inside the package if it came as a wheel, else beside it."""
+    """Return the configs of this project: inside the package of a wheel, else beside it."""
     package = Path(__file__).resolve().parents[1]
     inside = package / "configs"
     return inside if inside.is_dir() else package.parent / "configs"
 
 
 def find_config_file(config_file: str) -> str:
-    """Where a config is.
+    """Return where a config is; ConfigError if there is none.
 
     Args:
         config_file: path or URL. A path that is not there is looked for among this project's
             configs, with or without "configs/" before it.
-
-    Raises:
-        ConfigError: there is none.
     """
     if not config_file:
         raise ConfigError("No config is given: name one of configs/ by --config-file FILE")

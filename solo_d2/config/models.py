@@ -14,11 +14,7 @@ _OWN = {"SOLO": False, "PanopticSOLO": True}
 
 
 def model_class(cfg: CfgNode) -> Any:
-    """Return the registered class, or function, of a config's model.
-
-    Raises:
-        ConfigError: nothing is registered under that name.
-    """
+    """Return the registered class, or function, of a config's model, or raise a ConfigError."""
     name, known = cfg.MODEL.META_ARCHITECTURE, sorted(name for name, _ in META_ARCH_REGISTRY)
     allowed = (
         f"one of {', '.join(known)}; a module registers more when it is imported, solo_d2.modeling "

@@ -3,9 +3,8 @@
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, NamedTuple
 
 from solo_d2.utils.errors import ConfigError, shown
 
@@ -13,14 +12,8 @@ from solo_d2.utils.errors import ConfigError, shown
 MERGE_ERRORS = (KeyError, ValueError, TypeError, AttributeError, AssertionError, RecursionError)
 
 
-@dataclass(frozen=True)
-class Rule:
-    """A test of a key's value.
-
-    Attributes:
-        holds: whether a value of the right type may be.
-        allowed: the same in words, after "must be".
-    """
+class Rule(NamedTuple):
+    """A test of a key's value of the right type, and what it allows, after "must be"."""
 
     holds: Callable[[Any], bool]
     allowed: str
@@ -48,13 +41,7 @@ def one_of(choices: Collection[Any]) -> Rule:
 
 
 def each(rule: Rule, *, length: int | None = None, empty: bool = False) -> Rule:
-    """A list of values that all follow a rule.
-
-    Args:
-        rule: of each value.
-        length: how many there must be; None for any number.
-        empty: whether there may be none.
-    """
+    """A list of `length` values, or of any number, that all follow a rule; perhaps of none."""
     count = "any number of" if empty else "one or more"
 
     def holds(values: Any) -> bool:
@@ -74,7 +61,7 @@ def require(holds: bool, key: str, value: Any, allowed: str) -> None:
 
 
 def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every key of a config that is no section, in full, with its value."""
+    """Yield every key of a config that is no section, in full, with its value."""
     for name, value in node.items():
         if isinstance(value, Mapping):
             yield from leaves(value, f"{prefix}{name}.")
@@ -95,35 +82,24 @@ def wrong_type(value: Any, example: Any) -> str | None:
     empty list for a list of anything, and another list's elements are like its first.
     """
     if isinstance(example, (list, tuple)):
-        return _wrong_list(value, example)
-    if isinstance(example, bool):
-        return None if isinstance(value, bool) else "True or False"
-    if isinstance(example, str):
-        return None if isinstance(value, str) else "a text"
-    if isinstance(example, int):
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        return None if whole else "a whole number"
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if (number and value == value) or (example is None and value is None):  # NaN is no number
-        return None
-    return "a number" if example is not None else "None or a number"
-
-
-def _wrong_list(value: Any, example: list[Any] | tuple[Any, ...]) -> str | None:
-    if not isinstance(value, (list, tuple)):
-        return "a list"
-    wrong = (wrong_type(element, example[0]) for element in value) if example else ()
-    allowed = next((allowed for allowed in wrong if allowed), None)
-    return f"a list of which each element is {allowed}" if allowed else None
+        if not isinstance(value, (list, tuple)):
+            return "a list"
+        wrong = (wrong_type(element, example[0]) for element in value) if example else ()
+        allowed = next(filter(None, wrong), None)
+        return f"a list of which each element is {allowed}" if allowed else None
+    boolean = isinstance(value, bool)
+    number = isinstance(value, (int, float)) and not boolean and value == value  # NaN is none
+    right, allowed = {
+        bool: (boolean, "True or False"),
+        str: (isinstance(value, str), "a text"),
+        int: (isinstance(value, int) and not boolean, "a whole number"),
+        type(None): (number or value is None, "None or a number"),
+    }.get(type(example), (number, "a number"))
+    return None if right else allowed
 
 
 def merge_reason(error: Exception, cfg: Mapping[str, Any]) -> str:
-    """Why something could not be merged into a config, on one line.
-
-    Args:
-        error: one of `MERGE_ERRORS`, or of the file or its YAML.
-        cfg: into which it should have gone; where a key is unknown, those like it are named.
-    """
+    """Why something could not be merged into a config, on one line, with keys like unknown ones."""
     text = " ".join(str(error.args[0] if isinstance(error, KeyError) else error).split())
     unknown = re.fullmatch(r"Non-existent (?:config )?key: (\S+)", text)
     if unknown:

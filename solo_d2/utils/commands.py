@@ -66,7 +66,7 @@ def run_command(
         The exit code; `INTERRUPTED` after Ctrl-C and `TERMINATED` after SIGTERM.
     """
     mendable: Errors = (*_OWN, OSError, *errors)
-    with sigterm_raises() as stopped, _quiet_logging(mendable):
+    with _sigterm_raises() as stopped, _quiet_logging(mendable):
         try:
             try:
                 result = work()
@@ -86,7 +86,11 @@ def run_command(
             print(f"{name or 'Ctrl-C'}: interrupted", file=sys.stderr)
             return INTERRUPTED
         except Terminated:
-            _wait_for_processes()
+            for process in multiprocessing.active_children():
+                process.terminate()  # Python drops a signal to a process that was just forked
+                process.join(_PATIENCE)
+                if process.is_alive():
+                    process.kill()
             print(f"{name or 'SIGTERM'}: terminated", file=sys.stderr)
             return TERMINATED
 
@@ -105,22 +109,18 @@ def cause_of_end(exit_code: int) -> str:
     number = {INTERRUPTED: signal.SIGINT, TERMINATED: signal.SIGTERM}.get(exit_code, -exit_code)
     if number <= 0:
         return f"with exit code {exit_code}"
-    try:
-        name = signal.Signals(number).name
-    except ValueError:  # a real-time signal
-        name = f"signal {number}"
-    return f"by {name}" + (" (mostly because memory ran out)" if number == signal.SIGKILL else "")
+    if number == signal.SIGKILL:
+        return "by SIGKILL (mostly because memory ran out)"
+    names = {int(known): known.name for known in signal.Signals}
+    return f"by {names.get(number, f'signal {number}')}"  # real-time signals have no names
 
 
 @contextlib.contextmanager
-def sigterm_raises() -> Iterator[Callable[[], bool]]:
-    """Raise `Terminated` in the main thread when SIGTERM comes while the block runs.
+def _sigterm_raises() -> Iterator[Callable[[], bool]]:
+    """Raise `Terminated` in the main thread on SIGTERM, and end started processes too.
 
-    Processes that this one has started by `multiprocessing` are ended too. Signals soon after the
-    first do nothing, as a job's manager and what started the job may both send one.
-
-    Yields:
-        A function that returns whether the signal has come.
+    Signals soon after the first do nothing, as a job's manager and what started the job may both
+    send one. Yields a function that returns whether the signal has come.
     """
     if threading.current_thread() is not threading.main_thread():  # signals are not for others
         yield lambda: False
@@ -147,15 +147,6 @@ def sigterm_raises() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _wait_for_processes() -> None:
-    """End all children: Python drops a signal that comes to one that was just forked."""
-    for process in multiprocessing.active_children():
-        process.terminate()
-        process.join(_PATIENCE)
-        if process.is_alive():
-            process.kill()
-
-
 def _close_logs() -> None:
     """Close log files, which may be on a full disk, before Detectron2 reports that at exit."""
     for handler in _log_files():
@@ -170,7 +161,6 @@ def shorten_log_errors() -> None:
 
 
 def _report_once(handler: "logging.StreamHandler[Any]", record: logging.LogRecord) -> None:
-    """Print why a log file cannot be written, the first time."""
     error = sys.exc_info()[1]
     if not isinstance(error, OSError):  # a call that logs is wrong
         type(handler).handleError(handler, record)
@@ -181,7 +171,7 @@ def _report_once(handler: "logging.StreamHandler[Any]", record: logging.LogRecor
 
 
 def _log_files() -> "Iterator[logging.StreamHandler[Any]]":
-    """The log files of Detectron2 and of this project that are open."""
+    """The open log files of Detectron2 and of this project."""
     for name in ("detectron2", "fvcore", "solo_d2"):
         for handler in logging.getLogger(name).handlers:
             of_console = getattr(handler, "stream", None) in (None, sys.stdout, sys.stderr)

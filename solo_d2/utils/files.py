@@ -10,7 +10,6 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from solo_d2.utils.user_code import calls_user_code
@@ -36,8 +35,7 @@ def whole_file(path: Path | str) -> Iterator[Path]:
             pipe, such as /dev/stdout, is written to as it is.
 
     Yields:
-        A temporary name with the same extension, in the same folder. It takes the place of `path`
-        when the block ends, and is removed when the block raises.
+        A temporary name with the same extension, in the same folder; `path` when the block ends.
 
     Raises:
         OSError: it cannot be written; it names `path`, also where the block's error does not.
@@ -80,13 +78,9 @@ def put_in_place(temporary: Path, path: Path) -> None:
 
 @contextlib.contextmanager
 def naming(path: Path | str, temporary: Path | str | None = None) -> Iterator[None]:
-    """Make errors of writing a file name it.
+    """Make errors of writing a file or folder name it, with `temporary` as its name until then.
 
     Those of a full disk name no file, and torch raises a RuntimeError instead.
-
-    Args:
-        path: the file or folder that is written.
-        temporary: the name under which it is until it is whole.
 
     Raises:
         OSError: with `path` as its file name; errors that name other files, and those of the user's
@@ -95,34 +89,20 @@ def naming(path: Path | str, temporary: Path | str | None = None) -> Iterator[No
     try:
         yield
     except (OSError, RuntimeError) as error:
-        cause = _cause(error)
-        if cause is None or cause.errno is None or not _is_of(cause.filename, temporary):
+        cause: Any = error if isinstance(error, OSError) else error.__cause__ or error.__context__
+        if cause is not error and getattr(cause, "errno", None) not in _NO_ROOM:
             raise
-        if calls_user_code(_below_here(error.__traceback__)):
+        name = cause.filename
+        known = temporary is not None and name is not None
+        ours = known and Path(temporary) in (Path(str(name)), *Path(str(name)).parents)
+        if cause.errno is None or not (name is None or ours):
+            raise
+        below = error.__traceback__
+        while below is not None and below.tb_frame.f_code.co_filename == __file__:
+            below = below.tb_next
+        if calls_user_code(below):
             raise  # its file is another one
         raise OSError(cause.errno, cause.strerror, os.fspath(path)) from error
-
-
-def _below_here(traceback: TracebackType | None) -> TracebackType | None:
-    """A traceback without the first frames, those of this module."""
-    while traceback is not None and traceback.tb_frame.f_code.co_filename == __file__:
-        traceback = traceback.tb_next
-    return traceback
-
-
-def _is_of(name: Any, temporary: Path | str | None) -> bool:
-    """Whether a name that an error has, if any, is a temporary one or that of a file in it."""
-    if name is None or temporary is None:
-        return name is None
-    return name == os.fspath(temporary) or Path(temporary) in Path(str(name)).parents
-
-
-def _cause(error: BaseException) -> OSError | None:
-    """The error of the system behind one that writing has raised."""
-    if isinstance(error, OSError):
-        return error
-    behind = error.__cause__ or error.__context__
-    return behind if isinstance(behind, OSError) and behind.errno in _NO_ROOM else None
 
 
 def describe(error: OSError) -> str:

@@ -49,7 +49,7 @@ def limit_pixels(max_pixels: int) -> None:
 
 
 def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
-    """Read an image file upright, as 8-bit RGB.
+    """Read an image file upright, as (H, W, 3) uint8 RGB.
 
     The orientation of EXIF is applied. Of several frames the first is read. An alpha channel is
     dropped, as Detectron2 does in training. Grey images of more than 8 bits and float images are
@@ -59,9 +59,6 @@ def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.
         path: the file; its content decides about the format, not its name.
         max_pixels: most pixels that are decoded. If it is above `MAX_PIXELS`, and Pillow's own
             limit for the whole process is lower, that is raised to it; else both limits count.
-
-    Returns:
-        (H, W, 3) uint8, RGB.
 
     Raises:
         ImageError: the file is empty, truncated, damaged, too large, or no image.
@@ -89,7 +86,8 @@ def read_size(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> tuple[int, i
 @contextlib.contextmanager
 def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
     """Open an image; whatever goes wrong with it in the block is an ImageError."""
-    _allow(max_pixels)
+    if max_pixels > MAX_PIXELS and Image.MAX_IMAGE_PIXELS is not None:
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
     try:
         if path.stat().st_size == 0:
             raise ImageError(f"{path}: the file is empty")
@@ -102,8 +100,6 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
             yield image
     except ImageError:
         raise
-    except UnidentifiedImageError:
-        raise ImageError(f"{path}: not an image of a known format") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         limit, own = f"the limit of {max_pixels}", Image.MAX_IMAGE_PIXELS or max_pixels
         limit = limit if own >= max_pixels else f"Pillow's Image.MAX_IMAGE_PIXELS, {own}, allows"
@@ -111,18 +107,14 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
     except MemoryError:
         raise ImageError(f"{path}: not enough memory to decode it") from None
     except OSError as error:
-        reason = error.strerror or f"truncated or damaged ({error})"
+        unknown = isinstance(error, UnidentifiedImageError)
+        damaged = "not an image of a known format" if unknown else f"truncated or damaged ({error})"
+        reason = error.strerror or damaged
         raise ImageError(f"{path}: {reason}") from error
     except ValueError as error:  # of `to_8_bit`, or a mode that has no RGB
         raise ImageError(f"{path}: {error}") from error
     except Exception as error:  # Pillow's decoders raise many kinds on damaged files
         raise ImageError(f"{path}: cannot be decoded ({type(error).__name__}: {error})") from error
-
-
-def _allow(max_pixels: int) -> None:
-    """Raise Pillow's own limit where a higher one than the default is asked for."""
-    if max_pixels > MAX_PIXELS and Image.MAX_IMAGE_PIXELS is not None:
-        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
 
 
 def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
@@ -138,20 +130,12 @@ def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def to_8_bit(values: NDArray) -> NDArray[np.uint8]:
-    """Scale grey values of another type to 0..255, so that they look as meant.
+    """Scale (H, W) grey values, integer or float, to (H, W) uint8 that looks as meant.
 
     Integers are divided by the largest value of the smallest usual depth (8, 10, 12, 14 or 16 bits)
     that holds them all; floats in [0, 1] count from 0 to 1, floats in [0, 255] are taken as they
-    are. Anything else is stretched from its least to its greatest value.
-
-    Args:
-        values: (H, W), integer or float.
-
-    Returns:
-        (H, W) uint8.
-
-    Raises:
-        ValueError: a value is not finite.
+    are. Anything else is stretched from its least to its greatest value. ValueError if one is not
+    finite.
     """
     low, high = float(values.min()), float(values.max())
     if not np.isfinite([low, high]).all():
@@ -167,18 +151,10 @@ def to_8_bit(values: NDArray) -> NDArray[np.uint8]:
 
 
 def write_image(file: Path | str, image: Image.Image, **options: Any) -> None:
-    """Write an image, of the kind that the file's extension says unless `format` is given.
+    """Write an image with Pillow's options, as its extension says unless `format` is given.
 
-    It is encoded in memory: Pillow itself takes the part that fits on a full disk for all, and
-    raises nothing.
-
-    Args:
-        file: to be written.
-        image: what to write.
-        **options: as those of Pillow's `save`.
-
-    Raises:
-        OSError: it cannot be written.
+    It is encoded in memory, since Pillow itself raises nothing on a full disk. OSError if the file
+    cannot be written.
     """
     kind = options.pop("format", None) or Image.registered_extensions()[Path(file).suffix.lower()]
     content = io.BytesIO()

@@ -38,12 +38,11 @@ def from_user_code(error: BaseException) -> bool:
     """Return whether code of the user raised an error, or called or was called by what raised it.
 
     A script that calls our commands, as train_net.py does, does not count for what they raise.
-
-    Args:
-        error: as caught; errors of data loader workers have their traceback as text.
     """
     owners = [_owner(file) for file in _frames(error.__traceback__)]
-    owners += [_owner(file) for file in _files_in_text(str(error))]
+    # Errors of data loader workers have their traceback as text, of which the last counts.
+    _, head, text = str(error).rpartition(_HEAD)
+    owners += [_owner(file) for file in (_FRAME.findall(text) if head else ())]
     # A script of the user that calls us counts only if nothing of ours was called.
     return _called_user(owners) if "caller" in owners else "user" in owners
 
@@ -82,10 +81,8 @@ def _owner(file: str) -> str:
     package = Path(__file__).resolve().parents[1]
     beside = package.parent
     if (beside / _SCRIPTS[0]).is_file():  # a checkout, not an installed package
-        for name in _SCRIPTS:
-            script = str(beside / name)
-            if path == script or path.startswith(script + os.sep):
-                return "caller"
+        if any(Path(path).is_relative_to(beside / name) for name in _SCRIPTS):
+            return "caller"
     for folder in (*_folders(_LIBRARIES), *_standard_library()):
         if path.startswith(folder + os.sep):
             inside = os.path.relpath(path, folder).split(os.sep)
@@ -116,10 +113,3 @@ def _frames(traceback: TracebackType | None) -> Iterator[str]:
             file = "<stdin>"  # python -c
         yield file
         traceback = traceback.tb_next
-
-
-def _files_in_text(text: str) -> Iterator[str]:
-    """Files of the last traceback in a text."""
-    _, head, traceback_text = text.rpartition(_HEAD)
-    if head:
-        yield from _FRAME.findall(traceback_text)

@@ -36,7 +36,8 @@ OF_A_RUN = {
     "SOLVER.BASE_LR": [NAN, INF, -0.01, "fast", None], "SOLVER.MAX_ITER": [0, 90000.0],
     "SOLVER.STEPS": [(80, 60), (0, 60), 60, ("60",)], "SOLVER.LR_SCHEDULER_NAME": ["Cosine"],
     "SOLVER.OPTIMIZER": ["Adam"], "SOLVER.AMP.DTYPE": ["half"], "SOLVER.EMA.DECAY": [1.0],
-    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ["all"], "SOLVER.IMS_PER_BATCH": [0], "SOLVER.REFERENCE_IMS_PER_BATCH": [-1],
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ["all"], "SOLVER.IMS_PER_BATCH": [0],
+    "SOLVER.REFERENCE_IMS_PER_BATCH": [-1],
     "SOLVER.WARMUP_METHOD": ["slow"], "SOLVER.WARMUP_ITERS": [-1], "SOLVER.WARMUP_FACTOR": [2.0],
     "SOLVER.MOMENTUM": [1.0], "SOLVER.WEIGHT_DECAY_BIAS": ["0"],
     "SOLVER.CLIP_GRADIENTS.NORM_TYPE": [0.0], "SOLVER.CHECKPOINT_PERIOD": [0],
@@ -146,18 +147,35 @@ FILES = {
     "_BASE_: 3": "",
     "VERSION: x": "",
     "MODEL: {SOLO: {NMS: [}}": "",
-    "OUTPUT_DIR: !!python/object/apply:os.getcwd []": "os.getcwd",
-    "\0": "",
+    "MODEL: !!python/object/apply:os.mkdir [MADE]": "os.mkdir",
+    "MODEL: !!python/object/new:os.mkdir {args: [MADE]}": "os.mkdir",
+    "MODEL: {WEIGHTS: !!python/name:os.system}": "os.system",
+    "MODEL: &a\n  X: *a\n": "",
+    "MODEL: " + "[" * 1000 + "]" * 1000: "",
+    "MODEL: {PIXEL_MEAN: '" + "(" * 500 + ")" * 500 + "'}": "",
+    "_BASE_: /": "",
+    "\0\1": "",
 }
 
 
-@pytest.mark.parametrize("content", FILES)
-def test_a_file_that_is_no_config(tmp_path, content):
+@pytest.mark.parametrize("content", FILES, ids=lambda content: content[:30])
+def test_a_file_that_is_no_config_runs_nothing_and_is_named(tmp_path, monkeypatch, content):
+    monkeypatch.chdir(tmp_path)
     file = tmp_path / "config.yaml"
     file.write_text(content)
     text = refusal(load_config, str(file))
     assert "config.yaml" in text
     assert FILES[content] in text
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_honest_aliases_and_bases_are_read(tmp_path):
+    (tmp_path / "base.yaml").write_text("SEED: 3")
+    (tmp_path / "config.yaml").write_text(
+        "_BASE_: base.yaml\nINPUT: {MIN_SIZE_TEST: &size 700, MAX_SIZE_TEST: *size}"
+    )
+    cfg = load_config(str(tmp_path / "config.yaml"))
+    assert (cfg.SEED, cfg.INPUT.MAX_SIZE_TEST) == (3, 700)
 
 
 @pytest.mark.parametrize(

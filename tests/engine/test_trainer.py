@@ -74,7 +74,8 @@ def test_a_saved_model_is_evaluated_on_other_data_of_its_classes_alone(shapes, t
     (tmp_path / "config.yaml").write_text(text.replace("instances_train", "gone"))
     with restored():
         evaluator = build_evaluator(setup(saved_run(tmp_path, *data)), "custom_val", str(tmp_path))
-        found = [{"category_id": 0}, {"category_id": 6}]
+        first = content["images"][0]["id"]
+        found = [{"category_id": key, "image_id": first} for key in (0, 6)]
         evaluator._use_category_ids(found)
         assert [x["category_id"] for x in found] == [10, 70]  # those of the test set
     content["categories"][1]["name"] = "oval"

@@ -25,9 +25,8 @@ import labels_to_coco  # noqa: E402
 import train_net  # noqa: E402
 from demo import demo  # noqa: E402
 from solo_d2.checkpoint.convert import Plan, write_conversion  # noqa: E402
-from solo_d2.checkpoint.formats import OWN  # noqa: E402
+from solo_d2.checkpoint.formats import OWN, Conversion  # noqa: E402
 from solo_d2.checkpoint.matching import Match  # noqa: E402
-from solo_d2.checkpoint.renaming import Conversion  # noqa: E402
 from solo_d2.data.shapes.__main__ import main as shapes_main  # noqa: E402
 from solo_d2.engine import argument_parser  # noqa: E402
 from solo_d2.engine.launch import JobError, launch  # noqa: E402

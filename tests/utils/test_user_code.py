@@ -14,13 +14,14 @@ pytest.importorskip("detectron2")
 
 from detectron2.data import DatasetCatalog, MetadataCatalog  # noqa: E402
 from detectron2.data import transforms as T  # noqa: E402
+from detectron2.data.catalog import Metadata  # noqa: E402
 from detectron2.engine import HookBase  # noqa: E402
 from detectron2.modeling import BACKBONE_REGISTRY, build_model  # noqa: E402
 
 from solo_d2.data import SOLODatasetMapper, check_datasets  # noqa: E402
 from solo_d2.data.loader import make_train_loader  # noqa: E402
 from solo_d2.engine import Trainer, setup  # noqa: E402
-from solo_d2.engine.launch import _process, launch  # noqa: E402
+from solo_d2.engine.launch import launch  # noqa: E402
 from solo_d2.export.pipeline import ExportPipeline  # noqa: E402
 from solo_d2.export.programs import describe, trace  # noqa: E402
 from solo_d2.inference import NMS  # noqa: E402
@@ -103,30 +104,14 @@ def load(folder, statement):
 
 
 @pytest.fixture
-def registered():
+def registered(monkeypatch):
     """Register things for a test: `registered(registry, name, thing)`."""
-    added = []
 
     def add(registry, name, thing):
-        added.append((getattr(registry, "_obj_map", registry), name))
-        added[-1][0][name] = thing
+        entries = getattr(registry, "_obj_map", getattr(registry, "data", registry))
+        monkeypatch.setitem(entries, name, thing)
 
-    yield add
-    for registry, name in added:
-        del registry[name]
-
-
-@pytest.fixture
-def dataset():
-    """Register a data set by its function."""
-
-    def add(function):
-        DatasetCatalog.register("of_user", function)
-        MetadataCatalog.get("of_user").thing_classes = ["a"]
-
-    yield add
-    DatasetCatalog.pop("of_user", None)
-    MetadataCatalog.pop("of_user", None)
+    return add
 
 
 @pytest.fixture(scope="module")
@@ -155,19 +140,15 @@ def test_head_that_fails_in_its_constructor(mine, registered):
         assert "MODEL.SOLO" in error.value.__notes__[0]
 
 
-def test_backbone_function(mine, registered):
+def test_parts_that_fail_or_are_called_wrongly(mine, registered):
     registered(BACKBONE_REGISTRY, "mine", mine.fail)
     cfg = tiny_config()
     cfg.MODEL.BACKBONE.NAME = "mine"
     with pytest.raises(RAISED) as error:
         build_model(cfg)
     assert_shown(error, mine)
-
-
-def test_part_of_the_user_that_is_called_wrongly(tmp_path, registered):
-    """No line of the user's runs, yet it is the user's part that has to be changed."""
-    module = load(tmp_path, "pass")
-    registered(SOLO_HEAD_REGISTRY, "Mine", module.WithoutArguments)
+    # No line of the user's runs, yet it is the user's part that has to be changed.
+    registered(SOLO_HEAD_REGISTRY, "Mine", mine.WithoutArguments)
     with pytest.raises(TypeError):
         build_model(tiny_config("Mine"))
 
@@ -199,8 +180,9 @@ def test_export_of_a_backbone_that_fails(mine):
 
 
 @each_kind
-def test_function_of_a_data_set(mine, dataset):
-    dataset(mine.fail)
+def test_function_of_a_data_set(mine, registered):
+    registered(DatasetCatalog, "of_user", mine.fail)
+    registered(MetadataCatalog, "of_user", Metadata(name="of_user", thing_classes=["a"]))
     check_datasets(["of_user"])
     with pytest.raises(RAISED) as error:
         DatasetCatalog.get("of_user")
@@ -268,13 +250,6 @@ def test_hook_of_a_training(mine, job, tmp_path, caplog):
     assert error.value.filename != str(tmp_path / "out")
 
 
-def test_a_process_of_a_job_raises_what_is_of_the_user(mine):
-    """Detectron2's launcher shows its traceback."""
-    with pytest.raises(OSError, match="of_mine") as error:
-        _process(lambda args: mine.fail(), None, 1)
-    assert_shown(error, mine)
-
-
 def test_errors_of_values_are_one_line(tmp_path, capsys):
     """The other half: the same kinds of errors, raised by ours and Detectron2's code."""
     cfg = tiny_config()
@@ -288,7 +263,7 @@ def test_errors_of_values_are_one_line(tmp_path, capsys):
     assert "none.yaml" in lines[1]
 
 
-def test_owner_of_a_class(tmp_path):
-    assert is_of_user(load(tmp_path, "pass").Head)
+def test_owner_of_a_class(mine):
+    assert is_of_user(mine.Head)
     assert not is_of_user(SOLODatasetMapper)
     assert not is_of_user(HookBase)
