@@ -205,7 +205,7 @@ def test_what_cannot_be_converted_writes_nothing(case, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["source.pth"]
 
 
-def test_files_that_can_not_be(tmp_path, capsys):
+def test_places_that_can_not_be(tmp_path, capsys):
     assert main([str(tmp_path / "gone.pth"), str(tmp_path / "out.pth")]) == 2
     assert "gone.pth" in capsys.readouterr().err
     source = save(tmp_path / "source.pth", published.authors("solov2"))

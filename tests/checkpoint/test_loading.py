@@ -1,7 +1,6 @@
 """MODEL.WEIGHTS from every source: what fits arrives whole, what doesn't is named."""
 
 import copy
-import logging
 import os
 import pickle
 import re
@@ -58,8 +57,7 @@ def test_whole_models_arrive(name, tmp_path, caplog):
     state = SOURCES[name]()
     torch.save({"meta": {"CLASSES": ("a",)}, "state_dict": state}, tmp_path / "weights.pth")
     model = model_for(state)
-    with caplog.at_level(logging.WARNING):
-        SOLOCheckpointer(model, whole=True).load(str(tmp_path / "weights.pth"))
+    SOLOCheckpointer(model, whole=True).load(str(tmp_path / "weights.pth"))
     assert "goes with" not in caplog.text
     loaded = model.state_dict()
     origins = recognise(state).convert(state).origins
@@ -124,11 +122,7 @@ def test_backbones_arrive_and_the_rest_keeps_its_start(name, resnet50, tmp_path)
         assert torch.equal(value, expected), key
     with pytest.raises(ConfigError, match=r"not in them: .*head\."):
         SOLOCheckpointer(resnet50, whole=True).load(str(tmp_path / name))
-
-
-@pytest.mark.parametrize("name", BACKBONES)
-def test_a_backbone_of_another_depth_is_refused(name, resnet50, tmp_path):
-    _, shapes, _ = BACKBONES[name]
+    # Nor does one of another depth fit.
     last = re.compile(r"(layer3\.|res4[._])5")
     longer = {last.sub(r"\g<1>6", key): shape for key, shape in shapes.items()}
     shorter = {key: shape for key, shape in shapes.items() if not last.search(key)}
@@ -253,8 +247,7 @@ def test_training_goes_on_and_other_content_is_returned(own):
 
 def test_settings_that_do_not_fit_the_source_are_told(resnet50, tmp_path, caplog):
     torch.save({"model": published.adelaidet()}, tmp_path / "weights.pth")
-    with caplog.at_level(logging.WARNING):
-        SOLOCheckpointer(resnet50).load(str(tmp_path / "weights.pth"))
+    SOLOCheckpointer(resnet50).load(str(tmp_path / "weights.pth"))
     told = [record.message for record in caplog.records if "goes with" in record.message]
     for key in ("INPUT.FORMAT BGR", "PIXEL_MEAN", "PIXEL_STD", "STRIDE_IN_1X1 True"):
         assert any(key in message for message in told)

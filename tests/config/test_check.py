@@ -149,7 +149,7 @@ FILES = {
     "MODEL: {SOLO: {NMS: [}}": "",
     "MODEL: !!python/object/apply:os.mkdir [MADE]": "os.mkdir",
     "MODEL: !!python/object/new:os.mkdir {args: [MADE]}": "os.mkdir",
-    "MODEL: {WEIGHTS: !!python/name:os.system}": "os.system",
+    "MODEL:\n  WEIGHTS: !!python/name:os.system ''": "os.system",
     "MODEL: &a\n  X: *a\n": "",
     "MODEL: " + "[" * 1000 + "]" * 1000: "",
     "MODEL: {PIXEL_MEAN: '" + "(" * 500 + ")" * 500 + "'}": "",

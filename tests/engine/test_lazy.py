@@ -39,7 +39,7 @@ def cfg():
 def plain(value):
     """A setting as something that can be compared."""
     if dataclasses.is_dataclass(value):
-        return [plain(getattr(value, field.name)) for field in dataclasses.fields(value)]
+        return plain(vars(value))
     if hasattr(value, "keywords"):
         return value.func, plain(value.keywords)
     if hasattr(value, "items"):
@@ -65,13 +65,11 @@ def test_model_is_that_of_the_yaml(lazy, cfg):
 
 def test_training_is_that_of_the_yaml(lazy, cfg):
     made = trainer_config(lazy)
-    for section, keys in {
-        "SOLVER": ("MAX_ITER", "IMS_PER_BATCH", "CHECKPOINT_PERIOD", "ACCUMULATE_STEPS"),
-        "TEST": ("EVAL_PERIOD",),
-        "MODEL": ("WEIGHTS", "META_ARCHITECTURE"),
-    }.items():
-        for key in keys:
-            assert made[section][key] == cfg[section][key], key
+    for key in ("MAX_ITER", "IMS_PER_BATCH", "CHECKPOINT_PERIOD", "ACCUMULATE_STEPS"):
+        assert made.SOLVER[key] == cfg.SOLVER[key], key
+    assert made.TEST.EVAL_PERIOD == cfg.TEST.EVAL_PERIOD
+    assert made.MODEL.WEIGHTS == cfg.MODEL.WEIGHTS
+    assert made.MODEL.META_ARCHITECTURE == cfg.MODEL.META_ARCHITECTURE
     parameter = torch.nn.Parameter(torch.zeros(1))
     schedule = Trainer.build_lr_scheduler(cfg, torch.optim.SGD([parameter], lr=1.0))
     multiplier = instantiate(lazy.lr_multiplier)
@@ -162,7 +160,7 @@ def test_a_bad_step_is_replayed_with_the_config_that_was_saved(lazy, shapes, tmp
     assert "do not fit" in capsys.readouterr().err
 
 
-def test_unknown_and_bad_keys_are_named(lazy):
+def test_keys_that_are_unknown_bad_or_missing_are_named(lazy):
     lazy.train.ema.decai = 0.9
     with pytest.raises(ConfigError, match="train.ema.decai"):
         trainer_config(lazy)
@@ -170,21 +168,18 @@ def test_unknown_and_bad_keys_are_named(lazy):
     lazy.train.max_iter = "long"
     with pytest.raises(ConfigError, match="train.max_iter is 'long'"):
         trainer_config(lazy)
+    del lazy.lr_multiplier
+    with pytest.raises(ConfigError, match="has no lr_multiplier"):
+        trainer_config(lazy)
 
 
 @pytest.mark.parametrize(
     ("override", "named"),
     [
-        (
-            "model.head.conv_dim=33",
-            "lazy config's `model` cannot be built: ValueError",
-        ),
-        ("model.head.norm=XN", "`model` cannot be built"),
+        ("model.head.conv_dim=33", "lazy config's `model` cannot be built: ValueError"),
         ("optimizer.lr=-1", "optimizer cannot be built: ValueError: Invalid learning rate"),
         ("lr_multiplier.warmup_method=slow", "lr_multiplier cannot be built"),
         ("dataloader.train.total_batch_size=0", "SOLVER.IMS_PER_BATCH is 0"),
-        ("train.max_iter=0", "SOLVER.MAX_ITER is 0"),
-        ("train.seed=4294967296", "SEED is 4294967296"),
         ("train.ema.decay=2", "train.ema.decay is 2"),
         ("dataloader.train.dataset.names=gone", "gone"),
         (f"model.scale_ranges={[[5000, 6000]] * 5}", "nothing to train on"),
@@ -208,9 +203,3 @@ def test_data_without_objects_is_refused(lazy, shapes, tmp_path, filtered):
     lazy.dataloader.train.dataset.filter_empty = filtered
     with pytest.raises(DatasetError, match="'lazy_empty': none of the 24 images"):
         LazyTrainer(lazy)
-
-
-def test_a_part_that_is_missing_is_named(lazy):
-    del lazy.lr_multiplier
-    with pytest.raises(ConfigError, match="has no lr_multiplier"):
-        trainer_config(lazy)

@@ -20,23 +20,15 @@ from tests.isolation import restored  # noqa: E402
 from tests.pictures import bad_pictures  # noqa: E402
 
 
-def spoil(folder, tmp_path, count):
-    """Put bad files in the place of the last images of a folder; their names."""
-    kinds = sorted(bad_pictures(tmp_path / "bad"))
-    kinds = [kind for kind in kinds if kind not in ("missing.jpg", "a_directory.jpg")]
-    names = []
-    for file, kind in zip(sorted(folder.iterdir())[-count:], kinds, strict=False):
-        shutil.copy(tmp_path / "bad" / kind, file)
-        names.append(file.name)
-    return names
-
-
 @pytest.fixture
 def damaged(shapes, tmp_path):
     """Generated images, of which 12 of 24 to train on and 2 of 6 to evaluate on are bad."""
     copied = shutil.copytree(shapes, tmp_path / "shapes")
+    kinds = sorted(bad_pictures(tmp_path / "bad"))
+    kinds = [kind for kind in kinds if kind not in ("missing.jpg", "a_directory.jpg")]
     for split, count in (("train", 12), ("val", 2)):
-        spoil(copied / split, tmp_path, count)
+        for file, kind in zip(sorted((copied / split).iterdir())[-count:], kinds, strict=False):
+            shutil.copy(tmp_path / "bad" / kind, file)
     return copied
 
 

@@ -25,7 +25,7 @@ from tests.reliability import killing  # noqa: E402
 # Of a run whose content does not follow from its inputs alone to the byte.
 WITH_TIMES = {"evaluation", "training"}
 QUICK = ["one_file", "labels", "panoptic", "conversion"]
-LONG = ["shapes", "example", "stills", "video", "training", "evaluation", "export"]
+LONG = ["shapes", "stills", "video", "training", "evaluation", "export"]
 
 
 def long(*works):

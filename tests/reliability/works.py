@@ -4,7 +4,6 @@ Each work takes a folder: `in` has what `prepare` made, `out` gets the results. 
 there changes what comes out. They return exit codes.
 """
 
-import shutil
 import sys
 from pathlib import Path
 from unittest import mock
@@ -75,15 +74,6 @@ def labels(folder):
     chosen = source / ("other" if variant(folder) else "labels")
     command = ("--images", source / "images", "--labels", chosen, "--output", folder / "out")
     return labels_to_coco.main(words(*command))
-
-
-def example(folder):
-    out = folder / "out"
-    if (out / "images").exists() != (out / "labels").exists():  # as the command asks for
-        shutil.rmtree(out / ("images" if (out / "images").exists() else "labels"))
-    command = ("--images", out / "images", "--labels", out / "labels", "--output", out)
-    made = () if (out / "images").exists() else ("--example", 3)
-    return labels_to_coco.main(words(*command, *made))
 
 
 def panoptic(folder):
@@ -202,7 +192,7 @@ def one_file(folder):
 WORKS = {
     work.__name__: work
     for work in (
-        *(one_file, shapes, labels, example, panoptic, conversion),
+        *(one_file, shapes, labels, panoptic, conversion),
         *(stills, video, training, evaluation, export),
     )
 }
