@@ -87,7 +87,7 @@ def test_scores_and_boxes_are_finite(nms, backend, product, seed, spoilt, kernel
         assert torch.equal(getattr(found[1], name), getattr(untouched, name))
 
 
-@pytest.mark.parametrize("part", ["classes", "kernels"])
+@pytest.mark.parametrize("part", ["classes", "kernels", "feature"])
 def test_triton_too(part):
     pytest.importorskip("triton")
     # Few candidates: the interpreter is slow.

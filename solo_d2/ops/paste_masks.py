@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from solo_d2.ops.backends import choose_backend
+from solo_d2.ops.binary_masks import zero_masks
 from solo_d2.ops.mask_geometry import boxes_of_lines, line_spans, mask_boxes
 from solo_d2.ops.threads import in_threads
 
@@ -40,7 +41,7 @@ def paste_masks(
         stride: input pixels of one mask pixel.
         image_size: height and width of the image in the padded input.
         thresh: a pixel is set above this probability, which is at least 0.
-        out: (M, H', W') bool at the output size, False everywhere; the masks are written here.
+        out: (M, H', W') bool at the output size, from `new_masks`; the masks are written here.
         backend: "torch" resizes whole masks (the reference; 128 MiB, or two whole masks if that is
             more), "tiled" makes blocks of pixels where a mask can be (1 MiB a thread), "triton"
             does all in one pass; "auto" is "tiled" on the CPU and on a GPU "triton", or "torch"
@@ -51,6 +52,7 @@ def paste_masks(
     """
     backend = choose_backend(backend, mask_probs.device)
     if out.numel() == 0 or mask_probs.numel() == 0:
+        out.zero_()
         return torch.zeros(len(out), 4, device=out.device)
     if backend == "triton":
         from solo_d2.ops.triton.paste_masks import paste_masks_triton
@@ -60,6 +62,25 @@ def paste_masks(
         _paste_torch(mask_probs, stride, image_size, thresh, out)
         return mask_boxes(out)
     return _paste_tiled(mask_probs, stride, image_size, thresh, out)
+
+
+def new_masks(
+    num: int, size: tuple[int, int], device: torch.device, *, backend: str = "auto"
+) -> Tensor:
+    """Memory for `paste_masks` to write to, cleared where the backend leaves pixels out.
+
+    Args:
+        num: M.
+        size: height and width.
+        device: where the masks lie.
+        backend: that of `paste_masks`.
+
+    Returns:
+        (M, H', W') bool.
+    """
+    if choose_backend(backend, device) == "triton":
+        return torch.empty(num, *size, dtype=torch.bool, device=device)
+    return zero_masks((num, *size), device)
 
 
 def _paste_torch(

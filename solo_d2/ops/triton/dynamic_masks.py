@@ -12,19 +12,24 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn import functional as F
 
 from solo_d2.ops.backends import allows_tf32
 from solo_d2.ops.triton.launch import launch
 
 # Masks, pixels and channels of one step of a program.
 BLOCK_MASKS, BLOCK_PIXELS, BLOCK_CHANNELS = 64, 128, 32
+# Pixels that a thread loads or stores at once. Rows of the feature and of masks are filled up to
+# whole words, and their length is passed in words, so that the compiler knows where they begin.
+WORD = 16
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_masks", "row_words", "num_pixels"])
 def _dynamic_masks_kernel(
-    kernels, feature, masks, areas, soft_sums, num_masks, num_channels, num_pixels, thresh,
-    PRECISION: tl.constexpr, BLOCK_MASKS: tl.constexpr, BLOCK_PIXELS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
+    kernels, feature, masks, areas, soft_sums,
+    num_masks, num_channels, row_words, num_pixels, thresh,
+    PRECISION: tl.constexpr, WORD: tl.constexpr, BLOCK_MASKS: tl.constexpr,
+    BLOCK_PIXELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Program (i, j) makes the i-th block of masks in the j-th block of pixels.
 
@@ -33,34 +38,35 @@ def _dynamic_masks_kernel(
     """
     row = tl.program_id(0) * BLOCK_MASKS + tl.arange(0, BLOCK_MASKS)
     pixel = tl.program_id(1) * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)
-    in_row, in_pixel = row < num_masks, pixel < num_pixels
+    size = row_words * WORD
+    is_mask, in_row = row < num_masks, pixel < size
     logits = tl.zeros([BLOCK_MASKS, BLOCK_PIXELS], tl.float32)
     for start in range(0, num_channels, BLOCK_CHANNELS):
         channel = start + tl.arange(0, BLOCK_CHANNELS)
         in_channel = channel < num_channels
         weights = tl.load(
             kernels + row[:, None] * num_channels + channel[None, :],
-            mask=in_row[:, None] & in_channel[None, :],
+            mask=is_mask[:, None] & in_channel[None, :],
             other=0.0,
         )
         values = tl.load(
-            feature + channel[:, None].to(tl.int64) * num_pixels + pixel[None, :],
-            mask=in_channel[:, None] & in_pixel[None, :],
+            feature + channel[:, None].to(tl.int64) * size + pixel[None, :],
+            mask=in_channel[:, None] & in_row[None, :],
             other=0.0,
         )
         logits = tl.dot(weights, values, logits, input_precision=PRECISION)
-    probs = tl.sigmoid(logits)
-    inside = in_row[:, None] & in_pixel[None, :]
-    is_set = (probs > thresh) & inside
-    where = row[:, None].to(tl.int64) * num_pixels + pixel[None, :]
-    tl.store(masks + where, is_set.to(tl.uint8), mask=inside)
+    in_image = pixel[None, :] < num_pixels
+    probs = tl.where(in_image, tl.sigmoid(logits), 0.0)
+    is_set = (probs > thresh) & in_image
+    where = masks + row[:, None].to(tl.int64) * size + pixel[None, :]
+    tl.store(where, is_set.to(tl.uint8), mask=is_mask[:, None] & in_row[None, :])
     block = tl.program_id(1).to(tl.int64) * num_masks + row
     # Old interpreters keep such sums in 64 bits, and store them all; compiled, this is no work.
     area = tl.sum(is_set.to(tl.int32), axis=1).to(tl.int64).to(tl.int32)
-    tl.store(areas + block, area, mask=in_row)
+    tl.store(areas + block, area, mask=is_mask)
     # A product rather than a choice: one pixel of NaN makes the sum NaN.
-    soft_sum = tl.sum(tl.where(inside, probs * is_set.to(tl.float32), 0.0), axis=1)
-    tl.store(soft_sums + block, soft_sum, mask=in_row)
+    soft_sum = tl.sum(probs * is_set.to(tl.float32), axis=1)
+    tl.store(soft_sums + block, soft_sum, mask=is_mask)
 
 
 def dynamic_masks_triton(
@@ -82,19 +88,20 @@ def dynamic_masks_triton(
     num_masks, (num_channels, height, width) = len(kernels), feature.shape
     num_pixels = height * width
     dtype = torch.promote_types(kernels.dtype, feature.dtype)
-    kernels, feature = kernels.to(dtype).contiguous(), feature.to(dtype).contiguous()
-    masks = torch.empty(num_masks, height, width, dtype=torch.bool, device=feature.device)
+    kernels, feature = kernels.to(dtype).contiguous(), feature.to(dtype).flatten(1).contiguous()
+    if num_pixels % WORD:
+        feature = F.pad(feature, (0, -num_pixels % WORD))
+    masks = torch.empty(num_masks, feature.shape[1], dtype=torch.bool, device=feature.device)
     blocks = triton.cdiv(num_pixels, BLOCK_PIXELS)
     areas = torch.empty(blocks, num_masks, dtype=torch.int32, device=feature.device)
     soft_sums = torch.empty(blocks, num_masks, device=feature.device)
     if masks.numel():
-        grid = (triton.cdiv(num_masks, BLOCK_MASKS), blocks)
         launch(
-            _dynamic_masks_kernel, grid,
+            _dynamic_masks_kernel, (triton.cdiv(num_masks, BLOCK_MASKS), blocks),
             kernels, feature, masks.view(torch.uint8), areas, soft_sums,
-            num_masks, num_channels, num_pixels, thresh,
-            PRECISION="tf32" if allows_tf32() else "ieee",
-            BLOCK_MASKS=BLOCK_MASKS, BLOCK_PIXELS=BLOCK_PIXELS, BLOCK_CHANNELS=BLOCK_CHANNELS,
-            num_warps=8,
+            num_masks, num_channels, feature.shape[1] // WORD, num_pixels, float(thresh),
+            PRECISION="tf32" if allows_tf32() else "ieee", WORD=WORD, BLOCK_MASKS=BLOCK_MASKS,
+            BLOCK_PIXELS=BLOCK_PIXELS, BLOCK_CHANNELS=BLOCK_CHANNELS, num_warps=8,
         )  # fmt: skip
+    masks = masks[:, :num_pixels].unflatten(1, (height, width))
     return masks, areas.sum(dim=0), soft_sums.sum(dim=0)

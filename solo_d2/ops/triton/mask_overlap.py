@@ -4,89 +4,125 @@ Shape letters: M masks, P pixels of a mask.
 
 The masks are sorted by group, and inside by where they lie, so that a block of neighbours covers
 few groups and few rows of the image. A block of pairs is then skipped where the groups differ, and
-its sum runs over the rows that both sides reach only.
+its sum runs over the rows that both sides reach only. Sums are made by rank, which is cheap to
+address, and moved to where the masks were afterwards.
 """
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn import functional as F
 
 from solo_d2.ops.triton.launch import launch
 
-# Masks along one side of a block of pairs, pixels of one step, programs that share one block's sum.
-BLOCK_MASKS, BLOCK_PIXELS, SPLITS = 64, 128, 16
-BLOCK_SCAN = 4096
+# Masks along one side of a block of pairs, and pixels of one step.
+BLOCK_MASKS, BLOCK_PIXELS = 128, 128
+# Programs that fill a device, and the fewest steps of those that share a block of pairs.
+PROGRAMS, LEAST_STEPS = 512, 4
+# Pixels of one step of the scan; rows and columns of a block when sums are moved.
+BLOCK_SCAN, BLOCK_ROWS, BLOCK_COLUMNS = 4096, 16, 128
+# Bytes that a thread loads at once. Rows of masks are filled up to whole words, and their length
+# is passed in words, so that the compiler knows that each row begins at one.
+WORD = 16
 
 
-@triton.jit
-def _extent_kernel(masks, areas, firsts, lasts, num_pixels, BLOCK: tl.constexpr):
-    """Area, first and last pixel of one mask; program i does mask i.
+@triton.jit(
+    do_not_specialize=["row_words", "num_pixels"], do_not_specialize_on_alignment=["groups"]
+)
+def _extent_kernel(
+    masks, groups, spans, keys, row_words, num_pixels, WORD: tl.constexpr, BLOCK: tl.constexpr
+):
+    """First and last pixel of mask i, and its key to sort by; program i does mask i.
 
-    An empty mask has first = P and last = -1.
+    key = 2^33 group + first + last. An empty mask has first = P and last = -1.
     """
-    row = tl.program_id(0)
-    base = masks + row.to(tl.int64) * num_pixels
-    area = tl.zeros([BLOCK], tl.int32)
+    row, size = tl.program_id(0), row_words * WORD
+    base = masks + row.to(tl.int64) * size
     first = tl.full([BLOCK], num_pixels, tl.int32)
     last = tl.full([BLOCK], -1, tl.int32)
-    for start in range(0, num_pixels, BLOCK):
+    for start in range(0, size, BLOCK):
         pixel = start + tl.arange(0, BLOCK)
-        is_set = tl.load(base + pixel, mask=pixel < num_pixels, other=0).to(tl.int32)
-        area += is_set
-        first = tl.minimum(first, tl.where(is_set > 0, pixel, num_pixels))
-        last = tl.maximum(last, tl.where(is_set > 0, pixel, -1))
-    # Old interpreters keep such sums in 64 bits, and store them all; compiled, this is no work.
-    tl.store(areas + row, tl.sum(area, axis=0).to(tl.int64).to(tl.int32))
-    tl.store(firsts + row, tl.min(first, axis=0))
-    tl.store(lasts + row, tl.max(last, axis=0))
+        is_set = tl.load(base + pixel, mask=pixel < size, other=0) > 0
+        first = tl.minimum(first, tl.where(is_set, pixel, num_pixels))
+        last = tl.maximum(last, tl.where(is_set, pixel, -1))
+    top, bottom = tl.min(first, axis=0), tl.max(last, axis=0)
+    tl.store(spans + row * 2, top)
+    tl.store(spans + row * 2 + 1, bottom)
+    # Twice the middle is at most 2^32, so the group decides first.
+    key = (tl.load(groups + row) << 33) + top.to(tl.int64) + bottom.to(tl.int64)
+    tl.store(keys + row, key)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_masks", "row_words"], do_not_specialize_on_alignment=["groups"])
 def _overlap_kernel(
-    masks, order, groups, firsts, lasts, overlaps, num_masks, num_pixels,
-    SPLITS: tl.constexpr, BLOCK_MASKS: tl.constexpr, BLOCK_PIXELS: tl.constexpr,
+    masks, order, groups, spans, sums, num_masks, row_words,
+    WORD: tl.constexpr, BLOCK_MASKS: tl.constexpr, BLOCK_PIXELS: tl.constexpr,
 ):  # fmt: skip
-    """overlaps[i, j] += sum_p masks[i, p] * masks[j, p] for i < j of one group.
+    """sums[r, c] += sum_p masks[order[r], p] * masks[order[c], p] for r <= c of one group.
 
-    Program (r, c, s) takes the r-th and c-th block of sorted masks, r <= c, and the s-th part of
+    Program (i, j, s) takes the i-th and j-th block of sorted masks, i <= j, and the s-th part of
     the pixels that both reach. 0/1 bytes are multiplied and summed up in int32, so nothing rounds.
+    Other elements of `sums`, which has whole blocks, have no meaning.
     """
     if tl.program_id(0) > tl.program_id(1):
         return
-    side = tl.arange(0, BLOCK_MASKS)
+    size, side = row_words * WORD, tl.arange(0, BLOCK_MASKS)
     rank_r = tl.program_id(0) * BLOCK_MASKS + side
     rank_c = tl.program_id(1) * BLOCK_MASKS + side
     in_r, in_c = rank_r < num_masks, rank_c < num_masks
-    r = tl.load(order + rank_r, mask=in_r, other=0)  # int64, like all offsets made of it
+    r = tl.load(order + rank_r, mask=in_r, other=0)  # int64, like the offsets made of it
     c = tl.load(order + rank_c, mask=in_c, other=0)
-    group_r = tl.load(groups + r, mask=in_r, other=-1)
-    group_c = tl.load(groups + c, mask=in_c, other=-2)
-    if tl.max(group_r, axis=0) < tl.min(tl.where(in_c, group_c, 1 << 62), axis=0):
+    last_group = tl.max(tl.load(groups + r, mask=in_r, other=-1), axis=0)
+    if last_group < tl.min(tl.load(groups + c, mask=in_c, other=1 << 62), axis=0):
         return
-    first_r = tl.min(tl.load(firsts + r, mask=in_r, other=num_pixels), axis=0)
-    first_c = tl.min(tl.load(firsts + c, mask=in_c, other=num_pixels), axis=0)
-    last_r = tl.max(tl.load(lasts + r, mask=in_r, other=-1), axis=0)
-    last_c = tl.max(tl.load(lasts + c, mask=in_c, other=-1), axis=0)
+    first_r = tl.min(tl.load(spans + r * 2, mask=in_r, other=size), axis=0)
+    first_c = tl.min(tl.load(spans + c * 2, mask=in_c, other=size), axis=0)
+    last_r = tl.max(tl.load(spans + r * 2 + 1, mask=in_r, other=-1), axis=0)
+    last_c = tl.max(tl.load(spans + c * 2 + 1, mask=in_c, other=-1), axis=0)
     begin = tl.maximum(first_r, first_c) // BLOCK_PIXELS  # in steps
     steps = tl.minimum(last_r, last_c) // BLOCK_PIXELS + 1 - begin
     if steps <= 0:
         return
-    split = tl.program_id(2)
-    part = tl.cdiv(steps, SPLITS)
-    step = tl.arange(0, BLOCK_PIXELS)
+    part, split = tl.cdiv(steps, tl.num_programs(2)), tl.program_id(2)
+    left, right = masks + r[:, None] * size, masks + c[None, :] * size
     total = tl.zeros([BLOCK_MASKS, BLOCK_MASKS], tl.int32)
     for k in range(begin + split * part, begin + tl.minimum(steps, (split + 1) * part)):
-        pixel = k * BLOCK_PIXELS + step
-        in_p = pixel < num_pixels
-        left = masks + r[:, None] * num_pixels + pixel[None, :]
-        right = masks + c[None, :] * num_pixels + pixel[:, None]
-        a = tl.load(left, mask=in_r[:, None] & in_p[None, :], other=0)
-        b = tl.load(right, mask=in_c[None, :] & in_p[:, None], other=0)
+        pixel = k * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)
+        a = tl.load(left + pixel[None, :], mask=pixel[None, :] < size, other=0)
+        b = tl.load(right + pixel[:, None], mask=pixel[:, None] < size, other=0)
         total = tl.dot(a, b, total, out_dtype=tl.int32)
-    is_pair = (group_r[:, None] == group_c[None, :]) & (rank_r[:, None] < rank_c[None, :])
-    upper = tl.minimum(r[:, None], c[None, :]) * num_masks + tl.maximum(r[:, None], c[None, :])
-    tl.atomic_add(overlaps + upper, total, mask=is_pair & (total > 0), sem="relaxed")
+    # In four parts, since the addresses of all pairs would not fit into the registers.
+    QUARTER: tl.constexpr = BLOCK_MASKS // 4
+    stride = tl.num_programs(0).to(tl.int64) * BLOCK_MASKS
+    corner = sums + tl.program_id(1) * BLOCK_MASKS + tl.arange(0, QUARTER)
+    where = corner[None, :] + rank_r[:, None] * stride
+    halves = total.reshape(BLOCK_MASKS, 2, BLOCK_MASKS // 2).permute(0, 2, 1).split()
+    for i in tl.static_range(2):
+        quarters = halves[i].reshape(BLOCK_MASKS, 2, QUARTER).permute(0, 2, 1).split()
+        for j in tl.static_range(2):
+            count = quarters[j]
+            tl.atomic_add(where + (2 * i + j) * QUARTER, count, mask=count > 0, sem="relaxed")
+
+
+@triton.jit(do_not_specialize=["num_masks", "stride"], do_not_specialize_on_alignment=["groups"])
+def _unsort_kernel(
+    sums, order, groups, overlaps, num_masks, stride,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """overlaps[i, j] = sums[rank of i, rank of j] if the groups are equal, else 0; for i <= j.
+
+    Program (b, d) moves the sums of the b-th block of rows and the d-th block of columns.
+    """
+    rank_r = (tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS))[:, None]
+    rank_c = (tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS))[None, :]
+    in_r, in_c = rank_r < num_masks, rank_c < num_masks
+    r = tl.load(order + rank_r, mask=in_r, other=0)
+    c = tl.load(order + rank_c, mask=in_c, other=0)
+    is_pair = (rank_r <= rank_c) & in_c
+    is_equal = tl.load(groups + r) == tl.load(groups + c)
+    count = tl.load(sums + rank_r.to(tl.int64) * stride + rank_c, mask=is_pair & is_equal, other=0)
+    tl.store(overlaps + tl.minimum(r, c) * num_masks + tl.maximum(r, c), count, mask=is_pair)
 
 
 def mask_overlaps_triton(masks: Tensor, groups: Tensor) -> Tensor:
@@ -94,26 +130,39 @@ def mask_overlaps_triton(masks: Tensor, groups: Tensor) -> Tensor:
 
     Args:
         masks: (M, H, W) bool, at most 2^31 - 2^12 pixels each.
-        groups: (M,) int64, at least 0.
+        groups: (M,) int64, in [0, 2^30).
 
     Returns:
-        (M, M) int32: areas on the diagonal, intersections above it, 0 elsewhere.
+        (M, M) int32: areas on the diagonal, intersections above it, 0 between groups. What is
+        below the diagonal has no meaning.
     """
     num_masks, num_pixels = len(masks), masks.shape[1] * masks.shape[2]
-    overlaps = masks.new_zeros(num_masks, num_masks, dtype=torch.int32)
     if num_masks == 0 or num_pixels == 0:
-        return overlaps
-    pixels = masks.contiguous().view(torch.int8)
-    groups = groups.contiguous()
-    areas, firsts, lasts = masks.new_empty(3, num_masks, dtype=torch.int32)
-    launch(_extent_kernel, (num_masks,), pixels, areas, firsts, lasts, num_pixels, BLOCK=BLOCK_SCAN)
-    # Twice the middle is at most 2^32, so the group decides first.
-    order = (groups * (1 << 33) + firsts + lasts).argsort()
-    blocks = triton.cdiv(num_masks, BLOCK_MASKS)
+        return masks.new_zeros(num_masks, num_masks, dtype=torch.int32)
+    pixels = masks.flatten(1).contiguous().view(torch.int8)
+    if num_pixels % WORD or pixels.data_ptr() % WORD:
+        pixels = F.pad(pixels, (0, -num_pixels % WORD))
+    groups, words = groups.contiguous(), pixels.shape[1] // WORD
+    keys, spans = torch.empty_like(groups), groups.new_empty(num_masks, 2, dtype=torch.int32)
     launch(
-        _overlap_kernel, (blocks, blocks, SPLITS),
-        pixels, order, groups, firsts, lasts, overlaps, num_masks, num_pixels,
-        SPLITS=SPLITS, BLOCK_MASKS=BLOCK_MASKS, BLOCK_PIXELS=BLOCK_PIXELS, num_stages=4,
+        _extent_kernel, (num_masks,),
+        pixels, groups, spans, keys, words, num_pixels, WORD=WORD, BLOCK=BLOCK_SCAN,
     )  # fmt: skip
-    overlaps.diagonal().copy_(areas)
+    order, blocks = keys.argsort(), triton.cdiv(num_masks, BLOCK_MASKS)
+    size = blocks * BLOCK_MASKS
+    sums = masks.new_zeros(size, size, dtype=torch.int32)
+    splits = triton.cdiv(num_pixels, LEAST_STEPS * BLOCK_PIXELS)
+    splits = max(1, min(splits, 2 * PROGRAMS // (blocks * (blocks + 1))))
+    launch(
+        _overlap_kernel, (blocks, blocks, splits),
+        pixels, order, groups, spans, sums, num_masks, words,
+        WORD=WORD, BLOCK_MASKS=BLOCK_MASKS, BLOCK_PIXELS=BLOCK_PIXELS, num_warps=8, num_stages=3,
+    )  # fmt: skip
+    overlaps = masks.new_empty(num_masks, num_masks, dtype=torch.int32)
+    grid = (triton.cdiv(num_masks, BLOCK_ROWS), triton.cdiv(num_masks, BLOCK_COLUMNS))
+    launch(
+        _unsort_kernel, grid,
+        sums, order, groups, overlaps, num_masks, size,
+        BLOCK_ROWS=BLOCK_ROWS, BLOCK_COLUMNS=BLOCK_COLUMNS,
+    )  # fmt: skip
     return overlaps

@@ -44,7 +44,7 @@ def _iou_tile(overlaps, row, column, area_column, num_masks, EXACT: tl.constexpr
     return iou_of_counts(shared, area_row, area_column, EXACT)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_masks"])
 def _worst_kernel(
     overlaps, worst, num_masks,
     EXACT: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
@@ -64,7 +64,7 @@ def _worst_kernel(
     tl.store(worst + j, most, mask=j < num_masks)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_masks"], do_not_specialize_on_alignment=["scores"])
 def _decay_kernel(
     overlaps, worst, scores, result, sigma, num_masks,
     GAUSSIAN: tl.constexpr, EXACT: tl.constexpr,

@@ -11,8 +11,11 @@ from torch import Tensor
 from solo_d2.ops.triton.launch import launch
 from solo_d2.ops.triton.nms_decay import FLOAT32_PIXELS, iou_of_counts
 
+# A program is compiled for so many masks and for each larger power of two.
+LEAST_LANES = 512
 
-@triton.jit
+
+@triton.jit(do_not_specialize=["num_masks"], do_not_specialize_on_alignment=["scores"])
 def _hard_kernel(
     overlaps, scores, result, thresh, num_masks, EXACT: tl.constexpr, BLOCK: tl.constexpr
 ):
@@ -34,7 +37,7 @@ def _hard_kernel(
     tl.store(result + j, tl.load(scores + j, mask=inside, other=0.0) * kept, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_masks"], do_not_specialize_on_alignment=["scores"])
 def _soft_kernel(
     overlaps, scores, result, sigma, thresh, num_masks,
     GAUSSIAN: tl.constexpr, EXACT: tl.constexpr, BLOCK: tl.constexpr,
@@ -67,6 +70,11 @@ def _soft_kernel(
     tl.store(result + j, taken, mask=inside)
 
 
+def num_lanes(num_masks: int) -> int:
+    """Lanes of the one program that handles so many masks."""
+    return max(LEAST_LANES, triton.next_power_of_2(num_masks))
+
+
 def hard_nms_triton(overlaps: Tensor, scores: Tensor, num_pixels: int, *, thresh: float) -> Tensor:
     """Scores after hard NMS.
 
@@ -83,7 +91,7 @@ def hard_nms_triton(overlaps: Tensor, scores: Tensor, num_pixels: int, *, thresh
     launch(
         _hard_kernel, (1,),
         overlaps, scores.contiguous(), result, float(thresh), len(scores),
-        EXACT=num_pixels <= FLOAT32_PIXELS, BLOCK=triton.next_power_of_2(len(scores)),
+        EXACT=num_pixels <= FLOAT32_PIXELS, BLOCK=num_lanes(len(scores)),
     )  # fmt: skip
     return result
 
@@ -109,6 +117,6 @@ def soft_nms_triton(
         _soft_kernel, (1,),
         overlaps, scores.contiguous(), result, float(sigma), float(thresh), len(scores),
         GAUSSIAN=kernel == "gaussian", EXACT=num_pixels <= FLOAT32_PIXELS,
-        BLOCK=triton.next_power_of_2(len(scores)),
+        BLOCK=num_lanes(len(scores)),
     )  # fmt: skip
     return result

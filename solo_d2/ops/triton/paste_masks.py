@@ -12,11 +12,43 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from solo_d2.ops.mask_geometry import line_spans
 from solo_d2.ops.triton.launch import launch
 
-# Rows and columns of output pixels of one program.
-BLOCK_ROWS, BLOCK_COLUMNS = 16, 128
+# Rows and columns of output pixels of one program; mask pixels of one step of the scan.
+BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_SCAN = 16, 64, 8192
+
+
+@triton.jit(
+    do_not_specialize=["width", "num_pixels", "out_height", "out_width"],
+    do_not_specialize_on_alignment=["probs"],
+)
+def _span_kernel(
+    probs, spans, boxes, width, num_pixels, out_height, out_width, thresh, BLOCK: tl.constexpr
+):
+    """Where soft mask i is above the threshold, and its box before any pixel; program i does it.
+
+    `spans` (M, 4) int32 are the rows [0, 1) and columns [2, 3), empty where there is no pixel.
+    """
+    mask = tl.program_id(0)
+    base = probs + mask.to(tl.int64) * num_pixels
+    top, left = tl.full([BLOCK], 1 << 30, tl.int32), tl.full([BLOCK], 1 << 30, tl.int32)
+    bottom, right = tl.zeros([BLOCK], tl.int32), tl.zeros([BLOCK], tl.int32)
+    for start in range(0, num_pixels, BLOCK):
+        pixel = start + tl.arange(0, BLOCK)
+        is_set = tl.load(base + pixel, mask=pixel < num_pixels, other=float("-inf")) > thresh
+        y, x = pixel // width, pixel % width
+        top = tl.where(is_set, tl.minimum(top, y), top)
+        left = tl.where(is_set, tl.minimum(left, x), left)
+        bottom = tl.where(is_set, tl.maximum(bottom, y + 1), bottom)
+        right = tl.where(is_set, tl.maximum(right, x + 1), right)
+    tl.store(spans + mask * 4, tl.min(top, axis=0))
+    tl.store(spans + mask * 4 + 1, tl.max(bottom, axis=0))
+    tl.store(spans + mask * 4 + 2, tl.min(left, axis=0))
+    tl.store(spans + mask * 4 + 3, tl.max(right, axis=0))
+    tl.store(boxes + mask * 4, out_width.to(tl.float32))
+    tl.store(boxes + mask * 4 + 1, out_height.to(tl.float32))
+    tl.store(boxes + mask * 4 + 2, 0.0)
+    tl.store(boxes + mask * 4 + 3, 0.0)
 
 
 @triton.jit
@@ -51,6 +83,15 @@ def _reached(block, last, scale, image_size, old_scale, size, start, stop, RESIZ
 
 
 @triton.jit
+def _edge(value):
+    """The bits of a number of pixels as float32; numbers of at least 0 have bits of equal order."""
+    return value.to(tl.float32).to(tl.int32, bitcast=True)
+
+
+@triton.jit(
+    do_not_specialize=["height", "width", "image_height", "image_width", "out_height", "out_width"],
+    do_not_specialize_on_alignment=["probs", "out"],
+)
 def _paste_kernel(
     probs, spans, out, boxes, height, width, image_height, image_width, out_height, out_width,
     old_scale, row_scale, column_scale, thresh,
@@ -58,8 +99,8 @@ def _paste_kernel(
 ):  # fmt: skip
     """Program (b, m) makes the b-th block of mask m, or writes zeros where m has nothing near it.
 
-    `spans` (M, 4) int32 are the rows [0, 1) and columns [2, 3) of the soft mask that are above the
-    threshold somewhere; `boxes` (M, 4) int32 XYXY is widened by what the block holds.
+    `spans` and `boxes` are those of `_span_kernel`; the box, XYXY, is widened by what the block
+    holds. `boxes` are the bits of float32, which int32 orders likewise.
     """
     mask = tl.program_id(1)
     across = tl.cdiv(out_width, BLOCK_COLUMNS)
@@ -98,10 +139,10 @@ def _paste_kernel(
         if tl.max(is_set.to(tl.int32)) > 0:
             rows, columns = tl.max(is_set.to(tl.int32), axis=1), tl.max(is_set.to(tl.int32), axis=0)
             box = boxes + mask * 4
-            tl.atomic_min(box, tl.min(tl.where(columns > 0, x, out_width)))
-            tl.atomic_min(box + 1, tl.min(tl.where(rows > 0, y, out_height)))
-            tl.atomic_max(box + 2, tl.max(tl.where(columns > 0, x + 1, 0)))
-            tl.atomic_max(box + 3, tl.max(tl.where(rows > 0, y + 1, 0)))
+            tl.atomic_min(box, _edge(tl.min(tl.where(columns > 0, x, out_width))))
+            tl.atomic_min(box + 1, _edge(tl.min(tl.where(rows > 0, y, out_height))))
+            tl.atomic_max(box + 2, _edge(tl.max(tl.where(columns > 0, x + 1, 0))))
+            tl.atomic_max(box + 3, _edge(tl.max(tl.where(rows > 0, y + 1, 0))))
     else:
         tl.store(out + where, tl.zeros([BLOCK_ROWS, BLOCK_COLUMNS], tl.uint8), mask=inside)
 
@@ -116,7 +157,7 @@ def paste_masks_triton(
         stride: input pixels of one mask pixel.
         image_size: height and width of the image in the padded input.
         thresh: a pixel is set above this probability.
-        out: (M, H', W') bool, contiguous and not empty; overwritten.
+        out: (M, H', W') bool, contiguous and not empty; all of it is overwritten.
 
     Returns:
         (M, 4) float32 boxes, zeros for a mask without pixels.
@@ -124,17 +165,20 @@ def paste_masks_triton(
     mask_probs = mask_probs.contiguous()
     num, height, width = mask_probs.shape
     out_height, out_width = out.shape[1:]
-    row_span = line_spans(mask_probs.amax(dim=2) > thresh)
-    spans = torch.stack([*row_span, *line_spans(mask_probs.amax(dim=1) > thresh)], dim=1).int()
-    boxes = torch.tensor([out_width, out_height, 0, 0], dtype=torch.int32, device=out.device)
-    boxes = boxes.repeat(num, 1)
+    boxes = mask_probs.new_empty(num, 4)
+    spans = torch.empty_like(boxes, dtype=torch.int32)
+    launch(
+        _span_kernel, (num,),
+        mask_probs, spans, boxes, width, height * width, out_height, out_width, float(thresh),
+        BLOCK=BLOCK_SCAN, num_warps=16,
+    )  # fmt: skip
     blocks = triton.cdiv(out_height, BLOCK_ROWS) * triton.cdiv(out_width, BLOCK_COLUMNS)
     launch(
         _paste_kernel, (blocks, num),
-        mask_probs, spans, out.view(torch.uint8), boxes,
+        mask_probs, spans, out.view(torch.uint8), boxes.view(torch.int32),
         height, width, *image_size, out_height, out_width,
-        1 / stride, image_size[0] / out_height, image_size[1] / out_width, thresh,
+        1 / stride, image_size[0] / out_height, image_size[1] / out_width, float(thresh),
         RESIZES=(out_height, out_width) != tuple(image_size),
-        BLOCK_ROWS=BLOCK_ROWS, BLOCK_COLUMNS=BLOCK_COLUMNS,
+        BLOCK_ROWS=BLOCK_ROWS, BLOCK_COLUMNS=BLOCK_COLUMNS, num_warps=8,
     )  # fmt: skip
-    return (boxes * (boxes[:, 2:3] > 0)).float()
+    return boxes.mul_(boxes[:, 2:3] > 0)
