@@ -1,112 +1,192 @@
-"""Compiles every kernel for CUDA devices that need not be there, down to machine code.
+"""Compiles the kernels as the launchers launch them, for GPUs that need not be there.
 
-A script, since a process that interprets kernels can't compile them: `python compile_kernels.py`.
-Argument types are written as Triton writes them; an integer that is 1 becomes a constant, which is
-another program, so both are compiled.
+A script, since a process that interprets kernels can't compile them:
+
+    python tests/ops/triton/compile_kernels.py 80 90  # compute capabilities, by default all
+
+The launchers run on CPU tensors, and each launch ends when its program is compiled to machine code.
+A Markdown table shows what the programs take. The script fails if one spills registers, takes more
+of them than `most_registers` or more shared memory than the GPU has, and if images of different
+sizes need more programs of a kernel than `MOST_VARIANTS`.
 """
 
+import random
+import re
 import sys
-from itertools import product
+from collections import defaultdict
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
+from types import SimpleNamespace
+from typing import NamedTuple
+from unittest import mock
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
 
-from solo_d2.ops.triton import dynamic_masks, mask_overlap, nms_decay, nms_greedy, paste_masks
+from solo_d2.ops.triton.dynamic_masks import dynamic_masks_triton
+from solo_d2.ops.triton.mask_overlap import mask_overlaps_triton
+from solo_d2.ops.triton.nms_decay import matrix_nms_decay_triton
+from solo_d2.ops.triton.nms_greedy import hard_nms_triton, soft_nms_triton
+from solo_d2.ops.triton.paste_masks import paste_masks_triton
 
-CAPABILITIES = (90,)
-INT, LONG, FLOAT, BYTE = "*i32", "*i64", "*fp32", "*i8"
-TILE = {"BLOCK_ROWS": nms_decay.BLOCK_ROWS, "BLOCK_COLUMNS": nms_decay.BLOCK_COLUMNS}
-
-
-def variants(**choices):
-    return [dict(zip(choices, values, strict=True)) for values in product(*choices.values())]
-
-
-# Kernel, types of its arguments, constants.
-KERNELS = [
-    (
-        mask_overlap._extent_kernel,
-        {"masks": BYTE, "areas": INT, "firsts": INT, "lasts": INT, "num_pixels": "i32"},
-        [{"BLOCK": mask_overlap.BLOCK_SCAN}],
-    ),
-    (
-        mask_overlap._overlap_kernel,
-        {"masks": BYTE, "order": LONG, "groups": LONG, "firsts": INT, "lasts": INT}
-        | {"overlaps": INT, "num_masks": "i32", "num_pixels": "i32"},
-        [
-            {
-                "SPLITS": mask_overlap.SPLITS,
-                "BLOCK_MASKS": mask_overlap.BLOCK_MASKS,
-                "BLOCK_PIXELS": mask_overlap.BLOCK_PIXELS,
-            }
-        ],
-    ),
-    (
-        nms_decay._worst_kernel,
-        {"overlaps": INT, "worst": FLOAT, "num_masks": "i32"},
-        [TILE | choice for choice in variants(EXACT=[True, False])],
-    ),
-    (
-        nms_decay._decay_kernel,
-        {"overlaps": INT, "worst": FLOAT, "scores": FLOAT, "result": FLOAT}
-        | {"sigma": "fp32", "num_masks": "i32"},
-        [TILE | {"EXACT": choice, "GAUSSIAN": choice} for choice in (True, False)],
-    ),
-    (
-        nms_greedy._hard_kernel,
-        {"overlaps": INT, "scores": FLOAT, "result": FLOAT, "thresh": "fp32", "num_masks": "i32"},
-        variants(EXACT=[True, False], BLOCK=[512]),
-    ),
-    (
-        nms_greedy._soft_kernel,
-        {"overlaps": INT, "scores": FLOAT, "result": FLOAT, "sigma": "fp32", "thresh": "fp32"}
-        | {"num_masks": "i32"},
-        [{"EXACT": choice, "GAUSSIAN": choice, "BLOCK": 512} for choice in (True, False)],
-    ),
-    (
-        dynamic_masks._dynamic_masks_kernel,
-        {"kernels": FLOAT, "feature": FLOAT, "masks": "*u8", "areas": INT, "soft_sums": FLOAT}
-        | {"num_masks": "i32", "num_channels": "i32", "num_pixels": "i32", "thresh": "fp32"},
-        [
-            {
-                "PRECISION": precision,
-                "BLOCK_MASKS": dynamic_masks.BLOCK_MASKS,
-                "BLOCK_PIXELS": dynamic_masks.BLOCK_PIXELS,
-                "BLOCK_CHANNELS": dynamic_masks.BLOCK_CHANNELS,
-            }
-            for precision in ("ieee", "tf32")
-        ],
-    ),
-    (
-        paste_masks._paste_kernel,
-        {"probs": FLOAT, "spans": INT, "out": "*u8", "boxes": INT}
-        | dict.fromkeys(("height", "width", "image_height", "image_width"), "i32")
-        | dict.fromkeys(("out_height", "out_width"), "i32")
-        | dict.fromkeys(("old_scale", "row_scale", "column_scale", "thresh"), "fp32"),
-        variants(
-            RESIZES=[True, False],
-            BLOCK_ROWS=[paste_masks.BLOCK_ROWS],
-            BLOCK_COLUMNS=[paste_masks.BLOCK_COLUMNS],
-        ),
-    ),
-]
+# KiB of shared memory that a block may have, by compute capability.
+MOST_VARIANTS = 2
+SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 
 
-def compile_kernel(kernel, types, constants, capability):
-    signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
-    source = ASTSource(kernel, signature, constants)
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32))
+def most_registers(kernel):
+    """Registers of a thread: two blocks of 256 threads fit on a multiprocessor, or else one."""
+    return 176 if kernel == "_overlap_kernel" else 128
+
+
+class Program(NamedTuple):
+    case: str
+    kernel: str
+    registers: int
+    spilled: int
+    shared: int
+
+    def __str__(self):
+        spilled = f", {self.spilled} B spilled" if self.spilled else ""
+        return f"{self.registers}, {self.shared / 1024:.2g} KiB{spilled}"
+
+    def faults(self, capability):
+        if self.spilled:
+            yield f"spills {self.spilled} bytes"
+        if self.registers > most_registers(self.kernel):
+            yield f"takes {self.registers} registers"
+        if self.shared > SHARED[capability] * 1024:
+            yield f"takes {self.shared} bytes of shared memory"
+
+
+def overlaps(num=500, height=200, width=304):
+    masks = torch.empty(num, height, width, dtype=torch.bool)
+    mask_overlaps_triton(masks, torch.zeros(num, dtype=torch.int64))
+
+
+def nms(launcher, num=500, num_pixels=200 * 304, **params):
+    counts = torch.empty(num, num, dtype=torch.int32)
+    launcher(counts, torch.empty(num), num_pixels, **params)
+
+
+def product(dtype, num=500, channels=256, height=200, width=304):
+    kernels = torch.empty(num, channels, dtype=dtype)
+    dynamic_masks_triton(kernels, torch.empty(channels, height, width, dtype=dtype), 0.5)
+
+
+def paste(output_size, num=100, height=200, width=304, image_size=(800, 1201)):
+    out = torch.empty(num, *output_size, dtype=torch.bool)
+    paste_masks_triton(torch.empty(num, height, width), 4, image_size, 0.5, out)
+
+
+GAUSSIAN = {"kernel": "gaussian", "sigma": 2.0}
+LINEAR = {"kernel": "linear", "sigma": 2.0}
+CASES = {
+    "overlaps": lambda: overlaps(),
+    "Matrix NMS, gaussian": lambda: nms(matrix_nms_decay_triton, **GAUSSIAN),
+    "Matrix NMS, linear": lambda: nms(matrix_nms_decay_triton, **LINEAR),
+    "Matrix NMS, 2^24 pixels": lambda: nms(matrix_nms_decay_triton, 500, 1 << 24, **GAUSSIAN),
+    "hard NMS": lambda: nms(hard_nms_triton, thresh=0.5),
+    "Soft-NMS, gaussian": lambda: nms(soft_nms_triton, thresh=0.5, **GAUSSIAN),
+    "Soft-NMS, linear": lambda: nms(soft_nms_triton, thresh=0.5, **LINEAR),
+    "masks, float32": lambda: product(torch.float32),
+    "masks, bfloat16": lambda: product(torch.bfloat16),
+    "paste": lambda: paste((800, 1201)),
+    "paste, resized": lambda: paste((480, 640)),
+}
+
+
+@contextmanager
+def absent_gpu(capability, run):
+    """Make Triton believe in a GPU, and call `run(kernel, *args, **options)` for each launch."""
+    # Triton keeps programs by device; the number of the device is the capability here.
+    driver = SimpleNamespace(
+        get_current_device=lambda: capability,
+        get_current_stream=lambda device: 0,
+        get_current_target=lambda: GPUTarget("cuda", capability, 32),
+    )
+    triton.runtime.driver.set_active(driver)
+    with mock.patch.object(JITFunction, "run", run):
+        yield
+
+
+def compile_all(capability):
+    """The different programs of all cases."""
+    found, compile_kernel = {}, JITFunction.run
+
+    def run(kernel, *args, grid, warmup, **options):
+        with redirect_stdout(StringIO()) as log:
+            compiled = compile_kernel(kernel, *args, grid=grid, warmup=True, **options)
+        if compiled.hash not in found:
+            ptxas = log.getvalue()
+            registers = int(re.search(r"Used (\d+) registers", ptxas)[1])
+            spilled = sum(int(number) for number in re.findall(r"(\d+) bytes (?:st|sp)", ptxas))
+            shared = compiled.metadata.shared
+            found[compiled.hash] = Program(case, kernel.__name__, registers, spilled, shared)
+
+    triton.knobs.nvidia.dump_ptxas_log = True
+    with absent_gpu(capability, run):
+        for case in CASES:
+            CASES[case]()
+    return list(found.values())
+
+
+def count_variants():
+    """Programs of each kernel for 200 images of a data set, by Triton's own keys."""
+    variants, run_kernel = defaultdict(set), JITFunction.run
+
+    def note(*, key, fn, **_):
+        variants[fn.name.rpartition(".")[2]].add(key)
+        return True  # as if it were compiled
+
+    def run(kernel, *args, grid, warmup, **options):
+        run_kernel(kernel, *args, grid=grid, warmup=True, **options)
+
+    triton.knobs.runtime.jit_cache_hook = note
+    draw = random.Random(0)
+    with absent_gpu(75, run):  # one that nothing was compiled for
+        for _ in range(200):
+            size = draw.randint(200, 640), draw.randint(200, 640)
+            scale = min(800 / min(size), 1333 / max(size))
+            image_size = tuple(round(side * scale) for side in size)
+            # Padded as networks need it, or, which is harder, hardly at all.
+            stride = draw.choice([32, 4])
+            padded = tuple(-(-side // stride) * stride // 4 for side in image_size)
+            num = draw.randint(1, 500)
+            overlaps(min(num, 20), *padded)
+            nms(matrix_nms_decay_triton, num, padded[0] * padded[1], **GAUSSIAN)
+            nms(hard_nms_triton, num, thresh=0.5)
+            nms(soft_nms_triton, num, thresh=0.5, **GAUSSIAN)
+            product(torch.float32, num, 8, *padded)
+            paste(draw.choice([size, image_size]), min(num, 100), *padded, image_size)
+    triton.knobs.runtime.jit_cache_hook = None
+    return {kernel: len(keys) for kernel, keys in variants.items()}
+
+
+def report(capabilities):
+    """Print the table; return what is wrong."""
+    table, faults = defaultdict(dict), []
+    for capability in capabilities:
+        for program in compile_all(capability):
+            table[program.kernel, program.case][capability] = str(program)
+            for fault in program.faults(capability):
+                faults.append(f"sm_{capability}: {program.kernel} ({program.case}) {fault}")
+    rows = [("kernel", "case", *(f"sm_{c}" for c in capabilities))]
+    rows += [("---",) * len(rows[0])]
+    for (kernel, case), programs in table.items():
+        rows.append((f"`{kernel}`", case, *(programs.get(c, "as above") for c in capabilities)))
+    sys.stdout.writelines(f"| {' | '.join(row)} |\n" for row in rows)
+    return faults
 
 
 def main():
-    for capability in CAPABILITIES:
-        for kernel, types, choices in KERNELS:
-            ones = {name: 1 for name in types if types[name] == "i32"}
-            for constants in choices + [choices[0] | ones]:
-                left = {name: kind for name, kind in types.items() if name not in constants}
-                compile_kernel(kernel, left, constants, capability)
-            sys.stdout.write(f"{kernel.__name__} sm_{capability}\n")
+    faults = report([int(name) for name in sys.argv[1:]] or list(SHARED))
+    variants = count_variants()
+    sys.stdout.write(f"\nprograms of each kernel for images of 200 sizes: {variants}\n")
+    faults += [f"{name}: {n} programs" for name, n in variants.items() if n > MOST_VARIANTS]
+    sys.exit("\n".join(faults) or 0)
 
 
 if __name__ == "__main__":
