@@ -1,0 +1,87 @@
+"""tools/verify_published.py on made-up checkpoints and a few images."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.detectron2
+pytest.importorskip("detectron2")
+
+from solo_d2.data.classes import dataset_categories  # noqa: E402
+from tests.checkpoint import published  # noqa: E402
+from tests.pictures import picture, save  # noqa: E402
+
+spec = importlib.util.spec_from_file_location(
+    "verify_published", Path(__file__).parents[2] / "tools/verify_published.py"
+)
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """COCO's layout and classes, with two small images of an object each."""
+    root = tmp_path / "coco"
+    (root / "annotations").mkdir(parents=True)
+    (root / "val2017").mkdir()
+    images, annotations = [], []
+    for number in (1, 2):
+        save(root / f"val2017/{number}.png", picture(seed=number))
+        images.append({"id": number, "file_name": f"{number}.png", "height": 48, "width": 64})
+        corners = [10.0, 10.0, 40.0, 10.0, 40.0, 30.0, 10.0, 30.0]
+        annotations.append(
+            {"id": number, "image_id": number, "category_id": 1, "iscrowd": 0, "area": 600.0,
+             "bbox": [10.0, 10.0, 30.0, 20.0], "segmentation": [corners]}
+        )  # fmt: skip
+    content = {
+        "images": images,
+        "annotations": annotations,
+        "categories": dataset_categories("coco_2017_val"),
+    }
+    (root / "annotations/instances_val2017.json").write_text(json.dumps(content))
+    return root
+
+
+@pytest.fixture
+def weights(tmp_path):
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    torch.save({"state_dict": published.authors("solov2_light_448")},
+               folder / "SOLOv2_LIGHT_448_R18_3x.pth")  # fmt: skip
+    return folder
+
+
+def test_each_checkpoint_stands_beside_its_published_ap(coco, weights, tmp_path, capsys):
+    torch.save({"model": published.adelaidet()}, weights / "SOLOv2_R50_3x.pth")
+    (weights / "broken_1x.pth").write_bytes(b"no checkpoint")
+    torch.save({"state_dict": published.authors("solo")}, weights / "SOLO_R50.pth")
+    output = tmp_path / "verified.json"
+    arguments = [str(weights), str(coco), "--device", "cpu", "--output", str(output)]
+    assert module.main(arguments) == 1  # two can't be evaluated, which loses no other
+    printed = capsys.readouterr().out
+    results = {x["file"]: x for x in json.loads(output.read_text())}
+    light, ported = results["SOLOv2_LIGHT_448_R18_3x.pth"], results["SOLOv2_R50_3x.pth"]
+    assert (light["config"], light["published"]) == ("published/solov2_light_448_R18_3x", 29.6)
+    assert (ported["config"], ported["published"]) == ("coco/solov2_R50_3x", 37.6)
+    assert 0 <= light["metrics"]["AP"] <= 100
+    assert "broken_1x.pth" in results["broken_1x.pth"]["error"]
+    assert "1x, 3x" in results["SOLO_R50.pth"]["error"]  # whose schedule nobody knows
+    for file in results:
+        assert f"| {file} " in printed
+    assert "29.6" in printed
+
+
+@pytest.mark.parametrize("missing", ["weights", "annotations", "images"])
+def test_what_is_missing_is_named_before_work(coco, weights, capsys, missing):
+    if missing == "weights":
+        next(weights.iterdir()).unlink()
+    elif missing == "images":
+        (coco / "val2017").rename(coco / "val")
+    else:
+        (coco / "annotations/instances_val2017.json").unlink()
+    assert module.main([str(weights), str(coco), "--device", "cpu"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(weights if missing == "weights" else coco) in line
