@@ -1,15 +1,42 @@
-"""Names and shapes of published checkpoints, of narrow networks, filled with random values.
+"""Names and shapes of published checkpoints, filled with random values.
 
 The names are those of the published files, written out here again, not made from our tables.
+Networks are narrow, or as wide as the published ones within `width_of`.
 """
+
+import contextlib
+from types import SimpleNamespace
 
 import torch
 
-BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
-FPN = HEAD = 32  # channels; GroupNorm has 32 groups
+BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+# Channels of stem, first bottleneck (inside and out), pyramid, towers, mask feature, E; groups of
+# the 3x3 convolutions of bottlenecks. GroupNorm has 32 groups.
+NARROW = {
+    "stem": 16,
+    "mid": 8,
+    "out": 32,
+    "fpn": 32,
+    "head": 32,
+    "feature": 32,
+    "e": 32,
+    "groups": 1,
+}
+WIDTH = SimpleNamespace(**NARROW)
 GRIDS = [40, 36, 24, 16, 12]
 CLASSES = 80
 NORM = ("weight", "bias", "running_mean", "running_var")
+
+
+@contextlib.contextmanager
+def width_of(**widths):
+    """As wide as published: towers of SOLO by default."""
+    wide = {"stem": 64, "mid": 64, "out": 256, "fpn": 256, "head": 256, "feature": 128, "e": 256}
+    WIDTH.__dict__.update(wide | widths)
+    try:
+        yield
+    finally:
+        WIDTH.__dict__.update(NARROW)
 
 
 def values(shapes):
@@ -27,16 +54,17 @@ def values(shapes):
 
 def resnet_convs(depth):
     """(stage from 1, block, convolution, shape, shape of the downsampling or None)."""
-    width, expansion = (64, 1) if depth < 50 else (8, 4)
-    channels = 64 if depth < 50 else 16
+    channels = 64 if depth < 50 else WIDTH.stem
     for stage, blocks in enumerate(BLOCKS[depth], 1):
-        mid = width * 2 ** (stage - 1)
-        out = mid * expansion
+        mid, out = (
+            x * 2 ** (stage - 1) for x in ((64, 64) if depth < 50 else (WIDTH.mid, WIDTH.out))
+        )
         for block in range(blocks):
             if depth < 50:
                 convs = [(mid, channels, 3, 3), (mid, mid, 3, 3)]
             else:
-                convs = [(mid, channels, 1, 1), (mid, mid, 3, 3), (out, mid, 1, 1)]
+                grouped = (mid, mid // WIDTH.groups, 3, 3)
+                convs = [(mid, channels, 1, 1), grouped, (out, mid, 1, 1)]
             yield stage, block, convs, (out, channels, 1, 1) if channels != out else None
             channels = out
 
@@ -47,7 +75,7 @@ def batch_norm(name, channels):
 
 def torchvision_resnet(depth, prefix="", offsets=0, beside=False):
     """torchvision's and mmcv's; with `offsets` channels in the deformable layer2 to layer4."""
-    stem = 64 if depth < 50 else 16
+    stem = 64 if depth < 50 else WIDTH.stem
     shapes = {f"{prefix}conv1.weight": (stem, 3, 7, 7)} | batch_norm(f"{prefix}bn1", stem)
     for stage, block, convs, down in resnet_convs(depth):
         at = f"{prefix}layer{stage}.{block}."
@@ -56,7 +84,7 @@ def torchvision_resnet(depth, prefix="", offsets=0, beside=False):
             shapes |= batch_norm(f"{at}bn{i}", shape[0])
         if offsets and stage > 1:
             name = f"{at}conv2_offset" if beside else f"{at}conv2.conv_offset"
-            shapes[f"{name}.weight"] = (offsets, convs[1][1], 3, 3)
+            shapes[f"{name}.weight"] = (offsets, convs[0][0], 3, 3)
             shapes[f"{name}.bias"] = (offsets,)
         if down:
             shapes[f"{at}downsample.0.weight"] = down
@@ -65,8 +93,8 @@ def torchvision_resnet(depth, prefix="", offsets=0, beside=False):
 
 
 def detectron2_resnet(depth, prefix=""):
-    shapes = {f"{prefix}stem.conv1.weight": (16, 3, 7, 7)}
-    shapes |= {f"{prefix}stem.conv1.norm.{part}": (16,) for part in NORM}
+    shapes = {f"{prefix}stem.conv1.weight": (WIDTH.stem, 3, 7, 7)}
+    shapes |= {f"{prefix}stem.conv1.norm.{part}": (WIDTH.stem,) for part in NORM}
     for stage, block, convs, down in resnet_convs(depth):
         named = {f"conv{i}": shape for i, shape in enumerate(convs, 1)}
         for conv, shape in {**named, **({"shortcut": down} if down else {})}.items():
@@ -95,11 +123,11 @@ def conv(name, shape, norm=""):
 
 def neck(depth, lateral="neck.lateral_convs.{}.conv", output="neck.fpn_convs.{}.conv", first=0):
     shapes = {}
-    narrowest = 64 if depth < 50 else 32
+    narrowest = 64 if depth < 50 else WIDTH.out
     for level in range(4):
         channels = narrowest * 2**level
-        shapes |= conv(lateral.format(level + first), (FPN, channels, 1, 1))
-        shapes |= conv(output.format(level + first), (FPN, FPN, 3, 3))
+        shapes |= conv(lateral.format(level + first), (WIDTH.fpn, channels, 1, 1))
+        shapes |= conv(output.format(level + first), (WIDTH.fpn, WIDTH.fpn, 3, 3))
     return shapes
 
 
@@ -116,14 +144,14 @@ def conv_module(name, shape, offsets=0, beside=False):
 def tower(name, num, coords, offsets=0, num_deform=0, beside=False):
     shapes = {}
     for i in range(num):
-        shape = (HEAD, FPN + coords if i == 0 else HEAD, 3, 3)
+        shape = (WIDTH.head, WIDTH.fpn + coords if i == 0 else WIDTH.head, 3, 3)
         deform = offsets if i >= num - num_deform else 0
         shapes |= conv_module(f"{name}.{i}", shape, deform, beside)
     return shapes
 
 
 def predictor(name, channels, side=3):
-    return conv(name, (channels, HEAD, side, side))
+    return conv(name, (channels, WIDTH.head, side, side))
 
 
 def predictors(name, channels, side=3):
@@ -138,9 +166,9 @@ def mask_feature(module, last):
     shapes = {}
     for level in range(4):
         for j in range(max(level, 1)):
-            channels = FPN + 2 * (level == 3) if j == 0 else HEAD
-            shapes |= module(f"convs_all_levels.{level}.conv{j}", (HEAD, channels, 3, 3))
-    return shapes | module(last, (HEAD, HEAD, 1, 1))
+            channels = WIDTH.fpn + 2 * (level == 3) if j == 0 else WIDTH.feature
+            shapes |= module(f"convs_all_levels.{level}.conv{j}", (WIDTH.feature, channels, 3, 3))
+    return shapes | module(last, (WIDTH.e, WIDTH.feature, 1, 1))
 
 
 def head(kind, num, **deform):
@@ -154,7 +182,7 @@ def head(kind, num, **deform):
             shapes |= predictors(f"bbox_head.dsolo_ins_list_{axis}", GRIDS)
     if kind == "solov2":
         shapes |= tower("bbox_head.kernel_convs", num, 2, **deform)
-        shapes |= predictor("bbox_head.solo_kernel", HEAD)
+        shapes |= predictor("bbox_head.solo_kernel", WIDTH.e)
     elif kind == "decoupled":
         for axis in "xy":
             shapes |= tower(f"bbox_head.ins_convs_{axis}", num, 1, **deform)
@@ -202,11 +230,11 @@ MODELS = {
 
 
 def authors_model(model, beside=False):
-    """Shapes of backbone, neck, head and mask feature.
+    """Shapes of backbone, neck, head and mask feature of one of `MODELS`, or of what it describes.
 
     Older versions of mmcv have the convolution of the offsets beside the one that uses them.
     """
-    kind, depth, num, offsets, num_deform, of_feature, _ = MODELS[model]
+    kind, depth, num, offsets, num_deform, of_feature, *_ = MODELS.get(model, model)
 
     def module(name, shape):
         return conv_module(f"mask_feat_head.{name}", shape, of_feature)
@@ -219,11 +247,19 @@ def authors_model(model, beside=False):
     )
 
 
+def authors_shapes(model, beside=False):
+    return {k: v for part in authors_model(model, beside) for k, v in part.items()}
+
+
 def authors(model, beside=False):
-    return values({k: v for part in authors_model(model, beside) for k, v in part.items()})
+    return values(authors_shapes(model, beside))
 
 
 def adelaidet(depth=50):
+    return values(adelaidet_shapes(depth))
+
+
+def adelaidet_shapes(depth):
     def module(name, shape):
         return conv(f"mask_head.{name}.0", shape, f"mask_head.{name}.1")
 
@@ -231,8 +267,8 @@ def adelaidet(depth=50):
     shapes |= neck(depth, "backbone.fpn_lateral{}", "backbone.fpn_output{}", 2)
     for name, coords in (("cate", 0), ("kernel", 2)):
         for i in range(4):
-            shape = (HEAD, FPN + coords if i == 0 else HEAD, 3, 3)
+            shape = (WIDTH.head, WIDTH.fpn + coords if i == 0 else WIDTH.head, 3, 3)
             at = f"ins_head.{name}_tower."
             shapes |= conv(f"{at}{3 * i}", shape, f"{at}{3 * i + 1}")
-    shapes |= predictor("ins_head.cate_pred", CLASSES) | predictor("ins_head.kernel_pred", HEAD)
-    return values(shapes | mask_feature(module, "conv_pred"))
+    shapes |= predictor("ins_head.cate_pred", CLASSES) | predictor("ins_head.kernel_pred", WIDTH.e)
+    return shapes | mask_feature(module, "conv_pred")
