@@ -107,7 +107,11 @@ def verify(file: Path, config: str, args: argparse.Namespace) -> dict[str, float
         images, annotations = dataset_paths(args.coco)
         cfg.DATASETS.COCO_FORMAT = [[DATASET, str(annotations), str(images)]]
         cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (), (DATASET,)
-        cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE, cfg.OUTPUT_DIR = str(file), choose_device(args.device), folder
+        cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE, cfg.OUTPUT_DIR = (
+            str(file),
+            choose_device(args.device),
+            folder,
+        )
         register_datasets_of_config(cfg)
         cfg.freeze()
         metrics: dict[str, Any] = evaluate(cfg)["segm"]
