@@ -64,6 +64,20 @@ def test_nms(run):
         assert 0 < result["share_of_floor"] < 1
 
 
+def test_nms_of_given_overlaps(run, monkeypatch):
+    monkeypatch.setattr(nms.nms_family, "mask_overlaps", None)  # is not called while it is timed
+    names = "matrix hard soft fast"
+    monkeypatch.setattr(nms, "agreement", lambda *_: {})  # calls it
+    printed, saved = run("nms", f"--num 40 --size 24x37 --classes 3 --type {names} --given-iou")
+    assert "| NMS alone" in printed
+    assert [x["type"] for x in saved["results"]] == names.split()
+    scene = nms.make_scene(40, (24, 37), 3, 0)
+    iou = nms.mask_iou(scene[0]).triu(diagonal=1)
+    torch.testing.assert_close(
+        nms.plain_decay(iou, *scene[1:]), nms.plain_matrix_nms(*scene)[1], rtol=1e-4, atol=1e-6
+    )
+
+
 @pytest.mark.parametrize("name", ["panoptic", "drawing"])
 def test_of_nothing_and_some(name, run):
     printed, saved = run(name, "--num 0 20 --size 90x120")
