@@ -78,7 +78,7 @@ def _run_case(
     )
     if args.given_iou:
         overlaps = mask_overlaps(*scene[:2], backend=args.backend)
-        given = mock.patch.object(nms_family, "mask_overlaps", lambda *_, **__: overlaps)
+        given = mock.patch.object(nms_family, "mask_overlaps", lambda *_, **__: overlaps)  # noqa: PT008
         ours, plain = given(ours), given(plain)
         if name == "matrix":
             iou = mask_iou(scene[0]).triu(diagonal=1)

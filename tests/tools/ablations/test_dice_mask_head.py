@@ -1,0 +1,33 @@
+"""Mask R-CNN with the Dice loss."""
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.detectron2
+pytest.importorskip("detectron2")
+
+from detectron2.modeling import build_model  # noqa: E402
+from detectron2.utils.events import EventStorage  # noqa: E402
+
+import tools.ablations.dice_mask_head  # noqa: E402, F401  (registers the head)
+from solo_d2.config import load_config  # noqa: E402
+from tests.modeling.tiny import image  # noqa: E402
+
+
+def test_trains_with_and_without_objects():
+    cfg = load_config("configs/comparison/mask_rcnn_R18_persons_dice.yaml")
+    cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "cpu", ""
+    model = build_model(cfg).train()
+    head = model.roi_heads.mask_head
+    for num in (2, 0):
+        batch = [image(64, 64, num=num)]
+        batch[0]["instances"].gt_classes.zero_()
+        model.zero_grad()
+        with EventStorage():
+            loss = model(batch)["loss_mask"]
+        loss.backward()
+        assert 0 <= loss.item() <= 1
+        assert (loss.item() > 0) == (num > 0)
+        assert all(parameter.grad is not None for parameter in head.parameters())
+    with torch.no_grad():
+        assert "instances" in model.eval()([image(64, 64)])[0]

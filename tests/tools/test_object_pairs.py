@@ -1,0 +1,57 @@
+"""tools/object_pairs.py: the statistic of SOLO's section 1."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.detectron2
+pytest.importorskip("detectron2")
+
+spec = importlib.util.spec_from_file_location(
+    "object_pairs", Path(__file__).parents[2] / "tools/object_pairs.py"
+)
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+
+# Two near ones of one size, a large one about the same place, one far away.
+BOXES = [[10, 10, 20, 20], [12, 10, 20, 20], [0, 0, 40, 40], [200, 200, 20, 20]]
+
+
+def write(path, boxes, **changes):
+    annotations = [
+        {"id": i, "image_id": i // 4, "category_id": 1, "bbox": box, "iscrowd": 0} | changes
+        for i, box in enumerate(boxes)
+    ]
+    images = [{"id": i, "file_name": f"{i}.jpg", "height": 300, "width": 300} for i in range(2)]
+    categories = [{"id": 1, "name": "thing"}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+def test_by_hand(tmp_path, capsys):
+    file = write(tmp_path / "a.json", [*BOXES, [0, 0, 10, 10]])  # the last one is alone
+    assert module.main([file]) == 0
+    printed = capsys.readouterr().out
+    assert "5 objects, 6 pairs" in printed
+    assert "50.0% have centres more than 30 pixels apart" in printed
+    assert "66.7% of the other 3 differ" in printed
+    counts = module.count_pairs([torch.tensor(BOXES).double()], distance=1000, ratio=1.5)
+    assert counts == (4, 6, 6, 3)
+
+
+def test_of_nothing(tmp_path, capsys):
+    assert module.main([write(tmp_path / "a.json", BOXES, iscrowd=1)]) == 0
+    assert "0 objects, 0 pairs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("bbox", [None, [1, 2, 3], "abcd", [1, 2, 3, "x"]])
+def test_a_bad_box_is_named(tmp_path, capsys, bbox):
+    file = write(tmp_path / "a.json", BOXES, bbox=bbox)
+    assert module.main([file]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert file in line
+    assert "annotations[0]" in line
