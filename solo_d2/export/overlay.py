@@ -61,13 +61,7 @@ def _write(picture: NDArray[np.uint8], text: str, box: NDArray[np.float32], colo
 def coco_results(
     found: dict[str, NDArray[Any]], image_id: int, file_name: str, class_ids: Sequence[Any]
 ) -> list[dict[str, Any]]:
-    """Describe the instances of an image as COCO results, each also with the name of its image.
-
-    Args:
-        found: what `Detector` found.
-        image_id: the image's number.
-        file_name: its name.
-        class_ids: category id of each class.
+    """Describe what `Detector` found in an image as COCO results, each with its file's name too.
 
     Returns:
         Dicts with image_id, file_name, category_id, bbox (XYWH), score and segmentation (RLE).

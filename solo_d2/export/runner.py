@@ -68,12 +68,8 @@ class ModelInfo:
     def from_metadata(cls, metadata: Mapping[str, str], source: str) -> "ModelInfo":
         """Read what `to_metadata` gave; other keys are left alone.
 
-        Args:
-            metadata: of a model.
-            source: its name, for the error.
-
         Raises:
-            ValueError: a field is missing, or has an impossible value.
+            ValueError: a field of `source` is missing, or has an impossible value.
         """
         names = [field.name for field in fields(cls)]
         missing = [name for name in names if name not in metadata]

@@ -38,9 +38,10 @@ class DeformConv2d(nn.Conv2d):
     A plain convolution predicts for each output pixel where each position of the kernel looks
     (dy, dx, in pixels of the input, row by row of the kernel) and, if modulated, how much it counts
     (logits). Its weights start at 0, so that the layer starts as a plain convolution, halved if
-    modulated.
+    modulated. All groups share the offsets.
 
     Attributes:
+        modulated: v2 rather than v1.
         offset: the convolution that predicts offsets and logits.
         norm: applied to the result, or None.
         activation: applied last, or None.
@@ -59,19 +60,7 @@ class DeformConv2d(nn.Conv2d):
         activation: nn.Module | None = None,
         **window: Any,
     ):
-        """Make the layer.
-
-        Args:
-            in_channels: channels of the input.
-            out_channels: channels of the output.
-            kernel_size: side of the kernel.
-            modulated: v2 rather than v1.
-            groups: of channels, for the weights; all share the offsets.
-            bias: whether there is a bias.
-            norm: see the attributes.
-            activation: see the attributes.
-            **window: stride, padding and dilation of `nn.Conv2d`, the same for both axes.
-        """
+        """Make the layer; `window` is stride, padding and dilation as of `nn.Conv2d`."""
         super().__init__(in_channels, out_channels, kernel_size, groups=groups, bias=bias, **window)
         self.modulated, self.positions = modulated, kernel_size**2
         predicted = (3 if modulated else 2) * self.positions
@@ -127,7 +116,11 @@ def conv_norm_relu(
 
 
 class ConvTower(nn.Sequential):
-    """3x3 convolutions with norm and ReLU, one after another."""
+    """3x3 convolutions with norm and ReLU, one after another.
+
+    The first `num_coord_convs` get the coordinates of these axes (see `append_coords`) as well; the
+    last `num_deform_convs` are deformable, of a kind in `DEFORMS`.
+    """
 
     def __init__(
         self,
@@ -141,18 +134,6 @@ class ConvTower(nn.Sequential):
         deform: str = "",
         num_deform_convs: int = 1,
     ):
-        """Make the tower.
-
-        Args:
-            in_channels: channels of the input.
-            channels: of each convolution.
-            num_convs: how many.
-            norm: a norm of Detectron2.
-            coords: axes of `append_coords` before the first `num_coord_convs` convolutions.
-            num_coord_convs: see `coords`.
-            deform: one of `DEFORMS`, for the last `num_deform_convs` convolutions.
-            num_deform_convs: see `deform`.
-        """
         widths = [in_channels] + [channels] * num_convs
         self.coords: Sequence[str] = [
             coords if i < num_coord_convs else "" for i in range(num_convs)

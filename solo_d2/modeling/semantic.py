@@ -22,10 +22,11 @@ from solo_d2.structures import HeadOutputs
 class SemanticBranch(nn.Module):
     """Predicts the semantic label of each pixel by a 1x1 convolution of a feature.
 
+    The feature is made of the backbone's features `in_features`, finest first, by `feature`; if
+    that is None, it is the head's mask feature.
+
     Attributes:
-        stride: stride in input pixels of the prediction.
-        in_features: names of the backbone features that `feature` merges, finest first.
-        feature: merges them; None: the head's mask feature is taken instead.
+        stride: stride in input pixels of the feature and the prediction.
     """
 
     def __init__(
@@ -37,15 +38,7 @@ class SemanticBranch(nn.Module):
         in_features: tuple[str, ...] = (),
         feature: MaskFeatureBranch | None = None,
     ):
-        """Make the branch.
-
-        Args:
-            channels: of the feature from which labels are predicted.
-            stride: of that feature.
-            num_labels: stuff classes, and one for all things.
-            in_features: see the attributes.
-            feature: see the attributes.
-        """
+        """Make the branch; labels are the stuff classes and one for all things."""
         super().__init__()
         self.stride, self.in_features = stride, in_features
         self.feature = feature
