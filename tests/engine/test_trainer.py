@@ -270,6 +270,8 @@ def test_learns_to_find_rectangles(tmp_path):
     """From scratch in a minute: the loss falls, and held-out AP is far from chance, which is 0."""
     make_boxes(tmp_path)
     opts = {
+        "MODEL.RESNETS.OUT_FEATURES": ["res2", "res3"],
+        "MODEL.FPN.IN_FEATURES": ["res2", "res3"],
         "MODEL.FPN.OUT_CHANNELS": 32,
         "MODEL.SOLO.IN_FEATURES": ["p2", "p3"],
         "MODEL.SOLO.STRIDES": [8, 8],
