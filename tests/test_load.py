@@ -10,25 +10,24 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from detectron2.utils.events import EventStorage
+
+from solo_d2 import Predictor, Result
+from solo_d2.api.classes import Classes
+from solo_d2.data import SOLODatasetMapper, load_coco_format, register_coco_format
+from solo_d2.evaluation.coco_results import FastCOCOEvaluator
+from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY
+from tests.api.models import picture
+from tests.export.models import small_config, small_model
+from tests.growth import MIB, growth
+from tests.modeling import tiny
+from tools.benchmarks.common import peak_memory
 
 pytestmark = [
     pytest.mark.detectron2,
     pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc"),
 ]
-pytest.importorskip("detectron2")
 
-from detectron2.utils.events import EventStorage  # noqa: E402
-
-from solo_d2 import Predictor, Result  # noqa: E402
-from solo_d2.api.classes import Classes  # noqa: E402
-from solo_d2.data import SOLODatasetMapper, load_coco_format, register_coco_format  # noqa: E402
-from solo_d2.evaluation.coco_results import FastCOCOEvaluator  # noqa: E402
-from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY  # noqa: E402
-from tests.api.models import picture  # noqa: E402
-from tests.export.models import small_config, small_model  # noqa: E402
-from tests.growth import MIB, growth  # noqa: E402
-from tests.modeling import tiny  # noqa: E402
-from tools.benchmarks.common import peak_memory  # noqa: E402
 
 reliability = pytest.mark.reliability
 HEADS = sorted(name for name, _ in SOLO_HEAD_REGISTRY)

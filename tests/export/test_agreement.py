@@ -5,13 +5,11 @@ import re
 import numpy as np
 import pytest
 import torch
+from detectron2.structures import Boxes, Instances
+
+from solo_d2.export.agreement import TOLERANCES, Agreement, mixed_batch
 
 pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
-
-from detectron2.structures import Boxes, Instances  # noqa: E402
-
-from solo_d2.export.agreement import TOLERANCES, Agreement, mixed_batch  # noqa: E402
 
 
 def scene(num=4):

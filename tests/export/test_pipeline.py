@@ -3,21 +3,17 @@
 import numpy as np
 import pytest
 import torch
+from detectron2.modeling import build_model
 
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
-
-from detectron2.modeling import build_model  # noqa: E402
-
-from solo_d2 import ConfigError  # noqa: E402
-from solo_d2.export import pixels  # noqa: E402
-from solo_d2.export.agreement import TOLERANCES, Agreement  # noqa: E402
-from solo_d2.export.pipeline import ExportPipeline  # noqa: E402
-from solo_d2.export.programs import describe  # noqa: E402
-from solo_d2.modeling.heads import SOLOHeadBase, SOLOv2Head  # noqa: E402
-from solo_d2.modeling.layers import DeformConv2d  # noqa: E402
-from solo_d2.ops.coords import append_coords  # noqa: E402
-from tests.export.models import (  # noqa: E402
+from solo_d2 import ConfigError
+from solo_d2.export import pixels
+from solo_d2.export.agreement import TOLERANCES, Agreement
+from solo_d2.export.pipeline import ExportPipeline
+from solo_d2.export.programs import describe
+from solo_d2.modeling.heads import SOLOHeadBase, SOLOv2Head
+from solo_d2.modeling.layers import DeformConv2d
+from solo_d2.ops.coords import append_coords
+from tests.export.models import (
     IDS,
     NAMES,
     SIZES,
@@ -30,7 +26,9 @@ from tests.export.models import (  # noqa: E402
     small_config,
     small_model,
 )
-from tests.modeling.tiny import panoptic_config  # noqa: E402
+from tests.modeling.tiny import panoptic_config
+
+pytestmark = pytest.mark.detectron2
 
 
 def make(model, **options):

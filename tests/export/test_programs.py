@@ -3,6 +3,7 @@
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-pytestmark = [pytest.mark.detectron2, pytest.mark.export]
-pytest.importorskip("detectron2")
-
-from solo_d2 import ConfigError  # noqa: E402
-from solo_d2.export.onnx_model import load_detector, require_packages  # noqa: E402
-from solo_d2.export.pipeline import ExportPipeline  # noqa: E402
-from solo_d2.export.programs import (  # noqa: E402
+from solo_d2 import ConfigError
+from solo_d2.export.onnx_model import load_detector, require_packages
+from solo_d2.export.pipeline import ExportPipeline
+from solo_d2.export.programs import (
     Export,
     describe,
     load_aoti,
@@ -25,8 +23,9 @@ from solo_d2.export.programs import (  # noqa: E402
     save_onnx,
     trace,
 )
-from solo_d2.modeling.layers import DeformConv2d  # noqa: E402
-from tests.export.models import (  # noqa: E402
+from solo_d2.export.runner import Detector
+from solo_d2.modeling.layers import DeformConv2d
+from tests.export.models import (
     IDS,
     NAMES,
     assert_detector_agrees,
@@ -36,16 +35,23 @@ from tests.export.models import (  # noqa: E402
     small_config,
     small_model,
 )
-from tests.growth import MIB, growth  # noqa: E402
+from tests.export.test_runner import make_info
+from tests.growth import MIB, growth
+
+pytestmark = [pytest.mark.detectron2, pytest.mark.export]
+
 
 # Heads that are exported together, with all ways to make masks: 1x1 and 3x3 kernels, masks of each
-# level or of all, products of maps. The light head differs in nothing that is traced.
+# level or of all, products of maps. Other heads and mask features differ in nothing that is traced.
 HEADS = {
     "solo": ["MODEL.SOLO.HEAD.NAME", "SOLOHead"],
-    "decoupled": ["MODEL.SOLO.HEAD.NAME", "DecoupledSOLOHead"],
+    "decoupled": [
+        *("MODEL.SOLO.HEAD.NAME", "DecoupledSOLOHead", "MODEL.SOLO.HEAD.ALIGN", "region_grid")
+    ],
     "solov2 in float16": [
-        *("MODEL.SOLO.HEAD.KERNEL_SIZE", 3, "MODEL.SOLO.HEAD.ALIGN", "region_grid"),
-        *("MODEL.SOLO.MASK_FEATURE.TYPE", "separate", "MODEL.SOLO.MASK_FEATURE.NUM_CONVS", 1),
+        *("MODEL.SOLO.HEAD.KERNEL_SIZE", 3, "MODEL.SOLO.IN_FEATURES", ["p2"]),
+        *("MODEL.SOLO.STRIDES", [8], "MODEL.SOLO.NUM_GRIDS", [8]),
+        *("MODEL.SOLO.SCALE_RANGES", [[1, 512]]),
     ],
 }
 # For the compiler: quick rather than good code.
@@ -83,8 +89,9 @@ class Gallery(nn.Module):
         return tuple(results)
 
 
-def test_every_head_in_onnx(tmp_path):
-    """The steps after the heads are the same for all: `exported` has them."""
+def test_every_head_in_onnx(tmp_path, monkeypatch):
+    """The steps after the heads are the same for all: `exported` has them, and is optimised."""
+    monkeypatch.setattr(torch.onnx, "export", partial(torch.onnx.export, optimize=False))
     onnx, onnxruntime = (pytest.importorskip(name) for name in ("onnx", "onnxruntime"))
     pytest.importorskip("onnxscript")
     models = {name: small_model(*overrides) for name, overrides in HEADS.items()}
@@ -161,18 +168,41 @@ def test_torch_program_file(exported):
     assert_detector_agrees(exported.model, detector)
 
 
-@pytest.mark.slow
-def test_compiled_package(exported, tmp_path):
+def compile_and_load(program, info, path):
     if subprocess.run(["c++", "--version"], capture_output=True, check=False).returncode:
         pytest.skip("needs a C++ compiler")
     import torch._inductor.config
 
-    info = load_detector(exported.onnx).info
-    program = torch.export.load(exported.program)
     with torch._inductor.config.patch(QUICK):
-        save_aoti(Export(program, info, ()), tmp_path / "model.pt2")
-    detector = load_aoti(tmp_path / "model.pt2")
+        save_aoti(Export(program, info, ()), path)
+    return load_aoti(path)
+
+
+@pytest.mark.slow
+def test_compiled_package(tmp_path):
+    """A small graph; `make reliability` compiles a model, which takes a minute."""
+
+    class Shifted(nn.Module):
+        def forward(self, images, image_sizes):
+            count = image_sizes[:, 0]
+            scores = images[:, :1, 0, 0] / 255 + 0.5
+            return scores, count[:, None] % 1, images[:, :1, ::4, ::4] / 255, count // count, count
+
+    info = make_info(soft_masks=True, max_detections=1)
+    image = images((32, 64))
+    inputs = Detector(None, info).graph_inputs(image, [(32, 64)])
+    program = torch.export.export(Shifted(), tuple(map(torch.from_numpy, inputs.values())))
+    detector = compile_and_load(program, info, tmp_path / "model.pt2")
     assert detector.info == info
+    (found,) = detector.detect(image, [(32, 64)])
+    np.testing.assert_allclose(found["scores"], image[0][0, 0, 0] / 255 + 0.5, rtol=1e-6)
+    assert found["masks"].shape == (1, 32, 64)
+
+
+@pytest.mark.reliability
+def test_a_compiled_model_finds_the_same(exported, tmp_path):
+    info, program = load_detector(exported.onnx).info, torch.export.load(exported.program)
+    detector = compile_and_load(program, info, tmp_path / "model.pt2")
     assert_detector_agrees(exported.model, detector)
 
 

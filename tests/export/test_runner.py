@@ -137,8 +137,7 @@ def test_inputs_of_the_graph(tmp_path, order):
     assert (pixels[0, red, :20, :80] == 200).all()
     assert (pixels[1, 1, :30, :20] == 90).all()
     assert pixels.sum(dtype=np.int64) == 200 * 20 * 80 + 90 * 30 * 20
-    assert first["masks"].shape == (1, 10, 40)
-    assert second["masks"].shape == (1, 30, 20)
+    assert (first["masks"].shape, second["masks"].shape) == ((1, 10, 40), (1, 30, 20))
     assert (graph.inputs["rows"][0, 10:] == -1).all()  # outside of the smaller output
     assert len(detector([array], score_thresh=0.5)[0]["scores"]) == 0
     assert detector([]) == []

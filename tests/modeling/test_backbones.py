@@ -2,23 +2,21 @@
 
 import pytest
 import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_backbone
+from torch import nn
+
+from solo_d2.checkpoint.checkpointer import SOLOCheckpointer
+from solo_d2.engine import Trainer
+from solo_d2.modeling.backbones import layer_lr_factor
+from solo_d2.modeling.backbones import pyramid as pyramid_module
+from solo_d2.modeling.layers import DeformConv2d
+from solo_d2.utils.errors import ConfigError
+from tests.config.test_configs import Recorder, leaves
+from tests.modeling.tiny import image, losses_of, tiny_config, tiny_model
 
 pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
 
-from detectron2.layers import ShapeSpec  # noqa: E402
-from detectron2.modeling import build_backbone  # noqa: E402
-from detectron2.utils.events import EventStorage  # noqa: E402
-from torch import nn  # noqa: E402
-
-from solo_d2.checkpoint.checkpointer import SOLOCheckpointer  # noqa: E402
-from solo_d2.engine import Trainer  # noqa: E402
-from solo_d2.modeling.backbones import layer_lr_factor  # noqa: E402
-from solo_d2.modeling.backbones import pyramid as pyramid_module  # noqa: E402
-from solo_d2.modeling.layers import DeformConv2d  # noqa: E402
-from solo_d2.utils.errors import ConfigError  # noqa: E402
-from tests.config.test_configs import Recorder, leaves  # noqa: E402
-from tests.modeling.tiny import image, tiny_config, tiny_model  # noqa: E402
 
 RESNET = "build_solo_resnet_fpn_backbone"
 NAMES = {
@@ -76,9 +74,8 @@ def trainable(module):
 
 def step(cfg):
     """A training step; returns the model with its gradients."""
-    model = tiny_model(cfg).train()
-    with EventStorage():
-        losses = model([image(), image(num=2, seed=1)])
+    model = tiny_model(cfg)
+    losses, _ = losses_of(model, [image(), image(num=2, seed=1)])
     sum(losses.values()).backward()
     return model
 
@@ -215,17 +212,15 @@ def test_unread_levels_of_other_backbones(kind):
 @pytest.mark.parametrize(
     ("kind", "frozen", "learning"),
     [
-        ("swin", "bottom_up.layers.0", "bottom_up.layers.1"),
-        ("vit", "net.blocks.0", "net.blocks.1"),
-        ("regnet", "bottom_up.s1", "bottom_up.s2"),
+        ("swin", ("bottom_up.patch_embed", "bottom_up.layers.0"), "bottom_up.layers.1"),
+        ("vit", ("net.patch_embed", "net.blocks.0"), "net.blocks.1"),
+        ("regnet", ("bottom_up.stem", "bottom_up.s1"), "bottom_up.s2"),
     ],
 )
 def test_freeze_at(kind, frozen, learning):
     backbone = build(small(kind, **{"MODEL.BACKBONE.FREEZE_AT": 2}))
-    assert not trainable(backbone.get_submodule(frozen))
+    assert not any(trainable(backbone.get_submodule(name)) for name in frozen)
     assert trainable(backbone.get_submodule(learning))
-    first = {"swin": "bottom_up.patch_embed", "vit": "net.patch_embed", "regnet": "bottom_up.stem"}
-    assert not trainable(backbone.get_submodule(first[kind]))
 
 
 @pytest.mark.parametrize(

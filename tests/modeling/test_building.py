@@ -2,14 +2,14 @@
 
 import pytest
 
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
+from solo_d2.modeling.building import read_params
+from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY, SOLOHead
+from solo_d2.utils.errors import ConfigError
+from tests.modeling.test_backbones import levels_config, step, trainable, without_gradient
+from tests.modeling.tiny import tiny_config
 
-from solo_d2.modeling.building import read_params  # noqa: E402
-from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY, SOLOHead  # noqa: E402
-from solo_d2.utils.errors import ConfigError  # noqa: E402
-from tests.modeling.test_backbones import levels_config, step, trainable, without_gradient  # noqa: E402
-from tests.modeling.tiny import tiny_config  # noqa: E402
+pytestmark = pytest.mark.detectron2
+
 
 INPUTS = ("masks", "labels", "scores")
 

@@ -2,23 +2,28 @@
 
 import pytest
 import torch
+from detectron2.structures import ImageList
+
+from solo_d2.engine import BEST_METRIC
+from solo_d2.inference import MaskDecoder, build_nms
+from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY
+from solo_d2.ops.contours import contour_masks
+from solo_d2.ops.mask_geometry import mask_boxes
+from solo_d2.structures import HeadOutputs, cell_levels
+from solo_d2.targets import MASK_TARGETS, assign_grid_targets
+from solo_d2.utils.errors import ConfigError
+from tests.fakes import FixedMasks
+from tests.modeling.tiny import (
+    assert_all_learn,
+    image,
+    losses_of,
+    panoptic_config,
+    tiny_config,
+    tiny_model,
+)
 
 pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
 
-from detectron2.structures import ImageList  # noqa: E402
-from detectron2.utils.events import EventStorage  # noqa: E402
-
-from solo_d2.engine import BEST_METRIC  # noqa: E402
-from solo_d2.inference import MaskDecoder, build_nms  # noqa: E402
-from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY  # noqa: E402
-from solo_d2.ops.contours import contour_masks  # noqa: E402
-from solo_d2.ops.mask_geometry import mask_boxes  # noqa: E402
-from solo_d2.structures import HeadOutputs, cell_levels  # noqa: E402
-from solo_d2.targets import MASK_TARGETS, assign_grid_targets  # noqa: E402
-from solo_d2.utils.errors import ConfigError  # noqa: E402
-from tests.fakes import FixedMasks  # noqa: E402
-from tests.modeling.tiny import image, panoptic_config, tiny_config, tiny_model  # noqa: E402
 
 HEADS = [name for name, _ in SOLO_HEAD_REGISTRY]
 NMS_PARAMS = {"class_agnostic": False, "backend": "torch", "kernel": "gaussian", "sigma": 2.0}
@@ -54,20 +59,12 @@ def test_targets_are_the_contours_of_the_masks_and_all_else_is_of_the_masks(head
 
 @pytest.mark.parametrize("head", ["SOLOHead", "SOLOv2Head"])
 def test_a_step_lowers_the_loss_and_every_parameter_learns(head):
-    model = tiny_model(contour_config(head)).train()
+    model = tiny_model(contour_config(head))
     batch = [image(num=3, seed=1), image(num=0)]
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    losses = []
-    with EventStorage():
-        for _ in range(2):
-            loss = model(batch)["loss_mask"]
-            losses.append(loss.item())
-            optimizer.zero_grad()
-            (loss + model(batch)["loss_cls"]).backward()
-            optimizer.step()
-    assert losses[1] < losses[0]
-    params = [p for p in model.parameters() if p.requires_grad]
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in params)
+    before, _ = losses_of(model, batch)
+    assert_all_learn(model, before)
+    torch.optim.SGD(model.parameters(), lr=0.01).step()
+    assert losses_of(model, batch)[0]["loss_mask"] < before["loss_mask"]
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -135,26 +132,23 @@ def test_score_is_the_class_probability_times_the_mean_of_the_contour():
 
 
 def test_nothing_found():
-    found = decode(torch.zeros(1, 16, 16))
-    assert found.masks.shape == (0, 64, 64)
-    assert found.masks.dtype == torch.bool
+    assert decode(torch.zeros(1, 16, 16)).masks.shape == (0, 64, 64)
 
 
-def test_unknown_target_and_panoptic_contours_are_refused():
-    cfg = tiny_config()
-    cfg.MODEL.SOLO.MASK_TARGET = "edge"
-    with pytest.raises(ConfigError, match="MODEL.SOLO.MASK_TARGET is 'edge'"):
+@pytest.mark.parametrize(
+    ("make_config", "target"), [(tiny_config, "edge"), (panoptic_config, "contour")]
+)
+def test_impossible_targets_are_refused(make_config, target):
+    cfg = make_config()
+    cfg.MODEL.SOLO.MASK_TARGET = target
+    with pytest.raises(ConfigError, match=f"MODEL.SOLO.MASK_TARGET is '{target}'"):
         tiny_model(cfg)
-    cfg = panoptic_config()
-    cfg.MODEL.SOLO.MASK_TARGET = "contour"
-    with pytest.raises(ConfigError, match="MODEL.SOLO.MASK_TARGET is 'contour'"):
-        tiny_model(cfg)
-    masks = torch.ones(1, 8, 8, dtype=torch.bool)
+
+
+def test_an_unknown_target_is_refused_by_the_function_too():
     with pytest.raises(ValueError, match="'edge'"):
         assign_grid_targets(
-            [torch.tensor([[0.0, 0, 8, 8]])],
-            [torch.zeros(1, dtype=torch.int64)],
-            [masks],
+            *([torch.ones(1, 4)], [torch.zeros(1, dtype=torch.int64)], [torch.ones(1, 8, 8) > 0]),
             padded_size=(8, 8),
             num_grids=[2],
             scale_ranges=[[1, 9]],

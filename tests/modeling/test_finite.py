@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
+from solo_d2.modeling.meta_arch.panoptic import LARGEST_LOGIT
+from tests.modeling.tiny import image, panoptic_config, tiny_config, tiny_model
 
-from solo_d2.modeling.meta_arch.panoptic import LARGEST_LOGIT  # noqa: E402
-from tests.modeling.tiny import image, panoptic_config, tiny_config, tiny_model  # noqa: E402
+pytestmark = pytest.mark.detectron2
+
 
 NAN, INF = float("nan"), float("inf")
 

@@ -2,27 +2,20 @@
 
 import pytest
 import torch
+from detectron2.layers import ShapeSpec
 
+from solo_d2.inference import MaskDecoder, build_nms, class_probabilities
+from solo_d2.losses import solo_losses
+from solo_d2.modeling.heads import DecoupledSOLOHead, DecoupledSOLOLightHead, SOLOHead, SOLOv2Head
+from solo_d2.modeling.heads.decoupled_solo import DecoupledSOLOOutputs
+from solo_d2.ops.mask_factors import MaskFactor
+from solo_d2.structures import GridCells, HeadOutputs, cell_levels
+from solo_d2.targets import assign_grid_targets
 from tests.fakes import FixedMasks
 from tests.golden import levels, load_golden
 
 pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
 
-from detectron2.layers import ShapeSpec  # noqa: E402
-
-from solo_d2.inference import MaskDecoder, build_nms, class_probabilities  # noqa: E402
-from solo_d2.losses import solo_losses  # noqa: E402
-from solo_d2.modeling.heads import (  # noqa: E402
-    DecoupledSOLOHead,
-    DecoupledSOLOLightHead,
-    SOLOHead,
-    SOLOv2Head,
-)
-from solo_d2.modeling.heads.decoupled_solo import DecoupledSOLOOutputs  # noqa: E402
-from solo_d2.ops.mask_factors import MaskFactor  # noqa: E402
-from solo_d2.structures import GridCells, HeadOutputs, cell_levels  # noqa: E402
-from solo_d2.targets import assign_grid_targets  # noqa: E402
 
 FEATURES = ["p2", "p3", "p4", "p5", "p6"]
 GRIDS = [6, 5, 4, 3, 2]

@@ -6,16 +6,14 @@ import warnings
 
 import pytest
 import torch
+from detectron2.structures import BitMasks, Instances, PolygonMasks
+
+from solo_d2.modeling import SOLO_HEAD_REGISTRY
+from solo_d2.utils.errors import ConfigError
+from tests.modeling.tiny import assert_all_learn, image, losses_of, tiny_config, tiny_model
 
 pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
 
-from detectron2.structures import BitMasks, Instances, PolygonMasks  # noqa: E402
-from detectron2.utils.events import EventStorage  # noqa: E402
-
-from solo_d2.modeling import SOLO_HEAD_REGISTRY  # noqa: E402
-from solo_d2.utils.errors import ConfigError  # noqa: E402
-from tests.modeling.tiny import image, tiny_config, tiny_model  # noqa: E402
 
 HEADS = [name for name, _ in SOLO_HEAD_REGISTRY]
 BATCHES = {
@@ -44,13 +42,6 @@ def pixels(sample):
     return sample
 
 
-def losses_of(model, batch):
-    model.train()
-    with EventStorage() as storage:
-        losses = model(batch)
-    return losses, storage
-
-
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("batch", BATCHES)
 def test_every_batch_trains_every_parameter(head, batch):
@@ -58,10 +49,7 @@ def test_every_batch_trains_every_parameter(head, batch):
     losses, _ = losses_of(model, BATCHES[batch]())
     assert set(losses) == {"loss_cls", "loss_mask"}
     assert all(loss.isfinite() for loss in losses.values())
-    sum(losses.values()).backward()
-    missing = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
-    assert missing == []
-    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    assert_all_learn(model, losses)
 
 
 def test_polygons_give_the_losses_of_their_bitmaps():
@@ -138,8 +126,7 @@ def test_nothing_found():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast(dtype):
-    model = tiny_model(sure=True)
-    batch = BATCHES["full"]()
+    model, batch = tiny_model(sure=True), BATCHES["full"]()
     with torch.autocast("cpu", dtype=dtype):
         losses, _ = losses_of(model, batch)
         with torch.no_grad():
@@ -184,11 +171,9 @@ def test_copies_and_pickles(sure_model):
             assert torch.equal(twin(sample)[0]["instances"].scores, expected)
 
 
-def test_state_dict_holds_parameters_alone_and_loads_strictly():
-    model = tiny_model()
-    state = model.state_dict()
-    assert not any("cell_levels" in key or "pixel_mean" in key for key in state)
-    tiny_model(tiny_config()).load_state_dict(state, strict=True)
+def test_state_dict_holds_parameters_alone():
+    keys = tiny_model().state_dict()
+    assert not any("cell_levels" in key or "pixel_mean" in key for key in keys)
 
 
 @pytest.mark.parametrize(
@@ -203,11 +188,7 @@ def test_state_dict_holds_parameters_alone_and_loads_strictly():
         ("NMS.KERNEL", "cubic", "MODEL.SOLO.NMS.KERNEL is 'cubic'"),
         ("HEAD.NAME", "YOLO", "MODEL.SOLO.HEAD.NAME is 'YOLO', but must be one of ('Decoupled"),
         ("HEAD.KERNEL_SIZE", 2, "MODEL.SOLO.HEAD.KERNEL_SIZE is 2"),
-        (
-            "HEAD.CONV_DIM",
-            48,
-            "MODEL.SOLO.HEAD.CONV_DIM is 48, but must be a positive multiple of 32",
-        ),
+        ("HEAD.CONV_DIM", 48, "HEAD.CONV_DIM is 48, but must be a positive multiple of 32"),
         ("MASK_FEATURE.IN_FEATURES", ["p2", "p4"], "stride doubling"),
         ("SCORE_THRESH_TEST", 1.5, "MODEL.SOLO.SCORE_THRESH_TEST is 1.5"),
         ("LOSS.MEMORY_MIB", -1, "MODEL.SOLO.LOSS.MEMORY_MIB is -1"),

@@ -2,16 +2,14 @@
 
 import pytest
 import torch
+from detectron2.layers import ShapeSpec
 
+from solo_d2.modeling.heads import SOLOv2Head
+from solo_d2.structures import GridCells
 from tests.golden import levels, load_golden
 
 pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
 
-from detectron2.layers import ShapeSpec  # noqa: E402
-
-from solo_d2.modeling.heads import SOLOv2Head  # noqa: E402
-from solo_d2.structures import GridCells  # noqa: E402
 
 FEATURES = ["p2", "p3", "p4", "p5", "p6"]
 
@@ -112,15 +110,6 @@ def test_coordinates_change_the_kernels_alone(features):
         inner = make_head(kernel_coords=coords)(flat).kernel_params[0][0, :, 3:-3, 3:-3]
         varies = inner.flatten(1).std(dim=1).max() > 1e-7
         assert bool(varies) == coords
-
-
-def test_light_settings():
-    head = make_head(num_convs=2, conv_dim=256, mask_conv_dim=128, mask_out_channels=128)
-    assert len(head.class_tower) == len(head.kernel_tower) == 2
-    assert head.class_tower[1].weight.shape == (256, 256, 3, 3)
-    assert head.kernel_params.weight.shape == (128, 256, 3, 3)
-    assert head.class_tower[0].norm.num_groups == 32
-    assert head.class_tower[0].bias is None
 
 
 def test_starts_at_the_prior():

@@ -2,22 +2,14 @@
 
 import pytest
 import torch
+from detectron2.structures import BitMasks
+from torch import nn
+
+from solo_d2.modeling.tta import SOLOWithTTA
+from solo_d2.utils.errors import ConfigError
+from tests.modeling.tiny import NUM_LABELS, image, panoptic_config, tiny_config, tiny_model
 
 pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
-
-from detectron2.structures import BitMasks  # noqa: E402
-from torch import nn  # noqa: E402
-
-from solo_d2.modeling.tta import SOLOWithTTA  # noqa: E402
-from solo_d2.utils.errors import ConfigError  # noqa: E402
-from tests.modeling.tiny import (  # noqa: E402
-    NUM_LABELS,
-    image,
-    panoptic_config,
-    tiny_config,
-    tiny_model,
-)
 
 
 def augmented(cfg, sizes=(96,), *, flip=False):

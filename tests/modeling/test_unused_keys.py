@@ -4,32 +4,27 @@ import logging
 from pathlib import Path
 
 import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+
+from solo_d2.config import load_config, override
+from solo_d2.config.models import is_panoptic
+from solo_d2.config.rules import leaves
+from solo_d2.data import SOLODatasetMapper, register_datasets_of_config
+from solo_d2.data.other_models import without_other_inputs
+from solo_d2.engine import Trainer
+from solo_d2.evaluation import build_evaluator, evaluation_loader
+from solo_d2.modeling.backbones.pyramid import read_features
+from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY, SOLOv2Head
+from solo_d2.modeling.meta_arch import SOLO, PanopticSOLO
+from solo_d2.modeling.unused_keys import OTHER_MODELS, set_in_vain, warn_of_unused_keys
+from tests import jobs
+from tests.config.test_configs import CONFIGS, Recorder
+from tests.modeling.test_backbones import small
+from tests.modeling.tiny import panoptic_config, tiny_config
 
 pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
 
-from detectron2.data import DatasetCatalog, MetadataCatalog  # noqa: E402
-from detectron2.modeling import META_ARCH_REGISTRY, build_backbone  # noqa: E402
-
-from solo_d2.config import load_config, override  # noqa: E402
-from solo_d2.config.models import is_panoptic  # noqa: E402
-from solo_d2.config.rules import leaves  # noqa: E402
-from solo_d2.data import SOLODatasetMapper, register_datasets_of_config  # noqa: E402
-from solo_d2.data.other_models import without_other_inputs  # noqa: E402
-from solo_d2.engine import Trainer  # noqa: E402
-from solo_d2.evaluation import build_evaluator, evaluation_loader  # noqa: E402
-from solo_d2.modeling.backbones.pyramid import read_features  # noqa: E402
-from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY, SOLOv2Head  # noqa: E402
-from solo_d2.modeling.meta_arch import SOLO, PanopticSOLO  # noqa: E402
-from solo_d2.modeling.unused_keys import (  # noqa: E402
-    OTHER_MODELS,
-    set_in_vain,
-    warn_of_unused_keys,
-)
-from tests import jobs  # noqa: E402
-from tests.config.test_configs import CONFIGS, Recorder  # noqa: E402
-from tests.modeling.test_backbones import small  # noqa: E402
-from tests.modeling.tiny import panoptic_config, tiny_config  # noqa: E402
 
 SOLOV2 = "configs/quickstart/solov2_shapes.yaml"
 BASES = {

@@ -5,6 +5,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import Conv2d
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.utils.events import EventStorage
 
 from solo_d2 import add_solo_config
 
@@ -69,6 +70,21 @@ def image(height: int = 96, width: int = 128, *, num: int = 3, seed: int = 0, **
     instances.gt_classes = torch.randint(NUM_CLASSES, (num,), generator=generator)
     pixels = torch.randint(256, (3, height, width), generator=generator, dtype=torch.uint8)
     return {"image": pixels, "instances": instances, **extra}
+
+
+def losses_of(model, batch):
+    """The losses of a training step, and what was logged."""
+    with EventStorage() as storage:
+        losses = model.train()(batch)
+    return losses, storage
+
+
+def assert_all_learn(model, losses):
+    """Every parameter that is not frozen gets a finite gradient."""
+    sum(losses.values()).backward()
+    learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert [name for name, p in learning.items() if p.grad is None] == []
+    assert all(p.grad.isfinite().all() for p in learning.values())
 
 
 def with_sem_seg(sample, *, labels: int = NUM_LABELS, seed: int = 0):
