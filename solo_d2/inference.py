@@ -27,14 +27,13 @@ from solo_d2.ops.binary_masks import (
     binarize_probs,
     binarize_product,
     empty_masks,
-    zero_masks,
 )
 from solo_d2.ops.contours import contour_masks, fill_contours
 from solo_d2.ops.fast_nms import fast_nms
 from solo_d2.ops.hard_nms import hard_nms
 from solo_d2.ops.mask_factors import multiply_factors, resize
 from solo_d2.ops.matrix_nms import matrix_nms
-from solo_d2.ops.paste_masks import paste_masks
+from solo_d2.ops.paste_masks import new_masks, paste_masks
 from solo_d2.ops.point_nms import point_nms
 from solo_d2.ops.soft_nms import soft_nms
 from solo_d2.ops.threads import one_thread
@@ -250,7 +249,7 @@ class MaskDecoder:
         Returns:
             The instances in the same order.
         """
-        masks = zero_masks((len(scores), *output_size), scores.device)
+        masks = new_masks(len(scores), output_size, scores.device, backend=self.backend)
         boxes = torch.zeros(len(scores), 4, device=masks.device)
         start = 0
         for probs in mask_probs:

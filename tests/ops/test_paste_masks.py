@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from solo_d2.ops.mask_geometry import mask_boxes
-from solo_d2.ops.paste_masks import paste_masks, resize_axis
+from solo_d2.ops.paste_masks import new_masks, paste_masks, resize_axis
 
 # What float32 may do to a value next to the threshold.
 ROUNDING = 1e-5
@@ -32,7 +32,7 @@ def resized(probs, stride, image_size, output_size):
 
 
 def check(probs, stride, image_size, output_size, thresh=0.5, backend="tiled"):
-    out = torch.zeros(len(probs), *output_size, dtype=torch.bool)
+    out = new_masks(len(probs), output_size, probs.device, backend=backend)
     boxes = paste_masks(
         probs, stride=stride, image_size=image_size, thresh=thresh, out=out, backend=backend
     )
@@ -99,7 +99,7 @@ def test_only_what_can_be_set_is_touched():
 @pytest.mark.parametrize("backend", ["torch", "tiled", "triton"])
 @pytest.mark.parametrize("shape", [(0, 20, 30), (2, 0, 30), (2, 20, 0)])
 def test_nothing_to_paste(shape, backend):
-    out = torch.zeros(shape, dtype=torch.bool)
+    out = new_masks(shape[0], shape[1:], torch.device("cpu"), backend=backend)
     probs = torch.rand(shape[0], 5, 8)
     boxes = paste_masks(probs, stride=4, image_size=(20, 30), thresh=0.5, out=out, backend=backend)
     assert boxes.shape == (shape[0], 4)

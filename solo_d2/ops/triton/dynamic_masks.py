@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from solo_d2.ops.backends import allows_tf32
 from solo_d2.ops.triton.launch import launch
 
-# Masks, pixels and channels of one step of a program.
-BLOCK_MASKS, BLOCK_PIXELS, BLOCK_CHANNELS = 64, 128, 32
+# Masks and pixels of a program, and the bytes of the channels of one of its steps.
+BLOCK_MASKS, BLOCK_PIXELS, BLOCK_BYTES = 64, 128, 128
 # Pixels that a thread loads or stores at once. Rows of the feature and of masks are filled up to
 # whole words, and their length is passed in words, so that the compiler knows where they begin.
 WORD = 16
@@ -101,7 +101,7 @@ def dynamic_masks_triton(
             kernels, feature, masks.view(torch.uint8), areas, soft_sums,
             num_masks, num_channels, feature.shape[1] // WORD, num_pixels, float(thresh),
             PRECISION="tf32" if allows_tf32() else "ieee", WORD=WORD, BLOCK_MASKS=BLOCK_MASKS,
-            BLOCK_PIXELS=BLOCK_PIXELS, BLOCK_CHANNELS=BLOCK_CHANNELS, num_warps=8,
+            BLOCK_PIXELS=BLOCK_PIXELS, BLOCK_CHANNELS=BLOCK_BYTES // dtype.itemsize, num_warps=8,
         )  # fmt: skip
     masks = masks[:, :num_pixels].unflatten(1, (height, width))
     return masks, areas.sum(dim=0), soft_sums.sum(dim=0)
