@@ -148,6 +148,12 @@ def test_an_image_does_not_depend_on_how_many_there_are(small, tmp_path):
     assert all(contents(more)[name] == contents(small)[name] for name in images)
 
 
+def test_processes_write_the_same_bytes(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(folder, "WORTH_WORKERS", 1)
+    monkeypatch.setattr(folder, "num_workers", lambda: 2)
+    assert contents(folder.ensure_shapes(tmp_path / "shapes", SMALL)) == contents(small)
+
+
 def test_what_is_there_is_not_made_again(small):
     before = (small / folder.STAMP).stat()
     for params, force in ((SMALL, False), (None, False), (SMALL, True)):

@@ -19,6 +19,7 @@ from typing import Any
 import cv2
 import numpy as np
 from PIL import Image
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from solo_d2.data.locations import datasets_root
@@ -26,6 +27,7 @@ from solo_d2.data.panoptic_conversion import describe_mask
 from solo_d2.data.panoptic_json import write_segment_ids
 from solo_d2.data.shapes.drawing import SPLITS, STUFF_CLASSES, THING_CLASSES, Drawing, draw_image
 from solo_d2.data.whole_folder import only_writer, whole_folder
+from solo_d2.data.workers import num_workers
 from solo_d2.utils.errors import DatasetError
 from solo_d2.utils.images import write_image
 
@@ -37,6 +39,8 @@ JPEG_PARAMS = (
     *(cv2.IMWRITE_JPEG_QUALITY, 95),
     *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444),
 )
+# Images for which it is worth while to start other processes.
+WORTH_WORKERS = 200
 # RGB of each thing and each stuff class, in overlays.
 THING_COLORS = (
     *((230, 60, 60), (60, 140, 230), (245, 180, 40), (170, 80, 220), (60, 190, 90)),
@@ -162,26 +166,42 @@ def _read_stamp(path: Path) -> dict[str, Any]:
     return stamp
 
 
+class _Images(Dataset[tuple[Any, Any, Any]]):
+    """Writes the images and both PNGs of a split; items are what the jsons say of an image."""
+
+    def __init__(self, folder: Path, split: str, params: ShapesParams):
+        self.folder, self.split, self.params = folder, split, params
+
+    def __len__(self) -> int:
+        return self.params.count(self.split)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any, Any]:
+        drawing = draw_image(self.params.seed, self.split, index)
+        image = _write_image(self.folder / self.split, index, drawing)
+        objects = [
+            {"category_id": int(thing) + 1, **describe_mask(mask)}
+            for mask, thing in zip(drawing.masks, drawing.classes, strict=True)
+        ]
+        name = f"{index:012d}.png"
+        segments = _write_panoptic(self.folder, self.split, name, drawing, objects)
+        return image, objects, {"file_name": name, "segments_info": segments}
+
+
 def _write_split(folder: Path, split: str, params: ShapesParams) -> None:
-    """Write images, stuff maps and both jsons of a split."""
+    """Write images, stuff maps and both jsons of a split, in one process for each core."""
     for name in (split, f"panoptic_{split}", f"panoptic_stuff_{split}", "annotations"):
         (folder / name).mkdir(exist_ok=True)
     images: list[dict[str, Any]] = []
     instances: list[dict[str, Any]] = []
     panoptic: list[dict[str, Any]] = []
-    indices = range(params.count(split))
-    for index in tqdm(indices, f"shapes {split}", unit="image", mininterval=1.0):
-        drawing = draw_image(params.seed, split, index)
-        images.append(_write_image(folder / split, index, drawing))
-        objects = [
-            {"category_id": int(thing) + 1, **describe_mask(mask)}
-            for mask, thing in zip(drawing.masks, drawing.classes, strict=True)
-        ]
+    items = _Images(folder, split, params)
+    workers = num_workers() if len(items) >= WORTH_WORKERS else 0
+    loader = DataLoader(items, batch_size=None, num_workers=workers)  # in the order of the images
+    for image, objects, segments in tqdm(loader, f"shapes {split}", unit="image", mininterval=1.0):
+        images.append(image)
         for item in objects:
-            instances.append({"id": len(instances) + 1, "image_id": index + 1, **item})
-        name = f"{index:012d}.png"
-        segments = _write_panoptic(folder, split, name, drawing, objects)
-        panoptic.append({"image_id": index + 1, "file_name": name, "segments_info": segments})
+            instances.append({"id": len(instances) + 1, "image_id": image["id"], **item})
+        panoptic.append({"image_id": image["id"], **segments})
     info = {"description": f"Generated shapes, {split}", **params.stamp()}
     common = {"info": info, "licenses": [], "images": images}
     categories = [
