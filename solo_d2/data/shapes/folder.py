@@ -12,14 +12,14 @@ Layout, in COCO format:
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from solo_d2.data.locations import datasets_root
@@ -166,7 +166,7 @@ def _read_stamp(path: Path) -> dict[str, Any]:
     return stamp
 
 
-class _Images(Dataset[tuple[Any, Any, Any]]):
+class _Images:
     """Writes the images and both PNGs of a split; items are what the jsons say of an image."""
 
     def __init__(self, folder: Path, split: str, params: ShapesParams):
@@ -187,6 +187,13 @@ class _Images(Dataset[tuple[Any, Any, Any]]):
         return image, objects, {"file_name": name, "segments_info": segments}
 
 
+def _in_processes(items: _Images) -> Iterator[tuple[Any, Any, Any]]:
+    """All items in order, made in one process for each core."""
+    from torch.utils.data import DataLoader  # seconds that a few images need not wait for
+
+    yield from DataLoader(cast(Any, items), batch_size=None, num_workers=num_workers())
+
+
 def _write_split(folder: Path, split: str, params: ShapesParams) -> None:
     """Write images, stuff maps and both jsons of a split, in one process for each core."""
     for name in (split, f"panoptic_{split}", f"panoptic_stuff_{split}", "annotations"):
@@ -195,9 +202,13 @@ def _write_split(folder: Path, split: str, params: ShapesParams) -> None:
     instances: list[dict[str, Any]] = []
     panoptic: list[dict[str, Any]] = []
     items = _Images(folder, split, params)
-    workers = num_workers() if len(items) >= WORTH_WORKERS else 0
-    loader = DataLoader(items, batch_size=None, num_workers=workers)  # in the order of the images
-    for image, objects, segments in tqdm(loader, f"shapes {split}", unit="image", mininterval=1.0):
+    made = (
+        _in_processes(items)
+        if len(items) >= WORTH_WORKERS
+        else map(items.__getitem__, range(len(items)))
+    )
+    progress = tqdm(made, f"shapes {split}", len(items), unit="image", mininterval=1.0)
+    for image, objects, segments in progress:
         images.append(image)
         for item in objects:
             instances.append({"id": len(instances) + 1, "image_id": image["id"], **item})
