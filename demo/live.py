@@ -18,7 +18,7 @@ from demo.arguments import load_predictor
 from demo.pipeline import Pipeline
 from demo.records import Records, check_places
 from demo.video_files import VideoWriter, video_path, writing_video
-from demo.window import View, Window, can_show, status_lines, with_status
+from demo.window import View, Window, can_show, status_lines, times_text, with_status
 from solo_d2 import ConfigError, Predictor
 from solo_d2.api.images import require_writable, save_image
 from solo_d2.api.results import Result
@@ -36,33 +36,21 @@ _COUNT_ERROR = 2
 
 @dataclass
 class Frame:
-    """A frame on its way.
+    """A frame on its way."""
 
-    Attributes:
-        number: of the frame in its source, from 0; frames that are dropped count.
-        seconds: since the first one, at which it was read.
-        image: (H, W, 3) uint8 RGB.
-        found: the model's result with track numbers, once there is one.
-        shown: the part of it that is drawn.
-        picture: the overlay.
-    """
-
-    number: int
-    seconds: float
-    image: NDArray[np.uint8]
-    found: Result | None = None
-    shown: Result | None = None
-    picture: NDArray[np.uint8] | None = None
+    number: int  # in its source, from 0; frames that are dropped count
+    seconds: float  # since the first one, at which it was read
+    image: NDArray[np.uint8]  # (H, W, 3) RGB
+    found: Result | None = None  # what the model finds, with track numbers
+    shown: Result | None = None  # the part of it that is drawn
+    picture: NDArray[np.uint8] | None = None  # the overlay
 
 
 def read_frames(video: Video, *, live: bool, paced: bool, limit: int | None) -> Iterator[Frame]:
-    """Number the frames of a source.
+    """Number the frames of a source, `limit` at most.
 
-    Args:
-        video: the source.
-        live: it is a camera, which may miss a frame.
-        paced: it is a file that stands for a camera: frames come when they are due.
-        limit: most frames; None for all.
+    A `live` source is a camera, which may miss a frame; a `paced` one is a file that stands for a
+    camera: frames come when they are due.
     """
     started, number, missed = time.perf_counter(), 0, 0
     while limit is None or number < limit:
@@ -82,17 +70,7 @@ def read_frames(video: Video, *, live: bool, paced: bool, limit: int | None) -> 
 
 @dataclass
 class Live:
-    """Runs a model over the frames of a source.
-
-    Attributes:
-        args: the command line.
-        predictor: finds instances.
-        records: takes results.
-        video: the source.
-        view: what the keys change.
-        window: where frames are shown; None for none.
-        writer: where they are written; None for none.
-    """
+    """Runs a model over the frames of a source, and shows and writes them where asked to."""
 
     args: Namespace
     predictor: Predictor
@@ -120,24 +98,21 @@ class Live:
         stages = {"find": self.find, "draw": self.draw, "save": self.save}
         known = None if self.is_live else self.video.num_frames
         total = limit if known is None else min(known, limit or known)
-        bar = tqdm(total=total, unit="frame", disable=None)
+        ahead = 1 if self.is_live else 3
         with (
-            bar,
-            Pipeline(source, stages, ahead=1 if self.is_live else 3, live=self.is_live) as done,
+            tqdm(total=total, unit="frame", disable=None) as bar,
+            Pipeline(source, stages, ahead=ahead, live=self.is_live) as done,
         ):
-            self._consume(done, bar)
-
-    def _consume(self, done: Pipeline, bar: "tqdm[None]") -> None:
-        for frame in done:
-            self.num_frames += 1
-            self._note_interval()
-            bar.update()
-            bar.set_postfix_str(
-                "  ".join(f"{name} {1000 * value:.0f} ms" for name, value in done.seconds.items()),
-                refresh=False,
-            )
-            if self.window is not None and not self.present(frame, done):
-                return
+            for frame in done:
+                self.num_frames += 1
+                now = time.perf_counter()
+                passed, self._last = now - self._last, now
+                weight = _NEWEST if self.num_frames > 1 else 1
+                self._interval += weight * (passed - self._interval)
+                bar.update()
+                bar.set_postfix_str(times_text(done.seconds), refresh=False)
+                if self.window is not None and not self.present(frame, done):
+                    return
 
     def find(self, frame: Frame) -> Frame:
         """Run the model, and number what it finds."""
@@ -174,17 +149,8 @@ class Live:
         due = math.floor(frame.seconds * self.writer.rate) + 1
         return max(1, due - self.writer.num_frames)
 
-    def _note_interval(self) -> None:
-        now = time.perf_counter()
-        passed, self._last = now - self._last, now
-        self._interval += _NEWEST * (passed - self._interval) if self.num_frames > 1 else passed
-
     def present(self, frame: Frame, done: Pipeline) -> bool:
-        """Show a frame and do what keys say, as long as it is paused.
-
-        Returns:
-            False if the user wants to see no more.
-        """
+        """Show a frame and do what keys say; False if the user wants to see no more."""
         assert self.window is not None
         # A file is not shown faster than it plays.
         wait = 1 if self.is_live or self.writer else max(1, int(900 / self.video.rate))
@@ -201,16 +167,12 @@ class Live:
                 self.draw(frame)
             while self.view.saves:
                 self.view.saves -= 1
-                self._save_picture(frame)
+                folder = Path(self.args.output or "frame").parent
+                path = folder / f"{source_stem(self.args)}_{frame.number:06}.png"
+                save_image(path, frame.picture)
+                tqdm.write(f"saved {path}")
             if self.view.closed or not self.view.paused:
                 return not self.view.closed
-
-    def _save_picture(self, frame: Frame) -> None:
-        assert frame.picture is not None
-        folder = Path(self.args.output or "frame").parent
-        path = folder / f"{source_stem(self.args)}_{frame.number:06}.png"
-        save_image(path, frame.picture)
-        tqdm.write(f"saved {path}")
 
 
 def source_stem(args: Namespace) -> str:
@@ -222,23 +184,8 @@ def source_stem(args: Namespace) -> str:
     return Path(args.webcam).stem or "camera"
 
 
-def open_source(args: Namespace) -> Video:
-    """Open the video or the camera that the command line names.
-
-    Raises:
-        ImageError: it cannot be opened.
-    """
-    if args.video_input:
-        return Video(args.video_input)
-    return Video(int(args.webcam) if args.webcam.isdecimal() else args.webcam)
-
-
 def run(args: Namespace) -> int:
-    """Do what the command line says of a video.
-
-    Returns:
-        The number of failures: 1 if a file had fewer frames than it promises.
-    """
+    """Do what the command line says of a video; 1 if it had fewer frames than it promises."""
     output = args.output and video_path(args.output, source_stem(args), args.video_input or "")
     if output:
         require_writable(output)
@@ -246,7 +193,8 @@ def run(args: Namespace) -> int:
     window = Window() if args.show and can_show() else None
     if window is None and not (output or args.json or args.save_masks or args.panoptic):
         raise ConfigError("There is no window and nothing is written: add --output or --json")
-    with open_source(args) as video:
+    source = args.video_input or (int(args.webcam) if args.webcam.isdecimal() else args.webcam)
+    with Video(source) as video:
         predictor = load_predictor(args)
         records = Records(args, predictor.classes, predictor.stuff)
         view = View(args.confidence_threshold)
@@ -255,20 +203,16 @@ def run(args: Namespace) -> int:
             demo = Live(args, predictor, records, video, view, window, writer)
             if window is not None:
                 stack.callback(window.close)
-            _run_until_stopped(demo)
+            try:
+                demo.run()
+            except (KeyboardInterrupt, Terminated):
+                # They end a camera, and what was recorded is kept; of a file it is not.
+                if not demo.is_live:
+                    raise
+                print("demo: stopped", file=sys.stderr)
         records.close()
         records.report(f"{demo.num_frames} frames")
         return _report_missing(demo)
-
-
-def _run_until_stopped(demo: Live) -> None:
-    """Ctrl-C and SIGTERM end a camera, and what was recorded is kept; of a file it is not."""
-    try:
-        demo.run()
-    except (KeyboardInterrupt, Terminated):
-        if not demo.is_live:
-            raise
-        print("demo: stopped", file=sys.stderr)
 
 
 def _report_missing(demo: Live) -> int:

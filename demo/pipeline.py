@@ -5,6 +5,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 # Weight of the newest time in the moving averages.
@@ -14,11 +15,11 @@ _LOOK, _PATIENCE = 0.1, 5.0
 _END = object()
 
 
+@dataclass
 class _Failure:
     """An error on its way to the consumer."""
 
-    def __init__(self, error: BaseException):
-        self.error = error
+    error: BaseException
 
 
 class Pipeline:

@@ -32,38 +32,22 @@ def check_places(args: Namespace) -> None:
 
 @dataclass
 class Records:
-    """Writes what --json, --save-masks and --panoptic ask for.
-
-    Attributes:
-        args: the command line.
-        classes: gives the category ids of things.
-        stuff: gives those of stuff; None if the model is not panoptic.
-        num_instances: in all images so far.
-        results: COCO results so far.
-        images: entries of the panoptic json so far.
-        annotations: likewise.
-    """
+    """Writes what --json, --save-masks and --panoptic ask for."""
 
     args: Namespace
-    classes: Classes
-    stuff: Classes | None
-    num_instances: int = 0
-    results: list[dict[str, Any]] = field(default_factory=list)
-    images: list[dict[str, Any]] = field(default_factory=list)
-    annotations: list[dict[str, Any]] = field(default_factory=list)
+    classes: Classes  # give the category ids of things
+    stuff: Classes | None  # give those of stuff; None if the model is not panoptic
+    num_instances: int = 0  # in all images so far
+    results: list[dict[str, Any]] = field(default_factory=list)  # COCO's
+    images: list[dict[str, Any]] = field(default_factory=list)  # of the panoptic json
+    annotations: list[dict[str, Any]] = field(default_factory=list)  # likewise
 
     def __post_init__(self) -> None:
         if self.args.panoptic and self.stuff is None:
             raise ConfigError("--panoptic needs a panoptic model, and this one is none")
 
     def add(self, image_id: int, png: str, result: Result) -> None:
-        """Write the PNGs of an image, and remember the rest.
-
-        Args:
-            image_id: the image's number.
-            png: name of its PNGs.
-            result: what was found in it.
-        """
+        """Write the PNGs of an image, which all have one name, and remember the rest."""
         if self.args.save_masks:
             save_masks(Path(self.args.save_masks) / png, result)
         if self.args.panoptic:
@@ -83,14 +67,18 @@ class Records:
     def close(self) -> None:
         """Write the json files."""
         if self.args.json:
-            _write_json(Path(self.args.json), self.results)
+            save_text(self.args.json, json.dumps(self.results, allow_nan=False))
         if self.args.panoptic:
-            content = {
-                "images": self.images,
-                "annotations": self.annotations,
-                "categories": self._categories(),
-            }
-            _write_json(Path(self.args.panoptic) / JSON_NAME, content)
+            assert self.stuff is not None
+            content = {"images": self.images, "annotations": self.annotations}
+            content["categories"] = [
+                {"id": json_id, "name": name, "isthing": int(isthing)}
+                for isthing, classes, first in ((True, self.classes, 0), (False, self.stuff, 1))
+                for json_id, name in zip(
+                    classes.json_ids[first:], classes.names[first:], strict=True
+                )
+            ]
+            save_text(Path(self.args.panoptic) / JSON_NAME, json.dumps(content, allow_nan=False))
 
     def report(self, done: str) -> None:
         """Print what was done and where it is."""
@@ -98,14 +86,6 @@ class Records:
         places = (args.output, args.json, args.save_masks, args.panoptic)
         named = ", ".join(str(place) for place in places if place)
         print(f"{done}, {self.num_instances} instances" + (f" -> {named}" if named else ""))
-
-    def _categories(self) -> list[dict[str, Any]]:
-        assert self.stuff is not None
-        return [
-            {"id": json_id, "name": name, "isthing": int(isthing)}
-            for isthing, classes, first in ((True, self.classes, 0), (False, self.stuff, 1))
-            for json_id, name in zip(classes.json_ids[first:], classes.names[first:], strict=True)
-        ]
 
 
 def save_masks(path: Path, result: Result) -> None:
@@ -115,7 +95,3 @@ def save_masks(path: Path, result: Result) -> None:
         raise OSError(f"{path}: cannot be written as PNG")
     with whole_file(path) as temporary:
         temporary.write_bytes(content.tobytes())
-
-
-def _write_json(path: Path, content: Any) -> None:
-    save_text(path, json.dumps(content, allow_nan=False))

@@ -23,46 +23,27 @@ from solo_d2.utils.user_code import from_user_code
 
 @dataclass
 class Still:
-    """An image on its way.
-
-    Attributes:
-        number: of the image.
-        file: where it is from.
-        overlay: where its overlay goes, if anywhere.
-        png: name of its other PNGs.
-        image: (H, W, 3) uint8 RGB, once it is read.
-        result: once there is one.
-        picture: the overlay, once it is drawn.
-        error: what went wrong; later stages then leave it alone.
-    """
+    """An image on its way."""
 
     number: int
     file: Path
-    overlay: Path | None
-    png: str
-    image: NDArray[np.uint8] | None = None
+    overlay: Path | None  # where its overlay goes, if anywhere
+    png: str  # name of its other PNGs
+    image: NDArray[np.uint8] | None = None  # (H, W, 3) RGB
     result: Result | None = None
-    picture: NDArray[np.uint8] | None = None
-    error: str | None = None
+    picture: NDArray[np.uint8] | None = None  # the overlay
+    error: str | None = None  # what went wrong; later stages then leave it alone
 
 
 @dataclass
 class Stills:
-    """Runs a model over image files; one that fails is reported and skipped.
-
-    Attributes:
-        args: the command line.
-        predictor: finds instances.
-        records: takes results.
-        show: whether overlays are still shown.
-        failures: what failed, a line each.
-    """
+    """Runs a model over image files; one that fails is reported and skipped."""
 
     args: Namespace
     predictor: Predictor
     records: Records
-    show: bool = False
-    failures: list[str] = field(default_factory=list)
+    show: bool = False  # whether overlays are still shown
+    failures: list[str] = field(default_factory=list)  # a line each
 
     def run(self, stills: Sequence[Still]) -> None:
         """Take each file in turn, reading, finding and drawing at the same time."""

@@ -28,14 +28,7 @@ class VideoError(OSError):
 
 
 class VideoWriter:
-    """Writes frames; the first one decides about the size.
-
-    Attributes:
-        path: the file.
-        rate: frames a second.
-        num_frames: written so far.
-        codec: the one that could be used, once there was a frame.
-    """
+    """Writes frames at a rate a second; the first one decides about size and codec."""
 
     def __init__(self, path: Path, rate: float):
         self.path, self.rate = path, rate
@@ -98,14 +91,7 @@ class VideoWriter:
 
 @contextlib.contextmanager
 def writing_video(path: Path, rate: float) -> Iterator[VideoWriter]:
-    """Write a video whole or not at all.
-
-    Args:
-        path: ends in one of `CODECS`.
-        rate: frames a second.
-
-    Yields:
-        The writer; the file is there when the block ends, and not if it raises.
+    """Write a video whole or not at all: it is there when the block ends, and not if it raises.
 
     Raises:
         VideoError: it cannot be written.
@@ -120,12 +106,7 @@ def writing_video(path: Path, rate: float) -> Iterator[VideoWriter]:
 
 
 def video_path(output: str, stem: str, source: str) -> Path:
-    """Where the video goes.
-
-    Args:
-        output: --output: a video file, or a folder.
-        stem: name of the video in a folder, without extension.
-        source: the video that is read.
+    """Where the video goes: `output` is a file or a folder, in which `stem` names the video.
 
     Raises:
         ConfigError: the kind of video is not written, or the source would be replaced.

@@ -26,7 +26,7 @@ _LARGEST = (1600, 900)
 
 
 def why_no_display() -> str | None:
-    """Say why windows cannot be shown here; None if they can.
+    """Why windows cannot be shown here; None if they can.
 
     A window is opened in another process: where it fails, the toolkit may end the whole process.
     """
@@ -52,11 +52,7 @@ def can_show() -> bool:
 
 
 def show_still(title: str, image: NDArray[np.uint8]) -> bool:
-    """Show an image in the demo's window and wait for a key.
-
-    Args:
-        title: of the window.
-        image: (H, W, 3) uint8, RGB.
+    """Show an image (H, W, 3) uint8 RGB and wait for a key.
 
     Returns:
         False if the user wants to see no more (q or Escape).
@@ -73,31 +69,18 @@ def _show(image: NDArray[np.uint8]) -> None:
 
 @dataclass
 class View:
-    """What the keys of the window change.
+    """What the keys of the window change."""
 
-    Attributes:
-        threshold: least score of the instances that are shown.
-        class_index: the only class that is shown; None for all.
-        paused: whether the picture stands still.
-        closed: whether the user wants to see no more.
-        saves: pictures that are to be saved.
-    """
-
-    threshold: float
-    class_index: int | None = None
-    paused: bool = False
-    closed: bool = False
-    saves: int = 0
+    threshold: float  # least score of the instances that are shown
+    class_index: int | None = None  # the only class that is shown; None for all
+    paused: bool = False  # whether the picture stands still
+    closed: bool = False  # whether the user wants to see no more
+    saves: int = 0  # pictures that are to be saved
 
     def press(self, key: int, present: Sequence[int]) -> bool:
-        """Do what a key means.
+        """Do what the code of a key means; whether the picture must be drawn again.
 
-        Args:
-            key: code of the key; other keys than those of the help do nothing.
-            present: class indices in the picture, of which "c" takes the next one, then all.
-
-        Returns:
-            Whether the picture must be drawn again.
+        Of the class indices that are `present` in the picture "c" takes the next one, then all.
         """
         letter = chr(key) if 0 < key < 128 else ""
         if letter == "q" or key == _ESCAPE:
@@ -111,31 +94,25 @@ class View:
             self.threshold = round(min(_MOST, max(0.0, self.threshold + step)), 2)
             return True
         elif letter == "c":
-            self.class_index = self._next_class(present)
+            after = -1 if self.class_index is None else self.class_index
+            self.class_index = min((index for index in present if index > after), default=None)
             return True
         return False
 
-    def _next_class(self, present: Sequence[int]) -> int | None:
-        after = -1 if self.class_index is None else self.class_index
-        return next((index for index in sorted(set(present)) if index > after), None)
+
+def times_text(seconds: Mapping[str, float]) -> str:
+    """The time of each stage for a frame."""
+    return "  ".join(f"{name} {1000 * value:.0f} ms" for name, value in seconds.items())
 
 
 def status_lines(
     view: View, seconds: Mapping[str, float], rate: float, class_names: Sequence[str]
 ) -> list[str]:
-    """Format speed and settings for the window.
-
-    Args:
-        view: the settings.
-        seconds: of each stage for a frame, by name.
-        rate: frames a second that come out in the end.
-        class_names: of the K classes.
-    """
-    stages = "  ".join(f"{name} {1000 * value:.0f} ms" for name, value in seconds.items())
+    """Format the seconds of each stage, the frames a second, and the settings for the window."""
     shown = "all classes" if view.class_index is None else class_names[view.class_index]
     paused = "  paused" if view.paused else ""
     return [
-        f"{rate:.1f} frames/s   {stages}",
+        f"{rate:.1f} frames/s   {times_text(seconds)}",
         f"score >= {view.threshold:.2f} (+ -)   {shown} (c)   q quit  p pause  s save{paused}",
     ]
 
@@ -155,11 +132,7 @@ class Window:
         self._opened = False
 
     def show(self, picture: NDArray[np.uint8], milliseconds: int) -> int:
-        """Show a picture (H, W, 3) uint8 RGB.
-
-        Args:
-            picture: what is shown.
-            milliseconds: to wait for a key, at least 1.
+        """Show a picture (H, W, 3) uint8 RGB and wait for a key, at least for a millisecond.
 
         Returns:
             The code of the key that was pressed, 255 for none; that of Escape if the user has
@@ -173,7 +146,10 @@ class Window:
             self._opened = True
         _show(picture)
         key = cv2.waitKey(milliseconds) & 0xFF
-        return key if _is_visible() else _ESCAPE
+        with contextlib.suppress(cv2.error):  # Qt's, where the last window was closed
+            if cv2.getWindowProperty(WINDOW, cv2.WND_PROP_VISIBLE) >= 1:
+                return key
+        return _ESCAPE
 
     def close(self) -> None:
         """Close the window, if it was opened."""
@@ -181,10 +157,3 @@ class Window:
             with contextlib.suppress(cv2.error):  # the user has closed it
                 cv2.destroyWindow(WINDOW)
             self._opened = False
-
-
-def _is_visible() -> bool:
-    try:
-        return cv2.getWindowProperty(WINDOW, cv2.WND_PROP_VISIBLE) >= 1
-    except cv2.error:  # Qt's, where the last window was closed
-        return False

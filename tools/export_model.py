@@ -20,9 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode
-from detectron2.data import transforms as T
 from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
@@ -30,6 +28,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from solo_d2 import ConfigError, DatasetError, ImageError  # noqa: E402
+from solo_d2.api.backends import model_input  # noqa: E402
 from solo_d2.api.classes import find_classes  # noqa: E402
 from solo_d2.api.images import expand_inputs, read_image  # noqa: E402
 from solo_d2.api.loading import load_model, make_config  # noqa: E402
@@ -39,6 +38,7 @@ from solo_d2.engine import Trainer  # noqa: E402
 from solo_d2.evaluation.build import build_evaluator  # noqa: E402
 from solo_d2.export.agreement import TOLERANCES, Agreement, mixed_batch  # noqa: E402
 from solo_d2.export.pipeline import ExportPipeline  # noqa: E402
+from solo_d2.export.pixels import input_size  # noqa: E402
 from solo_d2.export.programs import EXTENSIONS, FORMATS, describe, trace  # noqa: E402
 from solo_d2.export.runner import Detector  # noqa: E402
 from solo_d2.modeling.meta_arch import SOLO  # noqa: E402
@@ -78,12 +78,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def run(args: argparse.Namespace) -> list[str]:
-    """Do what the command line says.
-
-    Returns:
-        Why the export disagrees with the model; nothing if it agrees and was written.
-    """
+def run(args: argparse.Namespace) -> int:
+    """Do what the command line says; returns the exit code."""
     cfg = make_config(args.config_file, args.weights, device="cpu", overrides=args.opts)
     model = load_model(cfg)
     batches = choose_inputs(args, cfg)
@@ -98,19 +94,17 @@ def run(args: argparse.Namespace) -> list[str]:
             size = path.stat().st_size / 2**20
             faults = compare(args, cfg, model, load(path), batches)
             if faults:
-                raise _Disagreement(faults)
-    except _Disagreement as disagreement:
-        return disagreement.faults
+                raise _DisagreementError("\n  ".join(faults))
+    except _DisagreementError as faults:
+        message = f"the export disagrees, {args.output} is not written:\n  {faults}"
+        print(f"export_model: {message}", file=sys.stderr)
+        return 1
     print(f"{args.output}: {size:.1f} MiB, {args.format}, {info.precision}")
-    return []
+    return 0
 
 
-class _Disagreement(Exception):
+class _DisagreementError(Exception):
     """Ends the writing of a file that must not be there."""
-
-    def __init__(self, faults: list[str]):
-        super().__init__(*faults)
-        self.faults = faults
 
 
 def choose_inputs(args: argparse.Namespace, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
@@ -124,7 +118,7 @@ def choose_inputs(args: argparse.Namespace, cfg: CfgNode) -> Iterable[list[dict[
         files, missing = expand_inputs(args.check_images)
         if missing:
             raise ConfigError(f"No image file matches --check-images {' '.join(missing)}")
-        return _FileInputs(cfg, files)
+        return read_files(cfg, files)
     register_datasets_of_config(cfg)
     name = args.check_dataset or next(iter(cfg.DATASETS.TEST), None)
     if name is None:
@@ -141,25 +135,12 @@ def choose_inputs(args: argparse.Namespace, cfg: CfgNode) -> Iterable[list[dict[
     return list(itertools.islice(loader, DEFAULT_IMAGES))
 
 
-class _FileInputs:
+def read_files(cfg: CfgNode, files: Sequence[Path]) -> Iterator[list[dict[str, Any]]]:
     """Image files as the model's inputs, one at a time, resized as the config says."""
-
-    def __init__(self, cfg: CfgNode, files: Sequence[Path]):
-        self.files = files
-        self.is_bgr = cfg.INPUT.FORMAT == "BGR"
-        sizes = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
-        self.resize = T.ResizeShortestEdge([sizes[0]] * 2, sizes[1])
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        for file in self.files:
-            image = read_image(file)
-            pixels = image[:, :, ::-1].copy() if self.is_bgr else image
-            pixels = self.resize.get_transform(pixels).apply_image(pixels)
-            tensor = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
-            yield [{"image": tensor, "height": image.shape[0], "width": image.shape[1]}]
+    for file in files:
+        image = read_image(file)
+        sides = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+        yield [model_input(image, input_size(image.shape[:2], *sides), cfg.INPUT.FORMAT)]
 
 
 def compare(
@@ -171,15 +152,17 @@ def compare(
 ) -> list[str]:
     """Run both, print how well they agree and return why they do not."""
     agreement = Agreement(TOLERANCES[detector.info.precision])
-    some = itertools.chain.from_iterable(itertools.islice(batches, 2))
-    agreement.compare(model, detector, mixed_batch(list(some), model.pixel_mean.flatten()))
+    batches = iter(batches)
+    first = list(itertools.islice(batches, 2))
+    some = [sample for inputs in first for sample in inputs]
+    agreement.compare(model, detector, mixed_batch(some, model.pixel_mean.flatten()))
     with tempfile.TemporaryDirectory() as folder:
         evaluators = []
         if args.check_dataset:
             evaluators = [build_evaluator(cfg, args.check_dataset, folder) for _ in range(2)]
         for evaluator in evaluators:
             evaluator.reset()
-        for inputs in tqdm(batches, unit="batch", disable=None):
+        for inputs in tqdm(itertools.chain(first, batches), unit="batch", disable=None):
             results = agreement.compare(model, detector, inputs)
             for evaluator, outputs in zip(evaluators, results, strict=False):
                 evaluator.process(inputs, outputs)
@@ -204,19 +187,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     setup_logger()
     logging.getLogger("detectron2.evaluation.fast_eval_api").setLevel(logging.WARNING)
-    return run_command("export_model", lambda: export(args), errors=(ImageError,))
-
-
-def export(args: argparse.Namespace) -> int:
-    """Do what the command line says; returns the exit code."""
-    faults = run(args)
-    if faults:
-        lines = "\n  ".join(faults)
-        print(
-            f"export_model: the export disagrees, {args.output} is not written:\n  {lines}",
-            file=sys.stderr,
-        )
-    return 1 if faults else 0
+    return run_command("export_model", lambda: run(args), errors=(ImageError,))
 
 
 if __name__ == "__main__":

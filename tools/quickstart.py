@@ -67,15 +67,10 @@ class StoppedError(QuickstartError):
 
 @dataclass(frozen=True)
 class Result:
-    """What a training came to.
+    """What a training came to."""
 
-    Attributes:
-        metrics: name -> value in percent, for example "segm/AP"; NaN where it is not defined.
-        train_seconds: time of training and evaluation together.
-    """
-
-    metrics: dict[str, float]
-    train_seconds: float
+    metrics: dict[str, float]  # name such as "segm/AP" -> percent; NaN where it is not defined
+    train_seconds: float  # evaluation included
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -98,13 +93,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def fingerprint(config_file: Path, opts: Sequence[str], root: Path = ROOT) -> str:
-    """A digest of all that decides what a training gives.
-
-    Args:
-        config_file: the config; what it is based on counts too.
-        opts: overrides.
-        root: of the code.
-    """
+    """A digest of all that decides what a training gives: config with its bases, options, code."""
     from tools.ablations.runs import code_digest
 
     config = CfgNode.load_yaml_with_base(str(config_file))
@@ -115,13 +104,8 @@ def fingerprint(config_file: Path, opts: Sequence[str], root: Path = ROOT) -> st
 def call(step: str, command: Sequence[str | Path], log: Path | None = None) -> None:
     """Run a program in the current folder, with its output passed through.
 
-    Args:
-        step: what it does, for messages.
-        command: the program and its arguments.
-        log: where its messages are written too.
-
     Raises:
-        QuickstartError: it failed or was ended.
+        QuickstartError: it failed or was ended; names the step, and the log if there is one.
     """
     words = [str(word) for word in command]
     print(f"\n$ {shlex.join(words) if len(words) < 16 else shlex.join(words[:10]) + ' ...'}")
@@ -189,13 +173,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def choose_images(json_file: Path, image_root: Path, count: int) -> list[Path]:
-    """Take images spread evenly over those of a data set that have two objects or more.
-
-    Args:
-        json_file: of the data set, in COCO format.
-        image_root: folder of its images.
-        count: how many at most.
-    """
+    """Take images spread evenly over those of a COCO json that have two objects or more."""
     content = json.loads(json_file.read_text(encoding="utf-8"))
     objects = Counter(annotation["image_id"] for annotation in content["annotations"])
     names = sorted(i["file_name"] for i in content["images"] if objects[i["id"]] >= 2)
@@ -203,34 +181,19 @@ def choose_images(json_file: Path, image_root: Path, count: int) -> list[Path]:
     return [image_root / names[index * len(names) // count] for index in range(count)]
 
 
-def draw_predictions(args: argparse.Namespace, files: Sequence[Path]) -> list[Path]:
-    """Run the demo on images; returns the overlays."""
-    folder = args.output / "demo"
-    command: list[str | Path] = [sys.executable, ROOT / "demo/demo.py"]
-    command += ["--config-file", args.output / "config.yaml"]
-    command += ["--weights", args.output / "model_final.pth"]
-    command += ["--output", folder, "--json", folder / "results.json", "--scale", str(SCALE)]
-    command += ["--confidence-threshold", str(args.confidence_threshold)]
-    call("The demo", [*command, "--input", *files])
-    return [folder / name for name in output_names(files)]
-
-
 def make_montage(
     pairs: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8]]], caption: str
 ) -> NDArray[np.uint8]:
-    """Lay inputs and predictions out in rows, under a caption.
-
-    Args:
-        pairs: of images (H, W, 3) uint8 RGB: an input and its prediction; at least one.
-        caption: a line of text.
-
-    Returns:
-        (H, W, 3) uint8, RGB.
-    """
+    """Lay pairs of input and prediction, (H, W, 3) uint8 RGB, out in rows under a line of text."""
     import torch
     from torchvision.utils import make_grid
 
-    tiles = torch.from_numpy(np.stack([_into_square(image) for pair in pairs for image in pair]))
+    def into_square(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        size = SIDE, SIDE
+        fitted = ImageOps.contain(Image.fromarray(image), size, Image.Resampling.BICUBIC)
+        return np.array(ImageOps.pad(fitted, size, color=(235, 235, 235)))
+
+    tiles = torch.from_numpy(np.stack([into_square(image) for pair in pairs for image in pair]))
     grid = make_grid(tiles.permute(0, 3, 1, 2), nrow=2 * PAIRS, padding=GAP, pad_value=255)
     picture = Image.fromarray(grid.permute(1, 2, 0).numpy())
     fonts = (text_font(size) for size in range(SIDE // 10, 5, -1))
@@ -240,12 +203,6 @@ def make_montage(
     picture = ImageOps.expand(picture, (0, bar, 0, 0), "white")
     ImageDraw.Draw(picture).text((GAP, bar // 2), caption, fill="black", font=font, anchor="lm")
     return np.array(picture)
-
-
-def _into_square(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    size = SIDE, SIDE
-    fitted = ImageOps.contain(Image.fromarray(image), size, Image.Resampling.BICUBIC)
-    return np.array(ImageOps.pad(fitted, size, color=(235, 235, 235)))
 
 
 def show(args: argparse.Namespace, metrics: Mapping[str, float]) -> Path:
@@ -259,46 +216,45 @@ def show(args: argparse.Namespace, metrics: Mapping[str, float]) -> Path:
     root = default_root()
     json_file = root / "annotations" / "instances_val.json"
     files = choose_images(json_file, root / "val", ROWS * PAIRS)
-    overlays = draw_predictions(args, files)
-    metrics_text = f"mask AP {metrics['segm/AP']:.1f}"
+    folder = args.output / "demo"
+    command: list[str | Path] = [sys.executable, ROOT / "demo/demo.py"]
+    command += ["--config-file", args.output / "config.yaml"]
+    command += ["--weights", args.output / "model_final.pth"]
+    command += ["--output", folder, "--json", folder / "results.json", "--scale", str(SCALE)]
+    command += ["--confidence-threshold", str(args.confidence_threshold)]
+    call("The demo", [*command, "--input", *files])
+    overlays = [folder / name for name in output_names(files)]
+    caption = f"SOLOv2 on held-out images, mask AP {metrics['segm/AP']:.1f}"
     if "panoptic_seg/PQ" in metrics:
-        metrics_text += f", PQ {metrics['panoptic_seg/PQ']:.1f}"
-    caption = f"SOLOv2 on held-out images, {metrics_text}: input | prediction"
-    montage = args.output / "montage.png"
+        caption += f", PQ {metrics['panoptic_seg/PQ']:.1f}"
     try:
         pairs = [(read_image(f), read_image(o)) for f, o in zip(files, overlays, strict=True)]
     except ImageError as error:
         raise QuickstartError(str(error)) from error
-    save_image(montage, make_montage(pairs, caption))
+    montage = args.output / "montage.png"
+    save_image(montage, make_montage(pairs, f"{caption}: input | prediction"))
     return montage.resolve()
 
 
 def format_table(result: Result, total_seconds: float) -> str:
     """The metrics of a run, a line each."""
-    metrics = result.metrics
+
+    def row(name: str, *keys: str) -> list[str]:
+        values = [result.metrics.get(key, math.nan) for key in keys]
+        return [name, *("-" if math.isnan(value) else f"{value:.1f}" for value in values)]
+
     names = {"AP": "AP", "AP50": "AP50", "AP75": "AP75", "APs": "AP small", "APm": "AP medium"}
-    names["APl"] = "AP large"
     rows = [["", "mask", "box"]]
-    for key, name in names.items():
-        values = (metrics.get(f"{task}/{key}", math.nan) for task in ("segm", "bbox"))
-        rows.append([name, *map(_number, values)])
-    if "panoptic_seg/PQ" in metrics:
+    for key, name in {**names, "APl": "AP large"}.items():
+        rows.append(row(name, f"segm/{key}", f"bbox/{key}"))
+    if "panoptic_seg/PQ" in result.metrics:
         rows.append(["", "all", "things", "stuff"])
         for key in ("PQ", "SQ", "RQ"):
-            names_of_key = (f"panoptic_seg/{key}{group}" for group in ("", "_th", "_st"))
-            rows.append([key, *(_number(metrics.get(name, math.nan)) for name in names_of_key)])
-    rows.append(["training", _minutes(result.train_seconds)])
-    rows.append(["this run", _minutes(total_seconds)])
-    return "\n".join(f"{row[0]:20}" + "".join(f"{x:>8}" for x in row[1:]) for row in rows)
-
-
-def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.1f}"
-
-
-def _minutes(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes}:{seconds:02} min"
+            rows.append(row(key, *(f"panoptic_seg/{key}{group}" for group in ("", "_th", "_st"))))
+    for name, seconds in (("training", result.train_seconds), ("this run", total_seconds)):
+        minutes, rest = divmod(round(seconds), 60)
+        rows.append([name, f"{minutes}:{rest:02} min"])
+    return "\n".join(f"{head:20}" + "".join(f"{x:>8}" for x in cells) for head, *cells in rows)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -69,7 +69,6 @@ def test_panels_are_arranged():
 
 def test_scene_is_what_training_and_inference_see(model, scene):
     assert scene.image.shape == (96, 128, 3)  # padded
-    assert scene.image_size == (90, 120)
     assert (scene.image[90:] == 128).all()
     pixels = image(90, 120)["image"].flip(0).permute(1, 2, 0).numpy()  # BGR to RGB
     assert (scene.image[:90, :120] == pixels).all()

@@ -44,36 +44,22 @@ SHEET_GROUND = (58, 62, 70)
 
 @dataclass
 class Recording:
-    """What passed through a model when it was last called.
+    """What passed through a model when it was last called."""
 
-    Attributes:
-        batches: what its head predicted for the last batch; empty before there was one.
-        image_sizes: height and width of each image of the last batch inside the padded input.
-    """
-
-    batches: list[HeadOutputs] = field(default_factory=list)
-    image_sizes: list[tuple[int, int]] = field(default_factory=list)
-
-    @property
-    def outputs(self) -> HeadOutputs:
-        """What the head predicted for the last batch; IndexError before there was one."""
-        return self.batches[-1]
+    outputs: Any = None  # what its head predicted
+    image_sizes: list[tuple[int, int]] = field(default_factory=list)  # inside the padded input
 
 
 @contextlib.contextmanager
 def record(model: nn.Module) -> Iterator[Recording]:
-    """Keep what the head of a model predicts, as long as the block lasts.
-
-    Args:
-        model: with a `head`, taking Detectron2's standard inputs.
-    """
+    """Keep what the head of a model predicts, as long as the block lasts."""
     recording = Recording()
 
     def before(_: nn.Module, args: tuple[Any, ...]) -> None:
         recording.image_sizes = [tuple(x["image"].shape[-2:]) for x in args[0]]
 
     def after(_: nn.Module, __: tuple[Any, ...], outputs: HeadOutputs) -> None:
-        recording.batches[:] = [outputs]
+        recording.outputs = outputs
 
     handles = [
         model.register_forward_pre_hook(before),
@@ -103,15 +89,10 @@ def find_level(head: SOLOHeadBase, name: str) -> int:
 def choose_level(
     outputs: HeadOutputs, boxes: Tensor, scale_ranges: Sequence[Sequence[float]]
 ) -> int:
-    """The level that is responsible for the most of the found instances; of equal ones the finer.
+    """Index of the level that is responsible for the most of the M found instances.
 
-    Args:
-        outputs: of the head, for one image.
-        boxes: (M, 4) XYXY of the instances, in pixels of the network's input.
-        scale_ranges: least and greatest sqrt(width * height) of the instances of each level.
-
-    Returns:
-        Its index; where no instance is in any range, that of the highest class score.
+    Of equal ones the finer; where no instance is in any range, the one of the highest class score.
+    `boxes` are (M, 4) XYXY, in pixels of the network's input.
     """
     widths, heights = (boxes[:, 2:] - boxes[:, :2]).unbind(dim=1)
     scales = (widths * heights).sqrt()
@@ -124,21 +105,14 @@ def choose_level(
 
 @dataclass(frozen=True)
 class LevelActivations:
-    """The masks and class scores of all cells of a level, for one image.
-
-    Attributes:
-        feature: name of the level's feature.
-        probs: (S, S, h, w) float32, the mask probabilities of cell (i, j) inside the image.
-        scores: (S, S) float32, the highest class probability of each cell.
-        classes: (S, S) int64, that class.
-        cell_size: height and width of a cell, relative to those of the image. The grid covers the
-            padded input, so that its last cells may lie outside of the image.
-    """
+    """The masks and class scores of all cells of a level, for one image."""
 
     feature: str
-    probs: NDArray[np.float32]
-    scores: NDArray[np.float32]
-    classes: NDArray[np.int64]
+    probs: NDArray[np.float32]  # (S, S, h, w), the mask of cell (i, j) inside the image
+    scores: NDArray[np.float32]  # (S, S), the highest class probability of each cell
+    classes: NDArray[np.int64]  # (S, S), that class
+    # Height and width of a cell, relative to those of the image. The grid covers the padded input,
+    # so that its last cells may lie outside of the image.
     cell_size: tuple[float, float]
 
 
@@ -151,13 +125,13 @@ def level_activations(
     tile: int | None = None,
     image: int = 0,
 ) -> LevelActivations:
-    """Make the masks of all cells of a level, some at a time, and bring them to the tiles' size.
+    """Make the masks of all cells of a level, some at a time.
 
     Args:
         head: of the model.
         recording: of the model's run.
         level: its index.
-        tile: longer side of a tile in pixels; None: such that a sheet is about `SHEET` wide.
+        tile: longer side to which masks are scaled; None: such that a sheet is about `SHEET` wide.
         image: index in the batch.
 
     Raises:
@@ -205,16 +179,11 @@ def frame_width(tile_size: tuple[int, int]) -> int:
 def draw_sheet(
     activations: LevelActivations, colors: NDArray[np.uint8], *, score_thresh: float
 ) -> NDArray[np.uint8]:
-    """Lay out the masks of all cells, as the cells lie in the image.
+    """Lay out the masks of all cells, as the cells lie in the image; see `sheet_size`.
 
-    Args:
-        activations: of one level.
-        colors: (K, 3) RGB.
-        score_thresh: cells whose class score is above have a frame in the colour of their class.
-
-    Returns:
-        Of `sheet_size`. The tile of cell (i, j) starts `frame_width` + 1 pixels below and beside
-        (i * (h + 2 * frame_width + 1), j * ...). Mask probabilities have `probability_colors`.
+    Cells whose class score is above the threshold have a frame in the colour (K, 3) of their class.
+    The tile of cell (i, j) starts `frame_width` + 1 pixels below and beside
+    (i * (h + 2 * frame_width + 1), j * ...). Mask probabilities have `probability_colors`.
     """
     side, _, height, width = activations.probs.shape
     frame = frame_width((height, width))
@@ -241,14 +210,7 @@ def draw_cells(
     *,
     score_thresh: float,
 ) -> NDArray[np.uint8]:
-    """Draw the grid over an image, with the cells that have a frame in the sheet filled.
-
-    Args:
-        image: of any size, the whole image.
-        activations: of one level.
-        colors: (K, 3) RGB.
-        score_thresh: see `draw_sheet`.
-    """
+    """Draw the grid over an image, with the cells that have a frame in the sheet filled."""
     height, width = image.shape[:2]
     rows = np.floor((np.arange(height) + 0.5) / (activations.cell_size[0] * height)).astype(int)
     columns = np.floor((np.arange(width) + 0.5) / (activations.cell_size[1] * width)).astype(int)
@@ -294,16 +256,7 @@ def compose(
     *,
     score_thresh: float,
 ) -> NDArray[np.uint8]:
-    """The picture: input and result at the left, the sheet at the right, a legend below.
-
-    Args:
-        image: what the model saw.
-        result: the instances drawn over it, of the same proportions.
-        activations: of one level.
-        class_names: of the K classes.
-        colors: (K, 3) RGB.
-        score_thresh: see `draw_sheet`.
-    """
+    """The picture: input and result at the left, the sheet at the right, a legend below."""
     height, width = panel_size(activations)
 
     def resized(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -30,13 +30,7 @@ class Plate:
     """
 
     def __init__(self, image: NDArray[np.uint8], scale: float, *, smooth: bool = True):
-        """Enlarge an image.
-
-        Args:
-            image: of any size.
-            scale: pixels of the picture to a pixel of the image.
-            smooth: cubic interpolation; else pixels become squares.
-        """
+        """Enlarge an image: smoothly, or such that pixels become squares."""
         height, width = image.shape[:2]
         size = max(1, round(width * scale)), max(1, round(height * scale))
         kind = cv2.INTER_CUBIC if smooth else cv2.INTER_NEAREST
@@ -52,18 +46,20 @@ class Plate:
 
     def tint(self, mask: NDArray[np.bool_], color: Color, opacity: float) -> None:
         """Tint a mask (H, W) of the image."""
-        height, width = self.picture.shape[:2]
-        large = cv2.resize(mask.astype(np.float32), (width, height)) > 0.5
+        large = self._enlarged(mask)
         self.picture[large] = np.rint(
             self.picture[large] * (1 - opacity) + np.array(color) * opacity
         )
 
     def outline(self, mask: NDArray[np.bool_], color: Color, width: int) -> None:
         """Draw the outline of a mask (H, W) of the image."""
-        height, wide = self.picture.shape[:2]
-        large = cv2.resize(mask.astype(np.float32), (wide, height)) > 0.5
-        lines, _ = cv2.findContours(large.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+        large = self._enlarged(mask).astype(np.uint8)
+        lines, _ = cv2.findContours(large, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(self.picture, lines, -1, color, width, cv2.LINE_AA)
+
+    def _enlarged(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        height, width = self.picture.shape[:2]
+        return cv2.resize(mask.astype(np.float32), (width, height)) > 0.5
 
     def rectangle(self, box: Sequence[float], color: Color, width: int) -> None:
         """Draw the edges of a box (XYXY)."""
@@ -94,13 +90,7 @@ class Plate:
 
 @dataclass(frozen=True)
 class Panel:
-    """A picture with lines of text above and below it.
-
-    Attributes:
-        picture: (H, W, 3) uint8 RGB.
-        title: above it; may be empty.
-        caption: below it; may have several lines, or be empty.
-    """
+    """A picture with a title above it and a caption, maybe of several lines, below it."""
 
     picture: NDArray[np.uint8]
     title: str = ""
@@ -110,12 +100,9 @@ class Panel:
 def arrange(
     rows: Sequence[Sequence[Panel]], *, font_size: int = 17, gap: int = 14
 ) -> NDArray[np.uint8]:
-    """Lay panels out in rows on white paper.
+    """Lay panels out in rows on white paper, aligned at their pictures' upper edge.
 
-    Args:
-        rows: of panels; those of a row are aligned at their pictures' upper edge.
-        font_size: of titles and captions, in pixels.
-        gap: between panels, and around, in pixels.
+    Font size and the gap between panels, and around them, are in pixels.
     """
     if not any(rows):
         raise ValueError("there is no panel to arrange")
@@ -152,13 +139,7 @@ def _width(panel: Panel, font_size: int) -> int:
 
 
 def heat_map(image: NDArray[np.uint8], values: NDArray[np.float32], size: int) -> NDArray[np.uint8]:
-    """Values (S, S) in [0, 1] of the cells of a grid, as colours over the image.
-
-    Args:
-        image: that the grid covers.
-        values: of the cells.
-        size: longer side of the picture in pixels.
-    """
+    """Values (S, S) in [0, 1] of the cells of a grid over an image; `size` is the longer side."""
     plate = Plate(image, size / max(image.shape[:2]))
     levels = np.rint(255 * values).astype(np.uint8)
     shape = plate.picture.shape[1], plate.picture.shape[0]

@@ -44,20 +44,11 @@ NUM_CHANNELS, NUM_CANDIDATES = 4, 12
 
 @dataclass(frozen=True)
 class Scene:
-    """An annotated image, and what a model makes of it.
+    """An annotated image, and what a model makes of it."""
 
-    Attributes:
-        image: the network's input, padded in grey.
-        image_size: height and width without the padding.
-        instances: Detectron2's, the ground truth: N instances at that size.
-        targets: of training.
-        outputs: of the head.
-    """
-
-    image: NDArray[np.uint8]
-    image_size: tuple[int, int]
-    instances: Any
-    targets: GridTargets
+    image: NDArray[np.uint8]  # the network's input, padded in grey
+    instances: Any  # Detectron2's, the ground truth: N instances at the size without padding
+    targets: GridTargets  # of training
     outputs: HeadOutputs
 
     @property
@@ -68,11 +59,7 @@ class Scene:
 
 @torch.no_grad()
 def make_scene(model: SOLO, sample: dict[str, Any]) -> Scene:
-    """Assign the targets of a training sample and run the model on it.
-
-    Args:
-        model: in evaluation mode.
-        sample: of the mapper for training: "image" and "instances".
+    """Assign the targets of a training sample and run the model, in evaluation mode, on it.
 
     Raises:
         ConfigError: there is no instance to draw.
@@ -86,7 +73,6 @@ def make_scene(model: SOLO, sample: dict[str, Any]) -> Scene:
     padded[: rgb.shape[0], : rgb.shape[1]] = rgb
     return Scene(
         image=padded,
-        image_size=images.image_sizes[0],
         instances=sample["instances"].to("cpu"),
         targets=model.assign_targets([sample["instances"]], images),
         outputs=model.head(model.backbone(images.tensor)),
@@ -94,13 +80,7 @@ def make_scene(model: SOLO, sample: dict[str, Any]) -> Scene:
 
 
 def draw_targets(model: SOLO, scene: Scene, *, size: int = 400) -> NDArray[np.uint8]:
-    """For each level its grid, the instances of its scale range, and their positive cells.
-
-    Args:
-        model: whose levels they are.
-        scene: the image.
-        size: longer side of a panel in pixels.
-    """
+    """For each level its grid, the instances of its scale range, and their positive cells."""
     panels = []
     for level, (low, high) in enumerate(model.scale_ranges):
         claims = _claims(scene.targets, model.head.num_grids, level)
@@ -121,14 +101,7 @@ def draw_targets(model: SOLO, scene: Scene, *, size: int = 400) -> NDArray[np.ui
 def draw_center(
     model: SOLO, scene: Scene, *, instance: int | None = None, size: int = 520
 ) -> NDArray[np.uint8]:
-    """One instance close up: box, mass centre, centre region and positive cells of its first level.
-
-    Args:
-        model: whose levels they are.
-        scene: the image.
-        instance: its index; None: the one with the most positive cells on a level.
-        size: longer side of the picture in pixels, about.
-    """
+    """One instance close up: box, mass centre, centre region and cells of its first level."""
     samples = [
         (cells, index, level)
         for level in range(len(model.head.num_grids))
@@ -141,43 +114,26 @@ def draw_center(
     box = scene.instances.gt_boxes.tensor[index].tolist()
     margin = 0.35 * max(box[2] - box[0], box[3] - box[1])
     height, width = scene.image.shape[:2]
-    crop = [
-        max(0, int(box[0] - margin)),
-        max(0, int(box[1] - margin)),
-        min(width, round(box[2] + margin)),
-        min(height, round(box[3] + margin)),
-    ]
+    crop = np.array([box[0] - margin, box[1] - margin, box[2] + margin, box[3] + margin])
+    crop = crop.clip(0, [width, height, width, height])
     scale = size / max(crop[2] - crop[0], crop[3] - crop[1])
-    plate = _level_plate(model, scene, level, round(scale * max(height, width)), [
-        (cell, index) for cell in cells
-    ])  # fmt: skip
+    claims = [(cell, index) for cell in cells]
+    plate = _level_plate(model, scene, level, round(scale * max(height, width)), claims)
     plate.rectangle(box, WHITE, 2)
     left, top, right, bottom = (round(value * plate.scale) for value in crop)
     extent = (box[2] - box[0]) * (box[3] - box[1])
     side = model.head.num_grids[level]
-    return arrange(
-        [
-            [
-                Panel(
-                    plate.picture[top:bottom, left:right],
-                    f"scale {extent**0.5:.0f} px: level {model.head.in_features[level]}, "
-                    f"{side} x {side} cells",
-                    f"thin: box; thick: centre region, {model.center_scale:g} of the box, about\n"
-                    f"the mass centre (dot); filled: the {len(cells)} positive cells",
-                )
-            ]
-        ]
+    panel = Panel(
+        plate.picture[top:bottom, left:right],
+        f"scale {extent**0.5:.0f} px: level {model.head.in_features[level]}, {side} x {side} cells",
+        f"thin: box; thick: centre region, {model.center_scale:g} of the box, about\n"
+        f"the mass centre (dot); filled: the {len(cells)} positive cells",
     )
+    return arrange([[panel]])
 
 
 def draw_scores(model: SOLO, scene: Scene, *, size: int = 250) -> NDArray[np.uint8]:
-    """The highest class probability of each cell, before and after point NMS, level by level.
-
-    Args:
-        model: that predicted them.
-        scene: the image.
-        size: longer side of a panel in pixels.
-    """
+    """The highest class probability of each cell, before and after point NMS, level by level."""
     thresh = model.decoder.score_thresh
     sides = model.head.num_grids
     kept = class_probabilities(scene.outputs.class_logits)[0].amax(dim=1)
@@ -200,12 +156,6 @@ def draw_kernels(
     """From cell to mask, for the best cells: the kernel, channels that it weighs most, the mask.
 
     Heads whose masks are no product of a kernel and a feature have the cell and its mask alone.
-
-    Args:
-        model: that predicted them.
-        scene: the image.
-        count: instances, the best ones after NMS.
-        size: longer side of a panel in pixels.
     """
     found = model.decoder.suppress(_candidates(model, scene))
     levels = model.cell_levels[found.cells].tolist()
@@ -221,14 +171,7 @@ def draw_kernels(
 def draw_nms(
     model: SOLO, scene: Scene, class_names: Sequence[str], *, size: int = 190
 ) -> NDArray[np.uint8]:
-    """The best candidates with their scores before and after mask NMS.
-
-    Args:
-        model: that predicted them.
-        scene: the image.
-        class_names: of the K classes.
-        size: longer side of a panel in pixels.
-    """
+    """The best candidates with their scores before and after mask NMS."""
     decoder = model.decoder
     found = _candidates(model, scene)
     if len(found) == 0:
@@ -283,10 +226,6 @@ def _cells_of_instances(
     return result
 
 
-def _colors(count: int) -> list[Color]:
-    return [(int(r), int(g), int(b)) for r, g, b in class_colors(count)]
-
-
 def _level_plate(
     model: SOLO,
     scene: Scene,
@@ -300,7 +239,7 @@ def _level_plate(
     pitch = height / side, width / side
     plate = Plate(scene.image, size / max(height, width))
     plate.picture[:] = np.rint(0.55 * plate.picture + 0.45 * 60)
-    colors = _colors(scene.num_instances)
+    colors: list[Color] = [tuple(color) for color in class_colors(scene.num_instances).tolist()]
     for (row, column), instance in claims:
         left, top = column * pitch[1], row * pitch[0]
         plate.fill((left, top, left + pitch[1], top + pitch[0]), colors[instance], 0.75)
@@ -368,14 +307,7 @@ def _kernel_row(model: SOLO, scene: Scene, cell: Tensor, level: int, size: int) 
 
 
 def _candidate_picture(scene: Scene, mask: Tensor, size: int, decay: float) -> NDArray[np.uint8]:
-    """A candidate's mask over the image: green where NMS leaves its score, red where it takes it.
-
-    Args:
-        scene: the image.
-        mask: (H, W) bool at the finest mask stride.
-        size: longer side of the picture in pixels.
-        decay: in [0, 1], the factor of NMS.
-    """
+    """A candidate's mask over the image, from green to red as NMS lowers its score."""
     height, width = scene.image.shape[:2]
     plate = Plate(scene.image, size / max(height, width))
     red, green, blue = (decay * a + (1 - decay) * b for a, b in zip(LEFT, TAKEN, strict=True))

@@ -52,17 +52,11 @@ _Part = list[float] | NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """An image and its objects.
+    """An image and its objects."""
 
-    Attributes:
-        file_name: relative to the folder of the images.
-        size: height and width, upright.
-        objects: class name and COCO's fields of each object.
-    """
-
-    file_name: str
-    size: tuple[int, int]
-    objects: list[tuple[str, dict[str, Any]]]
+    file_name: str  # relative to the folder of the images
+    size: tuple[int, int]  # height and width, upright
+    objects: list[tuple[str, dict[str, Any]]]  # class name and COCO's fields
 
 
 def read_labelled_folder(images: Path, labels: Path) -> list[LabelledImage]:
@@ -130,11 +124,7 @@ def split_images(
     """Divide images into those to train on and those to evaluate on.
 
     The choice follows from the file names alone, so that an image keeps its part when others are
-    added; both parts get at least one image.
-
-    Args:
-        images: at least two.
-        val_fraction: share of the second part, between 0 and 1.
+    added; both parts get at least one image. `val_fraction` is the share of the second part.
     """
     if len(images) < 2:
         raise DatasetError("There must be two images at least, one of them to evaluate on")
@@ -148,10 +138,7 @@ def split_images(
 def write_coco(file: Path, images: Sequence[LabelledImage], class_names: Sequence[str]) -> None:
     """Write images and their objects in COCO format, whole or not at all.
 
-    Args:
-        file: the json.
-        images: of one part.
-        class_names: of both parts, in the order of their ids, which start at 1.
+    The ids of the classes start at 1, in the order of their names.
     """
     ids = {name: index + 1 for index, name in enumerate(class_names)}
     entries: list[dict[str, Any]] = []
@@ -240,13 +227,7 @@ def _read_labelme(
 ) -> list[tuple[str, dict[str, Any]]]:
     """Classes and fields of the objects in a json of labelme; a group_id joins parts of one.
 
-    Args:
-        file: the json.
-        size: height and width of the image.
-        problems: where shapes are named that cannot be used.
-
-    Raises:
-        DatasetError: the whole file cannot be used.
+    Shapes that cannot be used join the problems; DatasetError: the whole file cannot be used.
     """
     try:
         content = load_json(file)
