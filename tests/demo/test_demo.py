@@ -125,12 +125,6 @@ def test_bad_files_are_skipped_and_listed(model, tmp_path, capsys):
     assert all(name in summary for name in [*bad, "gone.png"])
 
 
-def test_files_of_one_name_both_get_an_overlay(model, tmp_path):
-    files = [save(tmp_path / folder / "a.png") for folder in ("x", "y")]
-    assert run(model, "--input", *files, "--output", tmp_path / "out") == 0
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["x_a.png", "y_a.png"]
-
-
 def test_other_images_go_on_when_drawing_or_saving_fails(model, tmp_path, monkeypatch, capsys):
     files = [save(tmp_path / f"{name}.png") for name in "abc"]
     # Raised inside unittest.mock: an error of code outside the libraries would end the demo.

@@ -198,11 +198,10 @@ def test_a_frame_is_repeated_until_the_video_is_as_long_as_its_source():
 def test_a_stop_keeps_what_a_camera_gave_but_no_part_of_a_file(
     model, clip, camera, tmp_path, monkeypatch, capsys, stop, code
 ):
-    def interrupt(self, done, bar):
-        next(iter(done))
+    def interrupt(seconds):  # of the first frame
         raise stop
 
-    monkeypatch.setattr(live.Live, "_consume", interrupt)
+    monkeypatch.setattr(live, "times_text", interrupt)
     camera([picture()] * 50)
     args = ("--no-show", "--output", tmp_path / "out.mp4", "--json", tmp_path / "all.json")
     assert run(model, "--video-input", clip, *args) == code

@@ -14,35 +14,21 @@ def press(view, keys, present=()):
     return [view.press(ord(key), present) for key in keys]
 
 
-def test_quit_pause_and_save():
+def test_quit_pause_save_and_threshold():
     view = View(0.3)
-    assert press(view, "p") == [False]
-    assert view.paused
-    press(view, " ")
-    assert not view.paused
-    press(view, "ss")
-    assert view.saves == 2
-    press(view, "xy\t")
-    view.press(255, ())
-    view.press(0, ())
-    assert not view.closed
+    assert press(view, "pss+=") == [False, False, False, True, True]
+    assert (view.paused, view.saves, view.threshold) == (True, 2, 0.4)
+    press(view, " xy\t-_-")
+    assert (view.paused, view.closed, view.threshold) == (False, False, 0.25)
+    for keys, end in (("-" * 20, 0), ("+" * 40, 0.95)):
+        press(view, keys)
+        assert view.threshold == end
+    assert [view.press(key, ()) for key in (255, 0)] == [False, False]
     press(view, "q")
     assert view.closed
-    view = View(0.3)
-    view.press(27, ())
-    assert view.closed
-
-
-def test_threshold_goes_in_steps_and_has_ends():
-    view = View(0.3)
-    assert press(view, "+=") == [True, True]
-    assert view.threshold == pytest.approx(0.4)
-    press(view, "-_-")
-    assert view.threshold == pytest.approx(0.25)
-    press(view, "-" * 20)
-    assert view.threshold == 0
-    press(view, "+" * 40)
-    assert view.threshold == pytest.approx(0.95)
+    escaped = View(0.3)
+    escaped.press(27, ())
+    assert escaped.closed
 
 
 def test_classes_of_the_picture_come_one_after_another_then_all():

@@ -163,18 +163,6 @@ def test_an_interrupted_row_goes_on(ablate, trainer, capsys):
     assert not any("--resume" in call for call in trainer.calls)
 
 
-def test_a_run_without_an_evaluation_failed(tmp_path):
-    def launch(command, log, environ):
-        (log.parent / "model_final.pth").write_bytes(b"")
-        return 0
-
-    run = plan("coord", tmp_path)[0]
-    (outcome,) = run_all([run], launch=launch, progress=lambda text: None)
-    assert outcome.result is None
-    assert "no segm/AP" in outcome.error
-    assert read_result(run) is None
-
-
 def test_an_old_evaluation_is_not_taken_for_the_new_one(tmp_path, trainer):
     run = plan("coord", tmp_path)[0]
     run_all([run], launch=trainer, progress=lambda text: None)

@@ -50,28 +50,18 @@ def test_rows_differ_from_their_reference_in_the_claimed_keys_alone(table, row):
 
 
 @pytest.mark.parametrize("table", TABLES.values(), ids=list(TABLES))
-def test_all_claimed_keys_vary(table):
-    rows = [varied_values(table, row) for row in table.rows]
+def test_tables_are_consistent(table):
+    values = [varied_values(table, row) for row in table.rows]
     for key in table.varies:
-        assert len({str(values[key]) for values in rows}) > 1, key
-
-
-@pytest.mark.parametrize("table", TABLES.values(), ids=list(TABLES))
-def test_rows_on_small_data_are_distinct(table):
-    rows = settings(table, quick=True)
-    assert len({str(row.overrides) for row in rows}) == len(rows)
-    assert len({row.label for row in rows}) == len(rows)
-    for row in rows:
-        assert set(row.overrides) <= set(table.varies)
-
-
-@pytest.mark.parametrize("table", TABLES.values(), ids=list(TABLES))
-def test_names_are_known(table):
+        assert len({str(of_row[key]) for of_row in values}) > 1, key
     assert table.quick_base.is_file()
     for row in table.rows:
         assert row.config.is_file()
         assert set(row.paper) <= set(METRICS)
         assert set(row.quick) <= set(table.varies)
+    small = settings(table, quick=True)
+    assert len({str(row.overrides) for row in small}) == len({r.label for r in small}) == len(small)
+    assert all(set(row.overrides) <= set(table.varies) for row in small)
 
 
 def test_configs_of_the_folder_and_of_the_tables_are_the_same():
@@ -162,12 +152,6 @@ def test_a_row_on_a_config_of_ones_own_has_the_values_of_the_paper():
     widths = [row.overrides["MODEL.SOLO.MASK_FEATURE.OUT_CHANNELS"] for row in rows]
     assert widths == [64, 64, 128, 256, 512]
     assert [row.label for row in rows] == ["3x3x64", "1x1x64", "1x1x128", "1x1x256", "1x1x512"]
-
-
-def test_without_a_base_rows_are_their_configs():
-    for row in settings(TABLES["depth"]):
-        assert row.config_file == row.row.config
-        assert row.overrides == {}
 
 
 def test_small_data_keeps_what_has_no_meaning_there():

@@ -59,9 +59,5 @@ def test_input_size_is_detectron2s(short, longest):
     cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = short, longest
     expected = ResizeShortestEdge.get_output_shape(480, 640, short, longest)
     assert complexity.input_size(cfg) == expected
-
-
-def test_input_size_without_resizing():
-    cfg = tiny_config()
     cfg.INPUT.MIN_SIZE_TEST = 0
     assert complexity.input_size(cfg) == (480, 640)
