@@ -270,15 +270,18 @@ class Result:
         drawing: Any = overlay
         if publication:
             from solo_d2.visualization import publication as drawing
-        names = self.classes.names
-        if self.panoptic is None or self.stuff is None:
-            found = self.instances.to("cpu") if publication else self.instances
-            options = {"colors": _track_colors(found), "contours": self.contours, **options}
-            return drawing.draw_instances(self.image, found, names, **options)
-        shown = Segmentation(self.panoptic.ids.cpu(), self.panoptic.segments)
-        things, stuff = shown.things(), shown.stuff()
-        options = {"colors": _track_colors(things), **options}
-        return drawing.draw_panoptic(self.image, things, stuff, names, self.stuff.names, **options)
+        found, stuff = self.instances.to("cpu") if publication else self.instances, None
+        if self.panoptic is not None:
+            shown = Segmentation(self.panoptic.ids.cpu(), self.panoptic.segments)
+            found, stuff = shown.things(), shown.stuff()
+        return drawing.draw_instances(
+            self.image,
+            found,
+            self.classes.names,
+            stuff=stuff,
+            stuff_names=self.stuff.names if self.stuff else (),
+            **{"colors": _track_colors(found), "contours": self.contours, **options},
+        )
 
 
 def _track_colors(instances: Instances) -> list[Color] | None:

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from detectron2.structures import Boxes, Instances
 from numpy.typing import NDArray
-from torch import Tensor
 
 from solo_d2.ops.mask_geometry import mask_boxes, stack_masks
 from solo_d2.visualization.colors import Color, instance_color, stuff_color
@@ -27,17 +26,22 @@ def draw_instances(
     instances: Instances,
     class_names: Sequence[str],
     *,
+    stuff: Instances | None = None,
+    stuff_names: Sequence[str] = (),
     scale: float = 1.0,
     draw_boxes: bool = False,
     colors: Sequence[Color] | None = None,
     contours: bool = False,
 ) -> NDArray[np.uint8]:
-    """Draw masks with their outline, class and score over an image.
+    """Draw masks with their outline, class and score over an image, and stuff below them.
 
     Args:
         image: (H, W, 3) uint8, RGB; it is left as it is.
-        instances: on any device, with pred_masks (N, H, W), pred_boxes, pred_classes and scores.
+        instances: on any device, with pred_masks (N, H, W), pred_boxes, pred_classes and scores. In
+            a panoptic segmentation the masks are the pixels that each has in it.
         class_names: of the K classes.
+        stuff: likewise without scores, drawn in muted colours by label; None for no stuff.
+        stuff_names: of the labels of stuff.
         scale: size of the result relative to the image; outlines and text stay sharp.
         draw_boxes: whether boxes are drawn too.
         colors: of the instances, RGB in [0, 1]. None: they go by the order of the instances.
@@ -49,57 +53,18 @@ def draw_instances(
     if colors is None:
         colors = [instance_color(index) for index in range(len(instances))]
     picture, instances = _enlarge(image, instances, scale, smooth=not contours)
-    boxes = instances.pred_boxes.tensor
-    order = _largest_first(boxes)
-    _paint(picture, instances.pred_masks, boxes, order, colors, filled=not contours)
-    _annotate(picture, instances, class_names, colors, draw_boxes=draw_boxes)
-    return picture
-
-
-def draw_panoptic(
-    image: NDArray[np.uint8],
-    things: Instances,
-    stuff: Instances,
-    class_names: Sequence[str],
-    stuff_names: Sequence[str],
-    *,
-    scale: float = 1.0,
-    draw_boxes: bool = False,
-    colors: Sequence[Color] | None = None,
-) -> NDArray[np.uint8]:
-    """Draw a panoptic segmentation over an image: stuff in muted colours, things on top of it.
-
-    Args:
-        image: see `draw_instances`.
-        things: likewise, with the pixels that each has in the segmentation.
-        stuff: with pred_masks (M, H, W), pred_boxes and pred_classes, labels of stuff.
-        class_names: of the K classes of things.
-        stuff_names: of the labels of stuff.
-        scale: see `draw_instances`.
-        draw_boxes: whether boxes of things are drawn too.
-        colors: of the things, see `draw_instances`.
-
-    Returns:
-        See `draw_instances`.
-    """
-    if colors is None:
-        colors = [instance_color(index) for index in range(len(things))]
-    picture, things = _enlarge(image, things, scale)
-    _, stuff = _enlarge(image, stuff, scale)
-    labels = stuff.pred_classes.tolist()
-    stuff_colors = [stuff_color(label) for label in labels]
-    masks = torch.cat([stuff.pred_masks, things.pred_masks])
-    boxes = torch.cat([stuff.pred_boxes.tensor, things.pred_boxes.tensor])
-    order = [
-        *range(len(stuff)),
-        *(len(stuff) + i for i in _largest_first(things.pred_boxes.tensor)),
-    ]
-    _paint(picture, masks, boxes, order, [*stuff_colors, *colors], filled=True)
-    places = [deepest_point(mask) for mask in stuff.pred_masks.cpu().numpy()]
-    points = np.array([(x, y, x, y) for x, y in places], np.float32).reshape(-1, 4)
+    stuff = instances[:0] if stuff is None else _enlarge(image, stuff, scale)[1]
+    ground = [stuff_color(label) for label in stuff.pred_classes.tolist()]
+    _paint(picture, stuff, instances, [*ground, *colors], filled=not contours)
     size = text_size(*picture.shape[:2])
-    write_labels(picture, [stuff_names[label] for label in labels], points, stuff_colors, size)
-    _annotate(picture, things, class_names, colors, draw_boxes=draw_boxes)
+    write_labels(picture, *stuff_labels(stuff, stuff_names), ground, size)
+    boxes = instances.pred_boxes.tensor.cpu().numpy()
+    if draw_boxes:
+        for (left, top, right, bottom), color in zip(boxes.astype(int), colors, strict=True):
+            ink = [255 * value for value in color]
+            corner = max(left, right - 1), max(top, bottom - 1)
+            cv2.rectangle(picture, (left, top), corner, ink, 1)
+    write_labels(picture, instance_labels(instances, class_names), boxes, colors, size)
     return picture
 
 
@@ -114,6 +79,13 @@ def deepest_point(mask: NDArray[np.bool_]) -> tuple[int, int]:
     depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
     y, x = np.unravel_index(depth.argmax(), mask.shape)
     return int(x), int(y)
+
+
+def stuff_labels(stuff: Instances, names: Sequence[str]) -> tuple[list[str], NDArray[np.float32]]:
+    """Name of each stuff mask, and (N, 4) an empty box at its deepest point."""
+    places = [deepest_point(mask) for mask in stuff.pred_masks.cpu().numpy()]
+    points = np.array([(x, y, x, y) for x, y in places], np.float32).reshape(-1, 4)
+    return [names[label] for label in stuff.pred_classes.tolist()], points
 
 
 def _enlarge(
@@ -137,52 +109,22 @@ def _enlarge(
     return picture.astype(np.uint8), Instances(size, pred_masks=masks, pred_boxes=boxes, **fields)
 
 
-def _largest_first(boxes: Tensor) -> list[int]:
-    sides = boxes[:, 2:] - boxes[:, :2]
-    order: list[int] = sides.prod(dim=1).argsort(descending=True, stable=True).tolist()
-    return order
-
-
 def _paint(
     picture: NDArray[np.uint8],
-    masks: Tensor,
-    boxes: Tensor,
-    order: Sequence[int],
+    stuff: Instances,
+    instances: Instances,
     colors: Sequence[Color],
     *,
     filled: bool,
 ) -> None:
-    """Blend masks into a picture, in place, and draw their outlines.
-
-    Args:
-        picture: (H, W, 3) uint8.
-        masks: (N, H, W) bool.
-        boxes: (N, 4), see `stack_masks`.
-        order: of the masks, the lowest first.
-        colors: of the masks, in [0, 1].
-        filled: blend, then draw outlines; else masks are lines, drawn in their colour.
-    """
-    if not order:
-        return
-    on_top = stack_masks(masks, boxes, order).cpu().numpy()
-    paint(picture, on_top, [colors[index] for index in order], filled=filled)
-
-
-def _annotate(
-    picture: NDArray[np.uint8],
-    instances: Instances,
-    class_names: Sequence[str],
-    colors: Sequence[Color],
-    *,
-    draw_boxes: bool,
-) -> None:
-    """Write class and score of instances; draw their boxes too if wanted."""
-    boxes = instances.pred_boxes.tensor.cpu().numpy()
-    if draw_boxes:
-        for (left, top, right, bottom), color in zip(boxes.astype(int), colors, strict=True):
-            ink = [255 * value for value in color]
-            cv2.rectangle(
-                picture, (left, top), (max(left, right - 1), max(top, bottom - 1)), ink, 1
-            )
-    labels = instance_labels(instances, class_names)
-    write_labels(picture, labels, boxes, colors, text_size(*picture.shape[:2]))
+    """Paint masks, in place: stuff, then instances by falling size of their boxes."""
+    masks, boxes = instances.pred_masks, instances.pred_boxes.tensor
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
+    order = [len(stuff) + i for i in areas.argsort(descending=True, stable=True).tolist()]
+    if len(stuff):
+        masks = torch.cat([stuff.pred_masks, masks])
+        boxes = torch.cat([stuff.pred_boxes.tensor, boxes])
+        order = [*range(len(stuff)), *order]
+    if order:
+        on_top = stack_masks(masks, boxes, order).cpu().numpy()
+        paint(picture, on_top, [colors[index] for index in order], filled=filled)

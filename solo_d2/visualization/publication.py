@@ -1,7 +1,4 @@
-"""Overlays for print, by Detectron2's Visualizer: sharp lines at any scale, and slow.
-
-The functions take and give what those of `solo_d2.visualization.overlay` do.
-"""
+"""Overlays for print, by Detectron2's Visualizer: sharp lines at any scale, and slow."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +11,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from solo_d2.visualization.colors import Color, instance_color, stuff_color
-from solo_d2.visualization.overlay import deepest_point, instance_labels
+from solo_d2.visualization.overlay import instance_labels, stuff_labels
 
 # Height of a line and width of a letter, in pixels for each point of the font size.
 _LINE_HEIGHT, _LETTER_WIDTH = 2.1, 0.85
@@ -25,75 +22,27 @@ def draw_instances(
     instances: Instances,
     class_names: Sequence[str],
     *,
+    stuff: Instances | None = None,
+    stuff_names: Sequence[str] = (),
     scale: float = 1.0,
     draw_boxes: bool = False,
     colors: Sequence[Color] | None = None,
     contours: bool = False,
 ) -> NDArray[np.uint8]:
-    """Draw masks with their outline, class and score over an image, see `overlay`.
-
-    Args:
-        image: (H, W, 3) uint8, RGB.
-        instances: on the CPU.
-        class_names: of the K classes.
-        scale: see `overlay.draw_instances`, also for the others.
-        draw_boxes: likewise.
-        colors: likewise.
-        contours: whether the masks are contours, to be drawn as lines.
+    """Draw as `overlay.draw_instances`; instances and stuff are on the CPU.
 
     Returns:
-        About (scale * H, scale * W, 3) uint8, RGB; the image alone where there are no instances.
+        About (scale * H, scale * W, 3) uint8, RGB; the image alone where there is nothing.
     """
     visualizer = Visualizer(image, scale=scale)
-    if colors is None:
-        colors = [instance_color(index) for index in range(len(instances))]
-    _overlay_instances(
-        visualizer, instances, class_names, colors, draw_boxes=draw_boxes, contours=contours
-    )
-    return visualizer.get_output().get_image()
-
-
-def draw_panoptic(
-    image: NDArray[np.uint8],
-    things: Instances,
-    stuff: Instances,
-    class_names: Sequence[str],
-    stuff_names: Sequence[str],
-    *,
-    scale: float = 1.0,
-    draw_boxes: bool = False,
-    colors: Sequence[Color] | None = None,
-) -> NDArray[np.uint8]:
-    """Draw a panoptic segmentation over an image, see `overlay.draw_panoptic`.
-
-    `things` and `stuff` are on the CPU. The result is about (scale * H, scale * W, 3).
-    """
-    visualizer = Visualizer(image, scale=scale)
-    if len(stuff):
-        labels = stuff.pred_classes.tolist()
-        stuff_colors = [stuff_color(label) for label in labels]
-        _draw_masks(visualizer, _to_generic_masks(stuff), stuff_colors)
-        points = [deepest_point(mask) for mask in stuff.pred_masks.numpy()]
-        boxes = np.array([(x, y, x, y) for x, y in points], dtype=np.float32)
-        names = [stuff_names[label] for label in labels]
-        _draw_labels(visualizer, boxes, names, stuff_colors)
-    if colors is None:
-        colors = [instance_color(index) for index in range(len(things))]
-    _overlay_instances(visualizer, things, class_names, colors, draw_boxes=draw_boxes)
-    return visualizer.get_output().get_image()
-
-
-def _overlay_instances(
-    visualizer: Visualizer,
-    instances: Instances,
-    class_names: Sequence[str],
-    colors: Sequence[Color],
-    *,
-    draw_boxes: bool,
-    contours: bool = False,
-) -> None:
-    """Draw instances on what is there already."""
+    if stuff is not None and len(stuff):
+        ground = [stuff_color(label) for label in stuff.pred_classes.tolist()]
+        _draw_masks(visualizer, _to_generic_masks(stuff), ground)
+        labels, points = stuff_labels(stuff, stuff_names)
+        _draw_labels(visualizer, points, labels, ground)
     if len(instances):
+        if colors is None:
+            colors = [instance_color(index) for index in range(len(instances))]
         if contours:
             _draw_contours(visualizer, instances.pred_masks.numpy(), colors)
         else:
@@ -102,12 +51,11 @@ def _overlay_instances(
             visualizer.overlay_instances(boxes=instances.pred_boxes, assigned_colors=colors)
         labels = instance_labels(instances, class_names)
         _draw_labels(visualizer, instances.pred_boxes.tensor.numpy(), labels, colors)
+    return visualizer.get_output().get_image()
 
 
 def _draw_masks(
-    visualizer: Visualizer,
-    masks: Sequence[GenericMask],
-    colors: Sequence[Color],
+    visualizer: Visualizer, masks: Sequence[GenericMask], colors: Sequence[Color]
 ) -> None:
     """Fill masks, the largest first, and draw their outlines; holes stay open."""
     for index in np.argsort([-float(mask.area()) for mask in masks], kind="stable"):
@@ -124,9 +72,7 @@ def _draw_masks(
 
 
 def _draw_contours(
-    visualizer: Visualizer,
-    contours: NDArray[np.bool_],
-    colors: Sequence[Color],
+    visualizer: Visualizer, contours: NDArray[np.bool_], colors: Sequence[Color]
 ) -> None:
     """Draw contours of one pixel's width as lines, which stay sharp in a larger picture."""
     for contour, color in zip(contours, colors, strict=True):
@@ -167,10 +113,8 @@ def _draw_labels(
 
 
 def _to_generic_masks(instances: Instances) -> list[GenericMask]:
-    return [_to_generic_mask(m, *instances.image_size) for m in instances.pred_masks.numpy()]
-
-
-def _to_generic_mask(mask: NDArray[np.bool_], height: int, width: int) -> GenericMask:
+    height, width = instances.image_size
+    masks = list(instances.pred_masks.numpy())
     if width == 2:  # Detectron2 takes such an array for points and refuses it
-        return GenericMask(coco_mask.encode(np.asfortranarray(mask, np.uint8)), height, width)
-    return GenericMask(mask, height, width)
+        masks = [coco_mask.encode(np.asfortranarray(mask, np.uint8)) for mask in masks]
+    return [GenericMask(mask, height, width) for mask in masks]

@@ -56,9 +56,9 @@ def test_stuff_has_one_colour_in_every_image_and_things_lie_on_it(drawing):
 
     nothing = instances((0, 0, 1, 1), 0, scores=torch.tensor([1.0]))[:0]
     thing = instances((25, 20, 45, 38), 0, scores=torch.tensor([0.8]))
-    names = ["a"], ["things", "", ""]  # without text over the pixels
+    names = ["things", "", ""]  # without text over the pixels
     pictures = [
-        drawing.draw_panoptic(image, found, instances(box, 2), *names)
+        drawing.draw_instances(image, found, ["a"], stuff=instances(box, 2), stuff_names=names)
         for found, box in [
             (nothing, (0, 0, 50, 40)),
             (nothing, (0, 0, 20, 40)),
