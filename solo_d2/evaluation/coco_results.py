@@ -17,9 +17,9 @@ from typing import Any
 
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets.coco import convert_to_coco_dict
-from detectron2.evaluation import COCOEvaluator
+from detectron2.evaluation import COCOEvaluator, coco_evaluation
 from detectron2.evaluation.coco_evaluation import COCOevalMaxDets
-from detectron2.structures import BoxMode, Instances
+from detectron2.structures import Instances
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from pycocotools.coco import COCO
@@ -52,15 +52,9 @@ def instances_to_coco_json(instances: Instances, image_id: int) -> list[dict[str
     Returns:
         A dict for each instance, in order; boxes are XYWH.
     """
-    boxes = BoxMode.convert(
-        instances.pred_boxes.tensor.cpu(), BoxMode.XYXY_ABS, BoxMode.XYWH_ABS
-    ).tolist()
-    results = [
-        {"image_id": image_id, "category_id": category, "bbox": box, "score": score}
-        for category, box, score in zip(
-            instances.pred_classes.tolist(), boxes, instances.scores.tolist(), strict=True
-        )
-    ]
+    fields = {k: v for k, v in instances.get_fields().items() if k != "pred_masks"}
+    without_masks = Instances(instances.image_size, **fields).to("cpu")
+    results: list[dict[str, Any]] = coco_evaluation.instances_to_coco_json(without_masks, image_id)
     if instances.has("pred_masks"):
         rles = encode_masks(instances.pred_masks.bool())
         for result, rle in zip(results, rles, strict=True):

@@ -5,6 +5,8 @@ import importlib.util
 import cv2
 import numpy as np
 import pytest
+import torch
+from detectron2.structures import Boxes, Instances
 from pycocotools import mask as coco_mask
 
 from solo_d2.evaluation.average_precision import BACKENDS
@@ -51,6 +53,48 @@ def coco_truth(num_images=12, seed=0):
             )
     categories = [{"id": key, "name": f"class {key}"} for key in CATEGORIES]
     return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def rectangle(key, box, image_id, category_id, **changes):
+    """COCO's annotation of a rectangle, a box (XYXY)."""
+    x0, y0, x1, y1 = box
+    return {
+        "id": key,
+        "image_id": image_id,
+        "category_id": category_id,
+        "bbox": [x0, y0, x1 - x0, y1 - y0],
+        "area": (x1 - x0) * (y1 - y0),
+        "iscrowd": 0,
+        "segmentation": [[x0, y0, x1, y0, x1, y1, x0, y1]],
+        **changes,
+    }
+
+
+def images_of(size, *ids, extension="jpg"):
+    """COCO's entries of images."""
+    named = {key: f"{key}.{extension}" for key in ids}
+    height, width = size
+    return [{"id": k, "file_name": f, "height": height, "width": width} for k, f in named.items()]
+
+
+def masks_of(size, *boxes):
+    """(N, H, W) bool tensor of rectangles (XYXY)."""
+    masks = torch.zeros(len(boxes), *size, dtype=torch.bool)
+    for mask, (x0, y0, x1, y1) in zip(masks, boxes, strict=True):
+        mask[y0:y1, x0:x1] = True
+    return masks
+
+
+def rectangles(size, *boxes, scores=None, classes=None):
+    """Predictions: rectangles (XYXY), of score 1 and class 0 unless said otherwise."""
+    num = len(boxes)
+    return Instances(
+        size,
+        pred_masks=masks_of(size, *boxes),
+        pred_boxes=Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)),
+        scores=torch.tensor([1.0] * num if scores is None else scores),
+        pred_classes=torch.tensor([0] * num if classes is None else classes, dtype=torch.int64),
+    )
 
 
 def ellipse(rng, height, width):

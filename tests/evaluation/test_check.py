@@ -25,6 +25,7 @@ from solo_d2.evaluation.check import check_test_data  # noqa: E402
 from solo_d2.utils.errors import ConfigError, DatasetError  # noqa: E402
 from tests import panoptic_files  # noqa: E402
 from tests.engine.runs import run_config  # noqa: E402
+from tests.evaluation.made_up import images_of, rectangle  # noqa: E402
 from tests.json_damage import changed, gone, put  # noqa: E402
 from tests.modeling.tiny import panoptic_config, tiny_config  # noqa: E402
 from tools.dataset_check.command import check  # noqa: E402
@@ -34,24 +35,9 @@ HEIGHT, WIDTH = 40, 60
 
 
 def content():
-    square = [4.0, 4.0, 20.0, 4.0, 20.0, 20.0, 4.0, 20.0]
     return {
-        "images": [
-            {"id": key, "file_name": f"{key}.jpg", "height": HEIGHT, "width": WIDTH}
-            for key in (1, 2)
-        ],
-        "annotations": [
-            {
-                "id": key,
-                "image_id": key,
-                "category_id": 3,
-                "iscrowd": 0,
-                "area": 256.0,
-                "bbox": [4.0, 4.0, 16.0, 16.0],
-                "segmentation": [list(square)],
-            }
-            for key in (1, 2)
-        ],
+        "images": images_of((HEIGHT, WIDTH), 1, 2),
+        "annotations": [rectangle(key, (4, 4, 20, 20), key, 3) for key in (1, 2)],
         "categories": [{"id": 3, "name": "cat"}],
     }
 

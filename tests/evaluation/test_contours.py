@@ -5,7 +5,6 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from pycocotools import mask as coco_mask
 
 pytestmark = pytest.mark.detectron2
@@ -13,7 +12,6 @@ pytest.importorskip("detectron2")
 
 from detectron2.config import get_cfg  # noqa: E402
 from detectron2.evaluation import DatasetEvaluators  # noqa: E402
-from detectron2.structures import Boxes, Instances  # noqa: E402
 
 from solo_d2 import add_solo_config  # noqa: E402
 from solo_d2.data.coco_format import register_coco_format  # noqa: E402
@@ -26,6 +24,7 @@ from solo_d2.evaluation.contours import (  # noqa: E402
 )
 from solo_d2.ops.contours import contour_masks  # noqa: E402
 from solo_d2.utils.errors import DatasetError  # noqa: E402
+from tests.evaluation import made_up  # noqa: E402
 
 SIZE = (60, 80)  # a diagonal of 100 pixels
 TOLERANCE = 2
@@ -33,14 +32,11 @@ SQUARE = (20, 20, 40, 40)  # XYXY; its contour has 76 pixels
 
 
 def masks_of(*boxes):
-    masks = np.zeros((len(boxes), *SIZE), dtype=bool)
-    for mask, (x0, y0, x1, y1) in zip(masks, boxes, strict=True):
-        mask[y0:y1, x0:x1] = True
-    return masks
+    return made_up.masks_of(SIZE, *boxes).numpy()
 
 
 def contours_of(*boxes):
-    return contour_masks(torch.from_numpy(masks_of(*boxes))).numpy()
+    return contour_masks(made_up.masks_of(SIZE, *boxes)).numpy()
 
 
 def lines_of(*columns):
@@ -154,34 +150,17 @@ def test_crowd_regions():
     assert half == pytest.approx(100 * 76 / (76 + 38))
 
 
-def annotation(key, box, kind, **changes):
-    x0, y0, x1, y1 = box
-    return {
-        "id": key,
-        "image_id": 3,
-        "category_id": kind,
-        "bbox": [x0, y0, x1 - x0, y1 - y0],
-        "area": (x1 - x0) * (y1 - y0),
-        "iscrowd": 0,
-        "segmentation": [[x0, y0, x1, y0, x1, y1, x0, y1]],
-        **changes,
-    }
-
-
 @pytest.fixture
 def dataset(tmp_path):
     """Two images with the same objects."""
     crowd = coco_mask.encode(np.asfortranarray(masks_of((45, 5, 75, 35))[0], np.uint8))
     rle = {**crowd, "counts": crowd["counts"].decode()}
     content = {
-        "images": [
-            {"id": key, "file_name": f"{key}.jpg", "height": SIZE[0], "width": SIZE[1]}
-            for key in (3, 5)
-        ],
+        "images": made_up.images_of(SIZE, 3, 5),
         "annotations": [
-            annotation(1, SQUARE, 7),
-            annotation(2, (45, 5, 75, 35), 7, iscrowd=1, segmentation=rle),
-            annotation(3, SQUARE, 7, image_id=5),
+            made_up.rectangle(1, SQUARE, 3, 7),
+            made_up.rectangle(2, (45, 5, 75, 35), 3, 7, iscrowd=1, segmentation=rle),
+            made_up.rectangle(3, SQUARE, 5, 7),
         ],
         "categories": [{"id": 2, "name": "cat"}, {"id": 7, "name": "dog"}],
     }
@@ -193,14 +172,9 @@ def dataset(tmp_path):
 
 
 def instances(*boxes, size=SIZE):
-    masks = torch.from_numpy(contours_of(*boxes))
-    return Instances(
-        size,
-        pred_masks=masks,
-        pred_boxes=Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)),
-        scores=torch.ones(len(boxes)),
-        pred_classes=torch.ones(len(boxes), dtype=torch.int64),
-    )
+    found = made_up.rectangles(size, *boxes, classes=[1] * len(boxes))
+    found.pred_masks = contour_masks(found.pred_masks)
+    return found
 
 
 def test_evaluator_of_a_model_of_contours(dataset, tmp_path):

@@ -31,6 +31,7 @@ from solo_d2.evaluation.error_analysis import (
     to_json,
 )
 from solo_d2.utils.errors import ConfigError, DatasetError
+from tests.evaluation.made_up import images_of, rectangle
 from tests.modeling.tiny import NUM_CLASSES, tiny_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,26 +56,13 @@ def rle(box):
 
 
 def annotation(key, box, category=CAT, image=3, crowd=0):
-    x0, y0, x1, y1 = box
-    segmentation = [[x0, y0, x1, y0, x1, y1, x0, y1]]
-    if crowd:
-        code = rle(box)
-        segmentation = {"size": code["size"], "counts": code["counts"].decode()}
-    return {
-        "id": key,
-        "image_id": image,
-        "category_id": category,
-        "bbox": [x0, y0, x1 - x0, y1 - y0],
-        "area": (x1 - x0) * (y1 - y0),
-        "iscrowd": crowd,
-        "segmentation": segmentation,
-    }
+    code = rle(box)
+    changes = {"segmentation": {**code, "counts": code["counts"].decode()}} if crowd else {}
+    return rectangle(key, box, image, category, iscrowd=crowd, **changes)
 
 
 def content(*annotations):
-    images = [
-        {"id": key, "file_name": f"{key}.png", "height": HEIGHT, "width": WIDTH} for key in (3, 5)
-    ]
+    images = images_of((HEIGHT, WIDTH), 3, 5, extension="png")
     categories = [{"id": CAT, "name": "cat"}, {"id": DOG, "name": "dog"}]
     return {"images": images, "annotations": list(annotations), "categories": categories}
 

@@ -4,17 +4,16 @@ import json
 import math
 
 import pytest
-import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.coco import load_coco_json
 from detectron2.evaluation import COCOEvaluator
-from detectron2.structures import Boxes, Instances
 
 from solo_d2 import add_solo_config
 from solo_d2.data.coco_format import register_coco_format
 from solo_d2.evaluation import build_evaluator
 from solo_d2.utils.errors import ConfigError, DatasetError
+from tests.evaluation.made_up import images_of, rectangle, rectangles
 
 pytestmark = pytest.mark.detectron2
 
@@ -22,21 +21,11 @@ SIZE = (40, 60)
 BOX = (10, 5, 30, 25)  # XYXY
 
 
-def annotations(**without):
-    x0, y0, x1, y1 = BOX
-    annotation = {
-        "id": 1,
-        "image_id": 3,
-        "category_id": 7,
-        "bbox": [x0, y0, x1 - x0, y1 - y0],
-        "area": (x1 - x0) * (y1 - y0),
-        "iscrowd": 0,
-        "segmentation": [[x0, y0, x1, y0, x1, y1, x0, y1]],
-    }
-    for key in without:
-        del annotation[key]
+def annotations(without=None, box=BOX):
+    annotation = rectangle(1, box, 3, 7)
+    annotation.pop(without, None)
     return {
-        "images": [{"id": 3, "file_name": "3.jpg", "height": SIZE[0], "width": SIZE[1]}],
+        "images": images_of(SIZE, 3),
         "annotations": [annotation],
         "categories": [{"id": 2, "name": "cat"}, {"id": 7, "name": "dog"}],
     }
@@ -71,16 +60,7 @@ def bare_dataset():
 
 
 def instances(*boxes, scores=None):
-    masks = torch.zeros(len(boxes), *SIZE, dtype=torch.bool)
-    for mask, (x0, y0, x1, y1) in zip(masks, boxes, strict=True):
-        mask[y0:y1, x0:x1] = True
-    return Instances(
-        SIZE,
-        pred_masks=masks,
-        pred_boxes=Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)),
-        scores=torch.ones(len(boxes)) if scores is None else torch.tensor(scores),
-        pred_classes=torch.ones(len(boxes), dtype=torch.int64),
-    )
+    return rectangles(SIZE, *boxes, scores=scores, classes=[1] * len(boxes))
 
 
 def run(evaluator, found):
@@ -99,12 +79,6 @@ def test_coco_scores_masks_and_boxes(cfg, register):
     assert math.isnan(results["segm"]["AP-cat"])  # has no annotation
 
 
-def test_no_instance_at_all_gives_nan_for_masks_too(cfg, register):
-    results = run(build_evaluator(cfg, register("eval_nothing", annotations())), instances())
-    assert set(results) == {"bbox", "segm"}
-    assert math.isnan(results["segm"]["AP"])
-
-
 def test_output_goes_to_a_folder_of_the_data_set(cfg, register, tmp_path):
     run(build_evaluator(cfg, register("eval_where", annotations())), instances(BOX))
     saved = tmp_path / "output" / "inference" / "eval_where" / "coco_instances_results.json"
@@ -113,18 +87,16 @@ def test_output_goes_to_a_folder_of_the_data_set(cfg, register, tmp_path):
 
 @pytest.mark.parametrize("key", ["area", "iscrowd"])
 def test_json_without_keys_that_pycocotools_needs(cfg, register, key):
-    name = register(f"eval_no_{key}", annotations(**{key: True}))
+    name = register(f"eval_no_{key}", annotations(key))
     for _ in range(2):  # as at every evaluation during a training
         results = run(build_evaluator(cfg, name), instances(BOX))
         assert results["segm"]["AP"] == pytest.approx(100)
 
 
 def test_changed_annotations_are_not_taken_from_an_old_conversion(cfg, register, tmp_path):
-    name = register("eval_changed", annotations(area=True))
+    name = register("eval_changed", annotations("area"))
     assert run(build_evaluator(cfg, name), instances(BOX))["segm"]["AP"] == pytest.approx(100)
-    changed = annotations(area=True)
-    changed["annotations"][0]["segmentation"] = [[40, 5, 55, 5, 55, 20, 40, 20]]
-    changed["annotations"][0]["bbox"] = [40, 5, 15, 15]
+    changed = annotations("area", box=(40, 5, 55, 20))
     (tmp_path / "eval_changed.json").write_text(json.dumps(changed))
     assert run(build_evaluator(cfg, name), instances(BOX))["segm"]["AP"] == pytest.approx(0)
 

@@ -15,7 +15,6 @@ pytest.importorskip("detectron2")
 pytest.importorskip("panopticapi")
 
 from detectron2.data import DatasetCatalog  # noqa: E402
-from detectron2.structures import Boxes, Instances  # noqa: E402
 from panopticapi.evaluation import pq_compute, pq_compute_single_core  # noqa: E402
 from PIL import Image  # noqa: E402
 
@@ -29,6 +28,7 @@ from solo_d2.evaluation.panoptic_quality import (  # noqa: E402
 )
 from solo_d2.utils.errors import DatasetError  # noqa: E402
 from tests import panoptic_files as files  # noqa: E402
+from tests.evaluation.made_up import rectangles  # noqa: E402
 from tests.modeling.tiny import tiny_config  # noqa: E402
 
 NAME = "test_quality"
@@ -324,26 +324,15 @@ def config(tmp_path):
     return cfg
 
 
-def instances(*labelled):
-    masks = torch.zeros(len(labelled), 4, 6, dtype=torch.bool)
-    boxes = []
-    for mask, (_, (x0, y0, x1, y1)) in zip(masks, labelled, strict=True):
-        mask[y0:y1, x0:x1] = True
-        boxes.append([x0, y0, x1, y1])
-    return Instances(
-        (4, 6),
-        pred_masks=masks,
-        pred_boxes=Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)),
-        scores=torch.ones(len(labelled)),
-        pred_classes=torch.tensor([label for label, _ in labelled], dtype=torch.int64),
-    )
+def instances(*boxes):
+    return rectangles((4, 6), *boxes)
 
 
 def run(evaluator, root):
     outputs = truth_of_both()
     stuff = np.where(files.STUFF_MAP == 255, 0, files.STUFF_MAP)
     for output, labels, found in zip(
-        outputs, (stuff, np.full((4, 6), 2)), ([(0, (0, 2, 3, 4))], []), strict=True
+        outputs, (stuff, np.full((4, 6), 2)), ([(0, 2, 3, 4)], []), strict=True
     ):
         one_hot = torch.nn.functional.one_hot(torch.tensor(labels), 3)
         output.update(sem_seg=one_hot.permute(2, 0, 1).float(), instances=instances(*found))
@@ -372,7 +361,7 @@ def test_an_image_that_could_not_be_read_has_no_segment(dataset, tmp_path):
     outputs, evaluator = truth_of_both(), build_evaluator(config(tmp_path), NAME)
     stuff = torch.tensor(np.where(files.STUFF_MAP == 255, 0, files.STUFF_MAP))
     outputs[0]["sem_seg"] = torch.nn.functional.one_hot(stuff, 3).permute(2, 0, 1).float()
-    outputs[0]["instances"] = instances((0, (0, 2, 3, 4)))
+    outputs[0]["instances"] = instances((0, 2, 3, 4))
     evaluator.reset()
     inputs = [{**x, "file_name": str(root / x["file_name"])} for x in (ONE, TWO)]
     evaluator.process(inputs, [outputs[0], {}])
@@ -401,7 +390,7 @@ def test_a_model_of_instances_alone_is_evaluated_on_them(dataset, tmp_path):
     cfg.MODEL.META_ARCHITECTURE = "SOLO"
     evaluator = build_evaluator(cfg, NAME)
     evaluator.reset()
-    evaluator.process([ONE], [{"instances": instances((0, (0, 2, 3, 4)))}])
+    evaluator.process([ONE], [{"instances": instances((0, 2, 3, 4))}])
     assert set(evaluator.evaluate()) == {"segm", "bbox"}
 
 

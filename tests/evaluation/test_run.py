@@ -6,14 +6,12 @@ import logging
 import cv2
 import numpy as np
 import pytest
-import torch
 
 pytestmark = pytest.mark.detectron2
 pytest.importorskip("detectron2")
 
 from detectron2.config import get_cfg  # noqa: E402
 from detectron2.data import DatasetCatalog  # noqa: E402
-from detectron2.structures import Boxes, Instances  # noqa: E402
 from torch import nn  # noqa: E402
 
 from solo_d2 import add_solo_config  # noqa: E402
@@ -23,35 +21,19 @@ from solo_d2.engine import Trainer  # noqa: E402
 from solo_d2.evaluation import build_evaluator, evaluate_dataset, evaluation_loader  # noqa: E402
 from solo_d2.evaluation.run import SkippingModel  # noqa: E402
 from solo_d2.utils.errors import DatasetError  # noqa: E402
+from tests.evaluation.made_up import images_of, rectangle, rectangles  # noqa: E402
 
 NAME = "run_val"
 SIZE = (40, 60)
 BOX = (10, 5, 30, 25)  # XYXY, the object of each image
 
 
-def annotation(key):
-    x0, y0, x1, y1 = BOX
-    return {
-        "id": key,
-        "image_id": key,
-        "category_id": 1,
-        "bbox": [x0, y0, x1 - x0, y1 - y0],
-        "area": (x1 - x0) * (y1 - y0),
-        "iscrowd": 0,
-        "segmentation": [[x0, y0, x1, y0, x1, y1, x0, y1]],
-    }
-
-
 @pytest.fixture
 def cfg(tmp_path):
     """Four images with an object each; the second is no image, the third is too large."""
-    images = [
-        {"id": key, "file_name": f"{key}.png", "height": SIZE[0], "width": SIZE[1]}
-        for key in (1, 2, 3, 4)
-    ]
     content = {
-        "images": images,
-        "annotations": [annotation(key) for key in (1, 2, 3, 4)],
+        "images": images_of(SIZE, 1, 2, 3, 4, extension="png"),
+        "annotations": [rectangle(key, BOX, key, 1) for key in (1, 2, 3, 4)],
         "categories": [{"id": 1, "name": "cat"}],
     }
     (tmp_path / "a.json").write_text(json.dumps(content))
@@ -78,22 +60,9 @@ class Knows(nn.Module):
 
     def forward(self, batched_inputs):
         assert not self.training
-        outputs = []
-        for sample in batched_inputs:
-            self.asked.append(sample["image_id"])
-            assert sample["image"].shape == (3, *SIZE)
-            masks = torch.zeros(1, *SIZE, dtype=torch.bool)
-            x0, y0, x1, y1 = BOX
-            masks[:, y0:y1, x0:x1] = True
-            found = Instances(
-                SIZE,
-                pred_masks=masks,
-                pred_boxes=Boxes(torch.tensor([BOX]).float()),
-                scores=torch.ones(1),
-                pred_classes=torch.zeros(1, dtype=torch.int64),
-            )
-            outputs.append({"instances": found})
-        return outputs
+        self.asked += [sample["image_id"] for sample in batched_inputs]
+        assert all(sample["image"].shape == (3, *SIZE) for sample in batched_inputs)
+        return [{"instances": rectangles(SIZE, BOX)} for _ in batched_inputs]
 
 
 @pytest.mark.parametrize("contours", [False, True])
