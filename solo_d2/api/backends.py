@@ -74,11 +74,8 @@ class TorchBackend:
     def prepare(self, image: Image) -> dict[str, Any]:
         """Make the network's input of an image, on the host."""
         height, width = image.shape[:2]
-        if self.min_size > 0:
-            height, width = T.ResizeShortestEdge.get_output_shape(
-                height, width, self.min_size, self.max_size
-            )
-        return model_input(image, (max(1, height), max(1, width)), self.input_format)
+        size = input_size((height, width), self.min_size, self.max_size)
+        return model_input(image, size, self.input_format)
 
     def padded_size(self, prepared: dict[str, Any]) -> tuple[int, int]:
         """Height and width that the network pads an input to, if it is alone.

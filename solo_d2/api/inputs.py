@@ -33,7 +33,7 @@ def is_one_image(source: Source) -> TypeGuard[OneImage]:
         name = os.path.expanduser(source)
         if os.path.isfile(name):
             return not is_video(name)
-        return not (os.path.isdir(name) or _is_glob(name))
+        return not (os.path.isdir(name) or any(sign in name for sign in "*?["))
     return isinstance(source, (np.ndarray, Tensor, Image.Image))
 
 
@@ -61,9 +61,9 @@ def load_image(image: OneImage, channels: str) -> tuple[NDArray[np.uint8], str]:
         return to_rgb(image), str(getattr(image, "filename", ""))
     if isinstance(image, Tensor):
         image = _array_of(image)
-    if not isinstance(image, np.ndarray):
-        raise ImageError(f"an image cannot be made of a {type(image).__name__}")
-    return _rgb_of(image, channels), ""
+    if isinstance(image, np.ndarray):
+        return _rgb_of(image, channels), ""
+    raise ImageError(f"an image cannot be made of a {type(image).__name__}")
 
 
 def load_images(
@@ -83,19 +83,20 @@ def load_images(
     Raises:
         ImageError: see `on_error`.
     """
+    images: Iterable[OneImage]
     if is_one_image(source):
-        images: Iterable[OneImage] = [source]
-    elif isinstance(source, (str, Path)):
-        if is_video(source):
-            yield from _frames(source, on_error)
-            return
-        images, missing = expand_inputs([str(source)])
-        if missing:
-            _tell(ImageError(f"{source}: there is no image"), on_error)
-    else:
+        images = [source]
+    elif not isinstance(source, (str, Path)):
         for part in _parts(source):
             yield from load_images(part, channels, on_error)
         return
+    elif is_video(source):
+        yield from _frames(source, on_error)
+        return
+    else:
+        images, missing = expand_inputs([str(source)])
+        if missing:
+            _tell(ImageError(f"{source}: there is no image"), on_error)
     for image in images:
         try:
             loaded = load_image(image, channels)
@@ -129,10 +130,6 @@ def _parts(source: Any) -> Iterator[Any]:
         if from_user_code(error):
             raise
         raise ImageError(f"an image cannot be made of a {type(source).__name__}") from None
-
-
-def _is_glob(name: str) -> bool:
-    return any(sign in name for sign in "*?[")
 
 
 def _array_of(tensor: Tensor) -> NDArray[np.uint8]:

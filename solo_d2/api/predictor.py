@@ -139,13 +139,7 @@ class Predictor:
     ) -> Iterator[Result]:
         """Find the instances in many images, read as they are needed.
 
-        Args:
-            source: see `__call__`.
-            channels: see `__call__`.
-            on_error: see `__call__`.
-
-        Yields:
-            A result for each image, in their order.
+        The arguments are those of `__call__`. Yields a result for each image, in their order.
         """
         images = load_images(source, channels, on_error)
         ahead = 1 if self.batch_size == 1 else self.batch_size * _BATCHES_AHEAD
@@ -183,15 +177,8 @@ class Predictor:
         if self.stuff is not None:
             ids, segments = output["panoptic_seg"]
             panoptic = Segmentation(ids if self.on_device else ids.cpu(), segments)
-        return Result(
-            instances=instances,
-            image=image,
-            name=name,
-            classes=self.classes,
-            stuff=self.stuff,
-            panoptic=panoptic,
-            contours=self.backend.contours,
-        )
+        names = self.classes, self.stuff
+        return Result(instances, image, name, *names, panoptic, contours=self.backend.contours)
 
 
 def _make_backend(

@@ -185,15 +185,10 @@ def category_curves(
 
 
 def join_curves(curves: Mapping[Any, Curves], categories: Sequence[Any], num_limits: int) -> Curves:
-    """Concatenate the curves of categories.
-
-    Args:
-        curves: of each category that has ground truth.
-        categories: all of them, in the order of the K axis.
-        num_limits: M.
+    """Concatenate the curves of categories, undefined for those without ground truth.
 
     Returns:
-        Precision (T, R, K, A, M) and recall (T, K, A, M).
+        Precision (T, R, K, A, M) and recall (T, K, A, M), K as `categories` and M `num_limits`.
     """
     sizes = Params(iouType="segm")
     t, r, a = len(sizes.iouThrs), len(sizes.recThrs), len(sizes.areaRng)

@@ -47,11 +47,7 @@ class CityscapesEvaluator(DatasetEvaluator):
     """AP and AP50 of the masks of instances."""
 
     def __init__(self, dataset_name: str):
-        """Read the names of the classes.
-
-        Args:
-            dataset_name: with thing_classes and gt_dir in its metadata.
-        """
+        """Read thing_classes and gt_dir from the metadata of a data set."""
         metadata = MetadataCatalog.get(dataset_name)
         self._gt_dir, self._labels = metadata.gt_dir, label_ids(metadata.thing_classes)
         self.reset()
@@ -61,11 +57,7 @@ class CityscapesEvaluator(DatasetEvaluator):
         self._images: list[list[ClassInImage]] = []  # by class
 
     def check_truth(self) -> None:
-        """Check by their headers the PNGs that predictions are compared with.
-
-        Raises:
-            DatasetError: there is none, or one cannot be read.
-        """
+        """Raise DatasetError if there is no PNG to compare with, or the header of one is damaged."""
         pattern = os.path.join(self._gt_dir, "*", "*_gtFine_instanceIds.png")
         files = glob.glob(pattern)
         if not files:
@@ -77,11 +69,7 @@ class CityscapesEvaluator(DatasetEvaluator):
             raise DatasetError(str(error)) from error
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Compare the predictions of some images.
-
-        Args:
-            inputs: with file_name.
-            outputs: with instances at the image's size; empty for no predictions.
+        """Compare the predictions of some images; an output may be empty.
 
         Raises:
             DatasetError: the ground truth cannot be read.
@@ -179,11 +167,9 @@ def match_instances(
 
 
 def average_precision(images: Sequence[ClassInImage], index: int) -> float:
-    """Return the AP in [0, 1] of a class at a threshold, the area under its stepwise curve.
+    """Return the AP in [0, 1] of a class in all images, the area under its stepwise curve.
 
-    Args:
-        images: all of them, with an object in at least one.
-        index: of `IOU_THRESHS`.
+    `index` is that of the IoU threshold; at least one image has an object.
     """
     scores, right = (
         np.concatenate([outcomes[index][part] for _, outcomes in images]) for part in (0, 1)

@@ -67,12 +67,6 @@ def read_ground_truth(dataset_name: str) -> COCO:
     """Read the annotations of a data set as training reads them, see `usable_annotations`.
 
     Without a json, Detectron2's dataset dicts are converted to COCO's format.
-
-    Args:
-        dataset_name: in Detectron2's catalogs.
-
-    Raises:
-        DatasetError: the json cannot be used.
     """
     metadata = MetadataCatalog.get(dataset_name)
     json_file = metadata.get("json_file") or metadata.get("registered_paths", {}).get("json_file")
@@ -127,21 +121,14 @@ class FastCOCOEvaluator(COCOEvaluator):
         self._backend, self._evaluator = load_backend(backend)
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Add the predictions of some images.
-
-        Args:
-            inputs: with image_id.
-            outputs: with instances, see `instances_to_coco_json`; empty for no predictions.
-        """
+        """Add the predictions of some images; an output may be empty."""
         for image, output in zip(inputs, outputs, strict=True):
             if "instances" in output:
                 results = instances_to_coco_json(output["instances"], image["image_id"])
                 self._predictions.append({"image_id": image["image_id"], "instances": results})
 
     def evaluate(self) -> "OrderedDict[str, dict[str, float]]":
-        """Compare the predictions of all processes with the ground truth.
-
-        All processes must call it together.
+        """Compare the predictions of all processes, which call it together, with the ground truth.
 
         Returns:
             The metrics of each task in percent in the main process, empty in the others. They are
@@ -234,11 +221,7 @@ class FastCOCOEvaluator(COCOEvaluator):
 
 
 def coco_summary(curves: Curves, max_predictions: Sequence[int]) -> tuple[COCOevalMaxDets, str]:
-    """Compute COCO's twelve metrics.
-
-    Args:
-        curves: of `join_curves`.
-        max_predictions: its three limits.
+    """Compute COCO's twelve metrics from the curves of all categories.
 
     Returns:
         An evaluation as pycocotools leaves it, with `stats` and, in `eval`, precision and recall;

@@ -175,22 +175,13 @@ class ContourEvaluator(DatasetEvaluator):
         self._counts: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
 
     def check_truth(self) -> None:
-        """Check the annotations that `process` will decode.
-
-        Raises:
-            DatasetError: one cannot be used.
-        """
+        """Raise DatasetError if an annotation that `process` decodes cannot be used."""
         for record in self._records.values():
             for annotation in record["annotations"]:
                 _clean(annotation, record)
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Count the pixels of some images.
-
-        Args:
-            inputs: with image_id.
-            outputs: with "instances", whose pred_masks are contours at the image's size; empty
-                for no predictions.
+        """Count the pixels of some images, whose pred_masks are contours; an output may be empty.
 
         Raises:
             DatasetError: an image is not in the data set, has another size there, or an annotation

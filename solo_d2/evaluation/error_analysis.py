@@ -140,9 +140,9 @@ def analyze_errors(
     """Mask AP of predictions as they are, and with their errors corrected.
 
     Args:
-        ground_truth: COCO's annotations.
-        predictions: as `read_predictions` returns them.
-        min_iou: see `match_predictions`.
+        ground_truth: of `load_ground_truth`.
+        predictions: of `read_predictions`.
+        min_iou: mask IoU in [0, 1) that a match must exceed.
 
     Returns:
         num_images; num_objects, without crowd regions; num_predictions; num_unmatched, those
@@ -164,15 +164,9 @@ def analyze_errors(
 def match_predictions(
     ground_truth: COCO, predictions: Sequence[Prediction], *, min_iou: float = 0.0
 ) -> list[Annotation | None]:
-    """Find the best ground truth of each prediction; several may share one.
+    """Find the best ground truth of each prediction, with its mask as RLE; several may share one.
 
-    Args:
-        ground_truth: COCO's annotations.
-        predictions: as `read_predictions` returns them.
-        min_iou: mask IoU in [0, 1) that must be exceeded; the paper has no such limit.
-
-    Returns:
-        An annotation for each prediction, its segmentation as compressed RLE, or None.
+    It is None where the mask IoU does not exceed `min_iou`; the paper has no such limit.
     """
     of_image = defaultdict(list)
     for index, prediction in enumerate(predictions):
@@ -202,15 +196,9 @@ def correct(
     matches: Sequence[Annotation | None],
     correction: Collection[str],
 ) -> list[Prediction]:
-    """Let predictions take masks or classes from their best ground truth, or drop duplicates.
+    """Return predictions with a correction, see `CORRECTIONS`, in their order.
 
-    Args:
-        predictions: as `read_predictions` returns them; not changed.
-        matches: of `match_predictions`. A prediction without one stays as it is.
-        correction: some of `MASKS`, `CLASSES` and `DUPLICATES`, see `CORRECTIONS`.
-
-    Returns:
-        New dicts in the order of the predictions.
+    Predictions without a match stay as they are.
     """
     keys = [key for key in (MASKS, CLASSES) if key in correction]
     corrected = [
@@ -228,15 +216,9 @@ def correct(
 
 
 def mask_ap(ground_truth: COCO, predictions: Sequence[Prediction]) -> dict[str, float]:
-    """Mask AP by COCO's rules, with the evaluation that Detectron2 uses.
+    """Compute `METRICS` in percent, by COCO's rules.
 
-    Args:
-        ground_truth: COCO's annotations.
-        predictions: as `read_predictions` returns them.
-
-    Returns:
-        A percentage for each of `METRICS`; NaN where there is no such object, and, as Detectron2
-        has it, where there is no prediction at all.
+    As in Detectron2, they are NaN where there is no such object, and without predictions.
     """
     if not predictions:
         return dict.fromkeys(METRICS, math.nan)

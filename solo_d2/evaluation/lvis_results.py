@@ -1,12 +1,9 @@
 """LVIS's average precision (arXiv:1908.03195), by faster-coco-eval.
 
-The package `lvis` fails with today's NumPy. Two rules stand here:
-
-- LVIS limits the predictions of an image, of all categories together; faster-coco-eval those of
-  each category.
-- Predictions of a category of which it is unknown whether it is in the image (it is neither
-  annotated nor in `neg_category_ids`) do not count. faster-coco-eval 1.8 leaves them out too, but
-  fails with an IndexError if an image has nothing else.
+The package `lvis` fails with today's NumPy. LVIS limits the predictions of an image, of all
+categories together. Those of a category of which it is unknown whether it is in the image (neither
+annotated nor in `neg_category_ids`) do not count; faster-coco-eval 1.8 fails with an IndexError if
+an image has nothing else.
 """
 
 import math
@@ -112,9 +109,7 @@ def best_of_images(predicted: Sequence[Annotation], limit: int) -> list[Annotati
 
     Images are in the order in which they come first.
     """
-    score = itemgetter("score")
-    return [
-        item
-        for items in group(predicted, "image_id").values()
-        for item in sorted(items, key=score, reverse=True)[:limit]
-    ]
+    best = []
+    for items in group(predicted, "image_id").values():
+        best += sorted(items, key=itemgetter("score"), reverse=True)[:limit]
+    return best

@@ -23,7 +23,7 @@ from detectron2.utils import comm
 from numpy.typing import NDArray
 from tabulate import tabulate
 
-from solo_d2.data.coco_json import some
+from solo_d2.data.coco_json import in_order, some
 from solo_d2.data.panoptic_conversion import stuff_name
 from solo_d2.data.panoptic_json import (
     check_segments,
@@ -105,23 +105,19 @@ class PanopticQualityEvaluator(DatasetEvaluator):
                 require_size(file, read_png_size(file), image)
 
         with ThreadPoolExecutor(num_workers()) as pool:
-            for _ in pool.map(check, self._truth.annotations.items()):
-                pass
+            list(pool.map(check, self._truth.annotations.items()))
 
     def _require_same_images(self) -> None:
-        listed = [record["image_id"] for record in DatasetCatalog.get(self._dataset_name)]
-        annotated = self._truth.annotations
+        listed = {record["image_id"] for record in DatasetCatalog.get(self._dataset_name)}
+        annotated = self._truth.annotations.keys()
         for ids, problem in (
-            ([key for key in listed if key not in annotated], "has no annotation of images of the"),
-            (
-                sorted(annotated.keys() - set(listed), key=str),
-                "has annotations of images that are not in the",
-            ),
+            (listed - annotated, "has no annotation of images of the data set"),
+            (annotated - listed, "has annotations of images that the data set does not list"),
         ):
             if ids:
                 raise DatasetError(
-                    f"{self._json_file} {problem} data set: image ids {some(ids)}. Do the files of "
-                    "the data set belong together?"
+                    f"{self._json_file} {problem}: image ids {some(in_order(ids))}. Do the files "
+                    "of the data set belong together?"
                 )
 
     def _png(self, name: str) -> str:

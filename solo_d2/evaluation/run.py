@@ -107,16 +107,13 @@ def evaluate_dataset(
 
 
 def main_metric(cfg: CfgNode, dataset: str, model: Model, metric: str) -> float:
-    """Evaluate a model by one metric; its predictions are not kept.
+    """Evaluate a model by one metric, such as "segm/AP", in percent; predictions are not kept.
 
     Args:
         cfg: as of `build_evaluator`, and INPUT for the size of the images.
         dataset: in Detectron2's catalogs.
         model: anything that takes and gives what a SOLO model does in inference.
-        metric: such as "segm/AP".
-
-    Returns:
-        The value in percent; NaN if it is undefined.
+        metric: its key; NaN if it is undefined.
     """
     with tempfile.TemporaryDirectory() as folder:
         evaluator = build_evaluator(cfg, dataset, folder)

@@ -46,13 +46,12 @@ class WholeSemSegEvaluator(SemSegEvaluator):
         Raises:
             DatasetError: one is missing, has another size than its image, or an unknown label.
         """
-        metadata = MetadataCatalog.get(self._dataset_name)
-        decode = not metadata.get("made_on_first_use")
+        made = MetadataCatalog.get(self._dataset_name).get("made_on_first_use")
         known = {*range(self._num_classes), self._ignore_label}
 
         def check(record: dict[str, Any]) -> None:
             check_stuff_file(record)
-            if not decode:
+            if made:
                 return
             file = record["sem_seg_file_name"]
             try:
@@ -69,8 +68,7 @@ class WholeSemSegEvaluator(SemSegEvaluator):
                 )
 
         with ThreadPoolExecutor(num_workers()) as pool:
-            for _ in pool.map(check, DatasetCatalog.get(self._dataset_name)):
-                pass
+            list(pool.map(check, DatasetCatalog.get(self._dataset_name)))
 
     def evaluate(self) -> Any:
         """As Detectron2's; all processes must call it together."""
