@@ -57,7 +57,7 @@ class CityscapesEvaluator(DatasetEvaluator):
         self._images: list[list[ClassInImage]] = []  # by class
 
     def check_truth(self) -> None:
-        """Raise DatasetError if there is no PNG to compare with, or the header of one is damaged."""
+        """Raise DatasetError without PNGs to compare with, or if the header of one is damaged."""
         pattern = os.path.join(self._gt_dir, "*", "*_gtFine_instanceIds.png")
         files = glob.glob(pattern)
         if not files:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from solo_d2.api import images
 from tests.pictures import save
 
@@ -18,16 +20,15 @@ def test_files_folders_and_globs_each_file_once(tmp_path):
     assert missing == ["nowhere/*.png"]
 
 
-def test_names_of_different_folders_do_not_clash():
-    files = [Path(p) for p in ("x/a.jpg", "y/a.jpg", "y/A.JPG", "z/y/a.jpg", "x/a.gif", "x/b.png")]
-    names = images.output_names(files)
-    assert names == ["x_a.jpg", "y_a.jpg", "y_A_2.JPG", "y_a_3.jpg", "a.gif.png", "b.png"]
-    assert len({name.casefold() for name in names}) == len(names)
-
-
-def test_a_prefixed_name_does_not_hit_a_plain_one():
-    assert images.output_names([Path("x/a.png"), Path("y/a.png"), Path("x_a.png")]) == [
-        "x_a_2.png",
-        "y_a.png",
-        "x_a.png",
-    ]
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (
+            ("x/a.jpg", "y/a.jpg", "y/A.JPG", "z/y/a.jpg", "x/a.gif", "x/b.png"),
+            ["x_a.jpg", "y_a.jpg", "y_A_2.JPG", "y_a_3.jpg", "a.gif.png", "b.png"],
+        ),
+        (("x/a.png", "y/a.png", "x_a.png"), ["x_a_2.png", "y_a.png", "x_a.png"]),
+    ],
+)
+def test_names_of_different_folders_do_not_clash(files, names):
+    assert images.output_names([Path(file) for file in files]) == names

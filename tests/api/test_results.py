@@ -55,19 +55,13 @@ def panoptic_result():
 
 
 def test_segments_become_masks():
-    ids = torch.tensor([[1, 1, 3], [0, 2, 3]], dtype=torch.int32)
-    segments = [
-        {"id": 1, "isthing": True, "score": 0.9, "category_id": 4, "instance_id": 2},
-        {"id": 2, "isthing": True, "score": 0.5, "category_id": 1, "instance_id": 0},
-        {"id": 3, "isthing": False, "category_id": 3, "area": 2},
-    ]
-    found = Segmentation(ids, segments)
+    found = panoptic_result().panoptic
     things, stuff = found.things(), found.stuff()
     assert things.pred_masks.tolist() == [[[1, 1, 0], [0, 0, 0]], [[0, 0, 0], [0, 1, 0]]]
     assert things.pred_boxes.tensor.tolist() == [[0, 0, 2, 1], [1, 1, 2, 2]]
-    assert things.pred_classes.tolist() == [4, 1]
+    assert things.pred_classes.tolist() == [2, 1]
     assert things.scores.tolist() == pytest.approx([0.9, 0.5])
-    assert stuff.pred_classes.tolist() == [3]
+    assert stuff.pred_classes.tolist() == [1]
     nothing = Segmentation(torch.zeros(2, 3, dtype=torch.int32), [])
     assert nothing.things().pred_masks.shape == (0, 2, 3)
     assert len(nothing.stuff()) == 0

@@ -135,11 +135,8 @@ def test_match_is_the_largest_iou_of_any_class_in_the_same_image():
     )
     matches = match_predictions(ground_truth, [prediction(HALF_A), prediction(A, image=5)])
     assert [match["id"] for match in matches] == [2, 3]
-
-
-def test_of_equal_overlaps_the_first_is_taken():
-    ground_truth = truth(annotation(4, A), annotation(2, A))
-    assert match_predictions(ground_truth, [prediction(HALF_A)])[0]["id"] == 4
+    equal = truth(annotation(4, A), annotation(2, A))
+    assert match_predictions(equal, [prediction(HALF_A)])[0]["id"] == 4  # the first
 
 
 def test_crowd_is_never_taken():

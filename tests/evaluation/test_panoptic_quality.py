@@ -194,44 +194,35 @@ def test_kept_predictions_are_read_back_by_panopticapi(dataset, tmp_path, monkey
 @pytest.mark.parametrize("seed", range(20))
 def test_counts_equal_those_of_panopticapi(tmp_path, seed):
     rng = np.random.default_rng(seed)
-    truth = np.repeat(np.repeat(rng.integers(-1, 8, (4, 5)), 6, 0), 6, 1)
-    moved = np.where(rng.random(truth.shape) < 0.2, rng.integers(-1, 8, truth.shape), truth)
-    for name, ids in (("truth", truth), ("predicted", moved)):
-        Image.fromarray(files.id_pixels(ids + 1)).save(tmp_path / f"{name}.png")
-    # Of a class at most one crowd region.
-    classes, crowd = np.array([0, 1, 2, 3, 0, 1, 2, 3]), np.arange(8) < rng.integers(5)
-    theirs = np.where(rng.random(8) < 0.8, classes, rng.integers(0, 4, 8))
-    segments = [
-        {"id": i + 1, "category_id": int(classes[i]), "iscrowd": int(crowd[i]), "area": int(n)}
-        for i in range(8)
-        if (n := (truth == i).sum())
-    ]
-    found = [{"id": i + 1, "category_id": int(theirs[i])} for i in range(8) if (moved == i).any()]
+    # Numbers of segments from 1; 0 is void.
+    truth = np.kron(rng.integers(0, 9, (4, 5)), np.ones((6, 6), int))
+    found = np.where(rng.random(truth.shape) < 0.2, rng.integers(0, 9, truth.shape), truth)
+    sides = []
+    for name, ids in (("truth", truth), ("found", found)):
+        Image.fromarray(files.id_pixels(ids)).save(tmp_path / f"{name}.png")
+        segments = [  # of a class at most one crowd region
+            {"id": key, "category_id": (key - 1) % 4, "iscrowd": int(key <= seed % 5), "area": area}
+            for key, area in zip(
+                *map(np.ndarray.tolist, np.unique(ids, return_counts=True)), strict=True
+            )
+            if key
+        ]
+        if name == "found":
+            for segment in segments:
+                segment["category_id"] = int(rng.choice([segment["category_id"], 0], p=[0.8, 0.2]))
+        sides.append({"image_id": 1, "file_name": f"{name}.png", "segments_info": segments})
     with contextlib.redirect_stdout(io.StringIO()):
-        stat = pq_compute_single_core(
-            0,
-            [
-                (
-                    {"image_id": 1, "file_name": "truth.png", "segments_info": segments},
-                    {"image_id": 1, "file_name": "predicted.png", "segments_info": found},
-                )
-            ],
-            str(tmp_path),
-            str(tmp_path),
-            dict.fromkeys(range(4)),
-        )
-
-    def places(ids, listed):
-        return locate_segments("", (ids + 1).astype(np.int32), listed)
-
-    counts = count_segments(
-        places(truth, segments),
-        [s["category_id"] for s in segments],
-        [s["iscrowd"] for s in segments],
-        places(moved, found),
-        [s["category_id"] for s in found],
-        num_classes=4,
+        categories = dict.fromkeys(range(4))
+        stat = pq_compute_single_core(0, [sides], str(tmp_path), str(tmp_path), categories)
+    (truth_ids, predicted_ids), (truth_classes, classes) = (
+        [
+            locate_segments("", x.astype(np.int32), s["segments_info"])
+            for x, s in zip((truth, found), sides, strict=True)
+        ],
+        [[s["category_id"] for s in side["segments_info"]] for side in sides],
     )
+    crowd = [s["iscrowd"] for s in sides[0]["segments_info"]]
+    counts = count_segments(truth_ids, truth_classes, crowd, predicted_ids, classes, num_classes=4)
     expected = [[stat[c].iou, stat[c].tp, stat[c].fp, stat[c].fn] for c in range(4)]
     np.testing.assert_allclose(counts, expected, rtol=1e-12)
 
