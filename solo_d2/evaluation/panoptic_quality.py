@@ -155,8 +155,10 @@ class PanopticQualityEvaluator(DatasetEvaluator):
             for s in segments
         ]
         png = self._png(truth["file_name"])
+        truth_ids = read_segment_ids(png)
+        require_size(png, truth_ids.shape, self._truth.images[key])
         self._counts[key] = count_segments(
-            locate_segments(png, read_segment_ids(png), truth["segments_info"]),
+            locate_segments(png, truth_ids, truth["segments_info"]),
             [self._index[s["category_id"]] for s in truth["segments_info"]],
             [bool(s["iscrowd"]) for s in truth["segments_info"]],
             locate_segments(f"The prediction of image {key!r}", ids, segments),
@@ -172,8 +174,8 @@ class PanopticQualityEvaluator(DatasetEvaluator):
             name = stuff_name(truth["file_name"])
             entry = {"image_id": key, "file_name": name, "segments_info": found}
             blue_first = ids.view(np.uint8).reshape(*ids.shape, 4)[..., 2::-1]
-            png = cv2.imencode(".png", np.ascontiguousarray(blue_first))[1].tobytes()
-            self._kept.append((entry, png))
+            content = cv2.imencode(".png", np.ascontiguousarray(blue_first))[1].tobytes()
+            self._kept.append((entry, content))
 
     def evaluate(self) -> "OrderedDict[str, dict[str, float]] | None":
         """Put the counts of all images together; all processes must call it.

@@ -289,6 +289,9 @@ def test_images_that_do_not_fit_the_json(dataset, image, size, message):
 
 def test_missing_and_damaged_pngs_of_the_ground_truth(dataset, tmp_path):
     file = dataset() / "panoptic" / "2.png"
+    Image.fromarray(files.id_pixels(np.full((5, 6), 8))).save(file)
+    with pytest.raises(DatasetError, match=r"2\.png has 5 x 6 pixels"):
+        evaluate(truth_of_both(), tmp_path)
     file.write_bytes(b"no png")
     with pytest.raises(DatasetError, match=r"2\.png cannot be read: Unidentified"):
         evaluate(truth_of_both(), tmp_path)
