@@ -29,7 +29,7 @@ from detectron2.utils.logger import setup_logger  # noqa: E402
 
 from solo_d2 import ConfigError  # noqa: E402
 from solo_d2.api.loading import load_model, make_config  # noqa: E402
-from solo_d2.config import add_import_argument, load_config  # noqa: E402
+from solo_d2.config import load_config  # noqa: E402
 from solo_d2.data.catalog import (  # noqa: E402
     check_datasets,
     register_datasets_of_config,
@@ -46,26 +46,20 @@ from solo_d2.evaluation.error_analysis import (  # noqa: E402
 from solo_d2.evaluation.run import evaluate_dataset, evaluation_loader  # noqa: E402
 from solo_d2.utils.commands import run_command  # noqa: E402
 from solo_d2.utils.files import save_text, whole_file  # noqa: E402
+from tools.arguments import model_parser  # noqa: E402
 
 RESULTS = "coco_instances_results.json"
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_import_argument(parser)
+    parser = model_parser(__doc__)
     add = parser.add_argument
-    add("--config-file", required=True, metavar="FILE", help="YAML; also a training's config.yaml")
-    add("--weights", metavar="FILE", help="checkpoint; short for --opts MODEL.WEIGHTS FILE")
     add("--predictions", metavar="FILE", help=f"{RESULTS} of an evaluation, instead of a model")
     add("--dataset", metavar="NAME", help="data set in COCO format; default: DATASETS.TEST[0]")
     add("--min-iou", type=_iou, default=0.0, metavar="IOU", help="overlap with an object that must "
         "be exceeded to take anything from it; default: 0, as in the paper")  # fmt: skip
     add("--output", type=Path, metavar="DIR", help=f"for errors.json and (of a model) {RESULTS}")
-    add("--device", help="cpu or cuda; default: cuda where there is one")
-    add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="of the config")
     args = parser.parse_args(argv)
     if args.predictions and args.weights:
         parser.error("--predictions need no model: leave --weights out")

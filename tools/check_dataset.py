@@ -20,19 +20,16 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from solo_d2.config import add_import_argument  # noqa: E402
 from solo_d2.data.arguments import add_dataset_arguments  # noqa: E402
 from solo_d2.data.workers import num_workers  # noqa: E402
 from solo_d2.utils.commands import run_command  # noqa: E402
+from tools.arguments import command_parser  # noqa: E402
 from tools.dataset_check.command import check  # noqa: E402
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_import_argument(parser)
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("--config-file", required=True, metavar="FILE", help="YAML of the training")
     add("--dataset", action="append", default=[], metavar="NAME", help="data set to check, may be "

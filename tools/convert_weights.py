@@ -19,17 +19,14 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from solo_d2.checkpoint.convert import plan_conversion, write_conversion  # noqa: E402
-from solo_d2.config import add_import_argument  # noqa: E402
 from solo_d2.utils.commands import run_command  # noqa: E402
 from solo_d2.utils.errors import ConfigError  # noqa: E402
+from tools.arguments import command_parser  # noqa: E402
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_import_argument(parser)
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("input", metavar="INPUT", help="file of weights, or its URL")
     add("output", metavar="OUTPUT.pth", help="checkpoint to write; the config ends in .yaml")

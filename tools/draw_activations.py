@@ -33,10 +33,10 @@ from solo_d2.api.images import (  # noqa: E402
     save_image,
 )
 from solo_d2.api.loading import make_config  # noqa: E402
-from solo_d2.config import add_import_argument  # noqa: E402
 from solo_d2.data.catalog import check_datasets, register_datasets_of_config  # noqa: E402
 from solo_d2.data.unique_names import unique_names  # noqa: E402
 from solo_d2.utils.commands import run_command  # noqa: E402
+from tools.arguments import model_parser, positive, probability  # noqa: E402
 from tools.figures.activations import (  # noqa: E402
     choose_level,
     class_colors,
@@ -50,41 +50,20 @@ from tools.figures.activations import (  # noqa: E402
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_import_argument(parser)
+    parser = model_parser(__doc__)
     add = parser.add_argument
-    add("--config-file", required=True, metavar="FILE", help="YAML; also a training's config.yaml")
-    add("--weights", metavar="FILE", help="checkpoint; short for --opts MODEL.WEIGHTS FILE")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", nargs="+", metavar="PATH", help="image files, folders, globs")
     source.add_argument("--dataset", metavar="NAME", help="take images of a registered data set")
-    add("--count", type=_positive, default=1, metavar="N", help="how many; default: 1")
+    add("--count", type=positive, default=1, metavar="N", help="how many; default: 1")
     add("--output", required=True, metavar="PATH", help="folder, or a PNG or JPG for one image")
     add("--level", help="index or feature of the level; default: that of the most instances")
-    add("--tile", type=_positive, metavar="PIXELS", help="longer side of a cell's mask")
-    add("--score-threshold", type=_probability, metavar="P", help="class score above which cells "
+    add("--tile", type=positive, metavar="PIXELS", help="longer side of a cell's mask")
+    add("--score-threshold", type=probability, metavar="P", help="class score above which cells "
         "are framed; default: MODEL.SOLO.SCORE_THRESH_TEST")  # fmt: skip
-    add("--confidence-threshold", type=_probability, default=0.3, metavar="P",
+    add("--confidence-threshold", type=probability, default=0.3, metavar="P",
         help="least score of the instances in the result")  # fmt: skip
-    add("--device", help="cpu or cuda; default: cuda where there is one")
-    add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="of the config")
     return parser.parse_args(argv)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
-
-
-def _probability(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError("must be from 0 to 1")
-    return value
 
 
 def find_files(args: argparse.Namespace, cfg: CfgNode) -> list[Path]:

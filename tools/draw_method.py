@@ -29,7 +29,7 @@ from solo_d2 import ConfigError  # noqa: E402
 from solo_d2.api.images import save_image  # noqa: E402
 from solo_d2.checkpoint.checkpointer import SOLOCheckpointer  # noqa: E402
 from solo_d2.checkpoint.saved_classes import adopt_saved_classes  # noqa: E402
-from solo_d2.config import add_import_argument, load_config  # noqa: E402
+from solo_d2.config import load_config  # noqa: E402
 from solo_d2.data import (  # noqa: E402
     SOLODatasetMapper,
     check_datasets,
@@ -38,6 +38,7 @@ from solo_d2.data import (  # noqa: E402
     resolve_num_classes,
 )
 from solo_d2.utils.commands import run_command  # noqa: E402
+from tools.arguments import model_parser  # noqa: E402
 from tools.figures.method import PICTURES, make_scene  # noqa: E402
 
 # Pictures of the ground truth alone.
@@ -46,19 +47,13 @@ WITHOUT_WEIGHTS = {"targets", "center"}
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_import_argument(parser)
+    parser = model_parser(__doc__, device=False)
     add = parser.add_argument
-    add("--config-file", required=True, metavar="FILE", help="YAML; also a training's config.yaml")
-    add("--weights", metavar="FILE", help="checkpoint; without it the model is not trained")
     add("--dataset", required=True, metavar="NAME", help="registered data set, or of the config")
     add("--index", type=int, default=0, metavar="N", help="of the image in it; default: 0")
     add("--output", type=Path, required=True, metavar="DIR", help="folder of the pictures")
     add("--pictures", nargs="+", choices=sorted(PICTURES), metavar="NAME",
         help=f"some of {', '.join(PICTURES)}; default: all that can be drawn")  # fmt: skip
-    add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="of the config")
     args = parser.parse_args(argv)
     if args.pictures is None:
         args.pictures = [name for name in PICTURES if args.weights or name in WITHOUT_WEIGHTS]

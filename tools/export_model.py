@@ -32,7 +32,6 @@ from solo_d2.api.backends import model_input  # noqa: E402
 from solo_d2.api.classes import find_classes  # noqa: E402
 from solo_d2.api.images import expand_inputs, read_image  # noqa: E402
 from solo_d2.api.loading import load_model, make_config  # noqa: E402
-from solo_d2.config import add_import_argument  # noqa: E402
 from solo_d2.data.catalog import check_datasets, register_datasets_of_config  # noqa: E402
 from solo_d2.engine import Trainer  # noqa: E402
 from solo_d2.evaluation.build import build_evaluator  # noqa: E402
@@ -44,6 +43,7 @@ from solo_d2.export.runner import Detector  # noqa: E402
 from solo_d2.modeling.meta_arch import SOLO  # noqa: E402
 from solo_d2.utils.commands import run_command  # noqa: E402
 from solo_d2.utils.files import whole_file  # noqa: E402
+from tools.arguments import model_parser  # noqa: E402
 
 # Images of DATASETS.TEST that are compared where none are named.
 DEFAULT_IMAGES = 20
@@ -51,13 +51,8 @@ DEFAULT_IMAGES = 20
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_import_argument(parser)
+    parser = model_parser(__doc__, device=False)
     add = parser.add_argument
-    add("--config-file", required=True, metavar="FILE", help="YAML; also a training's config.yaml")
-    add("--weights", metavar="FILE", help="checkpoint; short for --opts MODEL.WEIGHTS FILE")
     add("--format", choices=sorted(FORMATS), default="onnx", help="default: onnx; aoti is a package"
         " compiled for the CPU of this machine")  # fmt: skip
     add("--output", type=Path, required=True, metavar="FILE", help=".onnx; of the others .pt2")
@@ -69,7 +64,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     checks = parser.add_mutually_exclusive_group()
     checks.add_argument("--check-images", nargs="+", metavar="PATH", help="files, folders, globs")
     checks.add_argument("--check-dataset", metavar="NAME", help="compare mask AP on it too")
-    add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="of the config")
     args = parser.parse_args(argv)
     if args.output.suffix != EXTENSIONS[args.format]:
         parser.error(f"--output of --format {args.format} must end in {EXTENSIONS[args.format]}")

@@ -23,7 +23,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from solo_d2 import ConfigError  # noqa: E402
-from solo_d2.config import add_import_argument, load_config  # noqa: E402
+from solo_d2.config import load_config  # noqa: E402
 from solo_d2.data.catalog import (  # noqa: E402
     check_datasets,
     register_datasets_of_config,
@@ -40,14 +40,12 @@ from solo_d2.export.quantization import (  # noqa: E402
 from solo_d2.export.runner import Arrays, Detector  # noqa: E402
 from solo_d2.utils.commands import run_command  # noqa: E402
 from solo_d2.utils.files import whole_file  # noqa: E402
+from tools.arguments import command_parser  # noqa: E402
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_import_argument(parser)
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("--config-file", required=True, metavar="FILE", help="of the exported model")
     add("--model", type=Path, required=True, metavar="FILE", help="float32, by export_model.py")

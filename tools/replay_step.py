@@ -19,18 +19,15 @@ if __name__ == "__main__":
 
     share_cores()  # before torch is imported
 
-from solo_d2.config import add_import_argument  # noqa: E402
 from solo_d2.engine.bad_step import read_bad_step  # noqa: E402
 from solo_d2.engine.replay import rebuild_model, replay_step  # noqa: E402
 from solo_d2.utils.commands import run_command  # noqa: E402
+from tools.arguments import command_parser  # noqa: E402
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_import_argument(parser)
+    parser = command_parser(__doc__)
     parser.add_argument("file", help="bad_step_*.pth of the training's OUTPUT_DIR")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
     parser.add_argument(

@@ -13,6 +13,7 @@ from solo_d2.utils.files import save_json, save_text
 from tools.ablations.report import format_report, format_table, make_lines, report_content
 from tools.ablations.runs import Launch, Outcome, Run, plan_runs, run_all
 from tools.ablations.tables import METRICS, Setting, Table, read_tables, settings
+from tools.arguments import positive
 from tools.benchmarks.common import markdown_table
 
 DESCRIPTION = """\
@@ -42,12 +43,12 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     add("--quick", action="store_true", help="on the generated data, with values of its scale")
     add("--base-config", type=Path, metavar="FILE", help="put the rows onto this config")
     add("--seeds", nargs="+", default=["1"], metavar="N", help="(default: 1)")
-    add("--max-iter", type=_positive, default=0, metavar="N", help="shorten the training")
+    add("--max-iter", type=positive, default=0, metavar="N", help="shorten the training")
     add("--metric", choices=METRICS, default="AP", help="that is shown (default: AP)")
     add("--weights", type=Path, metavar="FILE", help="trained model of a table of evaluations")
     add("--output", type=Path, default=Path("output/ablations"), metavar="DIR")
-    add("--jobs", type=_positive, default=1, metavar="N", help="parallel runs")
-    add("--num-gpus", type=_positive, default=1, metavar="N", help="of one run")
+    add("--jobs", type=positive, default=1, metavar="N", help="parallel runs")
+    add("--num-gpus", type=positive, default=1, metavar="N", help="of one run")
     add("--retrain", action="store_true", help="run again what is finished")
     add("--dry-run", action="store_true", help="print the calls of train_net.py and end")
     args = parser.parse_intermixed_args(argv)
@@ -59,13 +60,6 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     args.seeds = [int(number) for number in numbers]
     args.table, args.opts = words[0] if words else None, words[1:]
     return args
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not positive")
-    return value
 
 
 def main(argv: Sequence[str], launch: Launch | None = None) -> int:

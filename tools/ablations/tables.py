@@ -110,7 +110,7 @@ def settings(table: Table, *, base: Path | None = None, quick: bool = False) -> 
         )
     found = []
     for row in table.rows:
-        values = varied_values(table, row) | (row.quick if quick else {})
+        values = {**varied_values(table, row), **(row.quick if quick else {})}
         label = f"{row.name} ({row.quick_row})" if quick and row.quick_row else row.name
         overrides = {key: value for key, value in values.items() if value is not None}
         found.append(Setting(row, label, base, overrides))

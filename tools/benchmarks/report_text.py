@@ -89,7 +89,8 @@ def _stages(models: Mapping[str, Any], batch: int) -> list[dict[str, str]]:
         name: model["batches"][batch]["stages"] | {"whole": model["batches"][batch]["whole"]}
         for name, model in models.items()
     }
-    names = dict.fromkeys(chain(max(columns.values(), key=len), *columns.values()))
+    longest = max(columns.values(), key=len)
+    names = dict.fromkeys(chain(longest, *columns.values()))
     return [
         {"stage": stage}
         | {name: timing_text(x[stage]) if stage in x else "-" for name, x in columns.items()}

@@ -123,7 +123,8 @@ def assignment(
 def run_targets(args: argparse.Namespace) -> dict[str, Any]:
     """Target assignment of `args.images` images with `args.instances` instances each."""
     instances = draw_instances(args, args.images, args.instances)
-    ours, plain = (partial(assign, *instances) for assign in assignment(args.size))
+    assign_ours, assign_plain = assignment(args.size)
+    ours, plain = partial(assign_ours, *instances), partial(assign_plain, *instances)
     return {
         "case": "targets",
         "images": args.images,
@@ -149,7 +150,8 @@ def same_targets(ours: GridTargets, plain: PlainTargets) -> bool:
 def run_mask_loss(args: argparse.Namespace, num_images: int, num: int) -> dict[str, Any]:
     """Mask loss with gradients of random kernels and mask feature, for `num` instances an image."""
     instances = draw_instances(args, num_images, num)
-    targets, plain = (assign(*instances) for assign in assignment(args.size))
+    assign_ours, assign_plain = assignment(args.size)
+    targets, plain = assign_ours(*instances), assign_plain(*instances)
     outputs = _random_outputs(args, num_images)
     head = KernelHead([MASK_STRIDE] * len(NUM_GRIDS))
     inputs = [*outputs.kernel_params, outputs.mask_feature]

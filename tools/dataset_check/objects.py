@@ -201,7 +201,7 @@ class NamingMapper(SOLODatasetMapper):
 
 def _touch(boxes: NDArray[np.float64], shape: tuple[int, int]) -> NDArray[np.bool_]:
     """(N,) whether boxes (N, 4), XYXY, have a part in an image of a height and width."""
-    return ((boxes[:, :2] < shape[::-1]) & (boxes[:, 2:] > 0)).all(axis=1)
+    return np.all((boxes[:, :2] < shape[::-1]) & (boxes[:, 2:] > 0), axis=1)
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def update_tables(root: Path, progress: Callable[[str], None]) -> None:
     """
     published = read_published(root)
     readme, outer = root / "README.md", root.absolute().parent / "README.md"
-    files = {readme: ("models", "results")}
+    files: dict[Path, tuple[str, ...]] = {readme: ("models", "results")}
     if outer.is_file() and _mark("family", "begin") in outer.read_text():
         files[outer] = ("family",)
     for file, names in files.items():

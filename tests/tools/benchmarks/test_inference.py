@@ -90,7 +90,7 @@ def test_names_are_options():
         fuse_bn=True, dtype="bfloat16", compile="dynamic"
     )
     for wrong, message in (("fast", "'fast' is no variant"), ("bf16+fp16", "an option twice")):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(argparse.ArgumentTypeError, match=message):
             speed_options(wrong)
         with pytest.raises(SystemExit):
             parse("--config-file", "c", "--variants", wrong)

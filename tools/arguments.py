@@ -1,0 +1,42 @@
+"""What the command lines of several tools have in common."""
+
+import argparse
+
+from solo_d2.config import add_import_argument
+
+
+def command_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser with --import, which shows a description as it is laid out."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_import_argument(parser)
+    return parser
+
+
+def model_parser(description: str | None, *, device: bool = True) -> argparse.ArgumentParser:
+    """A parser with what names a model; overrides of its config go last."""
+    parser = command_parser(description)
+    add = parser.add_argument
+    add("--config-file", required=True, metavar="FILE", help="YAML; also a training's config.yaml")
+    add("--weights", metavar="FILE", help="checkpoint; short for --opts MODEL.WEIGHTS FILE")
+    if device:
+        add("--device", help="cpu or cuda; default: cuda where there is one")
+    add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="of the config")
+    return parser
+
+
+def positive(text: str) -> int:
+    """A whole number above 0."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+def probability(text: str) -> float:
+    """A number from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError("must be from 0 to 1")
+    return value
