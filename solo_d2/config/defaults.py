@@ -308,13 +308,15 @@ def _add_solver_keys(cfg: CfgNode) -> None:
 
 
 def _add_speed_keys(test: CfgNode) -> None:
-    # How `train_net.py --eval-only` and demo/demo.py run the model; training and its evaluations
-    # ignore these. docs/speed.md has the gain of each.
+    # How `train_net.py --eval-only`, demo/demo.py and Predictor run the model; training and its
+    # evaluations ignore these. docs/speed.md has the gain of each.
     test.SPEED = CfgNode()
-    # Fold the BatchNorms of the backbone (and of heads with HEAD.NORM "BN") into convolutions.
-    test.SPEED.FUSE_BN = False
-    # Keep the channels of a pixel next to each other in memory.
-    test.SPEED.CHANNELS_LAST = False
+    # Fold the BatchNorms of the backbone (and of heads with HEAD.NORM "BN") into convolutions:
+    # True, False, or None or "auto" (True).
+    test.SPEED.FUSE_BN = None
+    # Keep the channels of a pixel next to each other in memory: True, False, or None or "auto"
+    # (on a CPU, and on CUDA with 16-bit numbers).
+    test.SPEED.CHANNELS_LAST = None
     # What convolutions and products of backbone and head compute in (autocast): "float32",
     # "bfloat16" or "float16". Scores, areas and NMS stay in float32.
     test.SPEED.DTYPE = "float32"

@@ -23,6 +23,8 @@ from solo_d2.utils.errors import ConfigError, first_line
 logger = logging.getLogger("solo_d2")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Values of TEST.SPEED.FUSE_BN and CHANNELS_LAST.
+SWITCH = (None, "auto", True, False)
 # Values of TEST.SPEED.COMPILE, with their arguments of torch.compile.
 COMPILE: dict[str, dict[str, Any]] = {
     "": {},
@@ -66,12 +68,25 @@ class SpeedOptions:
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "SpeedOptions":
-        """Read TEST.SPEED; raise a ConfigError for an unknown value."""
+        """Read TEST.SPEED, with what "auto" means on MODEL.DEVICE.
+
+        Raises:
+            ConfigError: a value is unknown.
+        """
         speed = cfg.TEST.SPEED
-        for key, choices in (("DTYPE", DTYPES), ("COMPILE", COMPILE)):
-            rule = one_of(choices)
+        choices = {"FUSE_BN": SWITCH, "CHANNELS_LAST": SWITCH, "DTYPE": DTYPES, "COMPILE": COMPILE}
+        for key, known in choices.items():
+            rule = one_of(known)
             require(rule.holds(speed[key]), f"TEST.SPEED.{key}", speed[key], rule.allowed)
-        return cls(speed.FUSE_BN, speed.CHANNELS_LAST, speed.DTYPE, speed.COMPILE)
+        device = cfg.MODEL.DEVICE.partition(":")[0]
+        nhwc = device == "cpu" or (device == "cuda" and speed.DTYPE != "float32")
+        automatic = (None, "auto")
+        return cls(
+            fuse_bn=True if speed.FUSE_BN in automatic else speed.FUSE_BN,
+            channels_last=nhwc if speed.CHANNELS_LAST in automatic else speed.CHANNELS_LAST,
+            dtype=speed.DTYPE,
+            compile=speed.COMPILE,
+        )
 
 
 def speed_up(model: SOLO, options: SpeedOptions) -> SOLO:
@@ -92,12 +107,12 @@ def speed_up(model: SOLO, options: SpeedOptions) -> SOLO:
     if options == SpeedOptions():
         return model
     model.eval().requires_grad_(False)
-    if options.fuse_bn:
-        count = fuse_batch_norms(model)
-        logger.log(
-            logging.INFO if count else logging.WARNING,
-            f"TEST.SPEED.FUSE_BN: {count} BatchNorms are folded into convolutions",
-        )
+    folded = fuse_batch_norms(model) if options.fuse_bn else 0
+    logger.info(
+        f"TEST.SPEED: {folded} BatchNorms folded, channels "
+        f"{'last' if options.channels_last else 'first'}, {options.dtype}"
+        + (f", compiled ({options.compile})" if options.compile else "")
+    )
     if options.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if replace(options, fuse_bn=False) != SpeedOptions():

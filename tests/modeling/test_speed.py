@@ -198,7 +198,8 @@ def test_without_options_nothing_changes():
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("DTYPE", "float64"), ("DTYPE", "bf16"), ("COMPILE", "on")]
+    ("key", "value"),
+    [("DTYPE", "float64"), ("DTYPE", "bf16"), ("COMPILE", "on"), ("FUSE_BN", "yes")],
 )
 def test_unknown_values_are_refused(key, value):
     cfg = tiny_config()
@@ -212,9 +213,24 @@ def test_cuda_graphs_need_cuda():
         speed_up(small_model(), SpeedOptions(compile="cuda-graphs"))
 
 
-def test_norms_that_are_not_there_are_warned_of(caplog):
+@pytest.mark.parametrize(
+    ("device", "dtype", "channels_last"),
+    [("cpu", "float32", True), ("cuda", "float32", False), ("cuda:1", "float16", True)],
+)
+@pytest.mark.parametrize("automatic", [None, "auto"])
+def test_auto_depends_on_the_device(device, dtype, channels_last, automatic):
+    cfg = tiny_config()
+    cfg.MODEL.DEVICE, cfg.TEST.SPEED.DTYPE = device, dtype
+    cfg.TEST.SPEED.FUSE_BN = cfg.TEST.SPEED.CHANNELS_LAST = automatic
+    assert SpeedOptions.from_config(cfg) == SpeedOptions(True, channels_last, dtype)
+    cfg.TEST.SPEED.FUSE_BN = cfg.TEST.SPEED.CHANNELS_LAST = False
+    assert SpeedOptions.from_config(cfg) == SpeedOptions(dtype=dtype)
+
+
+def test_what_was_chosen_is_logged(caplog):
+    caplog.set_level("INFO", "solo_d2")
     speed_up(small_model(), SpeedOptions(fuse_bn=True))
-    assert "FUSE_BN: 0 BatchNorms" in caplog.text
+    assert "TEST.SPEED: 0 BatchNorms folded, channels first, float32" in caplog.text
 
 
 def test_an_evaluation_alone_uses_them(monkeypatch, tmp_path):
@@ -222,7 +238,6 @@ def test_an_evaluation_alone_uses_them(monkeypatch, tmp_path):
     cfg.OUTPUT_DIR = str(tmp_path)
     cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
     torch.save({"model": tiny_model(cfg).state_dict()}, cfg.MODEL.WEIGHTS)
-    cfg.TEST.SPEED.FUSE_BN = cfg.TEST.SPEED.CHANNELS_LAST = True
     seen = set()
     dict.__setitem__(cfg.TEST, "SPEED", Recorder(cfg.TEST.SPEED, seen, "SPEED"))
     models = []
