@@ -157,7 +157,7 @@ class Predictor:
 
     def _run(self, images: Sequence[tuple[Image, str]]) -> list[Result]:
         """Run images, those of one padded size together, in batches."""
-        prepared = [self.backend.prepare(image) for image, _ in images]
+        prepared: list[Any] = [self.backend.prepare(image) for image, _ in images]
         groups: dict[tuple[int, int], list[int]] = {}
         for index, item in enumerate(prepared):
             groups.setdefault(self.backend.padded_size(item), []).append(index)

@@ -109,7 +109,7 @@ def count_pixels(
     for row in np.argsort(-scores, kind="stable"):
         line, near = predicted[row]
         kind, size = classes[row], int(coco_mask.area(line))
-        its = np.flatnonzero(free & (true_classes == kind))
+        its = np.flatnonzero(free & (true_classes == kind)).tolist()
         right = np.array([_shared(line, truth[i][1]) for i in its], np.float64)
         found = np.array([_shared(near, truth[i][0]) for i in its], np.float64)
         quality = _f_measure(right / max(size, 1), found / np.maximum(sizes[its], 1))
@@ -120,7 +120,7 @@ def count_pixels(
             rows[row, 3:] = right[best], found[best]
         elif kind in crowds:
             rows[row, 2] -= _shared(line, crowds[kind])
-    return rows, np.bincount(true_classes, sizes, num_classes)
+    return rows, np.bincount(true_classes, sizes, num_classes).astype(np.float64)
 
 
 def _f_measure(precision: NDArray[Any], recall: NDArray[Any]) -> NDArray[np.float64]:

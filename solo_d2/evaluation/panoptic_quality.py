@@ -227,7 +227,7 @@ class PanopticQualityEvaluator(DatasetEvaluator):
             sq = np.where(total > 0, iou / np.maximum(tp, 1), math.nan)
             rows = 100 * np.stack([iou / total, sq, rq])
         num_things = len(self._truth.categories.things)
-        metrics = {}
+        metrics: dict[str, float] = {}
         for suffix, group in (
             ("", slice(None)),
             ("_th", slice(num_things)),
