@@ -45,7 +45,7 @@ def load_optimizer(
     Args:
         optimizer: of the model's parameters, new.
         model: without DistributedDataParallel.
-        saved: of `save_optimizer`.
+        saved: of `save_optimizer`, or torch's state dict, as earlier versions saved it.
         restarted: names of parameters whose weights were not loaded.
     """
     groups = optimizer.state_dict()["param_groups"]
@@ -58,26 +58,21 @@ def load_optimizer(
         )
         return
     named = _named(optimizer, model)
-    names = saved.get("names")
-    if names is None:
-        logger.warning(
-            "The checkpoint has the optimizer's state without names of parameters, as earlier "
-            "versions and torch save it: it is dropped, and the optimizer starts anew"
-        )
-        return
-    before, after = _options(saved["param_groups"], names), _options(groups, list(named))
-    changes = {
-        f"{key} {before[name][key]} -> {value}": None
-        for name in named
-        for key, value in after[name].items()
-        if before.get(name, {}).get(key, value) != value
-    }
-    if changes:
-        logger.warning(f"The config's options are used, not the checkpoint's: {_listed(changes)}")
     numbers = [number for group in saved["param_groups"] for number in group["params"]]
-    states = {
-        n: saved["state"][i] for n, i in zip(names, numbers, strict=True) if i in saved["state"]
-    }
+    by_number = [saved["state"].get(number, {}) for number in numbers]
+    names = saved.get("names")
+    if names is None:  # as those of the model, if all fits by its order
+        sizes = [[len(x["params"]) for x in part] for part in (saved["param_groups"], groups)]
+        if sizes[0] != sizes[1] or not all(map(_fits, by_number, named.values())):
+            logger.warning(
+                "The checkpoint is of an earlier version, which saved the optimizer's state "
+                "without names, and it does not fit: it is dropped, and the optimizer starts anew"
+            )
+            return
+        names = list(named)
+    before = _options(saved["param_groups"], names)
+    _log_changes(before, _options(groups, list(named)))
+    states = {name: state for name, state in zip(names, by_number, strict=True) if state}
     known = [name for name in named if name in states]
     unfit = [n for n in known if n in restarted or not _fits(states[n], named[n])]
     kept = {i: states[n] for i, n in enumerate(named) if n in states and n not in unfit}
@@ -124,6 +119,18 @@ def _options(groups: Groups, names: Sequence[str]) -> dict[str, dict[str, Any]]:
         own["weight_decay"] = group.get("weight_decay")
         options |= {next(remaining): own for _ in group["params"]}
     return options
+
+
+def _log_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Log the options that are not the checkpoint's."""
+    changes = {
+        f"{key} {before[name][key]} -> {value}": None
+        for name in after
+        for key, value in after[name].items()
+        if before.get(name, {}).get(key, value) != value
+    }
+    if changes:
+        logger.warning(f"The config's options are used, not the checkpoint's: {_listed(changes)}")
 
 
 def _listed(items: Collection[str]) -> str:

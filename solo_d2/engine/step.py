@@ -93,32 +93,18 @@ class StepTrainer(SimpleTrainer):
         data_loader: Iterable[list[dict[str, Any]]],
         optimizer: torch.optim.Optimizer,
         *,
-        num_micro_batches: int = 1,
-        precision: torch.dtype | None = None,
-        clip_gradients: Callable[[list[Tensor]], Tensor] | None = None,
+        num_micro_batches: int = 1,  # with more than one the model needs `plan_micro_batches`
+        precision: torch.dtype | None = None,  # float16 or bfloat16 for mixed precision
+        clip_gradients: Callable[[list[Tensor]], Tensor] | None = None,  # returns the norm before
         max_unreadable: int = 0,
-        record: RunRecord | None = None,
-        init_scale: float = 2.0**16,
+        record: RunRecord | None = None,  # None: bad steps are not dumped
+        init_scale: float = 2.0**16,  # of the gradients with float16
+        # With late reading, the periods (0: never) of steps whose metrics are read at once, since
+        # something is saved or evaluated after them.
         read_periods: Collection[int] = (),
+        # Reads metrics one step late, which needs a fused optimizer; None: on CUDA if it is fused.
         reads_late: bool | None = None,
     ):
-        """Make the trainer.
-
-        Args:
-            model: returns a dict of losses of a batch.
-            data_loader: batches.
-            optimizer: of the model's parameters.
-            num_micro_batches: of a batch; with more than one the model needs `plan_micro_batches`.
-            precision: float16 or bfloat16 for mixed precision; None for none.
-            clip_gradients: scales the gradients of parameters in place, returns their norm before.
-            max_unreadable: image files that may be unreadable.
-            record: for dumps of bad steps; None: none is written.
-            init_scale: of the gradients with float16, at the start.
-            read_periods: with late reading, the periods (0: never) of steps after which something
-                is saved or evaluated: their metrics are read at once.
-            reads_late: whether metrics are read one step late, which needs a fused optimizer; None:
-                on CUDA, if the optimizer is fused.
-        """
         super().__init__(model, data_loader, optimizer)
         if num_micro_batches > 1 and not hasattr(unwrap(model), "plan_micro_batches"):
             raise ConfigError(
@@ -133,10 +119,10 @@ class StepTrainer(SimpleTrainer):
         self.unreadable = UnreadableImages(max_unreadable)
         self.bad_steps = BadSteps(skips_bad_gradients=precision == torch.float16)
         self.record = record
-        can_skip = getattr(optimizer, "_step_supports_amp_scaling", False)  # set by `fused`
-        self.reads_late = (
-            self.device_type == "cuda" and can_skip if reads_late is None else reads_late
-        )
+        if reads_late is None:  # the attribute is set by `fused`
+            can_skip = getattr(optimizer, "_step_supports_amp_scaling", False)
+            reads_late = self.device_type == "cuda" and can_skip
+        self.reads_late = reads_late
         self.read_periods = (LOG_PERIOD, *filter(None, read_periods))
         self._unread: _Step | None = None
         _fill_momentum(optimizer)
