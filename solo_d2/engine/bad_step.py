@@ -35,7 +35,7 @@ class RunRecord(NamedTuple):
 
     folder: str  # where they are written
     config: str  # of the model, as YAML; "" for a lazy config
-    seed: int  # of `SeedSteps`; -1 for none
+    seed: int  # of each step, see `seed_step`; -1 for none
 
 
 class BadSteps:

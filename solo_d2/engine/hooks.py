@@ -1,4 +1,4 @@
-"""Hooks of the trainer: seeds, averaged weights, the best checkpoint, early stopping."""
+"""Seeds of steps, and hooks: averaged weights, the best checkpoint, early stopping."""
 
 import copy
 import logging
@@ -20,20 +20,9 @@ logger = logging.getLogger("solo_d2")
 
 
 def seed_step(seed: int, iteration: int, process: int) -> None:
-    """Seed the random numbers of Python, NumPy and torch for an iteration in a process."""
+    """Seed Python, NumPy and torch for a step, so that a resumed training needs no saved state."""
     sequence = np.random.SeedSequence([seed, iteration, process])
     seed_all_rng(int(sequence.generate_state(1)[0]))
-
-
-class SeedSteps(HookBase):
-    """Seeds each step by a seed (at least 0), so that a resumed training needs no saved state."""
-
-    def __init__(self, seed: int):
-        self.seed = seed
-
-    def before_step(self) -> None:
-        """Seed the random numbers of the step."""
-        seed_step(self.seed, self.trainer.iter, comm.get_rank())
 
 
 class EMA(HookBase):

@@ -11,7 +11,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import BestCheckpointer, DefaultTrainer, EvalHook, TrainerBase
-from detectron2.engine.hooks import PeriodicCheckpointer, PeriodicWriter
+from detectron2.engine.hooks import CallbackHook, PeriodicCheckpointer, PeriodicWriter
 from detectron2.evaluation import DatasetEvaluator, print_csv_format
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
@@ -25,8 +25,15 @@ from solo_d2.data import SOLODatasetMapper
 from solo_d2.data.catalog import training_categories
 from solo_d2.data.classes import Category, difference
 from solo_d2.data.other_models import without_other_inputs
-from solo_d2.engine import hooks as own_hooks
 from solo_d2.engine.checks import FULL_MODEL, check_run_config
+from solo_d2.engine.hooks import (
+    EMA,
+    EarlyStopping,
+    EndOfTraining,
+    ResumableBestCheckpointer,
+    TrainedWeights,
+    seed_step,
+)
 from solo_d2.engine.launch import distribute
 from solo_d2.engine.metrics import best_metric, save_metrics
 from solo_d2.engine.reservation import release, reserve
@@ -72,8 +79,8 @@ class Trainer(DefaultTrainer):
         self.ema = None
         others: dict[str, Any] = {}
         if cfg.SOLVER.EMA.ENABLED:
-            self.ema = own_hooks.EMA(unwrap(self.model), cfg.SOLVER.EMA.DECAY)
-            self._trained = own_hooks.TrainedWeights(unwrap(self.model), cfg.MODEL.WEIGHTS_ALLOW)
+            self.ema = EMA(unwrap(self.model), cfg.SOLVER.EMA.DECAY)
+            self._trained = TrainedWeights(unwrap(self.model), cfg.MODEL.WEIGHTS_ALLOW)
             others[TRAINED_MODEL] = self._trained
         self.checkpointer = SOLOCheckpointer(
             self.evaluated_model,
@@ -140,8 +147,9 @@ class Trainer(DefaultTrainer):
     def build_hooks(self) -> list[Any]:
         """Build Detectron2's hooks, and those for seeds, averages and the best checkpoint."""
         solver, period = self.cfg.SOLVER, self.cfg.TEST.EVAL_PERIOD
-        best, writers = None, []
-        hooks = [own_hooks.SeedSteps(self.cfg.SEED)] if self.cfg.SEED >= 0 else []
+        hooks, best, writers = [], None, []
+        if self.cfg.SEED >= 0:
+            hooks.append(CallbackHook(before_step=self._seed_step))
         for hook in super().build_hooks():
             if isinstance(hook, PeriodicWriter):
                 writers = [hook]
@@ -154,11 +162,11 @@ class Trainer(DefaultTrainer):
         hooks.append(EvalHook(period, self._evaluate))
         if period > 0 and comm.is_main_process():
             metric = best_metric(self.cfg)
-            best = own_hooks.ResumableBestCheckpointer(period, self.checkpointer, metric)
+            best = ResumableBestCheckpointer(period, self.checkpointer, metric)
             hooks.append(best)
         if solver.EARLY_STOPPING_PATIENCE > 0:
             patience = solver.EARLY_STOPPING_PATIENCE
-            hooks.append(own_hooks.EarlyStopping(best, period=period, patience=patience))
+            hooks.append(EarlyStopping(best, period=period, patience=patience))
         if self.cfg.TEST.AUG.ENABLED:
             hooks.append(EvalHook(0, self._evaluate_with_tta))
         return hooks + writers
@@ -227,6 +235,10 @@ class Trainer(DefaultTrainer):
         """Return the classes that checkpoints hold; see `solo_d2.data.classes`."""
         return training_categories(self.cfg)
 
+    @staticmethod
+    def _seed_step(trainer: "Trainer") -> None:
+        seed_step(trainer.cfg.SEED, trainer.iter, comm.get_rank())
+
     def _evaluate(self) -> "OrderedDict[str, Any]":
         self._last_eval_results = self.test(self.cfg, self.evaluated_model)
         return self._last_eval_results
@@ -247,7 +259,7 @@ class Trainer(DefaultTrainer):
                 # It was killed between its last step and this file.
                 self.checkpointer.save("model_final", iteration=self.max_iter - 1)
             return super().train()
-        except own_hooks.EndOfTraining:  # right after an evaluation
+        except EndOfTraining:  # right after an evaluation
             if self.cfg.TEST.AUG.ENABLED:
                 self._evaluate_with_tta()
             return self._last_eval_results
