@@ -68,7 +68,7 @@ def trainer_config(lazy: DictConfig) -> CfgNode:
     missing = [name for name in PARTS if not isinstance(lazy.get(name), DictConfig)]
     if missing:
         raise ConfigError(f"The lazy config has no {', '.join(missing)}; it must have {PARTS}")
-    train = OmegaConf.to_container(lazy.train, resolve=False)
+    train: Any = OmegaConf.to_container(lazy.train, resolve=False)
     unknown = sorted({f"train.{name}" for name, _ in leaves(train)} - KEYS.keys())
     if unknown:
         raise ConfigError(

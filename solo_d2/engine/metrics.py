@@ -64,7 +64,7 @@ class MeasuredStep:
     def __init__(
         self,
         losses: Mapping[str, Tensor],
-        gradients: Sequence[Tensor],
+        gradients: list[Tensor],
         *,
         data_time: float,
         num_unreadable: int,

@@ -368,7 +368,8 @@ class Trainer(DefaultTrainer):
 def fused_sgd(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """Make an optimizer of Detectron2's `build_optimizer` again as a fused one."""
     groups = [{**group, "foreach": False, "fused": True} for group in optimizer.param_groups]
-    return type(optimizer)(groups, fused=True)
+    kind: Any = type(optimizer)
+    return kind(groups, fused=True)
 
 
 def load_weights(cfg: CfgNode, model: nn.Module) -> None:

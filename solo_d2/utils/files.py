@@ -92,10 +92,9 @@ def naming(path: Path | str, temporary: Path | str | None = None) -> Iterator[No
         cause: Any = error if isinstance(error, OSError) else error.__cause__ or error.__context__
         if cause is not error and getattr(cause, "errno", None) not in _NO_ROOM:
             raise
-        name = cause.filename
-        known = temporary is not None and name is not None
-        ours = known and Path(temporary) in (Path(str(name)), *Path(str(name)).parents)
-        if cause.errno is None or not (name is None or ours):
+        named = Path(str(cause.filename))
+        ours = temporary is not None and Path(temporary) in (named, *named.parents)
+        if cause.errno is None or not (cause.filename is None or ours):
             raise
         below = error.__traceback__
         while below is not None and below.tb_frame.f_code.co_filename == __file__:
