@@ -203,33 +203,29 @@ def test_lazy_configs_are_checked_too(data):
         check_lazy_test_data(lazy)
 
 
-def write_ids(file, ids):
-    Image.fromarray(panoptic_files.id_pixels(ids)).save(file)
+UNKNOWN = np.array(panoptic_files.IDS)
+UNKNOWN[0, 0] = 77
+# Images in place of a PNG; None: no file.
+PNGS = {
+    "unknown segment": panoptic_files.id_pixels(UNKNOWN),
+    "absent segment": panoptic_files.id_pixels(np.full((4, 6), panoptic_files.SKY)),
+    "other size": panoptic_files.id_pixels(np.full((5, 6), 8)),
+    "palette": np.zeros((4, 6), np.uint8),
+    "no PNG": None,
+}
+STUFF = {
+    "stuff label": np.full((4, 6), 9, np.uint8),
+    "stuff size": np.zeros((5, 6), np.uint8),
+}
 
 
-def unknown_segment(root):
-    ids = np.array(panoptic_files.IDS)
-    ids[0, 0] = 77
-    write_ids(root / "panoptic/1.png", ids)
-
-
-def absent_segment(root):
-    write_ids(root / "panoptic/1.png", np.full((4, 6), panoptic_files.SKY))
-
-
-def other_size(root):
-    write_ids(root / "panoptic/1.png", np.full((5, 6), 8))
-
-
-def palette(root):
-    Image.new("P", (6, 4)).save(root / "panoptic/1.png")
-
-
-def no_png(root):
-    (root / "panoptic/1.png").unlink()
-
-
-PNG_FAULTS = (unknown_segment, absent_segment, other_size, palette, no_png)
+def damage_pngs(root, fault):
+    folder = "panoptic_converted/stuff" if fault in STUFF else "panoptic"
+    file, pixels = root / folder / "1.png", {**PNGS, **STUFF}[fault]
+    file.unlink()
+    if pixels is not None:
+        image = Image.fromarray(pixels)
+        (image.convert("P") if fault == "palette" else image).save(file)
 
 
 def stuff_config():
@@ -239,40 +235,28 @@ def stuff_config():
 
 
 @pytest.mark.parametrize("when", ["before the conversion", "after it"])
-@pytest.mark.parametrize("fault", PNG_FAULTS)
+@pytest.mark.parametrize("fault", PNGS)
 def test_panoptic_png_fault_is_refused(tmp_path, fault, when):
-    pytest.importorskip("panopticapi")
     root = panoptic_files.write(tmp_path / "data")
     paths = root / "panoptic.json", root / "panoptic"
     if when == "after it":
         ensure_converted(*paths)
-    fault(root)
+    damage_pngs(root, fault)
     register_panoptic_format(NAMES[0], *paths, root / "images")
     with pytest.raises(DatasetError, match=r"1\.png"):
         check_test_data(stuff_config(), [NAMES[0]])
 
 
-def stuff_label(root):
-    Image.fromarray(np.full((4, 6), 9, np.uint8)).save(root / "panoptic_converted/stuff/1.png")
-
-
-def stuff_size(root):
-    Image.fromarray(np.zeros((5, 6), np.uint8)).save(root / "panoptic_converted/stuff/1.png")
-
-
-def no_entry(root):
-    written = json.loads((root / "panoptic.json").read_text())
-    written["annotations"].pop()
-    (root / "panoptic.json").write_text(json.dumps(written))
-
-
-@pytest.mark.parametrize("fault", [*PNG_FAULTS, stuff_label, stuff_size, no_entry, None])
+@pytest.mark.parametrize("fault", [*PNGS, *STUFF, "no entry", None])
 def test_png_fault_of_a_panoptic_data_set_that_detectron2_loads(tmp_path, fault):
-    pytest.importorskip("panopticapi")
     root = panoptic_files.write(tmp_path / "data")
     folder = ensure_converted(root / "panoptic.json", root / "panoptic")
-    if fault is not None:
-        fault(root)
+    if fault == "no entry":
+        written = json.loads((root / "panoptic.json").read_text())
+        written["annotations"].pop()
+        (root / "panoptic.json").write_text(json.dumps(written))
+    elif fault is not None:
+        damage_pngs(root, fault)
     metadata = {
         "thing_classes": ["cat", "dog"],
         "stuff_classes": ["things", "grass", "sky"],
