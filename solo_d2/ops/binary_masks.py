@@ -20,6 +20,8 @@ from solo_d2.ops.threads import in_threads
 # Float32 elements of a tile of probabilities (4 MiB, and as much for its foreground), one for each
 # thread: a tile stays in the cache from the product to the sums.
 TILE_ELEMENTS = 1 << 20
+# Float32 elements of the masks that the reference makes at once.
+CHUNK_ELEMENTS = 1 << 24
 # A product gets slow where it has less columns.
 LEAST_TILE_COLUMNS = 512
 
@@ -62,10 +64,11 @@ def binarize_product(
         kernels: (M, E) float; M may be 0.
         feature: (E, H, W) float.
         thresh: a pixel is set above this probability.
-        backend: "torch" makes all float masks at once (the reference), "tiled" makes a tile of
-            pixels of all masks at a time (8 MiB per thread besides the result, or 4 KiB per mask if
-            that is more), "triton" never writes them; "auto" is "tiled" on the CPU and on a GPU
-            "triton", or "torch" where that is missing.
+        backend: "torch" makes whole float masks, some at a time (the reference; 64 MiB for each of
+            three steps, or one mask if that is more), "tiled" makes a tile of pixels of all masks
+            at a time (8 MiB per thread besides the result, or 4 KiB per mask if that is more),
+            "triton" never writes them; "auto" is "tiled" on the CPU and on a GPU "triton", or
+            "torch" where that cannot run.
 
     Returns:
         The masks, of float32 precision under autocast too.
@@ -82,10 +85,13 @@ def binarize_product(
 
 
 def _binarize_product_torch(kernels: Tensor, feature: Tensor, thresh: float) -> BinaryMasks:
-    """By definition."""
-    probs = dynamic_conv(kernels.float(), feature.float()).sigmoid()
-    masks = probs > thresh
-    return BinaryMasks(masks, masks.sum(dim=(1, 2)), (probs * masks).sum(dim=(1, 2)))
+    """By definition, some masks at a time."""
+    feature, parts = feature.float(), []
+    for part in kernels.float().split(max(1, CHUNK_ELEMENTS // max(feature[0].numel(), 1))):
+        probs = dynamic_conv(part, feature).sigmoid()
+        masks = probs > thresh
+        parts.append((masks, masks.sum(dim=(1, 2)), (probs * masks).sum(dim=(1, 2))))
+    return BinaryMasks(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
 
 def _binarize_product_tiled(kernels: Tensor, feature: Tensor, thresh: float) -> BinaryMasks:

@@ -45,7 +45,7 @@ def paste_masks(
         backend: "torch" resizes whole masks (the reference; 128 MiB, or two whole masks if that is
             more), "tiled" makes blocks of pixels where a mask can be (1 MiB a thread), "triton"
             does all in one pass; "auto" is "tiled" on the CPU and on a GPU "triton", or "torch"
-            where that is missing. They differ by rounding alone.
+            where that cannot run. They differ by rounding alone.
 
     Returns:
         (M, 4) float32 boxes of the masks in `out`, see `mask_boxes`.

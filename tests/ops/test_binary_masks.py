@@ -69,6 +69,12 @@ def test_tiles_change_nothing(num, channels, size, tile, least):
         check(binarize_product(kernels, feature, 0.5, backend="tiled"), kernels, feature)
 
 
+def test_chunks_of_the_reference_change_nothing(monkeypatch):
+    monkeypatch.setattr("solo_d2.ops.binary_masks.CHUNK_ELEMENTS", 500)  # 2 masks
+    kernels, feature = factors(7, 5, 13, 17)
+    check(binarize_product(kernels, feature, 0.5, backend="torch"), kernels, feature)
+
+
 def test_threads_change_not_a_bit(monkeypatch):
     monkeypatch.setattr("solo_d2.ops.binary_masks.TILE_ELEMENTS", 1 << 10)
     monkeypatch.setattr("solo_d2.ops.binary_masks.LEAST_TILE_COLUMNS", 16)

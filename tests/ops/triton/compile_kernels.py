@@ -44,13 +44,14 @@ def most_registers(kernel):
 class Program(NamedTuple):
     case: str
     kernel: str
+    threads: int
     registers: int
-    spilled: int
-    shared: int
+    spilled: int  # bytes
+    shared: int  # bytes
 
     def __str__(self):
-        spilled = f", {self.spilled} B spilled" if self.spilled else ""
-        return f"{self.registers}, {self.shared / 1024:.2g} KiB{spilled}"
+        spilled = f" / {self.spilled} spilled" if self.spilled else ""
+        return f"{self.registers} / {round(self.shared / 1024, 2):g}{spilled}"
 
     def faults(self, capability):
         if self.spilled:
@@ -123,8 +124,10 @@ def compile_all(capability):
             ptxas = log.getvalue()
             registers = int(re.search(r"Used (\d+) registers", ptxas)[1])
             spilled = int(re.search(r"(\d+) bytes spill stores", ptxas)[1])
-            shared = compiled.metadata.shared
-            found[compiled.hash] = Program(case, kernel.__name__, registers, spilled, shared)
+            threads, shared = compiled.metadata.num_warps * 32, compiled.metadata.shared
+            found[compiled.hash] = Program(
+                case, kernel.__name__, threads, registers, spilled, shared
+            )
 
     triton.knobs.nvidia.dump_ptxas_log = True
     with absent_gpu(capability, run):
@@ -170,13 +173,14 @@ def report(capabilities):
     table, faults = defaultdict(dict), []
     for capability in capabilities:
         for program in compile_all(capability):
-            table[program.kernel, program.case][capability] = str(program)
+            row = f"`{program.kernel}`", program.case, str(program.threads)
+            table[row][capability] = str(program)
             for fault in program.faults(capability):
                 faults.append(f"sm_{capability}: {program.kernel} ({program.case}) {fault}")
-    rows = [("kernel", "case", *(f"sm_{c}" for c in capabilities))]
+    rows = [("kernel", "launched for", "threads", *(f"sm_{c}" for c in capabilities))]
     rows += [("---",) * len(rows[0])]
-    for (kernel, case), programs in table.items():
-        rows.append((f"`{kernel}`", case, *(programs.get(c, "as above") for c in capabilities)))
+    for row, programs in table.items():
+        rows.append((*row, *(programs.get(c, "as above") for c in capabilities)))
     sys.stdout.writelines(f"| {' | '.join(row)} |\n" for row in rows)
     return faults
 
