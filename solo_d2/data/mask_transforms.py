@@ -45,7 +45,7 @@ def transform_masks(
         (N, h, w).
     """
     masks = np.zeros((len(segmentations), *image_shape), np.bool_)
-    unmoved = tuple(map(np.arange, image_shape))
+    unmoved = np.arange(image_shape[0]), np.arange(image_shape[1])
     sources = source_lines(transforms, *original_shape)
     for segmentation, mask in zip(segmentations, masks, strict=True):
         if isinstance(segmentation, list):

@@ -102,9 +102,17 @@ def polygon_defect(polygon: Any, limit: float = math.inf) -> str | None:
         if outline > limit:
             reason = f"a polygon of {len(corners)} points has an outline of {outline:.0f} pixels"
             raise Refusal("polygon with an endless outline", reason)
-    corners = points.reshape(-1, 2)
-    flat = np.linalg.matrix_rank(corners - corners[0], tol=_FLAT) < 2  # on one line
-    return "no area" if flat else None
+    return None if _encloses_area(points) else "no area"
+
+
+def _encloses_area(points: NDArray[np.float64]) -> bool:
+    x, y = points[0::2] - points[0], points[1::2] - points[1]
+    lengths = np.hypot(x, y)
+    far = int(lengths.argmax())
+    if lengths[far] < _FLAT:
+        return False
+    offsets = (x * y[far] - y * x[far]) / lengths[far]
+    return bool(np.abs(offsets).max() > _FLAT)
 
 
 def _clean_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any] | None:

@@ -87,9 +87,7 @@ def test_scale_one_fits_the_square(record):
     [
         ("INPUT.CROP.ENABLED", True),
         ("INPUT.LSJ.SIZE", 0),
-        ("INPUT.LSJ.SCALE_RANGE", [2.0, 0.5]),
-        ("INPUT.LSJ.SCALE_RANGE", [0.0, 0.5]),
-        ("INPUT.LSJ.SCALE_RANGE", [1.0]),
+        *(("INPUT.LSJ.SCALE_RANGE", value) for value in ([2.0, 0.5], [0.0, 0.5], [1.0])),
     ],
 )
 def test_what_cannot_work_is_refused(key, value):

@@ -114,6 +114,7 @@ MEANT = {
     "backslashes": [put(*IMAGE, "file_name", value=".\\a.png")],
     "percent codes": [put(*IMAGE, "file_name", value="%61.png")],
 }
+ENCODINGS = ("utf-8-sig", "utf-16", "utf-16-le", "utf-32")
 
 
 @pytest.fixture(scope="module")
@@ -209,19 +210,15 @@ def test_reads_what_pycocotools_and_detectron2_read(write, folder, case):
         assert evaluate(records) == pytest.approx(100)
 
 
-@pytest.mark.parametrize("case", MEANT)
-def test_reads_what_can_only_mean_one_thing(write, folder, case):
-    records = check_and_load(write(changed(coco_content(), MEANT[case])), folder / "images")
-    assert ours(records) == [[66], [48, 30]]
-    assert MetadataCatalog.get(NAME).thing_classes == ["cat", "dog"]
-    assert evaluate(records) == pytest.approx(100)
-
-
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
-def test_reads_the_encodings_of_json_in_training_check_and_evaluation(write, folder, encoding):
-    file = write(coco_content(), encoding)
+@pytest.mark.parametrize(
+    ("case", "encoding"),
+    [*((case, "utf-8") for case in MEANT), *((None, encoding) for encoding in ENCODINGS)],
+)
+def test_reads_what_can_only_mean_one_thing(write, folder, case, encoding):
+    file = write(changed(coco_content(), MEANT.get(case, [])), encoding)
     records = check_and_load(file, folder / "images")
     assert ours(records) == [[66], [48, 30]]
+    assert MetadataCatalog.get(NAME).thing_classes == ["cat", "dog"]
     assert [category["id"] for category in read_sorted_categories(file)] == [3, 5]
     assert evaluate(records) == pytest.approx(100)
 
