@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.structures import Boxes, Instances
+from torch import Tensor
 
 from solo_d2.api.backends import Backend, Image, OnnxBackend, TorchBackend
 from solo_d2.api.classes import Classes
@@ -16,6 +18,7 @@ from solo_d2.api.inputs import OnError, Source, is_one_image, load_image, load_i
 from solo_d2.api.loading import CONFIG_EXTENSIONS, complete_config, find_config, make_config
 from solo_d2.api.results import Result, Segmentation
 from solo_d2.modeling.meta_arch import SOLO
+from solo_d2.ops.host_copies import to_host
 from solo_d2.utils.errors import ConfigError
 
 DEFAULT_SCORE_THRESH = 0.3
@@ -172,13 +175,28 @@ class Predictor:
 
     def _result(self, image: Image, name: str, output: dict[str, Any]) -> Result:
         instances, panoptic = output["instances"], None
+        ids, segments = output["panoptic_seg"] if self.stuff is not None else (None, [])
         if not self.on_device:
-            instances = instances.to("cpu")
-        if self.stuff is not None:
-            ids, segments = output["panoptic_seg"]
-            panoptic = Segmentation(ids if self.on_device else ids.cpu(), segments)
+            instances, ids = _on_host(instances, ids)
+        if ids is not None:
+            panoptic = Segmentation(ids, segments)
         names = self.classes, self.stuff
         return Result(instances, image, name, *names, panoptic, contours=self.backend.contours)
+
+
+def _on_host(instances: Instances, ids: Tensor | None) -> tuple[Instances, Tensor | None]:
+    """Instances, and segment ids if there are any, copied to the CPU."""
+    fields = instances.get_fields()
+    tensors = {
+        name: field.tensor if isinstance(field, Boxes) else field
+        for name, field in fields.items()
+        if isinstance(field, Boxes | Tensor)
+    }
+    copies = to_host([*tensors.values(), *([] if ids is None else [ids])])
+    found = Instances(instances.image_size, **fields)
+    for name, copy in zip(tensors, copies, strict=False):
+        found.set(name, Boxes(copy) if isinstance(fields[name], Boxes) else copy)
+    return found.to("cpu"), None if ids is None else copies[-1]
 
 
 def _make_backend(

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from solo_d2.api.classes import Classes
 from solo_d2.data.panoptic_json import write_segment_ids
+from solo_d2.ops.host_copies import to_host
 from solo_d2.ops.mask_geometry import mask_boxes, stack_masks
 from solo_d2.ops.rle import encode_masks
 from solo_d2.utils.errors import ConfigError
@@ -149,7 +150,7 @@ class Result:
             Dicts with class_name, class_index, category_id, score, box (XYXY in pixels, right and
             lower edge exclusive), mask, (H, W) bool of NumPy, and track_id if there is one.
         """
-        masks = self.instances.pred_masks.cpu().numpy()
+        (masks,) = to_host([self.instances.pred_masks])
         return [
             {
                 "class_name": self.classes.names[index],
@@ -160,7 +161,7 @@ class Result:
                 "mask": mask,
                 **track,
             }
-            for (index, score, box, track), mask in zip(self._entries(), masks, strict=True)
+            for (index, score, box, track), mask in zip(self._entries(), masks.numpy(), strict=True)
         ]
 
     def to_coco(self, image_id: int = 0) -> list[dict[str, Any]]:
@@ -193,8 +194,9 @@ class Result:
         tracks: list[dict[str, int]] = [{} for _ in range(len(self))]
         if found.has("track_ids"):
             tracks = [{"track_id": number} for number in found.track_ids.tolist()]
-        boxes = found.pred_boxes.tensor.tolist()
-        return zip(found.pred_classes.tolist(), found.scores.tolist(), boxes, tracks, strict=True)
+        fields = to_host([found.pred_classes, found.scores, found.pred_boxes.tensor])
+        classes, scores, boxes = (field.tolist() for field in fields)
+        return zip(classes, scores, boxes, tracks, strict=True)
 
     def polygons(self) -> list[list[list[float]]]:
         """Return the outlines of each mask, as COCO's polygons.
@@ -205,9 +207,9 @@ class Result:
         Returns:
             For each instance its parts, each [x, y, x, y, ...] in pixels.
         """
-        masks = self.instances.pred_masks.cpu().numpy()
+        (masks,) = to_host([self.instances.pred_masks])
         boxes = self.instances.pred_boxes.tensor.int().tolist()
-        return [_polygons(mask, box) for mask, box in zip(masks, boxes, strict=True)]
+        return [_polygons(mask, box) for mask, box in zip(masks.numpy(), boxes, strict=True)]
 
     def label_map(self, kind: str = "instances") -> NDArray[np.int32]:
         """Return the instance, or the class, that each pixel belongs to.

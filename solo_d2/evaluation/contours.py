@@ -38,6 +38,7 @@ from solo_d2.data.panoptic_json import require_size
 from solo_d2.data.segmentations import clean_segmentation, to_rle
 from solo_d2.data.unique_names import unique_thing_names
 from solo_d2.ops.contours import contour_masks
+from solo_d2.ops.host_copies import to_host
 from solo_d2.utils.errors import DatasetError
 
 logger = logging.getLogger(__name__)
@@ -197,10 +198,9 @@ class ContourEvaluator(DatasetEvaluator):
             if "instances" in output:
                 found = output["instances"]
                 require_size(record["file_name"], found.image_size, record)
-                masks = (mask.bool().cpu().numpy() for mask in found.pred_masks)
+                fields = (found.pred_masks.bool(), found.pred_classes, found.scores.double())
+                masks, classes, scores = (x.numpy() for x in to_host(fields))
                 predicted = encode_contours(masks, tolerance)
-                classes = found.pred_classes.cpu().numpy()
-                scores = found.scores.double().cpu().numpy()
             truth = _truth(record, tolerance)
             num_classes = len(self._class_names)
             self._counts.append(

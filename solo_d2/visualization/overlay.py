@@ -15,6 +15,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from numpy.typing import NDArray
 
+from solo_d2.ops.host_copies import to_host
 from solo_d2.ops.mask_geometry import mask_boxes, stack_masks
 from solo_d2.visualization.colors import Color, instance_color, stuff_color
 from solo_d2.visualization.painting import paint
@@ -98,7 +99,8 @@ def _enlarge(
     kind = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
     picture = cv2.resize(image, size[::-1], interpolation=kind)
     masks = torch.zeros(len(instances), *size, dtype=torch.bool)
-    for large, mask in zip(masks.numpy(), instances.pred_masks.cpu().numpy(), strict=True):
+    (found,) = to_host([instances.pred_masks])
+    for large, mask in zip(masks.numpy(), found.numpy(), strict=True):
         # Interpolated, so that borders are smooth; lines would get holes.
         way = cv2.INTER_LINEAR if smooth else cv2.INTER_NEAREST
         large[:] = cv2.resize(mask.astype(np.float32), size[::-1], interpolation=way) > 0.5
