@@ -9,13 +9,13 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from solo_d2.config import add_import_argument  # noqa: E402
 from solo_d2.utils.commands import run_command  # noqa: E402
 
 # What each command measures; its module is tools/benchmarks/COMMAND.py.
 COMMANDS = {
     "drawing": "overlays of instances",
     "evaluation": "COCO's metrics from predictions",
+    "gpu": "what a GPU does: kernels against PyTorch, NMS, postprocessing, models, training",
     "inference": "a model in several ways: eager, half precision, compiled, ONNX, 8 bits",
     "nms": "mask NMS",
     "panoptic": "from instances and labels of stuff to one segmentation",
@@ -41,7 +41,10 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         description=module.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_import_argument(parser)
+    if getattr(module, "HAS_IMPORTS", True):
+        from solo_d2.config import add_import_argument  # needs Detectron2
+
+        add_import_argument(parser)
     module.add_arguments(parser)
     parser.set_defaults(run=module.run)
     return parser.parse_args(argv[1:])

@@ -3,7 +3,6 @@
 Shape letters: N and M masks, H and W rows and columns.
 """
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -77,6 +76,8 @@ def _fill(band: NDArray[np.uint8]) -> NDArray[np.uint8]:
     Returns:
         (H, W) of 0 and 1.
     """
+    import cv2  # only models of contours need it
+
     region = np.zeros_like(band)
     outlines, tree = cv2.findContours(band, cv2.RETR_TREE, cv2.CHAIN_APPROX_NONE)
     if not outlines:

@@ -15,7 +15,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import pycocotools.mask
 import torch
 from torch.nn import functional as F
 
@@ -174,6 +173,8 @@ class Plain:
 
     def rle(self, found: Predictions) -> list[dict[str, Any]]:
         """Their encoded masks."""
+        import pycocotools.mask  # the rest runs without
+
         masks = found.masks.cpu().numpy()
         return [
             pycocotools.mask.encode(np.array(mask[:, :, None], order="F", dtype="uint8"))[0]

@@ -1,0 +1,176 @@
+"""All that a GPU can say about this project, in one run: correctness, then speed, part by part.
+
+Needs torch, numpy and this folder; the parts "inference" and "training" also need Detectron2, and
+say so where it is missing. --output is written again after each part, so a run that is cut off
+keeps what it has. A part begins only while --minutes are left.
+
+  machine      the GPU, its data sheet, and what copies, products and launches take here
+  correctness  every kernel against plain PyTorch: odd sizes, one mask and none, NaN, half
+               precision, memory that was never written, a second GPU if there is one
+  nms          Matrix NMS with overlaps: one call, a CUDA graph of it, its kernels, plain PyTorch
+  postprocess  the same from logits to final masks at 800x1216, and RLE
+  inference    whole models in several precisions and as CUDA graphs, on a scene with objects
+  training     steps of the trainer, and how often one waits for the device
+
+Milliseconds are medians of 100 calls after 200 ms of warm-up. Without a GPU, --device cpu makes a
+trial run at small sizes, which shows that the command works; its times mean nothing.
+"""
+
+import argparse
+import functools
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from solo_d2.ops.backends import choose_backend
+from solo_d2.ops.matrix_nms import matrix_nms
+from solo_d2.utils.errors import ConfigError
+from tools.benchmarks import gpu_checks, gpu_models
+from tools.benchmarks.common import save
+from tools.benchmarks.gpu_machine import data_sheet, describe
+from tools.benchmarks.gpu_timing import Meter
+from tools.benchmarks.head_outputs import make_outputs, to_device
+from tools.benchmarks.nms import plain_matrix_nms, work
+from tools.benchmarks.postprocess import MASK_STRIDE, Ours, Plain, decode
+from tools.benchmarks.scenes import make_scene
+
+# Of `benchmark.py`: whether this command has --import, which needs Detectron2.
+HAS_IMPORTS = False
+NUM_CLASSES = 80
+# Most seconds of a part without which nothing of it is worth beginning.
+LEAST_SECONDS = 5.0
+# Kernels that are printed; the file has more.
+PRINTED = 10
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `benchmark.py gpu`."""
+    add = parser.add_argument
+    add("--minutes", type=float, default=8.0, help="after which no part begins (%(default)s)")
+    add("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
+    add("--device", type=torch.device, default=torch.device("cuda"), help="cuda, cuda:1, ...; cpu "
+        "for a trial run")  # fmt: skip
+    add("--output", type=Path, help="JSON file for the results")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure part after part; returns 1 if something is wrong, else 0.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    device = args.device
+    if device.type not in ("cuda", "cpu"):
+        raise ConfigError(f"--device is {device}, but must be a CUDA device, or cpu for a trial")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("no CUDA device is found; --device cpu makes a trial run without one")
+    if device.type == "cuda":
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise ConfigError(f"--device is {device}, but {torch.cuda.device_count()} are found")
+        torch.cuda.set_device(device)
+    ends = time.monotonic() + 60 * args.minutes
+    meter = Meter(device, ends)
+    results: dict[str, Any] = {"trial": meter.is_trial}
+    for name in dict.fromkeys(args.parts):
+        if meter.seconds_left() < LEAST_SECONDS:
+            results[name] = {"skipped": f"--minutes {args.minutes:g} are over"}
+        else:
+            print(f"\n## {name}", flush=True)
+            results[name] = run_part(functools.partial(PARTS[name], meter))
+        print_values(results[name])
+        save(args, results)
+    wrong = [name for name, found in results.items() if is_wrong(found)]
+    print(f"\nwrong: {', '.join(wrong) or 'nothing'}")
+    return 1 if wrong else 0
+
+
+def run_part(part: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What a part finds, with the seconds that it took; or why it failed.
+
+    The parts that follow run whatever is wrong with this one.
+    """
+    start = time.monotonic()
+    try:
+        found = part()
+    except ImportError as error:
+        found = {"unavailable": f"{error}"}
+    except Exception as error:
+        found = {"error": f"{type(error).__name__}: {error}"}
+    return {**found, "seconds": time.monotonic() - start}
+
+
+def is_wrong(found: Any) -> bool:
+    """Whether a part failed, or a check of it."""
+    if not isinstance(found, Mapping):
+        return False
+    return "error" in found or bool(found.get("wrong")) or any(map(is_wrong, found.values()))
+
+
+def print_values(found: Mapping[str, Any], indent: str = "") -> None:
+    """Print nested results: the plain values of a level on a line, of lists the first few."""
+    plain = {k: v for k, v in found.items() if not isinstance(v, dict | list)}
+    if plain:
+        shown = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in plain.items())
+        print(indent + ", ".join(shown), flush=True)
+    for key, value in found.items():
+        if isinstance(value, list):
+            for part in value[:PRINTED]:
+                print_values(part, f"{indent}  {key}: ")
+        elif value and key not in plain:
+            print(f"{indent}{key}:")
+            print_values(value, indent + "  ")
+
+
+def _nms(meter: Meter) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    sheet = {} if meter.is_trial else data_sheet(torch.cuda.get_device_name(meter.device))
+    cases = [(20, (24, 37))] if meter.is_trial else [(500, (200, 304)), (1000, (200, 304))]
+    for num, size in cases:
+        scene = tuple(x.to(meter.device) for x in make_scene(num, size, NUM_CLASSES))
+        ours = functools.partial(matrix_nms, *scene)
+        measured = meter.all_ways(ours)
+        measured["plain"] = meter.latency(functools.partial(plain_matrix_nms, *scene))
+        reference = functools.partial(matrix_nms, *scene, backend="torch")
+        measured["backend torch"] = meter.latency(reference)
+        measured["times faster than plain"] = (
+            measured["plain"]["median_ms"] / measured["latency"]["median_ms"]
+        )
+        num_bytes, operations = work(*scene[:2]).tolist()
+        measured |= {"mebibytes": num_bytes / 2**20, "giga_operations": operations / 1e9}
+        if sheet and sheet["int8 TOP/s"]:
+            seconds = num_bytes / 1e9 / sheet["GB/s"], operations / 1e12 / sheet["int8 TOP/s"]
+            measured["floor_ms"] = 1e3 * max(seconds)
+        found[f"{num} masks of {size[0]}x{size[1]}"] = measured
+    return found
+
+
+def _postprocess(meter: Meter) -> dict[str, Any]:
+    num, size, channels = (30, (20, 30), 16) if meter.is_trial else (600, (200, 304), 256)
+    outputs = to_device(make_outputs(num, size, channels, NUM_CLASSES, num), meter.device)
+    image_size = MASK_STRIDE * size[0], MASK_STRIDE * size[1]
+    ours, plain = Ours(meter.device), Plain(meter.device)
+    decoder = ours.decoder
+    call = functools.partial(decoder.decode, outputs, [image_size], [image_size])
+    found = {"backend": choose_backend("auto", meter.device), "candidates": num}
+    found |= meter.all_ways(call, capture=gpu_models.device_part(decoder, outputs, [image_size]))
+    found["plain"] = meter.latency(
+        functools.partial(decode, plain, outputs, image_size, image_size)
+    )
+    found["times faster than plain"] = found["plain"]["median_ms"] / found["latency"]["median_ms"]
+    prediction = call()[0]
+    found["instances"] = len(prediction.scores)
+    found["RLE"] = meter.latency(functools.partial(ours.rle, prediction))
+    return found
+
+
+PARTS: dict[str, Callable[[Meter], dict[str, Any]]] = {
+    "machine": describe,
+    "correctness": gpu_checks.run_checks,
+    "nms": _nms,
+    "postprocess": _postprocess,
+    "inference": gpu_models.inference,
+    "training": gpu_models.training,
+}

@@ -1,0 +1,203 @@
+"""Whole models on a GPU: inference on a scene with objects, and steps of the trainer.
+
+Weights are random. A random model finds nothing, so its head outputs are replaced by drawn ones of
+the same shapes, after the network has run.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from solo_d2.inference import MaskDecoder
+from solo_d2.ops.mask_geometry import mask_boxes
+from tools.benchmarks.gpu_timing import Meter
+from tools.benchmarks.head_outputs import NUM_GRIDS, KernelOutputs, make_outputs, to_device
+from tools.benchmarks.scenes import make_scene
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "coco"
+LIGHT, R50 = "solov2_light_448_R18_3x.yaml", "solov2_R50_1x.yaml"
+# Of `SpeedOptions`, by the names of `benchmark.py inference`.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "eager": {},
+    "fused+channels_last+fp16": {"fuse_bn": True, "channels_last": True, "dtype": "float16"},
+    "fused+channels_last+bf16": {"fuse_bn": True, "channels_last": True, "dtype": "bfloat16"},
+    "fused+channels_last+fp16+cuda-graphs": {
+        "fuse_bn": True, "channels_last": True, "dtype": "float16", "compile": "cuda-graphs"
+    },
+}  # fmt: skip
+# What makes a model small for a trial run.
+TRIAL_OPTIONS = [
+    *("MODEL.FPN.OUT_CHANNELS", 32, "MODEL.SOLO.HEAD.CONV_DIM", 32, "MODEL.SOLO.HEAD.NUM_CONVS", 1),
+    *("MODEL.SOLO.MASK_FEATURE.CONV_DIM", 32, "MODEL.SOLO.MASK_FEATURE.OUT_CHANNELS", 32),
+]
+# Seconds that compiling may take.
+COMPILE_SECONDS = 120
+NUM_CLASSES, NUM_CANDIDATES = 80, 300
+Size = tuple[int, int]
+
+
+def device_part(
+    decoder: MaskDecoder, outputs: Any, sizes: Sequence[Size]
+) -> Callable[[], Any] | None:
+    """What of a decoder a CUDA graph can hold: all but reading how many instances there are."""
+    if not hasattr(decoder, "decode_lanes"):
+        return None
+    fixed = replace(decoder, fixed=True)
+    return torch.no_grad()(partial(fixed.decode_lanes, outputs, [(size, size) for size in sizes]))
+
+
+def build_model(name: str, meter: Meter) -> Any:
+    """A random model of configs/coco; ImportError without Detectron2."""
+    from detectron2.modeling import build_model as build
+
+    from solo_d2.config import load_config
+
+    torch.manual_seed(0)
+    cfg = load_config(str(CONFIGS / name), TRIAL_OPTIONS if meter.is_trial else [])
+    cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = str(meter.device), ""
+    cfg.MODEL.SOLO.NUM_CLASSES = NUM_CLASSES
+    return build(cfg)
+
+
+def inference(meter: Meter) -> dict[str, Any]:
+    """Models of two sizes in all variants, batch of one."""
+    cases = {LIGHT: (448, 597), R50: (800, 1067)}
+    if meter.is_trial:
+        cases = {LIGHT: (64, 96)}
+    found: dict[str, Any] = {}
+    for config, size in cases.items():
+        for name, options in VARIANTS.items():
+            key = f"{Path(config).stem} {size[0]}x{size[1]} {name}"
+            needed = COMPILE_SECONDS if "compile" in options else 0
+            if meter.seconds_left() < needed:
+                found[key] = {"skipped": "too little time is left"}
+                continue
+            try:
+                found[key] = _run_variant(meter, config, size, options)
+            except ImportError:
+                raise
+            except Exception as error:  # a variant that this GPU or torch cannot run
+                found[key] = {"unavailable": f"{type(error).__name__}: {error}"[:500]}
+            if meter.is_trial:
+                break
+    return found
+
+
+def _run_variant(meter: Meter, config: str, size: Size, options: dict[str, Any]) -> dict[str, Any]:
+    from solo_d2.modeling.speed import SpeedOptions, speed_up
+
+    model = build_model(config, meter).eval()
+    speed_up(model, SpeedOptions(**options))
+    image = torch.randint(256, (3, *size), dtype=torch.uint8)
+    if not meter.is_trial:
+        image = image.pin_memory()
+    inputs = [{"image": image, "height": size[0], "width": size[1]}]
+    see_scene(model, image)
+    with torch.no_grad():
+        num_found = len(model(inputs)[0]["instances"])
+        call = partial(model, inputs)
+        latency, back_to_back = meter.latency(call), meter.back_to_back(call)
+        network = partial(model.network, model.preprocess_image(inputs).tensor)
+        return {
+            "latency": latency,
+            "images_per_second": 1e3 / back_to_back,
+            "waits": meter.waits(call),
+            "network_ms": meter.back_to_back(network),
+            "instances": num_found,
+            "peak_mib": meter.peak_mib(call),
+        }
+
+
+def see_scene(model: Any, image: torch.Tensor) -> None:
+    """Let a SOLOv2 model return the head outputs of a scene whatever its network computes."""
+    from solo_d2.modeling.heads.solov2 import SOLOv2Outputs
+
+    network = model.network
+    if tuple(model.head.num_grids) != NUM_GRIDS:
+        raise ValueError(f"scenes are drawn for grids {NUM_GRIDS}")
+    with torch.no_grad():
+        head = network(model.preprocess_image([{"image": image}]).tensor).head
+    channels = head.mask_features[0].shape[1]
+    drawn: KernelOutputs = to_device(
+        make_outputs(NUM_CANDIDATES, head.mask_size, channels, NUM_CLASSES, NUM_CANDIDATES),
+        model.device,
+    )
+    scene = SOLOv2Outputs(
+        class_logits=drawn.class_logits,
+        mask_size=drawn.mask_size,
+        kernel_params=drawn.kernel_params,
+        mask_features=[drawn.mask_feature],
+    )
+    model.network = lambda images: replace(network(images), head=scene)
+
+
+def training(meter: Meter) -> dict[str, Any]:
+    """Steps of the trainer in float32 and mixed precision, with waits and images a second."""
+    config, size, batch = (LIGHT, (64, 96), 1) if meter.is_trial else (R50, (800, 1216), 2)
+    found: dict[str, Any] = {}
+    for precision in (None,) if meter.is_trial else (None, torch.bfloat16):
+        name = "float32" if precision is None else "bfloat16"
+        found[f"{Path(config).stem} {size[0]}x{size[1]} {name}"] = _steps(
+            meter, config, size, batch, precision
+        )
+    return found
+
+
+def _steps(
+    meter: Meter, config: str, size: Size, batch: int, precision: torch.dtype | None
+) -> dict[str, Any]:
+    from detectron2.utils.events import EventStorage
+
+    from solo_d2.engine.step import StepTrainer
+
+    model = build_model(config, meter).train()
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    trainer = StepTrainer(
+        model,
+        itertools.repeat(draw_batch(batch, size, pin=not meter.is_trial)),
+        torch.optim.SGD(trainable, lr=1e-6, momentum=0.9, fused=True),
+        precision=precision,
+        reads_late=True,
+    )
+    iterations = itertools.count()
+
+    def step() -> None:
+        trainer.iter = next(iterations)
+        trainer.run_step()
+
+    with EventStorage():
+        milliseconds = meter.back_to_back(step)
+        latency, waits, peak = meter.latency(step), meter.waits(step), meter.peak_mib(step)
+    return {
+        "batch": batch,
+        "back_to_back_ms": milliseconds,
+        "images_per_second": 1e3 * batch / milliseconds,
+        "latency": latency,
+        "waits": waits,
+        "peak_mib": peak,
+    }
+
+
+def draw_batch(num: int, size: Size, *, pin: bool) -> list[dict[str, Any]]:
+    """Training samples with ten objects each, in pinned memory for a GPU."""
+    from detectron2.structures import BitMasks, Boxes, Instances
+
+    from solo_d2.data.loader import PinnableBatch
+
+    samples = []
+    for index in range(num):
+        masks, labels, _ = make_scene(10, size, NUM_CLASSES, seed=index, distinct=True)
+        instances = Instances(
+            size,
+            gt_masks=BitMasks(masks),
+            gt_boxes=Boxes(mask_boxes(masks)),
+            gt_classes=labels,
+        )
+        image = torch.randint(256, (3, *size), dtype=torch.uint8)
+        samples.append({"image": image, "instances": instances})
+    return PinnableBatch(samples).pin_memory() if pin else samples

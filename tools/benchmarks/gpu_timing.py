@@ -1,0 +1,176 @@
+"""Times of calls on a GPU: one by one, without a wait between, as a CUDA graph, by kernel."""
+
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+# Seconds before the calls that count, and how many these are.
+WARM_UP, CALLS = 0.2, 100
+# Most seconds of one measurement; slower calls are made less often, but at least so often.
+MOST_SECONDS, LEAST_CALLS = 10.0, 5
+# Calls that the profiler sees, and kernels that are listed.
+PROFILED, LISTED = 10, 40
+
+Call = Callable[[], Any]
+
+
+class Meter:
+    """Measures calls on a device, while there is time.
+
+    Attributes:
+        device: CUDA, or the CPU for a trial run.
+        is_trial: whether times mean nothing, and sizes are small.
+    """
+
+    def __init__(self, device: torch.device, ends: float):
+        """Make a meter for a time that ends, as `time.monotonic` counts."""
+        self.device = device
+        self.is_trial = device.type == "cpu"
+        self._ends = ends
+
+    def seconds_left(self) -> float:
+        """Seconds in which measurements may still begin."""
+        return self._ends - time.monotonic()
+
+    def wait(self) -> None:
+        """Wait for the device."""
+        if not self.is_trial:
+            torch.cuda.synchronize(self.device)
+
+    def all_ways(self, call: Call, *, capture: Call | None = None) -> dict[str, Any]:
+        """Everything about a call.
+
+        Args:
+            call: to measure.
+            capture: what a CUDA graph is to hold of it; None: all.
+        """
+        return {
+            "latency": self.latency(call),
+            "back_to_back_ms": self.back_to_back(call),
+            "waits": self.waits(call),
+            "kernels": self.kernels(call),
+            "graph": self.graph(capture or call),  # the last, since it may fail
+        }
+
+    def latency(self, call: Call) -> dict[str, Any]:
+        """Milliseconds from a call until its results are there."""
+        self._warm_up(call)
+        seconds: list[float] = []
+        begun = time.perf_counter()
+        while len(seconds) < self._num_calls(begun, len(seconds)):
+            start = time.perf_counter()
+            call()
+            self.wait()
+            seconds.append(time.perf_counter() - start)
+        seconds.sort()
+        return {
+            "median_ms": 1e3 * statistics.median(seconds),
+            "p10_ms": 1e3 * seconds[len(seconds) // 10],
+            "p90_ms": 1e3 * seconds[-1 - len(seconds) // 10],
+            "calls": len(seconds),
+        }
+
+    def back_to_back(self, call: Call) -> float:
+        """Milliseconds of a call among others, with one wait after all of them."""
+        self._warm_up(call)
+        count, start = 0, time.perf_counter()
+        while count < self._num_calls(start, count):
+            call()
+            count += 1
+        self.wait()
+        return 1e3 * (time.perf_counter() - start) / count
+
+    def _num_calls(self, begun: float, made: int) -> int:
+        """Calls to make in all, as far as it is known after some."""
+        if self.is_trial:
+            return 1
+        is_long = time.perf_counter() - begun > MOST_SECONDS and made >= LEAST_CALLS
+        return made if is_long else CALLS
+
+    def _warm_up(self, call: Call) -> None:
+        if self.is_trial:
+            return
+        call()
+        self.wait()
+        start = time.perf_counter()
+        while time.perf_counter() - start < WARM_UP:
+            call()
+            self.wait()
+
+    def waits(self, call: Call) -> int | None:
+        """How often a call waits for the device; None on a CPU."""
+        if self.is_trial:
+            return None
+        call()
+        self.wait()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                call()
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        return sum("synchronizing CUDA operation" in str(w.message) for w in caught)
+
+    def graph(self, call: Call) -> dict[str, Any]:
+        """Times of a CUDA graph of a call, or why there is none."""
+        if self.is_trial:
+            return {"unavailable": "a CPU has no CUDA graphs"}
+        stream = torch.cuda.Stream(self.device)
+        try:
+            stream.wait_stream(torch.cuda.current_stream(self.device))
+            with torch.cuda.stream(stream):
+                for _ in range(3):
+                    call()
+            torch.cuda.current_stream(self.device).wait_stream(stream)
+            self.wait()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=stream):
+                kept = call()
+        except Exception as error:  # mostly an operation that waits
+            return {"unavailable": f"{type(error).__name__}: {error}".splitlines()[0]}
+        found = {**self.latency(graph.replay), "back_to_back_ms": self.back_to_back(graph.replay)}
+        del kept  # its memory is the graph's
+        return found
+
+    def kernels(self, call: Call) -> dict[str, Any]:
+        """What runs on the device in a call: microseconds and number by name, the longest first."""
+        activity = torch.profiler.ProfilerActivity
+        kinds = [activity.CPU] if self.is_trial else [activity.CPU, activity.CUDA]
+        self._warm_up(call)
+        num = 1 if self.is_trial else PROFILED
+        with torch.profiler.profile(activities=kinds, acc_events=True) as profile:
+            for _ in range(num):
+                call()
+            self.wait()
+        events = [
+            event
+            for event in profile.key_averages()
+            if self.is_trial or event.device_type == torch.autograd.DeviceType.CUDA
+        ]
+        kind = "self_cpu_time_total" if self.is_trial else "self_device_time_total"
+        rows = sorted(
+            ((getattr(event, kind) / num, event.count / num, event.key[:120])
+             for event in events), reverse=True
+        )  # fmt: skip
+        return {
+            "microseconds": sum(microseconds for microseconds, _, _ in rows),
+            "number": sum(number for _, number, _ in rows),
+            "longest": [
+                {"name": name, "microseconds": microseconds, "number": number}
+                for microseconds, number, name in rows[:LISTED]
+            ],
+        }
+
+    def peak_mib(self, call: Call) -> float | None:
+        """Memory of the device that is taken at most during a call; None on a CPU."""
+        if self.is_trial:
+            return None
+        torch.cuda.reset_peak_memory_stats(self.device)
+        call()
+        self.wait()
+        return torch.cuda.max_memory_allocated(self.device) / 2**20
