@@ -154,7 +154,8 @@ def _postprocess(meter: Meter) -> dict[str, Any]:
     ours, plain = Ours(meter.device), Plain(meter.device)
     decoder = ours.decoder
     call = functools.partial(decoder.decode, outputs, [image_size], [image_size])
-    found = {"backend": choose_backend("auto", meter.device), "candidates": num}
+    backend = choose_backend("auto", meter.device)
+    found: dict[str, Any] = {"backend": backend, "candidates": num}
     found |= meter.all_ways(call, capture=gpu_models.device_part(decoder, outputs, [image_size]))
     found["plain"] = meter.latency(
         functools.partial(decode, plain, outputs, image_size, image_size)

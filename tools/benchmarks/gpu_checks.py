@@ -17,7 +17,7 @@ from torch import Tensor
 from solo_d2.inference import NMS, MaskDecoder
 from solo_d2.ops.binary_masks import binarize_product
 from solo_d2.ops.mask_iou import mask_overlaps
-from solo_d2.ops.paste_masks import paste_masks
+from solo_d2.ops.paste_masks import new_masks, paste_masks
 from solo_d2.ops.rle import run_lengths
 from tools.benchmarks.gpu_timing import Meter
 from tools.benchmarks.head_outputs import make_outputs, to_device
@@ -162,7 +162,7 @@ def _paste(num: int, size: tuple[int, int], device: torch.device, backend: str) 
     image_size = max(1, 4 * size[0] - 3), max(1, 4 * size[1] - 1)
     results = []
     for kind in (backend, "torch"):
-        out = torch.zeros(num, 3 * size[0] + 1, 5 * size[1], dtype=torch.bool, device=device)
+        out = new_masks(num, (3 * size[0] + 1, 5 * size[1]), device, backend=kind)
         boxes = paste_masks(
             probs, stride=4, image_size=image_size, thresh=0.5, out=out, backend=kind
         )
