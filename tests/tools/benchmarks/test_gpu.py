@@ -44,7 +44,7 @@ def test_all_parts(tmp_path, capsys):
 
 def test_without_a_gpu_it_ends_with_one_line(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert benchmark.main(["gpu", "--output", str(tmp_path / "gpu.json")]) == 1
+    assert benchmark.main(["gpu", "--output", str(tmp_path / "gpu.json")]) == 2
     said = capsys.readouterr().err
     assert "no CUDA device" in said
     assert "--device cpu" in said
