@@ -3,6 +3,7 @@
 import platform
 import re
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -63,12 +64,11 @@ def describe(meter: Meter) -> dict[str, Any]:
             "devices": torch.cuda.device_count(),
         }
         found["data_sheet"] = data_sheet(properties.name)
-    try:
-        import triton
-    except ImportError as error:
-        found["triton"] = str(error)
-    else:
-        found["triton"] = triton.__version__
+    for package in ("triton", "detectron2"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
     found["measured"] = _ceilings(meter)
     return found
 
