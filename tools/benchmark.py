@@ -13,6 +13,7 @@ from solo_d2.utils.commands import run_command  # noqa: E402
 
 # What each command measures; its module is tools/benchmarks/COMMAND.py.
 COMMANDS = {
+    "compare": "this project beside a checkout of AdelaiDet: results, times, memory",
     "drawing": "overlays of instances",
     "evaluation": "COCO's metrics from predictions",
     "gpu": "what a GPU does: kernels against PyTorch, NMS, postprocessing, models, training",

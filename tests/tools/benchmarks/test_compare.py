@@ -1,0 +1,43 @@
+"""`benchmark.py compare`, as far as it goes without a checkout of the peer."""
+
+import copy
+from argparse import Namespace
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.detectron2
+pytest.importorskip("detectron2")
+
+from tests.modeling.tiny import image, tiny_config, tiny_model  # noqa: E402
+from tools.benchmarks import compare  # noqa: E402
+from tools.benchmarks.common import CPU  # noqa: E402
+
+
+def test_instances_are_matched_by_mask_and_class():
+    model = tiny_model(sure=True).eval()
+    other = copy.deepcopy(model)
+    found = compare.compare_results(model, other, [image()])
+    assert found["instances"] == found["equal"] > 0
+    assert found["largest_score_difference"] == 0
+    with torch.no_grad():
+        other.head.class_logits.bias -= 0.01
+    assert 0 < compare.compare_results(model, other, [image()])["largest_score_difference"] < 0.1
+
+
+def test_a_step_trains_without_a_change():
+    cfg, model = tiny_config(), tiny_model()
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    args = Namespace(size=(96, 128), objects=3, seed=0)
+    batch = [{"image": compare._noise(args, 0), "instances": compare._objects(args, 0)}]
+    compare._step(model, cfg, batch)()
+    assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+    assert any(
+        float(value.grad.abs().sum()) > 0 for value in model.parameters() if value.requires_grad
+    )
+
+
+def test_another_folder_is_refused(tmp_path):
+    args = Namespace(peer=tmp_path, peer_config="configs/SOLOv2/R50_3x.yaml", device=CPU)
+    with pytest.raises(compare.ConfigError, match=r"is no checkout of AdelaiDet.*solov2"):
+        compare.load_peer(args)
