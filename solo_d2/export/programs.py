@@ -17,7 +17,7 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from solo_d2.export.onnx_model import require_packages
+from solo_d2.export.onnx_model import load_detector, require_packages
 from solo_d2.export.pipeline import Detections, ExportPipeline, SoftDetections
 from solo_d2.export.runner import INPUTS, Arrays, Detector, ModelInfo
 from solo_d2.modeling.meta_arch.solo import SOLO
@@ -161,12 +161,6 @@ def save_aoti(export: Export, path: Path) -> None:
         aoti_compile_and_package(export.program, package_path=file, inductor_configs=configs)
 
 
-def load_onnx(path: Path) -> Detector:
-    """Read what `save_onnx` wrote."""
-    require_packages("onnxruntime")
-    return Detector.load(path)
-
-
 def load_program(path: Path) -> Detector:
     """Read what `save_program` wrote."""
     files = {METADATA_FILE: ""}
@@ -196,7 +190,7 @@ def _torch_detector(graph: Callable[..., Any], metadata: dict[str, str], path: P
 
 # By name on the command line, how a file is written and read.
 FORMATS: dict[str, tuple[Callable[[Export, Path], None], Callable[[Path], Detector]]] = {
-    "onnx": (save_onnx, load_onnx),
+    "onnx": (save_onnx, load_detector),
     "torch-export": (save_program, load_program),
     "aoti": (save_aoti, load_aoti),
 }
