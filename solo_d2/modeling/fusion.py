@@ -28,7 +28,7 @@ def fuse_batch_norms(model: nn.Module) -> int:
     count = 0
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and _fold(module, getattr(module, "norm", None)):
-            module.norm = None
+            module.norm = None  # type: ignore[assignment]
             count += 1
         elif isinstance(module, NORM_AFTER_CONV):
             children = list(module.named_children())
@@ -43,8 +43,13 @@ def _fold(conv: nn.Conv2d, norm: Any) -> bool:
     """Fold a norm into a convolution if it can be; returns whether it was."""
     if not isinstance(norm, NORMS) or norm.running_var is None:
         return False
-    running = (norm.running_mean, norm.running_var, norm.eps)
     conv.weight, conv.bias = fuse_conv_bn_weights(
-        conv.weight, conv.bias, *running, norm.weight, norm.bias
+        conv.weight,
+        conv.bias,
+        norm.running_mean,  # type: ignore[arg-type]
+        norm.running_var,
+        norm.eps,
+        norm.weight,
+        norm.bias,
     )
     return True
