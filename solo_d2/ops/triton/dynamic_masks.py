@@ -17,8 +17,10 @@ from torch.nn import functional as F
 from solo_d2.ops.backends import allows_tf32
 from solo_d2.ops.triton.launch import launch
 
-# Masks and pixels of a program, and the bytes of the channels of one of its steps.
-BLOCK_MASKS, BLOCK_PIXELS, BLOCK_BYTES = 64, 128, 128
+# Pixels of a program; by the bytes of a number, its masks and the channels of one of its steps.
+BLOCK_PIXELS = 128
+BLOCK_MASKS = {4: 128, 2: 64}
+BLOCK_CHANNELS = {4: 16, 2: 64}
 # Pixels that a thread loads or stores at once. Rows of the feature and of masks are filled up to
 # whole words, and their length is passed in words, so that the compiler knows where they begin.
 WORD = 16
@@ -74,8 +76,9 @@ def dynamic_masks_triton(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Launch the kernel.
 
-    Products of float32 are made in full precision unless torch is allowed TF32 for its own; half
-    precision is multiplied as it is; sums are float32 in either case.
+    A factor of float32 is the sum of two TF32 numbers, and three of the four products of these are
+    added up, which is as exact as a product of float32 and runs on tensor cores; one product does
+    if torch is allowed TF32 for its own. Half precision is multiplied as it is. Sums are float32.
 
     Args:
         kernels: (M, E) float32, float16 or bfloat16.
@@ -88,20 +91,22 @@ def dynamic_masks_triton(
     num_masks, (num_channels, height, width) = len(kernels), feature.shape
     num_pixels = height * width
     dtype = torch.promote_types(kernels.dtype, feature.dtype)
+    if dtype == torch.float64:
+        dtype = torch.float32
     kernels, feature = kernels.to(dtype).contiguous(), feature.to(dtype).flatten(1).contiguous()
     if num_pixels % WORD:
         feature = F.pad(feature, (0, -num_pixels % WORD))
     masks = torch.empty(num_masks, feature.shape[1], dtype=torch.bool, device=feature.device)
-    blocks = triton.cdiv(num_pixels, BLOCK_PIXELS)
+    blocks, block_masks = triton.cdiv(num_pixels, BLOCK_PIXELS), BLOCK_MASKS[dtype.itemsize]
     areas = torch.empty(blocks, num_masks, dtype=torch.int32, device=feature.device)
     soft_sums = torch.empty(blocks, num_masks, device=feature.device)
     if masks.numel():
         launch(
-            _dynamic_masks_kernel, (triton.cdiv(num_masks, BLOCK_MASKS), blocks),
+            _dynamic_masks_kernel, (triton.cdiv(num_masks, block_masks), blocks),
             kernels, feature, masks.view(torch.uint8), areas, soft_sums,
             num_masks, num_channels, feature.shape[1] // WORD, num_pixels, float(thresh),
-            PRECISION="tf32" if allows_tf32() else "ieee", WORD=WORD, BLOCK_MASKS=BLOCK_MASKS,
-            BLOCK_PIXELS=BLOCK_PIXELS, BLOCK_CHANNELS=BLOCK_BYTES // dtype.itemsize, num_warps=8,
+            PRECISION="tf32" if allows_tf32() else "tf32x3", WORD=WORD, BLOCK_MASKS=block_masks,
+            BLOCK_PIXELS=BLOCK_PIXELS, BLOCK_CHANNELS=BLOCK_CHANNELS[dtype.itemsize], num_warps=8,
         )  # fmt: skip
     masks = masks[:, :num_pixels].unflatten(1, (height, width))
     return masks, areas.sum(dim=0), soft_sums.sum(dim=0)

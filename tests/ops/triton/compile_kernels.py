@@ -38,7 +38,7 @@ SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 
 def most_registers(kernel):
     """Registers of a thread: two blocks of 256 threads fit on a multiprocessor, or else one."""
-    return 176 if kernel == "_overlap_kernel" else 128
+    return {"_overlap_kernel": 176, "_dynamic_masks_kernel": 208}.get(kernel, 128)
 
 
 class Program(NamedTuple):

@@ -54,3 +54,27 @@ def test_a_pixel_of_nan_makes_the_soft_sum_nan():
     assert torch.equal(found.masks, expected.masks)
     feature[0, 2, 3] = 0
     assert run(kernels, feature).soft_sums.isnan().tolist() == [False, True] + [False] * 3
+
+
+def truncate(x):
+    """What tensor cores see of a float32 number: 10 bits after the point."""
+    return (x.view(torch.int32) & ~0x1FFF).view(torch.float32)
+
+
+def test_three_products_of_tf32_are_as_exact_as_float32():
+    """An emulation: neither this machine nor Triton's interpreter has TF32."""
+    kernels, feature = factors(50, 256, 40, 60)
+    feature = feature.flatten(1)
+    exact = kernels.double() @ feature.double()
+    a, b = truncate(kernels), truncate(feature)
+    a_rest, b_rest = truncate(kernels - a), truncate(feature - b)
+    found = a @ b_rest + a_rest @ b + a @ b
+    own_error = (kernels @ feature - exact).abs().max()
+    assert (found - exact).abs().max() <= 2 * own_error
+    assert (a @ b - exact).abs().max() > 100 * own_error
+    assert ((found > 0) != (exact > 0)).sum() <= 1  # of 120,000 pixels
+
+
+def test_double_precision_is_float32():
+    kernels, feature = factors(3, 5, 6, 7)
+    check(run(kernels.double(), feature.double()), kernels, feature)
