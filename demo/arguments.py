@@ -7,6 +7,7 @@ from solo_d2 import Predictor
 from solo_d2.api.images import MAX_PIXELS
 from solo_d2.api.predictor import DEFAULT_SCORE_THRESH
 from solo_d2.config import add_import_argument
+from solo_d2.visualization.overlay import LABELS
 
 
 def read_arguments(description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -67,6 +68,9 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
         "default: for --webcam. Images: a key goes on, q ends showing. Videos: q quit, p or space "
         "pause, + and - threshold, c next class, s save the frame")  # fmt: skip
     add("--boxes", action="store_true", help="draw boxes too")
+    add("--labels", choices=LABELS, default="auto", help="write class and score on "
+        "instances; auto: not where the text would cover more than the instance, nor for a model "
+        "of one class")  # fmt: skip
     add("--scale", type=float, default=1.0, help="size of overlays relative to the image")
     add("--publication", action="store_true", help="draw by Detectron2's Visualizer, for print; "
         "seconds for an image of many instances")  # fmt: skip

@@ -130,7 +130,10 @@ class Live:
         if self.window is not None or self.writer is not None:
             args = self.args
             frame.picture = frame.shown.draw(
-                publication=args.publication, scale=args.scale, draw_boxes=args.boxes
+                publication=args.publication,
+                scale=args.scale,
+                draw_boxes=args.boxes,
+                labels=args.labels,
             )
         return frame
 

@@ -99,7 +99,10 @@ class Stills:
         if still.overlay is not None or self.show:
             args = self.args
             still.picture = still.result.draw(
-                publication=args.publication, scale=args.scale, draw_boxes=args.boxes
+                publication=args.publication,
+                scale=args.scale,
+                draw_boxes=args.boxes,
+                labels=args.labels,
             )
         if still.overlay is not None:
             assert still.picture is not None

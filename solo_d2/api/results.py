@@ -264,7 +264,7 @@ class Result:
 
         Args:
             publication: by Detectron2's Visualizer, for print: much slower.
-            **options: scale, draw_boxes and colors, see `solo_d2.visualization.overlay`.
+            **options: scale, draw_boxes, labels and colors, see `solo_d2.visualization.overlay`.
 
         Returns:
             (scale * H, scale * W, 3) uint8 RGB.

@@ -19,7 +19,8 @@ def draw_instances(
 ) -> NDArray[np.uint8]:
     """Draw masks with their outline, class and score over an image.
 
-    As `solo_d2.visualization.overlay` does, but in OpenCV's font, which has ASCII alone.
+    As `solo_d2.visualization.overlay` does, but in OpenCV's font, which has ASCII alone. Instances
+    of the only class of a model, and those smaller than their text, have no label.
 
     Args:
         image: (H, W, 3) uint8 BGR.
@@ -38,18 +39,23 @@ def draw_instances(
     for number, index in enumerate(largest_first, start=1):
         on_top[found["masks"][index]] = number
     paint(picture, on_top, [colors[index] for index in largest_first], filled=True)
-    for index in largest_first:
+    for index in largest_first if len(class_names) > 1 else ():
         name, score = class_names[found["classes"][index]], found["scores"][index]
         _write(picture, f"{name} {score:.0%}", boxes[index], colors[index])
     return picture
 
 
 def _write(picture: NDArray[np.uint8], text: str, box: NDArray[np.float32], color: Color) -> None:
-    """Write a label above its instance, or in it, but never across the border of the image."""
+    """Write a label above its instance, or in it, but never across the border of the image.
+
+    A label that would cover more than the instance's box is left out.
+    """
     height, width = picture.shape[:2]
     scale = max(0.4, (height * width) ** 0.5 / 1800)
     font, thickness = cv2.FONT_HERSHEY_SIMPLEX, max(1, round(1.5 * scale))
     (length, ascent), descent = cv2.getTextSize(text, font, scale, thickness)
+    if length * (ascent + descent) > (box[2] - box[0]) * (box[3] - box[1]):
+        return
     x, top = int(max(0, min(box[0], width - length))), int(box[1]) - ascent - descent
     top = top if top >= 0 else int(box[1])
     ground = [255 * value for value in color]

@@ -21,6 +21,9 @@ from solo_d2.visualization.colors import Color, instance_color, stuff_color
 from solo_d2.visualization.painting import paint
 from solo_d2.visualization.text import text_size, write_labels
 
+# When instances get their class and score as text.
+LABELS = ("auto", "always", "never")
+
 
 def draw_instances(
     image: NDArray[np.uint8],
@@ -33,6 +36,7 @@ def draw_instances(
     draw_boxes: bool = False,
     colors: Sequence[Color] | None = None,
     contours: bool = False,
+    labels: str = "auto",
 ) -> NDArray[np.uint8]:
     """Draw masks with their outline, class and score over an image, and stuff below them.
 
@@ -47,6 +51,8 @@ def draw_instances(
         draw_boxes: whether boxes are drawn too.
         colors: of the instances, RGB in [0, 1]. None: they go by the order of the instances.
         contours: whether the masks are contours, to be drawn as they are.
+        labels: one of `LABELS`. "auto": no text where there is one class alone; otherwise labels
+            shrink, or go, where they would cover more than the box of their instance.
 
     Returns:
         (scale * H, scale * W, 3) uint8, RGB, rounded.
@@ -65,8 +71,17 @@ def draw_instances(
             ink = [255 * value for value in color]
             corner = max(left, right - 1), max(top, bottom - 1)
             cv2.rectangle(picture, (left, top), corner, ink, 1)
-    write_labels(picture, instance_labels(instances, class_names), boxes, colors, size)
+    if has_labels(labels, class_names):
+        texts = instance_labels(instances, class_names)
+        write_labels(picture, texts, boxes, colors, size, fit=labels == "auto")
     return picture
+
+
+def has_labels(labels: str, class_names: Sequence[str]) -> bool:
+    """Whether instances are labelled; `labels` is one of `LABELS`, anything else a ValueError."""
+    if labels not in LABELS:
+        raise ValueError(f"labels must be one of {', '.join(LABELS)}, not {labels!r}")
+    return labels == "always" or (labels == "auto" and len(class_names) > 1)
 
 
 def instance_labels(instances: Instances, class_names: Sequence[str]) -> list[str]:

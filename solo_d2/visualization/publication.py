@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from solo_d2.visualization.colors import Color, instance_color, stuff_color
-from solo_d2.visualization.overlay import instance_labels, stuff_labels
+from solo_d2.visualization.overlay import has_labels, instance_labels, stuff_labels
 
 # Height of a line and width of a letter, in pixels for each point of the font size.
 _LINE_HEIGHT, _LETTER_WIDTH = 2.1, 0.85
@@ -28,6 +28,7 @@ def draw_instances(
     draw_boxes: bool = False,
     colors: Sequence[Color] | None = None,
     contours: bool = False,
+    labels: str = "auto",
 ) -> NDArray[np.uint8]:
     """Draw as `overlay.draw_instances`; instances and stuff are on the CPU.
 
@@ -38,8 +39,8 @@ def draw_instances(
     if stuff is not None and len(stuff):
         ground = [stuff_color(label) for label in stuff.pred_classes.tolist()]
         _draw_masks(visualizer, _to_generic_masks(stuff), ground)
-        labels, points = stuff_labels(stuff, stuff_names)
-        _draw_labels(visualizer, points, labels, ground)
+        names, points = stuff_labels(stuff, stuff_names)
+        _draw_labels(visualizer, points, names, ground)
     if len(instances):
         if colors is None:
             colors = [instance_color(index) for index in range(len(instances))]
@@ -49,8 +50,10 @@ def draw_instances(
             _draw_masks(visualizer, _to_generic_masks(instances), colors)
         if draw_boxes:
             visualizer.overlay_instances(boxes=instances.pred_boxes, assigned_colors=colors)
-        labels = instance_labels(instances, class_names)
-        _draw_labels(visualizer, instances.pred_boxes.tensor.numpy(), labels, colors)
+        if has_labels(labels, class_names):
+            texts = instance_labels(instances, class_names)
+            boxes = instances.pred_boxes.tensor.numpy()
+            _draw_labels(visualizer, boxes, texts, colors, fit=labels == "auto")
     return visualizer.get_output().get_image()
 
 
@@ -91,8 +94,13 @@ def _draw_labels(
     boxes: NDArray[np.float32],
     labels: Sequence[str],
     colors: Sequence[Color],
+    *,
+    fit: bool = False,
 ) -> None:
-    """Write each label above its instance, or in it, but never across the border of the image."""
+    """Write each label above its instance, or in it, but never across the border of the image.
+
+    With `fit`, labels that would cover more than their instance's box are left out.
+    """
     output = visualizer.output
     # In points of the result; Detectron2 multiplies by the scale.
     font_size = max(9.0, math.sqrt(output.height * output.width) * output.scale / 90)
@@ -101,6 +109,8 @@ def _draw_labels(
     for index in np.argsort(-areas, kind="stable"):
         x0, y0 = boxes[index, :2].tolist()
         length = _LETTER_WIDTH * font_size / output.scale * len(labels[index])
+        if fit and length * line > areas[index]:
+            continue
         x = max(0.0, min(x0, output.width - length))
         y = y0 - line if y0 >= line else y0
         visualizer.draw_text(

@@ -12,6 +12,8 @@ from solo_d2.visualization.colors import Color
 
 # Brightness of a background from which on black is easier to read on it than white.
 _BRIGHT = 0.55
+# Heights of letters to which labels shrink to fit.
+_SMALLER = (11, 9)
 # Letters of a line; class names come from files, and may be anything.
 _LONGEST = 200
 
@@ -75,6 +77,8 @@ def write_labels(
     boxes: NDArray[np.float32],
     colors: Sequence[Color],
     size: int,
+    *,
+    fit: bool = False,
 ) -> None:
     """Write each label above its box, or in it where there is no room above; small boxes last.
 
@@ -84,10 +88,14 @@ def write_labels(
         boxes: (N, 4) XYXY in pixels of the picture.
         colors: of the grounds, in [0, 1].
         size: height of the letters in pixels.
+        fit: shrink labels that would cover more than their box, and leave out those that still do.
     """
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    sizes = [size, *(s for s in _SMALLER if s < size)]
     for index in np.argsort(-areas, kind="stable"):
-        x, y = int(boxes[index, 0]), int(boxes[index, 1])
-        line = _glyphs(labels[index], size).shape[0]
-        place = x, y - line if y >= line else y
-        write(picture, labels[index], place, colors[index], size)
+        label, x, y = labels[index], int(boxes[index, 0]), int(boxes[index, 1])
+        fitting = [s for s in sizes if _glyphs(label, s).size <= areas[index]] if fit else sizes
+        if fitting:
+            line = _glyphs(label, fitting[0]).shape[0]
+            place = x, y - line if y >= line else y
+            write(picture, label, place, colors[index], fitting[0])

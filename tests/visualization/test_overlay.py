@@ -172,3 +172,47 @@ def test_labels_stand_above_their_boxes_or_in_them():
 def test_colours_of_neighbours_differ():
     colors = np.array([instance_color(index) for index in range(30)])
     assert np.abs(colors[1:] - colors[:-1]).max(axis=1).min() > 0.2
+
+
+def crowd(num_classes):
+    """100 instances of 17 pixels, in rows."""
+    boxes = [[20 * (i % 10) + 2, 20 * (i // 10) + 2] for i in range(100)]
+    boxes = torch.tensor([[x, y, x + 17, y + 17] for x, y in boxes]).float()
+    masks = torch.zeros(100, 204, 204, dtype=torch.bool)
+    for mask, (left, top, right, bottom) in zip(masks, boxes.int().tolist(), strict=True):
+        mask[top:bottom, left:right] = True
+    return Instances(
+        (204, 204),
+        pred_masks=masks,
+        pred_boxes=Boxes(boxes),
+        scores=torch.linspace(1, 0.5, 100),
+        pred_classes=torch.arange(100) % num_classes,
+    )
+
+
+@pytest.mark.parametrize("drawing", [overlay, publication])
+@pytest.mark.parametrize("num_classes", [1, 2])
+def test_labels_do_not_hide_a_crowd(drawing, num_classes):
+    image = np.full((204, 204, 3), 128, dtype=np.uint8)
+    names = ["nucleus", "other"][:num_classes]
+    drawn = {
+        labels: drawing.draw_instances(image, crowd(num_classes), names, labels=labels)
+        for labels in ("auto", "always", "never")
+    }
+    assert (drawn["auto"] == drawn["never"]).all()
+    assert (drawn["always"] != drawn["never"]).any()
+    with pytest.raises(ValueError, match="'some'"):
+        drawing.draw_instances(image, crowd(1), names, labels="some")
+
+
+def test_labels_shrink_before_they_go():
+    def covered(side, fit):
+        picture = np.zeros((400, 600, 3), np.uint8)
+        box = np.array([[100, 100, 100 + side, 100 + side]], np.float32)
+        write_labels(picture, ["cat 87%"], box, [RED], 30, fit=fit)
+        return int((picture[..., 0] > 0).sum())
+
+    whole = covered(300, fit=True)
+    assert covered(300, fit=False) == covered(10, fit=False) == whole
+    assert 0 < covered(40, fit=True) < whole / 4
+    assert covered(10, fit=True) == 0
