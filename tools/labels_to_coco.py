@@ -2,12 +2,14 @@
 r"""Make train.json and val.json in COCO format of a folder of images and their labels.
 
     python tools/labels_to_coco.py --images my/images --labels my/labels --output my
+    python tools/labels_to_coco.py --images stage1_train --class-name nucleus --output nuclei
     python tools/labels_to_coco.py --example 150 --images my/images --labels my/labels --output my
 
 Labels are labelme's json files (labels/street.json for street.jpg), or a PNG mask for each object
 (labels/street/car_1.png: class, _, anything); which one is seen image by image. The second command
-first fills both folders with generated images and masks, to try what follows. Nothing is written
-when a label cannot be used; the exit code is then 2.
+reads a folder for each image, with images/ and masks/, as the 2018 Data Science Bowl has it; give
+the same --images to training. The third one first fills both folders with generated images and
+masks, to try what follows. Nothing is written when a label cannot be used; the exit code is then 2.
 """
 
 import argparse
@@ -27,6 +29,8 @@ from solo_d2.utils.errors import DatasetError  # noqa: E402
 from solo_d2.utils.images import write_image  # noqa: E402
 from tools.labels.labelled_folder import (  # noqa: E402
     class_names_of,
+    has_folder_for_each_image,
+    read_image_folders,
     read_labelled_folder,
     split_images,
     write_coco,
@@ -43,8 +47,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--labels", type=Path, metavar="DIR", help="folder of the labels; default: --images")
     add("--output", type=Path, required=True, metavar="DIR", help="folder of the two json files")
     add("--val-fraction", type=float, default=0.2, metavar="F", help="share of val; default: 0.2")
+    add("--class-name", metavar="NAME", help="class of all objects, for a folder of each image")
     add("--example", type=int, metavar="N", help="generate N labelled images first")
     args = parser.parse_args(argv)
+    folders = args.labels is None and has_folder_for_each_image(args.images)
+    if folders and not args.class_name:
+        parser.error(f"{args.images} has a folder for each image: name the class by --class-name")
+    if args.class_name and not folders:
+        parser.error("--class-name needs --images with a folder for each image, and no --labels")
     args.labels = args.labels or args.images
     if not 0 < args.val_fraction < 1:
         parser.error("--val-fraction must be between 0 and 1")
@@ -85,7 +95,10 @@ def run(args: argparse.Namespace) -> None:
     """Do what the command line says."""
     if args.example:
         write_example(args.images, args.labels, args.example)
-    images = read_labelled_folder(args.images, args.labels)
+    if args.class_name:
+        images = read_image_folders(args.images, args.class_name)
+    else:
+        images = read_labelled_folder(args.images, args.labels)
     names = class_names_of(images)
     parts = split_images(images, args.val_fraction)
     for part, members in zip(("train", "val"), parts, strict=True):

@@ -260,3 +260,50 @@ def test_command_makes_what_training_reads(tmp_path, capsys):
     next(labels.glob("*/*.png")).write_text("damaged")
     assert labels_to_coco.main(command) == 2
     assert (output / "train.json").read_bytes() == before
+
+
+@pytest.fixture
+def bowl(tmp_path):
+    """Two images in the layout of the Data Science Bowl."""
+    root = tmp_path / "stage1_train"
+    for name, boxes in (("0a", [(1, 2, 9, 8), (12, 2, 20, 9)]), ("1b", [(0, 0, 5, 5)])):
+        for part in ("images", "masks"):
+            (root / name / part).mkdir(parents=True)
+        Image.new("RGBA", SIZE[::-1], "gray").save(root / name / "images" / f"{name}.png")
+        for number, box in enumerate(boxes):
+            mask_image(box).save(root / name / "masks" / f"f_{number}.png")
+    return root
+
+
+def test_a_folder_for_each_image(bowl, tmp_path, capsys):
+    arguments = ["--images", str(bowl), "--output", str(tmp_path / "out")]
+    assert labels_to_coco.main([*arguments, "--class-name", "nucleus"]) == 0
+    assert "classes: nucleus" in capsys.readouterr().out
+    names = []
+    for part in ("train", "val"):
+        records = load_coco_format(f"bowl_{part}", tmp_path / "out" / f"{part}.json", bowl)
+        names += [record["file_name"] for record in records]
+        assert sum(len(x["annotations"]) for x in records) == (2 if "0a" in names[-1] else 1)
+    assert sorted(names) == [str(bowl / "0a/images/0a.png"), str(bowl / "1b/images/1b.png")]
+    for wrong in ([], ["--class-name", "nucleus", "--labels", str(bowl)]):
+        with pytest.raises(SystemExit) as stop:
+            labels_to_coco.main([*arguments, *wrong])
+        assert stop.value.code == 2
+        assert "--class-name" in capsys.readouterr().err
+
+
+def test_faults_of_folders_are_listed(bowl, tmp_path, capsys):
+    (bowl / "1b/images/1b.png").unlink()
+    mask_image((0, 0, 0, 0)).save(bowl / "0a/masks/empty.png")
+    (bowl / "2c/images").mkdir(parents=True)
+    Image.new("L", SIZE[::-1]).save(bowl / "2c/images/2c.png")
+    arguments = ["--images", str(bowl), "--output", str(tmp_path), "--class-name", "nucleus"]
+    assert labels_to_coco.main(arguments) == 2
+    printed = capsys.readouterr().err
+    for words in (
+        f"{bowl / '1b/images'} must have one image",
+        "empty.png",
+        "2c has no folder masks",
+    ):
+        assert words in printed
+    assert not (tmp_path / "train.json").exists()

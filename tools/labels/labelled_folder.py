@@ -6,7 +6,13 @@ Two kinds of labels are read, for each image whichever is there:
     labels/street/car_1.png, red_car_2.png     a mask for each object; the class is what comes
                                                before the last _, pixels other than 0 are the object
 
-An image without labels has no objects. The result is two json files in COCO format.
+An image without labels has no objects. A folder for each image is read too, as the 2018 Data
+Science Bowl (BBBC038) and others have it; all its objects are of one class:
+
+    stage1_train/0a7d30b2/images/0a7d30b2.png
+    stage1_train/0a7d30b2/masks/07a9bf1d.png, 0e548d0a.png
+
+The result is two json files in COCO format.
 """
 
 import contextlib
@@ -72,6 +78,50 @@ def read_labelled_folder(images: Path, labels: Path) -> list[LabelledImage]:
     strays = (p for p in _strays(labels, counts) if labels != images or not p.is_dir())
     problems = [f"{stray}: there is no image of that name" for stray in strays]
     found = [_read_image(file, labels, problems) for file in files]
+    _refuse(problems)
+    return found
+
+
+def has_folder_for_each_image(root: Path) -> bool:
+    """Whether a folder has subfolders with `images`, and no images itself."""
+    if not root.is_dir() or any(path.suffix.lower() in EXTENSIONS for path in _visible(root)):
+        return False
+    return any((path / "images").is_dir() for path in _visible(root))
+
+
+def read_image_folders(root: Path, class_name: str) -> list[LabelledImage]:
+    """Read a folder of folders, each with an image in `images` and its objects in `masks`.
+
+    Args:
+        root: the folder.
+        class_name: of all objects.
+
+    Returns:
+        One entry per image, by name of its folder; file names are relative to the root.
+
+    Raises:
+        DatasetError: images or masks are missing or cannot be used; the message lists all of them,
+            up to `_LISTED` lines.
+    """
+    problems: list[str] = []
+    found = []
+    for folder in (path for path in _visible(root) if path.is_dir()):
+        files = [f for f in folder.glob("images/[!.]*") if f.suffix.lower() in EXTENSIONS]
+        if len(files) != 1:
+            problems.append(f"{folder / 'images'} must have one image, it has {len(files)}")
+        elif not (folder / "masks").is_dir():
+            problems.append(f"{folder} has no folder masks")
+        else:
+            image = _read_image(files[0], folder, problems, masks=folder / "masks")
+            objects = [(class_name, fields) for _, fields in image.objects]
+            name = files[0].relative_to(root).as_posix()
+            found.append(LabelledImage(name, image.size, objects))
+    _refuse(problems)
+    return found
+
+
+def _refuse(problems: Sequence[str]) -> None:
+    """Raise a DatasetError if there are problems, with a line for each up to `_LISTED`."""
     if problems:
         more = len(problems) - _LISTED
         lines = problems[:_LISTED] + ([f"... and {more} more"] if more > 0 else [])
@@ -80,7 +130,6 @@ def read_labelled_folder(images: Path, labels: Path) -> list[LabelledImage]:
             "delete them (shapes are counted from 0, as in the file):"
             + "".join(f"\n  {line}" for line in lines)
         )
-    return found
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -147,9 +196,11 @@ def class_names_of(images: Iterable[LabelledImage]) -> list[str]:
     return names
 
 
-def _read_image(file: Path, labels: Path, problems: list[str]) -> LabelledImage:
+def _read_image(
+    file: Path, labels: Path, problems: list[str], masks: Path | None = None
+) -> LabelledImage:
     """An image with its objects; what cannot be used is added to the problems."""
-    json_file, folder = labels / f"{file.stem}.json", labels / file.stem
+    json_file, folder = labels / f"{file.stem}.json", masks or labels / file.stem
     objects: list[tuple[str, dict[str, Any]]] = []
     size = 0, 0
     try:
