@@ -115,8 +115,8 @@ def _changes_in_boxes(masks: Tensor) -> np.ndarray:
         # A run that ends with a column and one that begins with the next are one.
         equal = np.flatnonzero(changes[1:] == changes[:-1])
         changes = np.delete(changes, np.concatenate([equal, equal + 1]))
-    mask, place = np.divmod(changes, height * width + 1)
-    return (changes - mask)[place < height * width]
+    index, place = np.divmod(changes, height * width + 1)
+    return (changes - index)[place < height * width]
 
 
 def _compress(counts: np.ndarray, num_runs: np.ndarray) -> list[bytes]:

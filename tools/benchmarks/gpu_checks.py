@@ -69,16 +69,17 @@ def written_nowhere() -> Iterator[None]:
     """Let torch fill new memory with NaN or the largest integer, to find what is not written."""
     before = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    fills = torch.utils.deterministic.fill_uninitialized_memory
+    memory: Any = torch.utils.deterministic
+    fills = memory.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    memory.fill_uninitialized_memory = True
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of algorithms that are not deterministic
             yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warn_only)
-        torch.utils.deterministic.fill_uninitialized_memory = fills
+        memory.fill_uninitialized_memory = fills
 
 
 def _checks(cases: list[tuple[int, tuple[int, int]]]) -> Iterator[tuple[str, Check]]:
@@ -188,9 +189,10 @@ def _rle(num: int, size: tuple[int, int], device: torch.device, backend: str) ->
 def _decoders(device: torch.device, backend: str, topk: int, lanes: int) -> list[MaskDecoder]:
     """One by the backend as models use it, and the reference on the CPU."""
     options: dict[str, Any] = {"pre_nms_topk": topk}
+    fixed: dict[str, Any] = {"lanes": lanes, "fixed": True}
     ours = replace(Ours(device, backend).decoder, **options)
     if hasattr(ours, "lanes"):
-        ours = replace(ours, lanes=lanes)
+        ours = replace(ours, **fixed)
     return [ours, replace(Ours(torch.device("cpu"), "torch").decoder, **options)]
 
 

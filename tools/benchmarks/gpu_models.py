@@ -47,7 +47,8 @@ def device_part(
     """What of a decoder a CUDA graph can hold: all but reading how many instances there are."""
     if not hasattr(decoder, "decode_lanes"):
         return None
-    fixed = replace(decoder, fixed=True)
+    options: dict[str, Any] = {"fixed": True}
+    fixed: Any = replace(decoder, **options)
     return torch.no_grad()(partial(fixed.decode_lanes, outputs, [(size, size) for size in sizes]))
 
 
@@ -127,11 +128,12 @@ def see_scene(model: Any, image: torch.Tensor) -> None:
         make_outputs(NUM_CANDIDATES, head.mask_size, channels, NUM_CLASSES, NUM_CANDIDATES),
         model.device,
     )
+    dtype = head.mask_features[0].dtype  # half precision, if the network leaves it
     scene = SOLOv2Outputs(
-        class_logits=drawn.class_logits,
+        class_logits=[logits.to(dtype) for logits in drawn.class_logits],
         mask_size=drawn.mask_size,
-        kernel_params=drawn.kernel_params,
-        mask_features=[drawn.mask_feature],
+        kernel_params=[params.to(dtype) for params in drawn.kernel_params],
+        mask_features=[drawn.mask_feature.to(dtype)],
     )
     model.network = lambda images: replace(network(images), head=scene)
 
