@@ -43,6 +43,8 @@ def _line_counts(masks: Tensor) -> tuple[Tensor, Tensor]:
     _, height, width = masks.shape
     if width % 8 or masks.storage_offset() % 8 or not masks.is_contiguous():
         masks = F.pad(masks, (0, -width % 8)).contiguous()
+    if masks.numel() == 0:  # empty arrays of NumPy have strides of 0, which `view` refuses
+        masks = masks.new_empty(masks.shape)
     eights = masks.view(torch.int64)
     columns, rows = (
         torch.stack([part.sum(dim=dim) for part in eights.split(255, dim=dim)]).view(torch.uint8)

@@ -1,5 +1,6 @@
 """Centres, boxes, downsampling and stacking of masks; coordinates."""
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -32,6 +33,12 @@ def test_areas_of_many_lines_and_of_none(shape):
     if shape[1]:
         middle = torch.tensor([[(shape[2] - 1) / 2, (shape[1] - 1) / 2]])
         assert torch.equal(centers, middle.expand(shape[0], 2))
+
+
+def test_no_masks_of_numpy():
+    """Their strides are 0."""
+    centers, areas = mask_centers(torch.from_numpy(np.zeros((0, 16, 16), np.bool_)))
+    assert (centers.shape, areas.shape) == ((0, 2), (0,))
 
 
 @pytest.mark.parametrize("view", ["transposed", "cropped", "shifted"])
