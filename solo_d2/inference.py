@@ -4,6 +4,10 @@ Candidates -> masks -> maskness -> cut (pre-NMS top-k) -> mask NMS -> keep -> pa
 `MaskDecoder`. Where cutting early cannot change the result it is done early: see `score_masks`.
 Memory does not depend on the number of objects; `MaskDecoder` says what it takes.
 
+On CUDA the same steps have fixed shapes, so that the host never waits: `Candidates` of score 0 are
+no instances, and the decoder keeps them in their places ("lanes") until the end; see
+`MaskDecoder.decode`.
+
 Whatever the head predicts, infinity and NaN included, scores and boxes are finite: a class
 probability that is NaN is above no threshold, and an instance whose mask has such a pixel is
 dropped.
@@ -15,13 +19,15 @@ contours themselves could not be compared: duplicates that are a pixel apart har
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from solo_d2.candidates import class_probabilities, filter_scores, top_scores
+from solo_d2.cell_masks import cell_masks
 from solo_d2.ops.binary_masks import (
     BinaryMasks,
     binarize_probs,
@@ -31,10 +37,8 @@ from solo_d2.ops.binary_masks import (
 from solo_d2.ops.contours import contour_masks, fill_contours
 from solo_d2.ops.fast_nms import fast_nms
 from solo_d2.ops.hard_nms import hard_nms
-from solo_d2.ops.mask_factors import multiply_factors, resize
 from solo_d2.ops.matrix_nms import matrix_nms
 from solo_d2.ops.paste_masks import new_masks, paste_masks
-from solo_d2.ops.point_nms import point_nms
 from solo_d2.ops.soft_nms import soft_nms
 from solo_d2.ops.threads import one_thread
 from solo_d2.structures import (
@@ -43,7 +47,6 @@ from solo_d2.structures import (
     HeadOutputs,
     MaskHead,
     Predictions,
-    flatten_levels,
 )
 
 # Each NMS maps (masks, labels, scores, *, parameters) to new scores; 0 removes. A model gives it
@@ -58,6 +61,8 @@ NMS: dict[str, Callable[..., Tensor]] = {
 # Elements of the soft masks that a head makes at once (24 MiB as float32): enough for its product
 # to be fast, and little enough for the host's allocator to use the memory again.
 MASK_CHUNK_ELEMENTS = 6 << 20
+# The same where shapes are fixed: on a GPU, which needs few large steps (256 MiB).
+FIXED_CHUNK_ELEMENTS = 64 << 20
 
 
 def build_nms(name: str, params: Mapping[str, Any]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -99,6 +104,10 @@ class MaskDecoder:
         pre_nms_topk: candidates that enter NMS.
         keep_thresh: least score after NMS, inclusive.
         max_detections: most instances of an image.
+        lanes: candidates of an image that are decoded where shapes are fixed, at least
+            `pre_nms_topk`; 0: shapes are never fixed.
+        fixed: whether shapes are fixed: candidates of score 0 are none, and stay in their places
+            behind the others. None: in `decode` on CUDA alone.
     """
 
     head: MaskHead
@@ -112,6 +121,8 @@ class MaskDecoder:
     pre_nms_topk: int = 500
     keep_thresh: float = 0.05
     max_detections: int = 100
+    lanes: int = 1000
+    fixed: bool | None = None
 
     @torch.no_grad()
     def decode(
@@ -122,6 +133,9 @@ class MaskDecoder:
     ) -> list[Predictions]:
         """Find the instances of each image of a batch.
 
+        With fixed shapes the host waits for the device once, when all images are decoded. An image
+        with more candidates than lanes is decoded once more, unless they can't change its result.
+
         Args:
             outputs: what the head predicts.
             image_sizes: height and width of each image inside the padded input.
@@ -131,13 +145,56 @@ class MaskDecoder:
             One result for each image; without instances it has empty tensors of the right shape,
             dtype and device.
         """
+        sizes = list(zip(image_sizes, output_sizes, strict=True))
+        eager, counts = replace(self, fixed=False), [-1] * len(sizes)
+        results: list[Predictions] = []
+        on_cuda = self.cell_levels.device.type == "cuda"
+        if sizes and self.lanes and (on_cuda if self.fixed is None else self.fixed):
+            if not self.contours:  # which are filled on the host
+                results, found = replace(self, fixed=True).decode_lanes(outputs, sizes)
+                counts = read_numbers(found)
+        return [
+            eager.decode_image(outputs, image, *both) if count < 0 else results[image].first(count)
+            for image, (count, both) in enumerate(zip(counts, sizes, strict=True))
+        ]
+
+    def decode_image(
+        self,
+        outputs: HeadOutputs,
+        image: int,
+        image_size: tuple[int, int],
+        output_size: tuple[int, int],
+    ) -> Predictions:
+        """`decode` for one image, in shapes that depend on what is found."""
+        class_probs = class_probabilities([x[image : image + 1] for x in outputs.class_logits])[0]
+        found = self.find(outputs, image, class_probs)
+        return self.finish(outputs, image, found, image_size, output_size)
+
+    def decode_lanes(
+        self, outputs: HeadOutputs, sizes: Sequence[tuple[tuple[int, int], tuple[int, int]]]
+    ) -> tuple[list[Predictions], Tensor]:
+        """`decode` in fixed shapes, for a decoder with `fixed`.
+
+        Args:
+            outputs: what the head predicts.
+            sizes: for each image that in the padded input and that of the output.
+
+        Returns:
+            The best lanes of each image, and (B,) int64 how many of them are instances; -1 where
+            candidates without a lane could be instances too.
+        """
+        num, results, counts = max(self.lanes, self.pre_nms_topk), [], []
         class_probs = class_probabilities(outputs.class_logits)
-        results = []
-        for image, sizes in enumerate(zip(image_sizes, output_sizes, strict=True)):
-            found = self.find(outputs, image, class_probs[image])
-            mask_probs = self.masks(outputs, image, found.cells)  # made again rather than kept
-            results.append(self.paste(found.scores, found.classes, mask_probs, *sizes))
-        return results
+        for image, both in enumerate(sizes):
+            found = top_scores(class_probs[image], self.score_thresh, num + 1)
+            best = self._score_chunk(outputs, image, found.select(slice(0, num)))
+            kept = self.suppress(best)
+            results.append(self.finish(outputs, image, kept, *both))
+            counts.append((kept.scores > 0).sum())
+            if len(found) > num:  # as in `score_masks`
+                is_complete = best.scores[-1] >= found.scores[-1]
+                counts[-1] = torch.where(is_complete, counts[-1], -1)
+        return results, torch.stack(counts)
 
     def find(self, outputs: HeadOutputs, image: int, class_probs: Tensor) -> Candidates:
         """Find the instances of an image, before their masks are resized.
@@ -185,18 +242,27 @@ class MaskDecoder:
 
     def _score_chunk(self, outputs: HeadOutputs, image: int, found: Candidates) -> Candidates:
         """`score_masks` for few enough candidates to make all their binary masks."""
-        # Several classes of a cell share its mask.
-        cells, mask_index = found.cells.unique(return_inverse=True)
+        cells, mask_index = found.cells, None
+        if not self.fixed:  # several classes of a cell share its mask
+            cells, mask_index = cells.unique(return_inverse=True)
         masks, areas, soft_sums = self._binary_masks(outputs, image, cells)
         maskness = soft_sums / areas.clamp(min=1)
-        scores = found.scores * maskness[mask_index]
-        large = areas[mask_index] > self.strides[self.cell_levels[found.cells]]
-        large &= scores.isfinite()  # NaN, where the mask has a pixel that is NaN
-        index = scores.argsort(descending=True, stable=True)
-        index = index[large[index]][: self.pre_nms_topk]
+        if mask_index is not None:
+            areas, maskness = areas[mask_index], maskness[mask_index]
+        scores = found.scores * maskness  # NaN, where the mask has a pixel that is NaN
+        large = areas > self.strides[self.cell_levels[found.cells]]
+        scores, index = torch.where(large & (scores > 0), scores, 0).sort(
+            descending=True, stable=True
+        )
+        scores, index = scores[: self.pre_nms_topk], index[: self.pre_nms_topk]
+        if mask_index is not None:
+            scores, index = scores[scores > 0], index[scores > 0]
+        best = Candidates(found.cells[index], found.classes[index], scores)
         with one_thread():  # or each row is divided among the threads
-            masks = masks.index_select(0, mask_index[index])
-        return Candidates(found.cells[index], found.classes[index], scores[index], masks)
+            masks = masks.index_select(0, index if mask_index is None else mask_index[index])
+        if self.fixed:
+            masks &= (scores > 0)[:, None, None]
+        return replace(best, masks=masks)
 
     def _binary_masks(self, outputs: HeadOutputs, image: int, cells: Tensor) -> BinaryMasks:
         if len(set(self.head.mask_groups)) == 1 and not self.contours:
@@ -225,8 +291,29 @@ class MaskDecoder:
         """
         assert found.masks is not None
         scores = self.nms(found.masks, found.classes, found.scores)
-        found = Candidates(found.cells, found.classes, scores).best(self.max_detections)
-        return found.select((found.scores >= self.keep_thresh) & (found.scores > 0))
+        scores = torch.where((scores >= self.keep_thresh) & (found.scores > 0), scores, 0)
+        best = Candidates(found.cells, found.classes, scores).best(self.max_detections)
+        return best if self.fixed else best.select(best.scores > 0)
+
+    def finish(
+        self,
+        outputs: HeadOutputs,
+        image: int,
+        found: Candidates,
+        image_size: tuple[int, int],
+        output_size: tuple[int, int],
+    ) -> Predictions:
+        """Make the masks of instances again rather than keep them, and resize them.
+
+        Args:
+            outputs: what the head predicts.
+            image: index of the image.
+            found: its instances.
+            image_size: height and width of the image inside the padded input.
+            output_size: height and width of the masks wanted.
+        """
+        mask_probs = self.masks(outputs, image, found.cells)
+        return self.paste(found.scores, found.classes, mask_probs, image_size, output_size)
 
     def paste(
         self,
@@ -279,44 +366,18 @@ class MaskDecoder:
             (P', H, W) float32 probabilities at the finest mask stride; of contours, the regions
             that they enclose.
         """
-        groups = self.head.mask_groups
-        group_of_level = torch.tensor(groups, device=cells.device) if len(set(groups)) > 1 else None
-        size = max(1, MASK_CHUNK_ELEMENTS // (outputs.mask_size[0] * outputs.mask_size[1]))
+        most = FIXED_CHUNK_ELEMENTS if self.fixed else MASK_CHUNK_ELEMENTS
+        size = max(1, most // (outputs.mask_size[0] * outputs.mask_size[1]))
         for chunk in cells.split(size):
-            if group_of_level is None:
-                probs = self._group_masks(outputs, image, GridCells(chunk))
-            else:
-                probs = torch.empty(len(chunk), *outputs.mask_size, device=cells.device)
-                group_of_cell = group_of_level[self.cell_levels[chunk]]
-                for group in sorted(set(groups)):
-                    index = (group_of_cell == group).nonzero()[:, 0]
-                    if len(index):
-                        of_group = GridCells(chunk[index], group)
-                        probs[index] = self._group_masks(outputs, image, of_group)
+            probs = cell_masks(
+                self.head, outputs, image, chunk, self.cell_levels, fixed=bool(self.fixed)
+            )
             yield fill_contours(probs, self.mask_thresh) if self.contours else probs
 
-    def _group_masks(self, outputs: HeadOutputs, image: int, cells: GridCells) -> Tensor:
-        """Masks (P, H, W) float32 of cells of one group at the finest mask stride."""
-        factors, size = self.head.mask_factors(outputs, image, cells), outputs.mask_size
-        if factors:
-            return multiply_factors([f.of_image(image) for f in factors], size).float()
-        return resize(self.head.masks(outputs, image, cells)[None], size)[0].float()
 
-
-def class_probabilities(class_logits: Sequence[Tensor]) -> Tensor:
-    """(B, T, K) float32 class probabilities after point NMS, from L logits (B, K, S, S)."""
-    return flatten_levels([point_nms(logits.float().sigmoid()) for logits in class_logits])
-
-
-def filter_scores(class_probs: Tensor, thresh: float) -> Candidates:
-    """Every (cell, class) above the threshold, in row-major order.
-
-    Args:
-        class_probs: (T, K) float32.
-        thresh: least probability, exclusive.
-
-    Returns:
-        Candidates without masks. A cell may stand there with several classes.
-    """
-    cells, classes = (class_probs > thresh).nonzero(as_tuple=True)
-    return Candidates(cells, classes, class_probs[cells, classes])
+def read_numbers(numbers: Tensor) -> list[int]:
+    """Bring a few numbers (N,) to the host; from CUDA through pinned memory."""
+    on_host = numbers.to("cpu", non_blocking=True)
+    if numbers.is_cuda:
+        torch.cuda.current_stream(numbers.device).synchronize()
+    return on_host.tolist()

@@ -224,6 +224,11 @@ class Predictions:
     masks: Tensor
     boxes: Tensor
 
+    def first(self, num: int) -> "Predictions":
+        """The best instances, in memory of their own unless these are most of all."""
+        parts = [x[:num] for x in (self.scores, self.classes, self.masks, self.boxes)]
+        return Predictions(*(x.clone() if 2 * num < len(self.scores) else x for x in parts))
+
 
 def cell_levels(num_grids: Sequence[int], device: torch.device | str | None = None) -> Tensor:
     """Level of each cell.

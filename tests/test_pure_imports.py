@@ -5,7 +5,16 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PURE = ("structures.py", "targets.py", "losses.py", "inference.py", "ops/*.py", "utils/images.py")
+PURE = (
+    "structures.py",
+    "targets.py",
+    "losses.py",
+    "inference.py",
+    "candidates.py",
+    "cell_masks.py",
+    "ops/*.py",
+    "utils/images.py",
+)
 PROGRAM = """
 import importlib, sys
 import torch  # which may look for triton itself

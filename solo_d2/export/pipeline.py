@@ -19,8 +19,8 @@ import torch
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from torch import Tensor, nn
 
-from solo_d2.export.cell_masks import cell_masks, take
-from solo_d2.inference import class_probabilities
+from solo_d2.candidates import class_probabilities
+from solo_d2.cell_masks import fixed_cell_masks, take
 from solo_d2.modeling.heads.base import SOLOHeadBase, resize_by_regions
 from solo_d2.modeling.layers import DeformConv2d
 from solo_d2.modeling.meta_arch.panoptic import PanopticSOLO
@@ -71,7 +71,6 @@ class ExportPipeline(nn.Module):
 
     pixel_mean: Tensor
     pixel_std: Tensor
-    cell_levels: Tensor
     cell_strides: Tensor
 
     def __init__(
@@ -112,7 +111,7 @@ class ExportPipeline(nn.Module):
         for part in (self.backbone, self.head) if half else ():
             part.half()
             _keep_float32(part)
-        for name in ("pixel_mean", "pixel_std", "cell_levels"):
+        for name in ("pixel_mean", "pixel_std"):
             self.register_buffer(name, getattr(model, name))
         self.register_buffer("cell_strides", model.strides[model.cell_levels])  # (T,)
 
@@ -163,7 +162,7 @@ class ExportPipeline(nn.Module):
 
     def cell_masks(self, outputs: HeadOutputs, cells: Tensor) -> Tensor:
         """(B, M, h, w) float32 probabilities of the cells (B, M)."""
-        return cell_masks(self.head, outputs, cells, self.cell_levels)
+        return cast(Tensor, fixed_cell_masks(self.head, outputs, cells))
 
     def choose(self, class_logits: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The best pairs of cell and class.

@@ -53,6 +53,12 @@ class MaskFactor(NamedTuple):
         bias = None if self.bias is None else self.bias[masks]
         return MaskFactor(self.maps[image], self.kernels[masks], bias)
 
+    def to_float32(self) -> "MaskFactor":
+        """The same with all numbers in float32, where they are not already."""
+        kernels = self.kernels if self.takes_maps else self.kernels.float()
+        bias = None if self.bias is None else self.bias.float()
+        return MaskFactor(self.maps.float(), kernels, bias)
+
     def probs(self) -> Tensor:
         """(P, H, W) probabilities, for the maps of one image."""
         if self.takes_maps:

@@ -1,0 +1,172 @@
+"""Decoding with fixed shapes finds what decoding as needed finds, and never waits for the device."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from solo_d2.candidates import filter_scores, top_scores
+from solo_d2.inference import NMS, MaskDecoder, build_nms
+from solo_d2.structures import GridCells, HeadOutputs, Predictions
+from tests.fakes import FixedMasks, kernel_outputs
+from tests.test_inference import NMS_PARAMS, RUNS, golden_outputs, make_decoder, sizes
+from tests.test_inference_finite import SPOILT, decoder, head_outputs
+
+SIZES = [(46, 62)] * 2, [(44, 60)] * 2
+
+
+def both_ways(made: MaskDecoder, outputs: HeadOutputs, *image_and_output_sizes):
+    expected, found = (
+        replace(made, fixed=fixed).decode(outputs, *image_and_output_sizes)
+        for fixed in (False, True)
+    )
+    return expected, found
+
+
+def assert_equal(expected: Predictions, found: Predictions, *, exact: bool = True):
+    torch.testing.assert_close(
+        found.scores, expected.scores, rtol=0, atol=0 if exact else 1e-6
+    )
+    assert torch.equal(found.classes, expected.classes)
+    assert found.masks.shape == expected.masks.shape
+    assert (found.masks != expected.masks).sum() <= (0 if exact else 5)
+    assert found.boxes.shape == expected.boxes.shape
+    if exact:
+        assert torch.equal(found.boxes, expected.boxes)
+
+
+@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("backend", ["torch", "tiled"])
+@pytest.mark.parametrize("lanes", [1000, 40])
+def test_golden_inputs(run, lanes, backend):
+    made = make_decoder(**RUNS[run], lanes=lanes, backend=backend)
+    expected, found = both_ways(
+        made, golden_outputs(), sizes(run, "image_size"), sizes(run, "output_size")
+    )
+    for a, b in zip(expected, found, strict=True):
+        # The size of the tiles, and so the order of the sums, depends on the number of masks.
+        assert_equal(a, b, exact=backend == "torch")
+
+
+@pytest.mark.parametrize("nms", NMS)
+@pytest.mark.parametrize("product", [False, True])
+@settings(max_examples=12, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    spoilt=st.one_of(st.just([]), SPOILT),
+    kernel=st.sampled_from(["gaussian", "linear"]),
+    agnostic=st.booleans(),
+    lanes=st.sampled_from([1, 5, 20, 1000]),
+    topk=st.sampled_from([1, 4, 500]),
+    score_thresh=st.sampled_from([0.0, 0.3, 0.9]),
+    ties=st.booleans(),
+)
+def test_any_inputs(nms, product, seed, spoilt, kernel, agnostic, lanes, topk, score_thresh, ties):
+    """Few and many candidates, ties, NaN and infinity.
+
+    To the last bit, unless there is an exponential, whose last bit depends on the size of the
+    matrix. Then ties would end in any order.
+    """
+    exact = kernel == "linear" or nms in ("hard", "fast")
+    spoilt = spoilt if exact else []
+    made = decoder(nms, "torch", product, kernel=kernel, class_agnostic=agnostic)
+    made = replace(made, lanes=lanes, pre_nms_topk=topk, score_thresh=score_thresh)
+    outputs = head_outputs(seed, spoilt)
+    if exact and (product or ties):  # products of whole numbers do not round
+        levels = [[x.round() for x in y] for y in (outputs.class_logits, outputs.kernel_params)]
+        outputs = kernel_outputs(*levels, outputs.mask_feature.round())
+    if not product:
+        every = GridCells(torch.arange(len(made.cell_levels)))
+        masks = torch.stack([made.head.masks(outputs, image, every) for image in (0, 1)])
+        masks = (masks * 256).round() / 256  # so that sums do not round either
+        made = replace(made, head=FixedMasks(masks, [4, 4], [0, 0]))
+    for a, b in zip(*both_ways(made, outputs, *SIZES), strict=True):
+        assert_equal(a, b, exact=exact)
+
+
+@pytest.mark.parametrize("num", [0, 1])
+def test_hardly_any_candidate(num):
+    logits = [torch.full((1, 2, 4, 4), -9.0)]
+    logits[0][0, 0, :num, 0] = 3.0
+    outputs = kernel_outputs(logits, [torch.ones(1, 1, 4, 4)], torch.ones(1, 1, 8, 8))
+    expected, found = both_ways(make_decoder((4,), (8,)), outputs, [(30, 32)], [(15, 16)])
+    assert_equal(expected[0], found[0])
+    assert found[0].masks.shape == (num, 15, 16)
+    assert found[0].boxes.dtype == torch.float32
+
+
+def test_an_image_of_the_batch_with_more_candidates_than_lanes_is_decoded_as_needed(monkeypatch):
+    outputs = head_outputs(0, [])
+    for logits in outputs.class_logits:
+        logits[0] -= 3  # few candidates in the first image
+    made = replace(decoder("matrix", "torch", product=True), pre_nms_topk=10, lanes=10)
+    eager = []
+    real = MaskDecoder.decode_image
+    monkeypatch.setattr(
+        MaskDecoder, "decode_image", lambda *args: eager.append(args[2]) or real(*args)
+    )
+    replace(made, fixed=True).decode(outputs, *SIZES)
+    assert eager == [1]
+    replace(made, fixed=True, lanes=1000).decode(outputs, *SIZES)
+    assert eager == [1]
+    replace(made, fixed=True, lanes=0).decode(outputs, *SIZES)
+    assert eager == [1, 0, 1]
+
+
+def test_more_candidates_than_lanes_that_can_not_matter_need_no_second_decoding():
+    """As in the early cut: the best so far are above all class scores that are left."""
+    logits = torch.full((1, 1, 8, 8), -1.0)
+    logits[0, 0, ::2, ::2] = torch.linspace(5, 6, 16).view(4, 4)
+    outputs = kernel_outputs([logits], [torch.full((1, 1, 8, 8), 9.0)], torch.ones(1, 1, 8, 8))
+    made = make_decoder((8,), (8,), pre_nms_topk=4, lanes=8, fixed=True)
+    assert len(filter_scores(logits.sigmoid().flatten(2)[0].T, 0.1)) > 8
+    _, counts = made.decode_lanes(outputs, [((32, 32), (32, 32))])
+    assert counts.tolist() == [4]
+
+
+def test_results_do_not_hold_the_memory_of_all_lanes():
+    result = make_decoder(fixed=True).decode(golden_outputs(), [(119, 151)] * 2, [(50, 60)] * 2)[0]
+    assert 0 < len(result.scores) < 100
+    small = replace(result, masks=result.masks.repeat(9, 1, 1)).first(2)
+    assert small.masks.untyped_storage().nbytes() == 2 * 50 * 60
+
+
+@given(
+    st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0, float("nan")]), min_size=6, max_size=30),
+    st.integers(1, 40),
+    st.sampled_from([0.0, 0.3, 0.5, 1.0]),
+)
+def test_top_scores_are_the_best_candidates_in_their_order(values, num, thresh):
+    probs = torch.tensor(values[: len(values) // 3 * 3]).view(-1, 3)
+    expected, found = filter_scores(probs, thresh), top_scores(probs, thresh, num)
+    expected = expected.best(num)
+    assert len(found) == min(num, probs.numel())
+    for name in ("cells", "classes", "scores"):
+        assert torch.equal(getattr(found, name)[: len(expected)], getattr(expected, name))
+    assert (found.scores[len(expected) :] == 0).all()
+    assert (found.cells < len(probs)).all()
+    assert (found.classes < 3).all()
+
+
+def test_a_foreign_nms_sees_empty_masks_behind_the_candidates():
+    seen = []
+
+    def nms(masks, labels, scores):
+        seen.append((masks, scores))
+        return scores
+
+    outputs = head_outputs(3, [])
+    expected, found = both_ways(make_decoder((6, 4), (8, 8), nms=nms), outputs, *SIZES)
+    for a, b in zip(expected, found, strict=True):
+        assert_equal(a, b)
+    masks, scores = seen[-1]
+    assert len(scores) == 3 * (6 * 6 + 4 * 4)
+    assert (scores == 0).any()
+    assert not masks[scores == 0].any()
+    assert masks[scores > 0].flatten(1).any(dim=1).all()
+
+
+def test_params_of_nms_are_those_of_the_tests():
+    assert {build_nms(name, NMS_PARAMS).func for name in NMS} == set(NMS.values())
