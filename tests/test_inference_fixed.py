@@ -1,4 +1,4 @@
-"""Decoding with fixed shapes finds what decoding as needed finds, and never waits for the device."""
+"""Decoding with fixed shapes finds what decoding as needed finds, without waits for the device."""
 
 from dataclasses import replace
 
@@ -26,9 +26,7 @@ def both_ways(made: MaskDecoder, outputs: HeadOutputs, *image_and_output_sizes):
 
 
 def assert_equal(expected: Predictions, found: Predictions, *, exact: bool = True):
-    torch.testing.assert_close(
-        found.scores, expected.scores, rtol=0, atol=0 if exact else 1e-6
-    )
+    torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=0 if exact else 1e-6)
     assert torch.equal(found.classes, expected.classes)
     assert found.masks.shape == expected.masks.shape
     assert (found.masks != expected.masks).sum() <= (0 if exact else 5)

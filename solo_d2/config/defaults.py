@@ -131,6 +131,10 @@ def _add_inference_keys(solo: CfgNode) -> None:
     solo.MASK_THRESH_TEST = 0.5
     # Best candidates that enter mask NMS.
     solo.PRE_NMS_TOPK = 500
+    # On CUDA: candidates of an image that are decoded with fixed shapes, without waiting for the
+    # device, at least PRE_NMS_TOPK. An image where more could matter is decoded once more, as it is
+    # on the CPU. 0: all are. Results do not depend on it.
+    solo.LANES = 1000
     # Instances need at least this score after mask NMS. At most TEST.DETECTIONS_PER_IMAGE are kept.
     solo.KEEP_THRESH_TEST = 0.05
     # How masks are made binary and resized: "auto" chooses by device; "torch" (the reference),

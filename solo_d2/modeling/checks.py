@@ -88,6 +88,7 @@ RULES = {
     "MODEL.SOLO.LOSS.FOCAL_GAMMA": at_least(0),
     "MODEL.SOLO.LOSS.MEMORY_MIB": at_least(0),
     "MODEL.SOLO.PRE_NMS_TOPK": at_least(1),
+    "MODEL.SOLO.LANES": at_least(0),
     **_all(PROBABILITY, "MODEL.SOLO", "SCORE_THRESH_TEST", "MASK_THRESH_TEST", "KEEP_THRESH_TEST"),
     "MODEL.SOLO.NMS.KERNEL": one_of(("gaussian", "linear")),
     "MODEL.SOLO.NMS.SIGMA": at_least(0),

@@ -65,6 +65,7 @@ model = L(SOLO)(
         pre_nms_topk=500,
         keep_thresh=0.05,
         max_detections=100,
+        lanes=1000,
     ),
     pixel_mean=[103.530, 116.280, 123.675],
     pixel_std=[1.0, 1.0, 1.0],

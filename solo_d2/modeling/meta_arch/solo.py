@@ -132,6 +132,7 @@ class SOLO(nn.Module):
                 "pre_nms_topk": solo.PRE_NMS_TOPK,
                 "keep_thresh": solo.KEEP_THRESH_TEST,
                 "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
+                "lanes": solo.LANES,
             },
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
