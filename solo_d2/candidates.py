@@ -44,7 +44,7 @@ def top_scores(class_probs: Tensor, thresh: float, num: int) -> Candidates:
         row-major order is first. What is not above the threshold (or NaN) has score 0.
     """
     num_classes = class_probs.shape[1]
-    scores = torch.where(class_probs > thresh, class_probs, 0).flatten()
+    scores = class_probs.masked_fill(~(class_probs > thresh), 0).flatten()
     # The bits of floats rise with them. Below them stands the place from the end, so no two keys
     # are equal, and the order does not depend on how a device chooses among equal ones.
     place = torch.arange(len(scores) - 1, -1, -1, device=scores.device)

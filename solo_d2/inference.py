@@ -123,6 +123,7 @@ class MaskDecoder:
     max_detections: int = 100
     lanes: int = 1000
     fixed: bool | None = None
+    run_lanes: Callable[..., tuple[list[Predictions], Tensor]] | None = None
 
     @torch.no_grad()
     def decode(
@@ -151,10 +152,13 @@ class MaskDecoder:
         on_cuda = self.cell_levels.device.type == "cuda"
         if sizes and self.lanes and (on_cuda if self.fixed is None else self.fixed):
             if not self.contours:  # which are filled on the host
-                results, found = replace(self, fixed=True).decode_lanes(outputs, sizes)
+                run_lanes = self.run_lanes or MaskDecoder.decode_lanes
+                results, found = run_lanes(replace(self, fixed=True), outputs, sizes)
                 counts = read_numbers(found)
         return [
-            eager.decode_image(outputs, image, *both) if count < 0 else results[image].first(count)
+            eager.decode_image(outputs, image, *both)
+            if count < 0
+            else results[image].first(count, copy=self.run_lanes is not None)
             for image, (count, both) in enumerate(zip(counts, sizes, strict=True))
         ]
 
@@ -192,8 +196,7 @@ class MaskDecoder:
             results.append(self.finish(outputs, image, kept, *both))
             counts.append((kept.scores > 0).sum())
             if len(found) > num:  # as in `score_masks`
-                is_complete = best.scores[-1] >= found.scores[-1]
-                counts[-1] = torch.where(is_complete, counts[-1], -1)
+                counts[-1].masked_fill_(best.scores[-1] < found.scores[-1], -1)
         return results, torch.stack(counts)
 
     def find(self, outputs: HeadOutputs, image: int, class_probs: Tensor) -> Candidates:
@@ -251,9 +254,8 @@ class MaskDecoder:
             areas, maskness = areas[mask_index], maskness[mask_index]
         scores = found.scores * maskness  # NaN, where the mask has a pixel that is NaN
         large = areas > self.strides[self.cell_levels[found.cells]]
-        scores, index = torch.where(large & (scores > 0), scores, 0).sort(
-            descending=True, stable=True
-        )
+        scores = scores.masked_fill(~(large & (scores > 0)), 0)
+        scores, index = scores.sort(descending=True, stable=True)
         scores, index = scores[: self.pre_nms_topk], index[: self.pre_nms_topk]
         if mask_index is not None:
             scores, index = scores[scores > 0], index[scores > 0]
@@ -291,7 +293,7 @@ class MaskDecoder:
         """
         assert found.masks is not None
         scores = self.nms(found.masks, found.classes, found.scores)
-        scores = torch.where((scores >= self.keep_thresh) & (found.scores > 0), scores, 0)
+        scores = scores.masked_fill(~((scores >= self.keep_thresh) & (found.scores > 0)), 0)
         best = Candidates(found.cells, found.classes, scores).best(self.max_detections)
         return best if self.fixed else best.select(best.scores > 0)
 

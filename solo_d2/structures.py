@@ -7,8 +7,8 @@ the mask feature, H W rows and columns.
 Cells of all levels are numbered through: level after level, row by row in a level.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -224,10 +224,11 @@ class Predictions:
     masks: Tensor
     boxes: Tensor
 
-    def first(self, num: int) -> "Predictions":
-        """The best instances, in memory of their own unless these are most of all."""
+    def first(self, num: int, *, copy: bool = False) -> "Predictions":
+        """The best instances; in memory of their own if they are few of all, or `copy` is set."""
+        copy = copy or 2 * num < len(self.scores)
         parts = [x[:num] for x in (self.scores, self.classes, self.masks, self.boxes)]
-        return Predictions(*(x.clone() if 2 * num < len(self.scores) else x for x in parts))
+        return Predictions(*(x.clone() if copy else x for x in parts))
 
 
 def cell_levels(num_grids: Sequence[int], device: torch.device | str | None = None) -> Tensor:
@@ -271,3 +272,15 @@ def take_cells(maps: Sequence[Tensor], image: int | Tensor, cells: Tensor) -> Te
     if isinstance(image, int):  # only its maps are laid out by cell
         maps, image = [level[image : image + 1] for level in maps], 0
     return flatten_levels(maps)[image, cells]
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], outputs: Any) -> Any:
+    """Apply a function to all tensors in lists and dataclasses; the rest stays."""
+    if isinstance(outputs, Tensor):
+        return function(outputs)
+    if isinstance(outputs, list):
+        return [map_tensors(function, part) for part in outputs]
+    if is_dataclass(outputs) and not isinstance(outputs, type):
+        parts = {field.name: getattr(outputs, field.name) for field in fields(outputs)}
+        return replace(outputs, **{k: map_tensors(function, x) for k, x in parts.items()})
+    return outputs

@@ -1,18 +1,23 @@
 """Decoding with fixed shapes finds what decoding as needed finds, without waits for the device."""
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from solo_d2.candidates import filter_scores, top_scores
 from solo_d2.inference import NMS, MaskDecoder, build_nms
-from solo_d2.structures import GridCells, HeadOutputs, Predictions
+from solo_d2.structures import GridCells, HeadOutputs, Predictions, map_tensors
 from tests.fakes import FixedMasks, kernel_outputs
 from tests.test_inference import NMS_PARAMS, RUNS, golden_outputs, make_decoder, sizes
 from tests.test_inference_finite import SPOILT, decoder, head_outputs
+from tools.benchmarks.head_outputs import NUM_GRIDS, make_outputs
 
 SIZES = [(46, 62)] * 2, [(44, 60)] * 2
 
@@ -168,3 +173,67 @@ def test_a_foreign_nms_sees_empty_masks_behind_the_candidates():
 
 def test_params_of_nms_are_those_of_the_tests():
     assert {build_nms(name, NMS_PARAMS).func for name in NMS} == set(NMS.values())
+
+
+class Watch(TorchDispatchMode):
+    """Counts what runs on the device, and raises for what the host would wait for."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        indices = args[1] if name in ("index", "index_put", "index_put_") else ()
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        devices = {x.device.type for x in tensors}
+        if (
+            name in WAITS
+            or any(x is not None and x.dtype == torch.bool for x in indices)
+            or len(devices) > 1  # a copy from pageable memory waits too
+        ):
+            raise AssertionError(f"{func} waits for the device: {devices}")
+        if not func.is_view and name not in NO_LAUNCH:
+            self.counts[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+WAITS = {
+    *("nonzero", "nonzero_static", "_unique2", "unique_dim", "unique_consecutive"),
+    *("_local_scalar_dense", "masked_select", "is_nonzero", "equal", "allclose", "lift_fresh"),
+}
+NO_LAUNCH = {"empty", "empty_like", "new_empty", "empty_strided", "detach", "_unsafe_view"}
+
+
+def launches(made, outputs, monkeypatch):
+    """What `decode_lanes` runs with Triton kernels, for a GPU that is made up."""
+    from solo_d2.ops.triton import dynamic_masks, mask_overlap, nms_decay, nms_greedy, paste_masks
+
+    kernels = Counter()
+    for module in (dynamic_masks, mask_overlap, nms_decay, nms_greedy, paste_masks):
+        monkeypatch.setattr(
+            module, "launch", lambda kernel, *args, **kwargs: kernels.update([kernel.__name__])
+        )
+    for module in ("binary_masks", "mask_iou", "nms_family", "paste_masks"):
+        monkeypatch.setattr(f"solo_d2.ops.{module}.choose_backend", lambda *args: "triton")
+    with FakeTensorMode() as mode:
+        outputs = map_tensors(on_gpu := lambda x: mode.from_tensor(x).to("cuda"), outputs)
+        made = replace(
+            made,
+            fixed=True,
+            cell_levels=on_gpu(made.cell_levels),
+            strides=on_gpu(made.strides),
+        )
+        with Watch() as watch:
+            made.decode_lanes(outputs, [((800, 1216), (480, 640))])
+    return watch.counts, kernels
+
+
+@pytest.mark.parametrize("nms", NMS)
+def test_never_waits_for_the_device(nms, monkeypatch):
+    pytest.importorskip("triton")
+    outputs = make_outputs(50, (200, 304), 256, 80, 50)
+    made = make_decoder(NUM_GRIDS, nms=build_nms(nms, NMS_PARAMS))
+    operators, kernels = launches(made, outputs, monkeypatch)
+    print(f"{nms}: {operators.total()} operators {dict(operators)}, kernels {dict(kernels)}")
+    assert operators.total() + kernels.total() <= 100

@@ -6,7 +6,7 @@ and resizing) gets float32 whatever they compute in.
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
 from solo_d2.config.rules import one_of, require
+from solo_d2.modeling.decode_graphs import DecodeGraphs
 from solo_d2.modeling.fusion import fuse_batch_norms
+from solo_d2.modeling.heads import SOLOHeadBase
 from solo_d2.modeling.meta_arch.solo import SOLO
-from solo_d2.structures import NetworkOutputs
+from solo_d2.structures import NetworkOutputs, map_tensors
 from solo_d2.utils.errors import ConfigError, first_line
 
 logger = logging.getLogger("solo_d2")
@@ -117,6 +119,8 @@ def speed_up(model: SOLO, options: SpeedOptions) -> SOLO:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if replace(options, fuse_bn=False) != SpeedOptions():
         model.network = FastNetwork(model, options)  # type: ignore[method-assign]
+    if options.compile == "cuda-graphs":
+        model.decoder_params = model.decoder_params | {"run_lanes": DecodeGraphs()}
     return model
 
 
@@ -145,14 +149,16 @@ class FastNetwork:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> NetworkOutputs:
-        """Run `SOLO.network`; the outputs are contiguous float32 tensors of their own memory.
+        """Run `SOLO.network`; the outputs are contiguous tensors of their own memory.
+
+        They are float32 on the CPU; on CUDA half precision stays for the product of the masks.
 
         Raises:
             ConfigError: the network cannot be compiled.
         """
         mode = self.options.compile
         if not mode:
-            return _to_float32(self._run(images), copy=False)
+            return self._tidy(self._run(images), images.device)
         if self._compiled is None:
             self._compiled = torch.compile(self._run, fullgraph=True, **COMPILE[mode])
         if mode == "cuda-graphs":
@@ -162,7 +168,19 @@ class FastNetwork:
         except (TorchDynamoException, FailOnRecompileLimitHit) as error:
             raise ConfigError(_cannot_compile(mode, error)) from error
         # The next run of a CUDA graph writes to the same memory.
-        return _to_float32(outputs, copy=mode == "cuda-graphs")
+        return self._tidy(outputs, images.device, copy=mode == "cuda-graphs")
+
+    def _tidy(self, outputs: Any, device: torch.device, *, copy: bool = False) -> Any:
+        """All tensors contiguous, in float32 unless the masks are made of half precision on CUDA.
+
+        There the product of kernels and maps takes half precision as it is and sums in float32.
+        """
+        has_factors = type(self.model.head).mask_factors is not SOLOHeadBase.mask_factors
+        dtype = None if device.type == "cuda" and has_factors else torch.float32
+        layout = torch.contiguous_format
+        return map_tensors(
+            lambda x: x.to(dtype=dtype or x.dtype, memory_format=layout, copy=copy), outputs
+        )
 
     def _run(self, images: Tensor) -> NetworkOutputs:
         if self.options.channels_last:
@@ -180,16 +198,3 @@ def _cannot_compile(mode: str, error: Exception) -> str:
             " compiles a function for (torch._dynamo.config.cache_size_limit): set it to 'dynamic'"
         )
     return f"TEST.SPEED.COMPILE is {mode!r}, but the network can't be compiled: {first_line(error)}"
-
-
-def _to_float32(outputs: Any, *, copy: bool) -> Any:
-    """All tensors in lists and dataclasses as contiguous float32; the rest as it is."""
-    if isinstance(outputs, Tensor):
-        return outputs.to(torch.float32, memory_format=torch.contiguous_format, copy=copy)
-    if isinstance(outputs, list):
-        return [_to_float32(part, copy=copy) for part in outputs]
-    if is_dataclass(outputs) and not isinstance(outputs, type):
-        names = [field.name for field in fields(outputs)]
-        parts = {name: _to_float32(getattr(outputs, name), copy=copy) for name in names}
-        return replace(outputs, **parts)
-    return outputs
