@@ -58,6 +58,9 @@ NMS: dict[str, Callable[..., Tensor]] = {
     "fast": fast_nms,
 }
 
+# Height and width of an image in the padded input, and at which its masks are wanted.
+ImageSizes = tuple[tuple[int, int], tuple[int, int]]
+
 # Elements of the soft masks that a head makes at once (24 MiB as float32): enough for its product
 # to be fast, and little enough for the host's allocator to use the memory again.
 MASK_CHUNK_ELEMENTS = 6 << 20
@@ -146,36 +149,33 @@ class MaskDecoder:
             One result for each image; without instances it has empty tensors of the right shape,
             dtype and device.
         """
-        sizes = list(zip(image_sizes, output_sizes, strict=True))
-        eager, counts = replace(self, fixed=False), [-1] * len(sizes)
-        results: list[Predictions] = []
+        images = dict(enumerate(zip(image_sizes, output_sizes, strict=True)))
         on_cuda = self.cell_levels.device.type == "cuda"
-        if sizes and self.lanes and (on_cuda if self.fixed is None else self.fixed):
-            if not self.contours:  # which are filled on the host
-                run_lanes = self.run_lanes or MaskDecoder.decode_lanes
-                results, found = run_lanes(replace(self, fixed=True), outputs, sizes)
-                counts = read_numbers(found)
-        return [
-            eager.decode_image(outputs, image, *both)
-            if count < 0
-            else results[image].first(count, copy=self.run_lanes is not None)
-            for image, (count, both) in enumerate(zip(counts, sizes, strict=True))
-        ]
+        fixed = self.lanes > 0 and (on_cuda if self.fixed is None else self.fixed)
+        if not fixed or not images or self.contours:  # contours are filled on the host
+            return list(self._decode_eagerly(outputs, images).values())
+        run_lanes = self.run_lanes or MaskDecoder.decode_lanes
+        lanes, counts = run_lanes(replace(self, fixed=True), outputs, list(images.values()))
+        numbers, copy = read_numbers(counts), self.run_lanes is not None
+        again = {image: both for image, both in images.items() if numbers[image] < 0}
+        eager = self._decode_eagerly(outputs, again)
+        return [eager.get(i) or lanes[i].first(numbers[i], copy=copy) for i in images]
 
-    def decode_image(
-        self,
-        outputs: HeadOutputs,
-        image: int,
-        image_size: tuple[int, int],
-        output_size: tuple[int, int],
-    ) -> Predictions:
-        """`decode` for one image, in shapes that depend on what is found."""
-        class_probs = class_probabilities([x[image : image + 1] for x in outputs.class_logits])[0]
-        found = self.find(outputs, image, class_probs)
-        return self.finish(outputs, image, found, image_size, output_size)
+    def _decode_eagerly(
+        self, outputs: HeadOutputs, images: Mapping[int, ImageSizes]
+    ) -> dict[int, Predictions]:
+        """`decode` for some images of the batch, in shapes that depend on what is found."""
+        if not images:
+            return {}
+        eager, results = replace(self, fixed=False), {}
+        class_probs = class_probabilities(outputs.class_logits)
+        for image, sizes in images.items():
+            found = eager.find(outputs, image, class_probs[image])
+            results[image] = eager.finish(outputs, image, found, *sizes)
+        return results
 
     def decode_lanes(
-        self, outputs: HeadOutputs, sizes: Sequence[tuple[tuple[int, int], tuple[int, int]]]
+        self, outputs: HeadOutputs, sizes: Sequence[ImageSizes]
     ) -> tuple[list[Predictions], Tensor]:
         """`decode` in fixed shapes, for a decoder with `fixed`.
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from solo_d2.inference import MaskDecoder, build_nms, class_probabilities, filter_scores
+from solo_d2.candidates import class_probabilities, filter_scores
+from solo_d2.inference import MaskDecoder, build_nms
 from solo_d2.structures import cell_levels
 from tests.fakes import CountingHead, FixedMasks, kernel_outputs
 from tests.golden import levels, load_golden

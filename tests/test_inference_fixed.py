@@ -106,10 +106,8 @@ def test_an_image_of_the_batch_with_more_candidates_than_lanes_is_decoded_as_nee
         logits[0] -= 3  # few candidates in the first image
     made = replace(decoder("matrix", "torch", product=True), pre_nms_topk=10, lanes=10)
     eager = []
-    real = MaskDecoder.decode_image
-    monkeypatch.setattr(
-        MaskDecoder, "decode_image", lambda *args: eager.append(args[2]) or real(*args)
-    )
+    real = MaskDecoder.find
+    monkeypatch.setattr(MaskDecoder, "find", lambda *args: eager.append(args[2]) or real(*args))
     replace(made, fixed=True).decode(outputs, *SIZES)
     assert eager == [1]
     replace(made, fixed=True, lanes=1000).decode(outputs, *SIZES)
@@ -193,7 +191,7 @@ class Watch(TorchDispatchMode):
             or len(devices) > 1  # a copy from pageable memory waits too
         ):
             raise AssertionError(f"{func} waits for the device: {devices}")
-        if not func.is_view and name not in NO_LAUNCH:
+        if func.namespace == "aten" and not func.is_view and name not in NO_LAUNCH:
             self.counts[name] += 1
         return func(*args, **(kwargs or {}))
 
@@ -202,7 +200,15 @@ WAITS = {
     *("nonzero", "nonzero_static", "_unique2", "unique_dim", "unique_consecutive"),
     *("_local_scalar_dense", "masked_select", "is_nonzero", "equal", "allclose", "lift_fresh"),
 }
-NO_LAUNCH = {"empty", "empty_like", "new_empty", "empty_strided", "detach", "_unsafe_view"}
+NO_LAUNCH = {
+    "promote_types",
+    "empty",
+    "empty_like",
+    "new_empty",
+    "empty_strided",
+    "detach",
+    "_unsafe_view",
+}
 
 
 def launches(made, outputs, monkeypatch):
@@ -229,6 +235,7 @@ def launches(made, outputs, monkeypatch):
     return watch.counts, kernels
 
 
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer")
 @pytest.mark.parametrize("nms", NMS)
 def test_never_waits_for_the_device(nms, monkeypatch):
     pytest.importorskip("triton")
@@ -236,4 +243,5 @@ def test_never_waits_for_the_device(nms, monkeypatch):
     made = make_decoder(NUM_GRIDS, nms=build_nms(nms, NMS_PARAMS))
     operators, kernels = launches(made, outputs, monkeypatch)
     print(f"{nms}: {operators.total()} operators {dict(operators)}, kernels {dict(kernels)}")
-    assert operators.total() + kernels.total() <= 100
+    assert operators.total() <= 80
+    assert kernels.total() <= 9

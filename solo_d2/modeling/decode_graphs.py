@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solo_d2.inference import MaskDecoder
+from solo_d2.inference import ImageSizes, MaskDecoder
 from solo_d2.structures import HeadOutputs, Predictions, map_tensors
 
 logger = logging.getLogger("solo_d2")
@@ -16,8 +16,6 @@ logger = logging.getLogger("solo_d2")
 # Input sizes that have a graph of their own. Each keeps the head's outputs, the masks of all lanes
 # and the results: about 300 MiB for SOLOv2 at 800x1216.
 MOST_GRAPHS = 8
-
-Sizes = Sequence[tuple[tuple[int, int], tuple[int, int]]]
 
 
 def _tensors(outputs: Any) -> list[Tensor]:
@@ -56,7 +54,8 @@ class DecodeGraphs:
     """
 
     def __init__(self) -> None:
-        self._graphs: dict[Any, _Graph | None] = {}  # None: seen once
+        self._graphs: dict[Any, _Graph] = {}
+        self._seen: set[Any] = set()
         self._pool: Any = None
         self._fault = ""
 
@@ -64,7 +63,7 @@ class DecodeGraphs:
         return DecodeGraphs, ()  # copies record their own
 
     def __call__(
-        self, decoder: MaskDecoder, outputs: HeadOutputs, sizes: Sizes
+        self, decoder: MaskDecoder, outputs: HeadOutputs, sizes: Sequence[ImageSizes]
     ) -> tuple[list[Predictions], Tensor]:
         """`decoder.decode_lanes(outputs, sizes)`; the next call overwrites what is returned."""
         if self._fault or not _is_plain(outputs):
@@ -76,17 +75,20 @@ class DecodeGraphs:
             tuple((x.shape, x.dtype, x.device) for x in tensors),
         )
         recorded = self._graphs.get(key)
-        if recorded is None and key in self._graphs:
-            recorded = self._graphs[key] = self._record(decoder, outputs, sizes)
+        if recorded is None and len(self._graphs) < MOST_GRAPHS:
+            if key in self._seen:
+                recorded = self._record(decoder, outputs, sizes)
+            self._seen.add(key)
         if recorded is None:
-            if len(self._graphs) - list(self._graphs.values()).count(None) < MOST_GRAPHS:
-                self._graphs[key] = None
             return decoder.decode_lanes(outputs, sizes)
+        self._graphs[key] = recorded
         torch._foreach_copy_(recorded.inputs, tensors)
         recorded.graph.replay()
         return recorded.results, recorded.counts
 
-    def _record(self, decoder: MaskDecoder, outputs: HeadOutputs, sizes: Sizes) -> _Graph | None:
+    def _record(
+        self, decoder: MaskDecoder, outputs: HeadOutputs, sizes: Sequence[ImageSizes]
+    ) -> _Graph | None:
         """Record a call; kernels were compiled in the first one."""
         # All graphs use the same memory for what they don't keep: one runs after the other.
         self._pool = self._pool or torch.cuda.graph_pool_handle()

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from solo_d2.inference import MaskDecoder, class_probabilities, filter_scores
+from solo_d2.candidates import class_probabilities, filter_scores
+from solo_d2.inference import MaskDecoder
 from solo_d2.ops.backends import BACKENDS, choose_backend
 from solo_d2.ops.mask_geometry import mask_boxes
 from solo_d2.ops.matrix_nms import matrix_nms

@@ -113,7 +113,8 @@ def stage_functions(model: Any) -> list[Stage]:
         ("head", model.head, "forward"),
         ("masks", inference, "class_probabilities"),
         ("masks", inference, "filter_scores"),
-        ("masks", decoder, "score_masks"),
+        ("masks", inference, "top_scores"),
+        ("masks", decoder, "_score_chunk"),
         ("NMS", decoder, "suppress"),
         ("resize of masks", decoder, "paste"),
     ]

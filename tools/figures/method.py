@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from solo_d2.inference import class_probabilities, filter_scores
+from solo_d2.candidates import class_probabilities, filter_scores
 from solo_d2.modeling.meta_arch.solo import SOLO
 from solo_d2.ops.mask_geometry import mask_centers
 from solo_d2.structures import Candidates, GridCells, GridTargets, HeadOutputs
