@@ -54,6 +54,20 @@ def _extent_kernel(
     tl.store(keys + row, key)
 
 
+@triton.jit
+def _split_columns(tile, ROWS: tl.constexpr, HALF: tl.constexpr):
+    """Left and right half of a tile (ROWS, 2 HALF)."""
+    return tile.reshape(ROWS, 2, HALF).permute(0, 2, 1).split()
+
+
+@triton.jit
+def _add_halves(where, counts, ROWS: tl.constexpr, HALF: tl.constexpr):
+    """Add counts (ROWS, 2 HALF) to memory; `where` (ROWS, HALF) points to their left half."""
+    left, right = _split_columns(counts, ROWS, HALF)
+    tl.atomic_add(where, left, mask=left > 0, sem="relaxed")
+    tl.atomic_add(where + HALF, right, mask=right > 0, sem="relaxed")
+
+
 @triton.jit(do_not_specialize=["num_masks", "row_words"], do_not_specialize_on_alignment=["groups"])
 def _overlap_kernel(
     masks, order, groups, spans, sums, num_masks, row_words,
@@ -93,16 +107,13 @@ def _overlap_kernel(
         b = tl.load(right + pixel[:, None], mask=pixel[:, None] < size, other=0)
         total = tl.dot(a, b, total, out_dtype=tl.int32)
     # In four parts, since the addresses of all pairs would not fit into the registers.
-    QUARTER: tl.constexpr = BLOCK_MASKS // 4
+    HALF: tl.constexpr = BLOCK_MASKS // 2
     stride = tl.num_programs(0).to(tl.int64) * BLOCK_MASKS
-    corner = sums + tl.program_id(1) * BLOCK_MASKS + tl.arange(0, QUARTER)
+    corner = sums + tl.program_id(1) * BLOCK_MASKS + tl.arange(0, HALF // 2)
     where = corner[None, :] + rank_r[:, None] * stride
-    halves = total.reshape(BLOCK_MASKS, 2, BLOCK_MASKS // 2).permute(0, 2, 1).split()
-    for i in tl.static_range(2):
-        quarters = halves[i].reshape(BLOCK_MASKS, 2, QUARTER).permute(0, 2, 1).split()
-        for j in tl.static_range(2):
-            count = quarters[j]
-            tl.atomic_add(where + (2 * i + j) * QUARTER, count, mask=count > 0, sem="relaxed")
+    left_sums, right_sums = _split_columns(total, BLOCK_MASKS, HALF)
+    _add_halves(where, left_sums, BLOCK_MASKS, HALF // 2)
+    _add_halves(where + HALF, right_sums, BLOCK_MASKS, HALF // 2)
 
 
 @triton.jit(do_not_specialize=["num_masks", "stride"], do_not_specialize_on_alignment=["groups"])
