@@ -188,12 +188,11 @@ def _rle(num: int, size: tuple[int, int], device: torch.device, backend: str) ->
 
 def _decoders(device: torch.device, backend: str, topk: int, lanes: int) -> list[MaskDecoder]:
     """One by the backend as models use it, and the reference on the CPU."""
-    options: dict[str, Any] = {"pre_nms_topk": topk}
-    fixed: dict[str, Any] = {"lanes": lanes, "fixed": True}
-    ours = replace(Ours(device, backend).decoder, **options)
-    if hasattr(ours, "lanes"):
-        ours = replace(ours, **fixed)
-    return [ours, replace(Ours(torch.device("cpu"), "torch").decoder, **options)]
+    ours, reference = Ours(device, backend).decoder, Ours(torch.device("cpu"), "torch").decoder
+    return [
+        replace(ours, pre_nms_topk=topk, lanes=lanes, fixed=True),
+        replace(reference, pre_nms_topk=topk),
+    ]
 
 
 def _decode(num: int, topk: int, lanes: int, device: torch.device, backend: str) -> str:

@@ -41,14 +41,9 @@ NUM_CLASSES, NUM_CANDIDATES = 80, 300
 Size = tuple[int, int]
 
 
-def device_part(
-    decoder: MaskDecoder, outputs: Any, sizes: Sequence[Size]
-) -> Callable[[], Any] | None:
+def device_part(decoder: MaskDecoder, outputs: Any, sizes: Sequence[Size]) -> Callable[[], Any]:
     """What of a decoder a CUDA graph can hold: all but reading how many instances there are."""
-    if not hasattr(decoder, "decode_lanes"):
-        return None
-    options: dict[str, Any] = {"fixed": True}
-    fixed: Any = replace(decoder, **options)
+    fixed = replace(decoder, fixed=True)
     return torch.no_grad()(partial(fixed.decode_lanes, outputs, [(size, size) for size in sizes]))
 
 
