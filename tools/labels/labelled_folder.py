@@ -124,7 +124,7 @@ def _refuse(problems: Sequence[str]) -> None:
     """Raise a DatasetError if there are problems, with a line for each up to `_LISTED`."""
     if problems:
         more = len(problems) - _LISTED
-        lines = problems[:_LISTED] + ([f"... and {more} more"] if more > 0 else [])
+        lines = [*problems[:_LISTED], *([f"... and {more} more"] if more > 0 else [])]
         raise DatasetError(
             f"{len(problems)} labels or images cannot be used, so nothing is written. Correct or "
             "delete them (shapes are counted from 0, as in the file):"
