@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from solo_d2.ops.backends import choose_backend
 from solo_d2.ops.point_nms import point_nms
 from solo_d2.structures import Candidates, flatten_levels
 
@@ -31,24 +32,46 @@ def filter_scores(class_probs: Tensor, thresh: float) -> Candidates:
     return Candidates(cells, classes, class_probs[cells, classes])
 
 
-def top_scores(class_probs: Tensor, thresh: float, num: int) -> Candidates:
-    """The best (cell, class) pairs, as many whatever the probabilities are.
+def score_keys(
+    class_logits: Sequence[Tensor], thresh: float, *, backend: str = "auto"
+) -> list[Tensor]:
+    """Scores of all (cell, class) as whole numbers of which no two are equal.
+
+    The bits of floats rise with them. Below them stands the place from the end, so that the order
+    does not depend on how a device chooses among equal scores.
 
     Args:
-        class_probs: (T, K) float32.
-        thresh: least probability of a candidate, exclusive.
+        class_logits: L logits (B, K, S, S).
+        thresh: least probability of a candidate, exclusive; others (and NaN) have score 0.
+        backend: one of `solo_d2.ops.backends.BACKENDS`.
+
+    Returns:
+        For each image (T * K,) int64 in row-major order.
+    """
+    if choose_backend(backend, class_logits[0].device) == "triton":
+        from solo_d2.ops.triton.class_scores import class_scores_triton
+
+        sides = tuple(logits.shape[-1] for logits in class_logits)
+        of_cells = torch.cat([logits.flatten(2) for logits in class_logits], dim=2)
+        return [class_scores_triton(logits, sides, thresh) for logits in of_cells]
+    probs = class_probabilities(class_logits)
+    scores = probs.masked_fill(~(probs > thresh), 0).flatten(1)
+    place = torch.arange(scores.shape[1] - 1, -1, -1, device=scores.device)
+    return list((scores.view(torch.int32).long() << 32) + place)
+
+
+def top_scores(keys: Tensor, num_classes: int, num: int) -> Candidates:
+    """The best (cell, class) pairs, as many whatever the scores are.
+
+    Args:
+        keys: (T * K,) int64, those of an image from `score_keys`.
+        num_classes: K.
         num: M, if there are as many pairs.
 
     Returns:
         min(num, T * K) candidates without masks by falling score; of equal scores the earlier in
-        row-major order is first. What is not above the threshold (or NaN) has score 0.
+        row-major order is first. Those of score 0 are none.
     """
-    num_classes = class_probs.shape[1]
-    scores = class_probs.masked_fill(~(class_probs > thresh), 0).flatten()
-    # The bits of floats rise with them. Below them stands the place from the end, so no two keys
-    # are equal, and the order does not depend on how a device chooses among equal ones.
-    place = torch.arange(len(scores) - 1, -1, -1, device=scores.device)
-    keys = (scores.view(torch.int32).long() << 32) + place
     best, index = keys.topk(min(num, len(keys)))
     scores = (best >> 32).int().view(torch.float32)
     return Candidates(index // num_classes, index % num_classes, scores)

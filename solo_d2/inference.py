@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solo_d2.candidates import class_probabilities, filter_scores, top_scores
+from solo_d2.candidates import class_probabilities, filter_scores, score_keys, top_scores
 from solo_d2.cell_masks import cell_masks
 from solo_d2.ops.binary_masks import (
     BinaryMasks,
@@ -188,9 +188,9 @@ class MaskDecoder:
             candidates without a lane could be instances too.
         """
         num, results, counts = max(self.lanes, self.pre_nms_topk), [], []
-        class_probs = class_probabilities(outputs.class_logits)
+        keys = score_keys(outputs.class_logits, self.score_thresh, backend=self.backend)
         for image, both in enumerate(sizes):
-            found = top_scores(class_probs[image], self.score_thresh, num + 1)
+            found = top_scores(keys[image], outputs.class_logits[0].shape[1], num + 1)
             best = self._score_chunk(outputs, image, found.select(slice(0, num)))
             kept = self.suppress(best)
             results.append(self.finish(outputs, image, kept, *both))

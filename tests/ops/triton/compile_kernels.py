@@ -25,6 +25,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
+from solo_d2.ops.triton.class_scores import class_scores_triton
 from solo_d2.ops.triton.dynamic_masks import dynamic_masks_triton
 from solo_d2.ops.triton.mask_overlap import mask_overlaps_triton
 from solo_d2.ops.triton.nms_decay import matrix_nms_decay_triton
@@ -77,6 +78,11 @@ def product(dtype, num=500, channels=256, height=200, width=304):
     dynamic_masks_triton(kernels, torch.empty(channels, height, width, dtype=dtype), 0.5)
 
 
+def classes(dtype, num_classes=80, sides=(40, 36, 24, 16, 12)):
+    num_cells = sum(side * side for side in sides)
+    class_scores_triton(torch.empty(num_classes, num_cells, dtype=dtype), sides, 0.1)
+
+
 def paste(output_size, num=100, height=200, width=304, image_size=(800, 1201)):
     out = torch.empty(num, *output_size, dtype=torch.bool)
     paste_masks_triton(torch.empty(num, height, width), 4, image_size, 0.5, out)
@@ -85,6 +91,7 @@ def paste(output_size, num=100, height=200, width=304, image_size=(800, 1201)):
 GAUSSIAN = {"kernel": "gaussian", "sigma": 2.0}
 LINEAR = {"kernel": "linear", "sigma": 2.0}
 CASES = {
+    "class scores": lambda: classes(torch.float32),
     "overlaps": lambda: overlaps(),
     "Matrix NMS, gaussian": lambda: nms(matrix_nms_decay_triton, **GAUSSIAN),
     "Matrix NMS, linear": lambda: nms(matrix_nms_decay_triton, **LINEAR),
