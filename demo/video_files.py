@@ -91,7 +91,7 @@ class VideoWriter:
 
 @contextlib.contextmanager
 def writing_video(path: Path, rate: float) -> Iterator[VideoWriter]:
-    """Write a video whole or not at all: it is there when the block ends, and not if it raises.
+    """Write a video atomically: it is there when the block ends, and not if it raises.
 
     Raises:
         VideoError: it cannot be written.

@@ -6,7 +6,7 @@ r"""Train or evaluate a SOLO model of a lazy config (docs/training.md).
         --eval-only train.init_checkpoint=FILE
 
 What comes last changes the config: path.of.key=value. A lazy config is a Python program that is
-run: take none from people whom you do not trust.
+run: do not load any from untrusted sources.
 """
 
 import argparse

@@ -134,7 +134,7 @@ def require_writable(path: Path) -> None:
 
 
 def save_image(path: Path | str, image: NDArray[np.uint8]) -> None:
-    """Write an image as PNG or JPG, by the extension, whole or not at all.
+    """Write an image as PNG or JPG, by the extension, atomically.
 
     Args:
         path: ends in one of `OUTPUT_EXTENSIONS`.

@@ -236,7 +236,7 @@ class Result:
         """Write the panoptic segmentation as COCO's PNG of segment ids.
 
         Args:
-            path: the PNG, written whole or not at all.
+            path: the PNG, written atomically.
 
         Returns:
             The segments_info of the PNG: dicts with id, category_id and, of things, score (and

@@ -90,7 +90,7 @@ class SOLOCheckpointer(DetectionCheckpointer):
             self._parsed_url_during_load = None
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Save a checkpoint with more content, whole or not at all; `name` is without ending.
+        """Save a checkpoint with more content, atomically; `name` is without ending.
 
         Raises:
             OSError: it cannot be written; what was there before stays.

@@ -115,7 +115,7 @@ def plan_conversion(
 
 
 def write_conversion(plan: Plan, output: str | Path) -> Path:
-    """Write checkpoint and config, each whole or not at all.
+    """Write checkpoint and config, each atomically.
 
     Args:
         plan: what to write.

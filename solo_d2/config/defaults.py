@@ -284,7 +284,7 @@ def _add_solver_keys(cfg: CfgNode) -> None:
     # The batch size the schedule was made for. With another SOLVER.IMS_PER_BATCH the learning rate
     # is scaled linearly and the schedule inversely, except keys of the command line. 0: never.
     cfg.SOLVER.REFERENCE_IMS_PER_BATCH = 16
-    # Micro-batches into which each process splits its images of a batch, to save memory (gradient
+    # Micro-batches into which each process splits its share of a batch, to save memory (gradient
     # accumulation). The gradients are those of the whole batch (docs/training.md), but batch
     # normalisation uses statistics of a micro-batch.
     cfg.SOLVER.ACCUMULATE_STEPS = 1

@@ -20,7 +20,7 @@ from solo_d2.data.workers import num_workers
 from solo_d2.utils.errors import DatasetError
 
 _IMAGE, _TRUTH = "_leftImg8bit.png", "_gtFine_instanceIds.png"
-# An object has the id 1000 * label + number; a group of objects that were not told apart its label.
+# An object has the id 1000 * label + number; a group of objects without individual ids its label.
 FIRST_OBJECT = 1000
 
 

@@ -43,7 +43,7 @@ def make_train_loader(
     Args:
         dataset: data set dicts.
         mapper: makes a training sample of one.
-        total_batch_size: images of a batch, in all processes together.
+        total_batch_size: batch size over all processes.
         seed: fixes order and augmentation.
         max_unreadable: most unreadable images that are tried for one sample.
         sampler: infinite stream of indices of this process; None: all images in random order.

@@ -1,4 +1,4 @@
-"""Folders written whole or not at all, by one process at a time.
+"""Folders written atomically, by one process at a time.
 
 A writer fills a temporary sibling and renames it, holding a lock file beside the folder that the
 system frees when the process dies; the next writer removes what a dead one left. After a power cut
@@ -76,7 +76,7 @@ def only_writer(root: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def whole_folder(root: Path) -> Iterator[Path]:
-    """Write a folder whole or not at all; for the `only_writer`.
+    """Write a folder atomically; for the `only_writer`.
 
     Yields:
         An empty folder that takes the place of `root`, with all that is in there, when the block

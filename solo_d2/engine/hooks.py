@@ -1,4 +1,4 @@
-"""Seeds of steps, and hooks: averaged weights, the best checkpoint, early stopping."""
+"""Seeds of steps, and hooks: EMA weights, the best checkpoint, early stopping."""
 
 import copy
 import logging
@@ -74,7 +74,7 @@ class EMA(HookBase):
 
 
 class TrainedWeights:
-    """In a checkpoint of averaged weights, the weights that training continues from.
+    """In a checkpoint of EMA weights, the weights that training continues from.
 
     Attributes:
         loaded: whether a checkpoint had them.

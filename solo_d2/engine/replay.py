@@ -1,4 +1,4 @@
-"""Repeats a step that came to bad numbers (`solo_d2.engine.bad_step`), to find their cause."""
+"""Repeats a step that had non-finite values (`solo_d2.engine.bad_step`), to find their cause."""
 
 import tempfile
 from collections.abc import Mapping

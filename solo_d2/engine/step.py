@@ -3,8 +3,8 @@
 All processes check the metrics of a step together: losses and gradients that are not finite
 (`solo_d2.engine.bad_step`), and the number of unreadable images (`solo_d2.data.unreadable`). They
 do so before the optimizer takes the step, or, on CUDA with a fused optimizer, before it takes the
-next one: a fused optimizer skips a step with bad numbers on the device, so the host need not wait
-for the metrics.
+next one: a fused optimizer skips a step with non-finite values on the device, so the host
+need not wait for the metrics.
 """
 
 import logging
@@ -211,7 +211,7 @@ class StepTrainer(SimpleTrainer):
                 storage.put_scalar("gradient_norm", step.clip_norm, cur_iter=step.iteration)
 
     def _stop(self, step: _Step, metrics: list[StepMetrics]) -> BadNumbersError:
-        """The error for a step with bad numbers."""
+        """The error for a step with non-finite values."""
         model = unwrap(self.model)
         norms = dict(zip(step.parameters, step.measured.parameter_norms.tolist(), strict=True))
         return stop_for_bad_numbers(

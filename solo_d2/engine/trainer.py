@@ -58,7 +58,7 @@ class Trainer(DefaultTrainer):
     """Detectron2's default trainer for SOLO models.
 
     Attributes:
-        ema: keeps the averaged weights; None without SOLVER.EMA.
+        ema: keeps the EMA weights; None without SOLVER.EMA.
     """
 
     def __init__(self, cfg: CfgNode):

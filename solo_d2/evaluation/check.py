@@ -43,7 +43,7 @@ def check_test_data(
     """
 
     def make(name: str, folder: str) -> DatasetEvaluator | None:
-        # A trainer of one's own may have its own evaluators.
+        # Your own trainer may have its own evaluators.
         known = MetadataCatalog.get(name).get("evaluator_type") in EVALUATORS
         return build_evaluator(cfg, name, folder) if known else None
 
@@ -121,7 +121,7 @@ def _check_truth(name: str, make_evaluator: MakeEvaluator, needs_metrics: bool) 
     for part in getattr(evaluator, "_evaluators", [evaluator]):
         if getattr(part, "_do_evaluation", True) is False:
             # Detectron2 registers test sets without annotations too, and keeps the predictions for
-            # a server. One's own data need them in a training.
+            # a server. Your own data need them in a training.
             paths = MetadataCatalog.get(name).get("registered_paths")
             if needs_metrics and paths is not None:
                 raise DatasetError(

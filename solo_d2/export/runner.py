@@ -110,7 +110,7 @@ def _is_threshold(value: Any) -> bool:
     return type(value) in (int, float) and -1 <= value <= 1
 
 
-# By field, whether a value is possible. A stranger's file must not ask for any amount of memory.
+# By field, whether a value is possible. An untrusted file must not claim any amount of memory.
 _SIDE, _COUNT = 2**13, 2**31
 _POSSIBLE: dict[str, Callable[[Any], bool]] = {
     "class_names": _list_of(str),

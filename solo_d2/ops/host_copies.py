@@ -9,7 +9,7 @@ from torch import Tensor
 def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Copy tensors to the CPU.
 
-    Those of CUDA are copied to pinned memory, at the full rate of the bus and one after the other
+    Those of CUDA are copied to pinned memory, at the full rate of the bus and in order
     without a wait between, and from there to plain memory: results that a program keeps pin
     nothing.
 

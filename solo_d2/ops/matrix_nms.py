@@ -109,7 +109,7 @@ def _decay_by_rows(
             most = iou.square_().sub_(own.square()).amax(dim=0)
             torch.maximum(extreme[start:], most, out=extreme[start:])
         else:
-            # A mask that is itself a duplicate has no say.
+            # Exact duplicates do not suppress other masks.
             floor = torch.where(own < 1, 1 - own, 1e-30)
             least = (1 - iou).div_(floor).masked_fill_(own >= 1, 1).amin(dim=0)
             torch.minimum(extreme[start:], least, out=extreme[start:])

@@ -1,4 +1,4 @@
-"""Files written whole or not at all."""
+"""Files written atomically."""
 
 import contextlib
 import errno
@@ -25,7 +25,7 @@ _NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST
 
 @contextlib.contextmanager
 def whole_file(path: Path | str) -> Iterator[Path]:
-    """Write a file whole or not at all, even if the process is killed or the power fails.
+    """Write a file atomically, even if the process is killed or the power fails.
 
     The content is on the disk before the file gets its name. What a killed writer leaves begins
     with `UNFINISHED`, and is removed by the next process that writes to the folder (see `sweep`).
@@ -59,13 +59,13 @@ def whole_file(path: Path | str) -> Iterator[Path]:
 
 
 def save_text(path: Path | str, text: str) -> None:
-    """Write a text file, UTF-8, whole or not at all (see `whole_file`)."""
+    """Write a text file, UTF-8, atomically (see `whole_file`)."""
     with whole_file(path) as file:
         file.write_text(text, encoding="utf-8")
 
 
 def save_json(path: Path | str, content: Mapping[str, Any]) -> None:
-    """Write a json file to be read by people too, whole or not at all (see `whole_file`)."""
+    """Write a json file to be read by people too, atomically (see `whole_file`)."""
     save_text(path, json.dumps(content, indent=1) + "\n")
 
 

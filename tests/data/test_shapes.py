@@ -1,4 +1,4 @@
-"""The generated data set: what is drawn, and that it is written whole or not at all."""
+"""The generated data set: what is drawn, and that it is written atomically."""
 
 import errno
 import hashlib

@@ -20,7 +20,7 @@ BAD = (1, 4, 5)
 
 
 def records(bad=BAD, num=NUM):
-    """Of two shapes in turns; reading those in `bad` fails."""
+    """Two alternating shapes; reading those in `bad` fails."""
     return [
         {"file_name": f"{i}.jpg", "width": 60 + 20 * (i % 2), "height": 70, "bad": i in bad}
         for i in range(num)

@@ -1,4 +1,4 @@
-"""Videos are written whole or not at all, at their rate, and can be played."""
+"""Videos are written atomically, at their rate, and can be played."""
 
 import cv2
 import numpy as np

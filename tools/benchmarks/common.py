@@ -80,7 +80,7 @@ def save(args: argparse.Namespace, content: Mapping[str, Any]) -> None:
 
 
 def measure(functions: Functions, repeats: int) -> dict[str, Timing]:
-    """Time functions in turns, so that other work of the machine slows all of them alike.
+    """Time functions alternately, so that other work of the machine slows all of them alike.
 
     Args:
         functions: what to time, by name. On CUDA the device is waited for.
@@ -111,7 +111,7 @@ def _timing(measurement: Measurement) -> Timing:
 
 
 def compare(functions: Functions, args: argparse.Namespace, **memory: Any) -> dict[str, Any]:
-    """Time functions in turns and find their peak memory.
+    """Time functions alternately and find their peak memory.
 
     Args:
         functions: two or more, of which the second one is what the first is compared with.

@@ -5,8 +5,8 @@
 The peer's model is built from its own checkout and config, which must be at hand: nothing of it is
 part of this project, and its compiled operators are not needed. Its random weights are loaded into
 ours, with the class bias shifted so that about --candidates cells pass the score threshold. Then
-both infer and train in turns on the same noise images; "as in training" is our model without what
-TEST.SPEED adds.
+both infer and train alternately on the same noise images; "as in training" is our model without
+what TEST.SPEED adds.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Overlays of instances: the one for video compared with Detectron2's Visualizer.
 
-One run draws the same instances over the same image by all, in turns: by
+One run draws the same instances over the same image by all, alternately: by
 `solo_d2.visualization.overlay`, by Detectron2's Visualizer as it is
 (`draw_instance_predictions`), and by `solo_d2.visualization.publication`, which uses parts of it.
 """

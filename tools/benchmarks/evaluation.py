@@ -1,10 +1,10 @@
 """COCO's metrics from predictions: pycocotools, Detectron2, faster-coco-eval and this project.
 
-One run measures all in turns, on the same predictions, from a list of COCO's results to the twelve
-metrics, and compares these with pycocotools'. "plain" is the way of each package, all categories at
-once; "ours" gives it the categories one by one, as evaluations of this project do. Of this project
-"auto" takes the first of these packages that is installed. Everything runs in one process; with
-several, each evaluates some categories.
+One run measures all alternately on the same predictions, from a list of COCO's results to the
+twelve metrics, and compares these with pycocotools'. "plain" is the way of each package, all
+categories at once; "ours" gives it the categories one by one, as evaluations of this project do. Of
+this project "auto" takes the first of these packages that is installed. Everything runs in one
+process; with several, each evaluates some categories.
 
 Predictions are drawn, or read from what an evaluation left (--truth, --predictions).
 """

@@ -1,6 +1,6 @@
 """Inference with one model in several ways against eager PyTorch: speed, memory and accuracy.
 
-One run times all variants in turns, on the same images, from bytes at the size of the network's
+One run times all variants alternately, on the same images, from bytes at the size of the network's
 input to masks at the size of the image, and with --dataset evaluates each. Variants are the options
 of TEST.SPEED, joined by "+" (fused, channels_last, bf16, fp16, compiled, compiled-static,
 cuda-graphs), and exports to ONNX Runtime, which runs them on the CPU (onnx, onnx-fp16, onnx-int8,
@@ -8,7 +8,7 @@ onnx-int8-dynamic). One that cannot run here is a row that says why. Exporting a
 minutes and is not measured.
 
 Without --weights the model is random, and without --dataset the images are noise: next to nothing
-is found then, and what follows the network costs next to nothing.
+is found then, and post-processing costs next to nothing.
 """
 
 import argparse
@@ -224,7 +224,7 @@ class Variants:
 
 
 def measure_variants(variants: Variants) -> tuple[str, list[dict[str, Any]]]:
-    """Time all variants in turns, and evaluate each if there is a data set.
+    """Time all variants alternately, and evaluate each if there is a data set.
 
     Returns:
         The name of the metric, "" without a data set; and for each variant, eager first, its
@@ -263,7 +263,7 @@ def metric_of(cfg: Any, dataset: str, model: Any, metric: str) -> float | None:
 
 @torch.no_grad()
 def _measure_batch(variants: Variants, models: Mapping[str, Any], batch: int) -> dict[str, Any]:
-    """Time and memory of a batch size, for all variants in turns."""
+    """Time and memory of a batch size, for all variants alternately."""
     args, images = variants.args, variants.images[:batch]
     calls = {name: partial(model, images) for name, model in models.items()}
     timings = measure(calls, args.repeats)

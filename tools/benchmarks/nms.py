@@ -2,7 +2,7 @@
 
 Shape letters: N masks, H and W rows and columns, K classes.
 
-One run measures both in turns, on the same masks. "plain" is one float32 product of all masks,
+One run measures both alternately, on the same masks. "plain" is one float32 product of all masks,
 N x N matrices and a label matrix, as SOLOv2 (arXiv:2003.10152, section 2.2) describes it; for the
 types other than matrix it is this project's reference backend. With --peak-bandwidth and
 --peak-int8 of a GPU the table also shows the time below which the work cannot be done.

@@ -2,7 +2,8 @@
 
 Shape letters: N instances, H and W rows and columns.
 
-One run measures both in turns, on the same masks and labels, and checks that the results are equal.
+One run measures both alternately, on the same masks and labels, and checks that the
+results are equal.
 """
 
 import argparse

@@ -3,7 +3,7 @@
 Shape letters: M candidates, T cells of all levels, E channels of the mask feature, H and W its rows
 and columns, K classes.
 
-One run measures both in turns, on the same outputs, whole and stage by stage. "plain" makes the
+One run measures both alternately, on the same outputs, whole and stage by stage. "plain" makes the
 float masks of all candidates, compares overlaps by a float32 product, enlarges all instances at
 once, and encodes masks one by one with pycocotools; it makes no boxes.
 """

@@ -1,7 +1,7 @@
 """One page about inference with a model: every stage, size, memory, speed and accuracy.
 
-Detectron2's Mask R-CNN R50-FPN goes through the same in turns, in the same run: the same files, at
-the same size, to masks at the size of the image that are encoded and drawn. The page says what was
+Detectron2's Mask R-CNN R50-FPN is measured alternately in the same run: the same files, at the same
+size, to masks at the size of the image that are encoded and drawn. The page says what was
 measured on which machine.
 
 Without --images and --dataset the images are smooth noise. Without --weights, and for Mask R-CNN
@@ -177,7 +177,7 @@ def _time_batch(
     files: Sequence[Path],
     batch: int,
 ) -> dict[str, dict[str, Any]]:
-    """Time and memory of a batch size, of both models in turns, on the same batches.
+    """Time and memory of a batch size, of both models alternately, on the same batches.
 
     Returns:
         For each model the milliseconds of an image, as timings: "whole", "model" (from its input to

@@ -1,6 +1,6 @@
 """A training step compared with the same step with target assignment and losses in plain loops.
 
-One run measures both in turns, on the same batches and model. Four tables:
+One run measures both alternately, on the same batches and model. Four tables:
 
 - step: the stages of a step of the config's model, with random weights. A batch is read, augmented
   and mapped by this process, from drawn images with --instances objects or (--dataset) from

@@ -1,4 +1,4 @@
-"""The stages of a training step of a config, ours and plain in turns."""
+"""The stages of a training step of a config, ours and plain alternately."""
 
 import argparse
 import copy

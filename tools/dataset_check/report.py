@@ -154,7 +154,7 @@ def _format_fit(found: Findings, cfg: CfgNode) -> list[str]:
 def _level_columns(
     levels: Levels, found: Findings, prefix: str = "", mark: str = ""
 ) -> list[dict[str, Any]]:
-    """Columns of the table of levels, told apart by `prefix` and `mark`, for each level."""
+    """Columns of the table of levels, marked by `prefix` and `mark`, for each level."""
     assert found.objects is not None
     return [
         {

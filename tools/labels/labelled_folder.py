@@ -168,7 +168,7 @@ def split_images(
 
 
 def write_coco(file: Path, images: Sequence[LabelledImage], class_names: Sequence[str]) -> None:
-    """Write images and their objects in COCO format, whole or not at all.
+    """Write images and their objects in COCO format, atomically.
 
     The ids of the classes start at 1, in the order of their names.
     """

@@ -1,4 +1,4 @@
-"""The data set `shapes` on disk: written once, whole or not at all, by one process at a time.
+"""The data set `shapes` on disk: written once, atomically, by one process at a time.
 
 Layout, in COCO format:
 

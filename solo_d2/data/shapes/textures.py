@@ -19,7 +19,7 @@ def random_colour(
     saturation: tuple[float, float] = (0.25, 1.0),
     value: tuple[float, float] = (0.2, 1.0),
 ) -> Image:
-    """Draw a colour; the ranges are parts of the HSV cone, hue in turns. (3,) float32."""
+    """Draw a colour; the ranges are parts of the HSV cone, hue in [0, 1). (3,) float32."""
     parts = [rng.uniform(*span) for span in (hue, saturation, value)]
     rgb = colorsys.hsv_to_rgb(parts[0] % 1.0, parts[1], parts[2])
     return np.array([255.0 * part for part in rgb], np.float32)

@@ -90,7 +90,7 @@ def _decay_kernel(
         if GAUSSIAN:
             exponent = tl.maximum(exponent, tl.max(iou * iou - own * own, axis=0))
         else:
-            # A mask that is itself a duplicate (own = 1) has no say.
+            # Exact duplicates (own = 1) do not suppress other masks.
             least = tl.where(own < 1, tl.div_rn(1 - iou, tl.where(own < 1, 1 - own, 1.0)), 1.0)
             quotient = tl.minimum(quotient, tl.min(least, axis=0))
     decay = tl.exp(-sigma * exponent) if GAUSSIAN else quotient
