@@ -18,6 +18,7 @@ from detectron2.utils import comm
 
 from solo_d2.data.catalog import check_datasets
 from solo_d2.data.coco_json import some
+from solo_d2.data.ignored import without_objects
 from solo_d2.data.locations import where_datasets_are
 from solo_d2.data.panoptic_json import require_size
 from solo_d2.data.workers import num_workers
@@ -86,9 +87,16 @@ def check_evaluation(
 
 
 def _check_images(name: str, max_pixels: int) -> None:
-    """Refuse missing images, and warn of unreadable ones."""
+    """Refuse missing images, and warn of unreadable ones and of data without objects."""
     check_datasets([name])
     records = DatasetCatalog.get(name)
+    metadata = MetadataCatalog.get(name)
+    file = metadata.get("panoptic_json") or metadata.get("json_file")
+    described = f"Data set '{name}'" + (f" ({file})" if file else "")
+    if not records:
+        raise DatasetError(f"{described} has no images, so nothing can be evaluated on it")
+    if any("annotations" in x for x in records) and len(without_objects(records)) == len(records):
+        logger.warning(f"{described} has no objects, so average precision on it is undefined (NaN)")
     of_images = f"of the {len(records)} images of data set '{name}'"
     local = [record for record in records if "://" not in record["file_name"]]
     missing = [x["file_name"] for x in local if not os.path.exists(x["file_name"])]

@@ -93,6 +93,9 @@ MENDED = {
 }
 
 
+NO_IMAGES = [put("images", value=[]), put("annotations", value=[])]
+
+
 def missing_image(folder):
     (folder / "2.jpg").unlink()
 
@@ -121,6 +124,19 @@ def test_own_data_without_annotations_are_for_predictions_alone(data, tmp_path, 
         return
     with pytest.raises(DatasetError, match=r"instances_val.json .*'annotations'"):
         setup(args)
+
+
+@pytest.mark.parametrize("by", [register_coco_format, register_coco_instances])
+def test_data_without_images_are_refused(data, by):
+    register(data(*NO_IMAGES), by=by)
+    with pytest.raises(DatasetError, match=r"check_val.*instances_val.json.*no images"):
+        check_test_data(tiny_config(), [NAMES[0]])
+
+
+def test_data_without_objects_get_a_warning(data, caplog):
+    register(data(*(put("annotations", index, "segmentation", value=[]) for index in (0, 1))))
+    check_test_data(tiny_config(), [NAMES[0]])
+    assert "no objects" in caplog.text
 
 
 def test_the_check_of_data_sets_says_the_same(data, tmp_path, capsys):
