@@ -139,6 +139,8 @@ def test_each_image_is_evaluated_once(resumed, folder, tmp_path):
     """At the end of the training by torchrun."""
     options = ["--config-file", folder / "config.yaml", "--eval-only", "MODEL.WEIGHTS"]
     options += [resumed / "model_final.pth", "OUTPUT_DIR", tmp_path]
+    # Evaluations during training run the model as it is trained.
+    options += ["TEST.SPEED.FUSE_BN", "False", "TEST.SPEED.CHANNELS_LAST", "False"]
     evaluate(setup(jobs.parse_args(*options)))
     assert predicted(resumed) == predicted(tmp_path)
     assert json.loads((resumed / "evaluation.json").read_text()) == json.loads(

@@ -46,7 +46,10 @@ def test_two_rows(tmp_path, capsys):
     content = json.loads((tmp_path / "out" / "tiny" / "mask_feature.json").read_text())
     assert [row["row"] for row in content["rows"]] == ["separate", "unified"]
     for row in content["rows"]:
-        assert row["overrides"] == {"MODEL.SOLO.MASK_FEATURE.TYPE": row["row"]}
+        assert row["overrides"] == {
+            "MODEL.SOLO.MASK_FEATURE.TYPE": row["row"],
+            "MODEL.SOLO.MASK_FEATURE.CONV_DIM": {"separate": 256, "unified": 128}[row["row"]],
+        }
         assert "segm/AP" in row["runs"][0]["metrics"]
     assert main(words) == 0
     assert capsys.readouterr().out.count("done already") == 2
