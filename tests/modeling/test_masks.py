@@ -1,11 +1,14 @@
 """Masks of every head: by factors or without, in training and inference."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY, DecoupledSOLOHead
 from solo_d2.structures import GridCells
 from tests.modeling.tiny import image, losses_of, tiny_config, tiny_model
+from tests.test_inference_fixed import Watch  # noqa: E402
 
 pytestmark = pytest.mark.detectron2
 
@@ -89,3 +92,37 @@ def test_backend_of_the_config_is_used(backend):
     expected = tiny_model(sure=True).eval()([image()])[0]["instances"]
     assert len(found) == len(expected) > 0
     assert (found.pred_masks != expected.pred_masks).sum() <= 5
+
+
+def separate_masks():
+    cfg = tiny_config()
+    cfg.MODEL.SOLO.MASK_FEATURE.TYPE = "separate"
+    return cfg
+
+
+@pytest.mark.parametrize("config", [*HEADS, "separate", "no factors"])
+def test_fixed_shapes_find_the_same_without_waiting(config, monkeypatch):
+    name = config if config in HEADS else "SOLOHead"
+    cfg = separate_masks() if config == "separate" else tiny_config(name)
+    cfg.MODEL.SOLO.NMS.BACKEND = "torch"
+    model = tiny_model(cfg, sure=True).eval()
+    if config == "no factors":
+        without_factors(model.head)
+    outputs, sizes = outputs_of(model), [((96, 128), (60, 80))] * 2
+    decoder = replace(model.decoder, lanes=2000, mask_thresh=0.4)
+    expected, found = (
+        replace(decoder, fixed=fixed).decode(outputs, *zip(*sizes, strict=True))
+        for fixed in (False, True)
+    )
+    for one, other in zip(found, expected, strict=True):
+        assert len(one.scores) == len(other.scores) > 10
+        torch.testing.assert_close(one.scores, other.scores)
+        assert torch.equal(one.classes, other.classes)
+        assert (one.masks != other.masks).sum() <= 5
+    if config != "no factors":  # whose cells are gathered by group
+        for module in ("binary_masks", "paste_masks"):  # NumPy makes them on the host
+            zeros = f"solo_d2.ops.{module}.zero_masks"
+            monkeypatch.setattr(zeros, lambda shape, device: torch.zeros(shape, dtype=torch.bool))
+        with Watch() as watch:
+            replace(decoder, fixed=True, backend="torch").decode_lanes(outputs, sizes[:1])
+        print(f"{config}: {watch.counts.total()} operators in PyTorch alone")
