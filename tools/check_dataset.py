@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-r"""Say what would go wrong in training on a data set, before hours are spent.
+r"""Find what would go wrong in training on a data set, before training.
 
     python tools/check_dataset.py --config-file configs/coco/solov2_R50_1x.yaml \
         --train-json my/train.json --train-images my/images --output check

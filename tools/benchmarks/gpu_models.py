@@ -134,7 +134,7 @@ def see_scene(model: Any, image: torch.Tensor) -> None:
 
 
 def training(meter: Meter) -> dict[str, Any]:
-    """Steps of the trainer in float32 and mixed precision, with waits and images a second."""
+    """Steps of the trainer in float32 and mixed precision, with waits and images per second."""
     config, size, batch = (LIGHT, (64, 96), 1) if meter.is_trial else (R50, (800, 1216), 2)
     found: dict[str, Any] = {}
     for precision in (None,) if meter.is_trial else (None, torch.bfloat16):

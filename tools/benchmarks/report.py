@@ -180,7 +180,7 @@ def _time_batch(
     """Time and memory of a batch size, of both models alternately, on the same batches.
 
     Returns:
-        For each model the milliseconds of an image, as timings: "whole", "model" (from its input to
+        For each model the milliseconds per image, as timings: "whole", "model" (from its input to
         masks) and, of the first batch size, "stages"; and "peak_bytes" of a whole batch.
     """
     print(f"batches of {batch} ...", flush=True)

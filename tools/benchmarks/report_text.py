@@ -25,13 +25,13 @@ def format_report(found: Mapping[str, Any]) -> str:
         "they can take: the masks of all candidates that enter mask NMS, or the box heads of all "
         "proposals and the mask heads of all instances.",
         f"## Stages, in batches of {batch}",
-        "Milliseconds of an image, median (interquartile range). The whole was timed "
+        "Milliseconds per image, median (interquartile range). The whole was timed "
         "without the stages. In Mask R-CNN the head is that of proposals and of boxes, and NMS is "
         "that of both.",
         markdown_table(_stages(models, batch)),
         "## Throughput",
         "From the file to the drawing (whole), and from the resized image to masks at the size "
-        "of the image (model); milliseconds of an image. MiB: peak of a whole batch beyond the "
+        "of the image (model); milliseconds per image. MiB: peak of a whole batch beyond the "
         "models.",
         markdown_table(
             [
