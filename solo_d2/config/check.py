@@ -13,8 +13,12 @@ from solo_d2.config.extensions import ADDED_KEYS
 from solo_d2.config.rules import Rule, leaves, require, wrong_type
 from solo_d2.utils.errors import ConfigError
 
-# In the place of defaults that do not tell of what type the elements are.
+# The example of a key whose values have several types; what reads it knows them.
+ANY = object()
+# In the place of defaults that do not tell the type of values or elements.
 EXAMPLES = {
+    "TEST.SPEED.FUSE_BN": ANY,
+    "TEST.SPEED.CHANNELS_LAST": ANY,
     "MODEL.SOLO.SCALE_RANGES": [[1.0]],  # any numbers
     "MODEL.WEIGHTS_ALLOW": [""],
     "MODEL.FPN.IN_FEATURES": [""],
@@ -42,7 +46,7 @@ def check_config(
                 f"{key} is missing: start from solo_d2.config.default_config(), or from "
                 "detectron2.config.get_cfg() and add_solo_config(cfg)"
             )
-        allowed = wrong_type(values[key], example)
+        allowed = None if example is ANY else wrong_type(values[key], example)
         require(allowed is None, key, values[key], str(allowed))
     for key, rule in rules.items():
         require(rule.holds(values[key]), key, values[key], rule.allowed)

@@ -14,6 +14,7 @@ from detectron2.config import CfgNode, get_cfg  # noqa: E402
 from detectron2.modeling import build_model  # noqa: E402
 from detectron2.utils.events import EventStorage  # noqa: E402
 
+import tools.ablations.dice_mask_head  # noqa: E402, F401  (a head that configs/comparison has)
 from solo_d2 import add_solo_config  # noqa: E402
 from solo_d2.engine import Trainer  # noqa: E402
 from solo_d2.inference import NMS  # noqa: E402

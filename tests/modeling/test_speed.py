@@ -8,6 +8,8 @@ import torch
 from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
 
+from solo_d2.config import override
+from solo_d2.config.check import check_config
 from solo_d2.engine import Trainer, evaluate
 from solo_d2.engine import trainer as trainer_module
 from solo_d2.engine.checks import check_run_config
@@ -222,9 +224,13 @@ def test_auto_depends_on_the_device(device, dtype, channels_last, automatic):
     cfg = tiny_config()
     cfg.MODEL.DEVICE, cfg.TEST.SPEED.DTYPE = device, dtype
     cfg.TEST.SPEED.FUSE_BN = cfg.TEST.SPEED.CHANNELS_LAST = automatic
+    check_config(cfg, ["TEST.SPEED"], {})
     assert SpeedOptions.from_config(cfg) == SpeedOptions(True, channels_last, dtype)
-    cfg.TEST.SPEED.FUSE_BN = cfg.TEST.SPEED.CHANNELS_LAST = False
-    assert SpeedOptions.from_config(cfg) == SpeedOptions(dtype=dtype)
+    for value in (True, False):
+        cfg.TEST.SPEED.FUSE_BN = cfg.TEST.SPEED.CHANNELS_LAST = None
+        override(cfg, ["TEST.SPEED.FUSE_BN", value, "TEST.SPEED.CHANNELS_LAST", str(value)])
+        check_config(cfg, ["TEST.SPEED"], {})
+        assert SpeedOptions.from_config(cfg) == SpeedOptions(value, value, dtype)
 
 
 def test_what_was_chosen_is_logged(caplog):
