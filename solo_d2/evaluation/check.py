@@ -94,7 +94,7 @@ def _check_images(name: str, max_pixels: int) -> None:
     file = metadata.get("panoptic_json") or metadata.get("json_file")
     described = f"Data set '{name}'" + (f" ({file})" if file else "")
     if not records:
-        raise DatasetError(f"{described} has no images, so nothing can be evaluated on it")
+        raise DatasetError(f"{described} has no images to evaluate on")
     if any("annotations" in x for x in records) and len(without_objects(records)) == len(records):
         logger.warning(f"{described} has no objects, so average precision on it is undefined (NaN)")
     of_images = f"of the {len(records)} images of data set '{name}'"

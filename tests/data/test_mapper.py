@@ -10,6 +10,7 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetMapper, MapDataset
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, BoxMode, PolygonMasks
+from PIL import ExifTags, Image
 from pycocotools import mask as coco_mask
 from torch.utils.data import DataLoader
 
@@ -337,6 +338,30 @@ def test_stuff_is_read_for_training_a_panoptic_model_alone(panoptic_record, tmp_
     (tmp_path / "stuff.png").unlink()
     for mapper in (SOLODatasetMapper(config()), SOLODatasetMapper(panoptic_config(), False)):
         assert "sem_seg" not in mapper(panoptic_record)
+
+
+@pytest.mark.parametrize("crop", [False, True])
+def test_stuff_is_moved_with_the_image(panoptic_record, crop):
+    transforms = [T.HFlipTransform(WIDTH), T.ResizeTransform(HEIGHT, WIDTH, 2 * HEIGHT, 2 * WIDTH)]
+    expected = STUFF[:, ::-1].repeat(2, axis=0).repeat(2, axis=1)
+    if crop:
+        transforms.append(T.CropTransform(11, 7, 50, 30))
+        expected = expected[7:37, 11:61]
+    mapper = SOLODatasetMapper(panoptic_config())
+    mapper.augmentations = T.AugmentationList(transforms)
+    sample = mapper(panoptic_record)
+    assert np.array_equal(sample["sem_seg"].numpy(), expected)
+    assert sample["sem_seg"].shape == sample["image"].shape[1:]
+
+
+def test_exif_does_not_turn_a_stuff_map(panoptic_record):
+    """Evaluation and conversion read label maps as they are stored, too."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 3
+    stuff = Image.fromarray(STUFF.astype(np.uint8))
+    stuff.save(panoptic_record["sem_seg_file_name"], exif=exif)
+    sample = SOLODatasetMapper(panoptic_config())(panoptic_record)
+    assert np.array_equal(sample["sem_seg"].numpy(), STUFF)
 
 
 def test_the_configs_own_augmentation_keeps_stuff_on_the_image(panoptic_record):

@@ -130,6 +130,7 @@ JSON_ERRORS = {
     "image twice": (put("annotations", 1, "image_id", value=1), "image 1: has more than one entry"),
     "unknown image": (put("annotations", 1, "image_id", value=6), "image 6: .*'image_id'"),
     "PNG twice": (put(*PNGS, value="1.png"), r"image 2: 'file_name' is '1\.png'"),
+    "PNG without a name": (put(*PNGS, value=""), "image 2: 'file_name' must be a PNG"),
     "PNG outside": (put(*PNGS, value="../2.png"), r"image 2: 'file_name' .*'\.\./2\.png'"),
     "one stuff map of two PNGs": (
         put(*PNGS, value="./1.jpg"),

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import multiprocessing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -189,6 +190,30 @@ def test_kept_predictions_are_read_back_by_panopticapi(dataset, tmp_path, monkey
         for key in ("PQ", "SQ", "RQ"):
             assert figures[key + suffix] == pytest.approx(100 * theirs[group][key.lower()])
     assert figures["PQ-sky"] == pytest.approx(100 * theirs["per_class"][21]["pq"])
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*")}
+
+
+def fail(*_):
+    raise OSError("full")
+
+
+def test_predictions_are_kept_whole_or_not_at_all(dataset, tmp_path, monkeypatch):
+    png = dataset() / "panoptic" / "2.png"
+    evaluate(truth_of_both(), tmp_path, keep_predictions=True)
+    before = contents(tmp_path / "out" / "panoptic")
+    assert len(before) == 3
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
+        patch.setattr(Path, "write_text", fail)
+        evaluate(hand_made(), tmp_path, keep_predictions=True)
+    png.write_bytes(b"no png")
+    with pytest.raises(DatasetError, match=r"2\.png cannot be read"):
+        evaluate(hand_made(), tmp_path, keep_predictions=True)
+    assert contents(tmp_path / "out" / "panoptic") == before
+    assert {path.name for path in (tmp_path / "out").iterdir()} <= {"panoptic", ".panoptic.lock"}
 
 
 @pytest.mark.parametrize("seed", range(20))
