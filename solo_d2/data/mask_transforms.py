@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from solo_d2.data.segmentations import decode_counts
+
 # Marks rows and columns of the result that are padding.
 _PADDING = -1
 # Transforms that leave segmentations as they are.
@@ -65,10 +67,19 @@ def _draw(rle: dict[str, Any], rows: Lines, columns: Lines, out: NDArray[np.bool
     inside_rows = np.flatnonzero((rows >= top) & (rows < top + height))
     inside_columns = np.flatnonzero((columns >= left) & (columns < left + width))
     if len(inside_rows) and len(inside_columns):
-        by_column = coco_mask.decode(rle).T  # contiguous
-        pixels = by_column[columns[inside_columns]].T[rows[inside_rows]]
+        by_column = _decode_columns(rle, left, width)
+        pixels = by_column[columns[inside_columns] - left].T[rows[inside_rows]]
         (y, x), (h, w) = (inside_rows[0], inside_columns[0]), pixels.shape
         out[y : y + h, x : x + w] = pixels
+
+
+def _decode_columns(rle: dict[str, Any], left: int, width: int) -> NDArray[np.bool_]:
+    """(width, H): the columns of a mask from `left` on."""
+    height = rle["size"][0]
+    first, last = left * height, (left + width) * height
+    edges = np.cumsum(decode_counts(rle["counts"])).clip(first, last)
+    runs = np.diff(edges, prepend=first, append=last)
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height)
 
 
 def source_lines(transforms: TransformList, height: int, width: int) -> tuple[Lines, Lines] | None:
