@@ -99,6 +99,7 @@ def test_labelme_shapes(folders):
         ('{"objects": []}', "no list 'shapes'"),
         (labelme({"points": SQUARE}), "shape 0: it has no 'label'"),
         (labelme(shape(" ", SQUARE)), "shape 0: it has no 'label'"),
+        (labelme(shape(["a"], SQUARE)), "shape 0: it has no 'label'"),
         (labelme(5), "shape 0: it must be an object"),
         (labelme(shape("a", SQUARE), height=SIZE[1], width=SIZE[0]), "EXIF"),
         (labelme(shape("a", SQUARE), height=10), "10 x 30 pixels"),

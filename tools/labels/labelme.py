@@ -93,7 +93,7 @@ def _require_size(file: Path, content: dict[str, Any], size: tuple[int, int]) ->
         raise DatasetError(
             f"{file} is of an image of {words(given)} pixels (height x width), its image has "
             f"{words(size)}"
-            + (", upright as its EXIF says: label the upright image" if turned else "")
+            + (". If its EXIF turns it, label the upright image" if turned else "")
         )
 
 
@@ -106,8 +106,8 @@ def _read_shape(shape: Any, size: tuple[int, int]) -> tuple[str, _Part]:
     if not isinstance(shape, dict):
         raise DatasetError(f"it must be an object, it is {shown(shape)}")
     label = shape.get("label")
-    if label is None or not str(label).strip():
-        raise DatasetError("it has no 'label'")
+    if not isinstance(label, str | int | float) or not str(label).strip():
+        raise DatasetError("it has no 'label', or none that is a text")
     label = str(label).strip()
     points = _points(shape)
     if shape.get("shape_type") == "mask" or (shape.get("mask") and len(points) < 3):
