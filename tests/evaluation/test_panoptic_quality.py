@@ -206,9 +206,10 @@ def test_predictions_are_kept_whole_or_not_at_all(dataset, tmp_path, monkeypatch
     before = contents(tmp_path / "out" / "panoptic")
     assert len(before) == 3
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
+    with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", fail)
-        evaluate(hand_made(), tmp_path, keep_predictions=True)
+        with pytest.raises(OSError, match="full"):
+            evaluate(hand_made(), tmp_path, keep_predictions=True)
     png.write_bytes(b"no png")
     with pytest.raises(DatasetError, match=r"2\.png cannot be read"):
         evaluate(hand_made(), tmp_path, keep_predictions=True)
