@@ -92,8 +92,7 @@ def _require_size(file: Path, content: dict[str, Any], size: tuple[int, int]) ->
         turned = given[::-1] == list(size)
         raise DatasetError(
             f"{file} is of an image of {words(given)} pixels (height x width), its image has "
-            f"{words(size)}"
-            + (". If its EXIF turns it, label the upright image" if turned else "")
+            f"{words(size)}" + (". If its EXIF turns it, label the upright image" if turned else "")
         )
 
 
