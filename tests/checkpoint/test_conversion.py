@@ -6,25 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.modeling import build_model
 
+from solo_d2.checkpoint.checkpointer import SOLOCheckpointer
+from solo_d2.checkpoint.convert import plan_conversion, write_conversion
 from solo_d2.checkpoint.derive import class_names, derive_config, settings_in_text
+from solo_d2.config import load_config
+from solo_d2.data.classes import dataset_categories, make_categories
+from solo_d2.utils.errors import ConfigError
 from tests.checkpoint import published
-
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
-
-from detectron2.modeling import build_model  # noqa: E402
-
-from solo_d2.checkpoint.checkpointer import SOLOCheckpointer  # noqa: E402
-from solo_d2.checkpoint.convert import plan_conversion, write_conversion  # noqa: E402
-from solo_d2.config import load_config  # noqa: E402
-from solo_d2.data.classes import dataset_categories, make_categories  # noqa: E402
-from solo_d2.utils.errors import ConfigError  # noqa: E402
-from tests.modeling.tiny import tiny_config, tiny_model  # noqa: E402
+from tests.modeling.tiny import tiny_config, tiny_model
 
 # Detectron2 installs a package `tools`, so the file is imported from its folder.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
-from convert_weights import main  # noqa: E402
+from convert_weights import main
 
 TEXT = """
 model = dict(bbox_head=dict(num_grids=[20, 18, 12, 8, 6],

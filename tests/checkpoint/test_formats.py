@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from detectron2.layers import ShapeSpec
 
 from solo_d2.checkpoint.formats import (
     ADELAIDET,
@@ -12,15 +13,9 @@ from solo_d2.checkpoint.formats import (
     TORCHVISION,
     recognise,
 )
+from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY
 from tests.checkpoint import published
 from tests.golden import levels, load_golden
-
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
-
-from detectron2.layers import ShapeSpec  # noqa: E402
-
-from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY  # noqa: E402
 
 FEATURES = ["p2", "p3", "p4", "p5", "p6"]
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}

@@ -8,7 +8,9 @@ from functools import partial
 
 import pytest
 import torch
+from detectron2.modeling import build_model
 
+from solo_d2.checkpoint.checkpointer import SOLOCheckpointer
 from solo_d2.checkpoint.derive import derive_config
 from solo_d2.checkpoint.formats import (
     CAFFE2,
@@ -18,16 +20,9 @@ from solo_d2.checkpoint.formats import (
     TORCHVISION,
     recognise,
 )
+from solo_d2.utils.errors import ConfigError
 from tests.checkpoint import published
-
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
-
-from detectron2.modeling import build_model  # noqa: E402
-
-from solo_d2.checkpoint.checkpointer import SOLOCheckpointer  # noqa: E402
-from solo_d2.utils.errors import ConfigError  # noqa: E402
-from tests.modeling.tiny import panoptic_config, tiny_config, tiny_model  # noqa: E402
+from tests.modeling.tiny import panoptic_config, tiny_config, tiny_model
 
 # Of the authors' models, those that test_conversion does not load.
 SOURCES = {

@@ -3,18 +3,13 @@
 import pytest
 import torch
 import torchvision
+from detectron2.modeling import build_backbone, build_model
 
+from solo_d2.checkpoint.checkpointer import SOLOCheckpointer
 from solo_d2.checkpoint.derive import derive_config
 from solo_d2.checkpoint.formats import TORCHVISION, recognise
-
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
-
-from detectron2.modeling import build_backbone, build_model  # noqa: E402
-
-from solo_d2.checkpoint.checkpointer import SOLOCheckpointer  # noqa: E402
-from solo_d2.utils.errors import ConfigError  # noqa: E402
-from tests.modeling.tiny import tiny_config  # noqa: E402
+from solo_d2.utils.errors import ConfigError
+from tests.modeling.tiny import tiny_config
 
 
 def light_config(depth):

@@ -2,18 +2,14 @@
 
 import pytest
 import torch
+from detectron2.modeling import build_model
 
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
-
-from detectron2.modeling import build_model  # noqa: E402
-
-import solo_d2.modeling  # noqa: E402, F401  (registers the models)
-from solo_d2.checkpoint.checkpointer import SOLOCheckpointer  # noqa: E402
-from solo_d2.checkpoint.formats import recognise  # noqa: E402
-from solo_d2.checkpoint.matching import match  # noqa: E402
-from solo_d2.config import load_config  # noqa: E402
-from tests.checkpoint import published  # noqa: E402
+import solo_d2.modeling  # noqa: F401  (registers the models)
+from solo_d2.checkpoint.checkpointer import SOLOCheckpointer
+from solo_d2.checkpoint.formats import recognise
+from solo_d2.checkpoint.matching import match
+from solo_d2.config import load_config
+from tests.checkpoint import published
 
 V2, LIGHT_V2 = {"head": 512}, {"head": 256, "e": 128}
 X101 = {**V2, "mid": 256, "groups": 64}

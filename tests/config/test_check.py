@@ -1,19 +1,15 @@
 """Values that cannot work are refused by the name of their key, whatever way they came."""
 
 import pytest
+from detectron2.config import get_cfg
 
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
-
-from detectron2.config import get_cfg  # noqa: E402
-
-from solo_d2.config import default_config, load_config, override  # noqa: E402
-from solo_d2.data.input_checks import check_input_config  # noqa: E402
-from solo_d2.engine import Trainer  # noqa: E402
-from solo_d2.engine.checks import check_run_config  # noqa: E402
-from solo_d2.modeling.checks import check_model_keys  # noqa: E402
-from solo_d2.utils.errors import ConfigError, shown  # noqa: E402
-from tests.modeling.tiny import panoptic_config, tiny_config  # noqa: E402
+from solo_d2.config import default_config, load_config, override
+from solo_d2.data.input_checks import check_input_config
+from solo_d2.engine import Trainer
+from solo_d2.engine.checks import check_run_config
+from solo_d2.modeling.checks import check_model_keys
+from solo_d2.utils.errors import ConfigError, shown
+from tests.modeling.tiny import panoptic_config, tiny_config
 
 NAN, INF = float("nan"), float("inf")
 

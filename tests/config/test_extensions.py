@@ -5,18 +5,15 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
-
-from solo_d2.config import (  # noqa: E402  # noqa: E402
+from solo_d2.config import (  # noqa: E402
     add_import_argument,
     default_config,
     extensions,
     override,
     register_config,
 )
-from solo_d2.modeling.checks import check_model_keys  # noqa: E402
-from solo_d2.utils.errors import ConfigError  # noqa: E402
+from solo_d2.modeling.checks import check_model_keys
+from solo_d2.utils.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)

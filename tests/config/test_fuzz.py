@@ -9,34 +9,30 @@ import re
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import yaml
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import transforms as T
+from detectron2.utils.events import EventStorage
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
-
-import numpy as np  # noqa: E402
-import yaml  # noqa: E402
-from detectron2.data import DatasetCatalog, MetadataCatalog  # noqa: E402
-from detectron2.data import transforms as T  # noqa: E402
-from detectron2.utils.events import EventStorage  # noqa: E402
-from hypothesis import HealthCheck, given, settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
-
-from solo_d2.config import defaults, load_config, override  # noqa: E402
-from solo_d2.config.models import is_panoptic  # noqa: E402
-from solo_d2.config.rules import leaves  # noqa: E402
-from solo_d2.data import SOLODatasetMapper  # noqa: E402
-from solo_d2.data.augmentation import build_train_augmentation  # noqa: E402
-from solo_d2.engine import Trainer  # noqa: E402
-from solo_d2.engine.checks import check_run_config  # noqa: E402
-from solo_d2.engine.training_data import build_train_loader  # noqa: E402
-from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY  # noqa: E402
-from solo_d2.modeling.speed import SpeedOptions, speed_up  # noqa: E402
-from solo_d2.modeling.tta import SOLOWithTTA  # noqa: E402
-from solo_d2.utils.errors import ConfigError  # noqa: E402
-from tests.modeling.test_backbones import small  # noqa: E402
-from tests.modeling.tiny import image, panoptic_config, tiny_config, with_sem_seg  # noqa: E402
+from solo_d2.config import defaults, load_config, override
+from solo_d2.config.models import is_panoptic
+from solo_d2.config.rules import leaves
+from solo_d2.data import SOLODatasetMapper
+from solo_d2.data.augmentation import build_train_augmentation
+from solo_d2.engine import Trainer
+from solo_d2.engine.checks import check_run_config
+from solo_d2.engine.training_data import build_train_loader
+from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY
+from solo_d2.modeling.speed import SpeedOptions, speed_up
+from solo_d2.modeling.tta import SOLOWithTTA
+from solo_d2.utils.errors import ConfigError
+from tests.modeling.test_backbones import small
+from tests.modeling.tiny import image, panoptic_config, tiny_config, with_sem_seg
 
 SIZE = 64
 DATASET = "config_fuzz"

@@ -1,17 +1,13 @@
 """What a config's model is, also before this project's models are registered."""
 
 import pytest
+from detectron2.modeling import META_ARCH_REGISTRY
 
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
-
-from detectron2.modeling import META_ARCH_REGISTRY  # noqa: E402
-
-from solo_d2 import ConfigError  # noqa: E402
-from solo_d2.config.models import is_panoptic, is_solo, model_class  # noqa: E402
-from solo_d2.data.mapper import SOLODatasetMapper  # noqa: E402
-from solo_d2.modeling import SOLO, PanopticSOLO  # noqa: E402
-from tests.modeling.tiny import panoptic_config, tiny_config  # noqa: E402
+from solo_d2 import ConfigError
+from solo_d2.config.models import is_panoptic, is_solo, model_class
+from solo_d2.data.mapper import SOLODatasetMapper
+from solo_d2.modeling import SOLO, PanopticSOLO
+from tests.modeling.tiny import panoptic_config, tiny_config
 
 OWN = {"SOLO": SOLO, "PanopticSOLO": PanopticSOLO}
 

@@ -4,14 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.modeling import build_backbone
 
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
-
-from detectron2.modeling import build_backbone  # noqa: E402
-
-import solo_d2.modeling  # noqa: E402, F401  (registers the backbone)
-from solo_d2.config import load_config  # noqa: E402
+import solo_d2.modeling  # noqa: F401  (registers the backbone)
+from solo_d2.config import load_config
 
 PUBLISHED = sorted(Path("configs/published").glob("*.yaml"), key=lambda path: path.stem)
 # Images of COCO train2017 with objects, 16 at a time.

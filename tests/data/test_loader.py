@@ -1,17 +1,12 @@
 """The training loader: pinned memory (order and resume are tested with the trainer)."""
 
-import pytest
 import torch
+from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
+from torch import Tensor
+from torch.utils.data._utils.pin_memory import pin_memory
 
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
-
-from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks  # noqa: E402
-from torch import Tensor  # noqa: E402
-from torch.utils.data._utils.pin_memory import pin_memory  # noqa: E402
-
-from solo_d2.data.loader import PinnableBatch  # noqa: E402
-from solo_d2.utils.errors import DatasetError  # noqa: E402
+from solo_d2.data.loader import PinnableBatch
+from solo_d2.utils.errors import DatasetError
 
 
 def test_all_tensors_of_a_batch_are_pinned(monkeypatch):

@@ -9,13 +9,11 @@ import pytest
 import yaml
 from PIL import Image
 
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
 pytest.importorskip("sybil")
 
-from solo_d2.config import load_config  # noqa: E402
-from solo_d2.utils.errors import ConfigError  # noqa: E402
-from tests.docs.test_pages import EXTENDING, ROOT, parse  # noqa: E402
+from solo_d2.config import load_config
+from solo_d2.utils.errors import ConfigError
+from tests.docs.test_pages import EXTENDING, ROOT, parse
 
 # What makes the documented commands short.
 SHORT = {

@@ -16,16 +16,14 @@ from unittest import SkipTest
 import pytest
 import yaml
 
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
 pytest.importorskip("sybil")
 
-from fvcore.common.config import CfgNode  # noqa: E402
-from sybil import Sybil  # noqa: E402
-from sybil.parsers.markdown import CodeBlockParser, SkipParser  # noqa: E402
+from fvcore.common.config import CfgNode
+from sybil import Sybil
+from sybil.parsers.markdown import CodeBlockParser, SkipParser
 
-from solo_d2.config import default_config  # noqa: E402
-from tests.docs import commands  # noqa: E402
+from solo_d2.config import default_config
+from tests.docs import commands
 
 ROOT = Path(__file__).resolve().parents[2]
 # tests/docs/test_extending.py runs the blocks of that page, which have keys of their own.

@@ -10,22 +10,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.structures import PolygonMasks
+from detectron2.utils.events import EventStorage
+from torch import nn
 
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
-
-from detectron2.structures import PolygonMasks  # noqa: E402
-from detectron2.utils.events import EventStorage  # noqa: E402
-from torch import nn  # noqa: E402
-
-from solo_d2.engine import Trainer, setup  # noqa: E402
-from solo_d2.engine import bad_step as bad_steps  # noqa: E402
-from solo_d2.engine.bad_step import RunRecord, read_bad_step  # noqa: E402
-from solo_d2.engine.replay import rebuild_model, replay_step  # noqa: E402
-from solo_d2.engine.step import StepTrainer, step_options  # noqa: E402
-from solo_d2.utils.errors import BadNumbersError, ConfigError  # noqa: E402
-from tests.engine.runs import run_config  # noqa: E402
-from tests.modeling.tiny import (  # noqa: E402
+from solo_d2.engine import Trainer, setup
+from solo_d2.engine import bad_step as bad_steps
+from solo_d2.engine.bad_step import RunRecord, read_bad_step
+from solo_d2.engine.replay import rebuild_model, replay_step
+from solo_d2.engine.step import StepTrainer, step_options
+from solo_d2.utils.errors import BadNumbersError, ConfigError
+from tests.engine.runs import run_config
+from tests.modeling.tiny import (
     image,
     panoptic_config,
     tiny_config,

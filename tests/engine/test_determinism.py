@@ -10,12 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
-
-from solo_d2.engine import setup  # noqa: E402
-from tests.engine.runs import run_config, train  # noqa: E402
-from tests.engine.test_resume import assert_same  # noqa: E402
+from solo_d2.engine import setup
+from tests.engine.runs import run_config, train
+from tests.engine.test_resume import assert_same
 
 ROOT = Path(__file__).resolve().parents[2]
 # With all that is random: order, sizes, flips, jitter and pasting.

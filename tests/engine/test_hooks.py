@@ -2,16 +2,12 @@
 
 import json
 
-import pytest
 import torch
 from torch import nn
 
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
-
-from solo_d2.engine import Trainer, setup  # noqa: E402
-from solo_d2.engine.hooks import EMA  # noqa: E402
-from tests.engine.runs import run_config, train  # noqa: E402
+from solo_d2.engine import Trainer, setup
+from solo_d2.engine.hooks import EMA
+from tests.engine.runs import run_config, train
 
 
 def give_scores(monkeypatch, *scores):

@@ -3,13 +3,10 @@
 import pytest
 from torch.multiprocessing.spawn import ProcessExitedException
 
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
-
-from solo_d2.engine import launch as launching  # noqa: E402
-from solo_d2.engine.launch import JobError, check_device, launch  # noqa: E402
-from solo_d2.utils.errors import ConfigError  # noqa: E402
-from tests.jobs import parse_args  # noqa: E402
+from solo_d2.engine import launch as launching
+from solo_d2.engine.launch import JobError, check_device, launch
+from solo_d2.utils.errors import ConfigError
+from tests.jobs import parse_args
 
 
 @pytest.fixture(autouse=True)

@@ -6,19 +6,15 @@ import json
 import numpy as np
 import pytest
 import torch
+from detectron2.config import LazyConfig, instantiate
+from detectron2.modeling import build_model
 
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
-
-from detectron2.config import LazyConfig, instantiate  # noqa: E402
-from detectron2.modeling import build_model  # noqa: E402
-
-from solo_d2.config import load_config  # noqa: E402
-from solo_d2.data import SOLODatasetMapper, register_coco_format  # noqa: E402
-from solo_d2.engine import Trainer  # noqa: E402
-from solo_d2.engine.lazy import LazyTrainer, trainer_config  # noqa: E402
-from solo_d2.utils.errors import BadNumbersError, ConfigError, DatasetError  # noqa: E402
-from tests.engine.test_bad_numbers import load_tool  # noqa: E402
+from solo_d2.config import load_config
+from solo_d2.data import SOLODatasetMapper, register_coco_format
+from solo_d2.engine import Trainer
+from solo_d2.engine.lazy import LazyTrainer, trainer_config
+from solo_d2.utils.errors import BadNumbersError, ConfigError, DatasetError
+from tests.engine.test_bad_numbers import load_tool
 
 FILE = "configs/lazy/solov2_R50_1x.py"
 

@@ -4,13 +4,9 @@ import logging
 
 import pytest
 import torch
+from torch import nn
 
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
-
-from torch import nn  # noqa: E402
-
-from solo_d2.engine.optimizer_state import load_optimizer, save_optimizer  # noqa: E402
+from solo_d2.engine.optimizer_state import load_optimizer, save_optimizer
 
 
 def sgd(groups):

@@ -2,13 +2,10 @@
 
 import pytest
 
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
-
-from solo_d2.engine import Trainer, setup  # noqa: E402
-from solo_d2.utils.errors import ConfigError  # noqa: E402
-from tests.engine.runs import parse, run_config, write_config  # noqa: E402
-from tests.modeling.tiny import panoptic_config  # noqa: E402
+from solo_d2.engine import Trainer, setup
+from solo_d2.utils.errors import ConfigError
+from tests.engine.runs import parse, run_config, write_config
+from tests.modeling.tiny import panoptic_config
 
 
 def split_arguments(shapes, argument, split):

@@ -3,16 +3,12 @@
 import multiprocessing
 import signal
 
-import pytest
 import torch
 
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
-
-from solo_d2.engine import Trainer, setup  # noqa: E402
-from solo_d2.engine.hooks import seed_step  # noqa: E402
-from tests.engine import killed  # noqa: E402
-from tests.engine.runs import run_config, train  # noqa: E402
+from solo_d2.engine import Trainer, setup
+from solo_d2.engine.hooks import seed_step
+from tests.engine import killed
+from tests.engine.runs import run_config, train
 
 # What has a state. (bfloat16 has none; of the scale of gradients with float16: test_step.py.)
 OPTS = (

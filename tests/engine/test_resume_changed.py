@@ -6,13 +6,10 @@ import shutil
 import pytest
 import torch
 
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
-
-from solo_d2.data.catalog import training_categories  # noqa: E402
-from solo_d2.engine import Trainer, setup  # noqa: E402
-from solo_d2.utils.errors import ConfigError  # noqa: E402
-from tests.engine.runs import run_config, train  # noqa: E402
+from solo_d2.data.catalog import training_categories
+from solo_d2.engine import Trainer, setup
+from solo_d2.utils.errors import ConfigError
+from tests.engine.runs import run_config, train
 
 DONE = 2  # iterations of the first training
 BASE = (

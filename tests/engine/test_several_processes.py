@@ -9,12 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
-
-from solo_d2.engine import Trainer, evaluate, setup  # noqa: E402
-from solo_d2.engine.launch import JobError, launch  # noqa: E402
-from tests import jobs  # noqa: E402
+from solo_d2.engine import Trainer, evaluate, setup
+from solo_d2.engine.launch import JobError, launch
+from tests import jobs
 
 ROOT = Path(__file__).resolve().parents[2]
 

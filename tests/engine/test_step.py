@@ -4,19 +4,15 @@ import itertools
 
 import pytest
 import torch
+from detectron2.utils.events import EventStorage
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
-
-from detectron2.utils.events import EventStorage  # noqa: E402
-from torch import nn  # noqa: E402
-from torch.nn.parallel import DistributedDataParallel  # noqa: E402
-
-from solo_d2.engine import Trainer  # noqa: E402
-from solo_d2.engine.step import StepTrainer, step_options  # noqa: E402
-from solo_d2.engine.trainer import fused_sgd  # noqa: E402
-from solo_d2.utils.errors import ConfigError  # noqa: E402
-from tests.modeling.tiny import (  # noqa: E402
+from solo_d2.engine import Trainer
+from solo_d2.engine.step import StepTrainer, step_options
+from solo_d2.engine.trainer import fused_sgd
+from solo_d2.utils.errors import ConfigError
+from tests.modeling.tiny import (
     image,
     panoptic_config,
     tiny_config,

@@ -9,21 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
-
-from solo_d2.config import default_config, load_config  # noqa: E402
-from solo_d2.data.classes import dataset_categories  # noqa: E402
-from solo_d2.data.loader import GroupedBatchSampler  # noqa: E402
-from solo_d2.engine import Trainer, argument_parser, evaluate, scale_schedule, setup  # noqa: E402
-from solo_d2.engine.launch import launch  # noqa: E402
-from solo_d2.engine.trainer import load_weights  # noqa: E402
-from solo_d2.evaluation import build_evaluator  # noqa: E402
-from solo_d2.utils.commands import run_command  # noqa: E402
-from solo_d2.utils.errors import ConfigError, DatasetError  # noqa: E402
-from tests.engine.runs import run_config, train  # noqa: E402
-from tests.isolation import restored  # noqa: E402
-from tests.modeling.tiny import tiny_config, tiny_model  # noqa: E402
+from solo_d2.config import default_config, load_config
+from solo_d2.data.classes import dataset_categories
+from solo_d2.data.loader import GroupedBatchSampler
+from solo_d2.engine import Trainer, argument_parser, evaluate, scale_schedule, setup
+from solo_d2.engine.launch import launch
+from solo_d2.engine.trainer import load_weights
+from solo_d2.evaluation import build_evaluator
+from solo_d2.utils.commands import run_command
+from solo_d2.utils.errors import ConfigError, DatasetError
+from tests.engine.runs import run_config, train
+from tests.isolation import restored
+from tests.modeling.tiny import tiny_config, tiny_model
 
 TWO_VIEWS = ("TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", (96,))
 

@@ -6,18 +6,14 @@ import shutil
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog
 
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
-
-from detectron2.data import DatasetCatalog  # noqa: E402
-
-from solo_d2.engine import Trainer, evaluate, setup  # noqa: E402
-from solo_d2.modeling.meta_arch import SOLO  # noqa: E402
-from solo_d2.utils.errors import DatasetError  # noqa: E402
-from tests.engine.runs import run_config, train  # noqa: E402
-from tests.isolation import restored  # noqa: E402
-from tests.pictures import bad_pictures  # noqa: E402
+from solo_d2.engine import Trainer, evaluate, setup
+from solo_d2.modeling.meta_arch import SOLO
+from solo_d2.utils.errors import DatasetError
+from tests.engine.runs import run_config, train
+from tests.isolation import restored
+from tests.pictures import bad_pictures
 
 
 @pytest.fixture

@@ -5,30 +5,26 @@ import logging
 
 import numpy as np
 import pytest
-from PIL import Image
-
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
-
-from detectron2.config import LazyConfig  # noqa: E402
-from detectron2.data.datasets import (  # noqa: E402
+from detectron2.config import LazyConfig
+from detectron2.data.datasets import (
     register_coco_instances,
     register_coco_panoptic_separated,
 )
-from detectron2.utils import comm  # noqa: E402
+from detectron2.utils import comm
+from PIL import Image
 
-from solo_d2.data import register_coco_format, register_panoptic_format  # noqa: E402
-from solo_d2.data.panoptic_conversion import ensure_converted  # noqa: E402
-from solo_d2.engine import setup  # noqa: E402
-from solo_d2.engine.lazy import check_lazy_test_data  # noqa: E402
-from solo_d2.evaluation.check import check_test_data  # noqa: E402
-from solo_d2.utils.errors import ConfigError, DatasetError  # noqa: E402
-from tests import panoptic_files  # noqa: E402
-from tests.engine.runs import run_config  # noqa: E402
-from tests.evaluation.made_up import images_of, rectangle  # noqa: E402
-from tests.json_damage import changed, gone, put  # noqa: E402
-from tests.modeling.tiny import panoptic_config, tiny_config  # noqa: E402
-from tools.dataset_check.command import check  # noqa: E402
+from solo_d2.data import register_coco_format, register_panoptic_format
+from solo_d2.data.panoptic_conversion import ensure_converted
+from solo_d2.engine import setup
+from solo_d2.engine.lazy import check_lazy_test_data
+from solo_d2.evaluation.check import check_test_data
+from solo_d2.utils.errors import ConfigError, DatasetError
+from tests import panoptic_files
+from tests.engine.runs import run_config
+from tests.evaluation.made_up import images_of, rectangle
+from tests.json_damage import changed, gone, put
+from tests.modeling.tiny import panoptic_config, tiny_config
+from tools.dataset_check.command import check
 
 NAMES = ("check_val", "check_val_separated", "check_val_stuffonly")
 HEIGHT, WIDTH = 40, 60

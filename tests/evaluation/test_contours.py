@@ -5,26 +5,22 @@ import math
 
 import numpy as np
 import pytest
+from detectron2.config import get_cfg
+from detectron2.evaluation import DatasetEvaluators
 from pycocotools import mask as coco_mask
 
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
-
-from detectron2.config import get_cfg  # noqa: E402
-from detectron2.evaluation import DatasetEvaluators  # noqa: E402
-
-from solo_d2 import add_solo_config  # noqa: E402
-from solo_d2.data.coco_format import register_coco_format  # noqa: E402
-from solo_d2.evaluation import build_evaluator  # noqa: E402
-from solo_d2.evaluation.contours import (  # noqa: E402
+from solo_d2 import add_solo_config
+from solo_d2.data.coco_format import register_coco_format
+from solo_d2.evaluation import build_evaluator
+from solo_d2.evaluation.contours import (
     ContourEvaluator,
     contour_metrics,
     count_pixels,
     encode_contours,
 )
-from solo_d2.ops.contours import contour_masks  # noqa: E402
-from solo_d2.utils.errors import DatasetError  # noqa: E402
-from tests.evaluation import made_up  # noqa: E402
+from solo_d2.ops.contours import contour_masks
+from solo_d2.utils.errors import DatasetError
+from tests.evaluation import made_up
 
 SIZE = (60, 80)  # a diagonal of 100 pixels
 TOLERANCE = 2

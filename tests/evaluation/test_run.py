@@ -6,22 +6,18 @@ import logging
 import cv2
 import numpy as np
 import pytest
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog
+from torch import nn
 
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
-
-from detectron2.config import get_cfg  # noqa: E402
-from detectron2.data import DatasetCatalog  # noqa: E402
-from torch import nn  # noqa: E402
-
-from solo_d2 import add_solo_config  # noqa: E402
-from solo_d2.data.coco_format import register_coco_format  # noqa: E402
-from solo_d2.data.unreadable import UNREADABLE  # noqa: E402
-from solo_d2.engine import Trainer  # noqa: E402
-from solo_d2.evaluation import build_evaluator, evaluate_dataset, evaluation_loader  # noqa: E402
-from solo_d2.evaluation.run import SkippingModel  # noqa: E402
-from solo_d2.utils.errors import DatasetError  # noqa: E402
-from tests.evaluation.made_up import images_of, rectangle, rectangles  # noqa: E402
+from solo_d2 import add_solo_config
+from solo_d2.data.coco_format import register_coco_format
+from solo_d2.data.unreadable import UNREADABLE
+from solo_d2.engine import Trainer
+from solo_d2.evaluation import build_evaluator, evaluate_dataset, evaluation_loader
+from solo_d2.evaluation.run import SkippingModel
+from solo_d2.utils.errors import DatasetError
+from tests.evaluation.made_up import images_of, rectangle, rectangles
 
 NAME = "run_val"
 SIZE = (40, 60)

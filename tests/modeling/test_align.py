@@ -3,10 +3,7 @@
 import pytest
 import torch
 
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
-
-from solo_d2.modeling.heads.base import ALIGNMENTS  # noqa: E402
+from solo_d2.modeling.heads.base import ALIGNMENTS
 
 
 @pytest.mark.parametrize("name", sorted(ALIGNMENTS))

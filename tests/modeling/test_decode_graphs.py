@@ -7,13 +7,10 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
-
-from solo_d2.modeling import decode_graphs  # noqa: E402
-from solo_d2.modeling.decode_graphs import DecodeGraphs  # noqa: E402
-from tests.fakes import kernel_outputs  # noqa: E402
-from tests.test_inference import golden_outputs, make_decoder, sizes  # noqa: E402
+from solo_d2.modeling import decode_graphs
+from solo_d2.modeling.decode_graphs import DecodeGraphs
+from tests.fakes import kernel_outputs
+from tests.test_inference import golden_outputs, make_decoder, sizes
 
 
 @pytest.fixture

@@ -2,16 +2,12 @@
 
 import pytest
 import torch
+from detectron2.modeling import build_backbone
 from torch.nn import functional as F
 
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
-
-from detectron2.modeling import build_backbone  # noqa: E402
-
-from solo_d2.modeling.layers import DeformConv2d, conv_norm_relu  # noqa: E402
-from tests.modeling.test_backbones import resnet_config  # noqa: E402
-from tests.reference.deform import deform_conv  # noqa: E402
+from solo_d2.modeling.layers import DeformConv2d, conv_norm_relu
+from tests.modeling.test_backbones import resnet_config
+from tests.reference.deform import deform_conv
 
 
 def randomize(module):

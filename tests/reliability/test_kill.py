@@ -14,13 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
-
-from solo_d2.data.whole_folder import only_writer, whole_folder  # noqa: E402
-from solo_d2.utils import files  # noqa: E402
-from solo_d2.utils.commands import TERMINATED, run_command  # noqa: E402
-from tests.reliability import killing  # noqa: E402
+from solo_d2.data.whole_folder import only_writer, whole_folder
+from solo_d2.utils import files
+from solo_d2.utils.commands import TERMINATED, run_command
+from tests.reliability import killing
 
 # Of a run whose content does not follow from its inputs alone to the byte.
 WITH_TIMES = {"evaluation", "training"}

@@ -14,14 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
-
-from solo_d2.checkpoint.checkpointer import SOLOCheckpointer  # noqa: E402
-from solo_d2.checkpoint.convert import plan_conversion  # noqa: E402
-from solo_d2.checkpoint.reading import read_checkpoint  # noqa: E402
-from solo_d2.utils.errors import ConfigError  # noqa: E402
-from tests.checkpoint import published  # noqa: E402
+from solo_d2.checkpoint.checkpointer import SOLOCheckpointer
+from solo_d2.checkpoint.convert import plan_conversion
+from solo_d2.checkpoint.reading import read_checkpoint
+from solo_d2.utils.errors import ConfigError
+from tests.checkpoint import published
 
 ROOT = Path(__file__).resolve().parents[2]
 

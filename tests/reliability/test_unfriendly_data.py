@@ -7,22 +7,18 @@ import json
 
 import numpy as np
 import pytest
+from pycocotools.coco import COCO
 
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
-
-from pycocotools.coco import COCO  # noqa: E402
-
-from solo_d2.data.coco_format import load_coco_format  # noqa: E402
-from solo_d2.data.panoptic_json import read_panoptic_json, read_segment_ids  # noqa: E402
-from solo_d2.data.problems import Refusal  # noqa: E402
-from solo_d2.data.segmentations import clean_segmentation, to_rle  # noqa: E402
-from solo_d2.evaluation.error_analysis import read_predictions  # noqa: E402
-from solo_d2.utils.errors import DatasetError  # noqa: E402
-from tests import panoptic_files  # noqa: E402
-from tests.json_damage import changed, coco_content, put  # noqa: E402
-from tests.pictures import png_of_size, save  # noqa: E402
-from tools.labels.labelled_folder import read_labelled_folder  # noqa: E402
+from solo_d2.data.coco_format import load_coco_format
+from solo_d2.data.panoptic_json import read_panoptic_json, read_segment_ids
+from solo_d2.data.problems import Refusal
+from solo_d2.data.segmentations import clean_segmentation, to_rle
+from solo_d2.evaluation.error_analysis import read_predictions
+from solo_d2.utils.errors import DatasetError
+from tests import panoptic_files
+from tests.json_damage import changed, coco_content, put
+from tests.pictures import png_of_size, save
+from tools.labels.labelled_folder import read_labelled_folder
 
 
 @pytest.mark.parametrize("name", ["../1.png", "/etc/passwd", "x/../../1.png", "1\0.png"])

@@ -4,11 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
-
-from solo_d2.api.video import Video  # noqa: E402
-from solo_d2.utils.images import ImageError  # noqa: E402
+from solo_d2.api.video import Video
+from solo_d2.utils.images import ImageError
 
 
 @pytest.fixture

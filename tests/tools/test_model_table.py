@@ -7,14 +7,11 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
-
-from solo_d2.utils.errors import ConfigError  # noqa: E402
-from tests.modeling.tiny import tiny_config  # noqa: E402
-from tools.benchmarks.complexity import Complexity  # noqa: E402
-from tools.model_zoo import tables  # noqa: E402
-from tools.model_zoo.published import read_published  # noqa: E402
+from solo_d2.utils.errors import ConfigError
+from tests.modeling.tiny import tiny_config
+from tools.benchmarks.complexity import Complexity
+from tools.model_zoo import tables
+from tools.model_zoo.published import read_published
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"

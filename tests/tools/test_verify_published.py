@@ -7,12 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
-
-from solo_d2.data.classes import dataset_categories  # noqa: E402
-from tests.checkpoint import published  # noqa: E402
-from tests.pictures import picture, save  # noqa: E402
+from solo_d2.data.classes import dataset_categories
+from tests.checkpoint import published
+from tests.pictures import picture, save
 
 spec = importlib.util.spec_from_file_location(
     "verify_published", Path(__file__).parents[2] / "tools/verify_published.py"

@@ -8,32 +8,28 @@ import traceback
 from pathlib import Path
 
 import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import transforms as T
+from detectron2.data.catalog import Metadata
+from detectron2.engine import HookBase
+from detectron2.modeling import BACKBONE_REGISTRY, build_model
 
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
-
-from detectron2.data import DatasetCatalog, MetadataCatalog  # noqa: E402
-from detectron2.data import transforms as T  # noqa: E402
-from detectron2.data.catalog import Metadata  # noqa: E402
-from detectron2.engine import HookBase  # noqa: E402
-from detectron2.modeling import BACKBONE_REGISTRY, build_model  # noqa: E402
-
-from solo_d2.data import SOLODatasetMapper, check_datasets  # noqa: E402
-from solo_d2.data.loader import make_train_loader  # noqa: E402
-from solo_d2.engine import Trainer, setup  # noqa: E402
-from solo_d2.engine.launch import launch  # noqa: E402
-from solo_d2.export.pipeline import ExportPipeline  # noqa: E402
-from solo_d2.export.programs import describe, trace  # noqa: E402
-from solo_d2.inference import NMS  # noqa: E402
-from solo_d2.losses import MASK_LOSSES  # noqa: E402
-from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY  # noqa: E402
-from solo_d2.utils.commands import FAILED, run_command  # noqa: E402
-from solo_d2.utils.errors import ConfigError, DatasetError  # noqa: E402
-from solo_d2.utils.files import naming  # noqa: E402
-from solo_d2.utils.user_code import from_user_code, is_of_user  # noqa: E402
-from tests import jobs  # noqa: E402
-from tests.export.models import small_config, small_model  # noqa: E402
-from tests.modeling.tiny import image, tiny_config, tiny_model  # noqa: E402
+from solo_d2.data import SOLODatasetMapper, check_datasets
+from solo_d2.data.loader import make_train_loader
+from solo_d2.engine import Trainer, setup
+from solo_d2.engine.launch import launch
+from solo_d2.export.pipeline import ExportPipeline
+from solo_d2.export.programs import describe, trace
+from solo_d2.inference import NMS
+from solo_d2.losses import MASK_LOSSES
+from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY
+from solo_d2.utils.commands import FAILED, run_command
+from solo_d2.utils.errors import ConfigError, DatasetError
+from solo_d2.utils.files import naming
+from solo_d2.utils.user_code import from_user_code, is_of_user
+from tests import jobs
+from tests.export.models import small_config, small_model
+from tests.modeling.tiny import image, tiny_config, tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = {

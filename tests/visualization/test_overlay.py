@@ -2,18 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
+from detectron2.structures import Boxes, Instances
 
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
-
-import torch  # noqa: E402
-from detectron2.structures import Boxes, Instances  # noqa: E402
-
-from solo_d2.ops.contours import contour_masks  # noqa: E402
-from solo_d2.ops.mask_geometry import mask_boxes  # noqa: E402
-from solo_d2.visualization import overlay, publication  # noqa: E402
-from solo_d2.visualization.colors import instance_color  # noqa: E402
-from solo_d2.visualization.text import text_size, write, write_labels  # noqa: E402
+from solo_d2.ops.contours import contour_masks
+from solo_d2.ops.mask_geometry import mask_boxes
+from solo_d2.visualization import overlay, publication
+from solo_d2.visualization.colors import instance_color
+from solo_d2.visualization.text import text_size, write, write_labels
 
 RED, BLUE = (1.0, 0.0, 0.0), (0.0, 0.0, 1.0)
 

@@ -1,17 +1,12 @@
 """Mask R-CNN with the Dice loss."""
 
-import pytest
 import torch
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
 
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
-
-from detectron2.modeling import build_model  # noqa: E402
-from detectron2.utils.events import EventStorage  # noqa: E402
-
-import tools.ablations.dice_mask_head  # noqa: E402, F401  (registers the head)
-from solo_d2.config import load_config  # noqa: E402
-from tests.modeling.tiny import image  # noqa: E402
+import tools.ablations.dice_mask_head  # noqa: F401  (registers the head)
+from solo_d2.config import load_config
+from tests.modeling.tiny import image
 
 
 def test_trains_with_and_without_objects():

@@ -9,17 +9,13 @@ import threading
 from pathlib import Path
 
 import pytest
+from detectron2.config import get_cfg
 
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
-
-from detectron2.config import get_cfg  # noqa: E402
-
-from solo_d2.engine import Trainer  # noqa: E402
-from tools.ablations import runs as runs_module  # noqa: E402
-from tools.ablations.command import main, parse_args  # noqa: E402
-from tools.ablations.report import Line, format_table, make_lines  # noqa: E402
-from tools.ablations.runs import (  # noqa: E402
+from solo_d2.engine import Trainer
+from tools.ablations import runs as runs_module
+from tools.ablations.command import main, parse_args
+from tools.ablations.report import Line, format_table, make_lines
+from tools.ablations.runs import (
     Outcome,
     Processes,
     Result,
@@ -28,7 +24,7 @@ from tools.ablations.runs import (  # noqa: E402
     read_result,
     run_all,
 )
-from tools.ablations.tables import CONFIGS, read_tables, settings  # noqa: E402
+from tools.ablations.tables import CONFIGS, read_tables, settings
 
 TABLES = read_tables()
 

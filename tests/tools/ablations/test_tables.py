@@ -2,18 +2,14 @@
 
 import pytest
 import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
 
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
-
-from detectron2.config import CfgNode  # noqa: E402
-from detectron2.modeling import build_model  # noqa: E402
-from detectron2.utils.events import EventStorage  # noqa: E402
-
-from solo_d2.config import load_config  # noqa: E402
-from solo_d2.utils.errors import ConfigError  # noqa: E402
-from tests.modeling.tiny import image  # noqa: E402
-from tools.ablations.tables import (  # noqa: E402
+from solo_d2.config import load_config
+from solo_d2.utils.errors import ConfigError
+from tests.modeling.tiny import image
+from tools.ablations.tables import (
     CONFIGS,
     METRICS,
     read_tables,

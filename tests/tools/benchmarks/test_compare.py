@@ -6,12 +6,9 @@ from argparse import Namespace
 import pytest
 import torch
 
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
-
-from tests.modeling.tiny import image, tiny_config, tiny_model  # noqa: E402
-from tools.benchmarks import compare  # noqa: E402
-from tools.benchmarks.common import CPU  # noqa: E402
+from tests.modeling.tiny import image, tiny_config, tiny_model
+from tools.benchmarks import compare
+from tools.benchmarks.common import CPU
 
 
 def test_instances_are_matched_by_mask_and_class():

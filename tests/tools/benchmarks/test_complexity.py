@@ -2,16 +2,12 @@
 
 import pytest
 import torch
+from detectron2.data.transforms import ResizeShortestEdge
+from torch import nn
 
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
-
-from detectron2.data.transforms import ResizeShortestEdge  # noqa: E402
-from torch import nn  # noqa: E402
-
-from solo_d2.modeling.layers import DeformConv2d  # noqa: E402
-from tests.modeling.tiny import tiny_config, tiny_model  # noqa: E402
-from tools.benchmarks import complexity  # noqa: E402
+from solo_d2.modeling.layers import DeformConv2d
+from tests.modeling.tiny import tiny_config, tiny_model
+from tools.benchmarks import complexity
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])

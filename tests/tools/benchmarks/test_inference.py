@@ -10,19 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
-
-from solo_d2.export import programs  # noqa: E402
-from solo_d2.modeling.speed import FastNetwork, SpeedOptions  # noqa: E402
-from solo_d2.utils.errors import ConfigError  # noqa: E402
-from tests.export.models import detectron2_inputs  # noqa: E402
-from tests.modeling.tiny import tiny_config, tiny_model  # noqa: E402
-from tools.benchmarks import inference  # noqa: E402
-from tools.benchmarks.inference import speed_options  # noqa: E402
+from solo_d2.export import programs
+from solo_d2.modeling.speed import FastNetwork, SpeedOptions
+from solo_d2.utils.errors import ConfigError
+from tests.export.models import detectron2_inputs
+from tests.modeling.tiny import tiny_config, tiny_model
+from tools.benchmarks import inference
+from tools.benchmarks.inference import speed_options
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "tools"))
-import benchmark  # noqa: E402
+import benchmark
 
 
 def parse(*arguments):

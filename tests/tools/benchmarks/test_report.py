@@ -8,14 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
-
-from solo_d2.api.images import read_image, save_image  # noqa: E402
-from solo_d2.utils.errors import ConfigError  # noqa: E402
-from tests.modeling.tiny import panoptic_config, tiny_config, tiny_model  # noqa: E402
-from tools.benchmarks import report, report_text  # noqa: E402
-from tools.benchmarks.stages import STAGES, Pipeline, stage_functions  # noqa: E402
+from solo_d2.api.images import read_image, save_image
+from solo_d2.utils.errors import ConfigError
+from tests.modeling.tiny import panoptic_config, tiny_config, tiny_model
+from tools.benchmarks import report, report_text
+from tools.benchmarks.stages import STAGES, Pipeline, stage_functions
 
 NEW = {"other", "sum"}
 SHARED = {"decode", "resize", "normalise, pad", "backbone", "head", "masks", "NMS"}

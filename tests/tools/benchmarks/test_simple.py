@@ -10,12 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
-
-from solo_d2.evaluation.average_precision import BACKENDS  # noqa: E402
-from tools.benchmarks import evaluation, nms, postprocess  # noqa: E402
-from tools.benchmarks.common import (  # noqa: E402
+from solo_d2.evaluation.average_precision import BACKENDS
+from tools.benchmarks import evaluation, nms, postprocess
+from tools.benchmarks.common import (
     Stopwatch,
     markdown_table,
     measure,
@@ -24,11 +21,11 @@ from tools.benchmarks.common import (  # noqa: E402
     timing_of,
     timing_text,
 )
-from tools.benchmarks.head_outputs import make_outputs  # noqa: E402
-from tools.benchmarks.scenes import class_frequencies, make_scene  # noqa: E402
+from tools.benchmarks.head_outputs import make_outputs
+from tools.benchmarks.scenes import class_frequencies, make_scene
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "tools"))
-import benchmark  # noqa: E402
+import benchmark
 
 CPU = torch.device("cpu")
 

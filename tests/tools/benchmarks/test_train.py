@@ -6,15 +6,12 @@ import json
 import pytest
 import torch
 
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
-
-from solo_d2.utils.errors import ConfigError  # noqa: E402
-from tests.modeling.tiny import panoptic_config, tiny_config  # noqa: E402
-from tools.benchmarks import train  # noqa: E402
-from tools.benchmarks.plain_training import plain_targets  # noqa: E402
-from tools.benchmarks.train import assignment, draw_instances, same_targets  # noqa: E402
-from tools.benchmarks.training_step import STAGES, StepBenchmark  # noqa: E402
+from solo_d2.utils.errors import ConfigError
+from tests.modeling.tiny import panoptic_config, tiny_config
+from tools.benchmarks import train
+from tools.benchmarks.plain_training import plain_targets
+from tools.benchmarks.train import assignment, draw_instances, same_targets
+from tools.benchmarks.training_step import STAGES, StepBenchmark
 
 
 def parse(words):
