@@ -213,6 +213,24 @@ def _add_backbone_keys(model: CfgNode) -> None:
     # "FrozenBN" for pretrained weights, or another norm of Detectron2's.
     model.REGNET.NORM = "FrozenBN"
 
+    # "build_solo_timm_fpn_backbone": any model of timm that makes features of several strides. They
+    # are named as those of Detectron2's ResNet: FPN.IN_FEATURES "res2" has stride 4, "res5" 32.
+    model.TIMM = CfgNode()
+    # Name in timm, such as "convnext_tiny"; after a dot which of its weights, such as "fb_in1k".
+    # Random weights are made, and none loaded: for those of timm's hub there is
+    # MODEL.WEIGHTS "timm://NAME".
+    model.TIMM.NAME = ""
+    # Whether images are normalised as that model of timm was trained, instead of by PIXEL_MEAN and
+    # PIXEL_STD. Either way it gets RGB, whatever INPUT.FORMAT is.
+    model.TIMM.OWN_NORMALIZATION = True
+    # What its BatchNorms do, if it has any: "FrozenBN" and "EvalBN" keep the running statistics
+    # (see above), "BN" and "SyncBN" train with those of the batch. Other norms stay as they are.
+    model.TIMM.NORM = "FrozenBN"
+    # As SWIN.DROP_PATH_RATE.
+    model.TIMM.DROP_PATH_RATE = 0.0
+    # As VIT.LR_DECAY, for models whose blocks timm knows.
+    model.TIMM.LR_DECAY = 1.0
+
 
 def _add_weights_keys(model: CfgNode) -> None:
     # MODEL.WEIGHTS takes files of this project, Detectron2, AdelaiDet, the SOLO authors' code,

@@ -137,7 +137,7 @@ class Trainer(DefaultTrainer):
             weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
             bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
             weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
-            lr_factor_func=layer_lr_factor(cfg),
+            lr_factor_func=layer_lr_factor(cfg, model),
             overrides={name: {"weight_decay": 0.0} for name in POSITION_TABLES},
         )
         return maybe_add_gradient_clipping(cfg, torch.optim.AdamW)(

@@ -19,6 +19,7 @@ _SECTIONS = {
     "build_solo_swin_fpn_backbone": "MODEL.SWIN",
     "build_solo_vit_backbone": "MODEL.VIT",
     "build_solo_regnet_fpn_backbone": "MODEL.REGNET",
+    "build_solo_timm_fpn_backbone": "MODEL.TIMM",
 }
 
 

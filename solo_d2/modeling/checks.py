@@ -25,6 +25,7 @@ from solo_d2.config.rules import (
 )
 from solo_d2.inference import NMS
 from solo_d2.losses import MASK_LOSSES
+from solo_d2.modeling.backbones.timm import NORMS as TIMM_NORMS
 from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY, LevelMasksHead, has_mask_feature
 from solo_d2.modeling.heads.base import ALIGNMENTS
 from solo_d2.modeling.heads.solov2 import MASK_FEATURE_TYPES
@@ -37,7 +38,7 @@ NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", 
 
 SECTIONS = (
     *("MODEL.SOLO", "MODEL.BACKBONE", "MODEL.FPN", "MODEL.RESNETS"),
-    *("MODEL.SWIN", "MODEL.VIT", "MODEL.REGNET"),
+    *("MODEL.SWIN", "MODEL.VIT", "MODEL.REGNET", "MODEL.TIMM"),
     *("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "INPUT.FORMAT"),
     *("TEST.DETECTIONS_PER_IMAGE", "VIS_PERIOD"),
 )
@@ -64,11 +65,12 @@ RULES = {
     "MODEL.RESNETS.NORM": one_of((*NORMS, "EvalBN")),
     **_all(one_of(NORMS), "MODEL", "FPN.NORM", "REGNET.NORM", "SOLO.HEAD.NORM"),
     **_all(each(at_least(1)), "MODEL.SWIN", "DEPTHS", "NUM_HEADS"),
-    **_all(between(0, 0.99), "MODEL", "SWIN.DROP_PATH_RATE", "VIT.DROP_PATH_RATE"),
+    **_all(between(0, 0.99), "MODEL", *(f"{x}.DROP_PATH_RATE" for x in ("SWIN", "VIT", "TIMM"))),
     **_all(at_least(1), "MODEL", "VIT.DEPTH", "VIT.NUM_HEADS", "REGNET.DEPTH"),
     "MODEL.VIT.WINDOW_SIZE": at_least(0),
     "MODEL.VIT.IMAGE_SIZE": at_least(16, " pixels"),
-    "MODEL.VIT.LR_DECAY": above(0, 1),
+    **_all(above(0, 1), "MODEL", "VIT.LR_DECAY", "TIMM.LR_DECAY"),
+    "MODEL.TIMM.NORM": one_of(TIMM_NORMS),
     "MODEL.SOLO.NUM_CLASSES": Rule(
         lambda number: number > 0,
         "a positive number; 0 is filled in from the data set by train_net.py and the demo",

@@ -1,11 +1,15 @@
 """Folds BatchNorms into the convolutions before them, for inference."""
 
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling.backbone import regnet
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from solo_d2.modeling.backbones.timm import TimmBackbone, graph_nodes
 
 NORMS = (FrozenBatchNorm2d, nn.BatchNorm2d, nn.SyncBatchNorm)
 # Modules of Detectron2's whose children run in the order of their registration: a norm follows its
@@ -16,7 +20,8 @@ NORM_AFTER_CONV = (regnet.SimpleStem, regnet.ResBottleneckBlock, regnet.Bottlene
 def fuse_batch_norms(model: nn.Module) -> int:
     """Fold each BatchNorm that follows a convolution into its weights and bias, in place.
 
-    Folded are the norms of Detectron2's and our convolutions and of RegNet's blocks, frozen or not.
+    Folded are the norms of Detectron2's and our convolutions, of RegNet's blocks and of timm's
+    models, frozen or not.
     A norm of batch statistics (one that keeps no running ones) stays.
 
     Args:
@@ -25,7 +30,7 @@ def fuse_batch_norms(model: nn.Module) -> int:
     Returns:
         How many were folded.
     """
-    count = 0
+    count = sum(map(_fold_of_timm, [x for x in model.modules() if isinstance(x, TimmBackbone)]))
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and _fold(module, getattr(module, "norm", None)):
             module.norm = None  # type: ignore[assignment]
@@ -36,6 +41,48 @@ def fuse_batch_norms(model: nn.Module) -> int:
                 if isinstance(conv, nn.Conv2d) and _fold(conv, norm):
                     setattr(module, name, nn.Identity())
                     count += 1
+    return count
+
+
+def _fold_of_timm(backbone: TimmBackbone) -> int:
+    """Merge the branches of timm's blocks that can be, and fold norms that alone see a convolution.
+
+    Which ones do is seen on the graph of a small image: their blocks follow no common order.
+    """
+    from timm.utils.model import reparameterize_model
+
+    reparameterize_model(backbone.net, inplace=True).requires_grad_(False)
+    makers: dict[Any, list[nn.Conv2d]] = {}
+    readers: dict[str, list[Any]] = {}
+
+    def note_conv(conv: Any, _: Any, output: Tensor) -> None:
+        makers.setdefault(output.grad_fn, []).append(conv)
+
+    def noting(name: str) -> Callable[[nn.Module, Any], None]:
+        return lambda _, inputs: readers.setdefault(name, []).append(inputs[0].grad_fn)
+
+    hooks = []
+    for name, module in backbone.net.named_modules():
+        # Subclasses that standardise their weights are no plain convolutions.
+        if type(module).__name__ in ("Conv2d", "Conv2dSame"):
+            hooks.append(module.register_forward_hook(note_conv))
+        elif isinstance(module, NORMS):
+            hooks.append(module.register_forward_pre_hook(noting(name)))
+    outputs = [feature.grad_fn for feature in backbone.trial().values()]
+    for hook in hooks:
+        hook.remove()
+    nodes = set[Any]().union(*(graph_nodes(node) for node in outputs))
+    uses = Counter([x for node in nodes for x, _ in node.next_functions] + outputs)
+    calls = Counter(conv for made in makers.values() for conv in made)
+    count = 0
+    for name, inputs in readers.items():
+        made = makers.get(inputs[0], [])
+        once = len(inputs) == len(made) == 1 and calls[made[0]] == uses[inputs[0]] == 1
+        norm: Any = backbone.net.get_submodule(name)
+        if once and _fold(made[0], norm):
+            parts = [x for x in (getattr(norm, "drop", None), getattr(norm, "act", None)) if x]
+            backbone.net.set_submodule(name, nn.Sequential(*parts) if parts else nn.Identity())
+            count += 1
     return count
 
 

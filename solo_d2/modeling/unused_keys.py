@@ -18,6 +18,7 @@ from solo_d2.config.models import is_panoptic, is_solo
 from solo_d2.config.rules import leaves
 from solo_d2.inference import NMS
 from solo_d2.losses import MASK_LOSSES
+from solo_d2.modeling.backbones.timm import uses_own_statistics
 from solo_d2.modeling.building import OF_USER, backbone_sections
 from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY, has_mask_feature
 from solo_d2.utils.errors import shown
@@ -68,7 +69,7 @@ OTHER_MODELS = dict.fromkeys(
 # By SOLVER.OPTIMIZER and SOLVER.LR_SCHEDULER_NAME: what belongs to other choices.
 BY_CHOICE: dict[str, dict[str, tuple[str, ...]]] = {
     "SOLVER.OPTIMIZER": {
-        "SGD": ("MODEL.VIT.LR_DECAY",),
+        "SGD": ("MODEL.VIT.LR_DECAY", "MODEL.TIMM.LR_DECAY"),
         "AdamW": ("SOLVER.MOMENTUM", "SOLVER.NESTEROV"),
     },
     "SOLVER.LR_SCHEDULER_NAME": {
@@ -144,9 +145,12 @@ def _left_by_choices(cfg: Any) -> Iterator[tuple[str, str]]:
     yield from _left_by_nms_and_loss(model.SOLO)
     backbone, head = model.BACKBONE.NAME, model.SOLO.HEAD.NAME
     read = backbone_sections(cfg)
-    for kind in ("RESNETS", "SWIN", "VIT", "REGNET") if read != OF_USER else ():
+    for kind in ("RESNETS", "SWIN", "VIT", "REGNET", "TIMM") if read != OF_USER else ():
         if f"MODEL.{kind}" not in read:
             yield f"MODEL.{kind}", f"MODEL.BACKBONE.NAME {backbone}"
+    if uses_own_statistics(cfg):
+        for key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):
+            yield key, "MODEL.TIMM.OWN_NORMALIZATION True"
     if head in SOLO_HEAD_REGISTRY and not is_of_user(SOLO_HEAD_REGISTRY.get(head)):
         dynamic = has_mask_feature(head)
         of_dynamic = ("MASK_FEATURE", "HEAD.KERNEL_SIZE", "HEAD.KERNEL_COORDS")

@@ -257,8 +257,7 @@ def test_every_key_is_read(kind):
     cfg = small(kind)
     seen = set()
     dict.__setitem__(cfg.MODEL, kind.upper(), Recorder(cfg.MODEL[kind.upper()], seen, kind))
-    build(cfg)
-    layer_lr_factor(cfg)
+    layer_lr_factor(cfg, build(cfg))
     assert set(leaves(cfg.MODEL[kind.upper()], kind)) == seen
 
 
@@ -279,7 +278,7 @@ def test_vit_learns_slower_from_block_to_block():
     assert rates["backbone.net.pos_embed"] == 0.0625
     assert groups["backbone.net.pos_embed"]["weight_decay"] == 0
     assert groups["backbone.net.blocks.0.attn.qkv.weight"]["weight_decay"] > 0
-    assert layer_lr_factor(resnet_config()) is None
+    assert layer_lr_factor(resnet_config(), model) is None
 
 
 @pytest.mark.parametrize(

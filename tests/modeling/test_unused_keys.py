@@ -32,6 +32,9 @@ BASES = {
     "SOLOv2": tiny_config,
     "panoptic": panoptic_config,
     **{kind: lambda kind=kind: small(kind) for kind in ("swin", "vit", "regnet")},
+    "timm": lambda: changed(
+        *("MODEL.BACKBONE.NAME", "build_solo_timm_fpn_backbone", "MODEL.TIMM.NAME", "lcnet_050")
+    ),
     "AdamW, cosine": lambda: changed("SOLVER.OPTIMIZER", "AdamW", *COSINE),
     "fixed gamma": lambda: changed("SOLVER.LR_SCHEDULER_NAME", "WarmupStepWithFixedGammaLR"),
 }
@@ -79,7 +82,7 @@ def prepare(cfg):
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.usefixtures("data")
 def test_keys_that_are_named_are_not_read(base):
-    if base in ("swin", "vit"):
+    if base in ("swin", "vit", "timm"):
         pytest.importorskip("timm")
     cfg, seen = BASES[base](), set()
     named = set_in_vain(cfg, overrides=given(cfg)).keys()
@@ -89,9 +92,10 @@ def test_keys_that_are_named_are_not_read(base):
             dict.__setitem__(cfg, section, Recorder(node, seen, section))
     prepare(cfg)
     assert "SOLVER.BASE_LR" in seen
-    # The first two are looked at to ask Detectron2 for neither, the others for their ranges.
+    # The first two are looked at to ask Detectron2 for neither, the mean for the number of
+    # channels, the others for their ranges.
     looked_at = {"MODEL.KEYPOINT_ON", "MODEL.LOAD_PROPOSALS", "MODEL.SOLO.HEAD.NUM_COORD_CONVS"}
-    looked_at |= {"MODEL.SOLO.NMS.THRESH", "MODEL.SOLO.LOSS.MASK_POS_WEIGHT"}
+    looked_at |= {"MODEL.SOLO.NMS.THRESH", "MODEL.SOLO.LOSS.MASK_POS_WEIGHT", "MODEL.PIXEL_MEAN"}
     assert named & seen <= looked_at
 
 

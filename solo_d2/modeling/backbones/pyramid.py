@@ -52,7 +52,7 @@ def build_fpn(cfg: CfgNode, bottom_up: Backbone) -> FPN:
 
 
 def require_timm(backbone: str) -> None:
-    """Raise a ConfigError if timm is missing, from which Detectron2's transformers take layers."""
+    """Raise a ConfigError if timm is missing, which has models and layers of transformers."""
     if importlib.util.find_spec("timm") is None:
         raise ConfigError(f"The backbone {backbone} needs timm, which is missing: pip install timm")
 

@@ -1,13 +1,11 @@
 """The plain Vision Transformer with a simple pyramid (ViTDet, arXiv:2203.16527), of Detectron2."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import cast
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, SimpleFeaturePyramid, ViT
-from detectron2.modeling.backbone.vit import get_vit_lr_decay_rate
 from torch import nn
 
 from solo_d2.config.rules import require
@@ -85,16 +83,3 @@ def build_solo_vit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ViTPyramid:
         if name not in read:
             stage.requires_grad_(False)
     return pyramid
-
-
-def layer_lr_factor(cfg: CfgNode) -> Callable[[str], float] | None:
-    """Return a function from parameter names to factors of the learning rate; None if not a ViT.
-
-    It falls by MODEL.VIT.LR_DECAY from block to block, from the last to the first (ViTDet,
-    appendix).
-    """
-    if cfg.MODEL.BACKBONE.NAME != build_solo_vit_backbone.__name__:
-        return None
-    return partial(
-        get_vit_lr_decay_rate, lr_decay_rate=cfg.MODEL.VIT.LR_DECAY, num_layers=cfg.MODEL.VIT.DEPTH
-    )

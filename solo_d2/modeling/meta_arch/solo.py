@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from solo_d2.inference import NMS, MaskDecoder, build_nms
 from solo_d2.losses import MASK_LOSSES, build_mask_loss, solo_losses
+from solo_d2.modeling.backbones.timm import pixel_statistics
 from solo_d2.modeling.building import build_backbone_and_head, read_params
 from solo_d2.modeling.heads import SOLOHeadBase
 from solo_d2.modeling.visualize import draw_training_image
@@ -100,6 +101,7 @@ class SOLO(nn.Module):
         """Translate the config to arguments."""
         backbone, head = build_backbone_and_head(cfg)
         solo = cfg.MODEL.SOLO
+        pixel_mean, pixel_std = pixel_statistics(cfg)
         nms_params = read_params(
             NMS[solo.NMS.TYPE], ("masks", "labels", "scores"), "MODEL.SOLO.NMS", solo.NMS
         )
@@ -134,8 +136,8 @@ class SOLO(nn.Module):
                 "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
                 "lanes": solo.LANES,
             },
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "pixel_mean": pixel_mean,
+            "pixel_std": pixel_std,
             "input_format": cfg.INPUT.FORMAT,
             "vis_period": cfg.VIS_PERIOD,
         }
