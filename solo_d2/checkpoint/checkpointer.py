@@ -15,7 +15,9 @@ from solo_d2.checkpoint.formats import Format, recognise
 from solo_d2.checkpoint.matching import load_matching
 from solo_d2.checkpoint.reading import read_checkpoint
 from solo_d2.checkpoint.saved_classes import KEY
+from solo_d2.checkpoint.timm import convert_timm
 from solo_d2.data.classes import Category
+from solo_d2.modeling.backbones.timm import timm_backbone
 from solo_d2.utils.errors import ConfigError, first_line
 from solo_d2.utils.files import naming, put_in_place, save_text, sweep, unfinished
 from solo_d2.utils.user_code import from_user_code
@@ -149,7 +151,9 @@ class SOLOCheckpointer(DetectionCheckpointer):
         heuristics = queries.pop("matching_heuristics", ["False"]) == ["True"]
         if queries:
             raise ValueError(f"its address has unknown options: {', '.join(queries)}")
-        source = recognise(state)
+        backbone = timm_backbone(self.model)
+        of_timm = convert_timm(state, backbone) if backbone is not None else None
+        source, state = (recognise(state), state) if of_timm is None else of_timm
         if source is not None and not source.whole and state.keys() >= set(self.model.state_dict()):
             source = None  # the model is such a detector itself
         if source is not None:
