@@ -23,7 +23,7 @@ PREFIX = "timm://"
 _FILES = ("model.safetensors", "pytorch_model.bin")
 
 
-class TimmHub(PathHandler):  # type: ignore[misc]
+class TimmHub(PathHandler):
     """Downloads the weights of "timm://NAME" once; NAME as in MODEL.TIMM.NAME."""
 
     def _get_supported_prefixes(self) -> list[str]:
@@ -58,7 +58,7 @@ PathManager.register_handler(TimmHub(), allow_override=True)
 
 def convert_timm(
     state: Mapping[str, Tensor], backbone: TimmBackbone
-) -> tuple[Format, Mapping[str, Tensor]] | None:
+) -> tuple[Format, dict[str, Tensor]] | None:
     """Recognise weights of the model in timm that a backbone is.
 
     They may have timm's own names, those of the model's authors that timm converts, or those of
@@ -94,4 +94,4 @@ def convert_timm(
         ignored=tuple(re.escape(name) for name in sorted(left_out)),
         whole=False,
     )
-    return source, state
+    return source, dict(state)

@@ -179,8 +179,10 @@ def _number(value: float | None, digits: int = 1) -> str:
 
 
 def backbone_name(cfg: Any) -> str:
-    """Short name of the backbone, such as R50, R101-DCNv2, X101-64x4d or Swin-T."""
+    """Short name of the backbone, such as R50, R101-DCNv2, Swin-T, or its name in timm."""
     model, builder = cfg.MODEL, cfg.MODEL.BACKBONE.NAME
+    if "timm" in builder:
+        return str(model.TIMM.NAME.partition(".")[0])
     if "swin" in builder:
         return SWINS.get((model.SWIN.EMBED_DIM, tuple(model.SWIN.DEPTHS)), "Swin")
     if "vit" in builder:

@@ -267,7 +267,7 @@ def pixel_statistics(cfg: CfgNode) -> tuple[list[float], list[float]]:
         return cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD
     from timm.models import get_pretrained_cfg
 
-    own = get_pretrained_cfg(cfg.MODEL.TIMM.NAME)
+    own: Any = get_pretrained_cfg(cfg.MODEL.TIMM.NAME)
     step = -1 if cfg.INPUT.FORMAT == "BGR" else 1
     mean, std = ([round(255 * x, 4) for x in values[::step]] for values in (own.mean, own.std))
     return mean, std
