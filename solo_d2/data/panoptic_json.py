@@ -208,8 +208,12 @@ def _check_annotation(
         raise Refusal("annotation of an unknown image", reason)
     if key in annotated:
         raise Refusal("image annotated more than once", "has more than one entry in 'annotations'")
-    is_file = is_name(png) and os.path.normpath(png) != "."
-    if not is_file or os.path.isabs(png) or leaves_folder(png, ""):
+    if (
+        not is_name(png)
+        or os.path.normpath(png) == "."
+        or os.path.isabs(png)
+        or leaves_folder(png, "")
+    ):
         reason = f"'file_name' must be a PNG in the folder, it is {shown(png)}"
         raise Refusal("PNG outside the folder", reason)
     if _without_extension(png) in pngs:
