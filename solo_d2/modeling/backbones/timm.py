@@ -76,6 +76,9 @@ class TimmBackbone(Backbone):
         features = cast(Any, self.net).forward_intermediates(
             images, indices=self.indices, norm=False, output_fmt="NCHW", intermediates_only=True
         )
+        if torch.compiler.is_compiling():
+            # Else the layout that LayerNorms leave binds an export to even or odd sizes.
+            features = [feature.contiguous() for feature in features]
         return dict(zip(self._out_features, features, strict=True))
 
     def train(self, mode: bool = True) -> "TimmBackbone":
