@@ -138,11 +138,13 @@ def training(folder):
 def prepare_evaluation(source):
     """A panoptic model, and a panoptic data set of a few images."""
     from solo_d2.data import ShapesParams, ensure_shapes
+    from solo_d2.data.panoptic_conversion import ensure_converted
 
     root = ensure_shapes(source / "shapes", ShapesParams(num_train=0, num_val=2))
     cfg = panoptic_cfg()
-    files = ("annotations/panoptic_val.json", "panoptic_val", "val")
-    cfg.DATASETS.COCO_PANOPTIC_FORMAT = [["kept_val", *(str(root / name) for name in files)]]
+    paths = [root / name for name in ("annotations/panoptic_val.json", "panoptic_val", "val")]
+    ensure_converted(*paths[:2])  # so that "out" alone is written to
+    cfg.DATASETS.COCO_PANOPTIC_FORMAT = [["kept_val", *map(str, paths)]]
     cfg.DATASETS.TEST = ("kept_val",)
     cfg.TEST.KEEP_PANOPTIC_PREDICTIONS = True
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 5
