@@ -26,28 +26,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solo_d2.candidates import class_probabilities, filter_scores, score_keys, top_scores
-from solo_d2.cell_masks import cell_masks
-from solo_d2.ops.binary_masks import (
-    BinaryMasks,
-    binarize_probs,
-    binarize_product,
-    empty_masks,
-)
+from solo_d2.ops.binary_masks import BinaryMasks, binarize_probs, binarize_product, empty_masks
+from solo_d2.ops.candidates import class_probabilities, filter_scores, score_keys, top_scores
+from solo_d2.ops.cell_masks import fixed_cell_masks
 from solo_d2.ops.contours import contour_masks, fill_contours
 from solo_d2.ops.fast_nms import fast_nms
 from solo_d2.ops.hard_nms import hard_nms
+from solo_d2.ops.host_copies import to_host
+from solo_d2.ops.mask_factors import multiply_factors, resize
 from solo_d2.ops.matrix_nms import matrix_nms
 from solo_d2.ops.paste_masks import new_masks, paste_masks
 from solo_d2.ops.soft_nms import soft_nms
 from solo_d2.ops.threads import one_thread
-from solo_d2.structures import (
-    Candidates,
-    GridCells,
-    HeadOutputs,
-    MaskHead,
-    Predictions,
-)
+from solo_d2.structures import Candidates, GridCells, HeadOutputs, MaskHead, Predictions
 
 # Each NMS maps (masks, labels, scores, *, parameters) to new scores; 0 removes. A model gives it
 # the keys of MODEL.SOLO.NMS that are named as its parameters.
@@ -111,6 +102,8 @@ class MaskDecoder:
             `pre_nms_topk`; 0: shapes are never fixed.
         fixed: whether shapes are fixed: candidates of score 0 are none, and stay in their places
             behind the others. None: in `decode` on CUDA alone.
+        run_lanes: runs `decode_lanes`, whose results the next call may overwrite, as
+            `solo_d2.modeling.decode_graphs` does; None: it is called as it is.
     """
 
     head: MaskHead
@@ -156,10 +149,10 @@ class MaskDecoder:
             return list(self._decode_eagerly(outputs, images).values())
         run_lanes = self.run_lanes or MaskDecoder.decode_lanes
         lanes, counts = run_lanes(replace(self, fixed=True), outputs, list(images.values()))
-        numbers, copy = read_numbers(counts), self.run_lanes is not None
+        numbers, copy = to_host([counts])[0].tolist(), self.run_lanes is not None
         again = {image: both for image, both in images.items() if numbers[image] < 0}
         eager = self._decode_eagerly(outputs, again)
-        return [eager.get(i) or lanes[i].first(numbers[i], copy=copy) for i in images]
+        return [eager[i] if i in eager else lanes[i].first(numbers[i], copy=copy) for i in images]
 
     def _decode_eagerly(
         self, outputs: HeadOutputs, images: Mapping[int, ImageSizes]
@@ -190,7 +183,8 @@ class MaskDecoder:
         num, results, counts = max(self.lanes, self.pre_nms_topk), [], []
         keys = score_keys(outputs.class_logits, self.score_thresh, backend=self.backend)
         for image, both in enumerate(sizes):
-            found = top_scores(keys[image], outputs.class_logits[0].shape[1], num + 1)
+            num_classes = outputs.class_logits[0].shape[1]
+            found = Candidates(*top_scores(keys[image], num_classes, num + 1))
             best = self._score_chunk(outputs, image, found.select(slice(0, num)))
             kept = self.suppress(best)
             results.append(self.finish(outputs, image, kept, *both))
@@ -210,7 +204,7 @@ class MaskDecoder:
         Returns:
             At most `max_detections` candidates by falling score.
         """
-        found = filter_scores(class_probs, self.score_thresh)
+        found = Candidates(*filter_scores(class_probs, self.score_thresh))
         found = self.score_masks(outputs, image, found)
         return self.suppress(found)
 
@@ -305,15 +299,7 @@ class MaskDecoder:
         image_size: tuple[int, int],
         output_size: tuple[int, int],
     ) -> Predictions:
-        """Make the masks of instances again rather than keep them, and resize them.
-
-        Args:
-            outputs: what the head predicts.
-            image: index of the image.
-            found: its instances.
-            image_size: height and width of the image inside the padded input.
-            output_size: height and width of the masks wanted.
-        """
+        """Make the masks of instances again rather than keep them, and `paste` them."""
         mask_probs = self.masks(outputs, image, found.cells)
         return self.paste(found.scores, found.classes, mask_probs, image_size, output_size)
 
@@ -371,15 +357,44 @@ class MaskDecoder:
         most = FIXED_CHUNK_ELEMENTS if self.fixed else MASK_CHUNK_ELEMENTS
         size = max(1, most // (outputs.mask_size[0] * outputs.mask_size[1]))
         for chunk in cells.split(size):
-            probs = cell_masks(
-                self.head, outputs, image, chunk, self.cell_levels, fixed=bool(self.fixed)
-            )
+            probs = self._cell_masks(outputs, image, chunk)
             yield fill_contours(probs, self.mask_thresh) if self.contours else probs
 
+    def _cell_masks(self, outputs: HeadOutputs, image: int, cells: Tensor) -> Tensor:
+        """Masks (P, H, W) float32 of cells of all levels."""
+        groups = self.head.mask_groups
+        if len(set(groups)) == 1:
+            return self._group_masks(outputs, image, GridCells(cells))
+        if self.fixed:  # heads without factors wait for the device nevertheless
+            probs = fixed_head_masks(self.head, outputs, cells[None], image)
+            if probs is not None:
+                return probs[0]
+        group_of_cell = torch.tensor(groups, device=cells.device)[self.cell_levels[cells]]
+        masks = torch.empty(len(cells), *outputs.mask_size, device=cells.device)
+        for group in sorted(set(groups)):
+            index = (group_of_cell == group).nonzero()[:, 0]
+            if len(index):
+                masks[index] = self._group_masks(outputs, image, GridCells(cells[index], group))
+        return masks
 
-def read_numbers(numbers: Tensor) -> list[int]:
-    """Bring a few numbers (N,) to the host; from CUDA through pinned memory."""
-    on_host = numbers.to("cpu", non_blocking=True)
-    if numbers.is_cuda:
-        torch.cuda.current_stream(numbers.device).synchronize()
-    return on_host.tolist()
+    def _group_masks(self, outputs: HeadOutputs, image: int, cells: GridCells) -> Tensor:
+        """Masks (P, H, W) float32 of cells of one group."""
+        factors, size = self.head.mask_factors(outputs, image, cells), outputs.mask_size
+        if factors:
+            return multiply_factors([f.of_image(image).to_float32() for f in factors], size)
+        return resize(self.head.masks(outputs, image, cells)[None], size)[0].float()
+
+
+def fixed_head_masks(
+    head: MaskHead, outputs: HeadOutputs, cells: Tensor, image: int | None = None
+) -> Tensor | None:
+    """`fixed_cell_masks` of a head: (B, M, H, W), of one image if it is given."""
+    return fixed_cell_masks(
+        lambda i, index, group: head.mask_factors(outputs, i, GridCells(index, group)),
+        cells,
+        sides=[logits.shape[-1] for logits in outputs.class_logits],
+        mask_groups=head.mask_groups,
+        mask_strides=head.mask_strides,
+        mask_size=outputs.mask_size,
+        image=image,
+    )

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from solo_d2.ops.candidates import flatten_levels
 from solo_d2.ops.mask_factors import MaskFactor
 
 
@@ -244,18 +245,6 @@ def cell_levels(num_grids: Sequence[int], device: torch.device | str | None = No
     sizes = [side * side for side in num_grids]
     levels, repeats = torch.arange(len(sizes), device=device), torch.tensor(sizes, device=device)
     return levels.repeat_interleave(repeats, output_size=sum(sizes))
-
-
-def flatten_levels(maps: Sequence[Tensor]) -> Tensor:
-    """Lay the cells of all levels one after another.
-
-    Args:
-        maps: L tensors (B, C, S, S).
-
-    Returns:
-        (B, T, C), not contiguous.
-    """
-    return torch.cat([level.flatten(2) for level in maps], dim=2).transpose(1, 2)
 
 
 def take_cells(maps: Sequence[Tensor], image: int | Tensor, cells: Tensor) -> Tensor:

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from solo_d2.candidates import class_probabilities, filter_scores
 from solo_d2.inference import MaskDecoder, build_nms
-from solo_d2.structures import cell_levels
+from solo_d2.ops.candidates import class_probabilities, filter_scores
+from solo_d2.structures import Candidates, cell_levels
 from tests.fakes import CountingHead, FixedMasks, kernel_outputs
 from tests.golden import levels, load_golden
 from tools.benchmarks.common import peak_memory
@@ -73,7 +73,7 @@ def test_instances_equal_published(run, backend, has_factors):
 def test_candidates_before_and_after_nms_equal_published(run, image):
     decoder = make_decoder(**RUNS[run])
     outputs = golden_outputs()
-    found = filter_scores(class_probabilities(outputs.class_logits)[image], 0.1)
+    found = Candidates(*filter_scores(class_probabilities(outputs.class_logits)[image], 0.1))
     found = decoder.score_masks(outputs, image, found)
     prefix = f"{run}img{image}."
     expected = GOLDEN[prefix + "nms_in.scores"]
@@ -116,7 +116,7 @@ def test_early_cut_changes_nothing(topk):
     """Making masks of the best classes only, as long as that can't matter, is exact."""
     outputs = golden_outputs()
     probs = class_probabilities(outputs.class_logits)[0]
-    found = filter_scores(probs, 0.01)
+    found = Candidates(*filter_scores(probs, 0.01))
     everything = make_decoder(pre_nms_topk=10_000).score_masks(outputs, 0, found)
     cut = make_decoder(pre_nms_topk=topk).score_masks(outputs, 0, found)
     assert len(everything) > 50
@@ -126,7 +126,7 @@ def test_early_cut_changes_nothing(topk):
 
 def test_early_cut_makes_fewer_masks():
     head, outputs = CountingHead((4,) * 5), golden_outputs()
-    found = filter_scores(class_probabilities(outputs.class_logits)[0], 0.01)
+    found = Candidates(*filter_scores(class_probabilities(outputs.class_logits)[0], 0.01))
     make_decoder(pre_nms_topk=5, head=head).score_masks(outputs, 0, found)
     assert 5 <= sum(head.made) < len(found) / 2
 
@@ -167,7 +167,7 @@ def test_a_cell_with_several_classes_makes_one_mask():
     outputs = kernel_outputs(logits, [torch.ones(1, 1, 1, 1)], torch.ones(1, 1, 8, 8))
     head = CountingHead([4])
     decoder = make_decoder(num_grids=(1,), strides=(8,), head=head)
-    found = filter_scores(class_probabilities(logits)[0], 0.1)
+    found = Candidates(*filter_scores(class_probabilities(logits)[0], 0.1))
     scored = decoder.score_masks(outputs, 0, found)
     assert len(scored) == 2
     assert head.made == [1]

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from solo_d2.candidates import class_probabilities
 from solo_d2.inference import NMS, build_nms
+from solo_d2.ops.candidates import class_probabilities
 from solo_d2.structures import HeadOutputs
 from tests.fakes import kernel_outputs
 from tests.test_inference import NMS_PARAMS, make_decoder

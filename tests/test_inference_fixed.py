@@ -11,9 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from solo_d2.candidates import class_probabilities, filter_scores, score_keys, top_scores
 from solo_d2.inference import NMS, MaskDecoder, build_nms
-from solo_d2.structures import GridCells, HeadOutputs, Predictions, map_tensors
+from solo_d2.ops.candidates import class_probabilities, filter_scores, score_keys, top_scores
+from solo_d2.structures import Candidates, GridCells, HeadOutputs, Predictions, map_tensors
 from tests.fakes import FixedMasks, kernel_outputs
 from tests.test_inference import NMS_PARAMS, RUNS, golden_outputs, make_decoder, sizes
 from tests.test_inference_finite import SPOILT, decoder, head_outputs
@@ -122,7 +122,7 @@ def test_more_candidates_than_lanes_that_can_not_matter_need_no_second_decoding(
     logits[0, 0, ::2, ::2] = torch.linspace(5, 6, 16).view(4, 4)
     outputs = kernel_outputs([logits], [torch.full((1, 1, 8, 8), 9.0)], torch.ones(1, 1, 8, 8))
     made = make_decoder((8,), (8,), pre_nms_topk=4, lanes=8, fixed=True)
-    assert len(filter_scores(logits.sigmoid().flatten(2)[0].T, 0.1)) > 8
+    assert len(filter_scores(logits.sigmoid().flatten(2)[0].T, 0.1)[0]) > 8
     _, counts = made.decode_lanes(outputs, [((32, 32), (32, 32))])
     assert counts.tolist() == [4]
 
@@ -138,9 +138,10 @@ LOGITS = (-9.0, -1.0, -0.5, 0.0, 2.0, 90.0, float("inf"), float("-inf"), float("
 
 
 def assert_best(class_logits, num, thresh, backend):
-    expected = filter_scores(class_probabilities(class_logits)[0], thresh).best(num)
+    expected = filter_scores(class_probabilities(class_logits)[0], thresh)
+    expected = Candidates(*expected).best(num)
     (keys,) = score_keys(class_logits, thresh, backend=backend)
-    found = top_scores(keys, class_logits[0].shape[1], num)
+    found = Candidates(*top_scores(keys, class_logits[0].shape[1], num))
     assert len(found) == min(num, len(keys))
     torch.testing.assert_close(found.scores[: len(expected)], expected.scores)
     for name in ("cells", "classes"):
@@ -250,7 +251,7 @@ def launches(made, outputs, monkeypatch):
         )
     for module in ("binary_masks", "mask_iou", "nms_family", "paste_masks"):
         monkeypatch.setattr(f"solo_d2.ops.{module}.choose_backend", lambda *args: "triton")
-    monkeypatch.setattr("solo_d2.candidates.choose_backend", lambda *args: "triton")
+    monkeypatch.setattr("solo_d2.ops.candidates.choose_backend", lambda *args: "triton")
     with FakeTensorMode() as mode:
         outputs = map_tensors(on_gpu := lambda x: mode.from_tensor(x).to("cuda"), outputs)
         made = replace(

@@ -10,8 +10,6 @@ PURE = (
     "targets.py",
     "losses.py",
     "inference.py",
-    "candidates.py",
-    "cell_masks.py",
     "ops/*.py",
     "utils/images.py",
 )

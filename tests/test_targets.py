@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from solo_d2.structures import flatten_levels
+from solo_d2.ops.candidates import flatten_levels
 from solo_d2.targets import assign_grid_targets
 from tests.golden import levels, load_golden
 from tests.reference.targets import assign, downsample_as_published

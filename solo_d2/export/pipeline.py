@@ -19,12 +19,13 @@ import torch
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from torch import Tensor, nn
 
-from solo_d2.candidates import class_probabilities
-from solo_d2.cell_masks import fixed_cell_masks, take
+from solo_d2.inference import fixed_head_masks
 from solo_d2.modeling.heads.base import SOLOHeadBase, resize_by_regions
 from solo_d2.modeling.layers import DeformConv2d
 from solo_d2.modeling.meta_arch.panoptic import PanopticSOLO
 from solo_d2.modeling.meta_arch.solo import SOLO
+from solo_d2.ops.candidates import class_probabilities
+from solo_d2.ops.cell_masks import take
 from solo_d2.ops.fast_nms import fast_nms
 from solo_d2.ops.mask_factors import resize
 from solo_d2.ops.matrix_nms import matrix_decay, matrix_nms
@@ -162,7 +163,7 @@ class ExportPipeline(nn.Module):
 
     def cell_masks(self, outputs: HeadOutputs, cells: Tensor) -> Tensor:
         """(B, M, h, w) float32 probabilities of the cells (B, M)."""
-        return cast(Tensor, fixed_cell_masks(self.head, outputs, cells))
+        return cast(Tensor, fixed_head_masks(self.head, outputs, cells))
 
     def choose(self, class_logits: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The best pairs of cell and class.

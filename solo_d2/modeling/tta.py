@@ -15,8 +15,8 @@ from detectron2.modeling.test_time_augmentation import DatasetMapperTTA
 from fvcore.transforms import HFlipTransform
 from torch import Tensor, nn
 
-from solo_d2.candidates import class_probabilities
 from solo_d2.modeling.meta_arch.solo import SOLO, to_instances
+from solo_d2.ops.candidates import class_probabilities
 from solo_d2.ops.view_fusion import ViewFusion, to_frame
 from solo_d2.utils.errors import ConfigError
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 from detectron2.layers import ShapeSpec
 
-from solo_d2.candidates import class_probabilities
 from solo_d2.inference import MaskDecoder, build_nms
 from solo_d2.losses import solo_losses
 from solo_d2.modeling.heads import DecoupledSOLOHead, DecoupledSOLOLightHead, SOLOHead, SOLOv2Head
 from solo_d2.modeling.heads.decoupled_solo import DecoupledSOLOOutputs
+from solo_d2.ops.candidates import class_probabilities
 from solo_d2.ops.mask_factors import MaskFactor
 from solo_d2.structures import GridCells, HeadOutputs, cell_levels
 from solo_d2.targets import assign_grid_targets

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from solo_d2.losses import MaskLoss, dice_loss, focal_loss
-from solo_d2.structures import GridCells, HeadOutputs, MaskHead, flatten_levels
+from solo_d2.ops.candidates import flatten_levels
+from solo_d2.structures import GridCells, HeadOutputs, MaskHead
 
 F32 = np.float32
 

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from solo_d2.candidates import class_probabilities, filter_scores
 from solo_d2.inference import MaskDecoder
 from solo_d2.ops.backends import BACKENDS, choose_backend
+from solo_d2.ops.candidates import class_probabilities, filter_scores
 from solo_d2.ops.mask_geometry import mask_boxes
 from solo_d2.ops.matrix_nms import matrix_nms
 from solo_d2.ops.rle import encode_masks
@@ -97,7 +97,9 @@ class Ours:
 
     def classes(self, outputs: KernelOutputs) -> Candidates:
         """Class probabilities and the candidates."""
-        return filter_scores(class_probabilities(outputs.class_logits)[0], SCORE_THRESH)
+        return Candidates(
+            *filter_scores(class_probabilities(outputs.class_logits)[0], SCORE_THRESH)
+        )
 
     def masks(self, outputs: KernelOutputs, found: Candidates) -> Candidates:
         """Binary masks and mask scores of the candidates that enter NMS."""

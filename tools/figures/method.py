@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from solo_d2.candidates import class_probabilities, filter_scores
 from solo_d2.modeling.meta_arch.solo import SOLO
+from solo_d2.ops.candidates import class_probabilities, filter_scores
 from solo_d2.ops.mask_geometry import mask_centers
 from solo_d2.structures import Candidates, GridCells, GridTargets, HeadOutputs
 from solo_d2.utils.errors import ConfigError
@@ -265,7 +265,9 @@ def _candidates(model: SOLO, scene: Scene) -> Candidates:
     """The candidates of NMS, with masks, by falling score."""
     decoder = model.decoder
     probs = class_probabilities(scene.outputs.class_logits)[0]
-    return decoder.score_masks(scene.outputs, 0, filter_scores(probs, decoder.score_thresh))
+    return decoder.score_masks(
+        scene.outputs, 0, Candidates(*filter_scores(probs, decoder.score_thresh))
+    )
 
 
 def _masks(found: Candidates) -> Tensor:

@@ -1,87 +1,51 @@
-"""Masks of chosen cells of any mask groups.
+"""Masks of chosen cells of all mask groups, by sizes that do not depend on the data.
 
-Cells are gathered by group, which waits for the device, since how many there are depends on the
-image. With fixed shapes every group makes as many masks as cells are chosen instead, and each cell
-takes that of its group. Factors that only choose among maps cost less: there are few maps, and all
-of them are resized.
+Gathering cells by group waits for the device, since how many there are depends on the image. Here
+every group makes as many masks as cells are chosen instead, and each cell takes that of its group.
+Factors that only choose among maps cost less: there are few maps, and all of them are resized.
 
 B images, S grid side, T cells of all levels, M chosen cells, E channels, D kernel length, h w rows
 and columns of the masks at the finest mask stride.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from solo_d2.ops.mask_factors import MaskFactor, kernel_side, multiply_factors, resize
-from solo_d2.structures import GridCells, MaskHead
+from solo_d2.ops.mask_factors import MaskFactor, kernel_side, resize
 
-
-def cell_masks(
-    head: MaskHead,
-    outputs: Any,
-    image: int,
-    cells: Tensor,
-    cell_levels: Tensor,
-    *,
-    fixed: bool = False,
-) -> Tensor:
-    """Make the masks of cells of an image.
-
-    Args:
-        head: what predicted the outputs.
-        outputs: of a batch.
-        image: index of the image.
-        cells: (M,) int64 in [0, T).
-        cell_levels: (T,) int64, the level of each cell.
-        fixed: whether to do without a wait for the device. Ignored for a head of several mask
-            groups and without factors.
-
-    Returns:
-        (M, h, w) float32 probabilities.
-    """
-    groups = head.mask_groups
-    if len(set(groups)) == 1:
-        return _group_masks(head, outputs, image, GridCells(cells))
-    if fixed:
-        probs = fixed_cell_masks(head, outputs, cells[None], image)
-        if probs is not None:
-            return probs[0]
-    group_of_level = torch.tensor(groups, device=cells.device)
-    group_of_cell = group_of_level[cell_levels[cells]]
-    masks = torch.empty(len(cells), *outputs.mask_size, device=cells.device)
-    for group in sorted(set(groups)):
-        index = (group_of_cell == group).nonzero()[:, 0]
-        if len(index):
-            masks[index] = _group_masks(head, outputs, image, GridCells(cells[index], group))
-    return masks
-
-
-def _group_masks(head: MaskHead, outputs: Any, image: int, cells: GridCells) -> Tensor:
-    """Masks (M, h, w) float32 of cells of one group."""
-    factors, size = head.mask_factors(outputs, image, cells), outputs.mask_size
-    if factors:
-        return multiply_factors([f.of_image(image).to_float32() for f in factors], size)
-    return resize(head.masks(outputs, image, cells)[None], size)[0].float()
+# From image (or the image of each cell), (P,) int64 cells and their mask group to the factors of
+# their masks, with the maps of the whole batch; None where the head has none.
+FactorsOf = Callable[[int | Tensor, Tensor, int], Sequence[MaskFactor] | None]
 
 
 def fixed_cell_masks(
-    head: MaskHead, outputs: Any, cells: Tensor, image: int | None = None
+    factors_of: FactorsOf,
+    cells: Tensor,
+    *,
+    sides: Sequence[int],
+    mask_groups: Sequence[int],
+    mask_strides: Sequence[int],
+    mask_size: tuple[int, int],
+    image: int | None = None,
 ) -> Tensor | None:
-    """Make the masks of cells with sizes that do not depend on the data.
+    """Make the masks of cells.
 
     Args:
-        head: what predicted the outputs.
-        outputs: of a batch.
+        factors_of: makes the factors of chosen cells.
         cells: (B, M) int64 in [0, T).
+        sides: S of each level.
+        mask_groups: mask group of each level, not falling.
+        mask_strides: stride of the masks of each level.
+        mask_size: h and w.
         image: None for all images of the batch; the index of the only one, then B is 1.
 
     Returns:
-        (B, M, h, w) float32 probabilities; None if the head has no factors.
+        (B, M, h, w) float32 probabilities; None if there are no factors.
     """
     batch, num = cells.shape
     images: int | Tensor
@@ -89,26 +53,24 @@ def fixed_cell_masks(
         images = torch.arange(batch, device=cells.device)[:, None].expand(batch, num).flatten()
     else:
         images = image
-    sides = [logits.shape[-1] for logits in outputs.class_logits]
     starts = [sum(side * side for side in sides[:level]) for level in range(len(sides) + 1)]
     # Of each group all M masks are made from the nearest cells of the group, and those of the
     # group's own cells are taken.
     factors, firsts, sizes = [], [], []
-    num_groups = len(set(head.mask_groups))
+    num_groups = len(set(mask_groups))
     for group in range(num_groups):
-        level, num_levels = head.mask_groups.index(group), head.mask_groups.count(group)
+        level, num_levels = mask_groups.index(group), mask_groups.count(group)
         firsts.append(starts[level])
         last = starts[level + num_levels] - 1
         index = cells.clamp(firsts[-1], last) if num_groups > 1 else cells
-        of_group = head.mask_factors(outputs, images, GridCells(index.flatten(), group))
+        of_group = factors_of(images, index.flatten(), group)
         if not of_group:
             return None
         if image is not None:
             one = slice(image, image + 1)
             of_group = [x._replace(maps=x.maps[one]).to_float32() for x in of_group]
         factors.append(of_group)
-        stride = head.mask_strides[level]
-        sizes.append(outputs.mask_size if stride > min(head.mask_strides) else None)
+        sizes.append(mask_size if mask_strides[level] > min(mask_strides) else None)
     probs = []
     for of_groups in zip(*factors, strict=True):  # the same factor of each group
         combine = _take_maps if of_groups[0].takes_maps else _convolve_maps

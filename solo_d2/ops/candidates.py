@@ -10,7 +10,18 @@ from torch import Tensor
 
 from solo_d2.ops.backends import choose_backend
 from solo_d2.ops.point_nms import point_nms
-from solo_d2.structures import Candidates, flatten_levels
+
+
+def flatten_levels(maps: Sequence[Tensor]) -> Tensor:
+    """Lay the cells of all levels one after another.
+
+    Args:
+        maps: L tensors (B, C, S, S).
+
+    Returns:
+        (B, T, C), not contiguous.
+    """
+    return torch.cat([level.flatten(2) for level in maps], dim=2).transpose(1, 2)
 
 
 def class_probabilities(class_logits: Sequence[Tensor]) -> Tensor:
@@ -18,7 +29,7 @@ def class_probabilities(class_logits: Sequence[Tensor]) -> Tensor:
     return flatten_levels([point_nms(logits.float().sigmoid()) for logits in class_logits])
 
 
-def filter_scores(class_probs: Tensor, thresh: float) -> Candidates:
+def filter_scores(class_probs: Tensor, thresh: float) -> tuple[Tensor, Tensor, Tensor]:
     """Every (cell, class) above the threshold, in row-major order.
 
     Args:
@@ -26,10 +37,10 @@ def filter_scores(class_probs: Tensor, thresh: float) -> Candidates:
         thresh: least probability, exclusive.
 
     Returns:
-        Candidates without masks. A cell may stand there with several classes.
+        (M,) int64 cells, (M,) int64 classes, (M,) float32 scores. A cell may have several classes.
     """
     cells, classes = (class_probs > thresh).nonzero(as_tuple=True)
-    return Candidates(cells, classes, class_probs[cells, classes])
+    return cells, classes, class_probs[cells, classes]
 
 
 def score_keys(
@@ -60,7 +71,7 @@ def score_keys(
     return list((scores.view(torch.int32).long() << 32) + place)
 
 
-def top_scores(keys: Tensor, num_classes: int, num: int) -> Candidates:
+def top_scores(keys: Tensor, num_classes: int, num: int) -> tuple[Tensor, Tensor, Tensor]:
     """The best (cell, class) pairs, as many whatever the scores are.
 
     Args:
@@ -69,9 +80,9 @@ def top_scores(keys: Tensor, num_classes: int, num: int) -> Candidates:
         num: M, if there are as many pairs.
 
     Returns:
-        min(num, T * K) candidates without masks by falling score; of equal scores the earlier in
-        row-major order is first. Those of score 0 are none.
+        (M,) int64 cells, (M,) int64 classes, (M,) float32 scores, M = min(num, T * K), by falling
+        score; of equal scores the earlier in row-major order is first. Those of score 0 are none.
     """
     best, index = keys.topk(min(num, len(keys)))
     scores = (best >> 32).int().view(torch.float32)
-    return Candidates(index // num_classes, index % num_classes, scores)
+    return index // num_classes, index % num_classes, scores
