@@ -7,6 +7,7 @@ from solo_d2 import Predictor
 from solo_d2.api.images import MAX_PIXELS
 from solo_d2.api.predictor import DEFAULT_SCORE_THRESH
 from solo_d2.config import add_import_argument
+from solo_d2.utils.commands import positive, probability
 from solo_d2.visualization.overlay import LABELS
 
 
@@ -39,7 +40,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     add("--config-file", metavar="FILE", help="YAML; also a training's config.yaml")
     add("--weights", metavar="FILE", help="checkpoint; alone, if its config lies beside it")
     add("--onnx", metavar="FILE", help="exported model, run by ONNX Runtime, instead of these")
-    add("--confidence-threshold", type=_probability, default=DEFAULT_SCORE_THRESH, metavar="P",
+    add("--confidence-threshold", type=probability, default=DEFAULT_SCORE_THRESH, metavar="P",
         help="least score; default: %(default)s")  # fmt: skip
 
 
@@ -51,8 +52,8 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     add("--video-input", metavar="FILE", help="video file")
     add("--webcam", nargs="?", const="0", metavar="SOURCE", help="camera by index (default 0), "
         "device, address such as rtsp://..., or a video file that plays like one")  # fmt: skip
-    group.add_argument("--max-frames", type=_positive, metavar="N", help="read no more of a video")
-    group.add_argument("--max-pixels", type=_positive, default=MAX_PIXELS, metavar="N",
+    group.add_argument("--max-frames", type=positive, metavar="N", help="read no more of a video")
+    group.add_argument("--max-pixels", type=positive, default=MAX_PIXELS, metavar="N",
         help="larger images are refused")  # fmt: skip
 
 
@@ -89,20 +90,6 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error("--max-frames is for videos")
     if not 0 < args.scale <= 16:
         parser.error("--scale must be above 0 and at most 16")
-
-
-def _probability(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError("must be from 0 to 1")
-    return value
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
 
 
 def load_predictor(args: argparse.Namespace) -> Predictor:

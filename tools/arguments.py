@@ -24,19 +24,3 @@ def model_parser(description: str | None, *, device: bool = True) -> argparse.Ar
         add("--device", help="cpu or cuda; default: cuda where there is one")
     add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="of the config")
     return parser
-
-
-def positive(text: str) -> int:
-    """A whole number above 0."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
-
-
-def probability(text: str) -> float:
-    """A number from 0 to 1."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError("must be from 0 to 1")
-    return value

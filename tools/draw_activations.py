@@ -35,8 +35,8 @@ from solo_d2.api.images import (  # noqa: E402
 from solo_d2.api.loading import make_config  # noqa: E402
 from solo_d2.data.catalog import check_datasets, register_datasets_of_config  # noqa: E402
 from solo_d2.data.unique_names import unique_names  # noqa: E402
-from solo_d2.utils.commands import run_command  # noqa: E402
-from tools.arguments import model_parser, positive, probability  # noqa: E402
+from solo_d2.utils.commands import positive, probability, run_command  # noqa: E402
+from tools.arguments import model_parser  # noqa: E402
 from tools.figures.activations import (  # noqa: E402
     choose_level,
     class_colors,

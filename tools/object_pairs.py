@@ -5,8 +5,8 @@
 
 SOLO's motivation: on COCO's val2017 98.3 % of all pairs have centres more than 30 pixels apart, and
 of the others 40.5 % differ in size by more than 1.5 times. Centres are those of the boxes, size is
-sqrt(width * height); crowd regions are left out. Pairs that neither tells apart are what cells of
-one grid must share, see MODEL.SOLO.CELL_CONFLICT.
+sqrt(width * height); crowd regions are ignored. The remaining pairs compete for the same cells
+(MODEL.SOLO.CELL_CONFLICT).
 """
 
 import argparse

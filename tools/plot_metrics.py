@@ -8,7 +8,6 @@ A key gets a panel of its own, a training a line of its own.
 """
 
 import argparse
-import io
 import json
 import sys
 from collections.abc import Sequence
@@ -17,12 +16,11 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from solo_d2.utils.commands import run_command
 from solo_d2.utils.errors import ConfigError
-from solo_d2.utils.files import whole_file
+from tools.figures.plots import save_figure
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -98,12 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         runs = {
             name: read_metrics(folder) for name, folder in zip(names, args.folders, strict=True)
         }
-        figure = plot(runs, args.keys)
-        FigureCanvasAgg(figure)
-        picture = io.BytesIO()  # Pillow raises nothing when the disk is full
-        figure.savefig(picture, dpi=110, format=args.output.suffix.lstrip(".") or "png")
-        with whole_file(args.output) as file:
-            file.write_bytes(picture.getvalue())
+        save_figure(plot(runs, args.keys), args.output)
 
     return run_command("plot_metrics", run)
 

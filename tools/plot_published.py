@@ -7,7 +7,6 @@ Times are the authors', of an image on a V100; configs/published.json has all of
 """
 
 import argparse
-import io
 import re
 import sys
 from collections.abc import Sequence
@@ -16,12 +15,11 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from solo_d2.config import configs_folder
 from solo_d2.utils.commands import run_command
-from solo_d2.utils.files import whole_file
+from tools.figures.plots import save_figure
 from tools.model_zoo.published import VAL, Published, read_published
 from tools.model_zoo.tables import model_title
 
@@ -90,15 +88,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     args = parse_args(argv)
 
-    def run() -> None:
-        figure = plot(read_published(args.configs))
-        FigureCanvasAgg(figure)
-        picture = io.BytesIO()  # Pillow raises nothing when the disk is full
-        figure.savefig(picture, dpi=110, format=args.output.suffix.lstrip(".") or "png")
-        with whole_file(args.output) as file:
-            file.write_bytes(picture.getvalue())
-
-    return run_command("plot_published", run)
+    return run_command(
+        "plot_published", lambda: save_figure(plot(read_published(args.configs)), args.output)
+    )
 
 
 if __name__ == "__main__":

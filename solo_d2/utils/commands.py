@@ -1,5 +1,6 @@
-"""What all commands share: errors on one line, and a clean end after SIGTERM."""
+"""What all commands share: types of arguments, errors on one line, a clean end after SIGTERM."""
 
+import argparse
 import atexit
 import contextlib
 import logging
@@ -48,6 +49,22 @@ class Terminated(SystemExit):
 
     def __init__(self) -> None:
         super().__init__(TERMINATED)
+
+
+def positive(text: str) -> int:
+    """A whole number above 0."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+def probability(text: str) -> float:
+    """A number from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError("must be from 0 to 1")
+    return value
 
 
 def run_command(

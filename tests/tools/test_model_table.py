@@ -193,7 +193,7 @@ def test_every_published_figure_has_a_source():
     listed = re.findall(r"^\| \[`(.*?)`\]", text.split("<!-- models:end -->")[0], re.MULTILINE)
     assert listed == list(tables.find_configs(CONFIGS))
     for name, row in zip(listed, rows(text.split("<!-- models:end -->")[0])[1:], strict=True):
-        assert row[4] == tables._headline(published.models.get(name, []))
+        assert row[4] == tables.headline(published.models.get(name, []))
     results = {"results": tables.results_text(published)}
     assert tables.replace_tables(CONFIGS / "README.md", results) == text
     family = {"family": tables.markdown_table(tables.family_rows(published))}

@@ -7,13 +7,12 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from solo_d2.utils.commands import Terminated, run_command
+from solo_d2.utils.commands import Terminated, positive, run_command
 from solo_d2.utils.errors import ConfigError
 from solo_d2.utils.files import save_json, save_text
 from tools.ablations.report import format_report, format_table, make_lines, report_content
 from tools.ablations.runs import Launch, Outcome, Run, plan_runs, run_all
 from tools.ablations.tables import METRICS, Setting, Table, read_tables, settings
-from tools.arguments import positive
 from tools.benchmarks.common import markdown_table
 
 DESCRIPTION = """\

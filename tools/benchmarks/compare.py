@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
         args,
     )
     batch = [x | {"instances": _objects(args, i)} for i, x in enumerate(images)]
-    training = compare({"ours": _step(ours, cfg, batch), "peer": _step(peer, cfg, batch)}, args)
+    training = compare({"ours": _step(ours, batch), "peer": _step(peer, batch)}, args)
     rows = [{"part": name, **x} for name, x in (("inference", inference), ("training", training))]
     print("\nmilliseconds: median (interquartile range); MiB: peak beyond the inputs\n")
     print("\n\n".join(markdown_table([table_row(row)]) for row in rows))
@@ -174,10 +174,10 @@ def _objects(args: argparse.Namespace, number: int) -> Instances:
     )
 
 
-def _step(model: nn.Module, cfg: Any, batch: list[dict[str, Any]]) -> Callable[[], None]:
+def _step(model: nn.Module, batch: list[dict[str, Any]]) -> Callable[[], None]:
     """A training step of a model on a batch, which leaves its weights as they are."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=cfg.SOLVER.MOMENTUM)
+    optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=0.9)
 
     def step() -> None:
         model.train()

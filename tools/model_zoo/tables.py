@@ -106,7 +106,7 @@ def model_rows(
                 "backbone": backbone_name(cfg),
                 "schedule": schedule(cfg),
                 "short side": _short_side(cfg),
-                "published": _headline(published.models.get(name, [])),
+                "published": headline(published.models.get(name, [])),
                 "parameters": f"{known[key].parameters / 1e6:.1f} M",
                 "multiply-adds": f"{known[key].multiply_adds / 1e9:.0f} G",
                 "at": size_text(known[key].input_size),
@@ -115,7 +115,7 @@ def model_rows(
     return rows
 
 
-def _headline(results: list[Result]) -> str:
+def headline(results: list[Result]) -> str:
     """The main metric of the first result on each split."""
     first: dict[str, Result] = {}
     for result in results:
