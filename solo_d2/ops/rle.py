@@ -42,14 +42,14 @@ def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
     )
 
 
-def run_lengths(masks: Tensor, *, at_once: bool | None = None) -> tuple[np.ndarray, np.ndarray]:
+def run_lengths(masks: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Lengths of the runs of masks.
+
+    On a GPU all masks are searched at once, which waits for the device twice; on a CPU each in its
+    box, which reads less.
 
     Args:
         masks: (N, H, W) bool.
-        at_once: whether all masks are searched at once, which waits for the device twice, or each
-            in its box, which waits for each but reads less; None: at once if they are not on the
-            CPU.
 
     Returns:
         (R,) int64 lengths, mask after mask, of which those at even places in their mask are of
@@ -58,7 +58,7 @@ def run_lengths(masks: Tensor, *, at_once: bool | None = None) -> tuple[np.ndarr
     num, num_pixels = len(masks), masks.shape[1] * masks.shape[2]
     if masks.numel() == 0:
         changes = np.zeros(0, dtype=np.int64)
-    elif masks.device.type != "cpu" if at_once is None else at_once:
+    elif masks.device.type != "cpu":
         changes = _changes_at_once(masks).cpu().numpy()
     else:
         changes = _changes_in_boxes(masks)

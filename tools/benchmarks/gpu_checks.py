@@ -181,7 +181,7 @@ def _compare_masks(masks: Tensor, boxes: Tensor, expected: Tensor, expected_boxe
 
 def _rle(num: int, size: tuple[int, int], device: torch.device, backend: str) -> str:
     masks, _, _ = _scene(num, size, device)
-    found, expected = run_lengths(masks, at_once=True), run_lengths(masks.cpu(), at_once=False)
+    found, expected = run_lengths(masks), run_lengths(masks.cpu())
     is_same = all(map(np.array_equal, found, expected))
     return "" if is_same else "run lengths differ"
 
