@@ -1,10 +1,10 @@
-"""What is handed from part to part: head outputs, targets, candidates, predictions.
+"""Data structures: head outputs, targets, candidates, predictions.
 
-Shape letters, here and everywhere: B images, L levels, S grid side, T cells of all levels
+Shape letters, used throughout the project: B images, L levels, S grid side, T cells of all levels
 (sum of S^2), K classes, N instances, P positive cells, M candidates, D kernel length, E channels of
 the mask feature, H W rows and columns.
 
-Cells of all levels are numbered through: level after level, row by row in a level.
+Cells have one index over all levels: level by level, and row by row within a level.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from solo_d2.ops.mask_factors import MaskFactor
 
 @dataclass(frozen=True)
 class HeadOutputs:
-    """What a head predicts for a batch; each head adds what its masks are made from.
+    """Predictions of a head for a batch; each head adds the tensors that its masks are made from.
 
     Attributes:
         class_logits: L tensors (B, K, S, S).
@@ -33,11 +33,11 @@ class HeadOutputs:
 
 @dataclass(frozen=True)
 class NetworkOutputs:
-    """What the whole network predicts for a batch.
+    """Predictions of the whole network for a batch.
 
     Attributes:
-        head: what the head predicts.
-        semantic_logits: (B, C, H, W) of a panoptic model's semantic branch, else None.
+        head: outputs of the head.
+        semantic_logits: (B, C, H, W) from the semantic branch of a panoptic model, else None.
     """
 
     head: HeadOutputs
@@ -46,11 +46,11 @@ class NetworkOutputs:
 
 @dataclass(frozen=True)
 class GridCells:
-    """Some cells of one mask group.
+    """Selected cells of one mask group.
 
     Attributes:
         index: (P,) int64 in [0, T), any order; a cell may occur more than once; P may be 0.
-        group: their mask group, see `MaskHead`; known on the host.
+        group: their mask group, see `MaskHead`.
     """
 
     index: Tensor
@@ -58,20 +58,20 @@ class GridCells:
 
 
 class MaskHead(Protocol):
-    """What losses and inference need of a head; `SOLOHeadBase` is one.
+    """Interface of a head for losses and inference; `SOLOHeadBase` implements it.
 
-    Levels whose masks are made from the same maps form a mask group; groups are numbered from 0.
+    Levels whose masks are made from the same maps form a mask group. Groups are numbered from 0.
 
     Attributes:
         mask_strides: stride in input pixels of the masks of each level.
-        mask_groups: mask group of each level, not falling.
+        mask_groups: mask group of each level, non-decreasing.
     """
 
     mask_strides: tuple[int, ...]
     mask_groups: tuple[int, ...]
 
     def masks(self, outputs: Any, image: int, cells: GridCells) -> Tensor:
-        """Make the masks of chosen cells of an image.
+        """Compute the masks of selected cells of an image.
 
         Args:
             outputs: what the head's `forward` returned.
@@ -86,7 +86,7 @@ class MaskHead(Protocol):
     def mask_factors(
         self, outputs: Any, image: int | Tensor, cells: GridCells
     ) -> Sequence[MaskFactor] | None:
-        """The factors whose product these masks are, for training, inference and export to use.
+        """Return the factors whose product gives these masks; training and export use them too.
 
         Args:
             outputs: what the head's `forward` returned.
@@ -94,23 +94,23 @@ class MaskHead(Protocol):
             cells: P cells of one mask group.
 
         Returns:
-            Factors with the maps of the whole batch; None if the masks are no such product.
+            Factors with the maps of the whole batch; None if the masks are not such a product.
         """
 
 
 @dataclass(frozen=True)
 class GridTargets:
-    """Training targets of a batch. A mask is stored once per instance and referred to by index.
+    """Training targets of a batch. Each instance mask is stored once and referenced by index.
 
     Attributes:
         classes: (B, T) int64 in [0, K]; K is background.
         cells: (P,) int64 in [0, T), the cell of each mask sample; ordered by image, then level.
         instances: (P,) int64 in [0, N), the instance of each mask sample, N counted over the batch.
-        num_samples: B tuples of L ints, how many of the P samples belong to an image and a level.
+        num_samples: B tuples of L ints, the number of mask samples per image and level.
         masks: stride -> (N, H, W) bool, the padded instance masks downsampled by that stride, or
-            the contours of these.
-        num_positive_cells: cells with a class, P less the cells that several instances share.
-        num_conflicts: claims on a cell that another instance claims too, less one for the cell.
+            their contours.
+        num_positive_cells: cells with a class.
+        num_conflicts: claims of cells minus positive cells: those that share a cell with another.
     """
 
     classes: Tensor
@@ -124,14 +124,14 @@ class GridTargets:
 
 @dataclass(frozen=True)
 class BatchTotals:
-    """Counts of a batch in one process, by which losses are divided.
+    """Counts of a batch in one process, used to normalize losses.
 
     Attributes:
-        num_positive_cells: as of `GridTargets`.
+        num_positive_cells: see `GridTargets`.
         num_mask_samples: P.
-        num_conflicts: as of `GridTargets`.
-        num_labelled: pixels with a semantic label; None where the batch is not divided, and for
-            models without a semantic branch.
+        num_conflicts: see `GridTargets`.
+        num_labelled: pixels with a semantic label; None if the batch is not split, or the model
+            has no semantic branch.
     """
 
     num_positive_cells: int
@@ -141,7 +141,7 @@ class BatchTotals:
 
     @classmethod
     def of(cls, micro_batches: Sequence[GridTargets]) -> "BatchTotals":
-        """Sums over the micro-batches of a batch."""
+        """Sum over the micro-batches of a batch."""
         return cls(
             num_positive_cells=sum(targets.num_positive_cells for targets in micro_batches),
             num_mask_samples=sum(len(targets.cells) for targets in micro_batches),
@@ -151,14 +151,14 @@ class BatchTotals:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What a micro-batch needs so that gradients add up to those of the whole batch.
+    """What a micro-batch needs for its gradients to add up to those of the whole batch.
 
     Attributes:
-        index: of the micro-batch, from 0.
+        index: index of the micro-batch, from 0.
         padded_size: height and width of the padded input of the whole batch, which the grids
             divide.
-        targets: of this micro-batch.
-        totals: of the whole batch.
+        targets: targets of this micro-batch.
+        totals: counts of the whole batch.
     """
 
     index: int
@@ -169,13 +169,13 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Possible instances of one image.
+    """Candidate instances of one image.
 
     Attributes:
         cells: (M,) int64 in [0, T).
         classes: (M,) int64 in [0, K).
         scores: (M,) float32 in [0, 1].
-        masks: (M, H, W) bool at the finest mask stride, or None before masks are made.
+        masks: (M, H, W) bool at the finest mask stride; None before masks are computed.
     """
 
     cells: Tensor
@@ -187,16 +187,16 @@ class Candidates:
         return len(self.scores)
 
     def select(self, index: Tensor | slice) -> "Candidates":
-        """Take some candidates, by index, flag or slice."""
+        """Select candidates by index, boolean mask or slice."""
         masks = None if self.masks is None else self.masks[index]
         return Candidates(self.cells[index], self.classes[index], self.scores[index], masks)
 
     def best(self, most: int) -> "Candidates":
-        """Take the best ones, by falling score; of equal scores the earlier one is first."""
+        """Return the best candidates by descending score; ties keep their order."""
         return self.select(self.scores.argsort(descending=True, stable=True)[:most])
 
     def concatenate(self, other: "Candidates") -> "Candidates":
-        """These candidates, then the others; both with masks or both without."""
+        """Append other candidates; either both have masks or neither does."""
         masks = None
         if self.masks is not None and other.masks is not None:
             masks = torch.cat([self.masks, other.masks])
@@ -213,11 +213,11 @@ class Predictions:
     """Instances of one image at the output size, best first.
 
     Attributes:
-        scores: (M,) float32 in [0, 1], not increasing.
+        scores: (M,) float32 in [0, 1], non-increasing.
         classes: (M,) int64 in [0, K).
-        masks: (M, H, W) bool; contours of one pixel's width from a model that predicts contours.
-        boxes: (M, 4) float32, XYXY in pixels, tight about the mask, right and lower edge exclusive;
-            zeros for a mask without pixels.
+        masks: (M, H, W) bool; contours one pixel wide if the model predicts contours.
+        boxes: (M, 4) float32, XYXY in pixels, tight around the mask, right and bottom edge
+            exclusive; zeros for an empty mask.
     """
 
     scores: Tensor
@@ -226,18 +226,18 @@ class Predictions:
     boxes: Tensor
 
     def first(self, num: int, *, copy: bool = False) -> "Predictions":
-        """The best instances; in memory of their own if they are few of all, or `copy` is set."""
+        """Return the best instances, copied if they are less than half of all or `copy` is set."""
         copy = copy or 2 * num < len(self.scores)
         parts = [x[:num] for x in (self.scores, self.classes, self.masks, self.boxes)]
         return Predictions(*(x.clone() if copy else x for x in parts))
 
 
 def cell_levels(num_grids: Sequence[int], device: torch.device | str | None = None) -> Tensor:
-    """Level of each cell.
+    """Return the level of each cell.
 
     Args:
         num_grids: grid side S of each level.
-        device: where the result lies; None: torch's default.
+        device: device of the result; None: torch's default.
 
     Returns:
         (T,) int64 in [0, L).
@@ -248,11 +248,11 @@ def cell_levels(num_grids: Sequence[int], device: torch.device | str | None = No
 
 
 def take_cells(maps: Sequence[Tensor], image: int | Tensor, cells: Tensor) -> Tensor:
-    """Take what maps hold at some cells.
+    """Gather the values of maps at selected cells.
 
     Args:
         maps: L tensors (B, C, S, S).
-        image: index of the image, or (P,) int64, that of each cell.
+        image: index of the image, or (P,) int64, the image of each cell.
         cells: (P,) int64 in [0, T).
 
     Returns:
@@ -264,7 +264,7 @@ def take_cells(maps: Sequence[Tensor], image: int | Tensor, cells: Tensor) -> Te
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], outputs: Any) -> Any:
-    """Apply a function to all tensors in lists and dataclasses; the rest stays."""
+    """Apply a function to all tensors in nested lists and dataclasses; keep everything else."""
     if isinstance(outputs, Tensor):
         return function(outputs)
     if isinstance(outputs, list):

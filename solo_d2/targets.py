@@ -1,10 +1,10 @@
-"""Target assignment, the only one, shared by all heads (SOLO, arXiv:1912.04488, section 3.3.1).
+"""Target assignment, shared by all heads (SOLO, arXiv:1912.04488, section 3.3.1).
 
-An instance belongs to each level whose scale range holds sqrt(w * h) of its box. There, the cells
-that its centre region touches (a smaller copy of the box about the mass centre, at most the 3x3
-cells about the centre's cell) are positive: the instance claims them. Everything is vectorised over
-instances and levels and stays on the device of the masks, but for one transfer of counts, marked
-below.
+An instance is assigned to each level whose scale range contains sqrt(w * h) of its box. On that
+level it claims the cells that its center region touches: a smaller copy of the box around the mass
+center, limited to the 3x3 cells around the center's cell. Claimed cells are positive. All steps are
+vectorized over instances and levels and run on the device of the masks, except for one transfer of
+counts, marked below.
 
 N: instances of the whole batch, L: levels, T: cells of all levels, P: mask samples, C = N * L * 9:
 possible claims.
@@ -40,29 +40,28 @@ def assign_grid_targets(
     cell_conflict: str = "all",
     mask_target: str = "mask",
 ) -> GridTargets:
-    """Assign the instances of a batch to cells.
+    """Assign the instances of a batch to grid cells.
 
     Args:
         boxes: for each image (N_i, 4) float32, XYXY in pixels of the network's input.
         classes: for each image (N_i,) int64 in [0, K).
         masks: for each image (N_i, H_i, W_i) bool, at the size of the image without padding.
-            Instances without a pixel are left out.
-        padded_size: height and width of the batch; the grids divide this, not the image.
+            Empty masks are ignored.
+        padded_size: height and width of the padded batch, which the grids divide.
         num_grids: grid side S of each level.
-        scale_ranges: least and largest scale of each level in pixels, both inclusive.
+        scale_ranges: minimum and maximum scale of each level in pixels, both inclusive.
         mask_strides: stride of the predicted masks of each level.
-        num_classes: K, which also means background.
-        center_scale: size of the centre region relative to the box.
-        cell_conflict: "all": every instance that claims a cell keeps its mask sample and the last
-            one gives the class (SOLOv2 as published); "last": the cell and its only sample belong
-            to the last one (SOLO and Decoupled SOLO as published); "nearest": to the instance whose
-            mass centre is nearest to the cell's centre, of equally near ones to the smaller, then
-            the earlier.
-        mask_target: "mask", or "contour": the contours of the downsampled masks (section 6). All
-            else is found from the masks.
+        num_classes: K, which also denotes background.
+        center_scale: size of the center region relative to the box.
+        cell_conflict: which instance gets a cell that several claim. "all": each keeps its mask
+            sample and the last one gives the class (SOLOv2 as published); "last": the last one
+            alone (SOLO and Decoupled SOLO as published); "nearest": the one whose mass center is
+            nearest to the cell's center; ties go to the smaller, then to the earlier instance.
+        mask_target: "mask", or "contour": the contours of the downsampled masks (section 6). The
+            assignment uses the masks in both cases.
 
     Returns:
-        The targets; samples in the order image, level, instance, row, column.
+        The targets, with samples ordered by image, level, instance, row, column.
     """
     if mask_target not in MASK_TARGETS:
         raise ValueError(f"unknown mask target {mask_target!r}: choose {MASK_TARGETS}")
@@ -79,7 +78,7 @@ def assign_grid_targets(
         center_scale=center_scale,
         cell_conflict=cell_conflict,
     )
-    # Downsampled as parts of the padded input: exact, as in WXinlong's data pipeline.
+    # Downsampled as part of the padded input: exact, as in WXinlong's data pipeline.
     downsampled = {}
     for stride in sorted(set(mask_strides)):
         size = (padded_size[0] // stride, padded_size[1] // stride)
@@ -101,10 +100,10 @@ def assign_cells(
     center_scale: float = 0.2,
     cell_conflict: str = "all",
 ) -> GridTargets:
-    """Assign instances to cells as `assign_grid_targets`, but without their masks.
+    """Assign instances to cells like `assign_grid_targets`, without needing their masks.
 
-    In their place are the mass centres, (N, 2) float32, and the areas, (N,) int64. `masks` of the
-    targets is empty.
+    Takes the mass centers, (N, 2) float32, and areas, (N,) int64, of the masks in their place.
+    `masks` of the targets is empty.
     """
     if cell_conflict not in CELL_CONFLICTS:
         raise ValueError(f"unknown cell conflict rule {cell_conflict!r}: choose {CELL_CONFLICTS}")
@@ -118,7 +117,7 @@ def assign_cells(
     instance, level = claim // (9 * levels), claim // 9 % levels
     cell, distance, claimed = cell.flatten(), distance.flatten(), claimed.flatten()
 
-    # The best claim of each cell, with its rank; void claims share a slot behind all cells.
+    # The rank of the best claim of each cell; invalid claims share an extra slot at the end.
     num_cells = sum(side * side for side in num_grids)
     slot = torch.where(claimed, image[instance] * num_cells + cell, batch * num_cells)
     order = _best_first(claim, distance, areas[instance], cell_conflict)
@@ -129,7 +128,7 @@ def assign_cells(
     background = rank.new_full((1,), num_classes)
     class_of_rank = torch.cat([torch.cat(list(classes))[instance[order]], background])
 
-    # The one wait for the device in a training step: the number of samples gives sizes from here.
+    # The only device synchronization of a training step: tensor sizes below depend on the counts.
     group = torch.where(kept, image[instance] * levels + level, batch * levels)
     num_samples, num_positive, num_claims = _count(group, batch * levels, best[:-1], claimed)
     samples = group.argsort(stable=True)[: sum(num_samples)]
@@ -145,7 +144,7 @@ def assign_cells(
 
 
 def _best_first(claim: Tensor, distance: Tensor, area: Tensor, cell_conflict: str) -> Tensor:
-    """(C,) int64: the claims, those that win a cell over others first."""
+    """(C,) int64: the claims, by descending priority."""
     if cell_conflict in ("all", "last"):
         return claim.flip(0)  # the last instance gives the class
     order = area.argsort(stable=True)
@@ -155,7 +154,7 @@ def _best_first(claim: Tensor, distance: Tensor, area: Tensor, cell_conflict: st
 def _count(
     group: Tensor, num_groups: int, best: Tensor, claimed: Tensor
 ) -> tuple[list[int], int, int]:
-    """Samples of each group, cells with a claim, and claims: in one transfer to the host."""
+    """Number of samples per group, of positive cells and of claims, in one transfer to the host."""
     per_group = group.new_zeros(num_groups + 1).index_add(0, group, torch.ones_like(group))
     num_positive = (best < len(claimed)).sum()
     counts = torch.cat([per_group, num_positive[None], claimed.sum()[None]]).tolist()
@@ -169,7 +168,7 @@ def _image_of_instance(num_instances: Sequence[int], device: torch.device) -> Te
 
 
 def _to_device(numbers: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Numbers of the host, without the wait of `torch.tensor(numbers, device=device)`."""
+    """`torch.tensor(numbers, device=device)` without its synchronization."""
     return torch.tensor(numbers, dtype=dtype).to(device, non_blocking=True)
 
 
@@ -182,11 +181,11 @@ def _claim_cells(
     scale_ranges: Sequence[Sequence[float]],
     center_scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """All possible claims: the 3x3 cells about each instance's mass centre at each level.
+    """Find all possible claims: the 3x3 cells around each instance's mass center on each level.
 
     Returns:
-        (N, L, 9) int64 cells, (N, L, 9) float32 squared distances in pixels from the mass centre to
-        the cell's centre, and (N, L, 9) bool, which of the claims hold.
+        (N, L, 9) int64 cells, (N, L, 9) float32 squared distances in pixels from the mass center to
+        the cell's center, and (N, L, 9) bool, which claims are valid.
     """
     device = boxes.device
     side = _to_device(num_grids, torch.int64, device)
@@ -220,10 +219,10 @@ def _claim_cells(
 
 
 def _cell_of(point: Tensor, size: Tensor, side: Tensor) -> Tensor:
-    """Column and row of the cell that holds a point.
+    """Return the column and row of the cell that contains a point.
 
-    The published models divide (floor, float32) by the rounded 1 / S instead of multiplying by S,
-    which puts many points that lie exactly on a boundary into the lower cell. So does this.
+    As in the published models, divide (floor, float32) by the rounded 1 / S instead of multiplying
+    by S, which puts many points that lie exactly on a boundary into the lower cell.
 
     Args:
         point: (N, 1, 2) float32, x and y in pixels.
