@@ -14,14 +14,11 @@ from solo_d2.utils.commands import run_command  # noqa: E402
 # What each command measures; its module is tools/benchmarks/COMMAND.py.
 COMMANDS = {
     "compare": "this project beside a checkout of AdelaiDet: results, times, memory",
-    "drawing": "overlays of instances",
     "evaluation": "COCO's metrics from predictions",
     "gpu": "what a GPU does: kernels against PyTorch, NMS, postprocessing, models, training",
     "inference": "a model in several ways: eager, half precision, compiled, ONNX, 8 bits",
     "nms": "mask NMS",
-    "panoptic": "from instances and labels of stuff to one segmentation",
     "postprocess": "from head outputs to final masks",
-    "report": "a page about inference with a model: stages, size, memory, speed, accuracy",
     "train": "a training step, target assignment and the mask loss",
 }
 

@@ -29,18 +29,14 @@ Functions = Mapping[str, Callable[[], Any]]
 Timing = dict[str, float]
 
 
-def add_common_arguments(
-    parser: argparse.ArgumentParser, *, output: str = "JSON file for the results"
-) -> None:
-    """Add what every benchmark takes; `output` says what its --output is."""
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that all benchmarks share."""
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", type=torch.device, default=torch.device(default))
-    parser.add_argument("--threads", type=int, help="of the CPU; default: torch's")
-    parser.add_argument(
-        "--repeats", type=int, default=5, help="turns of all functions (%(default)s)"
-    )
+    parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds of timing (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, help=output)
+    parser.add_argument("--output", type=Path, help="JSON file for the results")
 
 
 def parse_size(text: str) -> tuple[int, int]:

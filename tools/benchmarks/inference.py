@@ -73,7 +73,16 @@ NUM_CLASSES, NUM_LABELS = 80, 54
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `benchmark.py inference`."""
     add = parser.add_argument
-    add_model_arguments(parser, batch_sizes=[1], images="the images; default: noise")
+    add("--config-file", required=True, metavar="FILE")
+    add("--weights", metavar="FILE", help="default: random weights")
+    add("--dataset", metavar="NAME", help="data set to evaluate on and to take images from; "
+        "default: noise")  # fmt: skip
+    add("--size", type=parse_size, metavar="HxW", help="model input; default: as the config says, "
+        "800x1067 for noise")  # fmt: skip
+    add("--batch-sizes", type=int, nargs="+", default=[1], metavar="B")
+    add(
+        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config overrides"
+    )
     add(
         "--variants",
         type=_variant,
@@ -90,20 +99,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of DATASETS.TRAIN, for onnx-int8 with --dataset (%(default)s)",
     )
     add_common_arguments(parser)
-
-
-def add_model_arguments(
-    parser: argparse.ArgumentParser, *, batch_sizes: list[int], images: str
-) -> None:
-    """Add what names the model, its input and the overrides of its config."""
-    add = parser.add_argument
-    add("--config-file", required=True, metavar="FILE")
-    add("--weights", metavar="FILE", help="default: a random model")
-    add("--dataset", metavar="NAME", help=f"to evaluate on, and for {images}")
-    add("--size", type=parse_size, metavar="HxW", help="of the model's input; default: as the "
-        "config says; 800x1067 of noise where it is no file")  # fmt: skip
-    add("--batch-sizes", type=int, nargs="+", default=batch_sizes, metavar="B")
-    add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="of the config")
 
 
 def speed_options(name: str) -> dict[str, Any]:

@@ -75,20 +75,6 @@ def test_nms_of_given_overlaps(run, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("name", ["panoptic", "drawing"])
-def test_of_nothing_and_some(name, run):
-    printed, saved = run(name, "--num 0 20 --size 90x120")
-    assert "| 90x120" in printed
-    none, some = saved["results"]
-    assert (none["num"], some["num"]) == (0, 20)
-    assert some["speedup"] > 0
-    assert {"ours", "Detectron2"} <= set(some["milliseconds"])
-    if name == "panoptic":
-        assert none["equal"]
-        assert some["equal"]
-        assert some["segments"] > 3
-
-
 def test_postprocess(run):
     arguments = "--num 30 --size 20x30 --channels 16 --output-size 33x44"
     printed, saved = run("postprocess", arguments)
