@@ -12,12 +12,7 @@ from solo_d2.visualization.overlay import LABELS
 
 
 def read_arguments(description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line.
-
-    Args:
-        description: of the program.
-        argv: without its name; None: of this process.
-    """
+    """Parse the command line; `argv` None takes that of this process."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -93,12 +88,7 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 
 def load_predictor(args: argparse.Namespace) -> Predictor:
-    """Load the model.
-
-    Raises:
-        ConfigError: it cannot be loaded; see `Predictor`.
-        DatasetError: likewise.
-    """
+    """Load the model; raises ConfigError or DatasetError as `Predictor` does."""
     options = {"score_thresh": args.confidence_threshold, "on_device": True}
     if args.onnx:
         return Predictor(args.onnx, **options)

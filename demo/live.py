@@ -36,7 +36,7 @@ _COUNT_ERROR = 2
 
 @dataclass
 class Frame:
-    """A frame on its way."""
+    """A frame and what the stages add to it."""
 
     number: int  # in its source, from 0; frames that are dropped count
     seconds: float  # since the first one, at which it was read
@@ -49,8 +49,8 @@ class Frame:
 def read_frames(video: Video, *, live: bool, paced: bool, limit: int | None) -> Iterator[Frame]:
     """Number the frames of a source, `limit` at most.
 
-    A `live` source is a camera, which may miss a frame; a `paced` one is a file that stands for a
-    camera: frames come when they are due.
+    A `live` source is a camera, which may miss a frame. A `paced` source is a file that plays like
+    a camera: frames are yielded at its frame rate.
     """
     started, number, missed = time.perf_counter(), 0, 0
     while limit is None or number < limit:
@@ -70,7 +70,7 @@ def read_frames(video: Video, *, live: bool, paced: bool, limit: int | None) -> 
 
 @dataclass
 class Live:
-    """Runs a model over the frames of a source, and shows and writes them where asked to."""
+    """Run a model over the frames of a source; display and write the results."""
 
     args: Namespace
     predictor: Predictor
@@ -87,11 +87,11 @@ class Live:
 
     @property
     def is_live(self) -> bool:
-        """Whether frames come whether or not there is time for them."""
+        """Whether the source is a camera, which does not wait for the model."""
         return self.args.webcam is not None
 
     def run(self) -> None:
-        """Take frames until there are no more, or the user has seen enough."""
+        """Process frames until the source ends or the user quits."""
         paced = self.is_live and os.path.isfile(self.video.name)
         limit = self.args.max_frames
         source = read_frames(self.video, live=self.is_live, paced=paced, limit=limit)
@@ -115,7 +115,7 @@ class Live:
                     return
 
     def find(self, frame: Frame) -> Frame:
-        """Run the model, and number what it finds."""
+        """Run the model and assign track ids."""
         result = self.predictor.find(frame.image, f"{self.video.name}#{frame.number}")
         instances = result.instances
         frame.found = result.tracked(
@@ -146,14 +146,14 @@ class Live:
         return frame
 
     def _times(self, frame: Frame) -> int:
-        """How often a frame is written: of a live source, until the video is as long as it is."""
+        """Return how often to write a frame, so that the video of a camera keeps its speed."""
         if not self.is_live or self.writer is None:
             return 1
         due = math.floor(frame.seconds * self.writer.rate) + 1
         return max(1, due - self.writer.num_frames)
 
     def present(self, frame: Frame, done: Pipeline) -> bool:
-        """Show a frame and do what keys say; False if the user wants to see no more."""
+        """Show a frame and handle keys; return False if the user quits."""
         assert self.window is not None
         # A file is not shown faster than it plays.
         wait = 1 if self.is_live or self.writer else max(1, int(900 / self.video.rate))
@@ -179,7 +179,7 @@ class Live:
 
 
 def source_stem(args: Namespace) -> str:
-    """A name for what comes of a source."""
+    """Return a file stem for what is made of the source."""
     if args.video_input:
         return Path(args.video_input).stem
     if args.webcam.isdecimal():
@@ -188,7 +188,7 @@ def source_stem(args: Namespace) -> str:
 
 
 def run(args: Namespace) -> int:
-    """Do what the command line says of a video; 1 if it had fewer frames than it promises."""
+    """Run the demo on a video; return 1 if it has fewer frames than its header says."""
     output = args.output and video_path(args.output, source_stem(args), args.video_input or "")
     if output:
         require_writable(output)
@@ -219,7 +219,7 @@ def run(args: Namespace) -> int:
 
 
 def _report_missing(demo: Live) -> int:
-    """Say so if a file ended early."""
+    """Report a file that ended early."""
     promised = demo.video.num_frames
     if demo.is_live or demo.view.closed or promised is None:
         return 0

@@ -17,21 +17,20 @@ _END = object()
 
 @dataclass
 class _Failure:
-    """An error on its way to the consumer."""
+    """An error to raise in the consumer."""
 
     error: BaseException
 
 
 class Pipeline:
-    """Reads items and passes them through stages, ahead of the consumer.
+    """Read items and pass them through stages in threads, ahead of the consumer.
 
     Use it in a `with` block and iterate over it once. An error of the source or of a stage is
     raised there, after the items before it. Leaving the block ends all threads.
 
     Attributes:
-        seconds: moving average of the time that each stage takes for an item, by name; "read" is
-            the source.
-        dropped: number of items of a live source that were skipped.
+        seconds: moving average of each stage's time per item, by name; "read" is the source.
+        dropped: number of skipped items of a live source.
     """
 
     def __init__(
@@ -42,12 +41,12 @@ class Pipeline:
         ahead: int = 2,
         live: bool = False,
     ):
-        """Prepare the threads; they start with the `with` block.
+        """Create the threads; they start with the `with` block.
 
         Args:
-            source: of the items.
+            source: iterable of items.
             stages: name -> function from item to item, in order.
-            ahead: most items that wait between two stages.
+            ahead: maximum number of items that wait between two stages.
             live: keep only the newest of the items that wait to be taken from the source.
         """
         self.seconds = dict.fromkeys(["read", *stages], 0.0)
@@ -79,7 +78,7 @@ class Pipeline:
         return self._items
 
     def _take(self, source: "queue.Queue[Any]") -> Iterator[Any]:
-        """Yield what a stage has put into its queue; raise its error."""
+        """Yield the items of a queue; raise the error in it."""
         while not self._stop.is_set():
             try:
                 item = source.get(timeout=_LOOK)
@@ -99,7 +98,7 @@ class Pipeline:
         target: "queue.Queue[Any]",
         newest: bool,
     ) -> None:
-        """Work on items, in a thread; `newest`: replace an item that still waits."""
+        """Process items in a thread; `newest` replaces an item that still waits."""
         try:
             started = time.perf_counter()  # reading an item is the work of the first stage
             for item in items:

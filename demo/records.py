@@ -20,7 +20,7 @@ JSON_NAME, PNG_FOLDER = "panoptic.json", "panoptic"
 
 
 def check_places(args: Namespace) -> None:
-    """Fail before the work if a result can't be written, see `require_writable`."""
+    """Raise an error before the work if a result cannot be written."""
     for place in (
         args.json,
         args.save_masks and Path(args.save_masks) / "a.png",
@@ -32,7 +32,7 @@ def check_places(args: Namespace) -> None:
 
 @dataclass
 class Records:
-    """Writes what --json, --save-masks and --panoptic ask for."""
+    """Write the results for --json, --save-masks and --panoptic."""
 
     args: Namespace
     classes: Classes  # give the category ids of things
@@ -47,7 +47,7 @@ class Records:
             raise ConfigError("--panoptic needs a panoptic model, and this one is none")
 
     def add(self, image_id: int, png: str, result: Result) -> None:
-        """Write the PNGs of an image, which all have one name, and remember the rest."""
+        """Write the PNGs of an image and collect its other results."""
         if self.args.save_masks:
             save_masks(Path(self.args.save_masks) / png, result)
         if self.args.panoptic:
@@ -65,7 +65,7 @@ class Records:
         self.num_instances += len(result)
 
     def close(self) -> None:
-        """Write the json files."""
+        """Write the JSON files."""
         if self.args.json:
             save_text(self.args.json, json.dumps(self.results, allow_nan=False))
         if self.args.panoptic:
@@ -81,7 +81,7 @@ class Records:
             save_text(Path(self.args.panoptic) / JSON_NAME, json.dumps(content, allow_nan=False))
 
     def report(self, done: str) -> None:
-        """Print what was done and where it is."""
+        """Print a summary and the output paths."""
         args = self.args
         places = (args.output, args.json, args.save_masks, args.panoptic)
         named = ", ".join(str(place) for place in places if place)
@@ -89,7 +89,7 @@ class Records:
 
 
 def save_masks(path: Path, result: Result) -> None:
-    """Write a 16-bit PNG with the number of the instance at each pixel, see `Result.label_map`."""
+    """Write `Result.label_map` as a 16-bit PNG."""
     ok, content = cv2.imencode(".png", result.label_map().astype(np.uint16))
     if not ok:
         raise OSError(f"{path}: cannot be written as PNG")

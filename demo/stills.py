@@ -23,7 +23,7 @@ from solo_d2.utils.user_code import from_user_code
 
 @dataclass
 class Still:
-    """An image on its way."""
+    """An image and what the stages add to it."""
 
     number: int
     file: Path
@@ -37,7 +37,7 @@ class Still:
 
 @dataclass
 class Stills:
-    """Runs a model over image files; one that fails is reported and skipped."""
+    """Run a model over image files; report and skip those that fail."""
 
     args: Namespace
     predictor: Predictor
@@ -46,7 +46,7 @@ class Stills:
     failures: list[str] = field(default_factory=list)  # a line each
 
     def run(self, stills: Sequence[Still]) -> None:
-        """Take each file in turn, reading, finding and drawing at the same time."""
+        """Read, process and draw the files concurrently."""
         stages = {"find": self._guarded(self.find), "draw": self._guarded(self.draw)}
         bar = tqdm(total=len(stills), unit="image", disable=None)  # not into log files
         with bar, Pipeline(self._read(stills), stages) as done:
@@ -58,12 +58,12 @@ class Stills:
                 bar.update()
 
     def fail(self, line: str) -> None:
-        """Report and remember a failure."""
+        """Report and record a failure."""
         self.failures.append(line)
         tqdm.write(f"skipped {line}", file=sys.stderr)
 
     def _guarded(self, work: Callable[[Still], None]) -> Callable[[Still], Still]:
-        """The function with its errors noted in the image: the other files must not suffer."""
+        """Return the function with its errors recorded in the image, so that other files go on."""
 
         def call(still: Still) -> Still:
             if still.error is None:
@@ -109,7 +109,7 @@ class Stills:
             save_image(still.overlay, still.picture)
 
     def finish(self, still: Still) -> None:
-        """Note the results and show the overlay, in the main thread."""
+        """Record the results and show the overlay, in the main thread."""
         assert still.result is not None
         self.records.add(still.number, still.png, still.result)
         if self.show and still.picture is not None:
@@ -117,11 +117,7 @@ class Stills:
 
 
 def find_files(patterns: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """The images that --input names, and what in it names none.
-
-    Raises:
-        ConfigError: there is no image at all.
-    """
+    """Return the images that --input names and the patterns without one."""
     names: list[str] = []
     for pattern in patterns:
         if pattern == "-":
@@ -135,18 +131,14 @@ def find_files(patterns: Sequence[str]) -> tuple[list[Path], list[str]]:
 
 
 def plan(args: Namespace, files: Sequence[Path]) -> list[Still]:
-    """Say where the results of each file go, see `plan_overlays`."""
+    """Choose the output paths of each file, see `plan_overlays`."""
     pngs = output_names([file.with_suffix(".png") for file in files])
     parts = zip(files, plan_overlays(args.output, files), pngs, strict=True)
     return [Still(number, *part) for number, part in enumerate(parts)]
 
 
 def run(args: Namespace) -> int:
-    """Do what the command line says of images.
-
-    Returns:
-        The number of failures.
-    """
+    """Run the demo on images; return the number of failures."""
     files, missing = find_files(args.input)
     stills = plan(args, files)
     check_places(args)

@@ -28,7 +28,7 @@ class VideoError(OSError):
 
 
 class VideoWriter:
-    """Writes frames at a rate a second; the first one decides about size and codec."""
+    """Write frames at a frame rate; the first frame determines size and codec."""
 
     def __init__(self, path: Path, rate: float):
         self.path, self.rate = path, rate
@@ -38,11 +38,7 @@ class VideoWriter:
         self._size = (0, 0)
 
     def write(self, frame: NDArray[np.uint8], times: int = 1) -> None:
-        """Append a frame, maybe several times. One of another size is resized.
-
-        Raises:
-            VideoError: no codec can be used.
-        """
+        """Append a frame `times` times, resized if needed; VideoError if no codec works."""
         if self._writer is None:
             self._open(frame.shape[0], frame.shape[1])
         pixels = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
@@ -57,11 +53,7 @@ class VideoWriter:
         self.num_frames += times
 
     def close(self) -> None:
-        """Finish the file.
-
-        Raises:
-            VideoError: it has no frame, or cannot be read back; the disk may be full.
-        """
+        """Finish the file; VideoError if it is empty or cannot be read back (disk full)."""
         if self._writer is None:
             raise VideoError("there was no frame to write")
         self._writer.release()
@@ -91,11 +83,7 @@ class VideoWriter:
 
 @contextlib.contextmanager
 def writing_video(path: Path, rate: float) -> Iterator[VideoWriter]:
-    """Write a video atomically: it is there when the block ends, and not if it raises.
-
-    Raises:
-        VideoError: it cannot be written.
-    """
+    """Write a video atomically: the file appears only if the block succeeds."""
     with whole_file(path) as temporary:
         writer = VideoWriter(temporary, rate)
         yield writer
@@ -106,11 +94,7 @@ def writing_video(path: Path, rate: float) -> Iterator[VideoWriter]:
 
 
 def video_path(output: str, stem: str, source: str) -> Path:
-    """Where the video goes: `output` is a file or a folder, in which `stem` names the video.
-
-    Raises:
-        ConfigError: the kind of video is not written, or the source would be replaced.
-    """
+    """Return the path of the video: `output`, or `stem`.mp4 in it if it is a folder."""
     target = Path(output).expanduser()
     suffix = target.suffix.lower()
     if target.is_dir() or not suffix:

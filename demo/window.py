@@ -26,9 +26,9 @@ _LARGEST = (1600, 900)
 
 
 def why_no_display() -> str | None:
-    """Why windows cannot be shown here; None if they can.
+    """Return why windows cannot be shown, or None if they can.
 
-    A window is opened in another process: where it fails, the toolkit may end the whole process.
+    Opens a window in a subprocess, because some toolkits end the process on failure.
     """
     if sys.platform.startswith("linux"):
         if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
@@ -44,7 +44,7 @@ def why_no_display() -> str | None:
 
 
 def can_show() -> bool:
-    """Whether windows can be shown; says why if not."""
+    """Return whether windows can be shown; print the reason if not."""
     reason = why_no_display()
     if reason:
         print(f"--show: {reason}; going on without a window", file=sys.stderr)
@@ -52,11 +52,7 @@ def can_show() -> bool:
 
 
 def show_still(title: str, image: NDArray[np.uint8]) -> bool:
-    """Show an image (H, W, 3) uint8 RGB and wait for a key.
-
-    Returns:
-        False if the user wants to see no more (q or Escape).
-    """
+    """Show an image (H, W, 3) uint8 RGB and wait for a key; return False for q or Escape."""
     cv2.namedWindow(WINDOW, _FLAGS)
     cv2.setWindowTitle(WINDOW, title)
     _show(image)
@@ -69,7 +65,7 @@ def _show(image: NDArray[np.uint8]) -> None:
 
 @dataclass
 class View:
-    """What the keys of the window change."""
+    """Settings that the keys of the window change."""
 
     threshold: float  # least score of the instances that are shown
     class_index: int | None = None  # the only class that is shown; None for all
@@ -78,9 +74,9 @@ class View:
     saves: int = 0  # pictures that are to be saved
 
     def press(self, key: int, present: Sequence[int]) -> bool:
-        """Do what the code of a key means; whether the picture must be drawn again.
+        """Handle a key code; return whether the picture must be redrawn.
 
-        Of the class indices that are `present` in the picture "c" takes the next one, then all.
+        "c" selects the next of the class indices `present` in the picture, then all classes.
         """
         letter = chr(key) if 0 < key < 128 else ""
         if letter == "q" or key == _ESCAPE:
@@ -101,7 +97,7 @@ class View:
 
 
 def times_text(seconds: Mapping[str, float]) -> str:
-    """The time of each stage for a frame."""
+    """Format the time of each stage per frame."""
     return "  ".join(f"{name} {1000 * value:.0f} ms" for name, value in seconds.items())
 
 
@@ -118,7 +114,7 @@ def status_lines(
 
 
 def with_status(picture: NDArray[np.uint8], lines: Sequence[str]) -> NDArray[np.uint8]:
-    """A copy of the picture with lines of text in its upper left corner."""
+    """Return a copy of the picture with lines of text in its upper left corner."""
     picture, size = picture.copy(), text_size(*picture.shape[:2])
     for row, line in enumerate(lines):
         write(picture, line, (0, row * (size * 5 // 4)), _DARK, size)
@@ -134,9 +130,7 @@ class Window:
     def show(self, picture: NDArray[np.uint8], milliseconds: int) -> int:
         """Show a picture (H, W, 3) uint8 RGB and wait for a key, at least for a millisecond.
 
-        Returns:
-            The code of the key that was pressed, 255 for none; that of Escape if the user has
-            closed the window.
+        Returns the key code, 255 for none, or that of Escape if the user has closed the window.
         """
         if not self._opened:
             cv2.namedWindow(WINDOW, _FLAGS)

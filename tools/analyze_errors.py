@@ -74,12 +74,7 @@ def _iou(text: str) -> float:
 
 
 def choose_dataset(cfg: CfgNode, wanted: str | None) -> str:
-    """Name of the data set, registered and with its files in place.
-
-    Raises:
-        ConfigError: none is named.
-        DatasetError: it is unknown, or a file is missing.
-    """
+    """Register and check the data set; return its name."""
     register_datasets_of_config(cfg)
     name = wanted or next(iter(cfg.DATASETS.TEST), None)
     if name is None:
@@ -89,11 +84,7 @@ def choose_dataset(cfg: CfgNode, wanted: str | None) -> str:
 
 
 def predict(cfg: CfgNode, dataset: str, folder: Path) -> Path:
-    """Run the model over a data set and evaluate it as usual.
-
-    Returns:
-        The predictions in COCO's format, in that folder.
-    """
+    """Evaluate the model; return the file of its predictions in COCO format."""
     resolve_num_classes(cfg, [dataset])
     model = load_model(cfg)
     evaluator = build_evaluator(cfg, dataset, str(folder))
@@ -102,7 +93,7 @@ def predict(cfg: CfgNode, dataset: str, folder: Path) -> Path:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Do what the command line says."""
+    """Run the command."""
     if args.predictions:
         cfg = load_config(args.config_file, args.opts)
     else:

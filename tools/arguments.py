@@ -6,7 +6,7 @@ from solo_d2.config import add_import_argument
 
 
 def command_parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser with --import, which shows a description as it is laid out."""
+    """Create a parser with --import that keeps the layout of the description."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -15,7 +15,7 @@ def command_parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def model_parser(description: str | None, *, device: bool = True) -> argparse.ArgumentParser:
-    """A parser with what names a model; overrides of its config go last."""
+    """Create a parser with the options of a model; config overrides come last."""
     parser = command_parser(description)
     add = parser.add_argument
     add("--config-file", required=True, metavar="FILE", help="YAML; also a training's config.yaml")

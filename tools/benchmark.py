@@ -24,7 +24,7 @@ COMMANDS = {
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
-    """Read the command line; `run` of the result is what the first argument names."""
+    """Parse the command line; the first argument selects the benchmark."""
     listed = "\n".join(f"  {name:12} {what}" for name, what in COMMANDS.items())
     parser = argparse.ArgumentParser(
         description=__doc__,
@@ -49,7 +49,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> int:
-    """Run the command that the first argument names; returns the exit code."""
+    """Run a benchmark; return the exit code."""
     args = parse_args(argv)
     return run_command("benchmark", lambda: args.run(args))
 

@@ -42,7 +42,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Do what the command line says."""
+    """Run the command."""
     if args.stuff_only:
         folder = write_stuff_maps(args.json, args.png_dir, args.output)
     else:

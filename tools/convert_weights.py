@@ -47,7 +47,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Do what the command line says."""
+    """Run the command."""
     if Path(args.input).resolve() == Path(args.output).resolve():
         raise ConfigError(f"{args.output} is the input: choose another name")
     plan = plan_conversion(args.input, args.config_file, allow=args.allow)

@@ -67,12 +67,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def find_files(args: argparse.Namespace, cfg: CfgNode) -> list[Path]:
-    """The images that the command line names.
-
-    Raises:
-        ConfigError: a pattern fits no file.
-        DatasetError: the data set can't be used.
-    """
+    """Return the image files that the command line names."""
     if args.input:
         files, missing = expand_inputs(args.input)
         if missing:
@@ -88,7 +83,7 @@ def find_files(args: argparse.Namespace, cfg: CfgNode) -> list[Path]:
 def draw(
     args: argparse.Namespace, predictor: Predictor, image: NDArray[np.uint8]
 ) -> NDArray[np.uint8]:
-    """The picture of one image."""
+    """Draw the picture of one image."""
     model = predictor.model
     with record(model) as recording:
         result = predictor.find(image)
@@ -112,7 +107,7 @@ def draw(
 
 
 def run(args: argparse.Namespace) -> None:
-    """Do what the command line says."""
+    """Run the command."""
     cfg = make_config(args.config_file, args.weights, device=args.device, overrides=args.opts)
     files = find_files(args, cfg)
     outputs = plan_overlays(args.output, files)

@@ -64,7 +64,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def setup_cfg(args: argparse.Namespace) -> CfgNode:
-    """The config, with its data sets registered."""
+    """Load the config and register its data sets."""
     cfg = load_config(args.config_file, args.opts)
     cfg.MODEL.DEVICE = "cpu"
     cfg.DATASETS.TEST = (args.dataset,)
@@ -79,7 +79,7 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
 
 
 def load_model(cfg: CfgNode, weights: str | None) -> Any:
-    """The model in evaluation mode, on the CPU."""
+    """Build the model in evaluation mode on the CPU."""
     torch.manual_seed(0)
     model = build_model(cfg).eval()
     if weights:
@@ -88,7 +88,7 @@ def load_model(cfg: CfgNode, weights: str | None) -> Any:
 
 
 def read_sample(cfg: CfgNode, dataset: str, index: int) -> dict[str, Any]:
-    """A training sample at the size of testing, neither flipped nor cut."""
+    """Return a training sample at test size, without flips and crops."""
     samples = DatasetCatalog.get(dataset)
     if not 0 <= index < len(samples):
         raise ConfigError(f"--index {index}: {dataset} has the images 0 to {len(samples) - 1}")
@@ -98,7 +98,7 @@ def read_sample(cfg: CfgNode, dataset: str, index: int) -> dict[str, Any]:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Do what the command line says."""
+    """Run the command."""
     cfg = setup_cfg(args)
     model = load_model(cfg, args.weights)
     scene = make_scene(model, read_sample(cfg, args.dataset, args.index))

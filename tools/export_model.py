@@ -73,7 +73,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what the command line says; returns the exit code."""
+    """Run the command; return the exit code."""
     cfg = make_config(args.config_file, args.weights, device="cpu", overrides=args.opts)
     model = load_model(cfg)
     batches = choose_inputs(args, cfg)
@@ -98,16 +98,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 class _DisagreementError(Exception):
-    """Ends the writing of a file that must not be there."""
+    """Aborts the writing of a file that disagrees with the model."""
 
 
 def choose_inputs(args: argparse.Namespace, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
-    """The batches to compare on.
-
-    Raises:
-        ConfigError: there is none.
-        DatasetError: the data set is unknown or incomplete.
-    """
+    """Return the batches to compare on."""
     if args.check_images:
         files, missing = expand_inputs(args.check_images)
         if missing:
@@ -130,7 +125,7 @@ def choose_inputs(args: argparse.Namespace, cfg: CfgNode) -> Iterable[list[dict[
 
 
 def read_files(cfg: CfgNode, files: Sequence[Path]) -> Iterator[list[dict[str, Any]]]:
-    """Image files as the model's inputs, one at a time, resized as the config says."""
+    """Yield image files as the model's inputs, resized as the config says."""
     for file in files:
         image = read_image(file)
         sides = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
@@ -144,7 +139,7 @@ def compare(
     detector: Detector,
     batches: Iterable[list[dict[str, Any]]],
 ) -> list[str]:
-    """Run both, print how well they agree and return why they do not."""
+    """Run model and export, print their agreement and return the discrepancies."""
     agreement = Agreement(TOLERANCES[detector.info.precision])
     batches = iter(batches)
     first = list(itertools.islice(batches, 2))

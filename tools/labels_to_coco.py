@@ -66,11 +66,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def write_example(images: Path, labels: Path, count: int) -> None:
-    """Fill two new folders with generated images and a mask for each of their objects.
-
-    Raises:
-        DatasetError: a folder is there already.
-    """
+    """Fill two new folders with generated images and a mask for each object."""
     for folder in (images, labels):
         if folder.exists():
             raise DatasetError(f"--example: {folder} exists; name folders that do not")
@@ -92,7 +88,7 @@ def write_example(images: Path, labels: Path, count: int) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Do what the command line says."""
+    """Run the command."""
     if args.example:
         write_example(args.images, args.labels, args.example)
     if args.class_name:

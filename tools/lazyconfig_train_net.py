@@ -47,7 +47,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> Any:
-    """Run in one process of the job."""
+    """Run one process of the job."""
     if not Path(args.config_file).is_file():
         raise ConfigError(f"--config-file {args.config_file or '(none)'} is not there")
     with refusing(f"The lazy config {args.config_file}, changed by {args.opts},"):

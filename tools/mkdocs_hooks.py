@@ -26,10 +26,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Point links to other pages at the site, links to other files at the repository.
-
-    On the pages of a repository the links of the text work as they are.
-    """
+    """Point links to pages at the site and links to other files at the repository."""
     source = Path(PAGES.get(page.file.src_uri, f"docs/{page.file.src_uri}"))
     shown = {file: name for name, file in PAGES.items()}
 

@@ -30,7 +30,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> int:
-    """Update the README of a folder of configs; 2 if something can't be used."""
+    """Update the tables; return the exit code."""
     arguments = parse_args(argv)
     return run_command(
         "model_table",

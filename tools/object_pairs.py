@@ -29,7 +29,7 @@ from solo_d2.utils.errors import DatasetError
 
 
 class PairCounts(NamedTuple):
-    """Objects, pairs of objects of one image, pairs that are near, near ones of another size."""
+    """Objects, pairs in one image, near pairs, near pairs of different size."""
 
     objects: int
     pairs: int
@@ -50,12 +50,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def count_pairs(boxes: Sequence[Tensor], *, distance: float, ratio: float) -> PairCounts:
-    """Count pairs.
+    """Count pairs of objects.
 
-    Args:
-        boxes: for each image (N, 4) float64, XYWH in pixels.
-        distance: centres further apart than this many pixels differ.
-        ratio: sizes of which the larger is more than this many times the smaller differ.
+    `boxes` has (N, 4) float64 XYWH in pixels for each image. Pairs are apart if their centres are
+    more than `distance` pixels apart, and of different size if their size ratio is above `ratio`.
     """
     total = torch.zeros(4, dtype=torch.int64)
     for box in boxes:
@@ -70,11 +68,7 @@ def count_pairs(boxes: Sequence[Tensor], *, distance: float, ratio: float) -> Pa
 
 
 def read_boxes(file: Path) -> list[Tensor]:
-    """The boxes of the objects of each image, without crowd regions.
-
-    Raises:
-        DatasetError: the file can't be read, or an annotation has no box.
-    """
+    """Read the boxes of the objects of each image, without crowd regions."""
     boxes: dict[object, list[list[float]]] = defaultdict(list)
     for number, entry in enumerate(read_lists(file, refuse_errors(file)).get("annotations", [])):
         if entry.get("iscrowd"):

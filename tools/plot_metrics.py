@@ -39,11 +39,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The lines of a training's metrics.json.
-
-    Raises:
-        ConfigError: there is no such file, or a line of it is broken.
-    """
+    """Read the lines of a training's metrics.json."""
     file = folder / "metrics.json"
     try:
         lines = file.read_text().splitlines()
@@ -61,18 +57,14 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
 
 
 def curve(metrics: Sequence[dict[str, float]], key: str) -> tuple[list[int], list[float]]:
-    """Iterations and values of a key; of an iteration that was repeated after a resume the last."""
+    """Return iterations and values of a key; after a resume the last value of an iteration."""
     values = {int(line["iteration"]): line[key] for line in metrics if key in line}
     iterations = sorted(values)
     return iterations, [values[i] for i in iterations]
 
 
 def plot(runs: dict[str, list[dict[str, float]]], keys: Sequence[str]) -> Figure:
-    """Draw a panel for each key and a line for each training.
-
-    Raises:
-        ConfigError: no training has a key.
-    """
+    """Draw a panel per key and a line per training."""
     figure = Figure(figsize=(5 * len(keys), 3.5), layout="constrained")
     for axes, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
         curves = {name: curve(metrics, key) for name, metrics in runs.items()}

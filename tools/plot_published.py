@@ -40,9 +40,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def speeds(published: Published) -> dict[str, dict[str, tuple[float, float]]]:
-    """Return ms and mask AP on val2017 of each model, by family and name in it, fastest first.
+    """Return ms and mask AP on val2017 of each model, by family and name, fastest first.
 
-    Of a model with several schedules the first of 3x, 6x and 1x counts: they are equally fast.
+    Of several schedules the first of 3x, 6x and 1x is used: they are equally fast.
     """
     found: dict[str, dict[str, tuple[float, float]]] = {}
     named = {name: _NAME.fullmatch(name.rpartition("/")[2]) for name in published.models}

@@ -67,12 +67,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def choose_dataset(given: str | None, listed: Sequence[str], option: str, key: str) -> str:
-    """The data set that an option or else a key names; it is there.
-
-    Raises:
-        ConfigError: there is none.
-        DatasetError: it is unknown or incomplete.
-    """
+    """Return the data set of an option or else of a key, and check that it exists."""
     if not given and not listed:
         raise ConfigError(f"{key} is empty: name a data set by {option}")
     name = given or listed[0]
@@ -81,13 +76,13 @@ def choose_dataset(given: str | None, listed: Sequence[str], option: str, key: s
 
 
 def calibration_inputs(cfg: Any, detector: Detector, dataset: str, count: int) -> Iterator[Arrays]:
-    """Inputs of the graph for the first images of a data set."""
+    """Yield inputs of the graph for the first images of a data set."""
     for batch in islice(Trainer.build_test_loader(cfg, dataset), count):
         yield detector.graph_inputs(*detector_inputs(batch))
 
 
 def _require_classes(cfg: Any, detector: Detector, dataset: str) -> None:
-    """Refuse a data set of other classes than the exported model's, where those are known."""
+    """Refuse a data set whose classes differ from the exported model's, if known."""
     names, ids = detector.info.class_names, detector.info.class_ids
     known = names != placeholder_names(len(names))
     cfg.MODEL.CLASSES = make_categories(names, ids) if known else []
@@ -95,7 +90,7 @@ def _require_classes(cfg: Any, detector: Detector, dataset: str) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what the command line says; returns the exit code."""
+    """Run the command; return the exit code."""
     cfg = load_config(args.config_file, args.opts)
     register_datasets_of_config(cfg)
     datasets = cfg.DATASETS
@@ -130,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 class _TooInexact(Exception):
-    """Ends the writing of a file that must not be there."""
+    """Aborts the writing of a file that loses too much accuracy."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def replay(args: argparse.Namespace) -> int:
-    """Do what the command line says; returns the exit code."""
+    """Run the command; return the exit code."""
     content = read_bad_step(args.file)
     print(f"Iteration {content['iteration']}, {content['precision']}: {content['message']}")
     is_finite = True

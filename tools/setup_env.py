@@ -43,9 +43,9 @@ setuptools.setup = lambda **kwargs: setup(**{**kwargs, "ext_modules": []})
 def constraints(versions: str, torch: str = "", kept: str = "") -> list[str]:
     """Return the lines of pip's constraints file.
 
-    They are constraints.txt for "tested" `versions`, the lower bounds of pyproject.toml for
-    "oldest" and none for "newest". `torch` (TORCH) lifts those of torch; what `pip list
-    --format=freeze` printed as `kept` stays as it is.
+    "tested" `versions` uses constraints.txt, "oldest" the lower bounds of pyproject.toml, "newest"
+    none. `torch` (TORCH) removes those of torch; `kept`, a `pip list --format=freeze`, is
+    preserved.
     """
     lines = re.findall(r"^\w\S*==.*", (ROOT / "constraints.txt").read_text(), re.M)
     if versions != "tested":
@@ -95,7 +95,7 @@ def install(venv: Path, options: dict[str, str]) -> None:
 
 
 def run(command: list[Any], remedy: str, **environ: str) -> None:
-    """Run a step of the set-up; exit and name the remedy if it fails."""
+    """Run a step; exit with the remedy if it fails."""
     command = [str(part) for part in command]
     print(f"==> {shlex.join(command)}", flush=True)
     code = subprocess.run(command, cwd=ROOT, env={**os.environ, **environ}, check=False).returncode

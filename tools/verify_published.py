@@ -59,11 +59,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints below a folder, sorted.
-
-    Raises:
-        ConfigError: there is none.
-    """
+    """Return the checkpoints below a folder, sorted."""
     files = sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES)
     if not files:
         raise ConfigError(f"{folder} has no {', '.join(SUFFIXES)} file")
@@ -71,11 +67,7 @@ def find_checkpoints(folder: Path) -> list[Path]:
 
 
 def config_of(file: Path, published: Published) -> str:
-    """Return the name of the config that describes a checkpoint.
-
-    Raises:
-        ConfigError: the file can't be read, or no published model is like it.
-    """
+    """Return the name of the config that describes a checkpoint."""
     plan = plan_conversion(file)
     folder = "coco" if "AdelaiDet" in plan.source.title else "published"
     model = f"{folder}/{plan.base.stem.rpartition('_')[0]}"
@@ -92,14 +84,7 @@ def config_of(file: Path, published: Published) -> str:
 
 
 def verify(file: Path, config: str, args: argparse.Namespace) -> dict[str, float]:
-    """Evaluate a checkpoint with its config.
-
-    Returns:
-        Mask AP metrics in percent.
-
-    Raises:
-        ConfigError: the weights don't fit the config.
-    """
+    """Evaluate a checkpoint with its config; return mask AP metrics in percent."""
     path = configs_folder() / f"{config}.yaml"
     plan = plan_conversion(file, path)
     cfg = load_config(str(path), [x for item in plan.settings.items() for x in item])
@@ -119,11 +104,7 @@ def verify(file: Path, config: str, args: argparse.Namespace) -> dict[str, float
 
 
 def dataset_paths(coco: Path) -> tuple[Path, Path]:
-    """Folder of the images, and the annotations.
-
-    Raises:
-        DatasetError: one of them is missing.
-    """
+    """Return the folder of the images and the annotations; DatasetError if missing."""
     paths = coco / "val2017", coco / "annotations/instances_val2017.json"
     for path in paths:
         if not path.exists():
@@ -154,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _row(result: dict[str, Any]) -> dict[str, str]:
-    """A row of the table."""
+    """Return a row of the table."""
     ours, theirs = result.get("metrics", {}).get("AP"), result.get("published")
     known = ours is not None and theirs is not None
     return {

@@ -83,7 +83,7 @@ def main(argv: Sequence[str], launch: Launch | None = None) -> int:
 
 
 def list_tables(tables: Iterable[Table]) -> str:
-    """A line for each table."""
+    """Format the list of tables."""
     return markdown_table(
         [
             {
@@ -97,11 +97,7 @@ def list_tables(tables: Iterable[Table]) -> str:
 
 
 def rerun(table: Table, args: argparse.Namespace, launch: Launch | None = None) -> int:
-    """Run a table, print it and write it next to the runs; returns the exit code.
-
-    Raises:
-        ConfigError: an argument does not fit the table.
-    """
+    """Run a table, print it and write it next to the runs; return the exit code."""
     check_arguments(table, args)
     rows = settings(table, base=args.base_config, quick=args.quick)
     name = "quick" if args.quick else "paper"
@@ -130,11 +126,7 @@ def rerun(table: Table, args: argparse.Namespace, launch: Launch | None = None) 
 
 
 def check_arguments(table: Table, args: argparse.Namespace) -> None:
-    """Refuse arguments that a table can't be run with.
-
-    Raises:
-        ConfigError: naming the argument.
-    """
+    """Refuse arguments that do not fit the table."""
     if len(args.opts) % 2:
         raise ConfigError(f"The overrides {' '.join(args.opts)!r} are not pairs of KEY VALUE")
     ours = {"OUTPUT_DIR": "--output", "SEED": "--seeds"}
@@ -166,7 +158,7 @@ def write_report(
     args: argparse.Namespace,
     folder: Path,
 ) -> str:
-    """Write NAME.md and NAME.json into `folder`; returns the Markdown."""
+    """Write NAME.md and NAME.json into `folder`; return the Markdown."""
     base = args.base_config or (table.quick_base if args.quick else None)
     seeds = sorted({run.seed for run in runs})
     conditions = {

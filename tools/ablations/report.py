@@ -13,7 +13,7 @@ from tools.benchmarks.common import markdown_table
 
 @dataclass(frozen=True)
 class Line:
-    """A row of the table; percent, NaN where there is no figure."""
+    """A row of the table; percent, NaN for missing metrics."""
 
     label: str
     paper: float
@@ -22,12 +22,12 @@ class Line:
 
     @property
     def mean(self) -> float:
-        """Of the seeds."""
+        """Mean over the seeds."""
         return statistics.fmean(self.values) if self.values else math.nan
 
     @property
     def deviation(self) -> float:
-        """Standard deviation over the seeds (of a sample: n - 1); NaN for less than two."""
+        """Sample standard deviation over the seeds; NaN for fewer than two."""
         if len(self.values) < 2 or any(map(math.isnan, self.values)):
             return math.nan
         return statistics.stdev(self.values)
@@ -36,7 +36,7 @@ class Line:
 def make_lines(
     settings: Sequence[Setting], outcomes: Sequence[Outcome], metric: str = "AP"
 ) -> list[Line]:
-    """Gather a mask metric of each row, such as "AP50", from the outcomes of its runs."""
+    """Collect a mask metric of each row, such as "AP50", from the outcomes of its runs."""
     lines = []
     for setting in settings:
         of_row = [outcome for outcome in outcomes if outcome.run.row == setting.row.name]
@@ -47,7 +47,7 @@ def make_lines(
 
 
 def format_table(lines: Sequence[Line], reference: int, metric: str = "AP") -> str:
-    """The table in Markdown, with differences to the line of index `reference`."""
+    """Format the table in Markdown, with differences to the line of index `reference`."""
     base = lines[reference]
     return markdown_table(
         [
@@ -80,7 +80,7 @@ def _difference(value: float, base: float, is_base: bool) -> str:
 def format_report(
     table: Table, text: str, outcomes: Sequence[Outcome], conditions: Sequence[str]
 ) -> str:
-    """The Markdown page: the table as text, the settings of our runs, and those that failed."""
+    """Format the Markdown page: table, settings of our runs, failures."""
     parts = [f"# {table.title} ({table.source})", "; ".join(conditions), text]
     if table.note:
         parts.append(table.note)
@@ -97,7 +97,7 @@ def report_content(
     outcomes: Sequence[Outcome],
     conditions: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The same as data, with all metrics of all runs; null where there is no figure."""
+    """Return the report for JSON, with all metrics of all runs."""
     rows = [
         {
             "row": setting.row.name,

@@ -58,7 +58,7 @@ class Run:
         return self.weights or self.folder / MODEL
 
     def command(self, num_gpus: int = 1, *, resume: bool = False) -> list[str]:
-        """The call of train_net.py."""
+        """Return the command line of train_net.py."""
         command = [sys.executable, str(ROOT / "train_net.py"), "--config-file"]
         command += [str(self.config_file), "--num-gpus", str(num_gpus)]
         if num_gpus > 1:
@@ -74,7 +74,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Result:
-    """What a run came to."""
+    """The result of a run."""
 
     metrics: Mapping[str, float]  # name such as "segm/AP" -> percent; NaN where it is not defined
     seconds: float  # of training and evaluation
@@ -83,7 +83,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended."""
+    """A run with its result or error."""
 
     run: Run
     result: Result | None  # None if it failed
@@ -92,7 +92,7 @@ class Outcome:
 
 
 class RunError(RuntimeError):
-    """A run failed; the message says how, and where to look."""
+    """A run failed; the message gives the reason and the log file."""
 
 
 def plan_runs(
@@ -105,19 +105,16 @@ def plan_runs(
     shared: str = "",
     weights: Path | None = None,
 ) -> list[Run]:
-    """Make the runs of a table, seed by seed.
+    """Create the runs of a table, seed by seed.
 
     Args:
-        settings: its rows.
-        seeds: of the runs of each row.
-        folder: where the runs' folders are made.
-        opts: key, value, ... for all rows.
+        settings: rows of the table.
+        seeds: seeds of each row.
+        folder: parent of the runs' folders.
+        opts: KEY, VALUE, ... for all rows.
         max_iter: length of the training, with SOLVER.STEPS scaled alike; 0: the config's.
-        shared: name of the row whose trained model all rows evaluate; "": each trains its own.
-        weights: a model that all rows evaluate instead; needs `shared`.
-
-    Raises:
-        ConfigError: a config or an override can't be used.
+        shared: row whose trained model all rows evaluate; "": each row trains its own.
+        weights: model that all rows evaluate instead; needs `shared`.
     """
     runs = []
     for seed in seeds:
@@ -170,7 +167,7 @@ def _flat(overrides: Mapping[str, Any]) -> list[Any]:
 
 
 def code_digest(root: Path = ROOT) -> str:
-    """A digest of the code that training and evaluation depend on."""
+    """Return a digest of the code that training and evaluation depend on."""
     digest = hashlib.sha256()
     for pattern in CODE:
         for file in sorted(root.glob(pattern)):
@@ -180,7 +177,7 @@ def code_digest(root: Path = ROOT) -> str:
 
 
 def gpu_slots(jobs: int, num_gpus: int) -> list[dict[str, str]]:
-    """Environment variables that give each of several jobs its GPUs, shared where they run out."""
+    """Return environment variables that assign GPUs to each parallel job."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     devices = visible if visible != [""] else [str(i) for i in range(torch.cuda.device_count())]
     if jobs == 1 or len(devices) < num_gpus:
@@ -196,7 +193,7 @@ def gpu_slots(jobs: int, num_gpus: int) -> list[dict[str, str]]:
 
 
 class Processes:
-    """Starts programs and can end those that run, as when the user interrupts."""
+    """Start processes, and terminate the running ones on interruption."""
 
     def __init__(self) -> None:
         self._running: set[subprocess.Popen[bytes]] = set()
@@ -204,7 +201,7 @@ class Processes:
         self._stopped = False
 
     def __call__(self, command: Sequence[str], log: Path, environ: Mapping[str, str]) -> int:
-        """Run a command, its output in a file; see `Launch`."""
+        """Run a command with its output in a file; see `Launch`."""
         with log.open("wb") as file:
             with self._lock:
                 if self._stopped:
@@ -220,7 +217,7 @@ class Processes:
                     self._running.discard(process)
 
     def stop(self) -> None:
-        """End what runs, and start nothing more."""
+        """Terminate running processes and start no more."""
         with self._lock:
             self._stopped = True
             for process in self._running:
@@ -236,15 +233,15 @@ def run_all(
     launch: Launch | None = None,
     progress: Callable[[str], None] = print,
 ) -> list[Outcome]:
-    """Carry out runs, those that train first; a failure does not stop the others.
+    """Execute runs, training runs first; a failure does not stop the others.
 
     Args:
         runs: see `plan_runs`.
-        jobs: parallel runs.
-        num_gpus: of one run.
-        again: whether finished runs are made again.
+        jobs: number of parallel runs.
+        num_gpus: GPUs of one run.
+        again: whether to repeat finished runs.
         launch: starts the trainer; None: as a process.
-        progress: told each run's begin and end.
+        progress: receives messages about each run.
 
     Returns:
         The outcomes, in the order of `runs`.
@@ -287,7 +284,7 @@ def run_all(
 
 
 def _finished(run: Run, code: str, progress: Callable[[str], None]) -> Outcome | None:
-    """The outcome of a run that is done already."""
+    """Return the outcome of a run that has finished before, or None."""
     result = read_result(run)
     if result is None:
         return None
@@ -328,10 +325,9 @@ def _make(
 
 
 def read_result(run: Run) -> Result | None:
-    """The result of a run, if it is finished.
+    """Read the result of a finished run, or None.
 
-    An evaluation counts while its model is the same file; models that were removed, to save space,
-    are taken to be.
+    An evaluation is valid as long as its model file is unchanged or was removed.
     """
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         content = json.loads((run.folder / RESULT).read_text(encoding="utf-8"))
@@ -342,7 +338,7 @@ def read_result(run: Run) -> Result | None:
 
 
 def _state(weights: Path | None) -> str:
-    """Changes when a file is written anew; "" without one."""
+    """Identify the state of a file; "" without one."""
     if weights is None or not weights.is_file():
         return ""
     state = weights.stat()
@@ -350,7 +346,7 @@ def _state(weights: Path | None) -> str:
 
 
 def last_line(log: Path) -> str:
-    """The last line of a log that is not empty, which mostly is the error."""
+    """Return the last non-empty line of a log, which usually is the error."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
     return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
 
@@ -360,5 +356,5 @@ def _numbers(content: Mapping[str, float | None]) -> dict[str, float]:
 
 
 def null(value: float) -> float | None:
-    """A number for JSON, which has no NaN."""
+    """Replace NaN by None for JSON."""
     return None if math.isnan(value) else value

@@ -51,13 +51,13 @@ class Table:
 
     @property
     def reference_row(self) -> Row:
-        """The row that differences are taken to."""
+        """The row that differences refer to."""
         return next(row for row in self.rows if row.name == self.reference)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A row made ready to run."""
+    """A row prepared to run."""
 
     row: Row
     label: str  # its name, and in brackets what stands in for it
@@ -87,16 +87,16 @@ def _read_table(name: str, entry: dict[str, Any], configs: Path) -> Table:
 
 
 def settings(table: Table, *, base: Path | None = None, quick: bool = False) -> list[Setting]:
-    """Make the rows of a table ready to run.
+    """Prepare the rows of a table.
 
     Args:
         table: the table.
-        base: the config that the rows are put onto; None: each row's own, the paper's setting.
-        quick: whether the stand-ins for small data replace the paper's values, on `base` or the
-            table's own small base.
+        base: config that the rows modify; None: each row's own, the paper's setting.
+        quick: whether the values for small data replace the paper's, on `base` or the table's own
+            small base.
 
     Raises:
-        ConfigError: a config can't be read, or the rows would not differ with the base's head.
+        ConfigError: a config cannot be read, or the rows do not differ with the base's head.
     """
     if quick:
         base = base or table.quick_base
@@ -118,6 +118,6 @@ def settings(table: Table, *, base: Path | None = None, quick: bool = False) -> 
 
 
 def varied_values(table: Table, row: Row) -> dict[str, Any]:
-    """The values that a row's config gives to the keys that its table varies."""
+    """Return the values of a row's config for the keys that its table varies."""
     cfg = load_config(str(row.config))
     return {key: reduce(getitem, key.split("."), cfg) for key in table.varies}

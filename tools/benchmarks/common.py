@@ -40,7 +40,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """Height and width from "200x304"."""
+    """Parse height and width from "200x304"."""
     try:
         height, width = (int(side) for side in text.split("x"))
     except ValueError:
@@ -49,7 +49,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def begin(args: argparse.Namespace, device: torch.device | None = None) -> dict[str, Any]:
-    """Set the number of threads, describe and print the machine; see `describe_machine`."""
+    """Set the number of threads; describe and print the machine."""
     if args.threads:
         torch.set_num_threads(args.threads)
     machine = describe_machine(device or args.device)
@@ -58,7 +58,7 @@ def begin(args: argparse.Namespace, device: torch.device | None = None) -> dict[
 
 
 def run_cases(args: argparse.Namespace, cases: Iterable[dict[str, Any]]) -> None:
-    """Measure cases one after another, print their table, save the results."""
+    """Measure cases, print their table, save the results."""
     machine = begin(args)
     results = []
     for result in cases:
@@ -70,20 +70,15 @@ def run_cases(args: argparse.Namespace, cases: Iterable[dict[str, Any]]) -> None
 
 
 def save(args: argparse.Namespace, content: Mapping[str, Any]) -> None:
-    """Write the results where --output asks for them."""
+    """Write the results to --output, if given."""
     if args.output:
         save_json(args.output, content)
 
 
 def measure(functions: Functions, repeats: int) -> dict[str, Timing]:
-    """Time functions alternately, so that other work of the machine slows all of them alike.
+    """Time functions alternately for `repeats` rounds, so that noise affects all of them alike.
 
-    Args:
-        functions: what to time, by name. On CUDA the device is waited for.
-        repeats: turns.
-
-    Returns:
-        The timing of each, by name.
+    CUDA devices are synchronised. Returns the timing of each function, by name.
     """
     threads = torch.get_num_threads()
     timers = {
@@ -98,7 +93,7 @@ def measure(functions: Functions, repeats: int) -> dict[str, Timing]:
 
 
 def timing_of(seconds: Sequence[float], calls: int = 1) -> Timing:
-    """The timing of at least one sample, each of some calls."""
+    """Return the timing of at least one sample, each of `calls` calls."""
     return _timing(Measurement(calls, list(seconds), TaskSpec("", "")))
 
 
@@ -107,12 +102,10 @@ def _timing(measurement: Measurement) -> Timing:
 
 
 def compare(functions: Functions, args: argparse.Namespace, **memory: Any) -> dict[str, Any]:
-    """Time functions alternately and find their peak memory.
+    """Time functions alternately and measure their peak memory.
 
-    Args:
-        functions: two or more, of which the second one is what the first is compared with.
-        args: of the benchmark.
-        **memory: peak_bytes where they are known.
+    The speedup is that of the first function relative to the second. `memory` gives peak_bytes if
+    known.
     """
     result = comparison(measure(functions, args.repeats))
     return result | (
@@ -121,20 +114,20 @@ def compare(functions: Functions, args: argparse.Namespace, **memory: Any) -> di
 
 
 def comparison(timings: Mapping[str, Timing]) -> dict[str, Any]:
-    """Timings of which the second one is what the first is compared with, as a result."""
+    """Return timings as a result, with the speedup of the first relative to the second."""
     ours, reference = list(timings.values())[:2]
     return {"milliseconds": dict(timings), "speedup": reference["median"] / ours["median"]}
 
 
 class Stopwatch:
-    """Adds up the time of stages, of which the innermost runs.
+    """Accumulates the time of nested stages; the innermost stage counts.
 
     Attributes:
-        seconds: of each stage that was entered.
+        seconds: time of each stage that was entered.
     """
 
     def __init__(self, device: torch.device):
-        """Start with nothing; the device is waited for where a stage begins or ends."""
+        """Start at zero; the device is synchronised where a stage begins or ends."""
         self.seconds: dict[str, float] = {}
         self._device = device
         self._running: list[str] = []
@@ -142,7 +135,7 @@ class Stopwatch:
 
     @contextmanager
     def running(self, stage: str) -> Iterator[None]:
-        """Count the time of a block, or of the function that this decorates, for the stage."""
+        """Count the time of a block, or of the decorated function, for the stage."""
         self._add()
         self._running.append(stage)
         try:
@@ -152,7 +145,7 @@ class Stopwatch:
             self._running.pop()
 
     def _add(self) -> None:
-        """Count the time since the last change for the stage that ran."""
+        """Add the time since the last change to the current stage."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         now = time.perf_counter()
@@ -163,10 +156,10 @@ class Stopwatch:
 
 
 def peak_memory(function: Callable[[], Any], device: torch.device) -> int | None:
-    """Bytes that a call takes at most beyond what is there before it.
+    """Return the peak memory in bytes of a call beyond that before it; None if unavailable.
 
-    On a CPU these are pages of the process, of which Linux keeps the high-water mark; what the
-    allocator holds back is given up first. None where this is unavailable.
+    On a CPU this is the high-water mark of the process on Linux, after the allocator returns its
+    unused memory.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -193,7 +186,7 @@ def _status_bytes(key: str) -> int:
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """What a reader must know to judge the times."""
+    """Describe the machine, to interpret the times."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -211,22 +204,22 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
 
 
 def timing_text(timing: Timing) -> str:
-    """Median and interquartile range for a table."""
+    """Format median and interquartile range."""
     return f"{timing['median']:.3g} ({timing['iqr']:.2g})"
 
 
 def memory_text(num_bytes: int | None) -> str:
-    """MiB for a table."""
+    """Format bytes as MiB."""
     return "-" if num_bytes is None else f"{num_bytes / MIB:.0f}"
 
 
 def size_text(size: Iterable[int]) -> str:
-    """Sides for a table, such as 200x304."""
+    """Format a size, such as 200x304."""
     return "x".join(map(str, size))
 
 
 def table_row(result: Mapping[str, Any]) -> dict[str, str]:
-    """A result as a row of a table; results inside of it add their columns."""
+    """Format a result as a row of a table; nested results add their columns."""
     row = {}
     for key, value in result.items():
         if key in ("milliseconds", "peak_bytes"):
@@ -250,12 +243,12 @@ def _cell(value: Any) -> str:
 
 
 def stage_table(stages: Mapping[str, Mapping[str, Any]]) -> str:
-    """A table with a row for the result of each stage."""
+    """Format a table with a row per stage."""
     return markdown_table([table_row({"stage": name, **found}) for name, found in stages.items()])
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of equal keys as a table; the keys are its head."""
+    """Format rows of equal keys as a table."""
     from tabulate import tabulate  # one of Detectron2's packages
 
     return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)

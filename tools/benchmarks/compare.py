@@ -90,11 +90,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def load_peer(args: argparse.Namespace) -> nn.Module:
-    """Build the peer's SOLOv2 with random weights, without its package's compiled operators.
-
-    Raises:
-        ConfigError: the folder holds no AdelaiDet, or the config can't be used.
-    """
+    """Build the peer's SOLOv2 with random weights, without its compiled operators."""
     package, config = args.peer / "adet", args.peer / args.peer_config
     for path in (package / "modeling/solov2", config):
         if not path.exists():
@@ -112,7 +108,7 @@ def load_peer(args: argparse.Namespace) -> nn.Module:
 
 @torch.no_grad()
 def pass_candidates(peer: Any, images: list[dict[str, Any]], number: int) -> None:
-    """Shift the peer's class bias until about so many cells pass its score threshold."""
+    """Shift the peer's class bias until about `number` cells pass its score threshold."""
     found: list[Tensor] = []
     hook = peer.ins_head.cate_pred.register_forward_hook(lambda *x: found.append(x[2]))
     peer.ins_head.cate_pred.weight.mul_(20)  # random weights tell no cell from another
@@ -129,7 +125,7 @@ def pass_candidates(peer: Any, images: list[dict[str, Any]], number: int) -> Non
 
 
 def load_ours(args: argparse.Namespace, peer: nn.Module) -> tuple[Any, Any]:
-    """Build our model with the peer's weights; the model and its config."""
+    """Build our model with the peer's weights; return the model and its config."""
     overrides = ["MODEL.DEVICE", str(args.device), "MODEL.SOLO.NUM_CLASSES", NUM_CLASSES]
     cfg = load_config(args.config_file, overrides)
     model = Trainer.build_model(cfg)
@@ -142,7 +138,7 @@ def load_ours(args: argparse.Namespace, peer: nn.Module) -> tuple[Any, Any]:
 
 @torch.no_grad()
 def infer(model: nn.Module, images: list[dict[str, Any]]) -> Any:
-    """Results of a model in evaluation mode."""
+    """Run a model in evaluation mode."""
     return model.eval()(images)
 
 
@@ -169,7 +165,7 @@ def _noise(args: argparse.Namespace, number: int) -> Tensor:
 
 
 def _objects(args: argparse.Namespace, number: int) -> Instances:
-    """Objects to train on."""
+    """Generate objects to train on."""
     masks, classes, _ = make_scene(args.objects, args.size, NUM_CLASSES, args.seed + number)
     return Instances(
         args.size,
@@ -180,7 +176,7 @@ def _objects(args: argparse.Namespace, number: int) -> Instances:
 
 
 def _step(model: nn.Module, batch: list[dict[str, Any]]) -> Callable[[], None]:
-    """A training step of a model on a batch, which leaves its weights as they are."""
+    """Return a training step that keeps the weights (learning rate 0)."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=0.9)
 

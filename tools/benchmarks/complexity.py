@@ -30,9 +30,9 @@ class Complexity:
 
 
 def count_multiply_adds(function: Callable[..., Any], *inputs: Any) -> int:
-    """Multiply-adds of convolutions and matrix products in one call, without gradients.
+    """Count multiply-adds of convolutions and matrix products in one call, without gradients.
 
-    Not for a GPU: its deformable convolution is one operator that torch does not count.
+    Does not support GPUs: torch does not count their deformable convolution, a single operator.
     """
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         function(*inputs)
@@ -40,7 +40,7 @@ def count_multiply_adds(function: Callable[..., Any], *inputs: Any) -> int:
 
 
 def measure(cfg: Any) -> Complexity:
-    """Build the model of a config, whatever its MODEL.DEVICE, and count."""
+    """Build the model of a config on the meta device and count."""
     cfg = cfg.clone()
     cfg.MODEL.DEVICE = "meta"
     model = Trainer.build_model(cfg).eval()
@@ -55,7 +55,7 @@ def measure(cfg: Any) -> Complexity:
 
 
 def input_size(cfg: Any) -> tuple[int, int]:
-    """Height and width, before padding, to which an image of `IMAGE_SIZE` is scaled in testing."""
+    """Return height and width of an `IMAGE_SIZE` image resized for testing, before padding."""
     short, longest = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
     if short == 0:  # images stay as they are
         return IMAGE_SIZE

@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
 def draw_data_set(
     num: int, size: tuple[int, int], seed: int
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Draw ground truth and predictions for some images of a size, in COCO's formats."""
+    """Generate ground truth and predictions in COCO format."""
     images: list[dict[str, Any]] = []
     objects: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
@@ -104,7 +104,7 @@ def draw_data_set(
 def _moved_copies(
     masks: Tensor, classes: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Masks some pixels off, and their classes, some of them wrong."""
+    """Shift copies of masks by some pixels and replace some of their classes."""
     masks, classes = masks.repeat(COPIES, 1, 1), classes.repeat(COPIES)
     moves = torch.randint(-MOST_MOVED, MOST_MOVED + 1, (len(masks), 2), generator=generator)
     for mask, move in zip(masks, moves.tolist(), strict=True):
@@ -115,7 +115,7 @@ def _moved_copies(
 
 
 def _annotations(masks: Tensor, classes: Tensor, image_id: int) -> list[dict[str, Any]]:
-    """Entries of COCO's json, without their ids."""
+    """Make COCO annotations without ids."""
     boxes = mask_boxes(masks)
     boxes[:, 2:] -= boxes[:, :2]
     return [
@@ -139,10 +139,7 @@ def _annotations(masks: Tensor, classes: Tensor, image_id: int) -> list[dict[str
 def make_ways(
     truth: dict[str, Any], results: list[dict[str, Any]], task: str
 ) -> dict[str, Callable[[], Any]]:
-    """Functions that give the twelve metrics, by name, with pycocotools' own first.
-
-    Packages that are not installed are left out.
-    """
+    """Return functions that compute the twelve metrics, by name, for each installed package."""
     ways: dict[str, Callable[[], Any]] = {}
     for name in reversed(ap.BACKENDS):
         try:

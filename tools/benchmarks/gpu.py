@@ -57,11 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure part after part; returns 1 if something is wrong, else 0.
-
-    Raises:
-        ConfigError: there is no such device.
-    """
+    """Measure part after part; return 1 if a check or part fails, else 0."""
     device = args.device
     if device.type not in ("cuda", "cpu"):
         raise ConfigError(f"--device is {device}, but must be a CUDA device, or cpu for a trial")
@@ -88,10 +84,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def run_part(part: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What a part finds, with the seconds that it took; or why it failed.
-
-    The parts that follow run whatever is wrong with this one.
-    """
+    """Run a part; on failure return the error, so that other parts continue."""
     start = time.monotonic()
     try:
         found = part()
@@ -103,14 +96,14 @@ def run_part(part: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def is_wrong(found: Any) -> bool:
-    """Whether a part failed, or a check of it."""
+    """Return whether a part or one of its checks failed."""
     if not isinstance(found, Mapping):
         return False
     return "error" in found or bool(found.get("wrong")) or any(map(is_wrong, found.values()))
 
 
 def print_values(found: Mapping[str, Any], indent: str = "") -> None:
-    """Print nested results: the plain values of a level on a line, of lists the first few."""
+    """Print nested results: plain values on one line, of lists the first few."""
     plain = {k: v for k, v in found.items() if not isinstance(v, dict | list)}
     if plain:
         shown = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in plain.items())

@@ -36,7 +36,7 @@ Check = Callable[[torch.device, str], str]
 
 
 def run_checks(meter: Meter) -> dict[str, Any]:
-    """Run all checks on the device, and on a second GPU if there is one."""
+    """Run all checks on the device, and on a second GPU if available."""
     backend = "tiled" if meter.is_trial else "triton"
     checks = dict(_checks(CASES[:4] if meter.is_trial else CASES + LARGE))
     with written_nowhere():
@@ -66,7 +66,7 @@ def _run(check: Check, device: torch.device, backend: str) -> str:
 
 @contextlib.contextmanager
 def written_nowhere() -> Iterator[None]:
-    """Let torch fill new memory with NaN or the largest integer, to find what is not written."""
+    """Fill new memory with NaN or the largest integer, to detect unwritten elements."""
     before = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     memory: Any = torch.utils.deterministic
@@ -187,7 +187,7 @@ def _rle(num: int, size: tuple[int, int], device: torch.device, backend: str) ->
 
 
 def _decoders(device: torch.device, backend: str, topk: int, lanes: int) -> list[MaskDecoder]:
-    """One by the backend as models use it, and the reference on the CPU."""
+    """Return the decoder with the backend and settings of models, and the reference on the CPU."""
     ours, reference = Ours(device, backend).decoder, Ours(torch.device("cpu"), "torch").decoder
     return [
         replace(ours, pre_nms_topk=topk, lanes=lanes, fixed=True),

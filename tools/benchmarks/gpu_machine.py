@@ -41,7 +41,7 @@ MIB = 1 << 20
 
 
 def data_sheet(name: str) -> dict[str, float]:
-    """What NVIDIA says of a card; empty for one that `CARDS` does not have."""
+    """Return NVIDIA's specifications of a card; empty if it is not in `CARDS`."""
     if "Laptop" in name:
         return {}
     for part, (bandwidth, bf16, int8) in CARDS.items():
@@ -51,7 +51,7 @@ def data_sheet(name: str) -> dict[str, float]:
 
 
 def describe(meter: Meter) -> dict[str, Any]:
-    """Names and versions, the data sheet, and measured ceilings."""
+    """Return names and versions, specifications, and measured throughput."""
     device = meter.device
     found: dict[str, Any] = {**describe_machine(device), "platform": platform.platform()}
     if device.type == "cuda":
@@ -101,7 +101,7 @@ def _ceilings(meter: Meter) -> dict[str, Any]:
 
 
 def _products(side: int, device: torch.device) -> dict[str, Any]:
-    """Products of square matrices, by the name of their rate."""
+    """Return products of square matrices, by the name of their rate."""
 
     def factor(dtype: torch.dtype) -> Tensor:
         return torch.ones(side, side, dtype=dtype, device=device)

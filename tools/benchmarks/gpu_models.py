@@ -42,13 +42,13 @@ Size = tuple[int, int]
 
 
 def device_part(decoder: MaskDecoder, outputs: Any, sizes: Sequence[Size]) -> Callable[[], Any]:
-    """What of a decoder a CUDA graph can hold: all but reading how many instances there are."""
+    """Return the part of a decoder that a CUDA graph can capture: all but reading the count."""
     fixed = replace(decoder, fixed=True)
     return torch.no_grad()(partial(fixed.decode_lanes, outputs, [(size, size) for size in sizes]))
 
 
 def build_model(name: str, meter: Meter) -> Any:
-    """A random model of configs/coco; ImportError without Detectron2."""
+    """Build a random model of configs/coco; ImportError without Detectron2."""
     from detectron2.modeling import build_model as build
 
     from solo_d2.config import load_config
@@ -61,7 +61,7 @@ def build_model(name: str, meter: Meter) -> Any:
 
 
 def inference(meter: Meter) -> dict[str, Any]:
-    """Models of two sizes in all variants, batch of one."""
+    """Measure models of two sizes in all variants at batch size 1."""
     cases = {LIGHT: (448, 597), R50: (800, 1067)}
     if meter.is_trial:
         cases = {LIGHT: (64, 96)}
@@ -110,7 +110,7 @@ def _run_variant(meter: Meter, config: str, size: Size, options: dict[str, Any])
 
 
 def see_scene(model: Any, image: torch.Tensor) -> None:
-    """Let a SOLOv2 model return the head outputs of a scene whatever its network computes."""
+    """Make a SOLOv2 model return the head outputs of a synthetic scene."""
     from solo_d2.modeling.heads.solov2 import SOLOv2Outputs
 
     network = model.network
@@ -134,7 +134,7 @@ def see_scene(model: Any, image: torch.Tensor) -> None:
 
 
 def training(meter: Meter) -> dict[str, Any]:
-    """Steps of the trainer in float32 and mixed precision, with waits and images per second."""
+    """Measure training steps in float32 and mixed precision."""
     config, size, batch = (LIGHT, (64, 96), 1) if meter.is_trial else (R50, (800, 1216), 2)
     found: dict[str, Any] = {}
     for precision in (None,) if meter.is_trial else (None, torch.bfloat16):
@@ -181,7 +181,7 @@ def _steps(
 
 
 def draw_batch(num: int, size: Size, *, pin: bool) -> list[dict[str, Any]]:
-    """Training samples with ten objects each, in pinned memory for a GPU."""
+    """Generate training samples with ten objects each; `pin` uses pinned memory."""
     from detectron2.structures import BitMasks, Boxes, Instances
 
     from solo_d2.data.loader import PinnableBatch

@@ -19,35 +19,30 @@ Call = Callable[[], Any]
 
 
 class Meter:
-    """Measures calls on a device, while there is time.
+    """Measures calls on a device until a deadline.
 
     Attributes:
         device: CUDA, or the CPU for a trial run.
-        is_trial: whether times mean nothing, and sizes are small.
+        is_trial: whether sizes are small and times are meaningless.
     """
 
     def __init__(self, device: torch.device, ends: float):
-        """Make a meter for a time that ends, as `time.monotonic` counts."""
+        """Set the device and the deadline in seconds of `time.monotonic`."""
         self.device = device
         self.is_trial = device.type == "cpu"
         self._ends = ends
 
     def seconds_left(self) -> float:
-        """Seconds in which measurements may still begin."""
+        """Return the seconds in which measurements may still begin."""
         return self._ends - time.monotonic()
 
     def wait(self) -> None:
-        """Wait for the device."""
+        """Synchronise with the device."""
         if not self.is_trial:
             torch.cuda.synchronize(self.device)
 
     def all_ways(self, call: Call, *, capture: Call | None = None) -> dict[str, Any]:
-        """Everything about a call.
-
-        Args:
-            call: to measure.
-            capture: what a CUDA graph is to hold of it; None: all.
-        """
+        """Run all measurements of a call; the CUDA graph holds `capture`, by default the call."""
         return {
             "latency": self.latency(call),
             "back_to_back_ms": self.back_to_back(call),
@@ -57,7 +52,7 @@ class Meter:
         }
 
     def latency(self, call: Call) -> dict[str, Any]:
-        """Milliseconds from a call until its results are there."""
+        """Measure the latency of a call with synchronisation, in milliseconds."""
         self._warm_up(call)
         seconds: list[float] = []
         begun = time.perf_counter()
@@ -75,7 +70,7 @@ class Meter:
         }
 
     def back_to_back(self, call: Call) -> float:
-        """Milliseconds of a call among others, with one wait after all of them."""
+        """Measure milliseconds per call without synchronisation in between."""
         self._warm_up(call)
         count, start = 0, time.perf_counter()
         while count < self._num_calls(start, count):
@@ -85,7 +80,7 @@ class Meter:
         return 1e3 * (time.perf_counter() - start) / count
 
     def _num_calls(self, begun: float, made: int) -> int:
-        """Calls to make in all, as far as it is known after some."""
+        """Return the total number of calls to make, as far as known."""
         if self.is_trial:
             return 1
         is_long = time.perf_counter() - begun > MOST_SECONDS and made >= LEAST_CALLS
@@ -102,7 +97,7 @@ class Meter:
             self.wait()
 
     def waits(self, call: Call) -> int | None:
-        """How often a call waits for the device; None on a CPU."""
+        """Count the device synchronisations of a call; None on a CPU."""
         if self.is_trial:
             return None
         call()
@@ -117,7 +112,7 @@ class Meter:
         return sum("synchronizing CUDA operation" in str(w.message) for w in caught)
 
     def graph(self, call: Call) -> dict[str, Any]:
-        """Times of a CUDA graph of a call, or why there is none."""
+        """Measure a CUDA graph of a call, or return why there is none."""
         if self.is_trial:
             return {"unavailable": "a CPU has no CUDA graphs"}
         stream = torch.cuda.Stream(self.device)
@@ -138,7 +133,7 @@ class Meter:
         return found
 
     def kernels(self, call: Call) -> dict[str, Any]:
-        """What runs on the device in a call: microseconds and number by name, the longest first."""
+        """Profile a call: microseconds and count of each kernel, slowest first."""
         activity = torch.profiler.ProfilerActivity
         kinds = [activity.CPU] if self.is_trial else [activity.CPU, activity.CUDA]
         self._warm_up(call)
@@ -167,7 +162,7 @@ class Meter:
         }
 
     def peak_mib(self, call: Call) -> float | None:
-        """Memory of the device that is taken at most during a call; None on a CPU."""
+        """Return the peak device memory of a call in MiB; None on a CPU."""
         if self.is_trial:
             return None
         torch.cuda.reset_peak_memory_stats(self.device)

@@ -21,11 +21,9 @@ NUM_GRIDS = (40, 36, 24, 16, 12)
 
 @dataclass(frozen=True)
 class KernelOutputs(HeadOutputs):
-    """What SOLOv2's head predicts for a batch, without the head.
+    """Outputs of SOLOv2's head for a batch, without the head.
 
-    Attributes:
-        kernel_params: L tensors (B, D, S, S).
-        mask_feature: (B, E, H, W), never negative.
+    kernel_params: L tensors (B, D, S, S). mask_feature: (B, E, H, W), not negative.
     """
 
     kernel_params: list[Tensor]
@@ -33,7 +31,7 @@ class KernelOutputs(HeadOutputs):
 
 
 class KernelHead:
-    """Makes the masks of `KernelOutputs`, as `SOLOv2Head` does; all levels are one mask group."""
+    """Computes the masks of `KernelOutputs` as `SOLOv2Head` does; one mask group."""
 
     def __init__(self, mask_strides: Sequence[int], *, has_factors: bool = True):
         """Make the head, whose levels have masks of these strides."""
@@ -44,11 +42,11 @@ class KernelHead:
     def mask_factors(
         self, outputs: KernelOutputs, image: int | Tensor, cells: GridCells
     ) -> list[MaskFactor] | None:
-        """The kernels of the cells on the mask feature."""
+        """Return the kernels of the cells and the mask feature."""
         return self._factors(outputs, image, cells) if self.has_factors else None
 
     def masks(self, outputs: KernelOutputs, image: int, cells: GridCells) -> Tensor:
-        """Probabilities."""
+        """Return mask probabilities."""
         factors = self._factors(outputs, image, cells)
         return multiply_factors([factor.of_image(image) for factor in factors])
 
@@ -62,19 +60,19 @@ class KernelHead:
 def make_outputs(
     num: int, size: tuple[int, int], channels: int, num_classes: int, num_cells: int, seed: int = 0
 ) -> KernelOutputs:
-    """Draw head outputs that give wanted candidates.
+    """Generate head outputs with a given number of candidates.
 
-    Each channel of the feature but the first holds a blurred object, or a near-duplicate of one.
-    A candidate's kernel picks one of them, with some noise.
+    Each channel of the feature but the first holds a blurred object or a near-duplicate. A
+    candidate's kernel selects one of them, with some noise.
 
     Args:
         num: M.
         size: H and W.
         channels: E.
         num_classes: K.
-        num_cells: cells that the candidates are in, at most M; further ones are second, third, ...
-            classes of cells.
-        seed: of the random numbers.
+        num_cells: number of cells with candidates, at most M; the others are further classes of
+            them.
+        seed: random seed.
     """
     generator = torch.Generator().manual_seed(seed)
     masks, labels, _ = make_scene(channels - 1, size, num_classes, seed)
@@ -101,13 +99,13 @@ def make_outputs(
 
 
 def _by_level(values: Tensor) -> list[Tensor]:
-    """L tensors (1, C, S, S) of values (T, C) of all cells."""
+    """Split values (T, C) of all cells into L tensors (1, C, S, S)."""
     levels = zip(values.split([side * side for side in NUM_GRIDS]), NUM_GRIDS, strict=True)
     return [level.T.reshape(1, -1, side, side) for level, side in levels]
 
 
 def to_device(outputs: KernelOutputs, device: torch.device) -> KernelOutputs:
-    """The same outputs on a device."""
+    """Move outputs to a device."""
     logits, kernels = (
         [level.to(device) for level in levels]
         for levels in (outputs.class_logits, outputs.kernel_params)

@@ -102,7 +102,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def speed_options(name: str) -> dict[str, Any]:
-    """The fields of `SpeedOptions` that a name such as "fused+bf16" stands for."""
+    """Return the fields of `SpeedOptions` for a name such as "fused+bf16"."""
     options: dict[str, Any] = {}
     for part in name.split("+"):
         if part not in OPTIONS:
@@ -123,12 +123,7 @@ def _variant(name: str) -> str:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure all variants, print the table, save the results.
-
-    Raises:
-        ConfigError: config, weights or sizes cannot be used.
-        DatasetError: the data set is unknown or incomplete.
-    """
+    """Measure all variants, print the table, save the results."""
     machine = begin(args)
     if min(args.batch_sizes) < 1:
         raise ConfigError("--batch-sizes must be at least 1")
@@ -150,7 +145,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def take_images(args: argparse.Namespace, cfg: Any) -> list[dict[str, Any]]:
-    """Detectron2's inputs, as many as the largest batch has, on the host."""
+    """Return Detectron2's inputs, as many as the largest batch has, on the host."""
     count = max(args.batch_sizes)
     if not args.dataset:
         generator = torch.Generator().manual_seed(args.seed)
@@ -169,7 +164,7 @@ def take_images(args: argparse.Namespace, cfg: Any) -> list[dict[str, Any]]:
 
 @dataclass
 class Variants:
-    """Makes the variants of a model in eval mode, which itself stays as it is."""
+    """Creates variants of a model in eval mode; the model itself is not changed."""
 
     args: argparse.Namespace
     cfg: Any
@@ -178,11 +173,7 @@ class Variants:
     folder: Path  # of exported files
 
     def make(self, name: str) -> Any:
-        """Make a variant, which takes and gives what a model of Detectron2 does.
-
-        Raises:
-            ConfigError: it is unavailable here.
-        """
+        """Create a variant with the interface of a Detectron2 model; ConfigError if unavailable."""
         if name == EAGER:
             return self.model
         if name not in ONNX:
@@ -190,7 +181,7 @@ class Variants:
         return OnnxModel(load_detector(self._onnx_file(name), threads=torch.get_num_threads()))
 
     def _onnx_file(self, name: str) -> Path:
-        """The file of a variant of `ONNX`, made where it is missing."""
+        """Return the ONNX file of a variant; export it if missing."""
         path = self.folder / f"{name}.onnx"
         if path.exists():
             return path
@@ -207,7 +198,7 @@ class Variants:
         return path
 
     def _calibration(self) -> list[Any]:
-        """The graph's inputs for the scales of 8-bit convolutions."""
+        """Return inputs of the graph to calibrate 8-bit convolutions."""
         batches: Any = [[image] for image in self.images]
         if self.args.dataset:
             if not self.cfg.DATASETS.TRAIN:
@@ -222,9 +213,9 @@ def measure_variants(variants: Variants) -> tuple[str, list[dict[str, Any]]]:
     """Time all variants alternately, and evaluate each if there is a data set.
 
     Returns:
-        The name of the metric, "" without a data set; and for each variant, eager first, its
-        "name", "failure" (why it cannot run here, or ""), "batches" (batch size to "milliseconds"
-        of a batch and "peak_bytes") and "metric" (percent; None without one, or if undefined).
+        The name of the metric, "" without a data set; and a row for each variant, eager first:
+        "name", "failure" ("" if it runs), "batches" (batch size -> "milliseconds" and "peak_bytes"
+        of a batch) and "metric" (percent or None).
     """
     args, cfg = variants.args, variants.cfg
     rows: dict[str, dict[str, Any]] = {
@@ -251,14 +242,14 @@ def measure_variants(variants: Variants) -> tuple[str, list[dict[str, Any]]]:
 
 
 def metric_of(cfg: Any, dataset: str, model: Any, metric: str) -> float | None:
-    """A metric of a model on a data set, in percent; None if it is undefined."""
+    """Return a metric of a model on a data set in percent; None if undefined."""
     value = evaluation.main_metric(cfg, dataset, model, metric)
     return value if math.isfinite(value) else None
 
 
 @torch.no_grad()
 def _measure_batch(variants: Variants, models: Mapping[str, Any], batch: int) -> dict[str, Any]:
-    """Time and memory of a batch size, for all variants alternately."""
+    """Measure time and memory of a batch size, for all variants alternately."""
     args, images = variants.args, variants.images[:batch]
     calls = {name: partial(model, images) for name, model in models.items()}
     timings = measure(calls, args.repeats)
@@ -273,12 +264,7 @@ def _measure_batch(variants: Variants, models: Mapping[str, Any], batch: int) ->
 
 
 def load(args: argparse.Namespace) -> tuple[Any, Any]:
-    """The config and the model in eval mode; a random one without weights.
-
-    Raises:
-        ConfigError: they cannot be used.
-        DatasetError: the data set is unknown or incomplete.
-    """
+    """Return the config and the model in eval mode, with random weights without --weights."""
     if args.weights:
         cfg = make_config(
             args.config_file, args.weights, device=str(args.device), overrides=args.opts
@@ -298,7 +284,7 @@ def load(args: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def resized(image: torch.Tensor, size: tuple[int, int] | None) -> torch.Tensor:
-    """An image (3, H, W) uint8 at a size (H', W'); None leaves it."""
+    """Resize an image (3, H, W) uint8 to (H', W'); None keeps its size."""
     if size is None:
         return image
     found = F.interpolate(image[None].float(), size=size, mode="bilinear", antialias=True)[0]
@@ -308,7 +294,7 @@ def resized(image: torch.Tensor, size: tuple[int, int] | None) -> torch.Tensor:
 def table(
     rows: Sequence[Mapping[str, Any]], batches: Sequence[int], metric: str
 ) -> list[dict[str, str]]:
-    """Rows to print, batch size after batch size; one for a variant that cannot run."""
+    """Return the rows to print, one per batch size and variant, then those that failed."""
     eager = next(row for row in rows if row["name"] == EAGER)
     lines = [
         _line(row, eager, batch, metric)

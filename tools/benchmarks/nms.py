@@ -52,7 +52,10 @@ def run(args: argparse.Namespace) -> None:
 def plain_matrix_nms(
     masks: Tensor, labels: Tensor, scores: Tensor, *, sigma: float = 2.0
 ) -> tuple[Tensor, Tensor]:
-    """Gaussian Matrix NMS as the paper's pseudo-code reads: intersections (N, N), scores (N,)."""
+    """Apply Gaussian Matrix NMS as in the paper's pseudo-code.
+
+    Returns intersections (N, N) and scores (N,).
+    """
     flat = masks.flatten(1).float()
     intersection = flat @ flat.T
     areas = flat.sum(dim=1).expand_as(intersection)
@@ -61,7 +64,7 @@ def plain_matrix_nms(
 
 
 def plain_decay(iou: Tensor, labels: Tensor, scores: Tensor, *, sigma: float = 2.0) -> Tensor:
-    """The part of `plain_matrix_nms` that follows the IoU (N, N)."""
+    """Compute the scores of `plain_matrix_nms` from the IoU (N, N)."""
     iou = iou * (labels[:, None] == labels[None, :]).float().triu(diagonal=1)
     compensation = iou.amax(dim=0).expand_as(iou).T
     decay = torch.exp(-sigma * iou**2) / torch.exp(-sigma * compensation**2)
@@ -103,13 +106,7 @@ def _run_case(
 
 
 def agreement(name: str, scene: tuple[Tensor, ...], backend: str) -> dict[str, float]:
-    """How far we are from plain: pairs with another pixel count, and the largest score difference.
-
-    Args:
-        name: of the NMS.
-        scene: masks, labels, scores.
-        backend: ours.
-    """
+    """Count pairs with different intersections and the largest score difference to plain."""
     masks, labels, scores = scene
     ours = NMS[name](*scene, backend=backend)
     counts, expected = plain_matrix_nms(*scene)
@@ -124,10 +121,10 @@ def agreement(name: str, scene: tuple[Tensor, ...], backend: str) -> dict[str, f
 
 
 def work(masks: Tensor, labels: Tensor) -> Tensor:
-    """(2,) float64 bytes and operations that cannot be avoided when 0/1 bytes are multiplied.
+    """Return (2,) float64: the minimum number of bytes read and of 8-bit operations.
 
-    Each byte of the masks is read once. Of each pair of one class, the pixels in the common part of
-    their boxes are multiplied and summed up (two operations a pixel).
+    Each byte of the masks is read once; for each pair of one class, the pixels in the intersection
+    of their boxes are multiplied and added.
     """
     boxes = mask_boxes(masks).double()
     low = torch.maximum(boxes[:, None, :2], boxes[None, :, :2])

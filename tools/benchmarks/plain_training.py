@@ -27,7 +27,7 @@ F32 = np.float32
 
 @dataclass(frozen=True)
 class PlainTargets:
-    """Targets of a batch; cells are counted through all levels."""
+    """Targets of a batch; cells are indexed over all levels."""
 
     classes: Tensor  # (B, T) int64 in [0, K]; K is background
     cells: list[list[Tensor]]  # B lists of L tensors (P,) int64
@@ -81,7 +81,7 @@ def _assign_level(
     scales: Sequence[float],
     center_scale: float,
 ) -> list[tuple[int, int]]:
-    """(cell, instance) of all claims at one level, instance by instance."""
+    """Return (cell, instance) of all assignments of one level, instance by instance."""
     height, width = padded_size
     samples = []
     for n, (box, mask) in enumerate(zip(boxes, masks, strict=True)):
@@ -111,7 +111,7 @@ def _cell(coordinate: np.float32, size: int, side: int) -> int:
 def _downsample(
     mask: NDArray[np.bool_], stride: int, padded_size: tuple[int, int]
 ) -> NDArray[np.uint8]:
-    """The padded mask, bilinearly at the stride."""
+    """Pad the mask and downsample it bilinearly."""
     height, width = padded_size
     padded = np.zeros(padded_size, np.uint8)
     padded[: mask.shape[0], : mask.shape[1]] = mask
@@ -130,7 +130,7 @@ def plain_losses(
     focal_alpha: float = 0.25,
     focal_gamma: float = 2.0,
 ) -> dict[str, Tensor]:
-    """The losses of `solo_losses` for one process, of whole masks."""
+    """Compute the losses of `solo_losses` for one process from whole masks."""
     logits = flatten_levels(outputs.class_logits).flatten(0, 1)
     loss_cls = focal_loss(logits, targets.classes.flatten(), alpha=focal_alpha, gamma=focal_gamma)
     loss_mask = plain_mask_loss(outputs, targets, head=head, mask_loss=mask_loss)
@@ -145,7 +145,7 @@ def plain_losses(
 def plain_mask_loss(
     outputs: HeadOutputs, targets: PlainTargets, *, head: MaskHead, mask_loss: MaskLoss = dice_loss
 ) -> Tensor:
-    """The sum of the losses of all masks, level by level and image by image."""
+    """Sum the losses of all masks, level by level and image by image."""
     loss = torch.zeros((), device=targets.classes.device)
     for level, group in enumerate(head.mask_groups):
         for image, cells in enumerate(targets.cells):

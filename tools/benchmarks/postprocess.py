@@ -122,7 +122,7 @@ class Ours:
 
 
 class Plain:
-    """The same, written down as the paper says. Soft masks wait for the resize in `masks`."""
+    """The same stages as in the paper. Soft masks are kept in `masks` for the resize."""
 
     def __init__(self, device: torch.device):
         self.strides = torch.tensor(STRIDES, device=device)[cell_levels(NUM_GRIDS, device)]
@@ -186,7 +186,7 @@ class Plain:
 
 
 def decode(way: Ours | Plain, outputs: KernelOutputs, *sizes: Size) -> Predictions:
-    """All stages up to the final masks; the sizes are those of the image and of the output."""
+    """Run all stages up to the final masks; sizes are those of the image and of the output."""
     found = way.nms(outputs, way.masks(outputs, way.classes(outputs)))
     return way.resize(outputs, found, *sizes)
 
@@ -194,7 +194,7 @@ def decode(way: Ours | Plain, outputs: KernelOutputs, *sizes: Size) -> Predictio
 def stage_calls(
     way: Ours | Plain, outputs: KernelOutputs, *sizes: Size
 ) -> dict[str, Callable[[], Any]]:
-    """Each stage on what the one before it gives, and all up to the final masks."""
+    """Return each stage on the results of the previous one, and all up to the final masks."""
     found = way.classes(outputs)
     scored = way.masks(outputs, found)
     kept = way.nms(outputs, scored)
@@ -210,7 +210,7 @@ def stage_calls(
 
 
 def agreement(ours: Predictions, plain: Predictions) -> dict[str, Any]:
-    """How far the two are from each other."""
+    """Compare the results of both."""
     if len(ours.scores) != len(plain.scores):
         raise RuntimeError(f"{len(ours.scores)} instances, plain finds {len(plain.scores)}")
     differences = (ours.scores - plain.scores).abs()

@@ -24,14 +24,14 @@ HARMONICS = 4  # of the outline's radius over the angle
 def make_scene(
     num: int, size: tuple[int, int], num_classes: int, seed: int = 0, *, distinct: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw what an image gives to NMS, or what it is annotated with.
+    """Generate the masks of an image that enter NMS, or its annotations.
 
     Args:
         num: N, at least 0.
         size: H and W.
         num_classes: K; 1 is a crowd.
-        seed: of the random numbers; the same seed draws the same scene.
-        distinct: draw each object once, as annotations have it.
+        seed: random seed.
+        distinct: draw each object once, as in annotations.
 
     Returns:
         Masks (N, H, W) bool, labels (N,) int64 in [0, K), scores (N,) float32, not increasing.

@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure what was asked for, print the tables, save the results."""
+    """Measure the selected parts, print the tables, save the results."""
     step = StepBenchmark(args) if "step" in args.parts else None  # refuses a bad config first
     machine = begin(args)
     print("\nmilliseconds: median (interquartile range); MiB: peak beyond what was there")
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def draw_instances(args: argparse.Namespace, num_images: int, num: int) -> Instances:
-    """Boxes, classes and masks of `num` instances in each of some images."""
+    """Generate boxes, classes and masks of `num` instances in each image."""
     scenes = [
         make_scene(num, args.size, NUM_CLASSES, args.seed + image, distinct=True)
         for image in range(num_images)
@@ -109,7 +109,7 @@ def draw_instances(args: argparse.Namespace, num_images: int, num: int) -> Insta
 def assignment(
     size: tuple[int, int],
 ) -> tuple[Callable[..., GridTargets], Callable[..., PlainTargets]]:
-    """Ours and the plain function, called with boxes, classes and masks."""
+    """Return our and the plain function of boxes, classes and masks."""
     settings: dict[str, Any] = {
         "padded_size": size,
         "num_grids": NUM_GRIDS,
@@ -121,7 +121,7 @@ def assignment(
 
 
 def run_targets(args: argparse.Namespace) -> dict[str, Any]:
-    """Target assignment of `args.images` images with `args.instances` instances each."""
+    """Measure target assignment of `args.images` images with `args.instances` instances."""
     instances = draw_instances(args, args.images, args.instances)
     assign_ours, assign_plain = assignment(args.size)
     ours, plain = partial(assign_ours, *instances), partial(assign_plain, *instances)
@@ -137,7 +137,7 @@ def run_targets(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def same_targets(ours: GridTargets, plain: PlainTargets) -> bool:
-    """Whether classes, samples and their masks are the same."""
+    """Return whether classes, samples and their masks are equal."""
     cells = torch.cat([cells for levels in plain.cells for cells in levels])
     masks = torch.cat([masks for levels in plain.masks for masks in levels])
     return (
@@ -148,7 +148,7 @@ def same_targets(ours: GridTargets, plain: PlainTargets) -> bool:
 
 
 def run_mask_loss(args: argparse.Namespace, num_images: int, num: int) -> dict[str, Any]:
-    """Mask loss with gradients of random kernels and mask feature, for `num` instances an image."""
+    """Measure the mask loss with gradients for `num` instances per image."""
     instances = draw_instances(args, num_images, num)
     assign_ours, assign_plain = assignment(args.size)
     targets, plain = assign_ours(*instances), assign_plain(*instances)
@@ -179,7 +179,7 @@ def run_mask_loss(args: argparse.Namespace, num_images: int, num: int) -> dict[s
 
 
 def _random_outputs(args: argparse.Namespace, num_images: int) -> KernelOutputs:
-    """Kernels and a mask feature as from a head at the start of training, with gradients."""
+    """Generate kernels and a mask feature with gradients."""
     generator = torch.Generator().manual_seed(args.seed)
 
     def draw(*shape: int) -> Tensor:

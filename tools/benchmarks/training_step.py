@@ -39,11 +39,7 @@ class StepBenchmark:
     """A model, its optimizer, and batches to train on."""
 
     def __init__(self, args: argparse.Namespace):
-        """Build all that the config of `benchmark.py train` names.
-
-        Raises:
-            ConfigError: the config cannot be used.
-        """
+        """Build model and optimizer of the config of `benchmark.py train`."""
         self.args, self.device = args, args.device
         self.cfg = _prepare_config(args)
         self.model = Trainer.build_model(self.cfg).train()
@@ -55,7 +51,7 @@ class StepBenchmark:
         )
 
     def run(self) -> dict[str, Any]:
-        """Measure; the results for JSON."""
+        """Measure; return the results for JSON."""
         runs: dict[str, list[dict[str, float]]] = {"ours": [], "plain": []}
         with tempfile.TemporaryDirectory() as folder:
             batches = self.batches(Path(folder))
@@ -90,7 +86,7 @@ class StepBenchmark:
         }
 
     def step(self, batch: list[dict[str, Any]], name: str) -> dict[str, float]:
-        """Take a step, "ours" or "plain"; seconds of its stages but data."""
+        """Run a step, "ours" or "plain"; return the seconds of its stages except data."""
         watch = Stopwatch(self.device)
         loss = torch.stack(list(self.losses(batch, name, watch).values())).sum()
         with watch.running("backward"):
@@ -102,7 +98,7 @@ class StepBenchmark:
         return watch.seconds
 
     def losses(self, batch: list[dict[str, Any]], name: str, watch: Stopwatch) -> dict[str, Tensor]:
-        """The losses, as `SOLO.forward` comes to them, or with targets and losses in loops."""
+        """Compute the losses as `SOLO.forward` does, or with targets and losses in loops."""
         model, is_plain = self.model, name == "plain"
         autocast = torch.autocast(
             self.device.type, self.precision, enabled=self.precision != torch.float32
@@ -138,7 +134,7 @@ class StepBenchmark:
         )
 
     def compare(self, batch: list[dict[str, Any]]) -> dict[str, Any]:
-        """What is in the batch, and how far ours and the plain losses are from each other."""
+        """Describe the batch and compare our losses with the plain ones."""
         with torch.no_grad():
             ours, plain = (
                 self.losses(batch, name, Stopwatch(self.device)) for name in ("ours", "plain")
@@ -163,7 +159,7 @@ class StepBenchmark:
 
 
 def _prepare_config(args: argparse.Namespace) -> Any:
-    """The config of the benchmark: one size, no weights, classes counted."""
+    """Load the config: one image size, no weights, number of classes set."""
     if not args.config_file:
         raise ConfigError("The step needs a config: name one of configs/ by --config-file FILE")
     cfg = load_config(args.config_file)
@@ -189,7 +185,7 @@ def _prepare_config(args: argparse.Namespace) -> Any:
 
 
 def _draw_image(folder: Path, args: argparse.Namespace, cfg: Any, index: int) -> dict[str, Any]:
-    """Write an image with objects, and what Detectron2 has to know of it."""
+    """Write an image with objects; return its dataset dict."""
     (height, width), seed = args.image_size, args.seed + index
     classes = cfg.MODEL.SOLO.NUM_CLASSES
     masks, labels, _ = make_scene(args.instances, (height, width), classes, seed, distinct=True)

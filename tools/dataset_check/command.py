@@ -24,14 +24,10 @@ from tools.dataset_check.run import Findings, check_dataset, refuse_nothing
 
 
 def check(args: argparse.Namespace) -> bool:
-    """Check the data sets that the arguments name, print what is found and write it.
+    """Check the data sets that the arguments name; print and write the findings.
 
-    Returns:
-        Whether training on them would fail.
-
-    Raises:
-        ConfigError: the config cannot be used, or names no data set.
-        DatasetError: a data set is unknown, or its files are not there.
+    Returns whether training on them would fail. Raises ConfigError or DatasetError if the check
+    itself is impossible.
     """
     cfg = load_config(args.config_file)
     given = apply_dataset_arguments(cfg, args)

@@ -32,7 +32,7 @@ _OTHER_SIZE = 1.2
 
 @dataclass(frozen=True)
 class LargerImages:
-    """Image sizes that lose fewer objects, found on a part of the images."""
+    """Image sizes that lose fewer objects, measured on a sample of the images."""
 
     keys: dict[str, Any]  # of the config, with their values
     levels: Levels  # proposed at this size
@@ -43,7 +43,7 @@ class LargerImages:
 
 @dataclass(frozen=True)
 class Fit:
-    """How a config suits the objects."""
+    """How well a config fits the objects."""
 
     lost: float  # share of the objects that are lost
     levels: Levels  # proposed; those of the config where no others lose fewer
@@ -58,12 +58,12 @@ class Fit:
 
     @property
     def good(self) -> bool:
-        """Whether few enough objects are lost, at every size."""
+        """Whether few enough objects are lost at every size."""
         return self.most_lost <= LOST_LIMIT
 
 
 class FitFinder:
-    """Finds how a config suits a data set, and looks for better values where it loses objects."""
+    """Measures how well a config fits a data set, and searches better values."""
 
     def __init__(
         self,
@@ -74,16 +74,7 @@ class FitFinder:
         images: Sequence[Objects],
         seed: int,
     ):
-        """Prepare.
-
-        Args:
-            cfg: of the training.
-            rule: how its model assigns objects.
-            num_classes: K.
-            records: dataset dicts of all images.
-            images: objects of each image whose objects were followed.
-            seed: of the draw of the images on which other sizes are tried.
-        """
+        """Take `images`: the objects of each inspected image; `seed` selects the sample."""
         self.cfg, self.rule, self.num_classes = cfg, rule, num_classes
         self.records, self.images = records, images
         with_objects = [each for each in images if each["area"].any()]
@@ -91,7 +82,7 @@ class FitFinder:
         self.sample = random.Random(seed).sample(with_objects, count)
 
     def find(self) -> Fit | None:
-        """Judge the config; None without objects."""
+        """Evaluate the config; None without objects."""
         found = self._choose_levels(self.images)
         if found is None:
             return None
@@ -101,7 +92,7 @@ class FitFinder:
         return replace(fit, larger=self._enlarge(fit.levels))
 
     def _choose_levels(self, images: Sequence[Objects]) -> tuple[Levels, float] | None:
-        """Grids and scale ranges that lose the fewest objects, and the share that is lost."""
+        """Return the grids and scale ranges that lose the fewest objects, and that share."""
         levels, objects = Levels.of_config(self.cfg), np.concatenate(images)
         tried = [(lost_share(self.rule, images), levels)]
         for keep_ranges in (False, True):
@@ -116,7 +107,7 @@ class FitFinder:
         return best, lost
 
     def _at_other_sizes(self) -> dict[int, float]:
-        """Share of lost objects at the smallest and the largest size of training images."""
+        """Return the share of lost objects at the smallest and largest training size."""
         given = self.cfg.INPUT
         usual, sides = usual_short_side(self.cfg), given.MIN_SIZE_TRAIN
         if given.LSJ.ENABLED or 0 in sides or not self.sample:
@@ -130,7 +121,7 @@ class FitFinder:
         }
 
     def _enlarge(self, levels: Levels) -> LargerImages | None:
-        """The smallest images that lose few enough objects, or the fewest."""
+        """Return the smallest images that lose few enough objects, or the fewest."""
         rule = self.rule.with_levels(levels.num_grids, levels.scale_ranges)
         best: LargerImages | None = None
         for factor in _FACTORS:
@@ -150,7 +141,7 @@ class FitFinder:
         return best
 
     def _enlarged_keys(self, factor: float) -> dict[str, Any]:
-        """Keys of the config that enlarge its images; none where they would be too large."""
+        """Return config keys that enlarge the images; empty if they would be too large."""
         given = self.cfg.INPUT
         if given.LSJ.ENABLED:
             size = round(given.LSJ.SIZE * factor)
@@ -175,7 +166,7 @@ class FitFinder:
     def _follow(
         self, keys: dict[str, Any], sample: Sequence[Objects], factor: float = 1.0
     ) -> list[Objects]:
-        """Follow the objects of images again, about `factor` times as large by these keys."""
+        """Assign the objects of images again, about `factor` times as large with these keys."""
         inspector = Inspector(_changed(self.cfg, keys), self.rule, self.num_classes)
         result = []
         for objects in sample:
@@ -195,19 +186,19 @@ class FitFinder:
 
 
 def _input_size(objects: Objects) -> tuple[int, int]:
-    """Height and width of the network's input for an image, which has an object at least."""
+    """Return height and width of the network's input for an image with objects."""
     height, width = objects["input"].max(axis=0).astype(int).tolist()
     return height, width
 
 
 def _mask_pixels(objects: Objects) -> int:
-    """Pixels of all masks of an image at the config's size."""
+    """Return the pixels of all masks of an image at the config's size."""
     height, width = _input_size(objects)
     return int((objects["area"] > 0).sum()) * height * width
 
 
 def lost_share(rule: TargetRule, images: Sequence[Objects]) -> float:
-    """Share of the objects of some images that are assigned to no cell."""
+    """Return the share of objects that are assigned to no cell."""
     there = [objects[objects["area"] > 0] for objects in images]
     assigned = sum(int((rule.outcomes(part) == ASSIGNED).sum()) for part in there if len(part))
     total = sum(map(len, images))

@@ -50,7 +50,7 @@ Objects = NDArray[np.void]
 
 
 def object_type(num_levels: int = 1) -> np.dtype[np.void]:
-    """The fields of an object at its size in training; those of what is not there are 0."""
+    """Return the dtype of an object at its training size; missing values are 0."""
     return np.dtype(
         [
             ("image", np.int64),  # its index
@@ -67,19 +67,15 @@ def object_type(num_levels: int = 1) -> np.dtype[np.void]:
 
 
 def box_scales(boxes: Tensor) -> Tensor:
-    """(N,) float32 sqrt(w * h) of boxes (N, 4), XYXY."""
+    """Return (N,) float32 sqrt(w * h) of boxes (N, 4), XYXY."""
     return (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(dim=1).sqrt()
 
 
 class TargetRule:
-    """How a config's model assigns objects to cells; the model itself is not kept."""
+    """The target assignment of a config's model; the model itself is not kept."""
 
     def __init__(self, cfg: CfgNode):
-        """Take what assignment needs of the config's model, which is built without its weights.
-
-        Raises:
-            ConfigError: the model cannot be built.
-        """
+        """Read the settings from the config's model, built on the meta device."""
         cfg = cfg.clone()
         cfg.defrost()
         cfg.MODEL.DEVICE = "meta"
@@ -99,14 +95,14 @@ class TargetRule:
     def with_levels(
         self, num_grids: Sequence[int], scale_ranges: Sequence[Sequence[float]]
     ) -> "TargetRule":
-        """The same with other grids and scale ranges."""
+        """Return a copy with other grids and scale ranges."""
         other = copy.copy(self)
         levels = {"num_grids": tuple(num_grids), "scale_ranges": [tuple(r) for r in scale_ranges]}
         other.params = {**self.params, **levels}
         return other
 
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
-        """Size of the network's input for an image that is alone in its batch."""
+        """Return the size of the network's input for a single image."""
         image = torch.empty(1, height, width, device="meta")
         padded = ImageList.from_tensors(
             [image], self.divisibility, padding_constraints=self.constraints
@@ -114,7 +110,7 @@ class TargetRule:
         return padded.tensor.shape[-2], padded.tensor.shape[-1]
 
     def objects(self, instances: Instances) -> Objects:
-        """The N instances of an image, with their outcomes but without names."""
+        """Return the N instances of an image with their outcomes, without names."""
         found = np.zeros(len(instances), object_type(len(self.mask_strides)))
         if len(instances) == 0:
             return found
@@ -137,7 +133,7 @@ class TargetRule:
         return found
 
     def outcomes(self, objects: Objects) -> NDArray[np.int64]:
-        """What becomes of the N objects in an image: (N,) places in `OUTCOMES`."""
+        """Return (N,) indices into `OUTCOMES` of the objects of an image."""
         boxes, labels, centers, areas, visible = (
             torch.from_numpy(objects[field].copy())
             for field in ("box", "label", "center", "area", "visible")
@@ -166,11 +162,11 @@ class TargetRule:
 
 
 class NamingMapper(SOLODatasetMapper):
-    """The training mapper; its instances also have their annotation's id, as `gt_names`.
+    """The training mapper; its instances also have the annotation ids, as `gt_names`.
 
     Attributes:
-        outside: ids of the last image's annotations that lie outside of it.
-        cut_off: ids of those that its crop has left out.
+        outside: annotation ids of the last image that lie outside of it.
+        cut_off: those that its crop removed.
     """
 
     outside: Sequence[int] = ()
@@ -200,13 +196,13 @@ class NamingMapper(SOLODatasetMapper):
 
 
 def _touch(boxes: NDArray[np.float64], shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """(N,) whether boxes (N, 4), XYXY, have a part in an image of a height and width."""
+    """Return (N,) whether boxes (N, 4), XYXY, intersect an image of a height and width."""
     return np.all((boxes[:, :2] < shape[::-1]) & (boxes[:, 2:] > 0), axis=1)
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found in an image; no objects where they were not followed, or it is unreadable."""
+    """Findings of an image; objects is None if not inspected or unreadable."""
 
     index: int
     problems: list[Problem]
@@ -214,10 +210,10 @@ class Inspection:
 
 
 class Inspector:
-    """Looks at one image after the other."""
+    """Inspects images one at a time."""
 
     def __init__(self, cfg: CfgNode, rule: TargetRule, num_classes: int):
-        """Make the mapper of a training; `rule` says how objects find their cells."""
+        """Create the training mapper."""
         cfg = without_randomness(cfg)
         cfg.INPUT.MASK_FORMAT = "bitmask"
         self.mapper = NamingMapper(cfg, is_train=True)
@@ -225,7 +221,7 @@ class Inspector:
         self.num_classes = num_classes
 
     def inspect(self, index: int, record: dict[str, Any], with_objects: bool) -> Inspection:
-        """Open an image and, if wanted, follow its objects to their cells."""
+        """Open an image and, if requested, assign its objects to cells."""
         try:
             if not with_objects:
                 read_record({**record}, self.mapper.image_format, self.mapper.max_pixels)
@@ -241,14 +237,11 @@ class Inspector:
         return Inspection(index, problems, objects[objects["outcome"] != _CUT_OFF])
 
     def follow(self, record: dict[str, Any]) -> tuple[dict[str, Any], Objects, list[Problem]]:
-        """Map an image and follow its objects.
+        """Map an image and assign its objects to cells; DatasetError if it cannot be used.
 
         Returns:
-            The training sample, whose `gt_names` are indices of the second; the objects that
-            training takes, also those that its crop leaves out; what is wrong with the others.
-
-        Raises:
-            DatasetError: the image cannot be used.
+            The training sample, whose `gt_names` index the second; the objects used in training,
+            including those that its crop removes; the problems of the others.
         """
         problems: list[Problem] = []
         names: list[str] = []
@@ -279,7 +272,7 @@ class Inspector:
     def _problem(
         self, annotation: dict[str, Any], record: dict[str, Any], index: int, name: str
     ) -> Problem | None:
-        """What is wrong with an annotation of a loaded data set."""
+        """Return the problem of an annotation of a loaded data set, or None."""
         category = annotation.get("category_id")
         if not isinstance(category, int) or not 0 <= category < self.num_classes:
             reason = f"category_id is {category!r}, but there are {self.num_classes} classes"
@@ -299,7 +292,7 @@ def _image_problem(record: dict[str, Any], kind: str, reason: str, *severity: st
 
 
 def _box_problems(instances: Instances, objects: Objects) -> list[Problem]:
-    """Boxes that do not fit their masks: the scale of an object is that of its box."""
+    """Find boxes that do not match their masks: an object's scale is that of its box."""
     boxes, tight = instances.gt_boxes.tensor, mask_boxes(instances.gt_masks.tensor)
     low, high = torch.maximum(boxes[:, :2], tight[:, :2]), torch.minimum(boxes[:, 2:], tight[:, 2:])
     common = (high - low).clamp(min=0).prod(dim=1)

@@ -21,15 +21,9 @@ RED = (1.0, 0.0, 0.0)
 
 
 def draw_page(found: Findings, *, count: int = 12, seed: int = 0) -> NDArray[np.uint8] | None:
-    """Draw samples: at most half of them those with the most lost objects, the others at random.
+    """Draw samples: up to half of them those with the most lost objects, the others at random.
 
-    Args:
-        found: of a check that opened images.
-        count: how many.
-        seed: of the draw.
-
-    Returns:
-        (H, W, 3) uint8, RGB; None if no image can be drawn.
+    Returns (H, W, 3) uint8, RGB; None if no image can be drawn.
     """
     if found.inspector is None or found.objects is None:
         return None

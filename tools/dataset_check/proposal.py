@@ -45,12 +45,12 @@ class Levels:
 
     @classmethod
     def of_config(cls, cfg: CfgNode) -> "Levels":
-        """Those of MODEL.SOLO."""
+        """Read MODEL.SOLO."""
         solo = cfg.MODEL.SOLO
         return cls(list(solo.NUM_GRIDS), [[int(x) for x in pair] for pair in solo.SCALE_RANGES])
 
     def counts(self, objects: Objects) -> list[tuple[int, float]]:
-        """Number of objects of each level, and which share of them has its cell with others."""
+        """Return the number of objects of each level, and the share that share their cell."""
         objects, scales = with_scales(objects)
         result = []
         for side, (low, high) in zip(self.num_grids, self.scale_ranges, strict=True):
@@ -60,7 +60,7 @@ class Levels:
 
 
 def with_scales(objects: Objects) -> tuple[Objects, NDArray[np.float32]]:
-    """The objects that are in their training images, and sqrt(w * h) of their boxes in pixels."""
+    """Return the objects inside their training images, and sqrt(w * h) of their boxes."""
     objects = objects[objects["area"] > 0]
     return objects, box_scales(torch.from_numpy(objects["box"].copy())).numpy()
 
@@ -68,13 +68,13 @@ def with_scales(objects: Objects) -> tuple[Objects, NDArray[np.float32]]:
 def propose(
     objects: Objects, levels: Levels, strides: Sequence[int], *, keep_ranges: bool = False
 ) -> Levels | None:
-    """Derive grids and scale ranges from objects at their size in training.
+    """Derive grids and scale ranges from objects at their training size.
 
     Args:
-        objects: of the data set; those that are not in their images do not count.
+        objects: of the data set; those outside of their images do not count.
         levels: of the config.
-        strides: of the features that the levels see.
-        keep_ranges: whether the scale ranges stay those of the config.
+        strides: of the features of the levels.
+        keep_ranges: whether to keep the scale ranges of the config.
 
     Returns:
         The proposal, equal to the config where that fits; None without objects.
@@ -98,7 +98,7 @@ def propose(
 def propose_ranges(
     scales: NDArray[np.float32], current: Sequence[Sequence[int]], strides: Sequence[int]
 ) -> list[list[int]]:
-    """The scale ranges of L levels; the current ones where they hold all N objects and fit."""
+    """Return scale ranges of L levels; the current ones if they cover all N objects."""
     levels = len(current)
     top = max(TOP, int(np.ceil(scales.max())))
     if levels == 1:
@@ -115,7 +115,7 @@ def propose_ranges(
 
 
 def propose_grid(objects: Objects, least: int, finest: int) -> int:
-    """The smallest grid, from `least` on, in which few enough objects share their centre cell."""
+    """Return the smallest grid from `least` on with few enough shared centre cells."""
     if len(objects) == 0:
         return least
     limit = max(SHARED_LIMIT, shared_cells(objects, finest) + SHARED_SLACK)
@@ -126,10 +126,9 @@ def propose_grid(objects: Objects, least: int, finest: int) -> int:
 
 
 def shared_cells(objects: Objects, side: int) -> float:
-    """Share of objects whose centre cell of an S x S grid is that of an earlier one, too.
+    """Return the share of objects whose centre cell of an S x S grid is already occupied.
 
-    Returns:
-        In [0, 1); NaN without objects.
+    In [0, 1); NaN without objects.
     """
     if len(objects) == 0:
         return float("nan")

@@ -26,7 +26,7 @@ _QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 
 def format_findings(found: Findings, cfg: CfgNode) -> str:
-    """What is printed: problems by kind with counts and examples, objects, proposal."""
+    """Format problems by kind with counts and examples, objects, proposal."""
     head = (
         f"{found.name}: {found.num_images} images, {found.num_without_objects} of them without "
         f"objects; {found.num_annotations} annotations, {found.num_crowds} of them crowds"
@@ -49,7 +49,7 @@ def format_findings(found: Findings, cfg: CfgNode) -> str:
 
 
 def format_conclusion(all_findings: Sequence[Findings]) -> str:
-    """What training would do, in a line."""
+    """State in one line what training would do."""
     if any(found.training_fails for found in all_findings):
         return "Training would fail."
     lossy = [
@@ -76,7 +76,7 @@ def _format_problems(problems: Sequence[Problem]) -> list[str]:
 
 
 def group(problems: Any) -> dict[str, list[Problem]]:
-    """Problems by kind, the most frequent first."""
+    """Group problems by kind, the most frequent first."""
     kinds: dict[str, list[Problem]] = defaultdict(list)
     for problem in problems:
         kinds[problem.kind].append(problem)
@@ -84,7 +84,7 @@ def group(problems: Any) -> dict[str, list[Problem]]:
 
 
 def _lost_names(found: Findings) -> dict[str, list[str]]:
-    """Names of the objects by what makes each of them a loss."""
+    """Return the names of lost objects by cause."""
     assert found.objects is not None
     return {
         name: found.objects["name"][found.objects["outcome"] == outcome].tolist()
@@ -114,7 +114,7 @@ def _format_objects(found: Findings) -> str:
 
 
 def _format_fit(found: Findings, cfg: CfgNode) -> list[str]:
-    """Grids and scale ranges of the config and proposed ones, and the share that each loses."""
+    """Format the config's and the proposed grids and scale ranges with their losses."""
     fit = found.fit
     assert fit is not None
     current, proposed, solo = Levels.of_config(cfg), fit.levels, cfg.MODEL.SOLO
@@ -154,7 +154,7 @@ def _format_fit(found: Findings, cfg: CfgNode) -> list[str]:
 def _level_columns(
     levels: Levels, found: Findings, prefix: str = "", mark: str = ""
 ) -> list[dict[str, Any]]:
-    """Columns of the table of levels, marked by `prefix` and `mark`, for each level."""
+    """Return columns for each level, marked by `prefix` and `mark`."""
     assert found.objects is not None
     return [
         {
@@ -184,7 +184,7 @@ def _format_verdict(fit: Fit) -> str:
 
 
 def to_yaml(levels: Levels, input_keys: dict[str, Any] | None = None) -> str:
-    """The proposal, and keys of INPUT, as a part of a config."""
+    """Format the proposal and keys of INPUT as a part of a config."""
     lines = ["MODEL:", "  SOLO:", f"    NUM_GRIDS: {levels.num_grids}"]
     lines.append(f"    SCALE_RANGES: {levels.scale_ranges}")
     if input_keys:
@@ -197,7 +197,7 @@ def to_yaml(levels: Levels, input_keys: dict[str, Any] | None = None) -> str:
 
 
 def to_json(found: Findings) -> dict[str, Any]:
-    """All of it, for programs."""
+    """Return the findings for JSON."""
     content: dict[str, Any] = {
         "dataset": found.name,
         "training_fails": found.training_fails,

@@ -33,7 +33,7 @@ NO_OBJECTS = "no objects"
 
 @dataclass
 class Findings:
-    """What is known of a data set."""
+    """The findings of a data set."""
 
     name: str
     problems: list[Problem] = field(default_factory=list)  # in the order of their discovery
@@ -50,12 +50,12 @@ class Findings:
 
     @property
     def training_fails(self) -> bool:
-        """Whether something is wrong that training refuses."""
+        """Whether training would raise an error."""
         return any(problem.severity == ERROR for problem in self.problems)
 
 
 class _Images(Dataset[Inspection]):
-    """The images of a data set, as what was found in them."""
+    """The images of a data set as their findings."""
 
     def __init__(self, records: Sequence[dict[str, Any]], inspector: Inspector, followed: set[int]):
         self.records = records
@@ -81,16 +81,13 @@ def check_dataset(
     """Check a registered data set.
 
     Args:
-        cfg: of the training.
-        name: of the data set.
-        open_images: whether images are read and objects are followed; else the json alone is read.
-        max_followed: images whose objects are followed to their cells, drawn at random where there
-            are more; 0 for none. All others are read too.
+        cfg: config of the training.
+        name: name of the data set.
+        open_images: whether to read images and assign objects; otherwise only the JSON is read.
+        max_followed: maximum number of images whose objects are assigned to cells, drawn at random.
+            All others are read too.
         workers: processes that open images; 0: this one.
-        seed: of that draw.
-
-    Raises:
-        ConfigError: the config's model cannot be built.
+        seed: random seed of the selection.
     """
     found = Findings(name)
     entries = read_entries(name, found.problems.append)
@@ -118,7 +115,7 @@ def check_dataset(
 def _check_images(
     cfg: CfgNode, found: Findings, followed: set[int], workers: int, seed: int
 ) -> None:
-    """Open all images, follow the objects of some, and judge the config by them."""
+    """Open all images, assign the objects of some, and evaluate the config on them."""
     cfg = cfg.clone()
     cfg.defrost()
     # Numbers with which a model can be built: `resolve_num_classes` reports those of the data.
@@ -148,7 +145,7 @@ def _check_images(
 
 
 def refuse_nothing(cfg: CfgNode, trained: Sequence[Findings]) -> None:
-    """Turn it into an error if all data sets of a training together have nothing to train on."""
+    """Add an error if all training data sets together have nothing to train on."""
     empty = [any(p.kind == NO_OBJECTS for p in found.problems) for found in trained]
     semantic = is_panoptic(cfg) and not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     if not trained or semantic:

@@ -44,7 +44,7 @@ SHEET_GROUND = (58, 62, 70)
 
 @dataclass
 class Recording:
-    """What passed through a model when it was last called."""
+    """Inputs and outputs of the last call of a model."""
 
     outputs: Any = None  # what its head predicted
     image_sizes: list[tuple[int, int]] = field(default_factory=list)  # inside the padded input
@@ -52,7 +52,7 @@ class Recording:
 
 @contextlib.contextmanager
 def record(model: nn.Module) -> Iterator[Recording]:
-    """Keep what the head of a model predicts, as long as the block lasts."""
+    """Record the outputs of the head of a model inside the block."""
     recording = Recording()
 
     def before(_: nn.Module, args: tuple[Any, ...]) -> None:
@@ -73,11 +73,7 @@ def record(model: nn.Module) -> Iterator[Recording]:
 
 
 def find_level(head: SOLOHeadBase, name: str) -> int:
-    """Index of a level that is named by its index or by its feature.
-
-    Raises:
-        ConfigError: there is no such level; the message lists all.
-    """
+    """Return the index of a level given by its index or feature; ConfigError lists all."""
     known = [str(level) for level in range(len(head.in_features))]
     for names in (known, list(head.in_features)):
         if name in names:
@@ -89,10 +85,10 @@ def find_level(head: SOLOHeadBase, name: str) -> int:
 def choose_level(
     outputs: HeadOutputs, boxes: Tensor, scale_ranges: Sequence[Sequence[float]]
 ) -> int:
-    """Index of the level that is responsible for the most of the M found instances.
+    """Return the index of the level with the most of the M found instances in its range.
 
-    Of equal ones the finer; where no instance is in any range, the one of the highest class score.
-    `boxes` are (M, 4) XYXY, in pixels of the network's input.
+    Ties go to the finer level; without any, to the highest class score. `boxes` are (M, 4) XYXY, in
+    pixels of the network's input.
     """
     widths, heights = (boxes[:, 2:] - boxes[:, :2]).unbind(dim=1)
     scales = (widths * heights).sqrt()
@@ -125,17 +121,10 @@ def level_activations(
     tile: int | None = None,
     image: int = 0,
 ) -> LevelActivations:
-    """Make the masks of all cells of a level, some at a time.
+    """Compute the masks of all cells of a level, in chunks.
 
-    Args:
-        head: of the model.
-        recording: of the model's run.
-        level: its index.
-        tile: longer side to which masks are scaled; None: such that a sheet is about `SHEET` wide.
-        image: index in the batch.
-
-    Raises:
-        ConfigError: the sheet would be larger than `MAX_SHEET`.
+    `tile` is the longer side of the resized masks; None makes a sheet about `SHEET` wide. `image`
+    is the index in the batch. Raises ConfigError if the sheet would be larger than `MAX_SHEET`.
     """
     outputs = recording.outputs
     side, stride = head.num_grids[level], head.mask_strides[level]
@@ -172,18 +161,18 @@ def level_activations(
 
 
 def frame_width(tile_size: tuple[int, int]) -> int:
-    """Width of the frames around tiles of a size, in pixels."""
+    """Return the width of the frames around tiles, in pixels."""
     return max(2, min(tile_size) // 16)
 
 
 def draw_sheet(
     activations: LevelActivations, colors: NDArray[np.uint8], *, score_thresh: float
 ) -> NDArray[np.uint8]:
-    """Lay out the masks of all cells, as the cells lie in the image; see `sheet_size`.
+    """Arrange the masks of all cells as the cells lie in the image; see `sheet_size`.
 
-    Cells whose class score is above the threshold have a frame in the colour (K, 3) of their class.
-    The tile of cell (i, j) starts `frame_width` + 1 pixels below and beside
-    (i * (h + 2 * frame_width + 1), j * ...). Mask probabilities have `probability_colors`.
+    Cells with a class score above the threshold have a frame in the colour (K, 3) of their class.
+    The tile of cell (i, j) starts `frame_width` + 1 pixels below and right of (i * (h + 2 *
+    frame_width + 1), j * ...). Mask probabilities have `probability_colors`.
     """
     side, _, height, width = activations.probs.shape
     frame = frame_width((height, width))
@@ -210,7 +199,7 @@ def draw_cells(
     *,
     score_thresh: float,
 ) -> NDArray[np.uint8]:
-    """Draw the grid over an image, with the cells that have a frame in the sheet filled."""
+    """Draw the grid over an image and fill the cells that have a frame in the sheet."""
     height, width = image.shape[:2]
     rows = np.floor((np.arange(height) + 0.5) / (activations.cell_size[0] * height)).astype(int)
     columns = np.floor((np.arange(width) + 0.5) / (activations.cell_size[1] * width)).astype(int)
@@ -223,21 +212,21 @@ def draw_cells(
 
 
 def sheet_size(activations: LevelActivations) -> tuple[int, int]:
-    """Height and width of what `draw_sheet` makes."""
+    """Return height and width of the sheet."""
     side, _, *tile = activations.probs.shape
     border = 2 * frame_width((tile[0], tile[1])) + 1
     return side * (tile[0] + border) + 1, side * (tile[1] + border) + 1
 
 
 def panel_size(activations: LevelActivations) -> tuple[int, int]:
-    """Height and width of input and result in the picture; two are about as high as the sheet."""
+    """Return height and width of input and result; two are about as high as the sheet."""
     panel_height = max(LEAST_PANEL, sheet_size(activations)[0] // 2)
     tile_height, tile_width = activations.probs.shape[2:]
     return panel_height, max(1, round(panel_height * tile_width / tile_height))
 
 
 def class_colors(num_classes: int) -> NDArray[np.uint8]:
-    """(K, 3) RGB: hues spread evenly; of many classes, such that neighbours differ."""
+    """Return (K, 3) RGB: evenly spaced hues; for many classes, neighbours differ."""
     step = 1 / num_classes if num_classes <= EVEN_HUES else 0.618034  # golden ratio
     lightness = (0.62, 0.55, 0.72)  # all legible on black
     colors = [
@@ -256,7 +245,7 @@ def compose(
     *,
     score_thresh: float,
 ) -> NDArray[np.uint8]:
-    """The picture: input and result at the left, the sheet at the right, a legend below."""
+    """Compose the picture: input and result left, sheet right, legend below."""
     height, width = panel_size(activations)
 
     def resized(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:

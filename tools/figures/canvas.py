@@ -22,15 +22,15 @@ _SHIFT = 4
 
 
 class Plate:
-    """An enlarged image that is drawn on; coordinates stay those of the image.
+    """An enlarged image to draw on; coordinates are those of the original image.
 
     Attributes:
         picture: the enlarged image, contiguous.
-        scale: pixels of the picture to a pixel of the image.
+        scale: pixels of the picture per pixel of the image.
     """
 
     def __init__(self, image: NDArray[np.uint8], scale: float, *, smooth: bool = True):
-        """Enlarge an image: smoothly, or such that pixels become squares."""
+        """Enlarge an image, with smooth or nearest-neighbour interpolation."""
         height, width = image.shape[:2]
         size = max(1, round(width * scale)), max(1, round(height * scale))
         kind = cv2.INTER_CUBIC if smooth else cv2.INTER_NEAREST
@@ -100,9 +100,9 @@ class Panel:
 def arrange(
     rows: Sequence[Sequence[Panel]], *, font_size: int = 17, gap: int = 14
 ) -> NDArray[np.uint8]:
-    """Lay panels out in rows on white paper, aligned at their pictures' upper edge.
+    """Arrange panels in rows on white paper, aligned at the upper edge of their pictures.
 
-    Font size and the gap between panels, and around them, are in pixels.
+    Font size and the gap between and around panels are in pixels.
     """
     if not any(rows):
         raise ValueError("there is no panel to arrange")
@@ -132,7 +132,7 @@ def _num_lines(text: str) -> int:
 
 
 def _width(panel: Panel, font_size: int) -> int:
-    """Of the picture or its longest line."""
+    """Return the width of the picture or its longest line."""
     font = text_font(font_size)
     lines = [panel.title, *panel.caption.split("\n")]
     return max(panel.picture.shape[1], *(round(font.getlength(line)) for line in lines))
@@ -164,6 +164,6 @@ def signed_map(values: NDArray[np.float32], size: int) -> NDArray[np.uint8]:
 
 
 def as_square(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Values (N,) as the smallest square that holds them, filled up by zeros."""
+    """Reshape values (N,) to the smallest square that holds them, padded with zeros."""
     side = int(np.ceil(len(values) ** 0.5))
     return np.pad(values, (0, side * side - len(values))).reshape(side, side)

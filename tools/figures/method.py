@@ -44,7 +44,7 @@ NUM_CHANNELS, NUM_CANDIDATES = 4, 12
 
 @dataclass(frozen=True)
 class Scene:
-    """An annotated image, and what a model makes of it."""
+    """An annotated image and the outputs of a model for it."""
 
     image: NDArray[np.uint8]  # the network's input, padded in grey
     instances: Any  # Detectron2's, the ground truth: N instances at the size without padding
@@ -59,11 +59,7 @@ class Scene:
 
 @torch.no_grad()
 def make_scene(model: SOLO, sample: dict[str, Any]) -> Scene:
-    """Assign the targets of a training sample and run the model, in evaluation mode, on it.
-
-    Raises:
-        ConfigError: there is no instance to draw.
-    """
+    """Assign targets of a training sample and run the model in evaluation mode on it."""
     if len(sample["instances"]) == 0:
         raise ConfigError(f"{sample.get('file_name', 'The image')} has no instance: take another")
     images = model.preprocess_image([sample])
@@ -80,7 +76,7 @@ def make_scene(model: SOLO, sample: dict[str, Any]) -> Scene:
 
 
 def draw_targets(model: SOLO, scene: Scene, *, size: int = 400) -> NDArray[np.uint8]:
-    """For each level its grid, the instances of its scale range, and their positive cells."""
+    """Draw for each level its grid, the instances of its scale range, and positive cells."""
     panels = []
     for level, (low, high) in enumerate(model.scale_ranges):
         claims = _claims(scene.targets, model.head.num_grids, level)
@@ -101,7 +97,7 @@ def draw_targets(model: SOLO, scene: Scene, *, size: int = 400) -> NDArray[np.ui
 def draw_center(
     model: SOLO, scene: Scene, *, instance: int | None = None, size: int = 520
 ) -> NDArray[np.uint8]:
-    """One instance close up: box, mass centre, centre region and cells of its first level."""
+    """Draw one instance: box, mass centre, centre region and cells of its first level."""
     samples = [
         (cells, index, level)
         for level in range(len(model.head.num_grids))
@@ -133,7 +129,7 @@ def draw_center(
 
 
 def draw_scores(model: SOLO, scene: Scene, *, size: int = 250) -> NDArray[np.uint8]:
-    """The highest class probability of each cell, before and after point NMS, level by level."""
+    """Draw the highest class probability of each cell, before and after point NMS, by level."""
     thresh = model.decoder.score_thresh
     sides = model.head.num_grids
     kept = class_probabilities(scene.outputs.class_logits)[0].amax(dim=1)
@@ -153,9 +149,9 @@ def draw_scores(model: SOLO, scene: Scene, *, size: int = 250) -> NDArray[np.uin
 def draw_kernels(
     model: SOLO, scene: Scene, *, count: int = 3, size: int = 210
 ) -> NDArray[np.uint8]:
-    """From cell to mask, for the best cells: the kernel, channels that it weighs most, the mask.
+    """Draw from cell to mask for the best cells: kernel, its strongest channels, mask.
 
-    Heads whose masks are no product of a kernel and a feature have the cell and its mask alone.
+    Heads whose masks are no product of a kernel and a feature show the cell and its mask.
     """
     found = model.decoder.suppress(_candidates(model, scene))
     levels = model.cell_levels[found.cells].tolist()
@@ -171,7 +167,7 @@ def draw_kernels(
 def draw_nms(
     model: SOLO, scene: Scene, class_names: Sequence[str], *, size: int = 190
 ) -> NDArray[np.uint8]:
-    """The best candidates with their scores before and after mask NMS."""
+    """Draw the best candidates with their scores before and after mask NMS."""
     decoder = model.decoder
     found = _candidates(model, scene)
     if len(found) == 0:
@@ -207,7 +203,7 @@ PICTURES: dict[str, Callable[[SOLO, Scene, Sequence[str]], NDArray[np.uint8]]] =
 def _claims(
     targets: GridTargets, num_grids: Sequence[int], level: int
 ) -> list[tuple[tuple[int, int], int]]:
-    """((row, column), instance) of each mask sample of a level, for a batch of one image."""
+    """Return ((row, column), instance) of each mask sample of a level, for one image."""
     start = sum(targets.num_samples[0][:level])
     part = slice(start, start + targets.num_samples[0][level])
     side = num_grids[level]
@@ -233,7 +229,7 @@ def _level_plate(
     size: int,
     claims: Sequence[tuple[tuple[int, int], int]],
 ) -> Plate:
-    """The image with a level's grid, the claimed cells, and the instances that claim them."""
+    """Draw the image with a level's grid, positive cells, and their instances."""
     height, width = scene.image.shape[:2]
     side = model.head.num_grids[level]
     pitch = height / side, width / side
@@ -262,7 +258,7 @@ def _level_plate(
 
 @torch.no_grad()
 def _candidates(model: SOLO, scene: Scene) -> Candidates:
-    """The candidates of NMS, with masks, by falling score."""
+    """Return the candidates of NMS, with masks, by decreasing score."""
     decoder = model.decoder
     probs = class_probabilities(scene.outputs.class_logits)[0]
     return decoder.score_masks(
@@ -277,7 +273,7 @@ def _masks(found: Candidates) -> Tensor:
 
 @torch.no_grad()
 def _kernel_row(model: SOLO, scene: Scene, cell: Tensor, level: int, size: int) -> list[Panel]:
-    """A cell, its kernel and what is made of it."""
+    """Draw a cell, its kernel and its mask."""
     side = model.head.num_grids[level]
     first = sum(s * s for s in model.head.num_grids[:level])
     row, column = divmod(int(cell) - first, side)
@@ -309,7 +305,7 @@ def _kernel_row(model: SOLO, scene: Scene, cell: Tensor, level: int, size: int) 
 
 
 def _candidate_picture(scene: Scene, mask: Tensor, size: int, decay: float) -> NDArray[np.uint8]:
-    """A candidate's mask over the image, from green to red as NMS lowers its score."""
+    """Draw a candidate's mask, from green to red as NMS lowers its score."""
     height, width = scene.image.shape[:2]
     plate = Plate(scene.image, size / max(height, width))
     red, green, blue = (decay * a + (1 - decay) * b for a, b in zip(LEFT, TAKEN, strict=True))

@@ -10,7 +10,7 @@ from solo_d2.utils.files import whole_file
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure atomically, in the format that the file's suffix names."""
+    """Write a figure atomically, in the format of the file's suffix."""
     FigureCanvasAgg(figure)
     picture = io.BytesIO()  # Pillow raises nothing when the disk is full
     figure.savefig(picture, dpi=110, format=path.suffix.lstrip(".") or "png")

@@ -49,18 +49,9 @@ class LabelledImage:
 
 
 def read_labelled_folder(images: Path, labels: Path) -> list[LabelledImage]:
-    """Read all images of a folder and their labels.
+    """Read all images of a folder (not its subfolders) and their labels, by file name.
 
-    Args:
-        images: folder of the images; its subfolders are not searched.
-        labels: folder of the labels; may be the same.
-
-    Returns:
-        One entry per image, by file name.
-
-    Raises:
-        DatasetError: there is no image, or labels or images cannot be used; the message lists all
-            of them, up to `_LISTED` lines.
+    Raises DatasetError, which lists up to `_LISTED` unusable labels and images.
     """
     for folder in (images, labels):
         if not folder.is_dir():
@@ -83,7 +74,7 @@ def read_labelled_folder(images: Path, labels: Path) -> list[LabelledImage]:
 
 
 def has_folder_for_each_image(root: Path) -> bool:
-    """Whether a folder has subfolders with `images`, and no images itself."""
+    """Return whether a folder has subfolders with `images`, and no images."""
     if not root.is_dir() or any(path.suffix.lower() in EXTENSIONS for path in _visible(root)):
         return False
     return any((path / "images").is_dir() for path in _visible(root))
@@ -92,16 +83,8 @@ def has_folder_for_each_image(root: Path) -> bool:
 def read_image_folders(root: Path, class_name: str) -> list[LabelledImage]:
     """Read a folder of folders, each with an image in `images` and its objects in `masks`.
 
-    Args:
-        root: the folder.
-        class_name: of all objects.
-
-    Returns:
-        One entry per image, by name of its folder; file names are relative to the root.
-
-    Raises:
-        DatasetError: images or masks are missing or cannot be used; the message lists all of them,
-            up to `_LISTED` lines.
+    All objects are of class `class_name`; file names are relative to the root. Raises DatasetError,
+    which lists up to `_LISTED` missing or unusable files.
     """
     problems: list[str] = []
     found = []
@@ -121,7 +104,7 @@ def read_image_folders(root: Path, class_name: str) -> list[LabelledImage]:
 
 
 def _refuse(problems: Sequence[str]) -> None:
-    """Raise a DatasetError if there are problems, with a line for each up to `_LISTED`."""
+    """Raise a DatasetError if there are problems, with up to `_LISTED` lines."""
     if problems:
         more = len(problems) - _LISTED
         lines = [*problems[:_LISTED], *([f"... and {more} more"] if more > 0 else [])]
@@ -133,12 +116,12 @@ def _refuse(problems: Sequence[str]) -> None:
 
 
 def _visible(folder: Path) -> list[Path]:
-    """What is in a folder, by name, less the hidden files that systems and editors leave."""
+    """Return the sorted content of a folder without hidden files."""
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def _strays(labels: Path, stems: Container[str]) -> Iterator[Path]:
-    """Labels that belong to no image; other json files, as this command's own, are no labels."""
+    """Yield labels without an image; ignore other JSON files."""
     for path in _visible(labels):
         if path.is_dir():
             if path.name not in stems and any(file.suffix in EXTENSIONS for file in _visible(path)):
@@ -153,10 +136,9 @@ def _strays(labels: Path, stems: Container[str]) -> Iterator[Path]:
 def split_images(
     images: Sequence[LabelledImage], val_fraction: float
 ) -> tuple[list[LabelledImage], list[LabelledImage]]:
-    """Divide images into those to train on and those to evaluate on.
+    """Split images into a training and a validation part of at least one image each.
 
-    The choice follows from the file names alone, so that an image keeps its part when others are
-    added; both parts get at least one image. `val_fraction` is the share of the second part.
+    The split depends on the file names only, so that an image keeps its part when others are added.
     """
     if len(images) < 2:
         raise DatasetError("There must be two images at least, one of them to evaluate on")
@@ -168,10 +150,7 @@ def split_images(
 
 
 def write_coco(file: Path, images: Sequence[LabelledImage], class_names: Sequence[str]) -> None:
-    """Write images and their objects in COCO format, atomically.
-
-    The ids of the classes start at 1, in the order of their names.
-    """
+    """Write images and objects in COCO format atomically; class ids start at 1, by name."""
     ids = {name: index + 1 for index, name in enumerate(class_names)}
     entries: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -189,7 +168,7 @@ def write_coco(file: Path, images: Sequence[LabelledImage], class_names: Sequenc
 
 
 def class_names_of(images: Iterable[LabelledImage]) -> list[str]:
-    """All classes, by name."""
+    """Return all class names, sorted."""
     names = sorted({name for image in images for name, _ in image.objects})
     if not names:
         raise DatasetError("None of the images has a labelled object")
@@ -199,7 +178,7 @@ def class_names_of(images: Iterable[LabelledImage]) -> list[str]:
 def _read_image(
     file: Path, labels: Path, problems: list[str], masks: Path | None = None
 ) -> LabelledImage:
-    """An image with its objects; what cannot be used is added to the problems."""
+    """Read an image with its objects; append unusable files to the problems."""
     json_file, folder = labels / f"{file.stem}.json", masks or labels / file.stem
     objects: list[tuple[str, dict[str, Any]]] = []
     size = 0, 0
@@ -221,7 +200,7 @@ def _read_image(
 
 
 def _upright_size(file: Path) -> tuple[int, int]:
-    """Height and width as training reads the image: turned as its EXIF says."""
+    """Return height and width after the EXIF orientation is applied."""
     try:
         with Image.open(file) as image:
             width, height = image.size
@@ -232,7 +211,7 @@ def _upright_size(file: Path) -> tuple[int, int]:
 
 
 def _read_mask(file: Path, size: tuple[int, int]) -> tuple[str, dict[str, Any]]:
-    """Class and fields of the object in a PNG."""
+    """Return class and annotation fields of the object in a PNG."""
     mask = decode_mask(file, file)
     if mask.shape != size:
         raise DatasetError(

@@ -31,7 +31,7 @@ _Part = list[float] | NDArray[np.bool_]
 
 
 def decode_mask(source: Any, name: Path | str) -> NDArray[np.bool_]:
-    """(H, W): pixels other than 0, or than transparent where only the alpha channel differs."""
+    """Return (H, W) bool: non-zero pixels, or non-transparent ones with an alpha channel."""
     try:
         with Image.open(source) as image:
             pixels = np.asarray(image)
@@ -46,9 +46,9 @@ def decode_mask(source: Any, name: Path | str) -> NDArray[np.bool_]:
 def read_labelme(
     file: Path, size: tuple[int, int], problems: list[str]
 ) -> list[tuple[str, dict[str, Any]]]:
-    """Classes and fields of the objects in a json of labelme; a group_id joins parts of one.
+    """Return classes and fields of the objects in a labelme JSON; a group_id merges shapes.
 
-    Shapes that cannot be used join the problems; DatasetError: the whole file cannot be used.
+    Appends unusable shapes to the problems; raises DatasetError if the whole file is unusable.
     """
     try:
         content = load_json(file)
@@ -80,7 +80,7 @@ def read_labelme(
 
 
 def _require_size(file: Path, content: dict[str, Any], size: tuple[int, int]) -> None:
-    """Check that the json is of an image of this size, where it says so."""
+    """Check that the JSON is for an image of this size, if it states one."""
     given: list[Any] = [content.get("imageHeight"), content.get("imageWidth")]
     if None in given:
         return
@@ -97,11 +97,7 @@ def _require_size(file: Path, content: dict[str, Any], size: tuple[int, int]) ->
 
 
 def _read_shape(shape: Any, size: tuple[int, int]) -> tuple[str, _Part]:
-    """Class of a shape, and the polygon or mask that it covers.
-
-    Raises:
-        DatasetError, Refusal: it cannot be used; the message names neither file nor shape.
-    """
+    """Return the class and the polygon or mask of a shape; DatasetError or Refusal if bad."""
     if not isinstance(shape, dict):
         raise DatasetError(f"it must be an object, it is {shown(shape)}")
     label = shape.get("label")
@@ -118,7 +114,7 @@ def _read_shape(shape: Any, size: tuple[int, int]) -> tuple[str, _Part]:
 
 
 def _polygon(kind: str, label: str, points: Sequence[tuple[float, float]]) -> list[float]:
-    """The corners x, y, x, y, ... of a shape."""
+    """Return the corners x, y, x, y, ... of a shape."""
     corners = points
     if kind == "rectangle" and len(points) == 2:
         (x0, y0), (x1, y1) = points
@@ -142,7 +138,7 @@ def _polygon(kind: str, label: str, points: Sequence[tuple[float, float]]) -> li
 def _pasted_mask(
     shape: dict[str, Any], points: Sequence[tuple[float, float]], size: tuple[int, int]
 ) -> NDArray[np.bool_]:
-    """A mask that labelme keeps as a PNG of its box."""
+    """Return a mask that labelme stores as a PNG of its box."""
     try:
         data = io.BytesIO(base64.b64decode(shape["mask"], validate=True))
     except (KeyError, TypeError, ValueError) as error:
@@ -170,7 +166,7 @@ def _points(shape: dict[str, Any]) -> list[tuple[float, float]]:
 
 
 def _merge(parts: Sequence[_Part], size: tuple[int, int]) -> dict[str, Any]:
-    """COCO's fields of an object: polygons as they are, unless a part of it is a mask."""
+    """Return COCO's fields of an object: polygons unchanged, unless a part is a mask."""
     polygons = [part for part in parts if isinstance(part, list)]
     masks = [part for part in parts if not isinstance(part, list)]
     rle = coco_mask.merge(coco_mask.frPyObjects(polygons, *size)) if polygons else None
@@ -186,5 +182,5 @@ def _merge(parts: Sequence[_Part], size: tuple[int, int]) -> dict[str, Any]:
 
 
 def words(size: Sequence[Any]) -> str:
-    """A size for messages, such as 20 x 30."""
+    """Format a size for messages, such as 20 x 30."""
     return " x ".join(map(str, size))

@@ -25,11 +25,11 @@ VAL = "COCO val2017"
 
 @dataclass(frozen=True)
 class Result:
-    """What one source reports of one model.
+    """Results of one model from one source.
 
     Attributes:
         split: of the data set, such as "COCO val2017".
-        recipe: how the model was trained, "authors" or "AdelaiDet"; "" for other methods.
+        recipe: training recipe, "authors" or "AdelaiDet"; "" for other methods.
         source: key of `Published.sources`.
         metrics: by name, the main one first.
     """
@@ -60,7 +60,7 @@ class Published:
     others: dict[str, list[Result]]
 
     def named(self) -> Iterator[tuple[str, Result]]:
-        """Each result with its model's or method's name."""
+        """Yield each result with its model's or method's name."""
         for name, results in (self.models | self.others).items():
             for result in results:
                 yield name, result
@@ -74,13 +74,10 @@ class Published:
 
 
 def read_published(root: Path) -> Published:
-    """Read published.json.
-
-    Args:
-        root: the folder of configs.
+    """Read published.json from the folder of configs.
 
     Raises:
-        ConfigError: it can't be read, or an entry is not as described above; the message names it.
+        ConfigError: the file cannot be read, or an entry is invalid; the message names it.
     """
     file = root / "published.json"
     try:

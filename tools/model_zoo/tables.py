@@ -31,15 +31,14 @@ VITS = {(768, 12): "ViT-B", (1024, 24): "ViT-L", (1280, 32): "ViT-H"}
 
 
 def update_tables(root: Path, progress: Callable[[str], None]) -> None:
-    """Measure all configs and rewrite the tables, each between its two marks.
+    """Measure all configs and rewrite the tables between their marks.
 
     Args:
         root: folder of the configs, with published.json and a README.md that has the tables
             "models" and "results". A README.md beside the folder may have "family".
-        progress: told the name of each config that is measured.
+        progress: receives the name of each config.
 
-    Raises:
-        ConfigError: a file or config can't be used; nothing was written.
+    Raises ConfigError before anything is written.
     """
     published = read_published(root)
     readme, outer = root / "README.md", root.absolute().parent / "README.md"
@@ -58,11 +57,7 @@ def update_tables(root: Path, progress: Callable[[str], None]) -> None:
 
 
 def replace_tables(file: Path, tables: Mapping[str, str]) -> str:
-    """Return the text of a file with the tables between their marks replaced.
-
-    Raises:
-        ConfigError: the file can't be read, or marks are missing or doubled.
-    """
+    """Return the text of a file with the tables between their marks replaced."""
     try:
         text = file.read_text(encoding="utf-8")
     except OSError as error:
@@ -81,7 +76,7 @@ def _mark(name: str, side: str) -> str:
 
 
 def find_configs(root: Path) -> dict[str, Path]:
-    """The configs that the table lists, by their name: the path below configs/ without ending."""
+    """Return the configs of the table by name: the path below configs/ without suffix."""
     paths = [path for folder in FOLDERS for path in sorted((root / folder).glob("*.yaml"))]
     return {path.relative_to(root).with_suffix("").as_posix(): path for path in paths}
 
@@ -89,7 +84,7 @@ def find_configs(root: Path) -> dict[str, Path]:
 def model_rows(
     configs: Mapping[str, Path], published: Published, progress: Callable[[str], None]
 ) -> list[dict[str, str]]:
-    """A row for each config; those that differ in training alone are measured once."""
+    """Return a row for each config; measure those that differ only in training once."""
     known: dict[str, Complexity] = {}
     rows = []
     for name, path in configs.items():
@@ -116,7 +111,7 @@ def model_rows(
 
 
 def headline(results: list[Result]) -> str:
-    """The main metric of the first result on each split."""
+    """Format the main metric of the first result on each split."""
     first: dict[str, Result] = {}
     for result in results:
         first.setdefault(result.split, result)
@@ -129,7 +124,7 @@ def headline(results: list[Result]) -> str:
 
 
 def results_text(published: Published) -> str:
-    """All published results, a table for each split, with their sources as footnotes."""
+    """Format all published results, a table per split, with sources as footnotes."""
     tables = []
     for split in dict.fromkeys(result.split for _, result in published.named()):
         named = [(name, x) for name, x in published.named() if x.split == split]
@@ -150,7 +145,7 @@ def results_text(published: Published) -> str:
 
 
 def family_rows(published: Published) -> list[dict[str, str]]:
-    """The family in short: a row for each model, its schedules side by side."""
+    """Return a row for each model, with its schedules side by side."""
     stems = [name.removeprefix("published/") for name in published.models if "published/" in name]
     rows = []
     for model in dict.fromkeys(stem.rpartition("_")[0] for stem in stems):
@@ -169,7 +164,7 @@ def family_rows(published: Published) -> list[dict[str, str]]:
 
 
 def model_title(model: str) -> str:
-    """Title of a published model, such as "SOLOv2 R101 DCN" for solov2_R101_dcn."""
+    """Return the title of a model, such as "SOLOv2 R101 DCN" for solov2_R101_dcn."""
     words = {"solo": "SOLO", "solov2": "SOLOv2", "decoupled": "Decoupled", "dcn": "DCN"}
     return " ".join(words.get(word, word) for word in model.split("_"))
 
@@ -179,7 +174,7 @@ def _number(value: float | None, digits: int = 1) -> str:
 
 
 def backbone_name(cfg: Any) -> str:
-    """Short name of the backbone, such as R50, R101-DCNv2, Swin-T, or its name in timm."""
+    """Return the short name of the backbone, such as R50, R101-DCNv2 or its timm name."""
     model, builder = cfg.MODEL, cfg.MODEL.BACKBONE.NAME
     if "timm" in builder:
         return str(model.TIMM.NAME.partition(".")[0])
@@ -198,7 +193,7 @@ def backbone_name(cfg: Any) -> str:
 
 
 def schedule(cfg: Any) -> str:
-    """In terms of COCO's 1x; of a shorter one, iterations and batch size."""
+    """Express the schedule in units of COCO's 1x, or as iterations and batch size if shorter."""
     solver = cfg.SOLVER
     relative = solver.MAX_ITER * solver.IMS_PER_BATCH / IMAGES_OF_1X
     if relative < 0.95:
@@ -208,7 +203,7 @@ def schedule(cfg: Any) -> str:
 
 
 def _short_side(cfg: Any) -> str:
-    """Range in training, and the one in testing if it is not the largest."""
+    """Format the range in training, and the test size if it is not the largest."""
     sides, tested = cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST
     least, largest = min(sides), max(sides)
     trained = str(least) if least == largest else f"{least}-{largest}"
