@@ -32,14 +32,11 @@ def growth(work, number, measure=resident_bytes):
     places, used = [], []
     gc.collect()
     gc.freeze()  # what was there before need not be searched again
-    try:
-        for index in range(number):
-            work(index)
-            if index >= number // 2 and index % max(1, number // 2 // MEASUREMENTS) == 0:
-                gc.collect()
-                places.append(index)
-                used.append(measure())
-    finally:
-        gc.unfreeze()
+    for index in range(number):
+        work(index)
+        if index >= number // 2 and index % max(1, number // 2 // MEASUREMENTS) == 0:
+            gc.collect()
+            places.append(index)
+            used.append(measure())
     slope, _ = np.polyfit(places, used, 1)
     return slope * (number - number // 2)
