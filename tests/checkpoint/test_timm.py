@@ -5,18 +5,20 @@ import re
 import pytest
 import torch
 
-pytestmark = pytest.mark.detectron2
 pytest.importorskip("detectron2")
-timm = pytest.importorskip("timm")
 safetensors = pytest.importorskip("safetensors.torch")
 
 from solo_d2.checkpoint.checkpointer import SOLOCheckpointer  # noqa: E402
 from solo_d2.utils.errors import ConfigError  # noqa: E402
-from tests.modeling.test_timm import timm_config  # noqa: E402
+from tests.modeling.test_timm import needs_timm, timm_config  # noqa: E402
 from tests.modeling.tiny import tiny_model  # noqa: E402
+
+pytestmark = [pytest.mark.detectron2, needs_timm]
 
 
 def random_state(name):
+    import timm
+
     torch.manual_seed(1)
     return timm.create_model(name).state_dict()
 

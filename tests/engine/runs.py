@@ -4,9 +4,20 @@ from solo_d2.engine import Trainer, argument_parser
 from tests.modeling.tiny import tiny_config
 
 
+def run_model():
+    """The tiny model without res5, which has three quarters of the weights to save."""
+    cfg = tiny_config()
+    cfg.MODEL.RESNETS.OUT_FEATURES = cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4"]
+    solo = cfg.MODEL.SOLO
+    solo.IN_FEATURES, solo.MASK_FEATURE.IN_FEATURES = ["p2", "p3", "p4", "p5"], ["p2", "p3", "p4"]
+    solo.STRIDES, solo.NUM_GRIDS = [8, 8, 16, 16], [10, 8, 6, 5]
+    solo.SCALE_RANGES = [[1, 24], [12, 48], [24, 96], [48, 512]]
+    return cfg
+
+
 def write_config(output, cfg=None):
     """A training of four iterations, as a file in its folder."""
-    cfg = cfg or tiny_config()
+    cfg = cfg or run_model()
     cfg.MODEL.SOLO.NUM_CLASSES = 0
     cfg.SOLVER.IMS_PER_BATCH = cfg.SOLVER.REFERENCE_IMS_PER_BATCH = 4
     cfg.SOLVER.MAX_ITER = 4

@@ -97,14 +97,14 @@ def test_parameters_of_another_shape_lose_their_state_and_train(resume):
 
 
 def test_parameters_that_are_trained_from_now_on_or_no_longer(resume):
-    trainer, log = resume("MODEL.BACKBONE.FREEZE_AT", 4)
+    trainer, log = resume("MODEL.BACKBONE.FREEZE_AT", 3)
     assert states(trainer)["head.class_logits.weight"]["step"] == DONE
-    assert not any("res4" in name for name in states(trainer))
-    assert "res4" in log
+    assert not any("res3" in name for name in states(trainer))
+    assert "res3" in log
     trainer, _ = resume("MODEL.BACKBONE.FREEZE_AT", 0, steps=1)
     steps = {name: state["step"] for name, state in states(trainer).items()}
     assert steps["backbone.bottom_up.stem.conv1.weight"] == 1
-    assert steps["backbone.bottom_up.res5.0.conv1.weight"] == DONE + 1
+    assert steps["backbone.bottom_up.res4.0.conv1.weight"] == DONE + 1
 
 
 def test_learning_rate_and_options_are_those_that_are_given(resume):

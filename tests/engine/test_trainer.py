@@ -18,7 +18,7 @@ from solo_d2.engine.trainer import load_weights
 from solo_d2.evaluation import build_evaluator
 from solo_d2.utils.commands import run_command
 from solo_d2.utils.errors import ConfigError, DatasetError
-from tests.engine.runs import run_config, train
+from tests.engine.runs import run_config, run_model, train
 from tests.isolation import restored
 from tests.modeling.tiny import tiny_config, tiny_model
 
@@ -120,7 +120,7 @@ def test_averaged_weights_are_what_is_evaluated_and_saved(shapes, tmp_path, monk
 
 def test_averaging_starts_from_the_weights_that_are_loaded(shapes, tmp_path):
     weights = tmp_path / "weights.pth"
-    cfg = tiny_config()
+    cfg = run_model()
     cfg.MODEL.SOLO.NUM_CLASSES = 7
     torch.save({"model": tiny_model(cfg).state_dict()}, weights)
     opts = ("MODEL.WEIGHTS", weights, "SOLVER.EMA.ENABLED", True)

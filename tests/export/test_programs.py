@@ -43,16 +43,17 @@ pytestmark = [pytest.mark.detectron2, pytest.mark.export]
 
 # Heads that are exported together, with all ways to make masks: 1x1 and 3x3 kernels, masks of each
 # level or of all, products of maps. Other heads and mask features differ in nothing that is traced.
+ONE_LEVEL = (
+    *("MODEL.SOLO.IN_FEATURES", ["p2"], "MODEL.SOLO.STRIDES", [8]),
+    *("MODEL.SOLO.NUM_GRIDS", [8], "MODEL.SOLO.SCALE_RANGES", [[1, 512]]),
+)
 HEADS = {
     "solo": ["MODEL.SOLO.HEAD.NAME", "SOLOHead"],
     "decoupled": [
-        *("MODEL.SOLO.HEAD.NAME", "DecoupledSOLOHead", "MODEL.SOLO.HEAD.ALIGN", "region_grid")
+        *("MODEL.SOLO.HEAD.NAME", "DecoupledSOLOHead", "MODEL.SOLO.HEAD.ALIGN", "region_grid"),
+        *ONE_LEVEL,
     ],
-    "solov2 in float16": [
-        *("MODEL.SOLO.HEAD.KERNEL_SIZE", 3, "MODEL.SOLO.IN_FEATURES", ["p2"]),
-        *("MODEL.SOLO.STRIDES", [8], "MODEL.SOLO.NUM_GRIDS", [8]),
-        *("MODEL.SOLO.SCALE_RANGES", [[1, 512]]),
-    ],
+    "solov2 in float16": ["MODEL.SOLO.HEAD.KERNEL_SIZE", 3, *ONE_LEVEL],
 }
 # For the compiler: quick rather than good code.
 QUICK = {

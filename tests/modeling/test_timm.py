@@ -1,13 +1,15 @@
 """Backbones of timm: a dozen families train, what is frozen, normalisation, names, refusals."""
 
+import importlib.util
 import pickle
 
 import pytest
 import torch
 
-pytestmark = pytest.mark.detectron2
 pytest.importorskip("detectron2")
-timm = pytest.importorskip("timm")
+# timm takes half a second to import, so the tests do it, and collecting them does not.
+needs_timm = pytest.mark.skipif(not importlib.util.find_spec("timm"), reason="needs timm")
+pytestmark = [pytest.mark.detectron2, needs_timm]
 
 from detectron2.layers import ShapeSpec  # noqa: E402
 from detectron2.modeling import build_backbone  # noqa: E402
@@ -60,6 +62,8 @@ def test_families_train(name):
 
 def test_features_are_timms():
     backbone = build("resnet10t", "INPUT.FORMAT", "RGB").bottom_up.eval()
+    import timm
+
     theirs = timm.create_model("resnet10t", features_only=True, out_indices=(1, 2, 3, 4)).eval()
     theirs.load_state_dict(backbone.net.state_dict(), strict=False)
     images = torch.rand(2, 3, 64, 96)

@@ -1,5 +1,7 @@
 """Tiny random models and inputs."""
 
+import copy
+
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import Conv2d
@@ -12,6 +14,10 @@ from solo_d2 import add_solo_config
 NUM_CLASSES = 5
 NUM_LABELS = 4  # of the semantic branch
 IGNORED = 255
+
+# Models by what decides about them, with the random state after building; the oldest leaves first.
+_built = {}
+MAX_BUILT = 6
 
 
 def tiny_config(head: str = "SOLOv2Head") -> CfgNode:
@@ -46,9 +52,27 @@ def panoptic_config(head: str = "SOLOv2Head") -> CfgNode:
 
 
 def tiny_model(cfg: CfgNode | None = None, *, sure: bool = False):
-    """Build; `sure` makes every cell a candidate, with masks of some variety."""
+    """Build; `sure` makes every cell a candidate, with masks of some variety.
+
+    A model is built once for tests that follow each other, since drawing the weights takes ten
+    times as long as copying them.
+    """
+    cfg = cfg or tiny_config()
+    if type(cfg) is not CfgNode:  # it records what is read
+        return _build(cfg, sure)
+    key = repr(cfg), sure
+    if key not in _built:
+        if len(_built) == MAX_BUILT:
+            _built.pop(next(iter(_built)))
+        _built[key] = _build(cfg, sure), torch.get_rng_state()
+    model, random_state = _built[key]
+    torch.set_rng_state(random_state)
+    return copy.deepcopy(model)
+
+
+def _build(cfg, sure):
     torch.manual_seed(0)
-    model = build_model(cfg or tiny_config())
+    model = build_model(cfg)
     if sure:
         for module in model.head.modules():
             if isinstance(module, Conv2d) and module.norm is None:  # a predictor

@@ -1,14 +1,15 @@
 """The ablation tables: what they claim about the configs, and each row as a model that trains."""
 
+import functools
+
 import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from detectron2.utils.events import EventStorage
 
 from solo_d2.config import load_config
 from solo_d2.utils.errors import ConfigError
-from tests.modeling.tiny import image
+from tests.modeling.tiny import assert_all_learn, image, losses_of, tiny_model
 from tools.ablations.tables import (
     CONFIGS,
     METRICS,
@@ -23,6 +24,11 @@ ROWS = [
     for table in TABLES.values()
     for row in table.rows
 ]
+
+
+# Read once, since a config takes long to read: nothing changes what they return.
+load = functools.cache(load_config)
+quick_settings = functools.cache(lambda name: settings(TABLES[name], quick=True))
 
 
 def leaves(node, prefix=""):
@@ -40,7 +46,7 @@ def differences(a, b):
 
 @pytest.mark.parametrize(("table", "row"), ROWS)
 def test_rows_differ_from_their_reference_in_the_claimed_keys_alone(table, row):
-    found = differences(load_config(str(row.config)), load_config(str(table.reference_row.config)))
+    found = differences(load(str(row.config)), load(str(table.reference_row.config)))
     assert found <= set(table.varies)
     assert bool(found) == (row != table.reference_row)
 
@@ -55,7 +61,7 @@ def test_tables_are_consistent(table):
         assert row.config.is_file()
         assert set(row.paper) <= set(METRICS)
         assert set(row.quick) <= set(table.varies)
-    small = settings(table, quick=True)
+    small = quick_settings(table.name)
     assert len({str(row.overrides) for row in small}) == len({r.label for r in small}) == len(small)
     assert all(set(row.overrides) <= set(table.varies) for row in small)
 
@@ -123,22 +129,20 @@ def test_rows_of_the_papers_build():
     assert len(built) > 10
 
 
-@pytest.mark.parametrize(("table", "row"), ROWS)
-def test_rows_on_small_data_train_and_predict(table, row):
-    setting = next(s for s in settings(table, quick=True) if s.row == row)
-    cfg = load_config(str(setting.config_file), [x for o in setting.overrides.items() for x in o])
-    cfg.MODEL.SOLO.NUM_CLASSES = 5
-    torch.manual_seed(0)
-    model = build_model(cfg).train()
-    with EventStorage():
-        losses = model([image(), image(num=0)])
-    assert all(value.isfinite() for value in losses.values())
-    sum(losses.values()).backward()
-    idle = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
-    assert idle == []
-    with torch.no_grad():
-        result = model.eval()([image()])[0]["instances"]
-    assert result.pred_masks.shape[1:] == (96, 128)
+def test_rows_on_small_data_train_and_predict():
+    """Rows of the same values, as the references of most tables, are one model."""
+    models = {}
+    for setting in (x for name in TABLES for x in quick_settings(name)):
+        overrides = [x for pair in setting.overrides.items() for x in pair]
+        cfg = load_config(str(setting.config_file), [*overrides, "MODEL.SOLO.NUM_CLASSES", 5])
+        models.setdefault(cfg.MODEL.dump(), (cfg, setting.label))
+    assert len(models) > 30
+    for cfg, label in models.values():
+        model = tiny_model(cfg)
+        assert_all_learn(model, losses_of(model, [image(), image(num=0)])[0])
+        with torch.no_grad():
+            result = model.eval()([image()])[0]["instances"]
+        assert result.pred_masks.shape[1:] == (96, 128), label
 
 
 def test_a_row_on_a_config_of_ones_own_has_the_values_of_the_paper():
@@ -151,10 +155,10 @@ def test_a_row_on_a_config_of_ones_own_has_the_values_of_the_paper():
 
 
 def test_small_data_keeps_what_has_no_meaning_there():
-    rows = {s.row.name: s for s in settings(TABLES["schedule"], quick=True)}
+    rows = {s.row.name: s for s in quick_settings("schedule")}
     assert rows["1x"].overrides == {"SOLVER.MAX_ITER": 700}
     assert rows["1x"].label == "1x (700 iterations)"
-    rows = {s.row.name: s for s in settings(TABLES["grid"], quick=True)}
+    rows = {s.row.name: s for s in quick_settings("grid")}
     assert rows["pyramid"].overrides == {}
     assert rows["pyramid"].label == "pyramid"
     assert rows["12"].overrides["MODEL.SOLO.IN_FEATURES"] == ["p3"]
