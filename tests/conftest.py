@@ -33,6 +33,19 @@ gc.disable()  # until all tests are collected
 HAS_GPU = torch.cuda.is_available()
 HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
 NEEDS_DETECTRON2 = "Detectron2 is not installed (see `make help`)"
+# Files that take longest start first, or one worker still runs them when the others have ended.
+LONGEST_FILES = (
+    "export/test_programs.py",
+    "engine/test_several_processes.py",
+    "docs/test_extending.py",
+    "engine/test_resume.py",
+    "engine/test_determinism.py",
+    "engine/test_trainer.py",
+    "tools/benchmarks/test_inference.py",
+    "tools/ablations/test_tables.py",
+    "test_wheel.py",
+    "test_pure_imports.py",
+)
 LONG = "long; `make reliability` or `pytest -m reliability` runs it"
 
 if not HAS_GPU:
@@ -53,6 +66,7 @@ class _SkipDetectron2:
 
 def pytest_configure(config):
     """Divide the cores among the workers, and see to what is missing."""
+    config.option.loadscopereorder = False  # files with many tests do not take longest
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     threads = int(os.environ.get("OMP_NUM_THREADS") or min(_cores(), 8))
     torch.set_num_threads(max(1, threads // workers))
@@ -64,7 +78,8 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Skip what this machine cannot run, and what is only for `make reliability`."""
+    """Order the tests; skip what this machine cannot run, or is only for `make reliability`."""
+    items.sort(key=lambda item: not item.path.as_posix().endswith(LONGEST_FILES))
     long_ones_too = "reliability" in config.option.markexpr
     for item in items:
         if item.get_closest_marker("reliability") and not long_ones_too:

@@ -23,20 +23,23 @@ sys.modules["triton"] = sys.modules["detectron2"] = None  # an import of them fa
 for name in sys.argv[1:]:
     for loaded in [x for x in sys.modules if x.startswith("solo_d2")]:
         del sys.modules[loaded]
-    importlib.import_module(name)
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        if not name.startswith("solo_d2.ops.triton."):
+            raise
+        print(name)
 """
-
-
-def import_blocked(*names):
-    """Import modules in a process of their own, each without the others."""
-    command = [sys.executable, "-c", PROGRAM, *names]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+KERNEL = "solo_d2.ops.triton.nms_decay"
 
 
 def test_pure_modules_need_neither_detectron2_nor_triton():
     files = sorted(file for pattern in PURE for file in (ROOT / "solo_d2").glob(pattern))
     assert len(files) > 15
     parts = [file.relative_to(ROOT).with_suffix("").parts for file in files]
-    done = import_blocked(*(".".join(x).removesuffix(".__init__") for x in parts))
+    names = [".".join(x).removesuffix(".__init__") for x in parts]
+    # The kernel does need triton: what is blocked is really missing.
+    command = [sys.executable, "-c", PROGRAM, *names, KERNEL]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert import_blocked("solo_d2.ops.triton.nms_decay").returncode == 1
+    assert done.stdout.splitlines() == [KERNEL]
