@@ -1,4 +1,4 @@
-"""The command line of the demo, and the model that it names."""
+"""The command line of the demo, and loading its model."""
 
 import argparse
 from collections.abc import Sequence
@@ -21,8 +21,10 @@ def read_arguments(description: str, argv: Sequence[str] | None = None) -> argpa
     _add_source(parser)
     _add_outputs(parser)
     add = parser.add_argument
-    add("--device", help="cpu or cuda; default: cuda where there is one")
-    add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="of the config")
+    add("--device", help="cpu or cuda; default: cuda if available")
+    add(
+        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config overrides"
+    )
     args = parser.parse_args(argv)
     if args.show is None:
         args.show = args.webcam is not None
@@ -32,24 +34,26 @@ def read_arguments(description: str, argv: Sequence[str] | None = None) -> argpa
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("model").add_argument
-    add("--config-file", metavar="FILE", help="YAML; also a training's config.yaml")
-    add("--weights", metavar="FILE", help="checkpoint; alone, if its config lies beside it")
-    add("--onnx", metavar="FILE", help="exported model, run by ONNX Runtime, instead of these")
+    add("--config-file", metavar="FILE", help="YAML, such as config.yaml of a training")
+    add("--weights", metavar="FILE", help="checkpoint; finds its config in the same folder")
+    add("--onnx", metavar="FILE", help="exported model for ONNX Runtime, instead of these")
     add("--confidence-threshold", type=probability, default=DEFAULT_SCORE_THRESH, metavar="P",
-        help="least score; default: %(default)s")  # fmt: skip
+        help="minimum score; default: %(default)s")  # fmt: skip
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("source (one of them)")
+    group = parser.add_argument_group("source (choose one)")
     add = group.add_mutually_exclusive_group(required=True).add_argument
     add("--input", nargs="+", metavar="PATH", help="image files, folders, globs; - reads a list "
         "of them from standard input")  # fmt: skip
     add("--video-input", metavar="FILE", help="video file")
     add("--webcam", nargs="?", const="0", metavar="SOURCE", help="camera by index (default 0), "
-        "device, address such as rtsp://..., or a video file that plays like one")  # fmt: skip
-    group.add_argument("--max-frames", type=positive, metavar="N", help="read no more of a video")
+        "device, URL such as rtsp://..., or a video file that plays like a camera")  # fmt: skip
+    group.add_argument(
+        "--max-frames", type=positive, metavar="N", help="maximum number of frames of a video"
+    )
     group.add_argument("--max-pixels", type=positive, default=MAX_PIXELS, metavar="N",
-        help="larger images are refused")  # fmt: skip
+        help="maximum image size")  # fmt: skip
 
 
 def _add_outputs(parser: argparse.ArgumentParser) -> None:
@@ -57,30 +61,27 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
     add("--output", metavar="PATH", help="folder for overlays, a PNG or JPG for one image, or a "
         "video file")  # fmt: skip
     add("--json", metavar="FILE", help="write all results in COCO format")
-    add("--save-masks", metavar="DIR", help="a PNG of each image: the number of the instance at "
-        "each pixel, 0 for none, 1 for the best")  # fmt: skip
+    add("--save-masks", metavar="DIR", help="write a PNG per image with the instance number of "
+        "each pixel; 0 is background, 1 the highest score")  # fmt: skip
     add("--panoptic", metavar="DIR", help="write segments of a panoptic model in COCO format")
     add("--show", action=argparse.BooleanOptionalAction, help="show each overlay in a window; "
-        "default: for --webcam. Images: a key goes on, q ends showing. Videos: q quit, p or space "
+        "default: for --webcam. Images: any key continues, q stops. Videos: q quit, p or space "
         "pause, + and - threshold, c next class, s save the frame")  # fmt: skip
     add("--boxes", action="store_true", help="draw boxes too")
     add("--labels", choices=LABELS, default="auto", help="write class and score on "
-        "instances; auto: not where the text would cover more than the instance, nor for a model "
-        "of one class")  # fmt: skip
+        "instances; auto: not on small instances or with one class")  # fmt: skip
     add("--scale", type=float, default=1.0, help="size of overlays relative to the image")
-    add("--publication", action="store_true", help="draw by Detectron2's Visualizer, for print; "
-        "seconds for an image of many instances")  # fmt: skip
+    add("--publication", action="store_true", help="draw with Detectron2's Visualizer, for print; "
+        "slow for many instances")  # fmt: skip
 
 
 def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if bool(args.config_file or args.weights) == bool(args.onnx):
-        parser.error("name the model: either --config-file, --weights or both, or --onnx")
+        parser.error("give the model: --config-file, --weights or both, or --onnx")
     if args.onnx and (args.panoptic or args.device or args.opts):
-        parser.error("--onnx: --panoptic, --device and --opts are for models of PyTorch")
+        parser.error("--onnx cannot be used with --panoptic, --device and --opts")
     if not (args.output or args.json or args.save_masks or args.panoptic or args.show):
-        parser.error(
-            "say what to do with the results: --output, --json, --save-masks, --panoptic or --show"
-        )
+        parser.error("add an output: --output, --json, --save-masks, --panoptic or --show")
     if args.input and args.max_frames:
         parser.error("--max-frames is for videos")
     if not 0 < args.scale <= 16:

@@ -1,4 +1,4 @@
-r"""Find the instances in images, videos or before a camera; save overlays and COCO results.
+r"""Find the instances in images, videos or camera streams; save overlays and COCO results.
 
     python demo/demo.py --weights output/quickstart/model_final.pth \
         --input photos/ "more/*.png" --output overlays
@@ -6,8 +6,8 @@ r"""Find the instances in images, videos or before a camera; save overlays and C
         --output b.mp4 --json b.json
     python demo/demo.py --onnx model.onnx --webcam
 
-The exit code is 0 if all went well, 1 if some file failed (the others are done) or a video was
-damaged, 2 if nothing could be started or written, 130 after Ctrl-C.
+Exit codes: 0 success, 1 some files failed (the others are processed) or a video was damaged, 2
+nothing could be started or written, 130 after Ctrl-C.
 """
 
 import argparse
@@ -22,8 +22,8 @@ if __name__ == "__main__":  # find the checkout first: in this folder `demo` wou
 
     share_cores()  # before torch is imported
 
-# Broken videos and missing codecs are reported by us, and the fonts that Qt misses are not used.
-# Read when OpenCV is imported.
+# Set before OpenCV is imported: the demo reports broken videos and missing codecs itself, and does
+# not use the fonts that Qt misses.
 for variable, value in (
     ("OPENCV_LOG_LEVEL", "OFF"),
     ("OPENCV_FFMPEG_LOGLEVEL", "-8"),

@@ -1,4 +1,4 @@
-"""The demo on a video file or a camera: read, find and draw at the same time, show, save."""
+"""The demo on a video file or a camera: read, detect, draw, show and save concurrently."""
 
 import contextlib
 import math
@@ -26,11 +26,11 @@ from solo_d2.api.video import Video
 from solo_d2.utils.commands import Terminated
 from solo_d2.visualization.tracker import MaskTracker
 
-# A camera may fail to give a frame now and then; so often in a row, and so many seconds apart.
+# Consecutive frames that a camera may miss, and seconds between attempts.
 _RETRIES, _RETRY_PAUSE = 20, 0.05
 # Weight of the newest interval between frames in the moving average.
 _NEWEST = 0.1
-# Frames that a file may promise without having them.
+# Tolerance of the number of frames in the header of a file.
 _COUNT_ERROR = 2
 
 
@@ -38,11 +38,11 @@ _COUNT_ERROR = 2
 class Frame:
     """A frame and what the stages add to it."""
 
-    number: int  # in its source, from 0; frames that are dropped count
-    seconds: float  # since the first one, at which it was read
+    number: int  # in its source, from 0, with dropped frames
+    seconds: float  # when it was read, since the first one
     image: NDArray[np.uint8]  # (H, W, 3) RGB
-    found: Result | None = None  # what the model finds, with track numbers
-    shown: Result | None = None  # the part of it that is drawn
+    found: Result | None = None  # detections with track ids
+    shown: Result | None = None  # the detections that are drawn
     picture: NDArray[np.uint8] | None = None  # the overlay
 
 
@@ -155,7 +155,7 @@ class Live:
     def present(self, frame: Frame, done: Pipeline) -> bool:
         """Show a frame and handle keys; return False if the user quits."""
         assert self.window is not None
-        # A file is not shown faster than it plays.
+        # Show a file no faster than its frame rate.
         wait = 1 if self.is_live or self.writer else max(1, int(900 / self.video.rate))
         while True:
             assert frame.picture is not None
@@ -195,7 +195,7 @@ def run(args: Namespace) -> int:
     check_places(args)
     window = Window() if args.show and can_show() else None
     if window is None and not (output or args.json or args.save_masks or args.panoptic):
-        raise ConfigError("There is no window and nothing is written: add --output or --json")
+        raise ConfigError("No window is available and no output is set: add --output or --json")
     source = args.video_input or (int(args.webcam) if args.webcam.isdecimal() else args.webcam)
     with Video(source) as video:
         predictor = load_predictor(args)
@@ -209,7 +209,7 @@ def run(args: Namespace) -> int:
             try:
                 demo.run()
             except (KeyboardInterrupt, Terminated):
-                # They end a camera, and what was recorded is kept; of a file it is not.
+                # Keep the recording of a camera, but not of a file.
                 if not demo.is_live:
                     raise
                 print("demo: stopped", file=sys.stderr)
@@ -219,7 +219,6 @@ def run(args: Namespace) -> int:
 
 
 def _report_missing(demo: Live) -> int:
-    """Report a file that ended early."""
     promised = demo.video.num_frames
     if demo.is_live or demo.view.closed or promised is None:
         return 0

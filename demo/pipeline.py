@@ -1,4 +1,4 @@
-"""Stages that work at the same time, each in a thread; items pass through them in order."""
+"""Concurrent stages, each in a thread; items pass through them in order."""
 
 import contextlib
 import queue
@@ -10,7 +10,7 @@ from typing import Any
 
 # Weight of the newest time in the moving averages.
 _NEWEST = 0.1
-# Seconds between a waiting thread's checks whether it shall end; and that it is given to end.
+# Seconds between checks of a waiting thread for the stop event, and to join a thread.
 _LOOK, _PATIENCE = 0.1, 5.0
 _END = object()
 
@@ -72,7 +72,7 @@ class Pipeline:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         for thread in self._threads:
-            thread.join(_PATIENCE)  # a camera that hangs must not keep the program
+            thread.join(_PATIENCE)  # a blocked camera must not prevent the exit
 
     def __iter__(self) -> Iterator[Any]:
         return self._items
@@ -100,7 +100,7 @@ class Pipeline:
     ) -> None:
         """Process items in a thread; `newest` replaces an item that still waits."""
         try:
-            started = time.perf_counter()  # reading an item is the work of the first stage
+            started = time.perf_counter()  # the first stage reads the items
             for item in items:
                 if work is not None:
                     started = time.perf_counter()
@@ -115,7 +115,7 @@ class Pipeline:
                     return
                 started = time.perf_counter()
             self._put(target, _END)
-        except Exception as error:  # raised again by the next stage, and at last by the consumer
+        except Exception as error:  # passed on to the consumer
             self._put(target, _Failure(error))
 
     def _note(self, name: str, started: float) -> None:

@@ -1,4 +1,4 @@
-"""Results of the demo other than pictures: json, masks, panoptic segments."""
+"""Results of the demo other than pictures: JSON, masks, panoptic segments."""
 
 import json
 from argparse import Namespace
@@ -15,7 +15,7 @@ from solo_d2.api.images import require_writable
 from solo_d2.api.results import Result
 from solo_d2.utils.files import save_text, whole_file
 
-# The json that describes the PNGs of --panoptic, and their folder.
+# JSON file for the PNGs of --panoptic, and their folder.
 JSON_NAME, PNG_FOLDER = "panoptic.json", "panoptic"
 
 
@@ -35,16 +35,16 @@ class Records:
     """Write the results for --json, --save-masks and --panoptic."""
 
     args: Namespace
-    classes: Classes  # give the category ids of things
-    stuff: Classes | None  # give those of stuff; None if the model is not panoptic
-    num_instances: int = 0  # in all images so far
-    results: list[dict[str, Any]] = field(default_factory=list)  # COCO's
-    images: list[dict[str, Any]] = field(default_factory=list)  # of the panoptic json
-    annotations: list[dict[str, Any]] = field(default_factory=list)  # likewise
+    classes: Classes  # things
+    stuff: Classes | None  # None if the model is not panoptic
+    num_instances: int = 0
+    results: list[dict[str, Any]] = field(default_factory=list)  # in COCO format
+    images: list[dict[str, Any]] = field(default_factory=list)  # of the panoptic JSON
+    annotations: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.args.panoptic and self.stuff is None:
-            raise ConfigError("--panoptic needs a panoptic model, and this one is none")
+            raise ConfigError("--panoptic needs a panoptic model")
 
     def add(self, image_id: int, png: str, result: Result) -> None:
         """Write the PNGs of an image and collect its other results."""

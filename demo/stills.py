@@ -27,12 +27,12 @@ class Still:
 
     number: int
     file: Path
-    overlay: Path | None  # where its overlay goes, if anywhere
+    overlay: Path | None  # path of its overlay
     png: str  # name of its other PNGs
     image: NDArray[np.uint8] | None = None  # (H, W, 3) RGB
     result: Result | None = None
     picture: NDArray[np.uint8] | None = None  # the overlay
-    error: str | None = None  # what went wrong; later stages then leave it alone
+    error: str | None = None  # later stages skip the image
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Stills:
     args: Namespace
     predictor: Predictor
     records: Records
-    show: bool = False  # whether overlays are still shown
+    show: bool = False  # whether to show overlays
     failures: list[str] = field(default_factory=list)  # a line each
 
     def run(self, stills: Sequence[Still]) -> None:

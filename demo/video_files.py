@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from solo_d2 import ConfigError
 from solo_d2.utils.files import whole_file
 
-# By extension, what OpenCV may be able to write, best first: H.264 (not in every build), MPEG-4,
-# VP9, Motion JPEG.
+# Codecs by extension, in order of preference: H.264 (not in every build), MPEG-4, VP9, Motion JPEG.
 CODECS = {
     ".mp4": ("avc1", "mp4v", "VP90"),
     ".mov": ("avc1", "mp4v"),
@@ -44,7 +43,7 @@ class VideoWriter:
         pixels = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
         if pixels.shape[:2] != self._size:
             pixels = cv2.resize(pixels, self._size[::-1], interpolation=cv2.INTER_AREA)
-        # Most codecs want even sides; OpenCV would cut off the last row or column.
+        # Most codecs need even sizes; OpenCV would drop the last row or column.
         bottom, right = (side % 2 for side in self._size)
         if bottom or right:
             pixels = cv2.copyMakeBorder(pixels, 0, bottom, 0, right, cv2.BORDER_REPLICATE)
@@ -55,12 +54,12 @@ class VideoWriter:
     def close(self) -> None:
         """Finish the file; VideoError if it is empty or cannot be read back (disk full)."""
         if self._writer is None:
-            raise VideoError("there was no frame to write")
+            raise VideoError("no frames to write")
         self._writer.release()
         reader = cv2.VideoCapture(str(self.path))
         count = reader.get(cv2.CAP_PROP_FRAME_COUNT) if reader.isOpened() else 0
         reader.release()
-        if abs(count - self.num_frames) > 1:  # some formats count by their length in seconds
+        if abs(count - self.num_frames) > 1:  # some formats round the duration
             raise VideoError(
                 f"{self.num_frames} frames were written by {self.codec}, but {count:.0f} can be "
                 "read: the disk may be full"

@@ -1,4 +1,4 @@
-"""The demo's window: its availability, keys and status lines."""
+"""The window of the demo: availability, keys and status lines."""
 
 import contextlib
 import os
@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from solo_d2.visualization.text import text_size, write
 
 WINDOW = "solo_d2 demo"
-# Of any size, and without the buttons and menus of Qt.
+# Resizable, without the buttons and menus of Qt.
 _FLAGS = cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL
 _ESCAPE = 27
-# Step of the threshold, and its largest value.
+# Step and maximum of the threshold.
 _STEP, _MOST = 0.05, 0.95
 # Background of text, RGB.
 _DARK = (0.1, 0.1, 0.12)
-# Largest window at first, width and height.
+# Maximum initial width and height.
 _LARGEST = (1600, 900)
 
 
@@ -37,9 +37,9 @@ def why_no_display() -> str | None:
     try:
         result = subprocess.run([sys.executable, "-c", probe], capture_output=True, timeout=60)
     except subprocess.TimeoutExpired:
-        return "opening a window took over a minute"
+        return "opening a window took more than a minute"
     if result.returncode != 0:
-        return "this OpenCV cannot open a window (no such display, or a build without windows)"
+        return "OpenCV cannot open a window (wrong display, or a build without GUI)"
     return None
 
 
@@ -47,7 +47,7 @@ def can_show() -> bool:
     """Return whether windows can be shown; print the reason if not."""
     reason = why_no_display()
     if reason:
-        print(f"--show: {reason}; going on without a window", file=sys.stderr)
+        print(f"--show: {reason}; continuing without a window", file=sys.stderr)
     return reason is None
 
 
@@ -67,11 +67,11 @@ def _show(image: NDArray[np.uint8]) -> None:
 class View:
     """Settings that the keys of the window change."""
 
-    threshold: float  # least score of the instances that are shown
-    class_index: int | None = None  # the only class that is shown; None for all
-    paused: bool = False  # whether the picture stands still
-    closed: bool = False  # whether the user wants to see no more
-    saves: int = 0  # pictures that are to be saved
+    threshold: float  # minimum score to show
+    class_index: int | None = None  # class to show; None for all
+    paused: bool = False
+    closed: bool = False  # whether the user quit
+    saves: int = 0  # number of pictures to save
 
     def press(self, key: int, present: Sequence[int]) -> bool:
         """Handle a key code; return whether the picture must be redrawn.
@@ -140,7 +140,7 @@ class Window:
             self._opened = True
         _show(picture)
         key = cv2.waitKey(milliseconds) & 0xFF
-        with contextlib.suppress(cv2.error):  # Qt's, where the last window was closed
+        with contextlib.suppress(cv2.error):  # raised by Qt if the last window was closed
             if cv2.getWindowProperty(WINDOW, cv2.WND_PROP_VISIBLE) >= 1:
                 return key
         return _ESCAPE

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-r"""Say what costs mask AP: masks, classes or duplicates (SOLO paper, table 7).
+r"""Measure how much mask AP is lost to masks, classes and duplicates (SOLO paper, table 7).
 
     python tools/analyze_errors.py --config-file output/quickstart/config.yaml \
         --weights output/quickstart/model_final.pth --output output/quickstart/errors
     python tools/analyze_errors.py --config-file output/quickstart/config.yaml \
         --predictions output/quickstart/inference/shapes_val/coco_instances_results.json
 
-The second needs no model: it reads what an evaluation has left. The exit code is 2 if something is
-missing or can't be used.
+The second reads the predictions of an evaluation and needs no model. The exit code is 2 if
+something is missing or cannot be used.
 """
 
 import argparse
@@ -55,14 +55,19 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = model_parser(__doc__)
     add = parser.add_argument
-    add("--predictions", metavar="FILE", help=f"{RESULTS} of an evaluation, instead of a model")
+    add("--predictions", metavar="FILE", help=f"{RESULTS} of an evaluation, instead of --weights")
     add("--dataset", metavar="NAME", help="data set in COCO format; default: DATASETS.TEST[0]")
-    add("--min-iou", type=_iou, default=0.0, metavar="IOU", help="overlap with an object that must "
-        "be exceeded to take anything from it; default: 0, as in the paper")  # fmt: skip
-    add("--output", type=Path, metavar="DIR", help=f"for errors.json and (of a model) {RESULTS}")
+    add("--min-iou", type=_iou, default=0.0, metavar="IOU", help="overlap that a mask must exceed "
+        "to be matched with an object; default: 0, as in the paper")  # fmt: skip
+    add(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help=f"folder for errors.json and, with --weights, {RESULTS}",
+    )
     args = parser.parse_args(argv)
     if args.predictions and args.weights:
-        parser.error("--predictions need no model: leave --weights out")
+        parser.error("--predictions and --weights exclude each other")
     return args
 
 
@@ -78,7 +83,7 @@ def choose_dataset(cfg: CfgNode, wanted: str | None) -> str:
     register_datasets_of_config(cfg)
     name = wanted or next(iter(cfg.DATASETS.TEST), None)
     if name is None:
-        raise ConfigError("DATASETS.TEST is empty: name a data set by --dataset NAME")
+        raise ConfigError("DATASETS.TEST is empty: add --dataset NAME")
     check_datasets([name])
     return name
 

@@ -1,4 +1,4 @@
-"""What the command lines of several tools have in common."""
+"""Shared command-line arguments of the tools."""
 
 import argparse
 
@@ -18,9 +18,16 @@ def model_parser(description: str | None, *, device: bool = True) -> argparse.Ar
     """Create a parser with the options of a model; config overrides come last."""
     parser = command_parser(description)
     add = parser.add_argument
-    add("--config-file", required=True, metavar="FILE", help="YAML; also a training's config.yaml")
-    add("--weights", metavar="FILE", help="checkpoint; short for --opts MODEL.WEIGHTS FILE")
+    add(
+        "--config-file",
+        required=True,
+        metavar="FILE",
+        help="YAML, such as config.yaml of a training",
+    )
+    add("--weights", metavar="FILE", help="checkpoint; same as --opts MODEL.WEIGHTS FILE")
     if device:
-        add("--device", help="cpu or cuda; default: cuda where there is one")
-    add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="of the config")
+        add("--device", help="cpu or cuda; default: cuda if available")
+    add(
+        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config overrides"
+    )
     return parser

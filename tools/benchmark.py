@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compare a part of this project with a plain version of it: `benchmark.py COMMAND --help`."""
+"""Compare parts of this project with plain implementations: `benchmark.py COMMAND --help`."""
 
 import argparse
 import importlib
@@ -13,10 +13,10 @@ from solo_d2.utils.commands import run_command  # noqa: E402
 
 # What each command measures; its module is tools/benchmarks/COMMAND.py.
 COMMANDS = {
-    "compare": "this project beside a checkout of AdelaiDet: results, times, memory",
-    "evaluation": "COCO's metrics from predictions",
-    "gpu": "what a GPU does: kernels against PyTorch, NMS, postprocessing, models, training",
-    "inference": "a model in several ways: eager, half precision, compiled, ONNX, 8 bits",
+    "compare": "this project and a checkout of AdelaiDet: results, time, memory",
+    "evaluation": "COCO metrics",
+    "gpu": "all measurements on a GPU: kernels, NMS, post-processing, models, training",
+    "inference": "variants of a model: eager, half precision, compiled, ONNX, 8-bit",
     "nms": "mask NMS",
     "postprocess": "from head outputs to final masks",
     "train": "a training step, target assignment and the mask loss",

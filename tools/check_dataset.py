@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-r"""Find what would go wrong in training on a data set, before training.
+r"""Check a data set before training.
 
     python tools/check_dataset.py --config-file configs/coco/solov2_R50_1x.yaml \
         --train-json my/train.json --train-images my/images --output check
     python tools/check_dataset.py --config-file configs/coco/solov2_R50_1x.yaml \
         --dataset coco_2017_train --workers 8
 
-Lists images that cannot be read, annotations that training refuses or leaves out, and objects that
-are assigned to no cell, and proposes grids and scale ranges for the objects' sizes. --output takes
-report.json with all findings, and a page of samples of each data set. The exit code is 0 if
-training would work, 1 if it would fail because of the data, 2 if the check itself cannot be done.
+Lists unreadable images, annotations that training refuses or skips, and objects without a cell, and
+proposes grids and scale ranges for the object sizes. --output receives report.json with all
+findings, and a page of samples per data set. Exit codes: 0 training would work, 1 it would fail
+because of the data, 2 the check itself failed.
 """
 
 import argparse
@@ -31,17 +31,17 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = command_parser(__doc__)
     add = parser.add_argument
-    add("--config-file", required=True, metavar="FILE", help="YAML of the training")
-    add("--dataset", action="append", default=[], metavar="NAME", help="data set to check, may be "
-        "given again; default: those of --train-json and the like, else the config's")  # fmt: skip
+    add("--config-file", required=True, metavar="FILE", help="training config")
+    add("--dataset", action="append", default=[], metavar="NAME", help="data set to check, "
+        "repeatable; default: those of --train-json etc., otherwise the config's")  # fmt: skip
     add("--output", type=Path, metavar="DIR", help="folder for report.json and pages of samples")
-    add("--json-only", action="store_true", help="open no image")
-    add("--objects", type=_count, default=5000, metavar="N", help="images whose objects are "
-        "followed to their cells, drawn at random (default: %(default)s)")  # fmt: skip
+    add("--json-only", action="store_true", help="do not open images")
+    add("--objects", type=_count, default=5000, metavar="N", help="maximum number of "
+        "images whose objects are assigned to cells (default: %(default)s)")  # fmt: skip
     add("--workers", type=_count, default=num_workers(), metavar="N", help="processes that open "
         "images (default: %(default)s)")  # fmt: skip
     add_dataset_arguments(parser)
-    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the config")
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides")
     return parser.parse_args(argv)
 
 

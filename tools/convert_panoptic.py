@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-r"""Convert COCO's panoptic format to what training needs: instances and stuff maps.
+r"""Convert COCO's panoptic format to instances and stuff maps for training.
 
     python tools/convert_panoptic.py --json my/panoptic.json --png-dir my/panoptic
     python tools/convert_panoptic.py --json coco/annotations/panoptic_train2017.json \
         --png-dir coco/panoptic_train2017 --output coco/panoptic_stuff_train2017 --stuff-only
 
-The first writes instances.json and stuff/*.png to a folder beside the PNGs. Training does the same
-by itself where it is not done; the command also takes other folders. The second writes the stuff
-maps of Detectron2's coco_2017_train_panoptic_separated. What is wrong in the files is named, and
-then nothing is written; the exit code is 2.
+The first writes instances.json and stuff/*.png to a folder beside the PNGs. Training does this
+automatically; the command also accepts other folders. The second writes the stuff maps of
+Detectron2's coco_2017_train_panoptic_separated. Errors in the files are reported; then nothing is
+written and the exit code is 2.
 """
 
 import argparse
@@ -29,15 +29,19 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--json", required=True, metavar="FILE", help="panoptic json")
+    add("--json", required=True, metavar="FILE", help="panoptic JSON")
     add("--png-dir", required=True, metavar="DIR", help="folder of its PNGs")
-    add("--images", metavar="DIR", help="folder of the images, where they lie in its subfolders")
-    add("--output", metavar="DIR", help="default: the folder of the PNGs with _converted behind it")
-    add("--force", action="store_true", help="convert again, as after a change of the PNGs")
-    add("--stuff-only", action="store_true", help="write the stuff maps alone, right into --output")
+    add("--images", metavar="DIR", help="folder of the images, if they are in subfolders")
+    add("--output", metavar="DIR", help="default: the PNG folder with suffix _converted")
+    add("--force", action="store_true", help="convert again, for example after the PNGs changed")
+    add(
+        "--stuff-only",
+        action="store_true",
+        help="write only the stuff maps, directly into --output",
+    )
     args = parser.parse_args(argv)
     if args.stuff_only and (not args.output or args.force or args.images):
-        parser.error("--stuff-only needs --output, and goes without --force and --images")
+        parser.error("--stuff-only needs --output, and excludes --force and --images")
     return args
 
 

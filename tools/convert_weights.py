@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Convert weights of other projects to a checkpoint of this one, and write its config beside it.
+"""Convert weights of other projects to a checkpoint of this one, and write its config.
 
     python tools/convert_weights.py SOLOv2_R50_3x.pth solov2.pth
     python demo/demo.py --config-file solov2.yaml --input photo.jpg --output found.jpg
 
-Formats, recognised by the names in the file: AdelaiDet, the SOLO authors' code, mmdetection 2 and
-3, Detectron2, torchvision and timm. MODEL.WEIGHTS takes all of them as they are; converting shows
-what was mapped, and finds the config. Nothing that a file holds is run. When something does not
-fit, nothing is written and the exit code is 2.
+Formats, detected from the parameter names: AdelaiDet, the SOLO authors' code, mmdetection 2 and 3,
+Detectron2, torchvision and timm. MODEL.WEIGHTS accepts all of them unconverted; converting shows
+the mapping and determines the config. No code in the file is run. If something does not fit,
+nothing is written and the exit code is 2.
 """
 
 import argparse
@@ -28,28 +28,19 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = command_parser(__doc__)
     add = parser.add_argument
-    add("input", metavar="INPUT", help="file of weights, or its URL")
-    add("output", metavar="OUTPUT.pth", help="checkpoint to write; the config ends in .yaml")
-    add(
-        "--config-file",
-        metavar="FILE",
-        help="config for what the weights do not decide; default: the nearest of configs/coco",
-    )
-    add(
-        "--allow",
-        metavar="PATTERN",
-        action="append",
-        default=[],
-        help="parameters that may be missing, left over or of another shape, as in "
-        "'head.class_logits.*'; may be given several times",
-    )
+    add("input", metavar="INPUT", help="weights file or URL")
+    add("output", metavar="OUTPUT.pth", help="checkpoint to write; the config gets .yaml")
+    add("--config-file", metavar="FILE", help="config for settings that the weights do not "
+        "determine; default: the most similar of configs/coco")  # fmt: skip
+    add("--allow", metavar="PATTERN", action="append", default=[], help="parameters that may be "
+        "missing, unexpected or of another shape, such as 'head.*'; repeatable")  # fmt: skip
     return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
     if Path(args.input).resolve() == Path(args.output).resolve():
-        raise ConfigError(f"{args.output} is the input: choose another name")
+        raise ConfigError(f"{args.output} is the input: choose another output")
     plan = plan_conversion(args.input, args.config_file, allow=args.allow)
     config = write_conversion(plan, args.output)
     for line in plan.report():

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-r"""Draw the mask that each cell of a level predicts, beside the result (SOLO paper, figure 4).
+r"""Draw the mask that each cell of a level predicts, and the result (SOLO paper, figure 4).
 
     python tools/draw_activations.py --config-file output/quickstart/config.yaml \
         --weights output/quickstart/model_final.pth --input photo.jpg --output cells.png
     python tools/draw_activations.py --config-file output/quickstart/config.yaml \
         --weights output/quickstart/model_final.pth --dataset shapes_val --count 8 --output cells
 
-The exit code is 2 if something is missing or can't be used.
+The exit code is 2 if something is missing or cannot be used.
 """
 
 import argparse
@@ -26,12 +26,7 @@ from detectron2.data import DatasetCatalog  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 
 from solo_d2 import ConfigError, ImageError, Predictor  # noqa: E402
-from solo_d2.api.images import (  # noqa: E402
-    expand_inputs,
-    plan_overlays,  # noqa: E402
-    read_image,
-    save_image,
-)
+from solo_d2.api.images import expand_inputs, plan_overlays, read_image, save_image  # noqa: E402
 from solo_d2.api.loading import make_config  # noqa: E402
 from solo_d2.data.catalog import check_datasets, register_datasets_of_config  # noqa: E402
 from solo_d2.data.unique_names import unique_names  # noqa: E402
@@ -54,15 +49,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", nargs="+", metavar="PATH", help="image files, folders, globs")
-    source.add_argument("--dataset", metavar="NAME", help="take images of a registered data set")
-    add("--count", type=positive, default=1, metavar="N", help="how many; default: 1")
+    source.add_argument("--dataset", metavar="NAME", help="use images of a registered data set")
+    add("--count", type=positive, default=1, metavar="N", help="number of images; default: 1")
     add("--output", required=True, metavar="PATH", help="folder, or a PNG or JPG for one image")
     add("--level", help="index or feature of the level; default: that of the most instances")
     add("--tile", type=positive, metavar="PIXELS", help="longer side of a cell's mask")
-    add("--score-threshold", type=probability, metavar="P", help="class score above which cells "
-        "are framed; default: MODEL.SOLO.SCORE_THRESH_TEST")  # fmt: skip
+    add("--score-threshold", type=probability, metavar="P", help="minimum class score of "
+        "framed cells; default: MODEL.SOLO.SCORE_THRESH_TEST")  # fmt: skip
     add("--confidence-threshold", type=probability, default=0.3, metavar="P",
-        help="least score of the instances in the result")  # fmt: skip
+        help="minimum score of instances in the result")  # fmt: skip
     return parser.parse_args(argv)
 
 

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-r"""Draw how SOLO works on an image of a data set: targets, scores, kernels and masks, mask NMS.
+r"""Draw how SOLO processes an image of a data set: targets, scores, kernels and masks, mask NMS.
 
     python tools/draw_method.py --config-file output/quickstart/config.yaml \
         --weights output/quickstart/model_final.pth --dataset shapes_val --index 3 --output method
     python tools/draw_method.py --config-file configs/coco/solov2_R50_3x.yaml \
         --dataset coco_2017_val --output method --pictures targets center
 
-Targets and centre need no weights. Each picture is a JPG of its name in the folder. The exit code
-is 2 if something is missing or can't be used.
+"targets" and "center" need no weights. Each picture is a JPG. The exit code is 2 if something is
+missing or cannot be used.
 """
 
 import argparse
@@ -41,7 +41,7 @@ from solo_d2.utils.commands import run_command  # noqa: E402
 from tools.arguments import model_parser  # noqa: E402
 from tools.figures.method import PICTURES, make_scene  # noqa: E402
 
-# Pictures of the ground truth alone.
+# Pictures of the ground truth only.
 WITHOUT_WEIGHTS = {"targets", "center"}
 
 
@@ -49,17 +49,17 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = model_parser(__doc__, device=False)
     add = parser.add_argument
-    add("--dataset", required=True, metavar="NAME", help="registered data set, or of the config")
-    add("--index", type=int, default=0, metavar="N", help="of the image in it; default: 0")
+    add("--dataset", required=True, metavar="NAME", help="data set, registered or of the config")
+    add("--index", type=int, default=0, metavar="N", help="index of the image; default: 0")
     add("--output", type=Path, required=True, metavar="DIR", help="folder of the pictures")
     add("--pictures", nargs="+", choices=sorted(PICTURES), metavar="NAME",
-        help=f"some of {', '.join(PICTURES)}; default: all that can be drawn")  # fmt: skip
+        help=f"from {', '.join(PICTURES)}; default: all that --weights allows")  # fmt: skip
     args = parser.parse_args(argv)
     if args.pictures is None:
         args.pictures = [name for name in PICTURES if args.weights or name in WITHOUT_WEIGHTS]
     needing = sorted(set(args.pictures) - WITHOUT_WEIGHTS)
     if needing and not args.weights:
-        parser.error(f"{', '.join(needing)} show what a trained model does: give --weights")
+        parser.error(f"{', '.join(needing)} show a trained model: add --weights")
     return args
 
 

@@ -1,14 +1,13 @@
-r"""Export a trained model, if the export finds what the model finds.
+r"""Export a trained model and check that the export gives the same results.
 
     python tools/export_model.py --config-file output/quickstart/config.yaml \
         --weights output/quickstart/model_final.pth --format onnx --output model.onnx
 
-The file holds everything from the bytes of an image to masks at the size of the output, and all
-settings as metadata; solo_d2/export/runner.py runs it. Before it is written, model and export are
-compared on real images: those of --check-images; or all of --check-dataset, then mask AP too; or
-the first ones of DATASETS.TEST. Two of them are run once more as a batch of different sizes,
-together with an empty image. If the two disagree nothing is written and the exit code is 1; it is 2
-if nothing could be started.
+The file contains everything from the bytes of an image to masks at the output size, with all
+settings as metadata; solo_d2/export/runner.py runs it. Model and export are compared on the images
+of --check-images, on all of --check-dataset with mask AP, or on the first images of DATASETS.TEST,
+and on a batch of different sizes with an empty image. If they disagree, nothing is written and the
+exit code is 1; it is 2 if nothing could be started.
 """
 
 import argparse
@@ -45,7 +44,7 @@ from solo_d2.utils.commands import run_command  # noqa: E402
 from solo_d2.utils.files import whole_file  # noqa: E402
 from tools.arguments import model_parser  # noqa: E402
 
-# Images of DATASETS.TEST that are compared where none are named.
+# Images of DATASETS.TEST to compare by default.
 DEFAULT_IMAGES = 20
 
 
@@ -55,18 +54,26 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--format", choices=sorted(FORMATS), default="onnx", help="default: onnx; aoti is a package"
         " compiled for the CPU of this machine")  # fmt: skip
-    add("--output", type=Path, required=True, metavar="FILE", help=".onnx; of the others .pt2")
+    add(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help=".onnx, or .pt2 for the other formats",
+    )
     add("--half", action="store_true", help="backbone and head in float16")
-    add("--topk", type=int, metavar="N", help="candidates of an image whose masks are made; "
+    add("--topk", type=int, metavar="N", help="maximum number of candidates per image with masks; "
         "default: MODEL.SOLO.PRE_NMS_TOPK")  # fmt: skip
-    add("--soft-masks", action="store_true", help="leave the last resize to the runner: less "
-        "memory where the output is large")  # fmt: skip
+    add("--soft-masks", action="store_true", help="resize masks in the runner, which saves memory "
+        "for large outputs")  # fmt: skip
     checks = parser.add_mutually_exclusive_group()
     checks.add_argument("--check-images", nargs="+", metavar="PATH", help="files, folders, globs")
-    checks.add_argument("--check-dataset", metavar="NAME", help="compare mask AP on it too")
+    checks.add_argument(
+        "--check-dataset", metavar="NAME", help="data set to compare on, with mask AP"
+    )
     args = parser.parse_args(argv)
     if args.output.suffix != EXTENSIONS[args.format]:
-        parser.error(f"--output of --format {args.format} must end in {EXTENSIONS[args.format]}")
+        parser.error(f"--output for --format {args.format} must end in {EXTENSIONS[args.format]}")
     if args.topk is not None and args.topk < 1:
         parser.error("--topk must be at least 1")
     return args
@@ -90,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
             if faults:
                 raise _DisagreementError("\n  ".join(faults))
     except _DisagreementError as faults:
-        message = f"the export disagrees, {args.output} is not written:\n  {faults}"
+        message = f"the export disagrees with the model, {args.output} is not written:\n  {faults}"
         print(f"export_model: {message}", file=sys.stderr)
         return 1
     print(f"{args.output}: {size:.1f} MiB, {args.format}, {info.precision}")
@@ -111,13 +118,13 @@ def choose_inputs(args: argparse.Namespace, cfg: CfgNode) -> Iterable[list[dict[
     register_datasets_of_config(cfg)
     name = args.check_dataset or next(iter(cfg.DATASETS.TEST), None)
     if name is None:
-        raise ConfigError("DATASETS.TEST is empty: name images to compare on by --check-images")
+        raise ConfigError("DATASETS.TEST is empty: add --check-images")
     try:
         check_datasets([name])
     except DatasetError as error:
         if args.check_dataset:
             raise
-        raise DatasetError(f"{error}. Or name images to compare on by --check-images") from error
+        raise DatasetError(f"{error}. Or add --check-images") from error
     loader = Trainer.build_test_loader(cfg, name)
     if args.check_dataset:
         return loader
@@ -160,8 +167,8 @@ def compare(
     faults = agreement.faults()
     if faults and agreement.most_candidates > detector.info.topk:
         faults.append(
-            f"an image has {agreement.most_candidates} candidates, but masks of "
-            f"{detector.info.topk} are made: --topk {agreement.most_candidates} makes all"
+            f"an image has {agreement.most_candidates} candidates, but the export makes masks of "
+            f"{detector.info.topk}: use --topk {agreement.most_candidates}"
         )
     if aps:
         ap, exported_ap = aps

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-r"""Make train.json and val.json in COCO format of a folder of images and their labels.
+"""Convert a folder of images and labels to train.json and val.json in COCO format.
 
     python tools/labels_to_coco.py --images my/images --labels my/labels --output my
     python tools/labels_to_coco.py --images stage1_train --class-name nucleus --output nuclei
     python tools/labels_to_coco.py --example 150 --images my/images --labels my/labels --output my
 
-Labels are labelme's json files (labels/street.json for street.jpg), or a PNG mask for each object
-(labels/street/car_1.png: class, _, anything); which one is seen image by image. The second command
-reads a folder for each image, with images/ and masks/, as the 2018 Data Science Bowl has it; give
-the same --images to training. The third one first fills both folders with generated images and
-masks, to try what follows. Nothing is written when a label cannot be used; the exit code is then 2.
+Labels are labelme JSON files (labels/street.json for street.jpg), or a PNG mask per object
+(labels/street/car_1.png: class, _, anything), detected per image. The second command reads a folder
+per image, with images/ and masks/, as in the 2018 Data Science Bowl; use the same --images for
+training. The third one first fills both folders with generated images and masks. If a label cannot
+be used, nothing is written and the exit code is 2.
 """
 
 import argparse
@@ -45,23 +45,23 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--images", type=Path, required=True, metavar="DIR", help="folder of the images")
     add("--labels", type=Path, metavar="DIR", help="folder of the labels; default: --images")
-    add("--output", type=Path, required=True, metavar="DIR", help="folder of the two json files")
+    add("--output", type=Path, required=True, metavar="DIR", help="folder of the two JSON files")
     add("--val-fraction", type=float, default=0.2, metavar="F", help="share of val; default: 0.2")
-    add("--class-name", metavar="NAME", help="class of all objects, for a folder of each image")
+    add("--class-name", metavar="NAME", help="class of all objects, for a folder per image")
     add("--example", type=int, metavar="N", help="generate N labelled images first")
     args = parser.parse_args(argv)
     folders = args.labels is None and has_folder_for_each_image(args.images)
     if folders and not args.class_name:
-        parser.error(f"{args.images} has a folder for each image: name the class by --class-name")
+        parser.error(f"{args.images} has a folder per image: add --class-name")
     if args.class_name and not folders:
-        parser.error("--class-name needs --images with a folder for each image, and no --labels")
+        parser.error("--class-name needs --images with a folder per image, and no --labels")
     args.labels = args.labels or args.images
     if not 0 < args.val_fraction < 1:
         parser.error("--val-fraction must be between 0 and 1")
     if args.example is not None and args.example < 2:
         parser.error("--example must be at least 2")
     if args.example and args.labels == args.images:
-        parser.error("--example needs a folder of its own for --labels")
+        parser.error("--example needs a separate folder for --labels")
     return args
 
 
@@ -69,7 +69,7 @@ def write_example(images: Path, labels: Path, count: int) -> None:
     """Fill two new folders with generated images and a mask for each object."""
     for folder in (images, labels):
         if folder.exists():
-            raise DatasetError(f"--example: {folder} exists; name folders that do not")
+            raise DatasetError(f"--example: {folder} exists; choose new folders")
     with (
         only_writer(images),
         only_writer(labels),

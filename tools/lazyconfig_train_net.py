@@ -5,8 +5,8 @@ r"""Train or evaluate a SOLO model of a lazy config (docs/training.md).
     python tools/lazyconfig_train_net.py --config-file configs/lazy/solov2_R50_1x.py \
         --eval-only train.init_checkpoint=FILE
 
-What comes last changes the config: path.of.key=value. A lazy config is a Python program that is
-run: do not load any from untrusted sources.
+Overrides come last: path.of.key=value. A lazy config is a Python program: do not load one from an
+untrusted source.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> Any:
     """Run one process of the job."""
     if not Path(args.config_file).is_file():
-        raise ConfigError(f"--config-file {args.config_file or '(none)'} is not there")
+        raise ConfigError(f"--config-file {args.config_file or '(none)'} does not exist")
     with refusing(f"The lazy config {args.config_file}, changed by {args.opts},"):
         lazy = LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
     cfg = trainer_config(lazy)
@@ -59,7 +59,7 @@ def main(args: argparse.Namespace) -> Any:
         reserve(cfg.OUTPUT_DIR)
     begun = copy.deepcopy(lazy)
     if args.eval_only and holds_training(cfg.OUTPUT_DIR):
-        begun.train.output_dir = None  # or the training's config.yaml would be replaced
+        begun.train.output_dir = None  # keep config.yaml of the training
     default_setup(begun, args)
     shorten_log_errors()
     with naming(cfg.OUTPUT_DIR):

@@ -1,4 +1,4 @@
-"""Hooks of mkdocs: pages from outside of docs/, and links to the project's files."""
+"""mkdocs hooks: pages from outside of docs/, and links to files of the project."""
 
 import os
 import re

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Rewrite the tables of configs/README.md and README.md: sizes of models, published results."""
+"""Update the tables of configs/README.md and README.md: model sizes, published results."""
 
 import argparse
 import sys
@@ -19,13 +19,8 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         description=f"{__doc__}\n\n{complexity.__doc__}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--configs",
-        type=Path,
-        default=Path("configs"),
-        metavar="DIR",
-        help="with README.md and published.json (default: configs)",
-    )
+    parser.add_argument("--configs", type=Path, default=Path("configs"), metavar="DIR",
+        help="folder with README.md and published.json (default: configs)")  # fmt: skip
     return parser.parse_args(argv)
 
 

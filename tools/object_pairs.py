@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Count how many pairs of objects of an image location and size tell apart (SOLO, section 1).
+"""Count pairs of objects that location or size distinguishes (SOLO, section 1).
 
     python tools/object_pairs.py datasets/coco/annotations/instances_val2017.json
 
-SOLO's motivation: on COCO's val2017 98.3 % of all pairs have centres more than 30 pixels apart, and
-of the others 40.5 % differ in size by more than 1.5 times. Centres are those of the boxes, size is
-sqrt(width * height); crowd regions are ignored. The remaining pairs compete for the same cells
-(MODEL.SOLO.CELL_CONFLICT).
+On COCO val2017 98.3 % of all pairs in an image have centres more than 30 pixels apart, and 40.5 %
+of the others differ in size by more than 1.5 times; the remaining pairs compete for the same cells
+(MODEL.SOLO.CELL_CONFLICT). Centres are box centres, size is sqrt(width * height); crowd regions are
+ignored.
 """
 
 import argparse
@@ -43,9 +43,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("json", type=Path, metavar="FILE", help="instances in COCO's format")
+    add("json", type=Path, metavar="FILE", help="instances in COCO format")
     add("--distance", type=float, default=30.0, help="pixels (default: %(default)s)")
-    add("--ratio", type=float, default=1.5, help="of sizes (default: %(default)s)")
+    add("--ratio", type=float, default=1.5, help="size ratio (default: %(default)s)")
     return parser.parse_args(argv)
 
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Draw learning curves of trainings side by side, from the metrics.json in their output folders.
+r"""Plot learning curves of trainings from the metrics.json in their output folders.
 
     python tools/plot_metrics.py output/solov2 output/mask_rcnn --keys total_loss segm/AP \
         --output curves.png
 
-A key gets a panel of its own, a training a line of its own.
+Draws a panel per key and a line per training.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("folders", nargs="+", type=Path, help="output folders of trainings")
     parser.add_argument("--keys", nargs="+", default=["total_loss", "segm/AP"], metavar="KEY")
-    parser.add_argument("--names", nargs="+", metavar="NAME", help="default: the folders' names")
+    parser.add_argument("--names", nargs="+", metavar="NAME", help="default: folder names")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=".png or .jpg")
     args = parser.parse_args(argv)
     if args.names and len(args.names) != len(args.folders):
@@ -50,7 +50,7 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
         try:
             metrics.append(json.loads(line))
         except ValueError:
-            # A training that is going on, or was killed, may have written part of its last line.
+            # The last line may be incomplete if the training runs or was killed.
             if number < len(lines):
                 raise ConfigError(f"{file}, line {number} is not JSON") from None
     return metrics
@@ -70,7 +70,7 @@ def plot(runs: dict[str, list[dict[str, float]]], keys: Sequence[str]) -> Figure
         curves = {name: curve(metrics, key) for name, metrics in runs.items()}
         if not any(values for _, values in curves.values()):
             known = sorted({name for metrics in runs.values() for line in metrics for name in line})
-            raise ConfigError(f"no training has {key!r}; there are {', '.join(known)}")
+            raise ConfigError(f"no training has {key!r}; choose from {', '.join(known)}")
         for name, (iterations, values) in curves.items():
             axes.plot(iterations, values, label=name, marker="." if len(values) < 20 else None)
         axes.set(title=key, xlabel="iteration")

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Plot speed against mask AP of the published models (SOLOv2 paper, figure 1a; SOLO, table 6).
+"""Plot speed and mask AP of the published models (SOLOv2 paper, figure 1a; SOLO, table 6).
 
     python tools/plot_published.py --output speed_accuracy.png
 
-Times are the authors', of an image on a V100; configs/published.json has all of them.
+Times per image on a V100 are from the authors; see configs/published.json.
 """
 
 import argparse
@@ -33,9 +33,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=".png or .jpg")
-    parser.add_argument(
-        "--configs", type=Path, default=configs_folder(), metavar="DIR", help="with published.json"
-    )
+    parser.add_argument("--configs", type=Path, default=configs_folder(), metavar="DIR")
     return parser.parse_args(argv)
 
 
@@ -67,15 +65,9 @@ def plot(published: Published) -> Figure:
     for name, points in speeds(published).items():
         (line,) = axes.plot(*zip(*points.values(), strict=True), marker="o", label=name)
         for label, point in points.items():
-            axes.annotate(
-                label,
-                point,
-                (4, -9),
-                fontsize=6,
-                textcoords="offset points",
-                color=line.get_color(),
-            )
-    axes.set(xlabel="ms an image, V100", ylabel="mask AP, COCO val2017", xscale="log")
+            style = {"fontsize": 6, "textcoords": "offset points", "color": line.get_color()}
+            axes.annotate(label, point, (4, -9), **style)
+    axes.set(xlabel="ms per image, V100", ylabel="mask AP, COCO val2017", xscale="log")
     ticks = (20, 30, 50, 100, 150)
     axes.set_xticks(ticks, labels=map(str, ticks))
     axes.minorticks_off()
@@ -87,7 +79,6 @@ def plot(published: Published) -> Figure:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     args = parse_args(argv)
-
     return run_command(
         "plot_published", lambda: save_figure(plot(read_published(args.configs)), args.output)
     )

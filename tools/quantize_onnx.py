@@ -1,12 +1,12 @@
-r"""Make 8-bit convolutions of an exported model, for the CPU, and say what that costs.
+r"""Quantize the convolutions of an exported model to 8 bits for the CPU, and measure the accuracy.
 
     python tools/quantize_onnx.py --config-file output/quickstart/config.yaml \
         --model model.onnx --output model-int8.onnx
 
-Scales are taken from images of --calibration-dataset (the first of DATASETS.TRAIN), or in each run
-anew with --dynamic. Both files are then evaluated on --check-dataset (the first of DATASETS.TEST).
-If the figure drops by more than --most-drop nothing is written and the exit code is 1; it is 2 if
-nothing could be started.
+Scales are calibrated on --calibration-dataset (default: first of DATASETS.TRAIN), or computed in
+each run with --dynamic. Both files are evaluated on --check-dataset (default: first of
+DATASETS.TEST). If the metric drops by more than --most-drop, nothing is written and the exit code
+is 1; it is 2 if nothing could be started.
 """
 
 import argparse
@@ -47,17 +47,21 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = command_parser(__doc__)
     add = parser.add_argument
-    add("--config-file", required=True, metavar="FILE", help="of the exported model")
-    add("--model", type=Path, required=True, metavar="FILE", help="float32, by export_model.py")
+    add("--config-file", required=True, metavar="FILE", help="config of the exported model")
+    add(
+        "--model", type=Path, required=True, metavar="FILE", help="float32 model of export_model.py"
+    )
     add("--output", type=Path, required=True, metavar="FILE", help=".onnx")
-    add("--dynamic", action="store_true", help="find the scales of inputs in each run")
+    add("--dynamic", action="store_true", help="compute the scales of inputs in each run")
     add("--reduce-range", action="store_true", help="7-bit weights, for processors without VNNI")
     add("--calibration-dataset", metavar="NAME")
     add("--calibration-images", type=int, default=CALIBRATION_IMAGES, metavar="N",
-        help="how many of them (%(default)s)")  # fmt: skip
+        help="number of images (%(default)s)")  # fmt: skip
     add("--check-dataset", metavar="NAME")
     add("--most-drop", type=float, default=1.0, metavar="PERCENT", help="(%(default)s)")
-    add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="of the config")
+    add(
+        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config overrides"
+    )
     args = parser.parse_args(argv)
     if args.output.suffix != ".onnx":
         parser.error("--output must end in .onnx")
@@ -69,7 +73,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def choose_dataset(given: str | None, listed: Sequence[str], option: str, key: str) -> str:
     """Return the data set of an option or else of a key, and check that it exists."""
     if not given and not listed:
-        raise ConfigError(f"{key} is empty: name a data set by {option}")
+        raise ConfigError(f"{key} is empty: add {option}")
     name = given or listed[0]
     check_datasets([name])
     return name
@@ -115,8 +119,8 @@ def run(args: argparse.Namespace) -> int:
                 raise _TooInexact
     except _TooInexact:
         print(
-            f"quantize_onnx: more than --most-drop {args.most_drop} is lost, {args.output} is not "
-            "written",
+            f"quantize_onnx: the metric drops by more than --most-drop {args.most_drop}, "
+            f"{args.output} is not written",
             file=sys.stderr,
         )
         return 1

@@ -1,10 +1,10 @@
-"""Repeat a step of training that came to infinity or NaN, and find where they begin.
+"""Repeat a training step that produced non-finite values, and locate their origin.
 
     python tools/replay_step.py output/bad_step_0001234.pth
 
-The file is what the training wrote when it stopped; nothing in it is run as code. Printed are the
-loss terms, the first module whose output is not finite, and the parameters whose gradients are not.
-Exit code: 0, everything was finite this time; 1, something was not; 2, the file cannot be used.
+The training writes the file when it stops; no code in it is run. Prints the loss terms, the first
+module with a non-finite output, and the parameters with non-finite gradients. Exit codes: 0 all
+values were finite this time, 1 some were not, 2 the file cannot be used.
 """
 
 import argparse
@@ -28,14 +28,10 @@ from tools.arguments import command_parser  # noqa: E402
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = command_parser(__doc__)
-    parser.add_argument("file", help="bad_step_*.pth of the training's OUTPUT_DIR")
+    parser.add_argument("file", help="bad_step_*.pth in OUTPUT_DIR of the training")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
-    parser.add_argument(
-        "--lazy-config",
-        metavar="FILE",
-        help="of a training by tools/lazyconfig_train_net.py: its "
-        "config.yaml, or the .py file; run as code",  # fmt: skip
-    )
+    parser.add_argument("--lazy-config", metavar="FILE", help="config.yaml or .py file of "
+        "a training by tools/lazyconfig_train_net.py; run as code")  # fmt: skip
     return parser.parse_args(argv)
 
 

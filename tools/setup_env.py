@@ -1,7 +1,7 @@
 """Create or update the virtual environment: `make setup`, or `python tools/setup_env.py`.
 
-Reads the variables that `make help` describes from the environment. A variable that is not given
-keeps the value that the environment was made with. An environment that is up to date costs no time.
+Reads the variables of `make help` from the environment; others keep the values that the environment
+was created with. Does nothing if the environment is up to date.
 """
 
 import fcntl
@@ -27,13 +27,13 @@ DEFAULTS = {
     "PANOPTICAPI": "git+https://github.com/cocodataset/panopticapi.git"
     "@7bb4655548f98f3fedc07bf37e9040a992b054b0",
 }
-# The files that decide, beside the variables, what is installed.
+# Files that determine the installation, in addition to the variables.
 INPUTS = ("constraints.txt", "pyproject.toml", "setup.py", ".pre-commit-config.yaml", __file__)
 BUILD_TOOLS = ("pip", "setuptools", "wheel", "ninja")
-# torch and the packages whose versions it dictates.
+# torch and the packages whose versions depend on it.
 TORCH_PACKAGES = {"torch", "torchvision", "filelock", "fsspec", "jinja2", "markupsafe", "mpmath"}
 TORCH_PACKAGES |= {"networkx", "sympy", "typing-extensions"}
-# As sitecustomize.py, makes setuptools build no C++ extension.
+# sitecustomize.py that disables C++ extensions in setuptools.
 NO_EXTENSIONS = """import setuptools
 setup = setuptools.setup
 setuptools.setup = lambda **kwargs: setup(**{**kwargs, "ext_modules": []})

@@ -1,15 +1,14 @@
 #!/usr/bin/env python3
-"""Evaluate published checkpoints with their configs, beside the AP that was published for them.
+"""Evaluate published checkpoints with their configs, and compare with the published AP.
 
     python tools/verify_published.py weights/ datasets/coco --output verified.json
 
-Reads every .pth, .pkl and .safetensors file of the folder, in the format of the authors' code,
-AdelaiDet or mmdetection. The weights tell the model; the schedule (1x, 3x or 6x) is read from the
-file's name, such as SOLOv2_R50_3x.pth or solo_r50_fpn_1x_coco.pth. COCO is the folder that has
+Reads all .pth, .pkl and .safetensors files of the folder, in the format of the authors' code,
+AdelaiDet or mmdetection. The weights determine the model; the file name must contain the schedule
+(1x, 3x or 6x), such as SOLOv2_R50_3x.pth or solo_r50_fpn_1x_coco.pth. The folder of COCO has
 annotations/instances_val2017.json and val2017/.
 
-The exit code is 0 if all checkpoints were evaluated, 1 if some could not be, 2 if nothing could be
-done.
+Exit codes: 0 all checkpoints were evaluated, 1 some failed, 2 nothing could be done.
 """
 
 import argparse
@@ -53,7 +52,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("weights", type=Path, metavar="WEIGHTS_FOLDER", help="folder of checkpoints")
     add("coco", type=Path, metavar="COCO", help="folder of COCO")
-    add("--device", help="cpu or cuda; default: cuda where there is one")
+    add("--device", help="cpu or cuda; default: cuda if available")
     add("--output", type=Path, metavar="FILE", help="write the results as JSON")
     return parser.parse_args(argv)
 
@@ -76,9 +75,9 @@ def config_of(file: Path, published: Published) -> str:
     found = [x for x in schedules if x in named] or (schedules if not named else [])
     if len(found) != 1:
         raise ConfigError(
-            f"{file}: no result of a model like {model} was published"
+            f"{file}: no result is published for a model like {model}"
             if not schedules
-            else f"{file}: the name must say the schedule, one of {', '.join(schedules)}"
+            else f"{file}: the file name must contain the schedule, one of {', '.join(schedules)}"
         )
     return f"{model}_{found[0]}"
 
@@ -92,11 +91,8 @@ def verify(file: Path, config: str, args: argparse.Namespace) -> dict[str, float
         images, annotations = dataset_paths(args.coco)
         cfg.DATASETS.COCO_FORMAT = [[DATASET, str(annotations), str(images)]]
         cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (), (DATASET,)
-        cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE, cfg.OUTPUT_DIR = (
-            str(file),
-            choose_device(args.device),
-            folder,
-        )
+        cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE = str(file), choose_device(args.device)
+        cfg.OUTPUT_DIR = folder
         register_datasets_of_config(cfg)
         cfg.freeze()
         metrics: dict[str, Any] = evaluate(cfg)["segm"]
@@ -108,7 +104,7 @@ def dataset_paths(coco: Path) -> tuple[Path, Path]:
     paths = coco / "val2017", coco / "annotations/instances_val2017.json"
     for path in paths:
         if not path.exists():
-            raise DatasetError(f"There is no {path}: COCO must be the folder of COCO 2017")
+            raise DatasetError(f"{path} does not exist: COCO must be the folder of COCO 2017")
     return paths
 
 
@@ -125,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
             result["config"] = config = config_of(file, published)
             result["metrics"] = verify(file, config, args)
             result["published"] = published.find(config)
-        except ConfigError as error:  # of one file; the others are not lost
+        except ConfigError as error:  # continue with the other files
             result["error"] = str(error)
             logging.getLogger("solo_d2").error("%s", error)
         if args.output:
@@ -135,7 +131,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _row(result: dict[str, Any]) -> dict[str, str]:
-    """Return a row of the table."""
     ours, theirs = result.get("metrics", {}).get("AP"), result.get("published")
     known = ours is not None and theirs is not None
     return {

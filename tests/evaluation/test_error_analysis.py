@@ -336,7 +336,10 @@ def test_command_with_a_model(dataset, tmp_path, capsys):
     [
         (("--predictions", "nowhere.json"), "nowhere.json cannot be read"),
         (("--predictions", "x", "--dataset", "errors_vla"), "Close names: errors_val"),
-        (("--predictions", "x", "--opts", "DATASETS.TEST", "()"), "name a data set by --dataset"),
+        (
+            ("--predictions", "x", "--opts", "DATASETS.TEST", "()"),
+            "DATASETS.TEST is empty: add --dataset",
+        ),
         (("--weights", "nowhere.pth"), "nowhere.pth does not exist"),
     ],
 )

@@ -115,7 +115,7 @@ def test_an_export_that_disagrees_is_not_written(export, images, tmp_path, monke
 
 def test_too_few_candidates_are_explained(export, images, tmp_path, capsys):
     assert export(*images, "--topk", "9") == 1
-    assert "masks of 9 are made: --topk " in capsys.readouterr().err
+    assert "masks of 9: use --topk " in capsys.readouterr().err
     assert list((tmp_path / "out").iterdir()) == []
 
 

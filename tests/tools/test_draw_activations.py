@@ -189,7 +189,9 @@ def test_levels_are_named_by_index_or_feature(sure_model):
     head = sure_model.head
     assert [find_level(head, name) for name in ("0", "4", "p2", "p5")] == [0, 4, 0, 3]
     for name in ("5", "-1", "p7", ""):
-        with pytest.raises(ConfigError, match=r"no level '.*': choose one of 0 \(p2\), 1 \(p3\)"):
+        with pytest.raises(
+            ConfigError, match=r"'.*' does not exist: choose from 0 \(p2\), 1 \(p3\)"
+        ):
             find_level(head, name)
 
 
@@ -263,8 +265,8 @@ def test_images_of_a_data_set(model, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("args", "reason"),
     [
-        (("--level", "p9"), "no level 'p9': choose one of 0 (p2)"),
-        (("--tile", "9999"), "take tiles of at most"),
+        (("--level", "p9"), "'p9' does not exist: choose from 0 (p2)"),
+        (("--tile", "9999"), "use tiles of at most"),
         (("--input", "nowhere.png"), "No image file matches --input nowhere.png"),
         (("--opts", "MODEL.SOLO.NO", "1"), "MODEL.SOLO.NO"),
     ],

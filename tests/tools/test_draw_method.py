@@ -133,7 +133,7 @@ def test_nothing_found_is_said():
     model = tiny_model().eval()  # its class scores are about 0.01
     scene = method.make_scene(model, image())
     for name in ("kernels", "nms"):
-        with pytest.raises(ConfigError, match="finds nothing"):
+        with pytest.raises(ConfigError, match="no detections"):
             method.PICTURES[name](model, scene, NAMES)
 
 

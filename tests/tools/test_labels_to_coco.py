@@ -94,24 +94,24 @@ def test_labelme_shapes(folders):
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("{", "no json of labelme"),
-        ("[]", "no json of labelme"),
+        ("{", "not a labelme JSON"),
+        ("[]", "not a labelme JSON"),
         ('{"objects": []}', "no list 'shapes'"),
-        (labelme({"points": SQUARE}), "shape 0: it has no 'label'"),
-        (labelme(shape(" ", SQUARE)), "shape 0: it has no 'label'"),
-        (labelme(shape(["a"], SQUARE)), "shape 0: it has no 'label'"),
+        (labelme({"points": SQUARE}), "shape 0: 'label'"),
+        (labelme(shape(" ", SQUARE)), "shape 0: 'label'"),
+        (labelme(shape(["a"], SQUARE)), "shape 0: 'label'"),
         (labelme(5), "shape 0: it must be an object"),
         (labelme(shape("a", SQUARE), height=SIZE[1], width=SIZE[0]), "EXIF"),
         (labelme(shape("a", SQUARE), height=10), "10 x 30 pixels"),
         (labelme(shape("a", SQUARE[:2])), "a polygon of 2 points, labelled 'a', has no area"),
         (labelme(shape("a", SQUARE[:2], "line")), "a line of 2 points"),
         (labelme(shape("a", SQUARE, "linestrip")), "a linestrip of 4 points, .* has no area"),
-        (labelme(shape("a", SQUARE[:2], "ellipse")), "'ellipse' of 2 points, .* cannot be read"),
+        (labelme(shape("a", SQUARE[:2], "ellipse")), "'ellipse' of 2 points, .* is not supported"),
         (labelme(shape("a", [[2, 3], [9, 9], [2, 3], [2, 3]])), "labelled 'a', it has no area"),
         (labelme(shape("a", SQUARE, group=1), shape("a", SQUARE[:2], group=1)), "shape 1: .* 2 p"),
         (labelme(shape("a", [[0, "x"]])), "points cannot be read"),
-        (labelme(shape("a", [[0, float("nan")]] * 3)), "infinite"),
-        (labelme(shape("a", [[x + 100, y] for x, y in SQUARE])), "without a pixel"),
+        (labelme(shape("a", [[0, float("nan")]] * 3)), "non-finite"),
+        (labelme(shape("a", [[x + 100, y] for x, y in SQUARE])), "no pixels in the image"),
         (labelme(shape("a", SQUARE, "mask", mask="?")), "cannot be decoded"),
     ],
 )
@@ -183,7 +183,7 @@ def test_all_that_cannot_be_used_is_named_at_once(folders, tmp_path, capsys):
 
 
 MASKS = {
-    "has an object without a pixel": mask_image((0, 0, 0, 0)),
+    "is an empty mask": mask_image((0, 0, 0, 0)),
     "has 5 x 5 pixels.*20 x 30": Image.new("L", (5, 5), 1),
     "cannot be read": None,
 }
@@ -203,14 +203,16 @@ def test_refuses_masks(folders, reason):
 FOLDERS = {
     "does not exist": lambda images, labels: labels.rmdir(),
     "has no images": lambda images, labels: [file.unlink() for file in images.iterdir()],
-    r"c\.json: there is no image": lambda images, labels: (labels / "c.json").write_text(labelme()),
+    r"c\.json: no image has this name": lambda images, labels: (labels / "c.json").write_text(
+        labelme()
+    ),
     "several images are called a": lambda images, labels: Image.new("L", (3, 3)).save(
         images / "a.png"
     ),
     r"a\.jpg cannot be read as an image": lambda images, labels: (images / "a.jpg").write_text(
         "text"
     ),
-    "None of the images": lambda images, labels: None,
+    "No image has": lambda images, labels: None,
 }
 
 

@@ -158,7 +158,7 @@ def test_same_models_are_measured_once(folder, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda x: x["models"].update({"coco/c": []}), "no config coco/c"),
+        (lambda x: x["models"].update({"coco/c": []}), "not exist: coco/c"),
         (lambda x: x["others"]["a rival"][0].update(source="rumour"), "rumour"),
         (lambda x: x["others"]["a rival"][0].update(metrics={"AP": "29"}), "a rival"),
         (lambda x: x["others"]["a rival"][0].pop("split"), "split"),

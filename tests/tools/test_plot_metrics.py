@@ -45,7 +45,7 @@ def test_command_draws(tmp_path):
     ("text", "message"),
     [
         ('not json\n{"iteration": 1}\n', "metrics.json, line 1 is not JSON"),
-        ('{"iteration": 1, "lr": 0.1}\n', "no training has 'segm/AP'; there are iteration, lr"),
+        ('{"iteration": 1, "lr": 0.1}\n', "no training has 'segm/AP'; choose from iteration, lr"),
         (None, "metrics.json cannot be read: No such file"),
     ],
 )

@@ -1,1 +1,1 @@
-"""Rerunning the ablation tables of the papers; `tools/ablate.py` is the command."""
+"""Rerun the ablation tables of the papers; `tools/ablate.py` is the command."""

@@ -16,16 +16,16 @@ from tools.ablations.tables import METRICS, Setting, Table, read_tables, setting
 from tools.benchmarks.common import markdown_table
 
 DESCRIPTION = """\
-Rerun an ablation table of the papers and print it next to the paper's metrics.
+Rerun an ablation table of the papers and print it with the paper's metrics.
 
     python tools/ablate.py --list
     python tools/ablate.py coord --num-gpus 8                 as in the paper, on COCO
     python tools/ablate.py coord --quick --seeds 1 2 3        small models on generated images
     python tools/ablate.py coord --base-config my.yaml SOLVER.IMS_PER_BATCH 4
-    python tools/ablate.py nms --weights model_final.pth      evaluation alone
+    python tools/ablate.py nms --weights model_final.pth      evaluation only
 
-What is finished is not run again, and an interrupted training goes on. The exit code is 1 if a run
-failed, 2 if the command can't be carried out.
+Finished runs are reused, and interrupted trainings resume. The exit code is 1 if a run failed, 2 if
+the command cannot be executed.
 """
 
 
@@ -37,25 +37,29 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("words", nargs="*", metavar="TABLE", help="see --list; then overrides for all rows")
-    add("--list", action="store_true", help="list the tables and end")
-    add("--quick", action="store_true", help="on the generated data, with values of its scale")
-    add("--base-config", type=Path, metavar="FILE", help="put the rows onto this config")
+    add(
+        "words", nargs="*", metavar="TABLE", help="see --list; config overrides for all rows follow"
+    )
+    add("--list", action="store_true", help="list the tables and exit")
+    add("--quick", action="store_true", help="small models on generated images")
+    add("--base-config", type=Path, metavar="FILE", help="apply the rows to this config")
     add("--seeds", nargs="+", default=["1"], metavar="N", help="(default: 1)")
     add("--max-iter", type=positive, default=0, metavar="N", help="shorten the training")
-    add("--metric", choices=METRICS, default="AP", help="that is shown (default: AP)")
-    add("--weights", type=Path, metavar="FILE", help="trained model of a table of evaluations")
+    add("--metric", choices=METRICS, default="AP", help="metric to show (default: AP)")
+    add(
+        "--weights", type=Path, metavar="FILE", help="trained model for a table that only evaluates"
+    )
     add("--output", type=Path, default=Path("output/ablations"), metavar="DIR")
     add("--jobs", type=positive, default=1, metavar="N", help="parallel runs")
-    add("--num-gpus", type=positive, default=1, metavar="N", help="of one run")
-    add("--retrain", action="store_true", help="run again what is finished")
-    add("--dry-run", action="store_true", help="print the calls of train_net.py and end")
+    add("--num-gpus", type=positive, default=1, metavar="N", help="GPUs per run")
+    add("--retrain", action="store_true", help="repeat finished runs")
+    add("--dry-run", action="store_true", help="print the commands of train_net.py and exit")
     args = parser.parse_intermixed_args(argv)
-    # The option takes all words up to the next one, but overrides may follow the numbers.
+    # --seeds takes all words up to the next option, including overrides.
     numbers = list(itertools.takewhile(str.isdecimal, args.seeds))
     words = [*args.words, *args.seeds[len(numbers) :]]
     if not numbers:
-        parser.error(f"--seeds needs numbers, but is followed by {args.seeds[0]}")
+        parser.error(f"--seeds needs numbers, not {args.seeds[0]}")
     args.seeds = [int(number) for number in numbers]
     args.table, args.opts = words[0] if words else None, words[1:]
     return args
@@ -71,12 +75,12 @@ def main(argv: Sequence[str], launch: Launch | None = None) -> int:
             print(list_tables(tables.values()))
             return 0
         if args.table not in tables:
-            found = f"There is no table {args.table!r}" if args.table else "No table is named"
-            raise ConfigError(f"{found}: choose one of {', '.join(tables)}")
+            found = f"Unknown table {args.table!r}" if args.table else "No table is given"
+            raise ConfigError(f"{found}: choose from {', '.join(tables)}")
         try:
             return rerun(tables[args.table], args, launch)
         except (KeyboardInterrupt, Terminated):
-            print("ablate: the same command goes on", file=sys.stderr)
+            print("ablate: run the same command to continue", file=sys.stderr)
             raise
 
     return run_command("ablate", run)
@@ -128,23 +132,21 @@ def rerun(table: Table, args: argparse.Namespace, launch: Launch | None = None) 
 def check_arguments(table: Table, args: argparse.Namespace) -> None:
     """Refuse arguments that do not fit the table."""
     if len(args.opts) % 2:
-        raise ConfigError(f"The overrides {' '.join(args.opts)!r} are not pairs of KEY VALUE")
+        raise ConfigError(f"The overrides {' '.join(args.opts)!r} are not KEY VALUE pairs")
     ours = {"OUTPUT_DIR": "--output", "SEED": "--seeds"}
     for key in args.opts[::2]:
         if key in ours:
-            raise ConfigError(f"{key} can't be overridden here: use {ours[key]}")
+            raise ConfigError(f"{key} cannot be overridden: use {ours[key]}")
     given = {*args.opts[::2], *(("SOLVER.MAX_ITER", "SOLVER.STEPS") if args.max_iter else ())}
     varied = sorted(given & set(table.varies))
     if varied:
-        raise ConfigError(
-            f"Table {table.name!r} varies {', '.join(varied)}: it can't be the same for all rows"
-        )
+        raise ConfigError(f"Table {table.name!r} varies {', '.join(varied)}: do not override it")
     if len(set(args.seeds)) < len(args.seeds):
-        raise ConfigError(f"--seeds {' '.join(map(str, args.seeds))} names one twice")
+        raise ConfigError(f"--seeds {' '.join(map(str, args.seeds))} has duplicates")
     if args.weights and not table.evaluation_only:
         raise ConfigError(
-            f"--weights is for tables that only evaluate; the rows of {table.name!r} are trained "
-            "(to start from weights: MODEL.WEIGHTS FILE)"
+            f"--weights is for tables that only evaluate, but {table.name!r} trains its rows "
+            "(for initial weights use MODEL.WEIGHTS FILE)"
         )
     if args.weights and not args.weights.is_file():
         raise ConfigError(f"The weights {args.weights} do not exist")

@@ -1,7 +1,7 @@
-"""Mask R-CNN's mask head with the Dice loss of SOLO, to compare the two methods on equal losses.
+"""Mask R-CNN's mask head with the Dice loss of SOLO, to compare the methods with equal losses.
 
-`train_net.py --import tools/ablations/dice_mask_head.py` with the config
-configs/comparison/mask_rcnn_R18_persons_dice.yaml trains it.
+Train it with `train_net.py --import tools/ablations/dice_mask_head.py` and the config
+configs/comparison/mask_rcnn_R18_persons_dice.yaml.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ class DiceMaskHead(MaskRCNNConvUpsampleHead):
     """MODEL.ROI_MASK_HEAD.NAME "DiceMaskHead": Dice loss, averaged over the positive proposals."""
 
     def forward(self, x: Tensor, instances: list[Any]) -> Any:
-        """Return the loss in training, and else the instances with their masks."""
+        """Return the loss in training, otherwise the instances with masks."""
         if not self.training:
             return super().forward(x, instances)
         logits = self.layers(x)

@@ -1,4 +1,4 @@
-"""An ablation table with the paper's metrics and ours side by side."""
+"""Format an ablation table with the metrics of the paper and of our runs."""
 
 import math
 import statistics

@@ -1,7 +1,7 @@
-"""Training and evaluating the rows of a table: one process of train_net.py each.
+"""Train and evaluate the rows of a table, each in a process of train_net.py.
 
-A run's folder is named by its config and a digest of it, so that equal runs of several tables (the
-paper's model is the reference of most) are made once, and no run overwrites another one's results.
+The folder of a run contains a digest of its config, so that equal runs of several tables (such as
+the reference) are shared, and no run overwrites the results of another.
 """
 
 import contextlib
@@ -30,13 +30,13 @@ from tools.ablations.tables import ROOT, Setting
 
 RESULT = "result.json"
 LOG = "console.log"
-# What the trainer writes: name -> value of the last evaluation.
+# Written by the trainer: name -> value of the last evaluation.
 EVALUATION = "evaluation.json"
 MODEL = "model_final.pth"
-# What results depend on besides the config.
+# Code that results depend on.
 CODE = ("solo_d2/**/*.py", "train_net.py")
 
-# Runs a command with its output in a file and more environment variables; returns the exit code.
+# Runs a command, with its output in a file and extra environment variables; returns the exit code.
 Launch = Callable[[Sequence[str], Path, Mapping[str, str]], int]
 
 
@@ -48,9 +48,9 @@ class Run:
     label: str  # for messages
     seed: int
     config_file: Path
-    overrides: Mapping[str, Any]  # all but OUTPUT_DIR
-    folder: Path  # of what it leaves
-    weights: Path | None  # the model that it evaluates; None: it trains its own
+    overrides: Mapping[str, Any]  # without OUTPUT_DIR
+    folder: Path  # output
+    weights: Path | None  # model to evaluate; None: it trains its own
 
     @property
     def trained_model(self) -> Path:
@@ -62,7 +62,7 @@ class Run:
         command = [sys.executable, str(ROOT / "train_net.py"), "--config-file"]
         command += [str(self.config_file), "--num-gpus", str(num_gpus)]
         if num_gpus > 1:
-            command += ["--dist-url", "auto"]  # a port of its own, for parallel runs
+            command += ["--dist-url", "auto"]  # separate port for parallel runs
         if self.weights:
             command += ["--eval-only"]
         elif resume:
@@ -76,9 +76,9 @@ class Run:
 class Result:
     """The result of a run."""
 
-    metrics: Mapping[str, float]  # name such as "segm/AP" -> percent; NaN where it is not defined
+    metrics: Mapping[str, float]  # name such as "segm/AP" -> percent; NaN if undefined
     seconds: float  # of training and evaluation
-    code: str  # digest of the code that made it
+    code: str  # digest of the code
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ class Outcome:
 
     run: Run
     result: Result | None  # None if it failed
-    error: str = ""  # what went wrong, and where to look
-    reused: bool = False  # whether the result was there already
+    error: str = ""  # reason and log file
+    reused: bool = False  # whether the result existed before
 
 
 class RunError(RuntimeError):
@@ -120,7 +120,7 @@ def plan_runs(
     for seed in seeds:
         common = {"SEED": seed, **dict(zip(opts[::2], opts[1::2], strict=True))}
         model = weights
-        # The row that trains comes first, as the others need its model.
+        # The trained row comes first, as the others need its model.
         for setting in sorted(settings, key=lambda s: s.row.name != shared):
             overrides = {**setting.overrides, **_schedule(setting, max_iter), **common}
             run = _make_run(setting, seed, overrides, folder, model)
@@ -137,7 +137,7 @@ def _schedule(setting: Setting, max_iter: int) -> dict[str, Any]:
     solver = load_config(str(setting.config_file), _flat(setting.overrides)).SOLVER
     changed: dict[str, Any] = {"SOLVER.MAX_ITER": max_iter}
     if any(step < solver.MAX_ITER for step in solver.STEPS):
-        # Each stays below the length; those that fall together at a few iterations become one.
+        # Steps stay below the length; equal ones are merged.
         steps = {step * max_iter // solver.MAX_ITER for step in solver.STEPS} - {0}
         changed["SOLVER.STEPS"] = tuple(sorted(steps))
     return changed
@@ -254,10 +254,10 @@ def run_all(
     def work(run: Run) -> Outcome:
         slot = slots.get()
         try:
-            with lock_beside(run.folder):  # another table may be at the same run
+            with lock_beside(run.folder):  # another table may execute the same run
                 outcome = None if again else _finished(run, code, progress)
                 if outcome is None:
-                    progress(f"{run.label}: begins, see {run.folder / LOG}")
+                    progress(f"{run.label}: starting, see {run.folder / LOG}")
                     result = _make(run, num_gpus, again, code, launch or processes, slot)
                     outcome = Outcome(run, result)
                     ap, minutes = result.metrics["segm/AP"], result.seconds / 60
@@ -288,20 +288,19 @@ def _finished(run: Run, code: str, progress: Callable[[str], None]) -> Outcome |
     result = read_result(run)
     if result is None:
         return None
-    progress(f"{run.label}: done already, in {run.folder}")
+    progress(f"{run.label}: finished before, in {run.folder}")
     if result.code != code:
-        progress(f"{run.label}: that was with other code; --retrain makes it again")
+        progress(f"{run.label}: the code has changed since; --retrain repeats it")
     return Outcome(run, result, reused=True)
 
 
 def _make(
     run: Run, num_gpus: int, again: bool, code: str, launch: Launch, environ: Mapping[str, str]
 ) -> Result:
-    """Train and evaluate, and write the result."""
     if run.weights and not run.weights.is_file():
         raise RunError(
-            f"there is no {run.weights}: its training failed, or the file was removed "
-            "(--retrain makes it again)"
+            f"{run.weights} does not exist: its training failed, or the file was removed "
+            "(--retrain repeats it)"
         )
     run.folder.mkdir(parents=True, exist_ok=True)
     for name in (RESULT, EVALUATION):
@@ -317,7 +316,7 @@ def _make(
     with contextlib.suppress(OSError, ValueError):
         metrics = _numbers(json.loads((run.folder / EVALUATION).read_text(encoding="utf-8")))
     if "segm/AP" not in metrics:
-        raise RunError(f"there is no segm/AP in {run.folder / EVALUATION} (see {log})")
+        raise RunError(f"{run.folder / EVALUATION} has no segm/AP (see {log})")
     numbers = {key: null(value) for key, value in metrics.items()}
     content = {"metrics": numbers, "seconds": seconds, "code": code}
     save_json(run.folder / RESULT, {**content, "weights": _state(run.weights)})

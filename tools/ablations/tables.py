@@ -1,9 +1,8 @@
-"""The ablation tables of the papers, as configs/ablations/tables.json lists them.
+"""The ablation tables of the papers, from configs/ablations/tables.json.
 
-A table names the config keys that it varies. Each row names the config of the paper's setting, from
-which the values of these keys are taken, so that a row can also be put onto another base config:
-another data set, another backbone. Values that make no sense at the scale of the generated data
-(grids for images of 800 pixels, say) have a stand-in there, under "quick".
+A table names the config keys that it varies. The config of each row, the paper's setting, gives
+their values, so that a row can be applied to another base config. "quick" values replace those that
+do not suit the generated data, such as grids for images of 800 pixels.
 """
 
 import json
@@ -29,25 +28,25 @@ class Row:
     name: str  # the row's label in the paper
     config: Path  # file of the paper's setting
     paper: Mapping[str, float]  # metrics that the paper reports, in percent
-    # Values in place of the config's on the small base; None: the base's own value.
+    # Values that replace the config's on the small base; None: the base's own value.
     quick: Mapping[str, Any]
-    quick_row: str = ""  # the label with these values, if `name` is not true there
+    quick_row: str = ""  # label with these values, if `name` does not apply
 
 
 @dataclass(frozen=True)
 class Table:
     """An ablation table."""
 
-    name: str  # what the command calls it
+    name: str  # on the command line
     title: str
-    source: str  # where it stands in the papers
-    varies: Sequence[str]  # the config keys that tell its rows apart
-    reference: str  # name of the row that differences are taken to
+    source: str  # paper and table
+    varies: Sequence[str]  # config keys that differ between rows
+    reference: str  # name of the row that differences refer to
     rows: Sequence[Row]  # in the paper's order
     quick_base: Path  # config of the small data set
-    note: str = ""  # what a reader must know
-    heads: Sequence[str] = ()  # for which its rows differ; empty: all
-    evaluation_only: bool = False  # whether the rows share one trained model, the reference's
+    note: str = ""  # printed below the table
+    heads: Sequence[str] = ()  # heads for which the rows differ; empty: all
+    evaluation_only: bool = False  # whether the rows share the model of the reference
 
     @property
     def reference_row(self) -> Row:
@@ -60,8 +59,8 @@ class Setting:
     """A row prepared to run."""
 
     row: Row
-    label: str  # its name, and in brackets what stands in for it
-    config_file: Path  # what it is based on
+    label: str  # name, with the quick value in brackets
+    config_file: Path  # base config
     overrides: Mapping[str, Any]
 
 

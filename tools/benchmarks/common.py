@@ -1,7 +1,7 @@
-"""What the benchmarks share: arguments, times, peak memory, the machine, tables and files.
+"""Shared parts of the benchmarks: arguments, timing, peak memory, machine, tables and files.
 
-A result is a dict for JSON. "milliseconds" is a timing, or one for each function by name;
-"peak_bytes" likewise.
+A result is a dict for JSON. "milliseconds" and "peak_bytes" hold one value, or one per function by
+name.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from solo_d2.utils.files import save_json
 
 MIB = 1 << 20
 CPU = torch.device("cpu")
-# Least seconds of each function in a turn; slower ones are called twice.
+# Minimum seconds per function and round; slower functions are called twice.
 MIN_RUN_TIME = 0.1
 
 Functions = Mapping[str, Callable[[], Any]]
@@ -44,7 +44,7 @@ def parse_size(text: str) -> tuple[int, int]:
     try:
         height, width = (int(side) for side in text.split("x"))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 200x304") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 200x304") from None
     return height, width
 
 
@@ -120,39 +120,28 @@ def comparison(timings: Mapping[str, Timing]) -> dict[str, Any]:
 
 
 class Stopwatch:
-    """Accumulates the time of nested stages; the innermost stage counts.
+    """Accumulates the time of stages; the device is synchronised at their ends.
 
     Attributes:
         seconds: time of each stage that was entered.
     """
 
     def __init__(self, device: torch.device):
-        """Start at zero; the device is synchronised where a stage begins or ends."""
+        """Start at zero."""
         self.seconds: dict[str, float] = {}
         self._device = device
-        self._running: list[str] = []
-        self._since = 0.0
 
     @contextmanager
     def running(self, stage: str) -> Iterator[None]:
-        """Count the time of a block, or of the decorated function, for the stage."""
-        self._add()
-        self._running.append(stage)
-        try:
-            yield
-        finally:
-            self._add()
-            self._running.pop()
+        """Add the time of a block to the stage."""
+        start = self._now()
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + self._now() - start
 
-    def _add(self) -> None:
-        """Add the time since the last change to the current stage."""
+    def _now(self) -> float:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-        now = time.perf_counter()
-        if self._running:
-            stage = self._running[-1]
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._since
-        self._since = now
+        return time.perf_counter()
 
 
 def peak_memory(function: Callable[[], Any], device: torch.device) -> int | None:

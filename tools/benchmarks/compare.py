@@ -1,12 +1,11 @@
-"""This project beside AdelaiDet's SOLOv2, on the same weights and images, in one process.
+"""Compare this project with AdelaiDet's SOLOv2, with equal weights and images, in one process.
 
     python tools/benchmark.py compare --peer path/to/AdelaiDet --size 800x1216
 
-The peer's model is built from its own checkout and config, which must be at hand: nothing of it is
-part of this project, and its compiled operators are not needed. Its random weights are loaded into
-ours, with the class bias shifted so that about --candidates cells pass the score threshold. Then
-both infer and train alternately on the same noise images; "as in training" is our model without
-what TEST.SPEED adds.
+The peer's model is built from its own checkout and config; its compiled operators are not needed.
+Its random weights are loaded into our model, with the class bias shifted so that about --candidates
+cells pass the score threshold. Both then infer and train alternately on the same noise images. "as
+in training" is our model without TEST.SPEED.
 """
 
 import argparse
@@ -51,12 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `benchmark.py compare`."""
     add = parser.add_argument
     add("--peer", type=Path, required=True, metavar="DIR", help="checkout of AdelaiDet")
-    add("--peer-config", default="configs/SOLOv2/R50_3x.yaml", help="in it (%(default)s)")
-    add("--config-file", default="configs/coco/solov2_R50_3x.yaml", help="ours (%(default)s)")
+    add("--peer-config", default="configs/SOLOv2/R50_3x.yaml", help="in the checkout (%(default)s)")
+    add("--config-file", default="configs/coco/solov2_R50_3x.yaml", help="our config (%(default)s)")
     add("--size", type=parse_size, default=(800, 1216), help="of images (%(default)s)")
     add("--candidates", type=int, default=600, help="cells above the threshold (%(default)s)")
-    add("--objects", type=int, default=8, help="in an image to train on (%(default)s)")
-    add("--batch", type=int, default=2, help="images of a training step (%(default)s)")
+    add("--objects", type=int, default=8, help="per training image (%(default)s)")
+    add("--batch", type=int, default=2, help="batch size of a training step (%(default)s)")
     add_common_arguments(parser)
 
 
@@ -94,9 +93,11 @@ def load_peer(args: argparse.Namespace) -> nn.Module:
     package, config = args.peer / "adet", args.peer / args.peer_config
     for path in (package / "modeling/solov2", config):
         if not path.exists():
-            raise ConfigError(f"--peer {args.peer} is no checkout of AdelaiDet: it has no {path}")
+            raise ConfigError(
+                f"--peer {args.peer} is not a checkout of AdelaiDet: {path} is missing"
+            )
     for name, path in (("adet", package), ("adet.modeling", package / "modeling")):
-        module = types.ModuleType(name)  # in place of the package's own, which imports all models
+        module = types.ModuleType(name)  # the package's own imports all models
         module.__path__ = [str(path)]
         sys.modules[name] = module
     cfg = importlib.import_module("adet.config").get_cfg()
@@ -111,11 +112,9 @@ def pass_candidates(peer: Any, images: list[dict[str, Any]], number: int) -> Non
     """Shift the peer's class bias until about `number` cells pass its score threshold."""
     found: list[Tensor] = []
     hook = peer.ins_head.cate_pred.register_forward_hook(lambda *x: found.append(x[2]))
-    peer.ins_head.cate_pred.weight.mul_(20)  # random weights tell no cell from another
-    given, peer.score_threshold = (
-        peer.score_threshold,
-        2.0,
-    )  # no masks: there are thousands of cells
+    peer.ins_head.cate_pred.weight.mul_(20)  # random weights give all cells similar scores
+    given = peer.score_threshold
+    peer.score_threshold = 2.0  # no masks: there are thousands of cells
     infer(peer, images)
     peer.score_threshold = given
     hook.remove()
@@ -165,7 +164,6 @@ def _noise(args: argparse.Namespace, number: int) -> Tensor:
 
 
 def _objects(args: argparse.Namespace, number: int) -> Instances:
-    """Generate objects to train on."""
     masks, classes, _ = make_scene(args.objects, args.size, NUM_CLASSES, args.seed + number)
     return Instances(
         args.size,

@@ -1,11 +1,10 @@
 """Parameters and multiply-adds of configs.
 
-Nothing is computed: tensors have a shape and a place on torch's "meta" device, so that the true
-input size takes a second. An image of COCO's usual 480x640 is scaled to INPUT.MIN_SIZE_TEST and
-padded. What is counted are the multiply-adds of convolutions (deformable ones with their offset
-convolution) and matrix products in backbone, head and semantic branch, one multiply-add as one.
-Norms, activations, resizes, the bilinear sampling of deformable convolutions, and all that depends
-on what is found in the image, such as SOLOv2's dynamic convolution, are not.
+Tensors are on torch's "meta" device, so nothing is computed. An image of 480x640 is resized to
+INPUT.MIN_SIZE_TEST and padded. Counted are the multiply-adds of convolutions (deformable ones with
+their offset convolution) and matrix products in backbone, head and semantic branch; not counted are
+norms, activations, resizes, the bilinear sampling of deformable convolutions, and what depends on
+the image content, such as SOLOv2's dynamic convolution.
 """
 
 from collections.abc import Callable
@@ -24,9 +23,9 @@ IMAGE_SIZE = (480, 640)
 class Complexity:
     """Size of a model."""
 
-    parameters: int  # frozen ones too; the constants of a frozen BatchNorm are none
-    multiply_adds: int  # of one image
-    input_size: tuple[int, int]  # of that image, padded
+    parameters: int  # with frozen ones; without the constants of a frozen BatchNorm
+    multiply_adds: int  # per image
+    input_size: tuple[int, int]  # padded
 
 
 def count_multiply_adds(function: Callable[..., Any], *inputs: Any) -> int:

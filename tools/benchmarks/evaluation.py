@@ -1,12 +1,11 @@
-"""COCO's metrics from predictions: pycocotools, Detectron2, faster-coco-eval and this project.
+"""Compare COCO metrics by pycocotools, Detectron2, faster-coco-eval and this project.
 
-One run measures all alternately on the same predictions, from a list of COCO's results to the
-twelve metrics, and compares these with pycocotools'. "plain" is the way of each package, all
-categories at once; "ours" gives it the categories one by one, as evaluations of this project do. Of
-this project "auto" takes the first of these packages that is installed. Everything runs in one
-process; with several, each evaluates some categories.
+All are timed alternately on the same predictions, from COCO results to the twelve metrics, which
+are compared with those of pycocotools. "plain" calls each package for all categories at once;
+"ours" calls it per category, as this project's evaluation does with the first installed package
+("auto"). Everything runs in one process.
 
-Predictions are drawn, or read from what an evaluation left (--truth, --predictions).
+Predictions are generated, or read from the files of an evaluation (--truth, --predictions).
 """
 
 import argparse
@@ -42,19 +41,19 @@ from tools.benchmarks.common import (
 )
 from tools.benchmarks.scenes import make_scene
 
-# Of COCO: classes, and objects of an image, of which few are crowd regions.
+# As in COCO: classes, mean number of objects per image, share of crowd regions.
 NUM_CLASSES, NUM_OBJECTS, CROWD = 80, 7, 0.01
-# Predictions of each object, and of nothing; the class of a few is wrong. 53 of an image.
+# Predictions per object, false positives, share of wrong classes; 53 predictions per image.
 COPIES, FALSE, WRONG_CLASS = 5, 18, 0.1
 MOST_MOVED = 8  # pixels
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `benchmark.py evaluation`."""
-    parser.add_argument("--images", type=int, default=500, help="to draw (%(default)s)")
+    parser.add_argument("--images", type=int, default=500, help="images to generate (%(default)s)")
     parser.add_argument("--size", type=parse_size, default=(480, 640), help="of the images")
-    parser.add_argument("--truth", type=Path, help="COCO's JSON, instead of drawn objects")
-    parser.add_argument("--predictions", type=Path, help="COCO's results for --truth")
+    parser.add_argument("--truth", type=Path, help="COCO JSON, instead of generated objects")
+    parser.add_argument("--predictions", type=Path, help="COCO results for --truth")
     add_common_arguments(parser)
 
 
@@ -115,7 +114,6 @@ def _moved_copies(
 
 
 def _annotations(masks: Tensor, classes: Tensor, image_id: int) -> list[dict[str, Any]]:
-    """Make COCO annotations without ids."""
     boxes = mask_boxes(masks)
     boxes[:, 2:] -= boxes[:, :2]
     return [
@@ -148,7 +146,7 @@ def make_ways(
             print(error)
             continue
         coco_class, plain = COCO, evaluator
-        if name == "faster-coco-eval":  # its own way uses threads
+        if name == "faster-coco-eval":  # its own interface uses threads
             package = importlib.import_module("faster_coco_eval")
             coco_class, plain = package.COCO, package.COCOeval_faster
         ways[f"plain, {name}"] = partial(_plain, coco_class, plain, truth, results, task)
@@ -157,7 +155,7 @@ def make_ways(
 
 
 def _plain(coco_class: Any, evaluator: Any, truth: Any, results: Any, task: str) -> Any:
-    # An evaluator writes into both. The box would be taken for the mask's area.
+    # Copy, as evaluators modify both. A box would replace the area of the mask.
     left_out = {"segm": "bbox", "bbox": "segmentation"}[task]
     results = [{key: result[key] for key in result if key != left_out} for result in results]
     with contextlib.redirect_stdout(io.StringIO()):

@@ -1,19 +1,18 @@
-"""All that a GPU can say about this project, in one run: correctness, then speed, part by part.
+"""Test and measure this project on a GPU: correctness, then speed, part by part.
 
-Needs torch, numpy and this folder; the parts "inference" and "training" also need Detectron2, and
-say so where it is missing. --output is written again after each part, so a run that is cut off
-keeps what it has. A part begins only while --minutes are left.
+Needs torch, numpy and this folder; "inference" and "training" also need Detectron2 and report if it
+is missing. --output is rewritten after each part. No part begins after --minutes.
 
-  machine      the GPU, its data sheet, and what copies, products and launches take here
-  correctness  every kernel against plain PyTorch: odd sizes, one mask and none, NaN, half
-               precision, memory that was never written, a second GPU if there is one
-  nms          Matrix NMS with overlaps: one call, a CUDA graph of it, its kernels, plain PyTorch
+  machine      the GPU, its specifications, and measured throughput of copies and products
+  correctness  every kernel compared with plain PyTorch: odd sizes, one mask and none, NaN, half
+               precision, uninitialised memory, a second GPU if available
+  nms          Matrix NMS with overlaps: one call, a CUDA graph, its kernels, plain PyTorch
   postprocess  the same from logits to final masks at 800x1216, and RLE
   inference    whole models in several precisions and as CUDA graphs, on a scene with objects
-  training     steps of the trainer, and how often one waits for the device
+  training     training steps, and how often one synchronises with the device
 
-Milliseconds are medians of 100 calls after 200 ms of warm-up. Without a GPU, --device cpu makes a
-trial run at small sizes, which shows that the command works; its times mean nothing.
+Times are medians of 100 calls after 200 ms of warm-up, in milliseconds. --device cpu makes a trial
+run at small sizes, which only tests the command.
 """
 
 import argparse
@@ -37,19 +36,19 @@ from tools.benchmarks.nms import plain_matrix_nms, work
 from tools.benchmarks.postprocess import MASK_STRIDE, Ours, Plain, decode
 from tools.benchmarks.scenes import make_scene
 
-# Of `benchmark.py`: whether this command has --import, which needs Detectron2.
+# Whether `benchmark.py` adds --import to this command, which needs Detectron2.
 HAS_IMPORTS = False
 NUM_CLASSES = 80
-# Most seconds of a part without which nothing of it is worth beginning.
+# Minimum seconds left to begin a part.
 LEAST_SECONDS = 5.0
-# Kernels that are printed; the file has more.
+# Kernels to print; the file has more.
 PRINTED = 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `benchmark.py gpu`."""
     add = parser.add_argument
-    add("--minutes", type=float, default=8.0, help="after which no part begins (%(default)s)")
+    add("--minutes", type=float, default=8.0, help="no part begins later (%(default)s)")
     add("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
     add("--device", type=torch.device, default=torch.device("cuda"), help="cuda, cuda:1, ...; cpu "
         "for a trial run")  # fmt: skip
@@ -60,12 +59,14 @@ def run(args: argparse.Namespace) -> int:
     """Measure part after part; return 1 if a check or part fails, else 0."""
     device = args.device
     if device.type not in ("cuda", "cpu"):
-        raise ConfigError(f"--device is {device}, but must be a CUDA device, or cpu for a trial")
+        raise ConfigError(f"--device {device} must be a CUDA device, or cpu for a trial run")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("no CUDA device is found; --device cpu makes a trial run without one")
+        raise ConfigError("no CUDA device is available; --device cpu makes a trial run")
     if device.type == "cuda":
         if (device.index or 0) >= torch.cuda.device_count():
-            raise ConfigError(f"--device is {device}, but {torch.cuda.device_count()} are found")
+            raise ConfigError(
+                f"--device {device} does not exist: {torch.cuda.device_count()} are available"
+            )
         torch.cuda.set_device(device)
     ends = time.monotonic() + 60 * args.minutes
     meter = Meter(device, ends)

@@ -1,6 +1,6 @@
-"""Every kernel against plain PyTorch, on memory that holds rubbish where nothing was written.
+"""Compare every kernel with plain PyTorch, with uninitialised memory filled by NaN.
 
-A check returns what is wrong, or "". On a CPU the tiled backend stands in for the kernels.
+A check returns the error, or "". On a CPU the tiled backend replaces the kernels.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from solo_d2.inference import NMS, MaskDecoder
+from solo_d2.inference import NMS
 from solo_d2.ops.binary_masks import binarize_product
 from solo_d2.ops.mask_iou import mask_overlaps
 from solo_d2.ops.paste_masks import new_masks, paste_masks
@@ -27,9 +27,9 @@ from tools.benchmarks.scenes import make_scene
 # Number and size of masks: none, one, odd ones, and those of a photograph.
 CASES = [(0, (7, 13)), (1, (1, 1)), (1, (7, 13)), (17, (7, 13)), (129, (100, 167))]
 LARGE = [(500, (200, 304))]
-# Logits so near to the threshold may fall on either side.
+# Logits this close to the threshold may be rounded to either side.
 TOLERANCE = 1e-3
-# Share of pixels at the final size that may differ by rounding.
+# Share of pixels at the final size that may differ because of rounding.
 FEW = 1e-4
 
 Check = Callable[[torch.device, str], str]
@@ -42,7 +42,7 @@ def run_checks(meter: Meter) -> dict[str, Any]:
     with written_nowhere():
         devices = [meter.device]
         if meter.device.type == "cuda" and torch.cuda.device_count() > 1:
-            index = torch.cuda.current_device()  # which it stays
+            index = torch.cuda.current_device()  # unchanged by this
             devices.append(torch.device("cuda", (index + 1) % torch.cuda.device_count()))
         found = {
             f"{name} on {device}": _run(check, device, backend)
@@ -60,7 +60,7 @@ def run_checks(meter: Meter) -> dict[str, Any]:
 def _run(check: Check, device: torch.device, backend: str) -> str:
     try:
         return check(device, backend)
-    except Exception as error:  # of a kernel: the other checks go on
+    except Exception as error:  # the other checks continue
         return f"{type(error).__name__}: {error}"[:500]
 
 
@@ -75,7 +75,7 @@ def written_nowhere() -> Iterator[None]:
     memory.fill_uninitialized_memory = True
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of algorithms that are not deterministic
+            warnings.simplefilter("ignore")  # about nondeterministic algorithms
             yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warn_only)
@@ -97,7 +97,7 @@ def _checks(cases: list[tuple[int, tuple[int, int]]]) -> Iterator[tuple[str, Che
         yield f"decoder, {num} candidates", partial(_decode, num, 100, 1000)
     yield "decoder, more candidates than enter NMS", partial(_decode, 60, 20, 1000)
     yield "decoder, more candidates than lanes", partial(_decode, 60, 20, 30)
-    yield "decoder, NaN", _decode_nan
+    yield "decoder, NaN", partial(_decode, 30, 100, 1000, spoil=True)
 
 
 def _scene(num: int, size: tuple[int, int], device: torch.device) -> tuple[Tensor, ...]:
@@ -186,24 +186,7 @@ def _rle(num: int, size: tuple[int, int], device: torch.device, backend: str) ->
     return "" if is_same else "run lengths differ"
 
 
-def _decoders(device: torch.device, backend: str, topk: int, lanes: int) -> list[MaskDecoder]:
-    """Return the decoder with the backend and settings of models, and the reference on the CPU."""
-    ours, reference = Ours(device, backend).decoder, Ours(torch.device("cpu"), "torch").decoder
-    return [
-        replace(ours, pre_nms_topk=topk, lanes=lanes, fixed=True),
-        replace(reference, pre_nms_topk=topk),
-    ]
-
-
-def _decode(num: int, topk: int, lanes: int, device: torch.device, backend: str) -> str:
-    return _compare_decoders(num, topk, lanes, device, backend)
-
-
-def _decode_nan(device: torch.device, backend: str) -> str:
-    return _compare_decoders(30, 100, 1000, device, backend, spoil=True)
-
-
-def _compare_decoders(
+def _decode(
     num: int, topk: int, lanes: int, device: torch.device, backend: str, *, spoil: bool = False
 ) -> str:
     outputs = make_outputs(num, (20, 31), 16, 5, num, seed=num)
@@ -212,8 +195,12 @@ def _compare_decoders(
         outputs.kernel_params[0][0, 5] = torch.nan
         outputs.kernel_params[1][0, 5] = torch.inf
     sizes = [(77, 121)], [(90, 133)]
+    ours, reference = Ours(device, backend).decoder, Ours(torch.device("cpu"), "torch").decoder
     results = []
-    for decoder in _decoders(device, backend, topk, lanes):
+    for decoder in (
+        replace(ours, pre_nms_topk=topk, lanes=lanes, fixed=True),
+        replace(reference, pre_nms_topk=topk),
+    ):
         on_device = to_device(outputs, decoder.cell_levels.device)
         results.append(decoder.decode(on_device, *sizes)[0])
     found, expected = results

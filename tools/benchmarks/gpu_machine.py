@@ -1,4 +1,4 @@
-"""The GPU: what it is, what its data sheet says, and what copies and products reach here."""
+"""The GPU: names, specifications, and measured throughput of copies and products."""
 
 import platform
 import re
@@ -12,8 +12,8 @@ from torch import Tensor
 from tools.benchmarks.common import describe_machine
 from tools.benchmarks.gpu_timing import Meter
 
-# By a part of the name, the first that fits: memory in GB/s, and dense bf16 (fp16 where there is
-# none) and int8 products in 10^12 operations a second, from NVIDIA's data sheets.
+# By part of the name, first match: memory in GB/s, and dense bf16 (or fp16) and int8 products in
+# 10^12 operations per second, from NVIDIA's data sheets.
 CARDS: dict[str, tuple[float, float, float]] = {
     "B200": (8000, 2250, 4500),
     "GH200": (4000, 989, 1979),

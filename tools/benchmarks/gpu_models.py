@@ -1,7 +1,7 @@
-"""Whole models on a GPU: inference on a scene with objects, and steps of the trainer.
+"""Whole models on a GPU: inference on a scene with objects, and training steps.
 
-Weights are random. A random model finds nothing, so its head outputs are replaced by drawn ones of
-the same shapes, after the network has run.
+Weights are random, so head outputs are replaced by synthetic ones of the same shapes after the
+network has run.
 """
 
 import itertools
@@ -21,7 +21,7 @@ from tools.benchmarks.scenes import make_scene
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "coco"
 LIGHT, R50 = "solov2_light_448_R18_3x.yaml", "solov2_R50_1x.yaml"
-# Of `SpeedOptions`, by the names of `benchmark.py inference`.
+# Fields of `SpeedOptions`, by the names of `benchmark.py inference`.
 VARIANTS: dict[str, dict[str, Any]] = {
     "eager": {},
     "fused+channels_last+fp16": {"fuse_bn": True, "channels_last": True, "dtype": "float16"},
@@ -30,12 +30,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "fuse_bn": True, "channels_last": True, "dtype": "float16", "compile": "cuda-graphs"
     },
 }  # fmt: skip
-# What makes a model small for a trial run.
+# Small model for a trial run.
 TRIAL_OPTIONS = [
     *("MODEL.FPN.OUT_CHANNELS", 32, "MODEL.SOLO.HEAD.CONV_DIM", 32, "MODEL.SOLO.HEAD.NUM_CONVS", 1),
     *("MODEL.SOLO.MASK_FEATURE.CONV_DIM", 32, "MODEL.SOLO.MASK_FEATURE.OUT_CHANNELS", 32),
 ]
-# Seconds that compiling may take.
+# Seconds reserved for compilation.
 COMPILE_SECONDS = 120
 NUM_CLASSES, NUM_CANDIDATES = 80, 300
 Size = tuple[int, int]
@@ -71,13 +71,13 @@ def inference(meter: Meter) -> dict[str, Any]:
             key = f"{Path(config).stem} {size[0]}x{size[1]} {name}"
             needed = COMPILE_SECONDS if "compile" in options else 0
             if meter.seconds_left() < needed:
-                found[key] = {"skipped": "too little time is left"}
+                found[key] = {"skipped": "not enough time left"}
                 continue
             try:
                 found[key] = _run_variant(meter, config, size, options)
             except ImportError:
                 raise
-            except Exception as error:  # a variant that this GPU or torch cannot run
+            except Exception as error:  # unsupported by this GPU or torch
                 found[key] = {"unavailable": f"{type(error).__name__}: {error}"[:500]}
             if meter.is_trial:
                 break
@@ -123,7 +123,7 @@ def see_scene(model: Any, image: torch.Tensor) -> None:
         make_outputs(NUM_CANDIDATES, head.mask_size, channels, NUM_CLASSES, NUM_CANDIDATES),
         model.device,
     )
-    dtype = head.mask_features[0].dtype  # half precision, if the network leaves it
+    dtype = head.mask_features[0].dtype  # may be half precision
     scene = SOLOv2Outputs(
         class_logits=[logits.to(dtype) for logits in drawn.class_logits],
         mask_size=drawn.mask_size,

@@ -1,4 +1,4 @@
-"""Times of calls on a GPU: one by one, without a wait between, as a CUDA graph, by kernel."""
+"""Timing of calls on a GPU: latency, throughput, CUDA graph, kernels."""
 
 import statistics
 import time
@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-# Seconds before the calls that count, and how many these are.
+# Seconds of warm-up, and number of measured calls.
 WARM_UP, CALLS = 0.2, 100
-# Most seconds of one measurement; slower calls are made less often, but at least so often.
+# Maximum seconds per measurement, and minimum number of calls.
 MOST_SECONDS, LEAST_CALLS = 10.0, 5
-# Calls that the profiler sees, and kernels that are listed.
+# Profiled calls, and listed kernels.
 PROFILED, LISTED = 10, 40
 
 Call = Callable[[], Any]
@@ -48,7 +48,7 @@ class Meter:
             "back_to_back_ms": self.back_to_back(call),
             "waits": self.waits(call),
             "kernels": self.kernels(call),
-            "graph": self.graph(capture or call),  # the last, since it may fail
+            "graph": self.graph(capture or call),  # last, since it may fail
         }
 
     def latency(self, call: Call) -> dict[str, Any]:
@@ -114,7 +114,7 @@ class Meter:
     def graph(self, call: Call) -> dict[str, Any]:
         """Measure a CUDA graph of a call, or return why there is none."""
         if self.is_trial:
-            return {"unavailable": "a CPU has no CUDA graphs"}
+            return {"unavailable": "CUDA graphs need a GPU"}
         stream = torch.cuda.Stream(self.device)
         try:
             stream.wait_stream(torch.cuda.current_stream(self.device))
@@ -126,10 +126,10 @@ class Meter:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, stream=stream):
                 kept = call()
-        except Exception as error:  # mostly an operation that waits
+        except Exception as error:  # usually an operation that synchronises
             return {"unavailable": f"{type(error).__name__}: {error}".splitlines()[0]}
         found = {**self.latency(graph.replay), "back_to_back_ms": self.back_to_back(graph.replay)}
-        del kept  # its memory is the graph's
+        del kept  # its memory belongs to the graph
         return found
 
     def kernels(self, call: Call) -> dict[str, Any]:

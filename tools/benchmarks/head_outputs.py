@@ -1,4 +1,4 @@
-"""Head outputs that give a wanted number of candidates with the masks of a scene.
+"""Head outputs with a given number of candidates and the masks of a synthetic scene.
 
 Shape letters: M candidates, T cells of all levels, E channels of the mask feature, H and W its rows
 and columns, K classes.
@@ -15,7 +15,7 @@ from solo_d2.ops.mask_factors import MaskFactor, multiply_factors
 from solo_d2.structures import GridCells, HeadOutputs, take_cells
 from tools.benchmarks.scenes import make_scene
 
-# Published.
+# Published grid sides.
 NUM_GRIDS = (40, 36, 24, 16, 12)
 
 
@@ -34,7 +34,7 @@ class KernelHead:
     """Computes the masks of `KernelOutputs` as `SOLOv2Head` does; one mask group."""
 
     def __init__(self, mask_strides: Sequence[int], *, has_factors: bool = True):
-        """Make the head, whose levels have masks of these strides."""
+        """Set the mask stride of each level."""
         self.mask_strides = tuple(mask_strides)
         self.mask_groups = (0,) * len(self.mask_strides)
         self.has_factors = has_factors
@@ -78,12 +78,12 @@ def make_outputs(
     masks, labels, _ = make_scene(channels - 1, size, num_classes, seed)
     blurred = F.avg_pool2d(masks[:, None].float(), 5, stride=1, padding=2)[:, 0]
     feature = torch.cat([torch.ones(1, *size), 8 * blurred])
-    # Every other row and column, out of reach of each other's point NMS.
+    # Every other row and column, so that point NMS keeps all of them.
     levels = [torch.arange(side * side).view(side, side)[::2, ::2].flatten() for side in NUM_GRIDS]
     starts = torch.tensor([0] + [side * side for side in NUM_GRIDS[:-1]]).cumsum(0).tolist()
     free = torch.cat([cells + start for cells, start in zip(levels, starts, strict=True)])
     if not num <= num_cells * num_classes or not num_cells <= min(num, len(free)):
-        raise ValueError(f"{num} candidates don't fit into {num_cells} cells of {len(free)}")
+        raise ValueError(f"{num} candidates do not fit into {num_cells} cells of {len(free)}")
     cells = free[torch.randperm(len(free), generator=generator)[:num_cells]]
     kernels = torch.zeros(sum(side * side for side in NUM_GRIDS), channels)
     kernels[cells] = 0.02 * torch.randn(num_cells, channels, generator=generator)

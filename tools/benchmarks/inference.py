@@ -1,14 +1,13 @@
-"""Inference with one model in several ways against eager PyTorch: speed, memory and accuracy.
+"""Compare variants of a model with eager PyTorch: speed, memory and accuracy.
 
-One run times all variants alternately, on the same images, from bytes at the size of the network's
-input to masks at the size of the image, and with --dataset evaluates each. Variants are the options
-of TEST.SPEED, joined by "+" (fused, channels_last, bf16, fp16, compiled, compiled-static,
-cuda-graphs), and exports to ONNX Runtime, which runs them on the CPU (onnx, onnx-fp16, onnx-int8,
-onnx-int8-dynamic). One that cannot run here is a row that says why. Exporting and compiling takes
-minutes and is not measured.
+All variants are timed alternately on the same images, from bytes at the input size to masks at the
+image size; --dataset evaluates each. Variants are the options of TEST.SPEED, joined by "+" (fused,
+channels_last, bf16, fp16, compiled, compiled-static, cuda-graphs), and exports to ONNX Runtime on
+the CPU (onnx, onnx-fp16, onnx-int8, onnx-int8-dynamic). The table gives the reason if a variant is
+unavailable. Exporting and compiling take minutes and are not measured.
 
-Without --weights the model is random, and without --dataset the images are noise: next to nothing
-is found then, and post-processing costs next to nothing.
+Without --weights the weights are random, and without --dataset the images are noise: there are
+hardly any detections then, so post-processing takes hardly any time.
 """
 
 import argparse
@@ -64,9 +63,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 ONNX = ("onnx", "onnx-fp16", "onnx-int8", "onnx-int8-dynamic")
 DEFAULT_VARIANTS = ("fused", "channels_last", "bf16", "compiled", "cuda-graphs", *ONNX)
-# Height and width of noise: COCO's usual 480x640 as published models see it.
+# Height and width of noise: COCO's typical 480x640, resized as for published models.
 NOISE_SIZE = (800, 1067)
-# Of COCO, for random models whose config takes them from a data set.
+# Numbers of COCO, for random models whose config takes them from a data set.
 NUM_CLASSES, NUM_LABELS = 80, 54
 
 
@@ -83,21 +82,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config overrides"
     )
-    add(
-        "--variants",
-        type=_variant,
-        nargs="+",
-        default=list(DEFAULT_VARIANTS),
-        metavar="NAME",
-        help=f"in addition to {EAGER}; default: {' '.join(DEFAULT_VARIANTS)}",
-    )
-    add(
-        "--calibration-images",
-        type=int,
-        default=64,
-        metavar="N",
-        help="of DATASETS.TRAIN, for onnx-int8 with --dataset (%(default)s)",
-    )
+    add("--variants", type=_variant, nargs="+", default=list(DEFAULT_VARIANTS), metavar="NAME",
+        help=f"in addition to {EAGER}; default: {' '.join(DEFAULT_VARIANTS)}")  # fmt: skip
+    add("--calibration-images", type=int, default=64, metavar="N", help="images of DATASETS.TRAIN "
+        "for onnx-int8 with --dataset (%(default)s)")  # fmt: skip
     add_common_arguments(parser)
 
 
@@ -108,7 +96,7 @@ def speed_options(name: str) -> dict[str, Any]:
         if part not in OPTIONS:
             known = ", ".join((EAGER, *OPTIONS, *ONNX))
             raise argparse.ArgumentTypeError(
-                f"{part!r} is no variant; there are {known}, some joined by '+'"
+                f"{part!r} is no variant; choose from {known}, joined by '+'"
             )
         if OPTIONS[part].keys() & options.keys():
             raise argparse.ArgumentTypeError(f"{name!r} sets an option twice")
@@ -134,13 +122,13 @@ def run(args: argparse.Namespace) -> None:
         variants = Variants(args, cfg, model, images, Path(folder))
         metric, rows = measure_variants(variants)
     print(
-        f"\nimages of {size_text(size)} and the like; ms: of an image, median (interquartile "
-        "range); MiB: peak of a batch beyond the model\n"
+        f"\nimages of about {size_text(size)}; ms: per image, median (interquartile range); "
+        "MiB: peak of a batch, without the model\n"
     )
     print(markdown_table(table(rows, args.batch_sizes, metric)))
     for row in rows:
         if row["failure"]:
-            print(f"\n{row['name']} cannot run here: {row['failure']}")
+            print(f"\n{row['name']} is unavailable: {row['failure']}")
     save(args, {"machine": machine, "size": size, "metric": metric, "rows": rows})
 
 
@@ -155,7 +143,7 @@ def take_images(args: argparse.Namespace, cfg: Any) -> list[dict[str, Any]]:
     loader = Trainer.build_test_loader(cfg, args.dataset)
     images = list(islice(chain.from_iterable(loader), count))
     if len(images) < count:
-        raise ConfigError(f"--dataset {args.dataset} has less images than --batch-sizes")
+        raise ConfigError(f"--dataset {args.dataset} has fewer images than --batch-sizes")
     return [
         {"image": resized(x["image"], args.size), "height": x["height"], "width": x["width"]}
         for x in images
@@ -170,7 +158,7 @@ class Variants:
     cfg: Any
     model: Any
     images: list[dict[str, Any]]
-    folder: Path  # of exported files
+    folder: Path  # for exported files
 
     def make(self, name: str) -> Any:
         """Create a variant with the interface of a Detectron2 model; ConfigError if unavailable."""
@@ -181,7 +169,6 @@ class Variants:
         return OnnxModel(load_detector(self._onnx_file(name), threads=torch.get_num_threads()))
 
     def _onnx_file(self, name: str) -> Path:
-        """Return the ONNX file of a variant; export it if missing."""
         path = self.folder / f"{name}.onnx"
         if path.exists():
             return path
@@ -198,7 +185,6 @@ class Variants:
         return path
 
     def _calibration(self) -> list[Any]:
-        """Return inputs of the graph to calibrate 8-bit convolutions."""
         batches: Any = [[image] for image in self.images]
         if self.args.dataset:
             if not self.cfg.DATASETS.TRAIN:
@@ -237,19 +223,13 @@ def measure_variants(variants: Variants) -> tuple[str, list[dict[str, Any]]]:
             rows[name]["batches"][batch] = found
     metric = best_metric(cfg) if args.dataset else ""
     for name, model in models.items() if metric else ():
-        rows[name]["metric"] = metric_of(cfg, args.dataset, model, metric)
+        value = evaluation.main_metric(cfg, args.dataset, model, metric)
+        rows[name]["metric"] = value if math.isfinite(value) else None
     return metric, list(rows.values())
-
-
-def metric_of(cfg: Any, dataset: str, model: Any, metric: str) -> float | None:
-    """Return a metric of a model on a data set in percent; None if undefined."""
-    value = evaluation.main_metric(cfg, dataset, model, metric)
-    return value if math.isfinite(value) else None
 
 
 @torch.no_grad()
 def _measure_batch(variants: Variants, models: Mapping[str, Any], batch: int) -> dict[str, Any]:
-    """Measure time and memory of a batch size, for all variants alternately."""
     args, images = variants.args, variants.images[:batch]
     calls = {name: partial(model, images) for name, model in models.items()}
     timings = measure(calls, args.repeats)
@@ -257,7 +237,7 @@ def _measure_batch(variants: Variants, models: Mapping[str, Any], batch: int) ->
     for name, call in calls.items():
         device = args.device
         if name in ONNX:
-            # A session keeps the memory that it once took, so a new one shows what it takes.
+            # A session keeps its memory, so measure a new one.
             call, device = partial(variants.make(name), images), CPU
         found[name] = {"milliseconds": timings[name], "peak_bytes": peak_memory(call, device)}
     return found
@@ -274,7 +254,7 @@ def load(args: argparse.Namespace) -> tuple[Any, Any]:
             catalog.check_datasets([args.dataset])
         return cfg, load_model(cfg)
     if args.dataset:
-        raise ConfigError("--dataset needs --weights: a random model finds nothing")
+        raise ConfigError("--dataset needs --weights: random weights give no detections")
     cfg = load_config(args.config_file, args.opts)
     cfg.MODEL.DEVICE = str(args.device)
     for section, number in ((cfg.MODEL.SOLO, NUM_CLASSES), (cfg.MODEL.SEM_SEG_HEAD, NUM_LABELS)):

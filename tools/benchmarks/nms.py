@@ -1,30 +1,24 @@
-"""Mask NMS with overlaps, compared with plain PyTorch written from the paper's pseudo-code.
+"""Compare mask NMS, including overlaps, with plain PyTorch written from the paper's pseudo-code.
 
 Shape letters: N masks, H and W rows and columns, K classes.
 
-One run measures both alternately, on the same masks. "plain" is one float32 product of all masks,
-N x N matrices and a label matrix, as SOLOv2 (arXiv:2003.10152, section 2.2) describes it; for the
-types other than matrix it is this project's reference backend. With --peak-bandwidth and
---peak-int8 of a GPU the table also shows the time below which the work cannot be done.
-
-With --given-iou the overlaps are computed before, and the NMS alone is timed, as in the paper's
-table 3c (hard 9 ms, soft 22 ms, fast and matrix below 1 ms, 500 masks on a V100).
+Both are timed alternately on the same masks. "plain" is a float32 product of all masks with N x N
+matrices (SOLOv2, arXiv:2003.10152, section 2.2); for other types than matrix it is the reference
+backend. --peak-bandwidth and --peak-int8 of a GPU add the lower bound of the time to the table.
 """
 
 import argparse
 import itertools
 from functools import partial
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
 
 from solo_d2.inference import NMS
-from solo_d2.ops import nms_family
 from solo_d2.ops.backends import BACKENDS, choose_backend
 from solo_d2.ops.mask_geometry import mask_boxes
-from solo_d2.ops.mask_iou import mask_iou, mask_overlaps
+from solo_d2.ops.mask_iou import mask_overlaps
 from tools.benchmarks.common import add_common_arguments, compare, parse_size, run_cases
 from tools.benchmarks.scenes import make_scene
 
@@ -37,7 +31,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--classes", type=int, nargs="+", default=[1, 10, 80])
     add("--type", choices=sorted(NMS), nargs="+", default=["matrix"])
     add("--backend", choices=BACKENDS, default="auto")
-    add("--given-iou", action="store_true", help="time the NMS alone, without the overlaps")
     add("--peak-bandwidth", type=float, help="GB/s of the GPU")
     add("--peak-int8", type=float, help="dense TOPS of the GPU")
     add_common_arguments(parser)
@@ -60,15 +53,10 @@ def plain_matrix_nms(
     intersection = flat @ flat.T
     areas = flat.sum(dim=1).expand_as(intersection)
     iou = (intersection / (areas + areas.T - intersection)).triu(diagonal=1)
-    return intersection, plain_decay(iou, labels, scores, sigma=sigma)
-
-
-def plain_decay(iou: Tensor, labels: Tensor, scores: Tensor, *, sigma: float = 2.0) -> Tensor:
-    """Compute the scores of `plain_matrix_nms` from the IoU (N, N)."""
     iou = iou * (labels[:, None] == labels[None, :]).float().triu(diagonal=1)
     compensation = iou.amax(dim=0).expand_as(iou).T
     decay = torch.exp(-sigma * iou**2) / torch.exp(-sigma * compensation**2)
-    return scores * decay.amin(dim=0)
+    return intersection, scores * decay.amin(dim=0)
 
 
 def _run_case(
@@ -79,20 +67,12 @@ def _run_case(
     plain = (
         partial(plain_matrix_nms, *scene) if name == "matrix" else partial(ours, backend="torch")
     )
-    if args.given_iou:
-        overlaps = mask_overlaps(*scene[:2], backend=args.backend)
-        given = mock.patch.object(nms_family, "mask_overlaps", lambda *_, **__: overlaps)  # noqa: PT008
-        ours, plain = given(ours), given(plain)
-        if name == "matrix":
-            iou = mask_iou(scene[0]).triu(diagonal=1)
-            plain = partial(plain_decay, iou, *scene[1:])
     result: dict[str, Any] = {
         "type": name,
         "num": num,
         "size": list(size),
         "classes": num_classes,
         "backend": choose_backend(args.backend, args.device),
-        **({"timed": "NMS alone"} if args.given_iou else {}),
         **compare({"ours": ours, "plain": plain}, args),
         "agreement": agreement(name, scene, args.backend),
     }

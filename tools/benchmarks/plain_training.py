@@ -1,8 +1,7 @@
 """Target assignment and losses in plain loops, as in published code: the baseline.
 
-Targets are made for each image, level and instance in turn (SOLO, arXiv:1912.04488, 3.3.1), each
-positive cell with a mask of its own; the losses of all whole masks at once, in float32 (3.3.2).
-Where several instances claim a cell, "all" and "last" are done; see `assign_grid_targets`.
+Targets are assigned per image, level and instance (SOLO, arXiv:1912.04488, 3.3.1), with a mask for
+each positive cell; losses use whole float32 masks (3.3.2). Supports CELL_CONFLICT "all" and "last".
 
 B images, L levels, S grid side, K classes, P positive cells of an image and level, H W rows and
 columns.
@@ -111,7 +110,6 @@ def _cell(coordinate: np.float32, size: int, side: int) -> int:
 def _downsample(
     mask: NDArray[np.bool_], stride: int, padded_size: tuple[int, int]
 ) -> NDArray[np.uint8]:
-    """Pad the mask and downsample it bilinearly."""
     height, width = padded_size
     padded = np.zeros(padded_size, np.uint8)
     padded[: mask.shape[0], : mask.shape[1]] = mask

@@ -1,11 +1,11 @@
-"""From head outputs to final masks, compared with plain PyTorch written from SOLOv2's paper.
+"""Compare decoding, from head outputs to final masks, with plain PyTorch as in SOLOv2's paper.
 
 Shape letters: M candidates, T cells of all levels, E channels of the mask feature, H and W its rows
 and columns, K classes.
 
-One run measures both alternately, on the same outputs, whole and stage by stage. "plain" makes the
-float masks of all candidates, compares overlaps by a float32 product, enlarges all instances at
-once, and encodes masks one by one with pycocotools; it makes no boxes.
+Both are timed alternately on the same outputs, whole and by stage. "plain" computes float masks of
+all candidates and float32 overlaps, resizes all instances at once, encodes masks one by one with
+pycocotools, and computes no boxes.
 """
 
 import argparse
@@ -53,14 +53,14 @@ SCORE_THRESH, MASK_THRESH, PRE_NMS_TOPK, KEEP_THRESH, MAX_DETECTIONS = 0.1, 0.5,
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `benchmark.py postprocess`."""
     add = parser.add_argument
-    add("--num", type=int, nargs="+", default=[600], help="candidates")
-    add("--cells", type=int, help="in which they are; default: each in its own")
-    add("--size", type=parse_size, default=(200, 304), help="of the mask feature")
+    add("--num", type=int, nargs="+", default=[600], help="number of candidates")
+    add("--cells", type=int, help="number of their cells; default: one each")
+    add("--size", type=parse_size, default=(200, 304), help="of the mask feature (200x304)")
     add("--channels", type=int, default=256)
     add("--classes", type=int, default=80)
     add("--output-size", type=parse_size, nargs="+", default=[(800, 1216), (480, 640)])
     add("--backend", choices=BACKENDS, default="auto")
-    add("--no-product", action="store_true", help="ours gets masks as probabilities, as of SOLO")
+    add("--no-product", action="store_true", help="decode mask probabilities, as of SOLO")
     add_common_arguments(parser)
 
 
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
         found = result["found"]
         print(
             f"\n{result['num']} candidates in {result['cells']} cells, output "
-            f"{size_text(result['output_size'])}: {found['instances']} instances; against plain: "
+            f"{size_text(result['output_size'])}: {found['instances']} instances; plain: "
             f"{found['pixels_that_differ']} pixels of {found['pixels']} differ, "
             f"{found['boxes_that_differ']} boxes, scores by "
             f"{found['largest_score_difference']:.1g}, classes equal: {found['classes_equal']}\n"
@@ -212,7 +212,7 @@ def stage_calls(
 def agreement(ours: Predictions, plain: Predictions) -> dict[str, Any]:
     """Compare the results of both."""
     if len(ours.scores) != len(plain.scores):
-        raise RuntimeError(f"{len(ours.scores)} instances, plain finds {len(plain.scores)}")
+        raise RuntimeError(f"{len(ours.scores)} instances, but plain has {len(plain.scores)}")
     differences = (ours.scores - plain.scores).abs()
     return {
         "instances": len(ours.scores),
@@ -232,7 +232,7 @@ def _run_case(args: argparse.Namespace, num: int, output_size: Size) -> dict[str
     ours = Ours(args.device, args.backend, product=not args.no_product)
     ways: dict[str, Ours | Plain] = {"ours": ours, "plain": Plain(args.device)}
     found = agreement(*(decode(way, *inputs) for way in ways.values()))
-    # Before the inputs of the stages are made, which would be counted otherwise.
+    # Measured before the inputs of the stages take memory.
     peaks = {k: peak_memory(partial(decode, way, *inputs), args.device) for k, way in ways.items()}
     calls = {name: stage_calls(way, *inputs) for name, way in ways.items()}
     stages = {

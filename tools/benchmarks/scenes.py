@@ -1,11 +1,11 @@
-"""Binary masks with the statistics of what enters NMS on photographs.
+"""Synthetic binary masks with the statistics of NMS inputs on photographs.
 
 Shape letters: N masks, H and W rows and columns, K classes.
 
-Statistics imitated (COCO): the share of the image that an object covers is log-normal with median
-0.5 % and mean 4 %; sides differ by a log-normal ratio; a mask fills about 0.6 of its box; classes
-get rarer with their rank (of 80, the first has a fifth of the objects). The head claims each object
-with several cells, so masks come as groups of near-duplicates, now and then of another class.
+As in COCO, the area of an object relative to the image is log-normal with median 0.5 % and mean
+4 %; the aspect ratio is log-normal; a mask fills about 0.6 of its box; class frequencies decrease
+with their rank (of 80, the first has a fifth of the objects). Several cells predict each object, so
+masks form groups of near-duplicates, some of another class.
 """
 
 import math

@@ -1,17 +1,16 @@
-"""A training step compared with the same step with target assignment and losses in plain loops.
+"""Compare a training step with target assignment and losses in plain loops.
 
-One run measures both alternately, on the same batches and model. Four tables:
+Both are timed alternately on the same batches and model. Four tables:
 
-- step: the stages of a step of the config's model, with random weights. A batch is read, augmented
-  and mapped by this process, from drawn images with --instances objects or (--dataset) from
-  DATASETS.TRAIN, at the largest of INPUT.MIN_SIZE_TRAIN. Mixed precision, channels_last and
-  torch.compile are as SOLVER says.
-- targets: target assignment alone, of --images images of --size.
+- step: stages of a step of the config's model with random weights. One process reads, augments and
+  maps a batch of generated images with --instances objects, or of DATASETS.TRAIN (--dataset), at
+  the largest of INPUT.MIN_SIZE_TRAIN. SOLVER sets mixed precision, channels_last and torch.compile.
+- targets: target assignment of --images images of --size.
 - loss: the mask loss of SOLOv2 with the gradients of kernels and mask feature, for --batch images.
-- dense: the same of one image with --dense objects.
+- dense: the same for one image with --dense objects.
 
-"plain" assigns instance by instance on the host, and makes all masks and float targets of an image
-and level at once, as published code does.
+"plain" assigns instance by instance on the host and computes all masks and float targets of an
+image and level at once, as published code does.
 """
 
 import argparse
@@ -52,27 +51,32 @@ Instances = tuple[list[Tensor], list[Tensor], list[Tensor]]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `benchmark.py train`."""
     add = parser.add_argument
-    add("--config-file", help="of the model, for the step")
+    add("--config-file", help="model config for the step")
     add("--parts", choices=PARTS, nargs="+", default=list(PARTS))
-    add("--batch", type=int, default=2, help="images of a step (%(default)s)")
-    add("--instances", type=int, default=30, help="objects of an image (%(default)s)")
+    add("--batch", type=int, default=2, help="batch size of a step (%(default)s)")
+    add("--instances", type=int, default=30, help="objects per image (%(default)s)")
     add("--image-size", type=parse_size, default=(480, 640),
-        help="of the drawn images of the step, before they are scaled (480x640)")  # fmt: skip
-    add("--dataset", action="store_true", help="take images of DATASETS.TRAIN")
-    add("--images", type=int, default=16, help="for the targets (%(default)s)")
-    add("--size", type=parse_size, default=(800, 1216), help="of all but the step (800x1216)")
+        help="of the generated images of the step, before resizing (480x640)")  # fmt: skip
+    add("--dataset", action="store_true", help="use images of DATASETS.TRAIN")
+    add("--images", type=int, default=16, help="images for the targets (%(default)s)")
+    add(
+        "--size",
+        type=parse_size,
+        default=(800, 1216),
+        help="of images, except for the step (800x1216)",
+    )
     add("--dense", type=int, default=300, help="objects (%(default)s)")
-    add("--bfloat16", action="store_true", help="autocast of loss and dense")
+    add("--bfloat16", action="store_true", help="autocast for loss and dense")
     add("--memory-mib", type=int, default=64, help="as MODEL.SOLO.LOSS.MEMORY_MIB (%(default)s)")
     add_common_arguments(parser)
-    add("opts", nargs=argparse.REMAINDER, help="changes of the config: KEY VALUE ...")
+    add("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE ...")
 
 
 def run(args: argparse.Namespace) -> None:
     """Measure the selected parts, print the tables, save the results."""
-    step = StepBenchmark(args) if "step" in args.parts else None  # refuses a bad config first
+    step = StepBenchmark(args) if "step" in args.parts else None  # checks the config first
     machine = begin(args)
-    print("\nmilliseconds: median (interquartile range); MiB: peak beyond what was there")
+    print("\nmilliseconds: median (interquartile range); MiB: peak beyond the inputs")
     results: dict[str, Any] = {}
     if step is not None:
         found = results["step"] = step.run()
@@ -179,7 +183,6 @@ def run_mask_loss(args: argparse.Namespace, num_images: int, num: int) -> dict[s
 
 
 def _random_outputs(args: argparse.Namespace, num_images: int) -> KernelOutputs:
-    """Generate kernels and a mask feature with gradients."""
     generator = torch.Generator().manual_seed(args.seed)
 
     def draw(*shape: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The stages of a training step of a config, ours and plain alternately."""
+"""Time the stages of a training step of a config, alternately by our and plain functions."""
 
 import argparse
 import copy
@@ -30,7 +30,7 @@ from tools.benchmarks.common import (
 from tools.benchmarks.plain_training import plain_losses, plain_targets
 from tools.benchmarks.scenes import make_scene
 
-# Of COCO, for configs that take their number from a data set.
+# Numbers of COCO, for configs that take them from a data set.
 NUM_CLASSES, NUM_LABELS = 80, 54
 STAGES = ("data", "targets", "forward", "loss", "backward", "optimizer")
 
@@ -55,7 +55,7 @@ class StepBenchmark:
         runs: dict[str, list[dict[str, float]]] = {"ours": [], "plain": []}
         with tempfile.TemporaryDirectory() as folder:
             batches = self.batches(Path(folder))
-            for _ in range(1 + self.args.repeats):  # the first is to warm up
+            for _ in range(1 + self.args.repeats):  # the first is the warm-up
                 watch = Stopwatch(self.device)
                 with watch.running("data"):
                     batch = next(batches)
@@ -161,7 +161,9 @@ class StepBenchmark:
 def _prepare_config(args: argparse.Namespace) -> Any:
     """Load the config: one image size, no weights, number of classes set."""
     if not args.config_file:
-        raise ConfigError("The step needs a config: name one of configs/ by --config-file FILE")
+        raise ConfigError(
+            "The step needs a config: add --config-file FILE, such as one of configs/"
+        )
     cfg = load_config(args.config_file)
     override(cfg, args.opts)
     cfg.MODEL.DEVICE = str(args.device)
@@ -171,8 +173,8 @@ def _prepare_config(args: argparse.Namespace) -> Any:
     solo = cfg.MODEL.SOLO
     if solo.CELL_CONFLICT == "nearest" or solo.MASK_TARGET != "mask":
         raise ConfigError(
-            "MODEL.SOLO.CELL_CONFLICT must be 'all' or 'last' here, and MASK_TARGET 'mask': there "
-            "is nothing plain to compare other values with"
+            "MODEL.SOLO.CELL_CONFLICT must be 'all' or 'last' here, and MASK_TARGET 'mask': the "
+            "plain implementation does not support other values"
         )
     if args.dataset:
         register_datasets_of_config(cfg)
@@ -185,7 +187,6 @@ def _prepare_config(args: argparse.Namespace) -> Any:
 
 
 def _draw_image(folder: Path, args: argparse.Namespace, cfg: Any, index: int) -> dict[str, Any]:
-    """Write an image with objects; return its dataset dict."""
     (height, width), seed = args.image_size, args.seed + index
     classes = cfg.MODEL.SOLO.NUM_CLASSES
     masks, labels, _ = make_scene(args.instances, (height, width), classes, seed, distinct=True)

@@ -1,4 +1,4 @@
-"""The work of tools/check_dataset.py: from its arguments to prints, files and an exit code."""
+"""Run tools/check_dataset.py: from arguments to output, files and the exit code."""
 
 import argparse
 
@@ -36,7 +36,9 @@ def check(args: argparse.Namespace) -> bool:
     register_datasets_of_config(cfg)
     names = [*args.dataset, *given] or [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
     if not names:
-        raise ConfigError("DATASETS.TRAIN and DATASETS.TEST are empty: name a data set")
+        raise ConfigError(
+            "DATASETS.TRAIN and DATASETS.TEST are empty: add --dataset or --train-json"
+        )
     check_datasets(names)
     problems = []
     try:
@@ -67,7 +69,7 @@ def _check_one(cfg: CfgNode, name: str, args: argparse.Namespace, is_trained: bo
         cfg,
         name,
         open_images=not args.json_only,
-        # Objects that are only evaluated are assigned to no cell.
+        # Objects for evaluation need no cell.
         max_followed=args.objects if is_trained else 0,
         workers=args.workers,
     )

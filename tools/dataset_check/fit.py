@@ -1,7 +1,6 @@
-"""Whether a config's image sizes, grids and scale ranges suit a data set, and what would suit it.
+"""Check whether sizes, grids and scale ranges of a config suit a data set; propose better ones.
 
-All shares of lost objects, those of proposals too, come from one computation: objects at their size
-in training are assigned to cells by `solo_d2.targets`.
+All shares of lost objects assign the objects at their training size by `solo_d2.targets`.
 """
 
 import random
@@ -16,17 +15,17 @@ from solo_d2.data.augmentation import usual_short_side
 from tools.dataset_check.objects import ASSIGNED, Inspector, Objects, TargetRule
 from tools.dataset_check.proposal import Levels, propose
 
-# Share of lost objects up to which a config fits; on COCO the published ones lose 2.5 %.
+# Maximum share of lost objects of a fitting config; on COCO the published ones lose 2.5 %.
 LOST_LIMIT = 0.05
-# Other image sizes are tried on so many images.
+# Number of images to try other sizes on.
 _SAMPLE = 40
 _FACTORS = (1.5, 2.0, 3.0, 4.0)
 _LARGEST_SIDE = 4096
-# Pixels of all masks that are drawn for a size (1e9 take about 3 seconds), and of those at once.
+# Maximum mask pixels to process per size (1e9 take about 3 seconds), and at once.
 _MASK_PIXELS, _PIXELS_AT_ONCE = 4 * 10**9, 5 * 10**8
-# Larger images that do not lose at least this share less are not worth their time.
+# Minimum reduction of the share of lost objects to propose larger images.
 _WORTHWHILE = 0.01
-# A training size that differs from the usual one by more is looked at, too.
+# Check training sizes that differ from the typical one by more than this factor.
 _OTHER_SIZE = 1.2
 
 
@@ -36,20 +35,20 @@ class LargerImages:
 
     keys: dict[str, Any]  # of the config, with their values
     levels: Levels  # proposed at this size
-    lost: float  # share of the objects that are lost with both
-    lost_before: float  # the same with the best levels at the config's size
-    num_images: int  # that were looked at
+    lost: float  # share of lost objects with both
+    lost_before: float  # with the best levels at the config's size
+    num_images: int  # in the sample
 
 
 @dataclass(frozen=True)
 class Fit:
     """How well a config fits the objects."""
 
-    lost: float  # share of the objects that are lost
-    levels: Levels  # proposed; those of the config where no others lose fewer
+    lost: float  # share of lost objects
+    levels: Levels  # proposed; those of the config if no others lose fewer
     lost_with_levels: float
-    at_sizes: dict[int, float]  # share where images have that short side of INPUT.MIN_SIZE_TRAIN
-    larger: LargerImages | None = None  # where it is needed and helps
+    at_sizes: dict[int, float]  # share by short side of INPUT.MIN_SIZE_TRAIN
+    larger: LargerImages | None = None  # if needed and better
 
     @property
     def most_lost(self) -> float:
@@ -102,7 +101,7 @@ class FitFinder:
                 return None
             rule = self.rule.with_levels(proposal.num_grids, proposal.scale_ranges)
             tried.append((lost_share(rule, images), proposal))
-        # The first proposal, unless the second or the config loses fewer.
+        # In case of a tie: first proposal, second proposal, config.
         lost, best = min([*tried[1:], tried[0]], key=lambda each: each[0])
         return best, lost
 
@@ -147,7 +146,7 @@ class FitFinder:
             size = round(given.LSJ.SIZE * factor)
             return {"INPUT.LSJ.SIZE": size} if size <= _LARGEST_SIDE else {}
         sizes = []
-        for objects in self.sample:  # of the images, where their records have it
+        for objects in self.sample:  # image size, if the record has it
             record = self.records[objects["image"][0]]
             height, width = _input_size(objects)
             sizes.append((record.get("height", height), record.get("width", width)))
@@ -186,13 +185,11 @@ class FitFinder:
 
 
 def _input_size(objects: Objects) -> tuple[int, int]:
-    """Return height and width of the network's input for an image with objects."""
     height, width = objects["input"].max(axis=0).astype(int).tolist()
     return height, width
 
 
 def _mask_pixels(objects: Objects) -> int:
-    """Return the pixels of all masks of an image at the config's size."""
     height, width = _input_size(objects)
     return int((objects["area"] > 0).sum()) * height * width
 

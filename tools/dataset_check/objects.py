@@ -1,7 +1,7 @@
-"""Opens images as training does, and follows each object to the cells that it is assigned to.
+"""Open images as in training, and assign each object to its cells.
 
-What is random in training is left out, but for crops: the image has its usual size, and is alone in
-its batch.
+Random augmentation is disabled, except for crops: images have their typical size, in a batch of
+one.
 """
 
 import copy
@@ -27,7 +27,7 @@ from solo_d2.ops.mask_geometry import mask_boxes, mask_centers
 from solo_d2.targets import assign_cells, assign_grid_targets
 from solo_d2.utils.errors import DatasetError, UnreadableImageError
 
-# What becomes of an object; all but the first are losses.
+# Outcomes of an object; all but the first are losses.
 OUTCOMES = (
     "assigned to a cell",
     "vanishes when the image is resized",
@@ -37,12 +37,11 @@ OUTCOMES = (
     "lies outside the image",
 )
 ASSIGNED, VANISHED, NO_RANGE, NO_CELL, NO_MASK, OUTSIDE = range(len(OUTCOMES))
-# Of an annotation that a random crop leaves out, which is neither kept nor lost.
+# Outcome of an annotation that a random crop removes: neither kept nor lost.
 _CUT_OFF = -1
-# The kind of problem of an image file that cannot be read; training takes another, up to a limit.
+# Problem of an unreadable image file, which training replaces up to a limit.
 UNREADABLE_FILE = "image file cannot be read"
-# A box and a mask that overlap less than this, of an object of at least this scale in pixels, do
-# not mean the same.
+# Minimum IoU of box and mask, for objects of at least this scale in pixels.
 _LEAST_IOU, _LEAST_SCALE = 0.5, 16
 
 # (N,) records of `object_type`.
@@ -143,7 +142,7 @@ class TargetRule:
             [boxes], [labels], centers, areas, padded_size=(height, width), **self.params
         )
         num_cells = targets.classes.shape[1]
-        # Of several instances in a cell the last gives the class; with other rules there is one.
+        # The last of several instances in a cell gives the class.
         owner = torch.full((num_cells,), -1).scatter_reduce(
             0, targets.cells, targets.instances, "amax"
         )
@@ -279,7 +278,7 @@ class Inspector:
             where = f"{name} of {record['file_name']}"
             return Problem("class outside the data set's", where, reason)
         if "height" not in record or "width" not in record:
-            return None  # the mapper finds them in the file
+            return None  # the mapper reads them from the file
         try:
             clean_annotation(annotation, record, index)
         except DatasetError as error:
@@ -299,7 +298,7 @@ def _box_problems(instances: Instances, objects: Objects) -> list[Problem]:
     areas = [box_scales(each).square() for each in (boxes, tight)]
     overlap = common / (areas[0] + areas[1] - common)
     odd = (overlap < _LEAST_IOU) & (torch.maximum(*areas) >= _LEAST_SCALE**2)
-    reason = "the bbox and the box of the mask overlap by {:.0%}; a bbox is [x, y, width, height]"
+    reason = "the IoU of bbox and mask box is {:.0%}; a bbox is [x, y, width, height]"
     names = objects["name"][instances.gt_names[odd].numpy()]
     return [
         Problem("box does not fit its mask", name, reason.format(share), NOTICE)

@@ -1,4 +1,4 @@
-"""A page of samples as training sees them; objects that no cell is assigned are red."""
+"""Draw samples as in training; objects without a cell are red."""
 
 import random
 from collections import Counter

@@ -1,18 +1,16 @@
-"""Grids and scale ranges that fit the sizes of a data set's objects.
+"""Grids and scale ranges that fit the object sizes of a data set.
 
-The published models (SOLO, arXiv:1912.04488, section 4) are the pattern; on COCO the result are
-their grids and ranges.
+The rules follow the published models (SOLO, arXiv:1912.04488, section 4); for COCO they yield the
+published grids and ranges.
 
-- **Scale ranges** keep the published form: each level spans two octaves, of which it shares one
-  with each neighbour, [1, 2b], [b, 4b], [2b, 8b], ... Only the base b is chosen: a tenth of the
-  objects, the largest, is to reach the last level. b stays between 3 and 12 times the stride of
-  the second level (3.5 to 6 in the published models): smaller objects have too few feature pixels
-  there, larger ones leave the finer levels without work.
-- **Grids**: of objects whose mass centres fall into one cell only one is predicted. A level gets
-  the smallest grid, not below the config's, in which at most 6 % of its objects have the
-  centre cell of another one (on COCO's images 5 % do at the published grid of the finest level, 1 %
-  at the others). Where even the finest grid, a cell for each pixel of the feature, does not reach
-  that, half a percentage point more than in the finest is enough.
+- **Scale ranges**: each level spans two octaves and shares one with each neighbour, [1, 2b],
+  [b, 4b], [2b, 8b], ... The base b is chosen such that the largest tenth of the objects reaches the
+  last level, between 3 and 12 times the stride of the second level (3.5 to 6 in the published
+  models): smaller objects have too few feature pixels, larger ones leave the finer levels unused.
+- **Grids**: of objects with the same centre cell only one is predicted. A level gets the smallest
+  grid, not below the config's, in which at most 6 % of its objects share their centre cell (on COCO
+  5 % at the published grid of the finest level, 1 % at the others). If even one cell per feature
+  pixel exceeds this, half a percentage point above that grid's share is accepted.
 """
 
 from collections.abc import Sequence
@@ -28,11 +26,11 @@ from tools.dataset_check.objects import Objects, box_scales
 LARGEST_SHARE = 0.1
 LEAST_BASE, LARGEST_BASE = 3, 12
 SHARED_LIMIT, SHARED_SLACK = 0.06, 0.005
-# Grids grow in steps of this; the published ones are multiples of it.
+# Step between grid sides; the published ones are multiples of it.
 GRID_STEP = 4
-# Upper end of the last range, as published, unless an object is larger.
+# Upper bound of the last range, as published, unless an object is larger.
 TOP = 2048
-# A base that differs by less is no reason to leave the config's ranges.
+# Keep the config's ranges if the base differs by at most this factor.
 TOLERANCE = 1.25
 
 

@@ -1,4 +1,4 @@
-"""The findings of a check, in words and as JSON."""
+"""Format the findings of a check as text and JSON."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ from tools.dataset_check.objects import ASSIGNED, OUTCOMES
 from tools.dataset_check.proposal import Levels, with_scales
 from tools.dataset_check.run import Findings
 
-# Examples of each kind of problem.
+# Maximum number of examples per kind of problem.
 EXAMPLES = 5
 HEADINGS = {
     ERROR: "Training would fail because of",
-    SKIPPED: "Training would leave out",
-    NOTICE: "Training would take, but please look at",
+    SKIPPED: "Training would skip",
+    NOTICE: "Training would use, but please check",
 }
 _QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
@@ -33,14 +33,14 @@ def format_findings(found: Findings, cfg: CfgNode) -> str:
     )
     if found.num_without_objects and found.name in cfg.DATASETS.TRAIN:
         filtered = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-        outcome = "left out" if filtered else "trained on, as negatives"
+        outcome = "skipped" if filtered else "trained on as negatives"
         if is_panoptic(cfg) and not filtered:
             outcome += " and for their stuff labels"
         head += f"\nImages without objects are {outcome} ("
         head += f"DATALOADER.FILTER_EMPTY_ANNOTATIONS {filtered})"
     parts = [head, *_format_problems(found.problems)]
     if not found.problems:
-        parts.append("Nothing is wrong with its entries" + (" and files." * bool(found.inspector)))
+        parts.append("No problems in entries" + (" and files." * bool(found.inspector)))
     if found.objects is not None and len(found.objects):
         parts.append(_format_objects(found))
     if found.fit is not None:
@@ -54,7 +54,7 @@ def format_conclusion(all_findings: Sequence[Findings]) -> str:
         return "Training would fail."
     lossy = [
         f"{found.fit.most_lost:.1%} of the objects of {found.name} would not be assigned to a cell"
-        + " at the size that loses most" * (found.fit.most_lost > found.fit.lost)
+        + " at the worst size" * (found.fit.most_lost > found.fit.lost)
         for found in all_findings
         if found.fit is not None and not found.fit.good
     ]
@@ -84,7 +84,6 @@ def group(problems: Any) -> dict[str, list[Problem]]:
 
 
 def _lost_names(found: Findings) -> dict[str, list[str]]:
-    """Return the names of lost objects by cause."""
     assert found.objects is not None
     return {
         name: found.objects["name"][found.objects["outcome"] == outcome].tolist()
@@ -96,7 +95,7 @@ def _lost_names(found: Findings) -> dict[str, list[str]]:
 def _format_objects(found: Findings) -> str:
     assert found.objects is not None
     total, where = len(found.objects), f"{found.num_inspected} images"
-    lines = [f"Of {total} objects of {where}, at their size in training, are lost:"]
+    lines = [f"Lost objects of {total} in {where}, at training size:"]
     for name, lost in _lost_names(found).items():
         if lost:
             examples = ", ".join(lost[:EXAMPLES]) + ", ..." * (len(lost) > EXAMPLES)
@@ -109,12 +108,11 @@ def _format_objects(found: Findings) -> str:
         listed = ", ".join(
             f"{share:.0%}: {value:.0f}" for share, value in zip(_QUANTILES, values, strict=True)
         )
-        lines.append(f"Scales sqrt(w * h) in pixels; so many are below: {listed}")
+        lines.append(f"Quantiles of the scale sqrt(w * h) in pixels: {listed}")
     return "\n".join(lines)
 
 
 def _format_fit(found: Findings, cfg: CfgNode) -> list[str]:
-    """Format the config's and the proposed grids and scale ranges with their losses."""
     fit = found.fit
     assert fit is not None
     current, proposed, solo = Levels.of_config(cfg), fit.levels, cfg.MODEL.SOLO
@@ -128,9 +126,9 @@ def _format_fit(found: Findings, cfg: CfgNode) -> list[str]:
     parts = [markdown_table(rows), _format_verdict(fit)]
     if proposed != current:
         before, after = (sum(side * side for side in x.num_grids) for x in (current, proposed))
-        cost = f" ({after} cells instead of {before}; each costs time in the head)"
+        cost = f" ({after} cells instead of {before}; more cells cost time in the head)"
         parts.append(
-            f"To paste into the config{cost * (after != before)}; "
+            f"Proposed config{cost * (after != before)}; "
             f"{fit.lost_with_levels:.1%} of the objects are lost with it, {fit.lost:.1%} without:"
             f"\n\n{to_yaml(proposed)}"
         )
@@ -143,11 +141,11 @@ def _format_fit(found: Findings, cfg: CfgNode) -> list[str]:
         )
     if min(fit.lost_with_levels, larger.lost if larger else 1.0) > LOST_LIMIT:
         parts.append(
-            "No grid, scale range or image size that was tried loses few enough objects. Cut the "
-            "images into tiles, for training and for inference: each shows fewer objects, larger."
+            "No tested grid, scale range or image size loses few enough objects. Split the images "
+            "into tiles for training and inference."
         )
     if cfg.INPUT.COPY_PASTE.PROB > 0:
-        parts.append("Objects that INPUT.COPY_PASTE adds are not counted; they take cells too.")
+        parts.append("Objects added by INPUT.COPY_PASTE are not counted; they need cells too.")
     return parts
 
 
@@ -177,7 +175,7 @@ def _format_verdict(fit: Fit) -> str:
     ]
     lines += [
         f"At a short side of {side} pixels (INPUT.MIN_SIZE_TRAIN) it would be {share:.1%}"
-        + (": leave this size out." if share > LOST_LIMIT else ".")
+        + (": remove this size." if share > LOST_LIMIT else ".")
         for side, share in fit.at_sizes.items()
     ]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Checks a data set: its json, its images, its objects."""
+"""Check a data set: JSON, images, objects."""
 
 import random
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ from tools.dataset_check.objects import (
     TargetRule,
 )
 
-# The kind of problem of a data set without an object to train on.
+# Problem of a data set without an object to train on.
 NO_OBJECTS = "no objects"
 
 
@@ -36,15 +36,15 @@ class Findings:
     """The findings of a data set."""
 
     name: str
-    problems: list[Problem] = field(default_factory=list)  # in the order of their discovery
-    num_images: int = 0  # that can be looked at
-    num_annotations: int = 0  # that training takes, crowds included
+    problems: list[Problem] = field(default_factory=list)
+    num_images: int = 0  # readable entries
+    num_annotations: int = 0  # used in training, with crowds
     num_crowds: int = 0
-    num_without_objects: int = 0  # images without annotations other than crowds
-    objects: Objects | None = None  # those that were followed to their cells, if any
-    num_inspected: int = 0  # images whose objects were
-    fit: Fit | None = None  # how the config suits the objects
-    inspector: Inspector | None = None  # made the objects, and can make samples to look at
+    num_without_objects: int = 0  # images, crowds ignored
+    objects: Objects | None = None  # those assigned to cells, if any
+    num_inspected: int = 0  # images with assigned objects
+    fit: Fit | None = None
+    inspector: Inspector | None = None
     records: list[dict[str, Any]] = field(default_factory=list)
     class_names: Sequence[str] = ()
 
@@ -115,17 +115,16 @@ def check_dataset(
 def _check_images(
     cfg: CfgNode, found: Findings, followed: set[int], workers: int, seed: int
 ) -> None:
-    """Open all images, assign the objects of some, and evaluate the config on them."""
     cfg = cfg.clone()
     cfg.defrost()
-    # Numbers with which a model can be built: `resolve_num_classes` reports those of the data.
+    # Placeholders to build a model: `resolve_num_classes` checks those of the data.
     cfg.MODEL.SOLO.NUM_CLASSES = 1
     num_stuff = len(MetadataCatalog.get(found.name).get("stuff_classes", ()))
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = max(2, num_stuff)
     rule, num_classes = TargetRule(cfg), len(found.class_names)
     rule.params["num_classes"] = num_classes
     found.inspector = Inspector(cfg, rule, num_classes)
-    # Each image goes to a worker by itself: they take different times.
+    # One image per task, since processing times differ.
     data = _Images(found.records, found.inspector, followed)
     loader: DataLoader[Inspection] = DataLoader(data, batch_size=None, num_workers=workers)
     images = []

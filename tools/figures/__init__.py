@@ -1,1 +1,1 @@
-"""Drawings of how SOLO works, for tools/draw_method.py and tools/draw_activations.py."""
+"""Figures of the method, of activations and of published models."""

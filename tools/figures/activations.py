@@ -1,8 +1,7 @@
-"""What each cell of a level predicts, as a picture; figure 4 of the SOLO paper (arXiv:1912.04488).
+"""Draw what each cell of a level predicts, as in figure 4 of the SOLO paper (arXiv:1912.04488).
 
-A model is run as usual while its head is recorded; then the mask of every cell of one level is
-made, whether or not its class score would let it become an instance. The masks are laid out as the
-cells lie in the image: tile (i, j) of the sheet is the mask that cell (i, j) predicts.
+The outputs of the head are recorded, and the mask of every cell of a level is computed regardless
+of its class score. Tile (i, j) of the sheet is the mask of cell (i, j).
 
 S grid side, K classes, T cells of all levels, H W rows and columns of masks, h w those of tiles.
 Images are (H, W, 3) uint8 RGB.
@@ -28,15 +27,15 @@ from solo_d2.utils.errors import ConfigError
 from solo_d2.visualization.colors import PAPER, probability_colors
 from tools.figures.canvas import Panel, arrange
 
-# Width of a sheet in pixels, about, where the size of its tiles is not given; and the least tile.
+# Approximate width of a sheet in pixels by default, and minimum tile size.
 SHEET, LEAST_TILE = 1100, 10
-# Least height of input and result in the picture, in pixels.
+# Minimum height of input and result in the picture, in pixels.
 LEAST_PANEL = 200
-# Largest side of a sheet in pixels, less frames; such a picture takes about 2 GB to make.
+# Maximum side of a sheet in pixels, without frames; it needs about 2 GB.
 MAX_SHEET = 12_000
-# Classes that the legend names at most.
+# Maximum number of classes in the legend.
 MAX_LEGEND = 12
-# Up to this many classes have hues of the same distance.
+# Up to this many classes have evenly spaced hues.
 EVEN_HUES = 12
 # Colours of the picture, RGB.
 SHEET_GROUND = (58, 62, 70)
@@ -46,7 +45,7 @@ SHEET_GROUND = (58, 62, 70)
 class Recording:
     """Inputs and outputs of the last call of a model."""
 
-    outputs: Any = None  # what its head predicted
+    outputs: Any = None  # of the head
     image_sizes: list[tuple[int, int]] = field(default_factory=list)  # inside the padded input
 
 
@@ -79,7 +78,7 @@ def find_level(head: SOLOHeadBase, name: str) -> int:
         if name in names:
             return names.index(name)
     listed = ", ".join(f"{i} ({name})" for i, name in enumerate(head.in_features))
-    raise ConfigError(f"There is no level {name!r}: choose one of {listed}")
+    raise ConfigError(f"Level {name!r} does not exist: choose from {listed}")
 
 
 def choose_level(
@@ -107,8 +106,7 @@ class LevelActivations:
     probs: NDArray[np.float32]  # (S, S, h, w), the mask of cell (i, j) inside the image
     scores: NDArray[np.float32]  # (S, S), the highest class probability of each cell
     classes: NDArray[np.int64]  # (S, S), that class
-    # Height and width of a cell, relative to those of the image. The grid covers the padded input,
-    # so that its last cells may lie outside of the image.
+    # Height and width of a cell, relative to those of the image. The grid covers the padded input.
     cell_size: tuple[float, float]
 
 
@@ -132,7 +130,7 @@ def level_activations(
     tile = tile or max(LEAST_TILE, SHEET // side)
     if tile * side > MAX_SHEET:
         raise ConfigError(
-            f"{side} x {side} tiles of {tile} pixels make too large a picture: take tiles of at "
+            f"{side} x {side} tiles of {tile} pixels are too large for a picture: use tiles of at "
             f"most {MAX_SHEET // side} pixels"
         )
     scale = tile / max(height, width)
@@ -177,7 +175,7 @@ def draw_sheet(
     side, _, height, width = activations.probs.shape
     frame = frame_width((height, width))
     pitch = height + 2 * frame + 1, width + 2 * frame + 1
-    # A pixel of the ground comes before each tile, and after the last ones.
+    # One background pixel precedes each tile and follows the last ones.
     canvas = np.empty((side, side, *pitch, 3), dtype=np.uint8)
     canvas[:] = SHEET_GROUND
     framed = activations.scores > score_thresh

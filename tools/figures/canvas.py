@@ -1,7 +1,7 @@
-"""Enlarged pictures to draw on, and their arrangement in rows under titles.
+"""Draw on enlarged pictures, and arrange them in rows under titles.
 
-Images are (H, W, 3) uint8 RGB; points, boxes and polygons are in pixels of the image before it is
-enlarged, x before y.
+Images are (H, W, 3) uint8 RGB; points, boxes and polygons are (x, y) in pixels of the original
+image.
 """
 
 from collections.abc import Sequence
@@ -132,7 +132,6 @@ def _num_lines(text: str) -> int:
 
 
 def _width(panel: Panel, font_size: int) -> int:
-    """Return the width of the picture or its longest line."""
     font = text_font(font_size)
     lines = [panel.title, *panel.caption.split("\n")]
     return max(panel.picture.shape[1], *(round(font.getlength(line)) for line in lines))

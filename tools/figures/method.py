@@ -1,7 +1,4 @@
-"""What SOLO makes of an image, step by step, by the functions that train and infer.
-
-Targets are those of `assign_grid_targets`, class scores those of `class_probabilities`, candidates
-and their new scores those of the model's own decoder; here they are only drawn.
+"""Draw how SOLO processes an image, step by step, with the functions of training and inference.
 
 L levels, S grid side, T cells of all levels, K classes, N instances, M candidates, E channels of
 the mask feature, H W rows and columns. Images are (H, W, 3) uint8 RGB.
@@ -36,9 +33,9 @@ from tools.figures.canvas import (
 )
 
 GRID, PALE, WHITE, GREY = (120, 126, 138), (190, 190, 190), (255, 255, 255), (128, 128, 128)
-# A candidate whose score NMS leaves, and one whose score it takes.
+# Colours of a candidate that NMS keeps and of one that it removes.
 LEFT, TAKEN = (60, 200, 90), (235, 60, 50)
-# Channels of the mask feature that are drawn for a kernel, and candidates of the NMS picture.
+# Channels of the mask feature to draw per kernel, and candidates of the NMS picture.
 NUM_CHANNELS, NUM_CANDIDATES = 4, 12
 
 
@@ -47,21 +44,18 @@ class Scene:
     """An annotated image and the outputs of a model for it."""
 
     image: NDArray[np.uint8]  # the network's input, padded in grey
-    instances: Any  # Detectron2's, the ground truth: N instances at the size without padding
+    instances: Any  # ground truth: N instances of Detectron2 at the size without padding
     targets: GridTargets  # of training
     outputs: HeadOutputs
-
-    @property
-    def num_instances(self) -> int:
-        """N."""
-        return len(self.instances)
 
 
 @torch.no_grad()
 def make_scene(model: SOLO, sample: dict[str, Any]) -> Scene:
     """Assign targets of a training sample and run the model in evaluation mode on it."""
     if len(sample["instances"]) == 0:
-        raise ConfigError(f"{sample.get('file_name', 'The image')} has no instance: take another")
+        raise ConfigError(
+            f"{sample.get('file_name', 'The image')} has no instance: choose another image"
+        )
     images = model.preprocess_image([sample])
     pixels = sample["image"].flip(0) if model.input_format == "BGR" else sample["image"]
     rgb = pixels.permute(1, 2, 0).numpy().clip(0, 255).astype(np.uint8)
@@ -87,7 +81,7 @@ def draw_targets(model: SOLO, scene: Scene, *, size: int = 400) -> NDArray[np.ui
             Panel(
                 plate.picture,
                 f"{model.head.in_features[level]}: {side} x {side} cells",
-                f"objects of {low:g} to {high:g} px: {len(chosen)} of {scene.num_instances}\n"
+                f"objects of {low:g} to {high:g} px: {len(chosen)} of {len(scene.instances)}\n"
                 f"{len({cell for cell, _ in claims})} positive cells",
             )
         )
@@ -98,14 +92,14 @@ def draw_center(
     model: SOLO, scene: Scene, *, instance: int | None = None, size: int = 520
 ) -> NDArray[np.uint8]:
     """Draw one instance: box, mass centre, centre region and cells of its first level."""
-    samples = [
-        (cells, index, level)
-        for level in range(len(model.head.num_grids))
-        for index, cells in _cells_of_instances(scene.targets, model.head.num_grids, level).items()
-        if instance in (None, index)
-    ]
+    grouped: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for level in range(len(model.head.num_grids)):
+        for cell, index in _claims(scene.targets, model.head.num_grids, level):
+            if instance in (None, index):
+                grouped.setdefault((index, level), []).append(cell)
+    samples = [(cells, *key) for key, cells in grouped.items()]
     if not samples:
-        raise ConfigError("No instance is in the scale range of a level: see SCALE_RANGES")
+        raise ConfigError("No instance is in the scale range of a level: change SCALE_RANGES")
     cells, index, level = max(samples, key=lambda sample: (len(sample[0]), -sample[2]))
     box = scene.instances.gt_boxes.tensor[index].tolist()
     margin = 0.35 * max(box[2] - box[0], box[3] - box[1])
@@ -160,7 +154,9 @@ def draw_kernels(
         cell, level = found.cells[index : index + 1], levels[index]
         rows.append(_kernel_row(model, scene, cell, level, size))
     if not rows:
-        raise ConfigError("The model finds nothing in this image: take another, or train longer")
+        raise ConfigError(
+            "The model has no detections in this image: choose another, or train longer"
+        )
     return arrange(rows)
 
 
@@ -171,8 +167,11 @@ def draw_nms(
     decoder = model.decoder
     found = _candidates(model, scene)
     if len(found) == 0:
-        raise ConfigError("The model finds nothing in this image: take another, or train longer")
-    new_scores = decoder.nms(_masks(found), found.classes, found.scores)
+        raise ConfigError(
+            "The model has no detections in this image: choose another, or train longer"
+        )
+    assert found.masks is not None
+    new_scores = decoder.nms(found.masks, found.classes, found.scores)
     probs = class_probabilities(scene.outputs.class_logits)[0][found.cells, found.classes]
     panels = []
     for index in range(min(NUM_CANDIDATES, len(found))):
@@ -180,7 +179,7 @@ def draw_nms(
         maskness, decay = score / float(probs[index]), new_score / score
         panels.append(
             Panel(
-                _candidate_picture(scene, _masks(found)[index], size, decay),
+                _candidate_picture(scene, found.masks[index], size, decay),
                 class_names[int(found.classes[index])],
                 f"{probs[index]:.2f} x {maskness:.2f} = {score:.2f}\n"
                 f"NMS: x {decay:.2f} = {new_score:.2f}"
@@ -213,15 +212,6 @@ def _claims(
     return [(divmod(cell, side), instance) for cell, instance in zip(cells, instances, strict=True)]
 
 
-def _cells_of_instances(
-    targets: GridTargets, num_grids: Sequence[int], level: int
-) -> dict[int, list[tuple[int, int]]]:
-    result: dict[int, list[tuple[int, int]]] = {}
-    for cell, instance in _claims(targets, num_grids, level):
-        result.setdefault(instance, []).append(cell)
-    return result
-
-
 def _level_plate(
     model: SOLO,
     scene: Scene,
@@ -235,7 +225,7 @@ def _level_plate(
     pitch = height / side, width / side
     plate = Plate(scene.image, size / max(height, width))
     plate.picture[:] = np.rint(0.55 * plate.picture + 0.45 * 60)
-    colors: list[Color] = [tuple(color) for color in class_colors(scene.num_instances).tolist()]
+    colors: list[Color] = [tuple(color) for color in class_colors(len(scene.instances)).tolist()]
     for (row, column), instance in claims:
         left, top = column * pitch[1], row * pitch[0]
         plate.fill((left, top, left + pitch[1], top + pitch[0]), colors[instance], 0.75)
@@ -258,7 +248,6 @@ def _level_plate(
 
 @torch.no_grad()
 def _candidates(model: SOLO, scene: Scene) -> Candidates:
-    """Return the candidates of NMS, with masks, by decreasing score."""
     decoder = model.decoder
     probs = class_probabilities(scene.outputs.class_logits)[0]
     return decoder.score_masks(
@@ -266,14 +255,8 @@ def _candidates(model: SOLO, scene: Scene) -> Candidates:
     )
 
 
-def _masks(found: Candidates) -> Tensor:
-    assert found.masks is not None
-    return found.masks
-
-
 @torch.no_grad()
 def _kernel_row(model: SOLO, scene: Scene, cell: Tensor, level: int, size: int) -> list[Panel]:
-    """Draw a cell, its kernel and its mask."""
     side = model.head.num_grids[level]
     first = sum(s * s for s in model.head.num_grids[:level])
     row, column = divmod(int(cell) - first, side)
@@ -292,7 +275,7 @@ def _kernel_row(model: SOLO, scene: Scene, cell: Tensor, level: int, size: int) 
         panels.append(
             Panel(signed_map(as_square(kernel.numpy()), size), f"kernel: {len(kernel)} weights")
         )
-        # How much each channel moves the result.
+        # Influence of each channel on the result.
         weight = kernel.abs() * feature.flatten(1).std(dim=1)
         for channel in weight.topk(min(NUM_CHANNELS, len(weight))).indices.tolist():
             title = f"channel {channel}: {kernel[channel]:+.2f}"

@@ -1,4 +1,4 @@
-"""Plots of matplotlib as files."""
+"""Save matplotlib figures."""
 
 import io
 from pathlib import Path

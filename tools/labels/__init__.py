@@ -1,1 +1,1 @@
-"""Reading labelled folders, for tools/labels_to_coco.py."""
+"""Read labelled folders for tools/labels_to_coco.py."""

@@ -1,18 +1,16 @@
-"""COCO files from a folder of images and their labels, as labelling tools leave them.
+"""Read a folder of images and their labels, and write COCO files.
 
-Two kinds of labels are read, for each image whichever is there:
+Two kinds of labels are detected per image:
 
     labels/street.json                         labelme, for the image street.jpg
-    labels/street/car_1.png, red_car_2.png     a mask for each object; the class is what comes
-                                               before the last _, pixels other than 0 are the object
+    labels/street/car_1.png, red_car_2.png     a mask per object, non-zero inside; the part before
+                                               the last _ is the class
 
-An image without labels has no objects. A folder for each image is read too, as the 2018 Data
-Science Bowl (BBBC038) and others have it; all its objects are of one class:
+An image without labels has no objects. A folder per image, as in the 2018 Data Science Bowl
+(BBBC038), has objects of one class:
 
     stage1_train/0a7d30b2/images/0a7d30b2.png
     stage1_train/0a7d30b2/masks/07a9bf1d.png, 0e548d0a.png
-
-The result is two json files in COCO format.
 """
 
 import contextlib
@@ -33,9 +31,9 @@ from solo_d2.utils.files import save_text
 from solo_d2.utils.images import EXTENSIONS
 from tools.labels.labelme import DAMAGE, decode_mask, read_labelme, words
 
-# EXIF's tag of the orientation, and its values that turn an image by a quarter.
+# EXIF tag of the orientation, and its values for rotations by 90 degrees.
 ORIENTATION, QUARTER_TURNS = 0x0112, (5, 6, 7, 8)
-# Lines of a message that name a label each.
+# Maximum number of problems in a message.
 _LISTED = 50
 
 
@@ -45,7 +43,7 @@ class LabelledImage:
 
     file_name: str  # relative to the folder of the images
     size: tuple[int, int]  # height and width, upright
-    objects: list[tuple[str, dict[str, Any]]]  # class name and COCO's fields
+    objects: list[tuple[str, dict[str, Any]]]  # class name and COCO fields
 
 
 def read_labelled_folder(images: Path, labels: Path) -> list[LabelledImage]:
@@ -63,11 +61,11 @@ def read_labelled_folder(images: Path, labels: Path) -> list[LabelledImage]:
     twice = sorted(stem for stem, count in counts.items() if count > 1)
     if twice:
         raise DatasetError(
-            f"{images}: several images are called {some(twice)}, so it is unknown whose labels are "
-            "whose: rename them, and their labels"
+            f"{images}: several images are called {some(twice)}, so their labels are ambiguous: "
+            "rename the images and labels"
         )
     strays = (p for p in _strays(labels, counts) if labels != images or not p.is_dir())
-    problems = [f"{stray}: there is no image of that name" for stray in strays]
+    problems = [f"{stray}: no image has this name" for stray in strays]
     found = [_read_image(file, labels, problems) for file in files]
     _refuse(problems)
     return found
@@ -91,7 +89,7 @@ def read_image_folders(root: Path, class_name: str) -> list[LabelledImage]:
     for folder in (path for path in _visible(root) if path.is_dir()):
         files = [f for f in folder.glob("images/[!.]*") if f.suffix.lower() in EXTENSIONS]
         if len(files) != 1:
-            problems.append(f"{folder / 'images'} must have one image, it has {len(files)}")
+            problems.append(f"{folder / 'images'} must have one image, but has {len(files)}")
         elif not (folder / "masks").is_dir():
             problems.append(f"{folder} has no folder masks")
         else:
@@ -110,8 +108,7 @@ def _refuse(problems: Sequence[str]) -> None:
         lines = [*problems[:_LISTED], *([f"... and {more} more"] if more > 0 else [])]
         raise DatasetError(
             f"{len(problems)} labels or images cannot be used, so nothing is written. Correct or "
-            "delete them (shapes are counted from 0, as in the file):"
-            + "".join(f"\n  {line}" for line in lines)
+            "delete them (shape indices start at 0):" + "".join(f"\n  {line}" for line in lines)
         )
 
 
@@ -141,7 +138,7 @@ def split_images(
     The split depends on the file names only, so that an image keeps its part when others are added.
     """
     if len(images) < 2:
-        raise DatasetError("There must be two images at least, one of them to evaluate on")
+        raise DatasetError("At least two images are required, one of them for evaluation")
     order = sorted(images, key=lambda i: hashlib.sha256(i.file_name.encode()).digest())
     count = min(max(1, round(val_fraction * len(order))), len(order) - 1)
     parts = order[count:], order[:count]
@@ -171,7 +168,7 @@ def class_names_of(images: Iterable[LabelledImage]) -> list[str]:
     """Return all class names, sorted."""
     names = sorted({name for image in images for name, _ in image.objects})
     if not names:
-        raise DatasetError("None of the images has a labelled object")
+        raise DatasetError("No image has a labelled object")
     return names
 
 
@@ -193,14 +190,13 @@ def _read_image(
             if mask.suffix.lower() == ".png":
                 objects.append(_read_mask(mask, size))
             elif mask.suffix.lower() in EXTENSIONS:
-                raise DatasetError(f"{mask} is no PNG, as masks must be")
+                raise DatasetError(f"{mask} must be a PNG")
         except DatasetError as error:
             problems.append(str(error))
     return LabelledImage(file.name, size, objects)
 
 
 def _upright_size(file: Path) -> tuple[int, int]:
-    """Return height and width after the EXIF orientation is applied."""
     try:
         with Image.open(file) as image:
             width, height = image.size
@@ -211,12 +207,11 @@ def _upright_size(file: Path) -> tuple[int, int]:
 
 
 def _read_mask(file: Path, size: tuple[int, int]) -> tuple[str, dict[str, Any]]:
-    """Return class and annotation fields of the object in a PNG."""
     mask = decode_mask(file, file)
     if mask.shape != size:
         raise DatasetError(
-            f"{file} has {words(mask.shape)} pixels (height x width), its image has {words(size)}"
+            f"{file} has {words(mask.shape)} pixels (height x width), its image {words(size)}"
         )
     if not mask.any():
-        raise DatasetError(f"{file} has an object without a pixel: delete it")
+        raise DatasetError(f"{file} is an empty mask: delete it")
     return file.stem.rpartition("_")[0] or file.stem, describe_mask(mask)

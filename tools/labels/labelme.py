@@ -1,4 +1,4 @@
-"""Objects from the json files of labelme and its forks."""
+"""Read objects from the JSON files of labelme and its forks."""
 
 import base64
 import io
@@ -18,15 +18,15 @@ from solo_d2.data.problems import Refusal
 from solo_d2.data.segmentations import clean_segmentation, polygon_defect
 from solo_d2.utils.errors import DatasetError, first_line, shown
 
-# What Pillow raises for files that are damaged, or huge when unpacked.
+# Errors of Pillow for damaged files, and for decompression bombs.
 DAMAGE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
-# Corners of the polygon that stands for a circle.
+# Corners of the polygon that approximates a circle.
 CIRCLE_CORNERS = 64
-# Shapes whose points, if there are three or more, are the corners of a polygon. labelme has the
-# first two, rectangles with two corners; its forks write four, turned or not.
+# Shapes whose points, if three or more, are the corners of a polygon. labelme has the first two
+# (rectangles have two corners); its forks write four, possibly rotated.
 POLYGON_KINDS = ("polygon", "rectangle", "rotation", "oriented_rectangle", "quadrilateral")
 LINE_KINDS = ("point", "points", "line", "linestrip")
-# What one shape covers: a polygon x, y, x, y, ... or a mask (H, W).
+# Area of a shape: a polygon x, y, x, y, ... or a mask (H, W).
 _Part = list[float] | NDArray[np.bool_]
 
 
@@ -53,10 +53,10 @@ def read_labelme(
     try:
         content = load_json(file)
     except (OSError, ValueError, RecursionError) as error:
-        raise DatasetError(f"{file} is no json of labelme: {first_line(error)}") from error
+        raise DatasetError(f"{file} is not a labelme JSON: {first_line(error)}") from error
     shapes = content.get("shapes") if isinstance(content, dict) else None
     if not isinstance(shapes, list):
-        raise DatasetError(f"{file} is no json of labelme: it has no list 'shapes'")
+        raise DatasetError(f"{file} is not a labelme JSON: it has no list 'shapes'")
     _require_size(file, content, size)
     groups: dict[tuple[str, str], dict[int, _Part]] = {}
     for index, shape in enumerate(shapes):
@@ -75,12 +75,11 @@ def read_labelme(
             objects.append((label, fields))
         else:
             where = ", ".join(map(str, parts))
-            problems.append(f"{file}: shape {where}: {label!r} is without a pixel in the image")
+            problems.append(f"{file}: shape {where}: {label!r} has no pixels in the image")
     return objects
 
 
 def _require_size(file: Path, content: dict[str, Any], size: tuple[int, int]) -> None:
-    """Check that the JSON is for an image of this size, if it states one."""
     given: list[Any] = [content.get("imageHeight"), content.get("imageWidth")]
     if None in given:
         return
@@ -91,18 +90,18 @@ def _require_size(file: Path, content: dict[str, Any], size: tuple[int, int]) ->
     if not same:
         turned = given[::-1] == list(size)
         raise DatasetError(
-            f"{file} is of an image of {words(given)} pixels (height x width), its image has "
-            f"{words(size)}" + (". If its EXIF turns it, label the upright image" if turned else "")
+            f"{file} is for an image of {words(given)} pixels (height x width), but its image has "
+            f"{words(size)}" + (". If EXIF rotates it, label the upright image" if turned else "")
         )
 
 
 def _read_shape(shape: Any, size: tuple[int, int]) -> tuple[str, _Part]:
     """Return the class and the polygon or mask of a shape; DatasetError or Refusal if bad."""
     if not isinstance(shape, dict):
-        raise DatasetError(f"it must be an object, it is {shown(shape)}")
+        raise DatasetError(f"it must be an object, not {shown(shape)}")
     label = shape.get("label")
     if not isinstance(label, str | int | float) or not str(label).strip():
-        raise DatasetError("it has no 'label', or none that is a text")
+        raise DatasetError("'label' must be a non-empty text")
     label = str(label).strip()
     points = _points(shape)
     if shape.get("shape_type") == "mask" or (shape.get("mask") and len(points) < 3):
@@ -114,7 +113,6 @@ def _read_shape(shape: Any, size: tuple[int, int]) -> tuple[str, _Part]:
 
 
 def _polygon(kind: str, label: str, points: Sequence[tuple[float, float]]) -> list[float]:
-    """Return the corners x, y, x, y, ... of a shape."""
     corners = points
     if kind == "rectangle" and len(points) == 2:
         (x0, y0), (x1, y1) = points
@@ -129,8 +127,8 @@ def _polygon(kind: str, label: str, points: Sequence[tuple[float, float]]) -> li
         if kind in POLYGON_KINDS or kind in LINE_KINDS:
             raise DatasetError(f"a {kind} {what} has no area")
         raise DatasetError(
-            f"{kind!r} {what} cannot be read; {', '.join(POLYGON_KINDS)} of three points or more, "
-            "rectangle and circle of two, and mask can"
+            f"{kind!r} {what} is not supported; use {', '.join(POLYGON_KINDS)} of at least three "
+            "points, rectangle and circle of two, or mask"
         )
     return [round(value, 3) for corner in corners for value in corner]
 
@@ -148,9 +146,9 @@ def _pasted_mask(
     result = np.zeros(size, dtype=bool)
     part = result[max(0, top) : top + mask.shape[0], max(0, left) : left + mask.shape[1]]
     if part.shape != mask.shape:
-        raise DatasetError("its mask reaches beyond the image")
+        raise DatasetError("its mask exceeds the image")
     if not mask.any():
-        raise DatasetError("its mask is without a pixel")
+        raise DatasetError("its mask is empty")
     part[:] = mask
     return result
 
@@ -161,7 +159,7 @@ def _points(shape: dict[str, Any]) -> list[tuple[float, float]]:
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DatasetError(f"its points cannot be read: {first_line(error)}") from error
     if not points or not all(math.isfinite(value) for point in points for value in point):
-        raise DatasetError("it has no points, or infinite ones")
+        raise DatasetError("it has no points, or non-finite ones")
     return points
 
 

@@ -1,1 +1,1 @@
-"""The published models: their results, the tables and the plot made of them."""
+"""Published models: results, tables and plot."""

@@ -1,13 +1,12 @@
-"""The published results of configs/published.json: for each model metrics, split, recipe, source.
+"""Published results, from configs/published.json.
 
     {"sources": {KEY: text},
      "models": {CONFIG: [{"source": KEY, "split": text, "recipe": text, "metrics": {NAME: number}},
                          ...]},
-     "others": {NAME OF A METHOD: the same}}
+     "others": {METHOD: the same}}
 
-A config is named by its path below configs/, without ending. The first metric of a result is its
-main one. Metrics are percent, but for "ms" and "fps" (an image on one V100) and "GB" (of GPU memory
-in training).
+CONFIG is a path below configs/ without suffix. The first metric of a result is its main one.
+Metrics are percent, except "ms" and "fps" (per image on a V100) and "GB" (GPU memory in training).
 """
 
 import json
@@ -19,7 +18,7 @@ from typing import Any
 
 from solo_d2.utils.errors import ConfigError
 
-# Splits without a label in tables, as they are what a model's row is about.
+# Default split of a model.
 VAL = "COCO val2017"
 
 
@@ -91,7 +90,7 @@ def read_published(root: Path) -> Published:
         raise ConfigError(f"{file}: {type(error).__name__}: {error}") from error
     unknown = sorted(x for x in parts["models"] if not (root / f"{x}.yaml").is_file())
     if unknown:
-        raise ConfigError(f"{file}: there is no config {', '.join(unknown)}")
+        raise ConfigError(f"{file}: these configs do not exist: {', '.join(unknown)}")
     return Published(sources, parts["models"], parts["others"])
 
 

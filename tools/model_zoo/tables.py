@@ -1,4 +1,4 @@
-"""The tables of configs/README.md and README.md: sizes of the models, and published results."""
+"""Update the tables of configs/README.md and README.md: model sizes and published results."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -13,12 +13,12 @@ from tools.benchmarks.common import markdown_table, size_text
 from tools.benchmarks.complexity import Complexity, input_size, measure
 from tools.model_zoo.published import Published, Result, read_published
 
-# Folders of configs/ whose models the table lists, in this order.
+# Folders of configs/ in the table, in this order.
 FOLDERS = ("coco", "published", "lvis", "cityscapes", "panoptic")
-# 12 epochs of the images of COCO train2017 that have objects.
+# 12 epochs of the COCO train2017 images with objects.
 IMAGES_OF_1X = 12 * 117_266
 TEST_DEV = "COCO test-dev"
-# The usual metrics, in the order of columns; others follow.
+# Order of the columns; other metrics follow.
 COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "box AP", "ms", "fps", "GB")
 
 SWINS = {
@@ -46,7 +46,7 @@ def update_tables(root: Path, progress: Callable[[str], None]) -> None:
     if outer.is_file() and _mark("family", "begin") in outer.read_text():
         files[outer] = ("family",)
     for file, names in files.items():
-        replace_tables(file, dict.fromkeys(names, ""))  # refuses wrong marks before the measuring
+        replace_tables(file, dict.fromkeys(names, ""))  # checks the marks before measuring
     tables = {
         "models": markdown_table(model_rows(find_configs(root), published, progress)),
         "results": results_text(published),
@@ -61,12 +61,14 @@ def replace_tables(file: Path, tables: Mapping[str, str]) -> str:
     try:
         text = file.read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"{file} can't be read: {error.strerror}") from error
+        raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
     for name, table in tables.items():
         begin, end = _mark(name, "begin"), _mark(name, "end")
         parts = re.split(f"({re.escape(begin)}|{re.escape(end)})", text)
         if parts[1::2] != [begin, end]:
-            raise ConfigError(f"{file} must have the lines {begin} and {end} once, in this order")
+            raise ConfigError(
+                f"{file} must contain the lines {begin} and {end} once, in this order"
+            )
         text = f"{parts[0]}{begin}\n{table}\n{end}{parts[4]}"
     return text
 

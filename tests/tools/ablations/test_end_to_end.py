@@ -52,4 +52,4 @@ def test_two_rows(tmp_path, capsys):
         }
         assert "segm/AP" in row["runs"][0]["metrics"]
     assert main(words) == 0
-    assert capsys.readouterr().out.count("done already") == 2
+    assert capsys.readouterr().out.count("finished before") == 2

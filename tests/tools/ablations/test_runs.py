@@ -135,7 +135,7 @@ def test_finished_rows_are_used_again(ablate, trainer, capsys):
     ]
     assert ablate("coord", "--quick") == 0
     assert trainer.rows() == []
-    assert "none, seed 1: done already" in capsys.readouterr().out
+    assert "none, seed 1: finished before" in capsys.readouterr().out
     assert ablate("coord", "--quick", "--retrain") == 0
     assert len(trainer.calls) == 4
     assert ablate("coord", "--quick", "SOLVER.BASE_LR", "0.1") == 0
@@ -176,7 +176,7 @@ def test_results_of_other_code_are_named(tmp_path, trainer, monkeypatch):
     assert outcome.reused
     assert outcome.result.metrics["segm/AP"] == 51
     assert math.isnan(outcome.result.metrics["segm/APs"])
-    assert "other code" in told[-1]
+    assert "--retrain" in told[-1]
 
 
 def test_rows_without_training_share_the_model_of_their_seed(ablate, trainer, capsys):
@@ -205,7 +205,7 @@ def test_rows_whose_shared_training_failed(ablate, trainer, capsys):
     trainer.failing = "solov2_R50_3x"
     assert ablate("nms", "--quick") == 1
     assert len(trainer.calls) == 1
-    assert "Hard-NMS, seed 1: failed: there is no " in capsys.readouterr().out
+    assert "Hard-NMS, seed 1: failed: " in capsys.readouterr().out
 
 
 def test_given_weights_are_evaluated_once(ablate, trainer, tmp_path):
@@ -219,15 +219,15 @@ def test_given_weights_are_evaluated_once(ablate, trainer, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["coords"], "no table 'coords': choose one of grid, "),
-        ([], "No table is named"),
-        (["coord", "SEED"], "not pairs of KEY VALUE"),
+        (["coords"], "'coords': choose from grid, "),
+        ([], "choose from grid, "),
+        (["coord", "SEED"], "'SEED' are not KEY VALUE pairs"),
         (["coord", "SEED", "3"], "use --seeds"),
         (["coord", "OUTPUT_DIR", "x"], "use --output"),
         (["coord", "MODEL.SOLO.HEAD.KERNEL_COORDS", "True"], "varies MODEL.SOLO.HEAD.KERNEL"),
         (["coord", "MODEL.NOTHING", "True"], "MODEL.NOTHING True"),
         (["schedule", "--max-iter", "5"], "varies SOLVER.MAX_ITER"),
-        (["coord", "--seeds", "1", "1"], "names one twice"),
+        (["coord", "--seeds", "1", "1"], "--seeds 1 1"),
         (["coord", "--weights", __file__], "MODEL.WEIGHTS FILE"),
         (["nms", "--weights", "none.pth"], "none.pth do not exist"),
         (["coord", "--base-config", "none.yaml"], "none.yaml does not exist"),
@@ -252,7 +252,7 @@ def test_seeds_end_where_words_begin(capsys):
     assert parse_args(["coord"]).seeds == [1]
     with pytest.raises(SystemExit):
         parse_args(["--seeds", "coord"])
-    assert "followed by coord" in capsys.readouterr().err
+    assert "not coord" in capsys.readouterr().err
 
 
 def test_interrupt(ablate, trainer, tmp_path, capsys):
@@ -260,7 +260,7 @@ def test_interrupt(ablate, trainer, tmp_path, capsys):
         raise KeyboardInterrupt
 
     assert main(["coord", "--output", str(tmp_path)], launch=interrupted) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "run the same command" in capsys.readouterr().err
 
 
 def test_dry_run_and_list(ablate, trainer, capsys):

@@ -50,8 +50,8 @@ def test_table_and_file(config, tmp_path, capsys):
     rows = run(config, tmp_path / "results.json", *options)
     assert list(rows) == ["eager", "fused+channels_last", "bf16", "cuda-graphs"]
     printed = capsys.readouterr().out
-    assert "images of 90x120" in printed
-    assert "cuda-graphs cannot run here: TEST.SPEED.COMPILE is 'cuda-graphs'" in printed
+    assert "images of about 90x120" in printed
+    assert "cuda-graphs is unavailable: TEST.SPEED.COMPILE is 'cuda-graphs'" in printed
     lines = [line for line in printed.splitlines() if line.startswith("| ")]
     assert len(lines) == 1 + 2 * 3 + 1  # head, three at two sizes, the one that cannot
     assert len({line.count("|") for line in lines}) == 1
@@ -132,7 +132,7 @@ def test_figures_of_a_data_set(config, tmp_path, monkeypatch, capsys):
     figures = {name: row["metric"] for name, row in rows.items()}
     assert figures == {"eager": 50.0, "channels_last": 49.0}
     assert capsys.readouterr().out.rstrip().endswith("| 49.00     | -1.00    |")
-    with pytest.raises(ConfigError, match="has less images than --batch-sizes"):
+    with pytest.raises(ConfigError, match="has fewer images than --batch-sizes"):
         run(config, tmp_path / "b.json", *weights, "--batch-sizes", 3)
 
 
