@@ -1,1 +1,1 @@
-"""Pictures: overlays of results, and how the method works, drawn by the code that does it."""
+"""Overlays of results, and a tracker for consistent colours in video."""

@@ -11,18 +11,18 @@ Color = tuple[float, float, float]
 
 # Background and lines of drawings, RGB.
 PAPER, INK = (255, 255, 255), (40, 44, 52)
-# Hues that follow each other at this step never repeat and stay apart (golden ratio).
+# The golden ratio as hue step keeps successive colours apart.
 _HUE_STEP = 0.618034
 
 
 def instance_color(index: int) -> Color:
-    """A colour for the instance of this index, RGB in [0, 1]; neighbours look different."""
+    """Return the RGB colour in [0, 1] of an instance; consecutive indices differ clearly."""
     lightness = (0.55, 0.42, 0.66)[index % 3]
     return colorsys.hls_to_rgb((0.58 + index * _HUE_STEP) % 1.0, lightness, 0.85)
 
 
 def stuff_color(label: int) -> Color:
-    """A muted colour for a label of stuff, RGB in [0, 1]; the same in every image."""
+    """Return the muted RGB colour in [0, 1] of a stuff label, the same in every image."""
     return colorsys.hls_to_rgb((0.1 + label * _HUE_STEP) % 1.0, 0.5, 0.3)
 
 

@@ -1,8 +1,7 @@
-"""Overlays that are fast enough for video.
+"""Fast overlays, suitable for video.
 
-The masks are stacked to one label map on their device, and only that is copied to the host;
-colours, blending and outlines are each one pass over it. Where masks overlap, the smaller one is
-on top. For print see `solo_d2.visualization.publication`.
+Masks are merged into one label map on their device, and only the map is copied to the host.
+Smaller masks are drawn on top. For print, see `solo_d2.visualization.publication`.
 
 Shape letters: N instances, H and W rows and columns. Images are (H, W, 3) uint8 RGB.
 """
@@ -41,7 +40,7 @@ def draw_instances(
     """Draw masks with their outline, class and score over an image, and stuff below them.
 
     Args:
-        image: (H, W, 3) uint8, RGB; it is left as it is.
+        image: (H, W, 3) uint8, RGB; not modified.
         instances: on any device, with pred_masks (N, H, W), pred_boxes, pred_classes and scores. In
             a panoptic segmentation the masks are the pixels that each has in it.
         class_names: of the K classes.
@@ -78,27 +77,27 @@ def draw_instances(
 
 
 def has_labels(labels: str, class_names: Sequence[str]) -> bool:
-    """Whether instances are labelled; `labels` is one of `LABELS`, anything else a ValueError."""
+    """Return whether to label instances; raise ValueError unless `labels` is in `LABELS`."""
     if labels not in LABELS:
         raise ValueError(f"labels must be one of {', '.join(LABELS)}, not {labels!r}")
     return labels == "always" or (labels == "auto" and len(class_names) > 1)
 
 
 def instance_labels(instances: Instances, class_names: Sequence[str]) -> list[str]:
-    """Class name and score of each instance, as "cat 87%"."""
+    """Return class name and score of each instance, as "cat 87%"."""
     classes, scores = instances.pred_classes.tolist(), instances.scores.tolist()
     return [f"{class_names[c]} {score:.0%}" for c, score in zip(classes, scores, strict=True)]
 
 
 def deepest_point(mask: NDArray[np.bool_]) -> tuple[int, int]:
-    """Column and row of the pixel of a mask that is farthest from its border."""
+    """Return column and row of the mask pixel farthest from the border of the mask."""
     depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
     y, x = np.unravel_index(depth.argmax(), mask.shape)
     return int(x), int(y)
 
 
 def stuff_labels(stuff: Instances, names: Sequence[str]) -> tuple[list[str], NDArray[np.float32]]:
-    """Name of each stuff mask, and (N, 4) an empty box at its deepest point."""
+    """Return the name of each stuff mask and (N, 4) an empty box at its deepest point."""
     places = [deepest_point(mask) for mask in stuff.pred_masks.cpu().numpy()]
     points = np.array([(x, y, x, y) for x, y in places], np.float32).reshape(-1, 4)
     return [names[label] for label in stuff.pred_classes.tolist()], points
@@ -107,7 +106,7 @@ def stuff_labels(stuff: Instances, names: Sequence[str]) -> tuple[list[str], NDA
 def _enlarge(
     image: NDArray[np.uint8], instances: Instances, scale: float, *, smooth: bool = True
 ) -> tuple[NDArray[np.uint8], Instances]:
-    """Image and instances at another size; copies, at a scale of 1 of the image alone."""
+    """Return copies of image and instances, resized; at scale 1 only the image is copied."""
     if scale == 1:
         return image.copy(), instances
     size = tuple(max(1, round(side * scale)) for side in image.shape[:2])
@@ -116,7 +115,7 @@ def _enlarge(
     masks = torch.zeros(len(instances), *size, dtype=torch.bool)
     (found,) = to_host([instances.pred_masks])
     for large, mask in zip(masks.numpy(), found.numpy(), strict=True):
-        # Interpolated, so that borders are smooth; lines would get holes.
+        # Linear interpolation smooths mask borders, but would break thin contours.
         way = cv2.INTER_LINEAR if smooth else cv2.INTER_NEAREST
         large[:] = cv2.resize(mask.astype(np.float32), size[::-1], interpolation=way) > 0.5
     fields = {

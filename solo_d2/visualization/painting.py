@@ -1,4 +1,4 @@
-"""Masks blended into pictures by NumPy and OpenCV alone, so that exported models can be shown too.
+"""Blend masks into pictures with NumPy and OpenCV alone, also for exported models.
 
 H and W are rows and columns of a picture.
 """
@@ -13,7 +13,7 @@ from solo_d2.visualization.colors import Color
 
 # Opacity of masks.
 _OPACITY = 0.5
-# Least side of a picture whose outlines are two pixels wide.
+# Outlines are two pixels wide from this shorter side on.
 _LARGE = 700
 
 
@@ -44,8 +44,8 @@ def paint(
 
 
 def _outlines(on_top: NDArray[np.uint8 | np.int32], width: int) -> NDArray[np.uint8]:
-    """(H, W) uint8, 1 at the pixels of a mask that are near the border of what is seen of it."""
-    # OpenCV's morphology knows no int32; float32 holds these numbers too.
+    """Return (H, W) uint8, 1 at mask pixels near the border of the visible part."""
+    # OpenCV's morphology does not support int32; float32 is exact for these values.
     values = on_top if on_top.dtype == np.uint8 else on_top.astype(np.float32)
     around = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
     return ((cv2.morphologyEx(values, cv2.MORPH_GRADIENT, around) > 0) & (on_top > 0)).view(

@@ -1,7 +1,6 @@
-"""Which instance of a frame is which of the frame before, so that its colour stays the same.
+"""Track instances across frames by mask overlap, so that their colours stay the same.
 
-SOLO predicts masks and no boxes or features to follow, so instances are followed by the overlap of
-their masks.
+SOLO predicts neither boxes nor embeddings to track.
 """
 
 from dataclasses import dataclass, replace
