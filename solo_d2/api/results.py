@@ -39,7 +39,7 @@ class Segmentation:
     segments: list[dict[str, Any]]
 
     def things(self) -> Instances:
-        """The instances, with the pixels that they have in the segmentation."""
+        """Return the instances, with their pixels in the segmentation."""
         segments = [segment for segment in self.segments if segment["isthing"]]
         things = self._instances(segments)
         things.scores = torch.tensor([segment["score"] for segment in segments]).float()
@@ -48,7 +48,7 @@ class Segmentation:
         return things
 
     def stuff(self) -> Instances:
-        """The segments of stuff, without scores."""
+        """Return the stuff segments, without scores."""
         return self._instances([segment for segment in self.segments if not segment["isthing"]])
 
     def _instances(self, segments: Sequence[dict[str, Any]]) -> Instances:
@@ -101,11 +101,11 @@ class Result:
         return f"<Result {self.name or 'image'} ({height} x {width}): {found}>"
 
     def filtered(self, least_score: float, class_index: int | None = None) -> "Result":
-        """The same with some of the instances; of a panoptic segmentation stuff stays.
+        """Return a copy with only some of the instances; panoptic stuff is kept.
 
         Args:
-            least_score: of those that stay.
-            class_index: theirs; None for all.
+            least_score: minimum score of the instances to keep.
+            class_index: class of the instances to keep; None for all.
         """
         keep = self.instances.scores >= least_score
         if class_index is not None:
@@ -120,10 +120,10 @@ class Result:
         return self._with(self.instances[keep], segments)
 
     def tracked(self, numbers: Sequence[int]) -> "Result":
-        """The same with a number for each instance, `track_id`, which gives it its colour.
+        """Return a copy with a `track_id` for each instance, which sets its colour.
 
         Args:
-            numbers: N of them, see `solo_d2.visualization.tracker`.
+            numbers: N track ids, see `solo_d2.visualization.tracker`.
         """
         instances = self.instances[:]
         instances.track_ids = torch.tensor(numbers, dtype=torch.int64)
@@ -246,7 +246,9 @@ class Result:
             ConfigError: the model is not panoptic.
         """
         if self.panoptic is None or self.stuff is None:
-            raise ConfigError("A panoptic PNG needs a panoptic model, and this one is none")
+            raise ConfigError(
+                "A panoptic PNG needs a panoptic model, and this model is not panoptic"
+            )
         with whole_file(path) as temporary:
             write_segment_ids(temporary, self.panoptic.ids.cpu().numpy())
         ids = {True: self.classes.json_ids, False: self.stuff.json_ids}

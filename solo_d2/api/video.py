@@ -15,12 +15,12 @@ from solo_d2.utils.images import ImageError
 VIDEO_EXTENSIONS = frozenset(
     ".avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()
 )
-# How the addresses of streams begin.
+# Prefixes of stream addresses.
 STREAMS = ("rtsp://", "rtsps://", "rtmp://", "http://", "https://", "udp://", "tcp://", "srt://")
-# How files begin that FFmpeg takes for playlists: HLS, its own, SDP, DASH.
+# First bytes of files that FFmpeg reads as playlists: HLS, ffconcat, SDP, DASH.
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"v=0", b"<?xml", b"<MPD")
 _PLAYLIST_START = 64
-# Frames a second where a source names none that can be.
+# Frames per second if the source reports no plausible rate.
 DEFAULT_RATE = 30.0
 _MAX_RATE = 1000.0
 
@@ -30,8 +30,8 @@ class Video:
 
     Attributes:
         name: what was opened.
-        rate: frames a second, as the source says; 30 where it says nothing that can be.
-        num_frames: as the file says, which may be wrong by some; None for cameras and streams.
+        rate: frames per second reported by the source; 30 if that is implausible.
+        num_frames: reported by the file, may be inexact; None for cameras and streams.
     """
 
     def __init__(self, source: str | Path | int):
@@ -55,7 +55,7 @@ class Video:
         self.num_frames = round(count) if math.isfinite(count) and count > 0 else None
 
     def read(self) -> NDArray[np.uint8] | None:
-        """The next frame; None if there is none."""
+        """Return the next frame, or None at the end."""
         ok, frame = self._capture.read()
         if not ok or frame is None:
             return None
@@ -66,7 +66,7 @@ class Video:
             yield frame
 
     def close(self) -> None:
-        """Let the source go."""
+        """Release the source."""
         self._capture.release()
 
     def __enter__(self) -> "Video":
@@ -77,12 +77,12 @@ class Video:
 
 
 def is_video(path: str | Path) -> bool:
-    """Whether the name is that of a video file."""
+    """Return whether the name has a video extension."""
     return Path(path).suffix.lower() in VIDEO_EXTENSIONS
 
 
 def _place(source: str | Path | int) -> str | int:
-    """What OpenCV is to open: no name that FFmpeg takes for something else than a file."""
+    """Return the source for OpenCV; refuse names that FFmpeg would not open as a plain file."""
     if isinstance(source, int):
         return source
     if str(source).startswith(STREAMS):
@@ -90,7 +90,7 @@ def _place(source: str | Path | int) -> str | int:
     if "\0" in str(source) or not os.path.exists(source):
         raise ImageError(f"{source}: does not exist")
     if os.path.isdir(source):
-        raise ImageError(f"{source}: is a folder, and no video")
+        raise ImageError(f"{source}: is a folder, not a video")
     if os.path.isfile(source):  # no pipe
         try:
             with open(source, "rb") as file:
@@ -100,5 +100,5 @@ def _place(source: str | Path | int) -> str | int:
         if not start:
             raise ImageError(f"{source}: the file is empty")
         if start.startswith(_PLAYLISTS):
-            raise ImageError(f"{source}: is a playlist, and no video; give what it names")
+            raise ImageError(f"{source}: is a playlist, not a video; pass the video that it names")
     return os.path.abspath(source)
