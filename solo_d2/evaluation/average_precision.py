@@ -1,8 +1,8 @@
 """COCO's average precision, category by category.
 
-Categories are independent in COCO's rules. So each is evaluated alone, with the images that have
-something of it: evaluators spend most of their time on empty pairs of image and category, and
-processes share the categories.
+COCO evaluates categories independently. Each is evaluated with only the images that contain it,
+because evaluators spend most of their time on empty pairs of image and category; processes share
+the categories.
 
 T IoU thresholds, R recall levels, K categories, A area ranges, M limits of predictions per image
 and category: COCO's axes. Undefined values are -1, as in pycocotools.
@@ -39,7 +39,7 @@ Curves = tuple[NDArray[np.float64], NDArray[np.float64]]
 # IoU types, and the key of a prediction that each compares.
 _SHAPE = {"bbox": "bbox", "segm": "segmentation"}
 IOU_TYPES = tuple(_SHAPE)
-# What evaluators read of an annotation, ids apart.
+# Fields of an annotation that evaluators read, besides ids.
 _COMPARED = ("iscrowd", "area", "bbox", "segmentation")
 # Evaluators with pycocotools' interface, the fastest first: module and class.
 BACKENDS = {
@@ -56,10 +56,10 @@ def load_backend(name: str) -> tuple[str, Callable[..., Any]]:
         name: a key of `BACKENDS`, or "auto" for the first that is installed.
 
     Returns:
-        Its name, and a function of truth and predictions (COCO) and IoU type that makes it.
+        Its name, and a function that builds it from truth and predictions (COCO) and the IoU type.
 
     Raises:
-        ConfigError: there is none of that name, or it is not installed.
+        ConfigError: the name is unknown, or the package is not installed.
     """
     if name != "auto" and name not in BACKENDS:
         raise ConfigError(
@@ -73,7 +73,7 @@ def load_backend(name: str) -> tuple[str, Callable[..., Any]]:
             problem = error
             continue
         if candidate == "faster-coco-eval":
-            # Its threads cost more processor time than they save where processes share the work.
+            # More threads cost CPU time without a gain when processes share the work.
             evaluator = functools.partial(evaluator, rle_iou_max_workers=1)
         return candidate, evaluator
     raise ConfigError(

@@ -1,7 +1,7 @@
-"""Check the data of an evaluation before the training that precedes it.
+"""Check evaluation data before training starts.
 
-Faults that the evaluation would fail on are refused; unreadable images are listed in a warning. Of
-image files only the headers are read.
+Raise for errors that would stop the evaluation; warn of unreadable images. Only the headers of
+image files are read.
 """
 
 import logging
@@ -28,14 +28,14 @@ from solo_d2.utils.images import MAX_PIXELS, ImageError, read_size
 
 logger = logging.getLogger("solo_d2")
 
-# Makes the evaluator of a data set, given its name and a folder; None: another program's.
+# Builds the evaluator of a data set from its name and a folder; None for unknown types.
 MakeEvaluator = Callable[[str, str], DatasetEvaluator | None]
 
 
 def check_test_data(
     cfg: CfgNode, names: Iterable[str] | None = None, *, needs_metrics: bool = True
 ) -> None:
-    """Check all that the evaluation of some data sets reads; see `check_evaluation`.
+    """Check the data that an evaluation reads; see `check_evaluation`.
 
     Args:
         cfg: as of `build_evaluator`, with the numbers of classes.
@@ -44,7 +44,7 @@ def check_test_data(
     """
 
     def make(name: str, folder: str) -> DatasetEvaluator | None:
-        # Your own trainer may have its own evaluators.
+        # A custom trainer may have its own evaluators.
         known = MetadataCatalog.get(name).get("evaluator_type") in EVALUATORS
         return build_evaluator(cfg, name, folder) if known else None
 
@@ -87,7 +87,7 @@ def check_evaluation(
 
 
 def _check_images(name: str, max_pixels: int) -> None:
-    """Refuse missing images, and warn of unreadable ones and of data without objects."""
+    """Raise for missing images; warn of unreadable images and data without objects."""
     check_datasets([name])
     records = DatasetCatalog.get(name)
     metadata = MetadataCatalog.get(name)

@@ -33,7 +33,7 @@ from solo_d2.utils.images import ImageError, read_size
 logger = logging.getLogger(__name__)
 
 IOU_THRESHS = np.arange(0.5, 1.0, 0.05)
-# Smaller objects are not looked for, in pixels.
+# Smaller objects are ignored, in pixels.
 _LEAST_PIXELS = 100
 # Other labels are unlabelled pixels to the evaluation.
 _EVALUATED = [category["id"] for category in CITYSCAPES_CATEGORIES]
@@ -105,7 +105,7 @@ class CityscapesEvaluator(DatasetEvaluator):
         return result
 
     def evaluate(self) -> "OrderedDict[str, dict[str, float]] | None":
-        """Put all images together; all processes must call it.
+        """Accumulate all images; all processes must call it.
 
         Returns:
             {"segm": {"AP", "AP50"}} in percent in the main process; NaN without objects.

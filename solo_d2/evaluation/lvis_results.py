@@ -1,6 +1,6 @@
 """LVIS's average precision (arXiv:1908.03195), by faster-coco-eval.
 
-The package `lvis` fails with today's NumPy. LVIS limits the predictions of an image, of all
+The package `lvis` fails with current NumPy. LVIS limits the predictions of an image, of all
 categories together. Those of a category of which it is unknown whether it is in the image (neither
 annotated nor in `neg_category_ids`) do not count; faster-coco-eval 1.8 fails with an IndexError if
 an image has nothing else.
@@ -94,7 +94,7 @@ class FastLVISEvaluator(FastCOCOEvaluator):
 
 
 def lvis_evaluation(truth: COCO | None, predictions: COCO | None, iou_type: str) -> Any:
-    """Make faster-coco-eval's evaluation by LVIS's rules, which takes its own COCO alone."""
+    """Build faster-coco-eval's LVIS evaluation, which requires its own COCO class."""
     from faster_coco_eval import COCO as FasterCOCO
     from faster_coco_eval import COCOeval_faster
 
@@ -105,9 +105,9 @@ def lvis_evaluation(truth: COCO | None, predictions: COCO | None, iou_type: str)
 
 
 def best_of_images(predicted: Sequence[Annotation], limit: int) -> list[Annotation]:
-    """Return the `limit` best predictions of each image, by falling score; of equal ones the first.
+    """Return the `limit` best predictions of each image, by falling score; ties keep their order.
 
-    Images are in the order in which they come first.
+    Images are in order of first appearance.
     """
     best = []
     for items in group(predicted, "image_id").values():

@@ -1,4 +1,4 @@
-"""Panoptic quality (PQ, arXiv:1801.00868), counted as panopticapi does, image by image.
+"""Panoptic quality (PQ, arXiv:1801.00868), equal to panopticapi's, computed per image.
 
 N segments of the ground truth and M predicted segments of an image, C categories: things, then
 stuff.
@@ -170,7 +170,7 @@ class PanopticQualityEvaluator(DatasetEvaluator):
                 {"id": s["id"], "category_id": self._categories[index]["id"]}
                 for s, index in zip(segments, classes, strict=True)
             ]
-            # Unlike the image's name, unique.
+            # The PNG's name is unique, the image's may not be.
             name = stuff_name(truth["file_name"])
             entry = {"image_id": key, "file_name": name, "segments_info": found}
             blue_first = ids.view(np.uint8).reshape(*ids.shape, 4)[..., 2::-1]
@@ -178,7 +178,7 @@ class PanopticQualityEvaluator(DatasetEvaluator):
             self._kept.append((entry, content))
 
     def evaluate(self) -> "OrderedDict[str, dict[str, float]] | None":
-        """Put the counts of all images together; all processes must call it.
+        """Accumulate the counts of all images; all processes must call it.
 
         Returns:
             {"panoptic_seg": metrics} in percent on the main process: PQ, SQ and RQ; the same with
@@ -251,7 +251,7 @@ def count_segments(
     *,
     num_classes: int,
 ) -> NDArray[np.float64]:
-    """Match the segments of an image, and count.
+    """Match the segments of an image and count matches.
 
     A predicted segment matches one of its class if their IoU, without void, is over 0.5. One that
     is mostly void or crowd of its class does not count.

@@ -1,7 +1,6 @@
 """Evaluate a model on a data set.
 
-An unreadable image does not end the evaluation: the evaluators get an empty output for it, and so
-count it as an image without predictions.
+Unreadable images do not stop the evaluation: they count as images without predictions.
 """
 
 import logging
@@ -52,7 +51,7 @@ class SkippingModel(nn.Module):
     """
 
     def __init__(self, model: Model):
-        """Wrap a model, or anything that is called as one."""
+        """Wrap a model or a callable with the same interface."""
         super().__init__()
         self.model = model
         self.unreadable: list[str] = []
@@ -81,8 +80,8 @@ def evaluate_dataset(
     """Run a model over a data set; all processes call it together.
 
     Args:
-        model: gives Detectron2's outputs of a batch. It runs in evaluation mode, and is then as it
-            was.
+        model: returns Detectron2's outputs of a batch. It runs in evaluation mode; the mode of each
+            module is restored afterwards.
         loader: of `evaluation_loader`, or any other of Detectron2's for inference.
         evaluator: takes an empty output for an image without predictions.
 
@@ -112,7 +111,7 @@ def main_metric(cfg: CfgNode, dataset: str, model: Model, metric: str) -> float:
     Args:
         cfg: as of `build_evaluator`, and INPUT for the size of the images.
         dataset: in Detectron2's catalogs.
-        model: anything that takes and gives what a SOLO model does in inference.
+        model: a callable with the interface of a SOLO model in inference.
         metric: its key; NaN if it is undefined.
     """
     with tempfile.TemporaryDirectory() as folder:

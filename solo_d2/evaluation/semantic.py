@@ -1,4 +1,4 @@
-"""Detectron2's metrics of semantic segmentation, with files that are whole or not there."""
+"""Detectron2's metrics of semantic segmentation, with atomic writes."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +20,7 @@ from solo_d2.utils.files import naming, put_in_place
 
 
 class WholeSemSegEvaluator(SemSegEvaluator):
-    """`SemSegEvaluator` that puts predictions and metrics into their places at once."""
+    """`SemSegEvaluator` that writes predictions and metrics atomically."""
 
     _output_dir: str | None
 
@@ -41,7 +41,7 @@ class WholeSemSegEvaluator(SemSegEvaluator):
         super().process([image for image, _ in pairs], [output for _, output in pairs])
 
     def check_truth(self) -> None:
-        """Check by their headers, and by their labels where others have made them, all stuff maps.
+        """Check the headers of all stuff maps, and the labels of those not made by our conversion.
 
         Raises:
             DatasetError: one is missing, has another size than its image, or an unknown label.
@@ -71,7 +71,7 @@ class WholeSemSegEvaluator(SemSegEvaluator):
             list(pool.map(check, DatasetCatalog.get(self._dataset_name)))
 
     def evaluate(self) -> Any:
-        """As Detectron2's; all processes must call it together."""
+        """Evaluate as Detectron2 does; all processes must call it together."""
         if not self._output_dir or not comm.is_main_process():
             return super().evaluate()
         folder = Path(self._output_dir)
