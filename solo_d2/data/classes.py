@@ -24,7 +24,7 @@ Category = dict[str, Any]
 
 
 def is_category_list(value: Any) -> bool:
-    """Whether a value can be a model's classes; an empty list means that they are unknown."""
+    """Return whether a value is a valid list of classes; empty means unknown."""
     return isinstance(value, (list, tuple)) and all(
         is_category(category) and category.get("isthing") in (0, 1) for category in value
     )
@@ -33,7 +33,7 @@ def is_category_list(value: Any) -> bool:
 def make_categories(
     names: Sequence[str], ids: Sequence[Any], *, isthing: bool = True
 ) -> list[Category]:
-    """Categories of class names and category ids of one length."""
+    """Return categories of class names and as many category ids."""
     return [
         {"id": key if isinstance(key, str) else int(key), "isthing": int(isthing), "name": name}
         for key, name in zip(ids, map(str, names), strict=True)
@@ -41,22 +41,22 @@ def make_categories(
 
 
 def placeholder_names(count: int) -> list[str]:
-    """Names of classes whose names are unknown."""
+    """Return names for unnamed classes."""
     return [f"class {index}" for index in range(count)]
 
 
 def things(categories: Sequence[Category]) -> list[Category]:
-    """Those of things, by class index."""
+    """Return the thing categories, by class index."""
     return [category for category in categories if category["isthing"]]
 
 
 def stuff(categories: Sequence[Category]) -> list[Category]:
-    """Those of stuff, from label 1 on."""
+    """Return the stuff categories, from label 1 on."""
     return [category for category in categories if not category["isthing"]]
 
 
 def model_categories(cfg: CfgNode) -> list[Category]:
-    """MODEL.CLASSES, empty if unknown; ConfigError if they cannot be the model's classes."""
+    """Return MODEL.CLASSES, empty if unknown; raise ConfigError if it does not fit the model."""
     found: list[Category] = cfg.MODEL.CLASSES
     if not is_category_list(found):
         raise ConfigError(
@@ -72,9 +72,10 @@ def model_categories(cfg: CfgNode) -> list[Category]:
 
 
 def dataset_categories(name: str) -> list[Category]:
-    """The classes of a registered data set, with stuff where it has stuff maps; nothing is loaded.
+    """Return the classes of a registered data set, with stuff if it has stuff maps.
 
-    Empty where the metadata name no classes and no json. DatasetError if its json cannot be read.
+    The data set is not loaded. The list is empty if the metadata has neither classes nor a json.
+    Raises DatasetError if the json cannot be read.
     """
     metadata = MetadataCatalog.get(name)
     if metadata.get("panoptic_json") is not None and metadata.get("thing_classes") is None:
@@ -124,7 +125,7 @@ def _stuff_of(name: str) -> list[Category]:
 
 
 def _first_ids(indices: Mapping[Any, int], wanted: Iterable[int]) -> list[Any]:
-    """The category id of each index; of several with one index the first."""
+    """Return the first category id of each index."""
     ids: dict[int, Any] = {}
     for key, index in indices.items():
         ids.setdefault(index, key)
@@ -132,10 +133,10 @@ def _first_ids(indices: Mapping[Any, int], wanted: Iterable[int]) -> list[Any]:
 
 
 def difference(first: Sequence[Category], second: Sequence[Category], titles: Sequence[str]) -> str:
-    """How two lists of classes differ; "" if they have the same names in the same order.
+    """Describe how two lists of classes differ; "" for the same names in the same order.
 
-    Category ids may differ: what is written for a data set has the data set's ids. `titles` names
-    the two in the text.
+    Category ids may differ: results are written with the data set's ids. `titles` names
+    the two lists in the text.
     """
     keys = [[(x["name"], bool(x["isthing"])) for x in classes] for classes in (first, second)]
     if keys[0] == keys[1]:

@@ -53,7 +53,7 @@ from solo_d2.utils.errors import ConfigError, DatasetError, shown
 
 logger = logging.getLogger(__name__)
 
-# Kinds of problems that do not stop a training, and what the log says of them.
+# Kinds of problems that do not stop training, with their log messages.
 COVERS_NOTHING = "covers nothing"
 PART_COVERS_NOTHING = "part that covers nothing"
 UNKNOWN_IMAGE = "annotation of an unknown image"
@@ -128,9 +128,9 @@ def load_coco_format(
 
     Annotations whose segmentation covers nothing (no area, under three points, no pixel) are
     left out with one warning, and so are those of images that the json does not list. `json_file`
-    is then taken out of the metadata, as it is where something is missing that pycocotools needs:
+    is then removed from the metadata, as it is if a field that pycocotools needs is missing:
     Detectron2's COCOEvaluator would fail on the file, and without the entry it evaluates against
-    the annotations as they were loaded.
+    the loaded annotations.
 
     Args:
         name: of the data set, in the catalogs; its `evaluator_type` "lvis" means LVIS's format.
@@ -148,7 +148,7 @@ def load_coco_format(
     report = refuse_errors(json_file, problems)
     records = read_records(json_file, image_root, report, metadata)
     _warn(json_file, problems, records)
-    if metadata.get("evaluator_type") != "lvis":  # whose evaluator and metadata need neither
+    if metadata.get("evaluator_type") != "lvis":  # LVIS needs neither
         metadata.thing_classes = records.class_names
         metadata.thing_dataset_id_to_contiguous_id = records.contiguous
         if not records.fit_for_evaluator and metadata.get("json_file") == os.fspath(json_file):
@@ -173,7 +173,7 @@ def _warn(json_file: str | Path, problems: list[Problem], records: "Records") ->
 
 @dataclass
 class Records:
-    """What a json holds: dataset dicts by image id, and what else is known of it."""
+    """The content of a json: dataset dicts by image id, classes and missing files."""
 
     class_names: list[str]
     contiguous: dict[Any, int]  # from category ids to classes
@@ -183,7 +183,7 @@ class Records:
     fit_for_evaluator: bool = True  # whether pycocotools can evaluate against the file as it is
 
     def in_order(self) -> list[dict[str, Any]]:
-        """Dataset dicts by image id, numbers before texts."""
+        """Return dataset dicts by image id, numbers before texts."""
         return [self.by_id[key] for key in in_order(self.by_id)]
 
 
@@ -299,7 +299,7 @@ def _add_annotations(
 
 
 def _image_of(annotation: dict[str, Any], records: Records) -> dict[str, Any]:
-    """The dataset dict of an annotation's image."""
+    """Return the dataset dict of an annotation's image."""
     category, image = annotation["category_id"], annotation["image_id"]
     if category not in records.contiguous:
         known = some(in_order(records.contiguous))
@@ -315,7 +315,7 @@ def _image_of(annotation: dict[str, Any], records: Records) -> dict[str, Any]:
 
 
 def _other_kind(key: int | str, known: Container[Any]) -> str:
-    """Say so, for a message, where a text stands for a number or a number for a text."""
+    """Return a hint if the key is known as a number instead of a text, or vice versa."""
     other: int | str | None = None
     with contextlib.suppress(ValueError):  # no number, or one of thousands of digits
         other = int(key) if isinstance(key, str) else str(key)
@@ -327,7 +327,7 @@ def _other_kind(key: int | str, known: Container[Any]) -> str:
 def _convert(
     annotation: dict[str, Any], record: dict[str, Any], records: Records, where: str, report: Report
 ) -> dict[str, Any]:
-    """Detectron2's form of an annotation."""
+    """Convert an annotation to Detectron2's format."""
     given, box = annotation.get("segmentation"), annotation.get("bbox")
     size = record["height"], record["width"]
     try:

@@ -1,4 +1,4 @@
-"""Where Detectron2 looks for data sets, in words for error messages. No Detectron2 needed."""
+"""Describe where Detectron2 looks for data sets. Does not import Detectron2."""
 
 import os
 from pathlib import Path
@@ -24,12 +24,12 @@ _LAYOUTS = {
 
 
 def datasets_root() -> Path:
-    """The folder of Detectron2's built-in data sets: DETECTRON2_DATASETS, or `datasets`."""
+    """Return the root of Detectron2's built-in data sets: DETECTRON2_DATASETS, or `datasets`."""
     return Path(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))
 
 
 def where_datasets_are(name: str) -> str:
-    """Say what decides where a data set is looked for and, if built in, what belongs there."""
+    """Describe the search path of a data set and, if built in, its expected layout."""
     variable = os.environ.get("DETECTRON2_DATASETS")
     state = f"'{variable}'" if variable is not None else "not set (so it is 'datasets')"
     layout = next((text for key, text in _LAYOUTS.items() if key in name), None)

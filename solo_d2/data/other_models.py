@@ -1,4 +1,4 @@
-"""Keys by which Detectron2 prepares data for models of other kinds, and which ours do without."""
+"""Disable Detectron2's keypoint and proposal inputs, which SOLO does not use."""
 
 from detectron2.config import CfgNode
 
@@ -6,10 +6,10 @@ from solo_d2.config.models import is_solo
 
 
 def without_other_inputs(cfg: CfgNode) -> CfgNode:
-    """The config, or a copy by which Detectron2 prepares neither keypoints nor proposals for SOLO.
+    """Return the config or, if SOLO must disable keypoints or proposals, a changed copy.
 
-    With MODEL.KEYPOINT_ON it would ask the data set for names of keypoints and leave out images
-    that have none; with MODEL.LOAD_PROPOSALS it would ask for files of proposals.
+    With MODEL.KEYPOINT_ON, Detectron2 requires keypoint names and drops images without keypoints;
+    with MODEL.LOAD_PROPOSALS, it requires proposal files.
     """
     model = cfg.MODEL
     if not is_solo(cfg) or not (model.KEYPOINT_ON or model.LOAD_PROPOSALS):

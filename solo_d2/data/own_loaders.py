@@ -1,7 +1,7 @@
-"""Our loaders in place of those of Detectron2 that need packages which no longer work.
+"""Replace Detectron2 loaders that depend on broken packages.
 
-LVIS (arXiv:1908.03195): Detectron2's loader imports `lvis`, whose release fails with today's NumPy.
-What ours returns is the same; annotations also have `id`, and `iscrowd` 0.
+LVIS (arXiv:1908.03195): Detectron2's loader imports `lvis`, whose release fails with current NumPy.
+Our loader returns the same dicts; annotations also have `id`, and `iscrowd` 0.
 """
 
 import functools
@@ -21,9 +21,9 @@ def load_lvis_format(name: str) -> list[dict[str, Any]]:
 
 
 def use_own_loaders(names: Iterable[str]) -> None:
-    """Load by this package the LVIS and Cityscapes data sets that Detectron2 would load.
+    """Replace Detectron2's LVIS and Cityscapes loaders by ours, for the named data sets.
 
-    Only for data sets that a config or a caller names: the catalog is the whole process's.
+    Other data sets are left alone because the catalog is shared by the whole process.
     """
     for name in names:
         loader = DatasetCatalog[name] if name in DatasetCatalog else None

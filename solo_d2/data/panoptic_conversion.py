@@ -1,4 +1,4 @@
-"""From COCO's panoptic format to what training needs: instances and stuff maps.
+"""Convert COCO's panoptic format to instances and stuff maps.
 
 A conversion is a folder:
 
@@ -6,7 +6,7 @@ A conversion is a folder:
     DIR/instances.json     thing segments as COCO instances (RLE), also of crowds
     DIR/stuff/*.png        (H, W) 8-bit: 0 all things, 1 to S stuff classes by category id, 255 none
 
-No Detectron2 needed.
+Does not import Detectron2.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ from solo_d2.data.workers import num_workers
 from solo_d2.utils.errors import DatasetError, shown
 from solo_d2.utils.images import write_image
 
-# Raise it whenever the same files give another conversion.
+# Increment when the conversion of the same files changes.
 CONVERSION_VERSION = 1
 STAMP = "conversion.json"
 INSTANCES = "instances.json"
@@ -48,7 +48,7 @@ STUFF = "stuff"
 
 
 def default_folder(panoptic_root: str | Path) -> Path:
-    """Where the conversion goes unless another folder is named: beside the panoptic PNGs."""
+    """Return the default folder of the conversion, beside the panoptic PNGs."""
     root = Path(panoptic_root)
     return root.with_name(f"{root.name}_converted")
 
@@ -61,7 +61,7 @@ def ensure_converted(
     image_root: str | Path | None = None,
     force: bool = False,
 ) -> Path:
-    """Convert unless it is done; cheap when it is. Safe to call from many processes at once.
+    """Convert a data set unless it is up to date. Safe to call from many processes at once.
 
     Args:
         panoptic_json: COCO's panoptic json.
@@ -69,7 +69,7 @@ def ensure_converted(
         folder: of the conversion, `default_folder(panoptic_root)` if None.
         image_root: images that are not directly in there are looked for in its subfolders, as the
             json of Cityscapes leaves the cities out. None: names are taken as they are.
-        force: convert again also where the json is the same; a change of the PNGs is not noticed.
+        force: convert again even if the json is unchanged; changed PNGs are not detected.
 
     Returns:
         The folder.
@@ -89,7 +89,7 @@ def ensure_converted(
                 _convert(new, panoptic_json, Path(panoptic_root), image_root)
                 (new / STAMP).write_text(json.dumps(stamp, indent=2) + "\n")
     except OSError as error:
-        # Another writer was first (possible only without locks): its folder will do.
+        # Without file locks another writer may have finished first.
         if not force and (root / STAMP).is_file() and _is_ready(root, stamp):
             return root
         raise DatasetError(
@@ -129,7 +129,7 @@ def _make_stamp(panoptic_json: str | Path) -> dict[str, Any]:
 
 
 def _is_ready(root: Path, stamp: dict[str, Any]) -> bool:
-    """Whether the conversion is there and of this json; an error if there is something else."""
+    """Return whether the folder holds the conversion of this json; refuse other content."""
     if not (root / STAMP).is_file():
         _require_empty(root)
         return False
@@ -170,7 +170,7 @@ def _convert(
 
 
 def _below(root: str | Path, names: Iterable[str]) -> list[str]:
-    """Names of files, with the subfolder of those that are not directly in the folder."""
+    """Prefix the names of files that are in a subfolder with that subfolder."""
     folder = ImageFolder(root)
     subfolders: dict[str, str] = {}
     found = []
@@ -188,7 +188,7 @@ def _below(root: str | Path, names: Iterable[str]) -> list[str]:
 def _describe_all(
     content: PanopticJson, panoptic_root: Path, stuff_root: Path
 ) -> Iterator[list[dict[str, Any]]]:
-    """Write the stuff map of every image, with progress, and yield its instances, without ids."""
+    """Write each stuff map, with a progress bar, and yield its instances without ids."""
 
     def describe(annotation: dict[str, Any]) -> list[dict[str, Any]]:
         image = content.images[annotation["image_id"]]
@@ -203,12 +203,12 @@ def _describe_all(
         total = len(content.annotations)
         try:
             yield from tqdm(done, "converting", total, unit="image", mininterval=1.0)
-        finally:  # an interrupt must not wait for all that are left
+        finally:  # do not wait for queued images after an interrupt
             pool.shutdown(cancel_futures=True)
 
 
 def stuff_name(panoptic_name: str) -> str:
-    """File name of the stuff map that belongs to a panoptic PNG."""
+    """Return the stuff map's file name of a panoptic PNG."""
     return os.path.splitext(panoptic_name)[0] + ".png"
 
 
@@ -247,7 +247,7 @@ def describe_image(
 
 
 def _rle(runs: NDArray[np.intp], height: int, width: int) -> dict[str, Any]:
-    """The compressed RLE of the runs of one mask: (R, 2) first pixels and ends."""
+    """Encode the runs of one mask, (R, 2) first pixels and ends, as compressed RLE."""
     counts = np.diff(runs.ravel(), prepend=0, append=height * width).tolist()
     if counts[-1] == 0:  # as pycocotools encodes a mask
         counts.pop()
@@ -256,7 +256,7 @@ def _rle(runs: NDArray[np.intp], height: int, width: int) -> dict[str, Any]:
 
 
 def describe_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
-    """COCO's fields of a mask (H, W) with pixels: tight XYWH box, area, `iscrowd` 0, RLE."""
+    """Return COCO's fields of a non-empty (H, W) mask: tight XYWH box, area, `iscrowd` 0, RLE."""
     return _describe_rle(coco_mask.encode(np.asfortranarray(mask, np.uint8)))
 
 
@@ -270,7 +270,7 @@ def _describe_rle(rle: dict[str, Any]) -> dict[str, Any]:
 
 
 def report_panoptic_problems(metadata: Any, report: Report) -> None:
-    """Report all that keeps a data set from its conversion; DatasetError if nothing is usable."""
+    """Report problems of the conversion; raise DatasetError if the json is unusable."""
     root = Path(metadata.panoptic_root)
     content = read_panoptic_json(metadata.panoptic_json, metadata.name, root, report)
     for key, annotation in content.annotations.items():

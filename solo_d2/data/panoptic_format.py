@@ -71,7 +71,7 @@ def register_panoptic_format(
     if is_registered(name, paths, "DATASETS.COCO_PANOPTIC_FORMAT"):
         return
     DatasetCatalog.register(name, functools.partial(_load_converted, name, folder))
-    # What its conversion makes need not be there before.
+    # The conversion creates these.
     made = ("json_file", "sem_seg_root")
     MetadataCatalog.get(name).set(
         evaluator_type=evaluator_type, made_on_first_use=made, **paths, **metadata
@@ -87,7 +87,7 @@ def register_cityscapes_separated() -> None:
     root = datasets_root() / "cityscapes"
     for split in ("train", "val"):
         name = f"cityscapes_fine_panoptic_{split}_separated"
-        if name in DatasetCatalog:  # maybe of somebody else
+        if name in DatasetCatalog:  # may be the user's own
             continue
         panoptic_root = root / "gtFine" / f"cityscapes_panoptic_{split}"
         register_panoptic_format(
@@ -101,7 +101,7 @@ def register_cityscapes_separated() -> None:
 
 
 def fill_metadata(name: str) -> None:
-    """Read classes of a registered data set from its panoptic json, unless they are known."""
+    """Set the classes of a registered data set from its panoptic json, unless they are set."""
     metadata = MetadataCatalog.get(name)
     if metadata.get("stuff_classes") is None and metadata.get("panoptic_json") is not None:
         _set_categories(name, read_categories(metadata.panoptic_json))
@@ -127,12 +127,12 @@ def _load_converted(name: str, folder: Path) -> list[dict[str, Any]]:
 
 
 def load_panoptic(name: str) -> list[dict[str, Any]]:
-    """Load a registered data set whose instances and stuff maps are there.
+    """Load a registered data set that has been converted.
 
     Returns:
         One dict per image, by image id, as of `load_coco_format`, with `sem_seg_file_name`,
         `pan_seg_file_name` and `segments_info`. Its segments have `isthing` and, in `category_id`,
-        the thing or stuff class. DatasetError, naming the file, if one is missing or wrong.
+        the thing or stuff class. Raises DatasetError, naming the file, if one is missing or wrong.
     """
     metadata = MetadataCatalog.get(name)
     content = read_panoptic_json(metadata.panoptic_json, name, metadata.panoptic_root)

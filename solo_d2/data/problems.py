@@ -1,4 +1,4 @@
-"""What can be wrong in a data set, one thing at a time. No Detectron2 needed."""
+"""Problems found in a data set. Does not import Detectron2."""
 
 import contextlib
 from collections import Counter
@@ -12,7 +12,7 @@ from solo_d2.utils.errors import DatasetError
 ERROR = "error"
 # Training leaves the entry, or a part of it, out.
 SKIPPED = "skipped"
-# Training takes it as it is, though it is probably a mistake.
+# Training uses the entry as it is, though it is probably a mistake.
 NOTICE = "notice"
 
 
@@ -50,7 +50,7 @@ class Refusal(ValueError):
 
 @contextlib.contextmanager
 def reporting(report: Report, where: str) -> Iterator[None]:
-    """Report a Refusal that the block raises as a problem, and go on after the block."""
+    """Report a Refusal raised in the block as a problem, and suppress it."""
     try:
         yield
     except Refusal as error:
@@ -70,6 +70,6 @@ def refuse_errors(json_file: str | Path, others: list[Problem] | None = None) ->
 
 
 def count_reasons(problems: Iterable[Problem]) -> str:
-    """The reasons of problems with their counts, the most frequent first."""
+    """Format the reasons of problems with their counts, the most frequent first."""
     counts = Counter(problem.reason for problem in problems).most_common()
     return ", ".join(f"{count} x {reason}" for reason, count in counts)

@@ -1,11 +1,11 @@
-"""Names of classes as keys: data sets may have several classes of one name."""
+"""Unique class names, for data sets with several classes of one name."""
 
 from collections.abc import Sequence
 from typing import Any
 
 
 def unique_names(names: Sequence[str], ids: Sequence[Any]) -> list[str]:
-    """Add the category id to every name that an earlier class has, as in "cat (id 12)"."""
+    """Append the category id to repeated names, as in "cat (id 12)"."""
     found: list[str] = []
     taken = set(names)
     for name, key in zip(names, ids, strict=True):
@@ -17,12 +17,12 @@ def unique_names(names: Sequence[str], ids: Sequence[Any]) -> list[str]:
 
 
 def unique_thing_names(metadata: Any) -> list[str]:
-    """The thing classes of a data set's metadata, by class index."""
+    """Return unique thing class names of a data set's metadata, by class index."""
     return _unique(metadata, "thing")
 
 
 def unique_stuff_names(metadata: Any) -> list[str]:
-    """The stuff classes of a data set's metadata, by label."""
+    """Return unique stuff class names of a data set's metadata, by label."""
     return _unique(metadata, "stuff")
 
 

@@ -1,7 +1,7 @@
-"""Image files that training cannot read: others take their place, up to a limit.
+"""Unreadable training images: replaced by other images, up to a limit.
 
-The loader's workers note them in the samples (`UNREADABLE`); they are counted where the samples are
-used, so that the number does not depend on the workers or on what they have read ahead.
+Loader workers record them in the samples (`UNREADABLE`). They are counted when a batch is used, so
+the count does not depend on the number of workers or on prefetching.
 """
 
 import logging
@@ -12,27 +12,27 @@ from solo_d2.utils.errors import DatasetError
 
 logger = logging.getLogger("solo_d2")
 
-# Key of a sample: the files that could not be read on the way to it, with reasons.
+# Key of a sample: reasons by file for the files that could not be read.
 UNREADABLE = "unreadable"
 
 
 class UnreadableImages:
-    """The image files that a training has come to and could not read, each once."""
+    """The unreadable image files of a training run, each listed once."""
 
     def __init__(self, limit: int):
-        """Start without any; up to `limit` are tolerated."""
+        """Tolerate up to `limit` files."""
         self.limit = limit
         self.reasons: dict[str, str] = {}
 
     def take_new(self, batch: Sequence[dict[str, Any]]) -> dict[str, str]:
-        """Take the notes out of a batch; reasons by file, of the files that are not known yet."""
+        """Remove the records from a batch; return the reasons by file of new files."""
         found: dict[str, str] = {}
         for sample in batch:
             found |= sample.pop(UNREADABLE, {})
         return {file: reason for file, reason in found.items() if file not in self.reasons}
 
     def add(self, found: Mapping[str, str]) -> None:
-        """Log and count files; DatasetError, listing all, if there are more than the limit."""
+        """Log and count files; raise DatasetError, listing all, above the limit."""
         for file, reason in found.items():
             if file not in self.reasons:
                 self.reasons[file] = reason
@@ -45,7 +45,7 @@ class UnreadableImages:
 
 
 def too_many_unreadable(reasons: Mapping[str, str], limit: int) -> DatasetError:
-    """The error for more unreadable images than are tolerated, or than there are others."""
+    """Return the error for too many unreadable images, or for no image left to use."""
     count = "one image file" if len(reasons) == 1 else f"{len(reasons)} image files"
     why = f"and DATALOADER.MAX_UNREADABLE_IMAGES is {limit}"
     if len(reasons) <= limit:

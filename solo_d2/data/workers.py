@@ -1,15 +1,15 @@
-"""How many threads or processes to use at a time."""
+"""The number of parallel threads or processes."""
 
 import os
 
-# More gain little: they wait for the disk, or for each other.
+# More workers gain little: disk and locks are the limit.
 _MOST = 8
 
 
 def num_workers() -> int:
-    """Cores that this process may use, at most 8."""
+    """Return the number of cores available to this process, at most 8."""
     try:
         cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # not on this system
+    except AttributeError:  # macOS and Windows
         cores = os.cpu_count() or 1
     return min(cores, _MOST)
