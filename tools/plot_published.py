@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -65,7 +66,11 @@ def plot(published: Published) -> Figure:
     for name, points in speeds(published).items():
         (line,) = axes.plot(*zip(*points.values(), strict=True), marker="o", label=name)
         for label, point in points.items():
-            style = {"fontsize": 6, "textcoords": "offset points", "color": line.get_color()}
+            style: dict[str, Any] = {
+                "fontsize": 6,
+                "textcoords": "offset points",
+                "color": line.get_color(),
+            }
             axes.annotate(label, point, (4, -9), **style)
     axes.set(xlabel="ms per image, V100", ylabel="mask AP, COCO val2017", xscale="log")
     ticks = (20, 30, 50, 100, 150)
