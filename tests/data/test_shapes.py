@@ -82,6 +82,21 @@ def test_signed_distance_of_a_square():
             assert distance[row, column] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("name", outlines.OUTLINES)
+def test_covered_pixels_are_those_of_negative_distance(name):
+    polygons = outlines.random_outline(np.random.default_rng(3), name, 31.7)
+    x, y = np.arange(-30, 31) + 0.3, np.arange(-28, 30) + 0.6
+    covered = outlines.covered_pixels(polygons, x, y)
+    assert np.array_equal(covered, outlines.signed_distance(polygons, x, y) < 0)
+    # Even-odd: crossings of the outline to the right of a pixel.
+    parity = np.zeros(covered.shape, bool)
+    for polygon in polygons:
+        for (x0, y0), (x1, y1) in zip(polygon, np.roll(polygon, -1, axis=0), strict=True):
+            for row in np.flatnonzero((y0 > y) != (y1 > y)):
+                parity[row] ^= x0 + (y[row] - y0) * (x1 - x0) / (y1 - y0) > x
+    assert np.array_equal(covered, parity)
+
+
 # --- images
 
 

@@ -7,12 +7,20 @@ Shape letters: N instances, P pixels, H W rows and columns.
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from solo_d2.data.shapes.outlines import OUTLINES, FloatArray, random_outline, signed_distance
+from solo_d2.data.shapes.outlines import (
+    OUTLINES,
+    FloatArray,
+    Polygons,
+    covered_pixels,
+    random_outline,
+    signed_distance,
+)
 from solo_d2.data.shapes.textures import (
     OBJECT_PATTERNS,
     STUFF_TEXTURES,
@@ -70,18 +78,37 @@ class Drawing:
 
 @dataclass(frozen=True)
 class _Object:
-    """A placed outline; `distance` covers rows `top`.. and columns `left`.., partly outside."""
+    """A placed outline. Its window starts at row `top` and column `left`, maybe outside.
+
+    Attributes:
+        x: columns of the window, relative to the outline.
+        y: rows of the window, relative to the outline.
+        covered: (rows, columns) bool, the pixels of the window inside the outline.
+    """
 
     thing: int
     size: float
     center: tuple[float, float]
     top: int
     left: int
-    distance: FloatArray
+    polygons: Polygons
+    x: FloatArray
+    y: FloatArray
+    covered: NDArray[np.bool_]
+
+    @cached_property
+    def area(self) -> int:
+        """Pixels inside the outline."""
+        return int(np.count_nonzero(self.covered))
+
+    @cached_property
+    def distance(self) -> FloatArray:
+        """Signed distance to the outline over the window; costly, so only of what is painted."""
+        return signed_distance(self.polygons, self.x, self.y)
 
     def windows(self, height: int, width: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-        """Where `distance` lies in the image, and which part of `distance` is in the image."""
-        rows, columns = self.distance.shape
+        """Where the window lies in the image, and which part of the window is in the image."""
+        rows, columns = self.covered.shape
         top, left = max(self.top, 0), max(self.left, 0)
         bottom, right = min(self.top + rows, height), min(self.left + columns, width)
         inner = slice(top - self.top, bottom - self.top), slice(left - self.left, right - self.left)
@@ -137,7 +164,7 @@ def _place_objects(
         candidate = _random_object(rng, height, width, objects)
         outside, inside = candidate.windows(height, width)
         trial = owner.copy()
-        trial[outside][candidate.distance[inside] < 0.0] = len(objects)
+        trial[outside][candidate.covered[inside]] = len(objects)
         if all(_in_sight(item, trial == i) for i, item in enumerate([*objects, candidate])):
             objects.append(candidate)
             owner = trial
@@ -145,8 +172,7 @@ def _place_objects(
 
 
 def _in_sight(item: _Object, visible: NDArray[np.bool_]) -> bool:
-    area = int((item.distance < 0.0).sum())
-    return int(visible.sum()) >= max(MIN_VISIBLE_PIXELS, MIN_VISIBLE_SHARE * area)
+    return np.count_nonzero(visible) >= max(MIN_VISIBLE_PIXELS, MIN_VISIBLE_SHARE * item.area)
 
 
 def _random_object(
@@ -164,7 +190,8 @@ def _random_object(
     right, bottom = (math.ceil(value) + MARGIN for value in high)
     x = np.arange(left, right) + 0.5 - center[0]
     y = np.arange(top, bottom) + 0.5 - center[1]
-    return _Object(thing, size, center, top, left, signed_distance(polygons, x, y))
+    covered = covered_pixels(polygons, x, y)
+    return _Object(thing, size, center, top, left, polygons, x, y, covered)
 
 
 def _random_center(

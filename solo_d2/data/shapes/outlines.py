@@ -75,30 +75,58 @@ def random_outline(rng: np.random.Generator, name: str, size: float) -> Polygons
     return [(polygon - (low + high) / 2.0) * factor for polygon in polygons]
 
 
+def covered_pixels(polygons: Polygons, x: FloatArray, y: FloatArray) -> NDArray[np.bool_]:
+    """Find the points inside an outline (even-odd rule); see `signed_distance`.
+
+    Returns:
+        (H, W).
+    """
+    start, stop = (ends[:, :, None] for ends in _edges(polygons))
+    edge = stop - start  # (E, 2, 1)
+    crossed = (start[:, 1] > y) != (stop[:, 1] > y)  # (E, H)
+    rise = np.where(edge[:, 1] == 0.0, 1.0, edge[:, 1])
+    crossing_x = start[:, 0] + (y - start[:, 1]) * edge[:, 0] / rise
+    # Each crossing changes the side of all points of its row to the left of it.
+    num_left = np.searchsorted(x, crossing_x[crossed])
+    row = np.nonzero(crossed)[1]
+    shape = len(y), len(x) + 1
+    changes = np.bincount(row * shape[1] + num_left, minlength=shape[0] * shape[1]).reshape(shape)
+    to_the_right = changes[:, ::-1].cumsum(axis=1)[:, ::-1]
+    return to_the_right[:, 1:] % 2 == 1
+
+
 def signed_distance(polygons: Polygons, x: FloatArray, y: FloatArray) -> FloatArray:
     """Distance of points to an outline, negative inside (even-odd rule).
 
     Args:
         polygons: closed polygons of shape (V, 2), in pixels.
-        x: (W,) x coordinates of the columns.
-        y: (H,) y coordinates of the rows.
+        x: (W,) x coordinates of the columns, rising.
+        y: (H,) y coordinates of the rows, rising.
 
     Returns:
         (H, W) float64, in pixels.
     """
-    start = np.concatenate(polygons)[:, None, None]
-    stop = np.concatenate([np.roll(polygon, -1, axis=0) for polygon in polygons])[:, None, None]
-    edge = stop - start  # (E, 1, 1, 2)
-    dx = x[None, None, :] - start[..., 0]  # (E, 1, W)
-    dy = y[None, :, None] - start[..., 1]  # (E, H, 1)
-    along = (dx * edge[..., 0] + dy * edge[..., 1]) / (edge**2).sum(axis=-1)
-    np.clip(along, 0.0, 1.0, out=along)
-    off_x = dx - along * edge[..., 0]
-    off_y = dy - along * edge[..., 1]
-    distance = np.sqrt((off_x**2 + off_y**2).min(axis=0))
+    nearest = np.full((len(y), len(x)), np.inf)
+    # Reused for all edges, so that they stay in the cache.
+    along, off_x, off_y = (np.empty_like(nearest) for _ in range(3))
+    for start, stop in zip(*_edges(polygons), strict=True):
+        edge = stop - start
+        dx, dy = x[None, :] - start[0], y[:, None] - start[1]
+        np.add(dx * edge[0], dy * edge[1], out=along)
+        along /= (edge**2).sum()
+        np.clip(along, 0.0, 1.0, out=along)
+        np.subtract(dx, np.multiply(along, edge[0], out=off_x), out=off_x)
+        np.subtract(dy, np.multiply(along, edge[1], out=off_y), out=off_y)
+        off_x *= off_x
+        off_y *= off_y
+        off_x += off_y
+        np.minimum(nearest, off_x, out=nearest)
+    distance = np.sqrt(nearest, out=nearest)
+    return np.negative(distance, out=distance, where=covered_pixels(polygons, x, y))
 
-    spans = (start[..., 1] > y[None, :, None]) != (stop[..., 1] > y[None, :, None])
-    rise = np.where(edge[..., 1] == 0.0, 1.0, edge[..., 1])
-    crossing_x = start[..., 0] + dy * edge[..., 0] / rise
-    inside = (spans & (crossing_x > x[None, None, :])).sum(axis=0) % 2 == 1
-    return np.where(inside, -distance, distance)
+
+def _edges(polygons: Polygons) -> tuple[FloatArray, FloatArray]:
+    """(E, 2) each: where the edges start and stop."""
+    start = np.concatenate(polygons)
+    stop = np.concatenate([np.roll(polygon, -1, axis=0) for polygon in polygons])
+    return start, stop

@@ -29,12 +29,15 @@ def smooth_noise(rng: np.random.Generator, height: int, width: int, cycles: floa
     """Sum of six cosines of up to `cycles` periods over 128 pixels; (H, W), about [-1, 1]."""
     y, x = np.arange(height)[:, None] / 128.0, np.arange(width)[None, :] / 128.0
     total = np.zeros((height, width))
+    term = np.empty_like(total)
     for _ in range(6):
         angle, phase = rng.uniform(0.0, 2.0 * math.pi, 2)
         rate = 2.0 * math.pi * cycles * rng.uniform(0.35, 1.0)
         across, down = rate * math.cos(angle) * x, rate * math.sin(angle) * y + phase
         # cos(across + down), with few cosines
-        total += np.cos(across) * np.cos(down) - np.sin(across) * np.sin(down)
+        np.multiply(np.cos(across), np.cos(down), out=term)
+        term -= np.sin(across) * np.sin(down)
+        total += term
     return (total / 3.0).astype(np.float32)
 
 
