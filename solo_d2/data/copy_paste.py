@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.structures import Boxes, Instances
 
+from solo_d2.data.cropped_masks import crop_tensor
 from solo_d2.data.input_checks import check_input_config
 from solo_d2.data.unreadable import UNREADABLE
 from solo_d2.ops.mask_geometry import mask_boxes
@@ -115,7 +116,7 @@ def paste_instances(
         target.image_size,
         gt_boxes=Boxes(boxes),
         gt_classes=torch.cat([target.gt_classes, pasted.gt_classes]),
-        gt_masks=BitMasks(visible),
+        gt_masks=crop_tensor(visible),
     )
-    result["instances"] = instances[visible.flatten(1).any(dim=1)]
+    result["instances"] = instances[instances.gt_masks.nonempty()]
     return result

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from solo_d2.data.cropped_masks import CroppedMasks
 from solo_d2.data.unreadable import UNREADABLE, too_many_unreadable
 from solo_d2.utils.errors import ConfigError, DatasetError, UnreadableImageError
 
@@ -89,7 +90,7 @@ class PinnableBatch:
 
 
 def _pinned(value: Any) -> Any:
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor | CroppedMasks):
         return value.pin_memory()
     if isinstance(value, dict):
         return {key: _pinned(part) for key, part in value.items()}

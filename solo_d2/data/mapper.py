@@ -18,7 +18,7 @@ from detectron2.data.detection_utils import (
     transform_instance_annotations,
 )
 from detectron2.data.transforms import AugInput, AugmentationList, TransformList
-from detectron2.structures import BitMasks, BoxMode, Instances, PolygonMasks
+from detectron2.structures import BoxMode, Instances, PolygonMasks
 from detectron2.utils.file_io import PathManager
 from numpy.typing import NDArray
 from PIL import Image
@@ -26,6 +26,7 @@ from pycocotools import mask as coco_mask
 
 from solo_d2.config.models import is_panoptic
 from solo_d2.data.augmentation import build_train_augmentation, keep_a_pixel, moves_borders
+from solo_d2.data.cropped_masks import CroppedMasks, Window
 from solo_d2.data.ignored import is_object
 from solo_d2.data.mask_transforms import transform_masks
 from solo_d2.data.other_models import without_other_inputs
@@ -201,10 +202,10 @@ class SOLODatasetMapper(DatasetMapper):
             instances.gt_masks = _polygon_masks(segmentations, transforms)
         else:
             masks = transform_masks(segmentations, transforms, image_shape, original_shape)
-            instances.gt_masks = BitMasks(torch.from_numpy(masks))
+            if self.recompute_boxes:  # polygons may reach into the padding
+                masks = masks.clip(_content_window(transforms, image_shape, original_shape))
+            instances.gt_masks = masks
         if self.recompute_boxes:
-            if isinstance(instances.gt_masks, BitMasks):
-                _clear_padding(instances.gt_masks.tensor, transforms, original_shape)
             instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
         return instances
 
@@ -248,11 +249,10 @@ def read_record(
 
 
 def _without_empty(instances: Instances) -> Instances:
-    """Detectron2's `filter_empty_instances`, with one fast pass over bitmaps, and often no copy."""
-    if not isinstance(instances.gt_masks, BitMasks):
+    """Detectron2's `filter_empty_instances`, often without a copy."""
+    if not isinstance(instances.gt_masks, CroppedMasks):
         return filter_empty_instances(instances)
-    pixels = instances.gt_masks.tensor.flatten(1).numpy().any(axis=1)
-    kept = instances.gt_boxes.nonempty(threshold=1e-5) & torch.from_numpy(pixels)
+    kept = instances.gt_boxes.nonempty(threshold=1e-5) & instances.gt_masks.nonempty()
     return instances if kept.all() else instances[kept]
 
 
@@ -266,20 +266,15 @@ def _polygon_masks(segmentations: list[Any], transforms: TransformList) -> Polyg
     return PolygonMasks(masks)
 
 
-def _clear_padding(
-    masks: torch.Tensor, transforms: TransformList, original_shape: tuple[int, int]
-) -> None:
-    """Clear masks (N, H, W) where the image was padded, in place; the transforms keep the axes.
-
-    Polygons may reach there, and unknown transforms may pad bitmaps with a label other than 0.
-    """
+def _content_window(
+    transforms: TransformList, image_shape: tuple[int, int], original_shape: tuple[int, int]
+) -> Window:
+    """Part of the transformed image that is not padding; the transforms keep the axes."""
     height, width = original_shape
     corners = transforms.apply_box(np.array([[0.0, 0.0, width, height]]))[0]
-    left, top, right, bottom = np.rint(corners).astype(int).clip(min=0).tolist()
-    masks[:, :top] = False
-    masks[:, bottom:] = False
-    masks[:, :, :left] = False
-    masks[:, :, right:] = False
+    largest = [image_shape[1], image_shape[0]] * 2
+    left, top, right, bottom = np.rint(corners).astype(int).clip(0, largest).tolist()
+    return left, top, right, bottom
 
 
 @contextlib.contextmanager

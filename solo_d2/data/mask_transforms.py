@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from solo_d2.data.cropped_masks import CroppedMasks, crop_masks
 from solo_d2.data.segmentations import decode_counts
 
 # Marks rows and columns of the result that are padding.
@@ -23,6 +24,8 @@ _PADDING = -1
 _KEEP = (T.NoOpTransform, T.BlendTransform, T.ColorTransform, T.PILColorTransform)
 
 Lines = NDArray[np.int64]
+# Left column, top row, and the pixels (rows, columns) right and below of them.
+Part = tuple[int, int, NDArray[np.bool_]]
 
 
 def transform_masks(
@@ -30,7 +33,7 @@ def transform_masks(
     transforms: TransformList,
     image_shape: tuple[int, int],
     original_shape: tuple[int, int],
-) -> NDArray[np.bool_]:
+) -> CroppedMasks:
     """Transform the masks of all objects of an image.
 
     Corners of polygons are moved, not clipped: drawing them clips them, and Detectron2 would need
@@ -44,33 +47,33 @@ def transform_masks(
         original_shape: H and W.
 
     Returns:
-        (N, h, w).
+        N masks of h x w pixels.
     """
-    masks = np.zeros((len(segmentations), *image_shape), np.bool_)
     unmoved = np.arange(image_shape[0]), np.arange(image_shape[1])
     sources = source_lines(transforms, *original_shape)
-    for segmentation, mask in zip(segmentations, masks, strict=True):
+
+    def transform(segmentation: Any) -> Part:
         if isinstance(segmentation, list):
             points = [np.asarray(polygon, np.float64).reshape(-1, 2) for polygon in segmentation]
             polygons = [transforms.apply_coords(part).reshape(-1) for part in points]
-            _draw(coco_mask.merge(coco_mask.frPyObjects(polygons, *image_shape)), *unmoved, mask)
-        elif sources is not None:
-            _draw(segmentation, *sources, mask)
-        else:
-            mask[:] = transforms.apply_segmentation(coco_mask.decode(segmentation))
-    return masks
+            return _draw(coco_mask.merge(coco_mask.frPyObjects(polygons, *image_shape)), *unmoved)
+        if sources is not None:
+            return _draw(segmentation, *sources)
+        return 0, 0, transforms.apply_segmentation(coco_mask.decode(segmentation)) != 0
+
+    return crop_masks(map(transform, segmentations), image_shape)
 
 
-def _draw(rle: dict[str, Any], rows: Lines, columns: Lines, out: NDArray[np.bool_]) -> None:
-    """Draw the mask of an RLE whose rows and columns move; `out` (h, w) is False before."""
+def _draw(rle: dict[str, Any], rows: Lines, columns: Lines) -> Part:
+    """Draw the mask of an RLE whose rows and columns move."""
     left, top, width, height = coco_mask.toBbox(rle).astype(int)
     inside_rows = np.flatnonzero((rows >= top) & (rows < top + height))
     inside_columns = np.flatnonzero((columns >= left) & (columns < left + width))
-    if len(inside_rows) and len(inside_columns):
-        by_column = _decode_columns(rle, left, width)
-        pixels = by_column[columns[inside_columns] - left].T[rows[inside_rows]]
-        (y, x), (h, w) = (inside_rows[0], inside_columns[0]), pixels.shape
-        out[y : y + h, x : x + w] = pixels
+    if not len(inside_rows) or not len(inside_columns):
+        return 0, 0, np.zeros((0, 0), np.bool_)
+    by_column = _decode_columns(rle, left, width)
+    pixels = by_column[columns[inside_columns] - left].T[rows[inside_rows]]
+    return int(inside_columns[0]), int(inside_rows[0]), pixels
 
 
 def _decode_columns(rle: dict[str, Any], left: int, width: int) -> NDArray[np.bool_]:

@@ -19,6 +19,7 @@ from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from detectron2.utils import comm
 from torch import Tensor, nn
 
+from solo_d2.data.cropped_masks import CroppedMasks
 from solo_d2.engine.metrics import StepMetrics
 from solo_d2.utils.errors import BadNumbersError, ConfigError
 from solo_d2.utils.files import whole_file
@@ -146,7 +147,7 @@ def read_bad_step(file: str | Path) -> dict[str, Any]:
         ConfigError: it is missing, or another kind of file.
     """
     try:
-        with torch.serialization.safe_globals([Instances, Boxes, BitMasks]):
+        with torch.serialization.safe_globals([Instances, Boxes, BitMasks, CroppedMasks]):
             content = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ConfigError(f"{file} does not exist") from None

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from detectron2.data import transforms as T
 from detectron2.data.transforms import TransformList
 from numpy.typing import NDArray
@@ -88,8 +89,9 @@ def assert_same(segmentations, transforms, original=(HEIGHT, WIDTH)):
     """Compare with the slow way; the masks."""
     transforms = TransformList(transforms)
     shape = transforms.apply_segmentation(np.zeros(original, np.uint8)).shape
-    found = transform_masks(segmentations, transforms, shape, original)
+    found = transform_masks(segmentations, transforms, shape, original).tensor.numpy()
     assert found.dtype == bool
+    assert found.shape[1:] == shape
     for number, (mask, segmentation) in enumerate(zip(found, segmentations, strict=True)):
         assert np.array_equal(mask, by_decoding(segmentation, transforms, shape)), (number, shape)
     return found
@@ -116,7 +118,7 @@ def test_padding_is_background_whatever_its_label():
     background, labelled = (
         transform_masks(masks, TransformList([pad]), shape, (HEIGHT, WIDTH)) for pad in pads
     )
-    assert np.array_equal(background, labelled)
+    assert torch.equal(background.tensor, labelled.tensor)
 
 
 def test_all_ratios_of_sizes():

@@ -280,7 +280,8 @@ class SOLO(nn.Module):
             polygons = instances.gt_masks.polygons
             masks = BitMasks.from_polygon_masks(polygons, *instances.image_size).tensor
         else:
-            masks = instances.gt_masks.tensor
+            # Moved first: the masks of `SOLODatasetMapper` are small until they are read.
+            masks = instances.gt_masks.to(self.device, non_blocking=True).tensor
         boxes, classes = instances.gt_boxes.tensor, instances.gt_classes
         boxes, classes, masks = (
             x.to(self.device, non_blocking=True) for x in (boxes, classes, masks)

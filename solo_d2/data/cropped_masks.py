@@ -1,0 +1,157 @@
+"""Instance masks cropped to their boxes: what a training sample carries between processes."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.structures import BitMasks, Boxes
+from numpy.typing import NDArray
+from torch import Tensor
+
+from solo_d2.ops.mask_geometry import mask_boxes
+
+# Left, top, right and bottom of a mask in pixels, right and bottom exclusive.
+Window = tuple[int, int, int, int]
+_EMPTY: Window = (0, 0, 0, 0)
+
+
+class CroppedMasks(BitMasks):
+    """Bitmasks that are cropped to their tight boxes until `tensor` is first read.
+
+    Detectron2's interface, with a fraction of the memory: objects of photographs cover a few
+    percent of the image. `to`, `pin_memory`, indexing, `nonempty`, `get_bounding_boxes`, copying
+    and pickling keep the masks cropped. Reading `tensor` uncrops them for good, so that it can be
+    changed in place.
+    """
+
+    def __init__(self, pixels: Tensor, windows: Sequence[Window], image_size: Sequence[int]):
+        """Take the masks of an image; see `crop_masks` and `crop_tensor`.
+
+        Args:
+            pixels: (P,) bool, the pixels of all windows, one mask after the other, row by row.
+            windows: of each mask; empty for a mask without pixels.
+            image_size: height and width.
+        """
+        self.image_size = torch.Size(image_size)
+        self._windows = list(windows)
+        self._pixels: Tensor | None = pixels
+        self._tensor: Tensor | None = None
+
+    @property
+    def tensor(self) -> Tensor:
+        """(N, H, W) bool, on the device of the cropped masks."""
+        if self._tensor is None:
+            self.tensor = self._uncropped()
+        return self._tensor
+
+    @tensor.setter
+    def tensor(self, masks: Tensor) -> None:
+        self._tensor, self._pixels, self._windows = masks, None, []
+
+    def _uncropped(self) -> Tensor:
+        masks = torch.zeros(len(self), *self.image_size, dtype=torch.bool, device=self.device)
+        # A loop, but without waits for the device: it copies as few bytes as possible.
+        for mask, window, crop in zip(masks, self._windows, self._crops(), strict=True):
+            left, top, right, bottom = window
+            mask[top:bottom, left:right] = crop
+        return masks
+
+    def _crops(self) -> list[Tensor]:
+        """The pixels of each window."""
+        sizes = [(bottom - top, right - left) for left, top, right, bottom in self._windows]
+        parts = self._pixels.split([height * width for height, width in sizes])
+        return [part.view(size) for part, size in zip(parts, sizes, strict=True)]
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the masks."""
+        return (self._pixels if self._tensor is None else self._tensor).device
+
+    def to(self, *args: Any, **kwargs: Any) -> BitMasks:
+        """Move the masks as `Tensor.to` does."""
+        if self._tensor is not None:
+            return BitMasks(self._tensor.to(*args, **kwargs))
+        pixels = self._pixels.to(*args, **kwargs).to(torch.bool)
+        return CroppedMasks(pixels, self._windows, self.image_size)
+
+    def pin_memory(self) -> BitMasks:
+        """Copy the masks to pinned memory."""
+        if self._tensor is not None:
+            return BitMasks(self._tensor.pin_memory())
+        return CroppedMasks(self._pixels.pin_memory(), self._windows, self.image_size)
+
+    def __getitem__(self, item: Any) -> BitMasks:
+        """Select masks by a number, a slice, or a tensor of numbers or flags."""
+        if self._tensor is not None:
+            return BitMasks(self._tensor)[item]
+        item = item.cpu() if isinstance(item, Tensor) else item
+        chosen = torch.arange(len(self))[item].reshape(-1).tolist()
+        crops = self._crops()
+        pixels = torch.cat([self._pixels[:0], *(crops[index].reshape(-1) for index in chosen)])
+        return CroppedMasks(pixels, [self._windows[index] for index in chosen], self.image_size)
+
+    def __len__(self) -> int:
+        return len(self._windows if self._tensor is None else self._tensor)
+
+    def nonempty(self) -> Tensor:
+        """Return whether each mask has pixels, (N,) bool."""
+        if self._tensor is not None:
+            return super().nonempty()
+        flags = [window != _EMPTY for window in self._windows]
+        return torch.tensor(flags, dtype=torch.bool, device=self.device)
+
+    def get_bounding_boxes(self) -> Boxes:
+        """Return the tight boxes, on the CPU; zeros for a mask without pixels."""
+        if self._tensor is not None:
+            return super().get_bounding_boxes()
+        return Boxes(torch.tensor(self._windows, dtype=torch.float32).reshape(-1, 4))
+
+    def clip(self, window: Window) -> "CroppedMasks":
+        """Return masks on the CPU, still cropped, without their pixels outside a window."""
+        left, top, right, bottom = window
+        parts = []
+        for (own_left, own_top, *_), crop in zip(self._windows, self._crops(), strict=True):
+            x, y = max(left, own_left), max(top, own_top)
+            rows = slice(y - own_top, max(bottom - own_top, 0))
+            columns = slice(x - own_left, max(right - own_left, 0))
+            parts.append((x, y, crop.numpy()[rows, columns]))
+        return crop_masks(parts, self.image_size)
+
+    @staticmethod
+    def cat(bitmasks_list: list[BitMasks]) -> BitMasks:
+        """Concatenate bitmasks of either kind; they are uncropped."""
+        return BitMasks.cat([BitMasks(masks.tensor) for masks in bitmasks_list])
+
+
+def crop_masks(
+    parts: Iterable[tuple[int, int, NDArray[np.bool_]]], image_size: Sequence[int]
+) -> CroppedMasks:
+    """Crop masks to their tight boxes.
+
+    Args:
+        parts: for each mask a column, a row and the (h, w) pixels right and below of them, inside
+            the image; the others are background.
+        image_size: height and width.
+    """
+    windows, pixels = [], [np.zeros(0, np.bool_)]
+    for left, top, part in parts:
+        columns, rows = (np.flatnonzero(part.any(axis=axis)) for axis in (0, 1))
+        if not len(rows):
+            windows.append(_EMPTY)
+            continue
+        x, y, right, bottom = (int(i) for i in (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
+        windows.append((left + x, top + y, left + right, top + bottom))
+        pixels.append(part[y:bottom, x:right].reshape(-1))
+    return CroppedMasks(torch.from_numpy(np.concatenate(pixels)), windows, image_size)
+
+
+def crop_tensor(masks: Tensor) -> CroppedMasks:
+    """Crop masks (N, H, W) bool on the CPU to their tight boxes."""
+    windows = [tuple(window) for window in mask_boxes(masks).long().tolist()]
+    crops = (
+        mask[top:bottom, left:right].reshape(-1)
+        for mask, (left, top, right, bottom) in zip(masks, windows, strict=True)
+    )
+    pixels = torch.cat([masks.new_zeros(0), *crops])
+    return CroppedMasks(pixels, windows, masks.shape[1:])
