@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluation": "COCO metrics",
     "gpu": "all measurements on a GPU: kernels, NMS, post-processing, models, training",
     "inference": "variants of a model: eager, half precision, compiled, ONNX, 8-bit",
+    "loading": "the training mapper and Detectron2's: images per second, bytes of a sample",
     "nms": "mask NMS",
     "postprocess": "from head outputs to final masks",
     "train": "a training step, target assignment and the mask loss",

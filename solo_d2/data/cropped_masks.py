@@ -35,19 +35,20 @@ class CroppedMasks(BitMasks):
         """
         self.image_size = torch.Size(image_size)
         self._windows = list(windows)
-        self._pixels: Tensor | None = pixels
+        self._pixels = pixels
         self._tensor: Tensor | None = None
 
     @property
     def tensor(self) -> Tensor:
         """(N, H, W) bool, on the device of the cropped masks."""
-        if self._tensor is None:
-            self.tensor = self._uncropped()
-        return self._tensor
+        masks = self._tensor
+        if masks is None:
+            masks = self.tensor = self._uncropped()
+        return masks
 
     @tensor.setter
     def tensor(self, masks: Tensor) -> None:
-        self._tensor, self._pixels, self._windows = masks, None, []
+        self._tensor, self._pixels, self._windows = masks, masks.new_zeros(0), []
 
     def _uncropped(self) -> Tensor:
         masks = torch.zeros(len(self), *self.image_size, dtype=torch.bool, device=self.device)

@@ -144,9 +144,7 @@ class SOLODatasetMapper(DatasetMapper):
             sample["sem_seg"] = torch.from_numpy(inputs.sem_seg.astype(np.int64))
             self._check_labels(sample["sem_seg"], stuff_file)
         if self.is_train:
-            sample["instances"] = self._instances(
-                sample, copy.deepcopy(annotations), transforms, pixels.shape[1:]
-            )  # a deep copy, as transforms change arrays in place
+            sample["instances"] = self._instances(sample, annotations, transforms, pixels.shape[1:])
         return sample
 
     def _check_labels(self, sem_seg: torch.Tensor, file: Any) -> None:
@@ -166,7 +164,7 @@ class SOLODatasetMapper(DatasetMapper):
         transforms: TransformList,
         image_shape: tuple[int, int],
     ) -> Instances:
-        """The instances of a transformed image; annotations are changed in place."""
+        """The instances of a transformed image; annotations are left as they are."""
         objects = []
         for index, annotation in enumerate(annotations):
             cleaned = clean_annotation(annotation, record, index) if is_object(annotation) else None
@@ -192,8 +190,9 @@ class SOLODatasetMapper(DatasetMapper):
     ) -> Instances:
         segmentations = [item.pop("segmentation") for item in objects]
         for item in objects:
-            if not self.use_keypoint:
-                item.pop("keypoints", None)
+            keypoints = item.pop("keypoints", None)
+            if self.use_keypoint and keypoints is not None:  # transforms change arrays in place
+                item["keypoints"] = copy.deepcopy(keypoints)
             transform_instance_annotations(
                 item, transforms, image_shape, keypoint_hflip_indices=self.keypoint_hflip_indices
             )
@@ -261,7 +260,8 @@ def _polygon_masks(segmentations: list[Any], transforms: TransformList) -> Polyg
         raise ValueError("INPUT.MASK_FORMAT 'polygon' takes polygons only, not RLE")
     masks = []
     for polygons in segmentations:
-        parts = [np.asarray(polygon, np.float64).reshape(-1, 2) for polygon in polygons]
+        # Copies, as transforms change arrays in place.
+        parts = [np.array(polygon, np.float64).reshape(-1, 2) for polygon in polygons]
         masks.append([part.reshape(-1) for part in transforms.apply_polygons(parts)])
     return PolygonMasks(masks)
 

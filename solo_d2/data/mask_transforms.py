@@ -54,7 +54,8 @@ def transform_masks(
 
     def transform(segmentation: Any) -> Part:
         if isinstance(segmentation, list):
-            points = [np.asarray(polygon, np.float64).reshape(-1, 2) for polygon in segmentation]
+            # Copies, as transforms change arrays in place.
+            points = [np.array(polygon, np.float64).reshape(-1, 2) for polygon in segmentation]
             polygons = [transforms.apply_coords(part).reshape(-1) for part in points]
             return _draw(coco_mask.merge(coco_mask.frPyObjects(polygons, *image_shape)), *unmoved)
         if sources is not None:

@@ -92,6 +92,26 @@ def test_every_kind_of_mask_gives_the_same_pixels(record, kind):
     assert repr(record) == repr(before)
 
 
+@pytest.mark.parametrize("mask_format", ["bitmask", "polygon"])
+def test_arrays_of_annotations_are_left_as_they_are(record, mask_format):
+    record["annotations"] = [
+        annotation(
+            [np.array(POLYGON)],
+            bbox=np.array([4.0, 4.0, 20.0, 16.0]),
+            bbox_mode=BoxMode.XYXY_ABS,
+            keypoints=np.array([5.0, 6.0, 2.0]),
+        )
+    ]
+    before = copy.deepcopy(record)
+    cfg = config(mask_format, size=2 * HEIGHT)
+    cfg.INPUT.RANDOM_FLIP = "horizontal"
+    mapper = SOLODatasetMapper(cfg)
+    mapper.use_keypoint, mapper.keypoint_hflip_indices = True, np.array([0])
+    for _ in range(4):
+        assert mapper(record)["instances"].gt_keypoints.tensor.shape == (1, 1, 3)
+        assert repr(record) == repr(before)
+
+
 def test_kinds_may_be_mixed(record):
     record["annotations"] = [annotation(segmentation) for segmentation in segmentations().values()]
     masks = SOLODatasetMapper(config(size=2 * HEIGHT))(record)["instances"].gt_masks.tensor

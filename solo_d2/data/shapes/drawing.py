@@ -172,7 +172,7 @@ def _place_objects(
 
 
 def _in_sight(item: _Object, visible: NDArray[np.bool_]) -> bool:
-    return np.count_nonzero(visible) >= max(MIN_VISIBLE_PIXELS, MIN_VISIBLE_SHARE * item.area)
+    return bool(np.count_nonzero(visible) >= max(MIN_VISIBLE_PIXELS, MIN_VISIBLE_SHARE * item.area))
 
 
 def _random_object(

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from solo_d2.evaluation.average_precision import BACKENDS
-from tools.benchmarks import evaluation, nms, postprocess
+from tools.benchmarks import evaluation, loading, nms, postprocess
 from tools.benchmarks.common import (
     Stopwatch,
     markdown_table,
@@ -80,6 +80,19 @@ def test_postprocess_finds_the_same_as_plain(product, num_cells):
     assert found["classes_equal"]
     assert found["largest_score_difference"] < 1e-5
     assert found["pixels_that_differ"] <= 5
+
+
+def test_loading(run):
+    printed, saved = run("loading", "--num 3 1 --size 60x80 --short-side 96 --images 2")
+    results = saved["results"]
+    cases = [(x["kind"], x["objects"], x["way"]) for x in results]
+    ways = ("ours", "Detectron2")
+    assert cases == [(k, n, way) for k in loading.KINDS for n in (3, 1) for way in ways]
+    for result in results:
+        assert result["pixels_that_differ"] == 0
+        assert min(result["mapper_images_per_s"], result["worker_images_per_s"]) > 0
+        assert result["MiB"] > 0
+    assert "| Detectron2" in printed
 
 
 def test_evaluation(run, tmp_path):
