@@ -56,7 +56,8 @@ class SOLODatasetMapper(DatasetMapper):
 
     - polygons, RLE and (H, W) masks may be mixed in one image;
     - `instances` is always there, with `gt_boxes` (N, 4), `gt_classes` (N,) and `gt_masks`
-      (N, H, W); N = 0 for an image without annotations or with crowds only;
+      (N, H, W), cropped until they are read (`CroppedMasks`); N = 0 for an image without
+      annotations or with crowds only;
     - annotations that cover nothing are left out;
     - `sem_seg`, (H, W) int64 stuff labels, is there where the constructor asks for it;
     - DatasetError, naming the file, for an image or annotation that cannot be used; if it is the
