@@ -100,7 +100,7 @@ def shape_of(points):
     ("label", "content", "message"),
     [
         ("a.json", shape_of([[0, 0], [1e18, 0], [1e18, 1e18]]).encode(), "far outside the image"),
-        ("a.json", b"[" * 10**5, "no json of labelme"),
+        ("a.json", b"[" * 10**5, "not a labelme JSON"),
         ("a/thing_1.png", png_of_size(60_000, 60_000), "cannot be read as a mask"),
     ],
 )
