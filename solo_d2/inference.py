@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solo_d2.ops.binary_masks import BinaryMasks, binarize_probs, binarize_product, empty_masks
+from solo_d2.ops.binary_masks import BinaryMasks, binarize_chunks, binarize_product, mask_scores
 from solo_d2.ops.candidates import class_probabilities, filter_scores, score_keys, top_scores
 from solo_d2.ops.cell_masks import fixed_cell_masks
 from solo_d2.ops.contours import contour_masks, fill_contours
@@ -243,12 +243,10 @@ class MaskDecoder:
         if not self.fixed:  # several classes of a cell share its mask
             cells, mask_index = cells.unique(return_inverse=True)
         masks, areas, soft_sums = self._binary_masks(outputs, image, cells)
-        maskness = soft_sums / areas.clamp(min=1)
         if mask_index is not None:
-            areas, maskness = areas[mask_index], maskness[mask_index]
-        scores = found.scores * maskness  # NaN, where the mask has a pixel that is NaN
-        large = areas > self.strides[self.cell_levels[found.cells]]
-        scores = scores.masked_fill(~(large & (scores > 0)), 0)
+            areas, soft_sums = areas[:, mask_index], soft_sums[:, mask_index]
+        least = self.strides[self.cell_levels[found.cells]]
+        scores = mask_scores(areas, soft_sums, found.scores, least, backend=self.backend)
         scores, index = scores.sort(descending=True, stable=True)
         scores, index = scores[: self.pre_nms_topk], index[: self.pre_nms_topk]
         if mask_index is not None:
@@ -268,13 +266,8 @@ class MaskDecoder:
                 return binarize_product(
                     factors[0].kernels, feature, self.mask_thresh, backend=self.backend
                 )
-        result = empty_masks(len(cells), outputs.mask_size, cells.device)
-        start = 0
-        for probs in self.masks(outputs, image, cells):
-            chunk = BinaryMasks(*(x[start : start + len(probs)] for x in result))
-            binarize_probs(probs, self.mask_thresh, out=chunk)
-            start += len(probs)
-        return result
+        chunks, shape = self.masks(outputs, image, cells), (len(cells), *outputs.mask_size)
+        return binarize_chunks(chunks, shape, self.mask_thresh, cells.device)
 
     def suppress(self, found: Candidates) -> Candidates:
         """Mask NMS, then the final score filter and cut.

@@ -3,10 +3,11 @@
 The area and the soft sum make the maskness: the mean probability over a mask's pixels. The float
 masks exist a tile at a time, never as a whole.
 
-Shape letters: M masks, E channels of the mask feature, H and W rows and columns.
+Shape letters: M masks, J parts of the image, E channels of the mask feature, H and W rows and
+columns.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,12 +28,12 @@ LEAST_TILE_COLUMNS = 512
 
 
 class BinaryMasks(NamedTuple):
-    """Masks and what their score needs.
+    """Masks and what their score needs, to be added up over J parts of the image.
 
     Attributes:
         masks: (M, H, W) bool.
-        areas: (M,) int64, pixels of each mask.
-        soft_sums: (M,) float32, sum of the probabilities of the mask's pixels.
+        areas: (J, M) int32 or int64, pixels of each mask.
+        soft_sums: (J, M) float32, sum of the probabilities of the mask's pixels.
     """
 
     masks: Tensor
@@ -40,19 +41,30 @@ class BinaryMasks(NamedTuple):
     soft_sums: Tensor
 
 
-def binarize_probs(probs: Tensor, thresh: float, out: BinaryMasks) -> None:
-    """Threshold masks that are given as probabilities.
+def binarize_chunks(
+    chunks: Iterable[Tensor], shape: tuple[int, int, int], thresh: float, device: torch.device
+) -> BinaryMasks:
+    """Threshold masks that are given as probabilities, some at a time.
 
     Args:
-        probs: (M, *) float32 in [0, 1], all pixels of each mask or some of them.
+        chunks: (M', H, W) float32 in [0, 1] each, together M masks.
+        shape: M, H and W.
         thresh: a pixel is set above this probability.
-        out: `masks` (M, *) is overwritten, `areas` and `soft_sums` are added to.
+        device: of the masks.
+
+    Returns:
+        The masks.
     """
-    # Comparing into floats and converting these is much faster than comparing into bool.
-    foreground = torch.gt(probs, thresh, out=torch.empty_like(probs))
-    out.masks.copy_(foreground)
-    out.areas.add_(foreground.flatten(1).sum(dim=1).long())
-    out.soft_sums.add_(foreground.mul_(probs).flatten(1).sum(dim=1))
+    masks = zero_masks(shape, device)
+    areas = torch.zeros(1, shape[0], dtype=torch.int64, device=device)
+    soft_sums = torch.zeros(1, shape[0], device=device)
+    start = 0
+    for probs in chunks:
+        chunk = slice(start, start + len(probs))
+        parts = BinaryMasks(masks[chunk], areas[0, chunk], soft_sums[0, chunk])
+        _binarize_probs(probs, thresh, out=parts)
+        start += len(probs)
+    return BinaryMasks(masks, areas, soft_sums)
 
 
 def binarize_product(
@@ -84,6 +96,21 @@ def binarize_product(
         return _binarize_product_tiled(kernels, feature, thresh)
 
 
+def _binarize_probs(probs: Tensor, thresh: float, out: BinaryMasks) -> None:
+    """Threshold masks that are given as probabilities.
+
+    Args:
+        probs: (M, *) float32 in [0, 1], all pixels of each mask or some of them.
+        thresh: a pixel is set above this probability.
+        out: `masks` (M, *) is overwritten, `areas` and `soft_sums` (M,) are added to.
+    """
+    # Comparing into floats and converting these is much faster than comparing into bool.
+    foreground = torch.gt(probs, thresh, out=torch.empty_like(probs))
+    out.masks.copy_(foreground)
+    out.areas.add_(foreground.flatten(1).sum(dim=1).long())
+    out.soft_sums.add_(foreground.mul_(probs).flatten(1).sum(dim=1))
+
+
 def _binarize_product_torch(kernels: Tensor, feature: Tensor, thresh: float) -> BinaryMasks:
     """By definition, some masks at a time."""
     feature, parts = feature.float(), []
@@ -91,7 +118,8 @@ def _binarize_product_torch(kernels: Tensor, feature: Tensor, thresh: float) -> 
         probs = dynamic_conv(part, feature).sigmoid()
         masks = probs > thresh
         parts.append((masks, masks.sum(dim=(1, 2)), (probs * masks).sum(dim=(1, 2))))
-    return BinaryMasks(*(torch.cat(each) for each in zip(*parts, strict=True)))
+    masks, areas, soft_sums = (torch.cat(each) for each in zip(*parts, strict=True))
+    return BinaryMasks(masks, areas[None], soft_sums[None])
 
 
 def _binarize_product_tiled(kernels: Tensor, feature: Tensor, thresh: float) -> BinaryMasks:
@@ -113,19 +141,39 @@ def _binarize_product_tiled(kernels: Tensor, feature: Tensor, thresh: float) -> 
             probs = buffer[: num * tile.shape[1]].view(num, -1)
             torch.mm(kernels, tile, out=probs).sigmoid_()
             binary = masks.flatten(1)[:, start : start + columns]
-            binarize_probs(probs, thresh, BinaryMasks(binary, areas[part], soft_sums[part]))
+            _binarize_probs(probs, thresh, BinaryMasks(binary, areas[part], soft_sums[part]))
 
     in_threads(work)
-    return BinaryMasks(masks, areas.sum(dim=0), soft_sums.sum(dim=0))
+    return BinaryMasks(masks, areas, soft_sums)
 
 
-def empty_masks(num: int, size: tuple[int, int], device: torch.device) -> BinaryMasks:
-    """Masks without pixels, to be filled in."""
-    return BinaryMasks(
-        zero_masks((num, *size), device),
-        torch.zeros(num, dtype=torch.int64, device=device),
-        torch.zeros(num, device=device),
-    )
+def mask_scores(
+    areas: Tensor,
+    soft_sums: Tensor,
+    class_scores: Tensor,
+    least_areas: Tensor,
+    *,
+    backend: str = "auto",
+) -> Tensor:
+    """Multiply class scores by the maskness, the mean probability over the mask's pixels.
+
+    Args:
+        areas: (J, M) as in `BinaryMasks`.
+        soft_sums: (J, M) as in `BinaryMasks`.
+        class_scores: (M,) float32 in [0, 1].
+        least_areas: (M,) float32, pixels that a mask must exceed.
+        backend: one of `solo_d2.ops.backends.BACKENDS`.
+
+    Returns:
+        (M,) float32 in [0, 1]: 0 for small masks and those with a pixel of NaN.
+    """
+    if choose_backend(backend, areas.device) == "triton":
+        from solo_d2.ops.triton.mask_scores import mask_scores_triton
+
+        return mask_scores_triton(areas, soft_sums, class_scores, least_areas)
+    total = areas.sum(dim=0)
+    scores = class_scores * (soft_sums.sum(dim=0) / total.clamp(min=1))
+    return scores.masked_fill(~((total > least_areas) & (scores > 0)), 0)  # NaN is not above 0
 
 
 def zero_masks(shape: Sequence[int], device: torch.device) -> Tensor:

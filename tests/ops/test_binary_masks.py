@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from solo_d2.ops.binary_masks import binarize_probs, binarize_product, empty_masks
+from solo_d2.ops.binary_masks import binarize_chunks, binarize_product, mask_scores
 
 
 def factors(num, channels, height, width, seed=0):
@@ -21,11 +21,11 @@ def check(found, kernels, feature, thresh=0.5, tolerance=1e-5):
     wrong = found.masks != (probs > thresh)
     assert not wrong[(probs - thresh).abs() > tolerance].any()
     assert found.masks.dtype == torch.bool
-    assert found.areas.dtype == torch.int64
-    assert torch.equal(found.areas, found.masks.sum(dim=(1, 2)))
+    assert found.areas.dtype in (torch.int32, torch.int64)
+    assert torch.equal(found.areas.sum(dim=0), found.masks.sum(dim=(1, 2)))
     assert found.soft_sums.dtype == torch.float32
-    sums = (probs * found.masks).sum(dim=(1, 2))
-    torch.testing.assert_close(found.soft_sums.double(), sums, rtol=tolerance, atol=tolerance)
+    sums, soft_sums = (probs * found.masks).sum(dim=(1, 2)), found.soft_sums.sum(dim=0)
+    torch.testing.assert_close(soft_sums.double(), sums, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("backend", ["torch", "tiled"])
@@ -102,8 +102,32 @@ def test_probabilities_in_parts():
     """A product of two sigmoids, as another head gives it."""
     kernels, feature = factors(6, 3, 10, 11)
     probs = (kernels @ feature.flatten(1)).sigmoid().view(6, 10, 11)
-    result = empty_masks(6, (10, 11), probs.device)
-    for start in range(0, 6, 4):
-        part = type(result)(*(x[start : start + 4] for x in result))
-        binarize_probs(probs[start : start + 4], 0.5, out=part)
+    result = binarize_chunks(probs.split(4), (6, 10, 11), 0.5, probs.device)
     check(result, kernels, feature)
+
+
+def score_case(num, parts, seed=0):
+    """Sums with masks that are empty, just too small, just large enough, and NaN."""
+    generator = torch.Generator().manual_seed(seed)
+    areas = torch.randint(0, 4, (parts, num), generator=generator)
+    areas[:, ::5] = 0
+    sums = areas * torch.rand(parts, num, generator=generator)
+    sums[-1, 1::7] = float("nan")
+    least = areas.sum(dim=0).float() - torch.arange(num) % 2
+    return areas, sums, torch.rand(num, generator=generator), least.clamp(min=0)
+
+
+def check_scores(areas, soft_sums, class_scores, least_areas, backend):
+    found = mask_scores(areas, soft_sums, class_scores, least_areas, backend=backend)
+    expected = []
+    totals = areas.sum(dim=0), soft_sums.sum(dim=0), class_scores, least_areas
+    for area, soft_sum, score, least in zip(*(x.tolist() for x in totals), strict=True):
+        score = score * soft_sum / max(area, 1)
+        expected.append(score if area > least and score > 0 else 0.0)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.cpu(), torch.tensor(expected))
+
+
+@pytest.mark.parametrize(("num", "parts"), [(0, 3), (1, 1), (40, 1), (50, 70)])
+def test_scores_by_definition(num, parts):
+    check_scores(*score_case(num, parts), backend="torch")

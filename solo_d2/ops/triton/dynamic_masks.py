@@ -1,11 +1,12 @@
 """Kernels times feature, made binary while it is in registers (SOLOv2, section 2.1).
 
-    p[m, q]     = sigmoid(sum_e kernels[m, e] * feature[e, q])
-    masks[m, q] = p[m, q] > thresh
-    area[m]     = number of q with masks[m, q]
-    soft_sum[m] = sum of p[m, q] over these q; NaN if any p[m, q] is
+    p[m, q]         = sigmoid(sum_e kernels[m, e] * feature[e, q])
+    masks[m, q]     = p[m, q] > thresh
+    areas[j, m]     = number of q in block j with masks[m, q]
+    soft_sums[j, m] = sum of p[m, q] over these q; NaN if any p[m, q] is
 
-The M x P float matrix p is never written. Shape letters: M masks, E channels, P pixels.
+The M x P float matrix p is never written. Shape letters: M masks, E channels, P pixels, J blocks of
+pixels.
 """
 
 import torch
@@ -35,8 +36,8 @@ def _dynamic_masks_kernel(
 ):  # fmt: skip
     """Program (i, j) makes the i-th block of masks in the j-th block of pixels.
 
-    Neighbouring programs share the block of the feature. The sums of the block are row j of `areas`
-    and `soft_sums`, (blocks of pixels, M), so that their order is always the same.
+    Neighbouring programs share the block of the feature. `areas` and `soft_sums` (J, M) are added
+    up afterwards, so that the order is always the same.
     """
     row = tl.program_id(0) * BLOCK_MASKS + tl.arange(0, BLOCK_MASKS)
     pixel = tl.program_id(1) * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)
@@ -86,7 +87,7 @@ def dynamic_masks_triton(
         thresh: a pixel is set above this probability.
 
     Returns:
-        (M, H, W) bool, areas (M,) int64, soft sums (M,) float32.
+        (M, H, W) bool, areas (J, M) int32, soft sums (J, M) float32.
     """
     num_masks, (num_channels, height, width) = len(kernels), feature.shape
     num_pixels = height * width
@@ -109,4 +110,4 @@ def dynamic_masks_triton(
             BLOCK_PIXELS=BLOCK_PIXELS, BLOCK_CHANNELS=BLOCK_CHANNELS[dtype.itemsize], num_warps=8,
         )  # fmt: skip
     masks = masks[:, :num_pixels].unflatten(1, (height, width))
-    return masks, areas.sum(dim=0), soft_sums.sum(dim=0)
+    return masks, areas, soft_sums

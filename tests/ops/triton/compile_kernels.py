@@ -28,6 +28,7 @@ from triton.runtime.jit import JITFunction
 from solo_d2.ops.triton.class_scores import class_scores_triton
 from solo_d2.ops.triton.dynamic_masks import dynamic_masks_triton
 from solo_d2.ops.triton.mask_overlap import mask_overlaps_triton
+from solo_d2.ops.triton.mask_scores import mask_scores_triton
 from solo_d2.ops.triton.nms_decay import matrix_nms_decay_triton
 from solo_d2.ops.triton.nms_greedy import hard_nms_triton, soft_nms_triton
 from solo_d2.ops.triton.paste_masks import paste_masks_triton
@@ -78,6 +79,11 @@ def product(dtype, num=500, channels=256, height=200, width=304):
     dynamic_masks_triton(kernels, torch.empty(channels, height, width, dtype=dtype), 0.5)
 
 
+def scores(num=1000, parts=475):
+    sums = torch.empty(parts, num)
+    mask_scores_triton(sums.int(), sums, torch.empty(num), torch.empty(num))
+
+
 def classes(dtype, num_classes=80, sides=(40, 36, 24, 16, 12)):
     num_cells = sum(side * side for side in sides)
     class_scores_triton(torch.empty(num_classes, num_cells, dtype=dtype), sides, 0.1)
@@ -101,6 +107,7 @@ CASES = {
     "Soft-NMS, linear": lambda: nms(soft_nms_triton, thresh=0.5, **LINEAR),
     "masks, float32": lambda: product(torch.float32),
     "masks, bfloat16": lambda: product(torch.bfloat16),
+    "scores of masks": lambda: scores(),
     "paste": lambda: paste((800, 1201)),
     "paste, resized": lambda: paste((480, 640)),
 }
@@ -170,6 +177,7 @@ def count_variants():
             nms(hard_nms_triton, many, thresh=0.5)
             nms(soft_nms_triton, many, thresh=0.5, **GAUSSIAN)
             product(torch.float32, few, 8, *padded)
+            scores(few, many)
             paste(draw.choice([size, image_size]), few, *padded, image_size)
     triton.knobs.runtime.jit_cache_hook = None
     return {kernel: len(keys) for kernel, keys in variants.items()}
