@@ -34,7 +34,9 @@ from solo_d2.ops.fast_nms import fast_nms
 from solo_d2.ops.hard_nms import hard_nms
 from solo_d2.ops.host_copies import to_host
 from solo_d2.ops.mask_factors import multiply_factors, resize
+from solo_d2.ops.mask_iou import MaskRows
 from solo_d2.ops.matrix_nms import matrix_nms
+from solo_d2.ops.nms_family import call_nms
 from solo_d2.ops.paste_masks import new_masks, paste_masks
 from solo_d2.ops.soft_nms import soft_nms
 from solo_d2.ops.threads import one_thread
@@ -244,19 +246,18 @@ class MaskDecoder:
             cells, mask_index = cells.unique(return_inverse=True)
         masks, areas, soft_sums = self._binary_masks(outputs, image, cells)
         if mask_index is not None:
-            areas, soft_sums = areas[:, mask_index], soft_sums[:, mask_index]
+            areas, soft_sums = areas[mask_index], soft_sums[mask_index]
         least = self.strides[self.cell_levels[found.cells]]
-        scores = mask_scores(areas, soft_sums, found.scores, least, backend=self.backend)
+        scores, spans = mask_scores(areas, soft_sums, found.scores, least, backend=self.backend)
         scores, index = scores.sort(descending=True, stable=True)
         scores, index = scores[: self.pre_nms_topk], index[: self.pre_nms_topk]
         if mask_index is not None:
             scores, index = scores[scores > 0], index[scores > 0]
         best = Candidates(found.cells[index], found.classes[index], scores)
+        if mask_index is None:
+            return replace(best, masks=masks, rows=MaskRows(index, spans))
         with one_thread():  # or each row is divided among the threads
-            masks = masks.index_select(0, index if mask_index is None else mask_index[index])
-        if self.fixed:
-            masks &= (scores > 0)[:, None, None]
-        return replace(best, masks=masks)
+            return replace(best, masks=masks.index_select(0, mask_index[index]))
 
     def _binary_masks(self, outputs: HeadOutputs, image: int, cells: Tensor) -> BinaryMasks:
         if len(set(self.head.mask_groups)) == 1 and not self.contours:
@@ -267,7 +268,7 @@ class MaskDecoder:
                     factors[0].kernels, feature, self.mask_thresh, backend=self.backend
                 )
         chunks, shape = self.masks(outputs, image, cells), (len(cells), *outputs.mask_size)
-        return binarize_chunks(chunks, shape, self.mask_thresh, cells.device)
+        return binarize_chunks(chunks, shape, self.mask_thresh, cells.device, backend=self.backend)
 
     def suppress(self, found: Candidates) -> Candidates:
         """Mask NMS, then the final score filter and cut.
@@ -279,7 +280,7 @@ class MaskDecoder:
             At most `max_detections` candidates by falling score, with their decayed scores.
         """
         assert found.masks is not None
-        scores = self.nms(found.masks, found.classes, found.scores)
+        scores = call_nms(self.nms, found.masks, found.classes, found.scores, found.rows)
         scores = scores.masked_fill(~((scores >= self.keep_thresh) & (found.scores > 0)), 0)
         best = Candidates(found.cells, found.classes, scores).best(self.max_detections)
         return best if self.fixed else best.select(best.scores > 0)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from solo_d2.ops.candidates import flatten_levels
 from solo_d2.ops.mask_factors import MaskFactor
+from solo_d2.ops.mask_iou import MaskRows
 
 
 @dataclass(frozen=True)
@@ -176,27 +177,35 @@ class Candidates:
         classes: (M,) int64 in [0, K).
         scores: (M,) float32 in [0, 1].
         masks: (M, H, W) bool at the finest mask stride; None before masks are computed.
+        rows: which of `masks`, then (N, H, W), are those of the candidates; None: all in order.
     """
 
     cells: Tensor
     classes: Tensor
     scores: Tensor
     masks: Tensor | None = None
+    rows: MaskRows | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
 
     def select(self, index: Tensor | slice) -> "Candidates":
         """Select candidates by index, boolean mask or slice."""
-        masks = None if self.masks is None else self.masks[index]
-        return Candidates(self.cells[index], self.classes[index], self.scores[index], masks)
+        masks, rows = self.masks, self.rows
+        if rows is not None:
+            rows = rows._replace(indices=rows.indices[index])
+        elif masks is not None:
+            masks = masks[index]
+        return Candidates(self.cells[index], self.classes[index], self.scores[index], masks, rows)
 
     def best(self, most: int) -> "Candidates":
         """Return the best candidates by descending score; ties keep their order."""
         return self.select(self.scores.argsort(descending=True, stable=True)[:most])
 
     def concatenate(self, other: "Candidates") -> "Candidates":
-        """Append other candidates; either both have masks or neither does."""
+        """Append other candidates without `rows`; either both have masks or neither does."""
+        assert self.rows is None
+        assert other.rows is None
         masks = None
         if self.masks is not None and other.masks is not None:
             masks = torch.cat([self.masks, other.masks])

@@ -32,8 +32,8 @@ class BinaryMasks(NamedTuple):
 
     Attributes:
         masks: (M, H, W) bool.
-        areas: (J, M) int32 or int64, pixels of each mask.
-        soft_sums: (J, M) float32, sum of the probabilities of the mask's pixels.
+        areas: (M, J) int32 or int64, pixels of each mask.
+        soft_sums: (M, J) float32, sum of the probabilities of the mask's pixels.
     """
 
     masks: Tensor
@@ -42,7 +42,12 @@ class BinaryMasks(NamedTuple):
 
 
 def binarize_chunks(
-    chunks: Iterable[Tensor], shape: tuple[int, int, int], thresh: float, device: torch.device
+    chunks: Iterable[Tensor],
+    shape: tuple[int, int, int],
+    thresh: float,
+    device: torch.device,
+    *,
+    backend: str = "auto",
 ) -> BinaryMasks:
     """Threshold masks that are given as probabilities, some at a time.
 
@@ -51,17 +56,22 @@ def binarize_chunks(
         shape: M, H and W.
         thresh: a pixel is set above this probability.
         device: of the masks.
+        backend: one of `solo_d2.ops.backends.BACKENDS`.
 
     Returns:
         The masks.
     """
+    if choose_backend(backend, device) == "triton":
+        from solo_d2.ops.triton.binary_masks import binarize_chunks_triton
+
+        return BinaryMasks(*binarize_chunks_triton(chunks, shape, thresh, device))
     masks = zero_masks(shape, device)
-    areas = torch.zeros(1, shape[0], dtype=torch.int64, device=device)
-    soft_sums = torch.zeros(1, shape[0], device=device)
+    areas = torch.zeros(shape[0], 1, dtype=torch.int64, device=device)
+    soft_sums = torch.zeros(shape[0], 1, device=device)
     start = 0
     for probs in chunks:
         chunk = slice(start, start + len(probs))
-        parts = BinaryMasks(masks[chunk], areas[0, chunk], soft_sums[0, chunk])
+        parts = BinaryMasks(masks[chunk], areas[chunk, 0], soft_sums[chunk, 0])
         _binarize_probs(probs, thresh, out=parts)
         start += len(probs)
     return BinaryMasks(masks, areas, soft_sums)
@@ -119,7 +129,7 @@ def _binarize_product_torch(kernels: Tensor, feature: Tensor, thresh: float) -> 
         masks = probs > thresh
         parts.append((masks, masks.sum(dim=(1, 2)), (probs * masks).sum(dim=(1, 2))))
     masks, areas, soft_sums = (torch.cat(each) for each in zip(*parts, strict=True))
-    return BinaryMasks(masks, areas[None], soft_sums[None])
+    return BinaryMasks(masks, areas[:, None], soft_sums[:, None])
 
 
 def _binarize_product_tiled(kernels: Tensor, feature: Tensor, thresh: float) -> BinaryMasks:
@@ -130,8 +140,8 @@ def _binarize_product_tiled(kernels: Tensor, feature: Tensor, thresh: float) -> 
     columns = max(LEAST_TILE_COLUMNS, TILE_ELEMENTS // max(num, 1))
     tiles = range(0, pixels.shape[1] if num else 0, columns)
     # Of each tile on its own, so that the sums do not depend on the threads.
-    areas = torch.zeros(len(tiles), num, dtype=torch.int64, device=feature.device)
-    soft_sums = torch.zeros(len(tiles), num, device=feature.device)
+    areas = torch.zeros(num, len(tiles), dtype=torch.int64, device=feature.device)
+    soft_sums = torch.zeros(num, len(tiles), device=feature.device)
     jobs = iter(tiles)
 
     def work() -> None:
@@ -141,7 +151,7 @@ def _binarize_product_tiled(kernels: Tensor, feature: Tensor, thresh: float) -> 
             probs = buffer[: num * tile.shape[1]].view(num, -1)
             torch.mm(kernels, tile, out=probs).sigmoid_()
             binary = masks.flatten(1)[:, start : start + columns]
-            _binarize_probs(probs, thresh, BinaryMasks(binary, areas[part], soft_sums[part]))
+            _binarize_probs(probs, thresh, BinaryMasks(binary, areas[:, part], soft_sums[:, part]))
 
     in_threads(work)
     return BinaryMasks(masks, areas, soft_sums)
@@ -154,26 +164,28 @@ def mask_scores(
     least_areas: Tensor,
     *,
     backend: str = "auto",
-) -> Tensor:
+) -> tuple[Tensor, Tensor | None]:
     """Multiply class scores by the maskness, the mean probability over the mask's pixels.
 
     Args:
-        areas: (J, M) as in `BinaryMasks`.
-        soft_sums: (J, M) as in `BinaryMasks`.
+        areas: (M, J) as in `BinaryMasks`.
+        soft_sums: (M, J) as in `BinaryMasks`.
         class_scores: (M,) float32 in [0, 1].
         least_areas: (M,) float32, pixels that a mask must exceed.
         backend: one of `solo_d2.ops.backends.BACKENDS`.
 
     Returns:
-        (M,) float32 in [0, 1]: 0 for small masks and those with a pixel of NaN.
+        (M,) float32 in [0, 1]: 0 for small masks and those with a pixel of NaN; by "triton" the
+        spans of the masks too, see `solo_d2.ops.mask_iou.MaskRows`.
     """
     if choose_backend(backend, areas.device) == "triton":
         from solo_d2.ops.triton.mask_scores import mask_scores_triton
 
         return mask_scores_triton(areas, soft_sums, class_scores, least_areas)
-    total = areas.sum(dim=0)
-    scores = class_scores * (soft_sums.sum(dim=0) / total.clamp(min=1))
-    return scores.masked_fill(~((total > least_areas) & (scores > 0)), 0)  # NaN is not above 0
+    total = areas.sum(dim=1)
+    scores = class_scores * (soft_sums.sum(dim=1) / total.clamp(min=1))
+    is_instance = (total > least_areas) & (scores > 0)  # NaN is not above 0
+    return scores.masked_fill(~is_instance, 0), None
 
 
 def zero_masks(shape: Sequence[int], device: torch.device) -> Tensor:

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from solo_d2.ops.mask_iou import iou_rows
+from solo_d2.ops.mask_iou import MaskRows, iou_rows
 from solo_d2.ops.nms_family import run_nms
 
 
@@ -14,6 +14,7 @@ def fast_nms(
     thresh: float = 0.5,
     class_agnostic: bool = False,
     backend: str = "auto",
+    rows: MaskRows | None = None,
 ) -> Tensor:
     """Remove each mask that overlaps any better one of its class, kept or not.
 
@@ -24,6 +25,7 @@ def fast_nms(
         thresh: a mask is removed when the IoU is strictly larger.
         class_agnostic: whether masks of different classes remove each other too.
         backend: "auto" by device, "torch", "tiled" or "triton" (see `solo_d2.ops.mask_iou`).
+        rows: which of `masks`, then (N, H, W), are meant; None: all in order.
 
     Returns:
         (M,) float32: the score, or 0 where removed; (0,) for no masks.
@@ -35,6 +37,7 @@ def fast_nms(
         scores,
         class_agnostic=class_agnostic,
         backend=backend,
+        rows=rows,
         thresh=thresh,
     )
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from solo_d2.ops.mask_iou import iou_rows
+from solo_d2.ops.mask_iou import MaskRows, iou_rows
 from solo_d2.ops.nms_family import run_nms
 
 
@@ -15,6 +15,7 @@ def hard_nms(
     thresh: float = 0.5,
     class_agnostic: bool = False,
     backend: str = "auto",
+    rows: MaskRows | None = None,
 ) -> Tensor:
     """Remove each mask that overlaps a kept better one of its class.
 
@@ -25,6 +26,7 @@ def hard_nms(
         thresh: a mask is removed when the IoU is strictly larger.
         class_agnostic: whether masks of different classes remove each other too.
         backend: "auto" by device, "torch", "tiled" or "triton" (see `solo_d2.ops.mask_iou`).
+        rows: which of `masks`, then (N, H, W), are meant; None: all in order.
 
     Returns:
         (M,) float32: the score, or 0 where removed; (0,) for no masks.
@@ -36,6 +38,7 @@ def hard_nms(
         scores,
         class_agnostic=class_agnostic,
         backend=backend,
+        rows=rows,
         thresh=thresh,
     )
 

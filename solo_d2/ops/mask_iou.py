@@ -14,6 +14,7 @@ backends differ in speed alone:
 """
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,6 +33,19 @@ CHUNK_ELEMENTS = 1 << 25
 INT8_MULTIPLES = {"cuda": (32, 16)}
 # Rows and columns of a tile, and the pixels that are looked at and copied as one word.
 TILE_ROWS, TILE_COLUMNS, WORD = 40, 64, 8
+
+
+class MaskRows(NamedTuple):
+    """Some masks of a larger set (N, H, W), which need not be copied.
+
+    Attributes:
+        indices: (M,) int64 in [0, N), not checked on CUDA.
+        spans: (N, 2) int32, two pixels from and to which each mask reaches at most, in row-major
+            order; of masks that overlap nothing the second is -1. None: unknown.
+    """
+
+    indices: Tensor
+    spans: Tensor | None = None
 
 
 def mask_iou(masks: Tensor, *, backend: str = "auto") -> Tensor:
@@ -89,12 +103,15 @@ def match_pairs(similarity: Tensor, least: float) -> list[tuple[int, int]]:
     return pairs
 
 
-def mask_overlaps(masks: Tensor, groups: Tensor, *, backend: str = "auto") -> Tensor:
+def mask_overlaps(
+    masks: Tensor, groups: Tensor, *, rows: MaskRows | None = None, backend: str = "auto"
+) -> Tensor:
     """Pixels that masks have in common with later masks of their group.
 
     Args:
         masks: (M, H, W) bool, at most `MAX_PIXELS` pixels each.
         groups: (M,) int64; masks of different groups are not compared.
+        rows: which of `masks`, then (N, H, W), are meant; None: all in order.
         backend: one of `solo_d2.ops.backends.BACKENDS`.
 
     Returns:
@@ -108,7 +125,9 @@ def mask_overlaps(masks: Tensor, groups: Tensor, *, backend: str = "auto") -> Te
     if backend == "triton":
         from solo_d2.ops.triton.mask_overlap import mask_overlaps_triton
 
-        return mask_overlaps_triton(masks, groups)
+        return mask_overlaps_triton(masks, groups, *(rows or ()))
+    if rows is not None:
+        masks = masks.index_select(0, rows.indices)
     if backend == "torch":
         overlaps = _overlaps_torch(masks)
     else:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from solo_d2.ops.mask_iou import iou_rows
+from solo_d2.ops.mask_iou import MaskRows, iou_rows
 from solo_d2.ops.nms_family import check_choice, run_nms
 
 KERNELS = ("gaussian", "linear")
@@ -20,6 +20,7 @@ def matrix_nms(
     sigma: float = 2.0,
     class_agnostic: bool = False,
     backend: str = "auto",
+    rows: MaskRows | None = None,
 ) -> Tensor:
     """Lower each score by its mask's overlap with better masks of the same class.
 
@@ -35,6 +36,7 @@ def matrix_nms(
         sigma: sharpness of the gaussian, no unit; larger removes more. Unused by "linear".
         class_agnostic: whether masks of different classes lower each other too.
         backend: "auto" by device, "torch", "tiled" or "triton" (see `solo_d2.ops.mask_iou`).
+        rows: which of `masks`, then (N, H, W), are meant; None: all in order.
 
     Returns:
         (M,) float32, finite, never above `scores`, in input order; (0,) for no masks.
@@ -47,6 +49,7 @@ def matrix_nms(
         scores,
         class_agnostic=class_agnostic,
         backend=backend,
+        rows=rows,
         kernel=kernel,
         sigma=sigma,
     )

@@ -3,6 +3,7 @@
 Shape letters: M masks, H and W rows and columns, K classes.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -11,8 +12,36 @@ import torch
 from torch import Tensor
 
 from solo_d2.ops.backends import choose_backend
-from solo_d2.ops.mask_iou import mask_overlaps
+from solo_d2.ops.mask_iou import MaskRows, mask_overlaps
 from solo_d2.ops.threads import one_thread
+
+
+def call_nms(
+    nms: Callable[..., Tensor],
+    masks: Tensor,
+    labels: Tensor,
+    scores: Tensor,
+    rows: MaskRows | None,
+) -> Tensor:
+    """Run an NMS on chosen masks; if it does not take `rows`, on a copy of them.
+
+    Args:
+        nms: `f(masks, labels, scores) -> new scores`, for example partial of one of this family.
+        masks: (N, H, W) bool.
+        labels: (M,) int64.
+        scores: (M,) float32; where it is 0, there is no mask.
+        rows: which of the masks are meant; None: all in order.
+
+    Returns:
+        (M,) float32.
+    """
+    if rows is None:
+        return nms(masks, labels, scores)
+    if "rows" in inspect.signature(nms).parameters:
+        return nms(masks, labels, scores, rows=rows)
+    masks = masks.index_select(0, rows.indices)
+    masks &= (scores > 0)[:, None, None]
+    return nms(masks, labels, scores)
 
 
 def run_nms(
@@ -23,6 +52,7 @@ def run_nms(
     *,
     class_agnostic: bool,
     backend: str,
+    rows: MaskRows | None,
     **params: Any,
 ) -> Tensor:
     """Check the input of an NMS, count the overlaps of the masks that compete, and run it.
@@ -31,11 +61,12 @@ def run_nms(
         new_scores: the NMS proper, from overlaps (M, M) int32 as of `mask_overlaps`, scores (M,)
             float32, the number of pixels of a mask, the resolved backend and the parameters to
             (M,); M > 0.
-        masks: (M, H, W) bool, best first.
+        masks: (M, H, W) bool, best first; (N, H, W) with `rows`.
         labels: (M,) int64 in [0, K).
         scores: (M,) in [0, 1], not increasing.
         class_agnostic: whether masks of different classes compete too.
         backend: see `solo_d2.ops.backends`.
+        rows: which of the masks are meant; None: all in order.
         **params: of the NMS.
 
     Returns:
@@ -43,19 +74,20 @@ def run_nms(
     """
     if masks.dim() != 3 or masks.dtype != torch.bool:
         raise ValueError(f"masks must be (M, H, W) bool, not {tuple(masks.shape)} {masks.dtype}")
-    if labels.shape != masks.shape[:1] or scores.shape != masks.shape[:1]:
+    num_masks = len(masks if rows is None else rows.indices)
+    if labels.shape != (num_masks,) or scores.shape != (num_masks,):
         raise ValueError(
-            f"{len(masks)} masks need as many labels and scores, "
+            f"{num_masks} masks need as many labels and scores, "
             f"not {tuple(labels.shape)} and {tuple(scores.shape)}"
         )
     backend = choose_backend(backend, masks.device)
     scores = scores.float()
-    if len(masks) == 0:
+    if num_masks == 0:
         return scores.clone()
     groups = torch.zeros_like(labels) if class_agnostic else labels
     num_pixels = masks.shape[1] * masks.shape[2]
     with one_thread() if backend == "tiled" else nullcontext():
-        overlaps = mask_overlaps(masks, groups, backend=backend)
+        overlaps = mask_overlaps(masks, groups, rows=rows, backend=backend)
         return new_scores(overlaps, scores, num_pixels, backend, **params)
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from solo_d2.ops.mask_iou import iou_rows
+from solo_d2.ops.mask_iou import MaskRows, iou_rows
 from solo_d2.ops.nms_family import check_choice, run_nms
 
 KERNELS = ("gaussian", "linear")
@@ -19,6 +19,7 @@ def soft_nms(
     thresh: float = 0.5,
     class_agnostic: bool = False,
     backend: str = "auto",
+    rows: MaskRows | None = None,
 ) -> Tensor:
     """Lower the scores of masks that overlap better ones of their class, best first.
 
@@ -36,6 +37,7 @@ def soft_nms(
         thresh: least IoU that lowers a score, exclusive. Unused by "gaussian".
         class_agnostic: whether masks of different classes lower each other too.
         backend: "auto" by device, "torch", "tiled" or "triton" (see `solo_d2.ops.mask_iou`).
+        rows: which of `masks`, then (N, H, W), are meant; None: all in order.
 
     Returns:
         (M,) float32, finite, never above `scores`, in input order; (0,) for no masks.
@@ -48,6 +50,7 @@ def soft_nms(
         scores,
         class_agnostic=class_agnostic,
         backend=backend,
+        rows=rows,
         kernel=kernel,
         sigma=sigma,
         thresh=thresh,

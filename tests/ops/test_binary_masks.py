@@ -22,9 +22,9 @@ def check(found, kernels, feature, thresh=0.5, tolerance=1e-5):
     assert not wrong[(probs - thresh).abs() > tolerance].any()
     assert found.masks.dtype == torch.bool
     assert found.areas.dtype in (torch.int32, torch.int64)
-    assert torch.equal(found.areas.sum(dim=0), found.masks.sum(dim=(1, 2)))
+    assert torch.equal(found.areas.sum(dim=1), found.masks.sum(dim=(1, 2)))
     assert found.soft_sums.dtype == torch.float32
-    sums, soft_sums = (probs * found.masks).sum(dim=(1, 2)), found.soft_sums.sum(dim=0)
+    sums, soft_sums = (probs * found.masks).sum(dim=(1, 2)), found.soft_sums.sum(dim=1)
     torch.testing.assert_close(soft_sums.double(), sums, rtol=tolerance, atol=tolerance)
 
 
@@ -109,25 +109,26 @@ def test_probabilities_in_parts():
 def score_case(num, parts, seed=0):
     """Sums with masks that are empty, just too small, just large enough, and NaN."""
     generator = torch.Generator().manual_seed(seed)
-    areas = torch.randint(0, 4, (parts, num), generator=generator)
-    areas[:, ::5] = 0
-    sums = areas * torch.rand(parts, num, generator=generator)
-    sums[-1, 1::7] = float("nan")
-    least = areas.sum(dim=0).float() - torch.arange(num) % 2
+    areas = torch.randint(0, 4, (num, parts), generator=generator, dtype=torch.int32)
+    areas[::5] = 0
+    sums = areas * torch.rand(num, parts, generator=generator)
+    sums[1::7, -1] = float("nan")
+    least = areas.sum(dim=1).float() - torch.arange(num) % 2
     return areas, sums, torch.rand(num, generator=generator), least.clamp(min=0)
 
 
 def check_scores(areas, soft_sums, class_scores, least_areas, backend):
-    found = mask_scores(areas, soft_sums, class_scores, least_areas, backend=backend)
+    scores, spans = mask_scores(areas, soft_sums, class_scores, least_areas, backend=backend)
     expected = []
-    totals = areas.sum(dim=0), soft_sums.sum(dim=0), class_scores, least_areas
+    totals = areas.sum(dim=1), soft_sums.sum(dim=1), class_scores, least_areas
     for area, soft_sum, score, least in zip(*(x.tolist() for x in totals), strict=True):
         score = score * soft_sum / max(area, 1)
         expected.append(score if area > least and score > 0 else 0.0)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found.cpu(), torch.tensor(expected))
+    assert scores.dtype == torch.float32
+    torch.testing.assert_close(scores.cpu(), torch.tensor(expected))
+    return scores, spans
 
 
 @pytest.mark.parametrize(("num", "parts"), [(0, 3), (1, 1), (40, 1), (50, 70)])
 def test_scores_by_definition(num, parts):
-    check_scores(*score_case(num, parts), backend="torch")
+    assert check_scores(*score_case(num, parts), backend="torch")[1] is None

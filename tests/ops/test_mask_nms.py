@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from solo_d2.inference import NMS, build_nms
 from solo_d2.ops.fast_nms import fast_nms
 from solo_d2.ops.hard_nms import hard_nms
+from solo_d2.ops.mask_iou import MaskRows
 from solo_d2.ops.matrix_nms import matrix_nms
 from solo_d2.ops.soft_nms import soft_nms
 from tests.golden import load_golden
@@ -73,6 +74,19 @@ def test_matrix_nms_is_finite_where_published_is_nan(variant, backend):
 def test_hard_nms_equals_published(case, thresh, backend):
     kept = hard_nms(*golden_case(case), thresh=thresh, backend=backend) > 0
     assert torch.equal(kept, GOLDEN[f"{case}_mask_nms_keep_thr{thresh}"])
+
+
+@family
+@backends
+def test_chosen_rows_are_as_good_as_copies(name, backend):
+    function, _, params = FAMILY[name]
+    masks, _, _ = random_case(30, seed=0)
+    index = torch.randint(30, (20,), generator=torch.Generator().manual_seed(1))
+    _, labels, scores = random_case(20, seed=2)
+    found = function(masks, labels, scores, **params, backend=backend, rows=MaskRows(index))
+    assert torch.equal(found, function(masks[index], labels, scores, **params, backend=backend))
+    with pytest.raises(ValueError, match="20 masks"):
+        function(masks, labels[1:], scores, **params, backend=backend, rows=MaskRows(index))
 
 
 def row_of_three():

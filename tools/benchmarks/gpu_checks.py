@@ -145,7 +145,7 @@ def _product(
     )  # fmt: skip
     logits = (kernels.double() @ feature.flatten(1).double()).view(num, *size)
     good = logits.isfinite().all(dim=(1, 2))
-    areas, sums = areas.sum(dim=0), sums.sum(dim=0)
+    areas, sums = areas.sum(dim=1), sums.sum(dim=1)
     if not torch.equal(sums.isfinite(), good):
         return "a mask with NaN has a finite sum, or one without has none"
     if not torch.equal(areas[good], masks[good].sum(dim=(1, 2))):

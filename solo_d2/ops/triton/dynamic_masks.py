@@ -1,12 +1,9 @@
 """Kernels times feature, made binary while it is in registers (SOLOv2, section 2.1).
 
-    p[m, q]         = sigmoid(sum_e kernels[m, e] * feature[e, q])
-    masks[m, q]     = p[m, q] > thresh
-    areas[j, m]     = number of q in block j with masks[m, q]
-    soft_sums[j, m] = sum of p[m, q] over these q; NaN if any p[m, q] is
+    p[m, q] = sigmoid(sum_e kernels[m, e] * feature[e, q])
 
-The M x P float matrix p is never written. Shape letters: M masks, E channels, P pixels, J blocks of
-pixels.
+The M x P float matrix p is never written; solo_d2/ops/triton/binary_masks.py says what is. Shape
+letters: M masks, E channels, P pixels, J blocks of pixels.
 """
 
 import torch
@@ -16,15 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from solo_d2.ops.backends import allows_tf32
+from solo_d2.ops.triton.binary_masks import BLOCK_PIXELS, WORD, new_masks, store_masks
 from solo_d2.ops.triton.launch import launch
 
-# Pixels of a program; by the bytes of a number, its masks and the channels of one of its steps.
-BLOCK_PIXELS = 128
+# By the bytes of a number: masks of a program, and channels of one of its steps.
 BLOCK_MASKS = {4: 128, 2: 64}
 BLOCK_CHANNELS = {4: 16, 2: 64}
-# Pixels that a thread loads or stores at once. Rows of the feature and of masks are filled up to
-# whole words, and their length is passed in words, so that the compiler knows where they begin.
-WORD = 16
 
 
 @triton.jit(do_not_specialize=["num_masks", "row_words", "num_pixels"])
@@ -36,8 +30,7 @@ def _dynamic_masks_kernel(
 ):  # fmt: skip
     """Program (i, j) makes the i-th block of masks in the j-th block of pixels.
 
-    Neighbouring programs share the block of the feature. `areas` and `soft_sums` (J, M) are added
-    up afterwards, so that the order is always the same.
+    Neighbouring programs share the block of the feature.
     """
     row = tl.program_id(0) * BLOCK_MASKS + tl.arange(0, BLOCK_MASKS)
     pixel = tl.program_id(1) * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)
@@ -58,18 +51,10 @@ def _dynamic_masks_kernel(
             other=0.0,
         )
         logits = tl.dot(weights, values, logits, input_precision=PRECISION)
-    in_image = pixel[None, :] < num_pixels
-    probs = tl.where(in_image, tl.sigmoid(logits), 0.0)
-    is_set = (probs > thresh) & in_image
-    where = masks + row[:, None].to(tl.int64) * size + pixel[None, :]
-    tl.store(where, is_set.to(tl.uint8), mask=is_mask[:, None] & in_row[None, :])
-    block = tl.program_id(1).to(tl.int64) * num_masks + row
-    # Old interpreters keep such sums in 64 bits, and store them all; compiled, this is no work.
-    area = tl.sum(is_set.to(tl.int32), axis=1).to(tl.int64).to(tl.int32)
-    tl.store(areas + block, area, mask=is_mask)
-    # A product rather than a choice: one pixel of NaN makes the sum NaN.
-    soft_sum = tl.sum(probs * is_set.to(tl.float32), axis=1)
-    tl.store(soft_sums + block, soft_sum, mask=is_mask)
+    probs = tl.where(pixel[None, :] < num_pixels, tl.sigmoid(logits), 0.0)
+    store_masks(
+        probs, row, pixel, masks, areas, soft_sums, num_masks, size, num_pixels, thresh
+    )  # fmt: skip
 
 
 def dynamic_masks_triton(
@@ -87,7 +72,7 @@ def dynamic_masks_triton(
         thresh: a pixel is set above this probability.
 
     Returns:
-        (M, H, W) bool, areas (J, M) int32, soft sums (J, M) float32.
+        (M, H, W) bool, areas (M, J) int32, soft sums (M, J) float32.
     """
     num_masks, (num_channels, height, width) = len(kernels), feature.shape
     num_pixels = height * width
@@ -97,13 +82,11 @@ def dynamic_masks_triton(
     kernels, feature = kernels.to(dtype).contiguous(), feature.to(dtype).flatten(1).contiguous()
     if num_pixels % WORD:
         feature = F.pad(feature, (0, -num_pixels % WORD))
-    masks = torch.empty(num_masks, feature.shape[1], dtype=torch.bool, device=feature.device)
-    blocks, block_masks = triton.cdiv(num_pixels, BLOCK_PIXELS), BLOCK_MASKS[dtype.itemsize]
-    areas = torch.empty(blocks, num_masks, dtype=torch.int32, device=feature.device)
-    soft_sums = torch.empty(blocks, num_masks, device=feature.device)
+    masks, areas, soft_sums = new_masks(num_masks, num_pixels, feature.device)
+    block_masks = BLOCK_MASKS[dtype.itemsize]
     if masks.numel():
         launch(
-            _dynamic_masks_kernel, (triton.cdiv(num_masks, block_masks), blocks),
+            _dynamic_masks_kernel, (triton.cdiv(num_masks, block_masks), areas.shape[1]),
             kernels, feature, masks.view(torch.uint8), areas, soft_sums,
             num_masks, num_channels, feature.shape[1] // WORD, num_pixels, float(thresh),
             PRECISION="tf32" if allows_tf32() else "tf32x3", WORD=WORD, BLOCK_MASKS=block_masks,

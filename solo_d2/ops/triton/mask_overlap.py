@@ -28,30 +28,38 @@ WORD = 16
 
 
 @triton.jit(
-    do_not_specialize=["row_words", "num_pixels"], do_not_specialize_on_alignment=["groups"]
+    do_not_specialize=["row_words", "num_pixels"],
+    do_not_specialize_on_alignment=["groups", "index", "known_spans"],
 )
 def _extent_kernel(
-    masks, groups, spans, keys, row_words, num_pixels, WORD: tl.constexpr, BLOCK: tl.constexpr
-):
-    """First and last pixel of mask i, and its key to sort by; program i does mask i.
+    masks, index, known_spans, groups, spans, keys, row_words, num_pixels,
+    WORD: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """First and last pixel of mask index[i], and its key to sort by; program i does mask i.
 
-    key = 2^33 group + first + last. An empty mask has first = P and last = -1.
+    `index` and `known_spans` may be None: the mask is i, its pixels are looked at.
+    key = 2^33 group + first + last, or 2^63 - 1 for a mask without pixels (last = -1).
     """
-    row, size = tl.program_id(0), row_words * WORD
-    base = masks + row.to(tl.int64) * size
-    first = tl.full([BLOCK], num_pixels, tl.int32)
-    last = tl.full([BLOCK], -1, tl.int32)
-    for start in range(0, size, BLOCK):
-        pixel = start + tl.arange(0, BLOCK)
-        is_set = tl.load(base + pixel, mask=pixel < size, other=0) > 0
-        first = tl.minimum(first, tl.where(is_set, pixel, num_pixels))
-        last = tl.maximum(last, tl.where(is_set, pixel, -1))
-    top, bottom = tl.min(first, axis=0), tl.max(last, axis=0)
-    tl.store(spans + row * 2, top)
-    tl.store(spans + row * 2 + 1, bottom)
+    i, size = tl.program_id(0), row_words * WORD
+    row = i.to(tl.int64)
+    if index is not None:
+        row = tl.load(index + i)
+    if known_spans is not None:
+        top, bottom = tl.load(known_spans + row * 2), tl.load(known_spans + row * 2 + 1)
+    else:
+        first = tl.full([BLOCK], num_pixels, tl.int32)
+        last = tl.full([BLOCK], -1, tl.int32)
+        for start in range(0, size, BLOCK):
+            pixel = start + tl.arange(0, BLOCK)
+            is_set = tl.load(masks + row * size + pixel, mask=pixel < size, other=0) > 0
+            first = tl.minimum(first, tl.where(is_set, pixel, num_pixels))
+            last = tl.maximum(last, tl.where(is_set, pixel, -1))
+        top, bottom = tl.min(first, axis=0), tl.max(last, axis=0)
+    tl.store(spans + i * 2, top)
+    tl.store(spans + i * 2 + 1, bottom)
     # Twice the middle is at most 2^32, so the group decides first.
-    key = (tl.load(groups + row) << 33) + top.to(tl.int64) + bottom.to(tl.int64)
-    tl.store(keys + row, key)
+    key = (tl.load(groups + i) << 33) + top.to(tl.int64) + bottom.to(tl.int64)
+    tl.store(keys + i, tl.where(bottom < 0, (1 << 63) - 1, key))
 
 
 @triton.jit
@@ -68,12 +76,17 @@ def _add_halves(where, counts, ROWS: tl.constexpr, HALF: tl.constexpr):
     tl.atomic_add(where + HALF, right, mask=right > 0, sem="relaxed")
 
 
-@triton.jit(do_not_specialize=["num_masks", "row_words"], do_not_specialize_on_alignment=["groups"])
+@triton.jit(
+    do_not_specialize=["num_masks", "row_words"],
+    do_not_specialize_on_alignment=["groups", "index"],
+)
 def _overlap_kernel(
-    masks, order, groups, spans, sums, num_masks, row_words,
+    masks, index, order, groups, spans, sums, num_masks, row_words,
     WORD: tl.constexpr, BLOCK_MASKS: tl.constexpr, BLOCK_PIXELS: tl.constexpr,
 ):  # fmt: skip
-    """sums[r, c] += sum_p masks[order[r], p] * masks[order[c], p] for r <= c of one group.
+    """sums[r, c] += sum_p masks[row[r], p] * masks[row[c], p] for r <= c of one group.
+
+    row[r] = index[order[r]], or order[r] if `index` is None.
 
     Program (i, j, s) takes the i-th and j-th block of sorted masks, i <= j, and the s-th part of
     the pixels that both reach. 0/1 bytes are multiplied and summed up in int32, so nothing rounds.
@@ -99,6 +112,8 @@ def _overlap_kernel(
     if steps <= 0:
         return
     part, split = tl.cdiv(steps, tl.num_programs(2)), tl.program_id(2)
+    if index is not None:
+        r, c = tl.load(index + r, mask=in_r, other=0), tl.load(index + c, mask=in_c, other=0)
     left, right = masks + r[:, None] * size, masks + c[None, :] * size
     total = tl.zeros([BLOCK_MASKS, BLOCK_MASKS], tl.int32)
     for k in range(begin + split * part, begin + tl.minimum(steps, (split + 1) * part)):
@@ -136,18 +151,22 @@ def _unsort_kernel(
     tl.store(overlaps + tl.minimum(r, c) * num_masks + tl.maximum(r, c), count, mask=is_pair)
 
 
-def mask_overlaps_triton(masks: Tensor, groups: Tensor) -> Tensor:
+def mask_overlaps_triton(
+    masks: Tensor, groups: Tensor, index: Tensor | None = None, known_spans: Tensor | None = None
+) -> Tensor:
     """Pixels that masks have in common with later masks of their group.
 
     Args:
-        masks: (M, H, W) bool, at most 2^31 - 2^12 pixels each.
+        masks: (N, H, W) bool, at most 2^31 - 2^12 pixels each.
         groups: (M,) int64, in [0, 2^30).
+        index: (M,) int64, those of the masks that are meant; None: all in order, N = M.
+        known_spans: (N, 2) int32, pixels within which each mask lies; None: to be found.
 
     Returns:
         (M, M) int32: areas on the diagonal, intersections above it, 0 between groups. What is
         below the diagonal has no meaning.
     """
-    num_masks, num_pixels = len(masks), masks.shape[1] * masks.shape[2]
+    num_masks, num_pixels = len(groups), masks.shape[1] * masks.shape[2]
     if num_masks == 0 or num_pixels == 0:
         return masks.new_zeros(num_masks, num_masks, dtype=torch.int32)
     pixels = masks.flatten(1).contiguous().view(torch.int8)
@@ -157,7 +176,8 @@ def mask_overlaps_triton(masks: Tensor, groups: Tensor) -> Tensor:
     keys, spans = torch.empty_like(groups), groups.new_empty(num_masks, 2, dtype=torch.int32)
     launch(
         _extent_kernel, (num_masks,),
-        pixels, groups, spans, keys, words, num_pixels, WORD=WORD, BLOCK=BLOCK_SCAN,
+        pixels, index, known_spans, groups, spans, keys, words, num_pixels,
+        WORD=WORD, BLOCK=BLOCK_SCAN,
     )  # fmt: skip
     order, blocks = keys.argsort(), triton.cdiv(num_masks, BLOCK_MASKS)
     size = blocks * BLOCK_MASKS
@@ -166,7 +186,7 @@ def mask_overlaps_triton(masks: Tensor, groups: Tensor) -> Tensor:
     splits = max(1, min(splits, 2 * PROGRAMS // (blocks * (blocks + 1))))
     launch(
         _overlap_kernel, (blocks, blocks, splits),
-        pixels, order, groups, spans, sums, num_masks, words,
+        pixels, index, order, groups, spans, sums, num_masks, words,
         WORD=WORD, BLOCK_MASKS=BLOCK_MASKS, BLOCK_PIXELS=BLOCK_PIXELS, num_warps=8, num_stages=3,
     )  # fmt: skip
     overlaps = masks.new_empty(num_masks, num_masks, dtype=torch.int32)

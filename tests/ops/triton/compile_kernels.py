@@ -25,6 +25,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
+from solo_d2.ops.triton.binary_masks import binarize_chunks_triton
 from solo_d2.ops.triton.class_scores import class_scores_triton
 from solo_d2.ops.triton.dynamic_masks import dynamic_masks_triton
 from solo_d2.ops.triton.mask_overlap import mask_overlaps_triton
@@ -64,9 +65,11 @@ class Program(NamedTuple):
             yield f"takes {self.shared} bytes of shared memory"
 
 
-def overlaps(num=500, height=200, width=304):
-    masks = torch.empty(num, height, width, dtype=torch.bool)
-    mask_overlaps_triton(masks, torch.zeros(num, dtype=torch.int64))
+def overlaps(num=500, height=200, width=304, rows=False):
+    masks = torch.empty(2 * num, height, width, dtype=torch.bool)
+    index, spans = torch.arange(num), torch.zeros(2 * num, 2, dtype=torch.int32)
+    known = (index, spans) if rows else ()
+    mask_overlaps_triton(masks if rows else masks[:num], torch.zeros_like(index), *known)
 
 
 def nms(launcher, num=500, num_pixels=200 * 304, **params):
@@ -80,8 +83,13 @@ def product(dtype, num=500, channels=256, height=200, width=304):
 
 
 def scores(num=1000, parts=475):
-    sums = torch.empty(parts, num)
+    sums = torch.empty(num, parts)
     mask_scores_triton(sums.int(), sums, torch.empty(num), torch.empty(num))
+
+
+def given(num=100, height=200, width=304):
+    probs = torch.empty(num, height, width)
+    binarize_chunks_triton(probs.split(70), probs.shape, 0.5, probs.device)
 
 
 def classes(dtype, num_classes=80, sides=(40, 36, 24, 16, 12)):
@@ -99,6 +107,7 @@ LINEAR = {"kernel": "linear", "sigma": 2.0}
 CASES = {
     "class scores": lambda: classes(torch.float32),
     "overlaps": lambda: overlaps(),
+    "overlaps in inference": lambda: overlaps(rows=True),
     "Matrix NMS, gaussian": lambda: nms(matrix_nms_decay_triton, **GAUSSIAN),
     "Matrix NMS, linear": lambda: nms(matrix_nms_decay_triton, **LINEAR),
     "Matrix NMS, 2^24 pixels": lambda: nms(matrix_nms_decay_triton, 500, 1 << 24, **GAUSSIAN),
@@ -107,6 +116,7 @@ CASES = {
     "Soft-NMS, linear": lambda: nms(soft_nms_triton, thresh=0.5, **LINEAR),
     "masks, float32": lambda: product(torch.float32),
     "masks, bfloat16": lambda: product(torch.bfloat16),
+    "masks, given probabilities": lambda: given(),
     "scores of masks": lambda: scores(),
     "paste": lambda: paste((800, 1201)),
     "paste, resized": lambda: paste((480, 640)),
@@ -172,12 +182,13 @@ def count_variants():
             stride = draw.choice([32, 4])
             padded = tuple(-(-side // stride) * stride // 4 for side in image_size)
             many, few = draw.randint(1, 500), draw.randint(1, 20)
-            overlaps(few, *padded)
+            overlaps(few, *padded, rows=draw.random() < 0.5)
             nms(matrix_nms_decay_triton, many, padded[0] * padded[1], **GAUSSIAN)
             nms(hard_nms_triton, many, thresh=0.5)
             nms(soft_nms_triton, many, thresh=0.5, **GAUSSIAN)
             product(torch.float32, few, 8, *padded)
             scores(few, many)
+            given(few, *padded)
             paste(draw.choice([size, image_size]), few, *padded, image_size)
     triton.knobs.runtime.jit_cache_hook = None
     return {kernel: len(keys) for kernel, keys in variants.items()}

@@ -9,7 +9,10 @@ import pytest
 
 pytest.importorskip("triton", "3.4")
 SCRIPT = Path(__file__).with_name("compile_kernels.py")
-KERNELS = "extent overlap unsort worst decay hard soft dynamic_masks mask_scores span paste".split()
+KERNELS = (
+    *("extent", "overlap", "unsort", "worst", "decay", "hard", "soft"),
+    *("dynamic_masks", "binarize", "mask_scores", "span", "paste"),
+)
 
 
 @pytest.mark.parametrize(

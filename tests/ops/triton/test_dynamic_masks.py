@@ -6,7 +6,7 @@ import torch
 from tests.ops.test_binary_masks import check, factors
 
 pytest.importorskip("triton")
-from solo_d2.ops.binary_masks import BinaryMasks, binarize_product
+from solo_d2.ops.binary_masks import BinaryMasks, binarize_chunks, binarize_product
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -50,12 +50,24 @@ def test_a_pixel_of_nan_makes_the_soft_sum_nan():
     kernels[1, 2] = float("nan")
     feature[0, 2, 3] = float("nan")
     found, expected = run(kernels, feature), binarize_product(kernels, feature, 0.5)
-    assert found.soft_sums.sum(dim=0).isnan().all()
+    assert found.soft_sums.sum(dim=1).isnan().all()
     assert torch.equal(found.masks, expected.masks)
     feature[0, 2, 3] = 0
     assert (
-        run(kernels, feature).soft_sums.sum(dim=0).isnan().tolist() == [False, True] + [False] * 3
+        run(kernels, feature).soft_sums.sum(dim=1).isnan().tolist() == [False, True] + [False] * 3
     )
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 5), (3, 0, 5), (1, 1, 1), (35, 7, 13), (70, 16, 20)])
+def test_given_probabilities(shape):
+    probs = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    probs[::9, -1:, -1:] = float("nan")
+    chunks = [x.to(DEVICE) for x in probs.split(33)]
+    found = binarize_chunks(chunks, shape, 0.4, torch.device(DEVICE), backend="triton")
+    assert torch.equal(found.masks.cpu(), probs > 0.4)
+    assert torch.equal(found.areas.sum(dim=1).cpu(), (probs > 0.4).sum(dim=(1, 2)))
+    expected = (probs * (probs > 0.4)).sum(dim=(1, 2))
+    torch.testing.assert_close(found.soft_sums.sum(dim=1).cpu(), expected, equal_nan=True)
 
 
 def truncate(x):

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from solo_d2.ops.mask_iou import mask_overlaps
+from solo_d2.ops.mask_iou import MaskRows, mask_overlaps
 from tests.ops.nms_cases import random_case
 
 pytest.importorskip("triton")
@@ -69,6 +69,30 @@ def test_rows_that_do_not_begin_at_a_word(num_pixels):
     """Neither an odd number of pixels nor an odd address counts pixels of a neighbour."""
     masks = torch.ones(40 * num_pixels + 1, dtype=torch.bool)[1:].view(40, 1, num_pixels)
     check(masks, torch.arange(40) % 2)
+
+
+def spans_of(masks, margin):
+    """A span about the pixels of each mask."""
+    spans = []
+    for mask in masks.flatten(1):
+        reached = mask.nonzero()[:, 0].tolist() or [mask.numel(), -1]
+        more = margin if reached[-1] >= 0 else 0
+        spans.append([max(reached[0] - more, 0), reached[-1] + more])
+    return torch.tensor(spans, dtype=torch.int32)
+
+
+@pytest.mark.parametrize("margin", [None, 0, 40])
+@pytest.mark.parametrize(("num", "chosen"), [(5, 9), (200, 130)])
+def test_chosen_rows(num, chosen, margin):
+    masks, _, _ = random_case(num, 1, 33, 35)
+    generator = torch.Generator().manual_seed(0)
+    index = torch.randint(num, (chosen,), generator=generator)
+    groups = torch.randint(3, (chosen,), generator=generator)
+    spans = None if margin is None else spans_of(masks, margin).to(DEVICE)
+    rows = MaskRows(index.to(DEVICE), spans)
+    result = mask_overlaps(masks.to(DEVICE), groups.to(DEVICE), rows=rows, backend="triton")
+    expected = mask_overlaps(masks[index], groups, backend="torch")
+    assert torch.equal(result.cpu().triu(), expected.triu())
 
 
 @pytest.mark.gpu
