@@ -24,7 +24,7 @@ def matrix_nms(
     Args:
         labels: (M,) integers.
         masks: (M, H, W), best first: bool, or numbers that are 0 outside the mask.
-        sum_masks: (M,) the areas, or None. Not read: they are counted with the overlaps.
+        sum_masks: (M,) the areas, or None: they are counted.
         scores: (M,) float, not increasing.
         sigma: see `solo_d2.ops.matrix_nms`.
         kernel: "gaussian" or "linear"; anything else raises ValueError.
@@ -35,8 +35,7 @@ def matrix_nms(
     Raises:
         ValueError: the numbers of labels, areas, scores and masks differ.
     """
-    _check_areas(sum_masks, masks)
-    return ours.matrix_nms(masks != 0, labels, scores, kernel=kernel, sigma=sigma)
+    return ours.matrix_nms(masks != 0, labels, scores, kernel=kernel, sigma=sigma, areas=sum_masks)
 
 
 def mask_matrix_nms(
@@ -72,12 +71,18 @@ def mask_matrix_nms(
     """
     if not len(masks) == len(labels) == len(scores):
         raise ValueError(f"{len(masks)} masks, {len(labels)} labels, {len(scores)} scores")
-    _check_areas(mask_area, masks)
+    if mask_area is not None and len(mask_area) != len(masks):
+        raise ValueError(f"{len(masks)} masks need as many areas, not {len(mask_area)}")
     index = scores.argsort(descending=True, stable=True)
     if nms_pre > 0:
         index = index[:nms_pre]
     new_scores = ours.matrix_nms(
-        masks[index] != 0, labels[index], scores[index], kernel=kernel, sigma=sigma
+        masks[index] != 0,
+        labels[index],
+        scores[index],
+        kernel=kernel,
+        sigma=sigma,
+        areas=None if mask_area is None else mask_area[index],
     )
     if filter_thr > 0:
         keep = new_scores >= filter_thr
@@ -87,8 +92,3 @@ def mask_matrix_nms(
         new_scores, order = new_scores[:max_num], order[:max_num]
     index = index[order]
     return new_scores, labels[index], masks[index], index
-
-
-def _check_areas(areas: Tensor | None, masks: Tensor) -> None:
-    if areas is not None and areas.shape != masks.shape[:1]:
-        raise ValueError(f"{len(masks)} masks need as many areas, not {tuple(areas.shape)}")

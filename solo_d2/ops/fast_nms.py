@@ -14,6 +14,7 @@ def fast_nms(
     thresh: float = 0.5,
     class_agnostic: bool = False,
     backend: str = "auto",
+    areas: Tensor | None = None,
     rows: MaskRows | None = None,
 ) -> Tensor:
     """Remove each mask that overlaps any better one of its class, kept or not.
@@ -25,6 +26,7 @@ def fast_nms(
         thresh: a mask is removed when the IoU is strictly larger.
         class_agnostic: whether masks of different classes remove each other too.
         backend: "auto" by device, "torch", "tiled" or "triton" (see `solo_d2.ops.mask_iou`).
+        areas: (M,) pixels of each mask, integers or float; None: they are counted.
         rows: which of `masks`, then (N, H, W), are meant; None: all in order.
 
     Returns:
@@ -37,6 +39,7 @@ def fast_nms(
         scores,
         class_agnostic=class_agnostic,
         backend=backend,
+        areas=areas,
         rows=rows,
         thresh=thresh,
     )

@@ -15,6 +15,7 @@ def hard_nms(
     thresh: float = 0.5,
     class_agnostic: bool = False,
     backend: str = "auto",
+    areas: Tensor | None = None,
     rows: MaskRows | None = None,
 ) -> Tensor:
     """Remove each mask that overlaps a kept better one of its class.
@@ -26,6 +27,7 @@ def hard_nms(
         thresh: a mask is removed when the IoU is strictly larger.
         class_agnostic: whether masks of different classes remove each other too.
         backend: "auto" by device, "torch", "tiled" or "triton" (see `solo_d2.ops.mask_iou`).
+        areas: (M,) pixels of each mask, integers or float; None: they are counted.
         rows: which of `masks`, then (N, H, W), are meant; None: all in order.
 
     Returns:
@@ -38,6 +40,7 @@ def hard_nms(
         scores,
         class_agnostic=class_agnostic,
         backend=backend,
+        areas=areas,
         rows=rows,
         thresh=thresh,
     )

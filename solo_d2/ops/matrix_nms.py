@@ -20,6 +20,7 @@ def matrix_nms(
     sigma: float = 2.0,
     class_agnostic: bool = False,
     backend: str = "auto",
+    areas: Tensor | None = None,
     rows: MaskRows | None = None,
 ) -> Tensor:
     """Lower each score by its mask's overlap with better masks of the same class.
@@ -36,6 +37,7 @@ def matrix_nms(
         sigma: sharpness of the gaussian, no unit; larger removes more. Unused by "linear".
         class_agnostic: whether masks of different classes lower each other too.
         backend: "auto" by device, "torch", "tiled" or "triton" (see `solo_d2.ops.mask_iou`).
+        areas: (M,) pixels of each mask, integers or float; None: they are counted.
         rows: which of `masks`, then (N, H, W), are meant; None: all in order.
 
     Returns:
@@ -49,6 +51,7 @@ def matrix_nms(
         scores,
         class_agnostic=class_agnostic,
         backend=backend,
+        areas=areas,
         rows=rows,
         kernel=kernel,
         sigma=sigma,

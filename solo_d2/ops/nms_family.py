@@ -52,6 +52,7 @@ def run_nms(
     *,
     class_agnostic: bool,
     backend: str,
+    areas: Tensor | None,
     rows: MaskRows | None,
     **params: Any,
 ) -> Tensor:
@@ -66,6 +67,7 @@ def run_nms(
         scores: (M,) in [0, 1], not increasing.
         class_agnostic: whether masks of different classes compete too.
         backend: see `solo_d2.ops.backends`.
+        areas: (M,) pixels of each mask, taken instead of those counted with the overlaps; or None.
         rows: which of the masks are meant; None: all in order.
         **params: of the NMS.
 
@@ -80,6 +82,8 @@ def run_nms(
             f"{num_masks} masks need as many labels and scores, "
             f"not {tuple(labels.shape)} and {tuple(scores.shape)}"
         )
+    if areas is not None and areas.shape != labels.shape:
+        raise ValueError(f"{num_masks} masks need as many areas, not {tuple(areas.shape)}")
     backend = choose_backend(backend, masks.device)
     scores = scores.float()
     if num_masks == 0:
@@ -88,6 +92,8 @@ def run_nms(
     num_pixels = masks.shape[1] * masks.shape[2]
     with one_thread() if backend == "tiled" else nullcontext():
         overlaps = mask_overlaps(masks, groups, rows=rows, backend=backend)
+        if areas is not None:
+            overlaps.diagonal().copy_(areas)
         return new_scores(overlaps, scores, num_pixels, backend, **params)
 
 

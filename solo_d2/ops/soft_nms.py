@@ -19,6 +19,7 @@ def soft_nms(
     thresh: float = 0.5,
     class_agnostic: bool = False,
     backend: str = "auto",
+    areas: Tensor | None = None,
     rows: MaskRows | None = None,
 ) -> Tensor:
     """Lower the scores of masks that overlap better ones of their class, best first.
@@ -37,6 +38,7 @@ def soft_nms(
         thresh: least IoU that lowers a score, exclusive. Unused by "gaussian".
         class_agnostic: whether masks of different classes lower each other too.
         backend: "auto" by device, "torch", "tiled" or "triton" (see `solo_d2.ops.mask_iou`).
+        areas: (M,) pixels of each mask, integers or float; None: they are counted.
         rows: which of `masks`, then (N, H, W), are meant; None: all in order.
 
     Returns:
@@ -50,6 +52,7 @@ def soft_nms(
         scores,
         class_agnostic=class_agnostic,
         backend=backend,
+        areas=areas,
         rows=rows,
         kernel=kernel,
         sigma=sigma,

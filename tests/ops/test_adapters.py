@@ -82,5 +82,7 @@ def test_inputs_that_do_not_fit():
         matrix_nms(labels, masks, areas[1:], scores)
     with pytest.raises(ValueError, match="39 labels"):
         mask_matrix_nms(masks, labels[1:], scores)
+    with pytest.raises(ValueError, match="areas"):
+        mask_matrix_nms(masks, labels, scores, mask_area=areas[1:])
     with pytest.raises(ValueError, match="kernel"):
         matrix_nms(labels, masks, areas, scores, 2.0, "box")

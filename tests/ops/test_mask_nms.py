@@ -89,6 +89,23 @@ def test_chosen_rows_are_as_good_as_copies(name, backend):
         function(masks, labels[1:], scores, **params, backend=backend, rows=MaskRows(index))
 
 
+@family
+@backends
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
+def test_areas_that_are_known(name, backend, dtype):
+    function, _, params = FAMILY[name]
+    masks, labels, scores = random_case(30, seed=0)
+    areas = masks.sum(dim=(1, 2)).to(dtype)
+    counted = function(masks, labels, scores, **params, backend=backend)
+    known = function(masks, labels, scores, **params, backend=backend, areas=areas)
+    assert torch.equal(known, counted)
+    larger = function(masks, labels, scores, **params, backend=backend, areas=areas * 1000)
+    assert (larger >= counted).all()
+    assert (larger > counted).any()
+    with pytest.raises(ValueError, match="30 masks need as many areas"):
+        function(masks, labels, scores, **params, backend=backend, areas=areas[1:])
+
+
 def row_of_three():
     """Three masks in a row; neighbours share 1 of 3 pixels."""
     masks = torch.zeros(3, 1, 4, dtype=torch.bool)
