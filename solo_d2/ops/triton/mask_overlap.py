@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from solo_d2.ops.triton.launch import launch
 
 # Masks along one side of a block of pairs, and pixels of one step.
-BLOCK_MASKS, BLOCK_PIXELS = 128, 128
+BLOCK_MASKS, BLOCK_PIXELS = 128, 64
 # Programs that fill a device, and the fewest steps of those that share a block of pairs.
-PROGRAMS, LEAST_STEPS = 512, 4
+PROGRAMS, LEAST_STEPS = 512, 8
 # Pixels of one step of the scan; rows and columns of a block when sums are moved.
 BLOCK_SCAN, BLOCK_ROWS, BLOCK_COLUMNS = 4096, 16, 128
 # Bytes that a thread loads at once. Rows of masks are filled up to whole words, and their length
@@ -187,7 +187,7 @@ def mask_overlaps_triton(
     launch(
         _overlap_kernel, (blocks, blocks, splits),
         pixels, index, order, groups, spans, sums, num_masks, words,
-        WORD=WORD, BLOCK_MASKS=BLOCK_MASKS, BLOCK_PIXELS=BLOCK_PIXELS, num_warps=8, num_stages=3,
+        WORD=WORD, BLOCK_MASKS=BLOCK_MASKS, BLOCK_PIXELS=BLOCK_PIXELS, num_warps=4, num_stages=4,
     )  # fmt: skip
     overlaps = masks.new_empty(num_masks, num_masks, dtype=torch.int32)
     grid = (triton.cdiv(num_masks, BLOCK_ROWS), triton.cdiv(num_masks, BLOCK_COLUMNS))

@@ -39,9 +39,13 @@ MOST_VARIANTS = 2
 SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 
 
-def most_registers(kernel):
-    """Registers of a thread: two blocks of 256 threads fit on a multiprocessor, or else one."""
-    return {"_overlap_kernel": 176, "_dynamic_masks_kernel": 208}.get(kernel, 128)
+def most_registers(kernel, capability):
+    """Registers of a thread: two blocks of 256 threads fit on a multiprocessor.
+
+    Of overlaps two blocks of 128 threads fit, or three; of dynamic masks one of 256.
+    """
+    overlap = 168 if capability == 90 else 232
+    return {"_overlap_kernel": overlap, "_dynamic_masks_kernel": 208}.get(kernel, 128)
 
 
 class Program(NamedTuple):
@@ -59,7 +63,7 @@ class Program(NamedTuple):
     def faults(self, capability):
         if self.spilled:
             yield f"spills {self.spilled} bytes"
-        if self.registers > most_registers(self.kernel):
+        if self.registers > most_registers(self.kernel, capability):
             yield f"takes {self.registers} registers"
         if self.shared > SHARED[capability] * 1024:
             yield f"takes {self.shared} bytes of shared memory"
