@@ -16,6 +16,8 @@ from solo_d2.ops.triton.launch import launch
 
 # Pairs of cell and class of one program.
 BLOCK = 512
+# Bits of a grid's side in the number that holds them all: Triton 3.2 can't index a constant tuple.
+SIDE_BITS = 16
 
 
 @triton.jit
@@ -26,21 +28,24 @@ def _probs(logits, cell, is_there, num_cells):
 
 @triton.jit
 def _class_scores_kernel(
-    logits, keys, num_cells, num_classes, thresh, SIDES: tl.constexpr, BLOCK: tl.constexpr
-):
+    logits, keys, num_cells, num_classes, thresh,
+    SIDES: tl.constexpr, NUM_LEVELS: tl.constexpr, SIDE_BITS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """One program makes BLOCK keys, in the order of classes of cells.
 
-    `logits` (K, T), `keys` (T * K) int64. SIDES are the grids' sides, L numbers.
+    `logits` (K, T), `keys` (T * K) int64. SIDES holds the sides of the grids, L numbers of
+    SIDE_BITS bits, the first one lowest.
     """
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = place < num_cells * num_classes
     cell, label = place // num_classes, place % num_classes
     start, side = tl.zeros([BLOCK], tl.int32), tl.full([BLOCK], 1, tl.int32)
     first = 0
-    for level in tl.static_range(len(SIDES)):
+    for level in tl.static_range(NUM_LEVELS):
+        side_of_level = (SIDES >> (level * SIDE_BITS)) & ((1 << SIDE_BITS) - 1)
         start = tl.where(cell >= first, first, start)
-        side = tl.where(cell >= first, SIDES[level], side)
-        first += SIDES[level] * SIDES[level]
+        side = tl.where(cell >= first, side_of_level, side)
+        first += side_of_level * side_of_level
     row, column = (cell - start) // side, (cell - start) % side
     base = logits + label * num_cells
     own = _probs(base, cell, inside, num_cells)
@@ -69,6 +74,8 @@ def class_scores_triton(logits: Tensor, sides: tuple[int, ...], thresh: float) -
     keys = torch.empty(num_cells * num_classes, dtype=torch.int64, device=logits.device)
     launch(
         _class_scores_kernel, (triton.cdiv(len(keys), BLOCK),),
-        logits, keys, num_cells, num_classes, float(thresh), SIDES=sides, BLOCK=BLOCK,
+        logits, keys, num_cells, num_classes, float(thresh),
+        SIDES=sum(side << (level * SIDE_BITS) for level, side in enumerate(sides)),
+        NUM_LEVELS=len(sides), SIDE_BITS=SIDE_BITS, BLOCK=BLOCK,
     )  # fmt: skip
     return keys
