@@ -24,17 +24,21 @@ if __name__ == "__main__":
 
 from detectron2.config import LazyConfig  # noqa: E402
 from detectron2.engine import default_argument_parser, default_setup  # noqa: E402
+from detectron2.utils import comm  # noqa: E402
+from detectron2.utils.logger import setup_logger  # noqa: E402
 
 from solo_d2.engine.launch import JobError, add_launch_arguments, check_device, launch  # noqa: E402
 from solo_d2.engine.lazy import (  # noqa: E402
     LazyTrainer,
     check_lazy_test_data,
     evaluate_weights,
+    save_lazy_config,
     trainer_config,
 )
 from solo_d2.engine.reservation import holds_training, reserve  # noqa: E402
+from solo_d2.engine.setup import log_to  # noqa: E402
 from solo_d2.modeling.building import refusing  # noqa: E402
-from solo_d2.utils.commands import run_command, shorten_log_errors  # noqa: E402
+from solo_d2.utils.commands import run_command  # noqa: E402
 from solo_d2.utils.errors import ConfigError  # noqa: E402
 from solo_d2.utils.files import naming  # noqa: E402
 
@@ -48,6 +52,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> Any:
     """Run one process of the job."""
+    setup_logger(distributed_rank=comm.get_rank(), name="solo_d2")
     if not Path(args.config_file).is_file():
         raise ConfigError(f"--config-file {args.config_file or '(none)'} does not exist")
     with refusing(f"The lazy config {args.config_file}, changed by {args.opts},"):
@@ -57,13 +62,14 @@ def main(args: argparse.Namespace) -> Any:
     check_lazy_test_data(lazy)
     if not args.eval_only:
         reserve(cfg.OUTPUT_DIR)
-    begun = copy.deepcopy(lazy)
-    if args.eval_only and holds_training(cfg.OUTPUT_DIR):
-        begun.train.output_dir = None  # keep config.yaml of the training
-    default_setup(begun, args)
-    shorten_log_errors()
+    log_to(cfg.OUTPUT_DIR)
+    without_folder = copy.deepcopy(lazy)
+    without_folder.train.output_dir = None  # it would write config.yaml at once
+    default_setup(without_folder, args)
     with naming(cfg.OUTPUT_DIR):
         if args.eval_only:
+            if not holds_training(cfg.OUTPUT_DIR):
+                save_lazy_config(lazy, cfg)
             return evaluate_weights(lazy, cfg)
         trainer = LazyTrainer(lazy)
         trainer.resume_or_load(resume=args.resume)

@@ -2,10 +2,11 @@
 
 import logging
 from collections import OrderedDict
+from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode, instantiate
+from detectron2.config import CfgNode, LazyConfig, instantiate
 from detectron2.evaluation import print_csv_format
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.solver import LRMultiplier
@@ -158,11 +159,21 @@ class LazyTrainer(Trainer):
             logger.warning("Checkpoints will have no class names: %s", reason)
         return found
 
+    def save_config(self) -> None:
+        """Write the lazy config to OUTPUT_DIR/config.yaml."""
+        save_lazy_config(self.lazy, self.cfg)
+
     def test(  # type: ignore[override]
         self, cfg: CfgNode, model: nn.Module
     ) -> "OrderedDict[str, Any]":
         """Evaluate on the test loader; OUTPUT_DIR/evaluation.json keeps the last metrics."""
         return _evaluate(self.lazy, cfg, model)
+
+
+def save_lazy_config(lazy: DictConfig, cfg: CfgNode) -> None:
+    """Write a lazy config to OUTPUT_DIR/config.yaml, in the main process."""
+    if comm.is_main_process():
+        LazyConfig.save(lazy, str(Path(cfg.OUTPUT_DIR) / "config.yaml"))
 
 
 def _build_model(lazy: DictConfig, cfg: CfgNode) -> nn.Module:

@@ -43,7 +43,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """Make the final config of a run: file, data set arguments, overrides, scaling, seed, classes.
 
     Returns:
-        The frozen config of the arguments, also written to OUTPUT_DIR/config.yaml.
+        The frozen config of the arguments. An evaluation writes it to OUTPUT_DIR/config.yaml,
+        unless a training did; `Trainer.train` writes a training's.
 
     Raises:
         ConfigError: a key has a value that cannot work, or another process trains in OUTPUT_DIR.
@@ -73,9 +74,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     # From here on OUTPUT_DIR exists: nothing is left behind by a run that could not start.
     if not args.eval_only:
         reserve(cfg.OUTPUT_DIR)
-    for name in ("solo_d2", "detectron2", "fvcore"):
-        setup_logger(cfg.OUTPUT_DIR, rank, name=name, configure_stdout=False)
-    shorten_log_errors()
+    log_to(cfg.OUTPUT_DIR)
     if not torch.cuda.is_available() and cfg.MODEL.DEVICE == "cuda":
         logger.warning("no GPU is available: MODEL.DEVICE is changed from cuda to cpu")
         cfg.MODEL.DEVICE = "cpu"
@@ -98,17 +97,34 @@ def _require_test_data(cfg: CfgNode, args: argparse.Namespace) -> None:
     require(patience == 0, "SOLVER.EARLY_STOPPING_PATIENCE", patience, allowed)
 
 
+def log_to(folder: str) -> None:
+    """Write logs to FOLDER/log.txt too."""
+    for name in ("solo_d2", "detectron2", "fvcore"):
+        setup_logger(folder, comm.get_rank(), name=name, configure_stdout=False)
+    shorten_log_errors()
+
+
 def _begin(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Detectron2's `default_setup`, with an atomic OUTPUT_DIR/config.yaml, which has the seed."""
+    """Run Detectron2's `default_setup`, without its OUTPUT_DIR/config.yaml."""
     without_folder = cfg.clone()
     without_folder.defrost()
     without_folder.OUTPUT_DIR = None
     default_setup(without_folder, args)
-    text = cfg.dump(default_flow_style=None, width=100)  # lists on one line
-    logger.info(f"Running with full config:\n{text}")
-    # An evaluation leaves a training's config as it is: --resume takes its seed from there.
-    if comm.is_main_process() and not (args.eval_only and holds_training(cfg.OUTPUT_DIR)):
-        save_text(Path(cfg.OUTPUT_DIR) / "config.yaml", text)
+    logger.info(f"Running with full config:\n{_dump(cfg)}")
+    # An evaluation keeps the config of a training: --resume reads the seed from it.
+    if args.eval_only and not holds_training(cfg.OUTPUT_DIR):
+        save_config(cfg)
+
+
+def save_config(cfg: CfgNode) -> None:
+    """Write OUTPUT_DIR/config.yaml, atomically, in the main process."""
+    if comm.is_main_process():
+        save_text(Path(cfg.OUTPUT_DIR) / "config.yaml", _dump(cfg))
+
+
+def _dump(cfg: CfgNode) -> str:
+    text: str = cfg.dump(default_flow_style=None, width=100)  # lists on one line
+    return text
 
 
 def scale_schedule(cfg: CfgNode, given: Collection[str] = ()) -> None:

@@ -37,6 +37,7 @@ from solo_d2.engine.hooks import (
 from solo_d2.engine.launch import distribute
 from solo_d2.engine.metrics import best_metric, save_metrics
 from solo_d2.engine.reservation import release, reserve
+from solo_d2.engine.setup import save_config
 from solo_d2.engine.step import StepTrainer, step_options, unwrap
 from solo_d2.engine.training_data import build_train_loader, require_trainable
 from solo_d2.evaluation import build_evaluator, evaluate_dataset, evaluation_loader
@@ -75,7 +76,8 @@ class Trainer(DefaultTrainer):
         self._trainer = StepTrainer(distribute(model), data_loader, optimizer, **step_options(cfg))
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg
-        self._images_before = 0  # that were trained on before `start_iter`
+        # The images trained on before `start_iter`, and the batch size of the checkpoint.
+        self._images_before, self._batch_size_before = 0, float(cfg.SOLVER.IMS_PER_BATCH)
         self.ema = None
         others: dict[str, Any] = {}
         if cfg.SOLVER.EMA.ENABLED:
@@ -246,8 +248,12 @@ class Trainer(DefaultTrainer):
     def _evaluate_with_tta(self) -> "OrderedDict[str, Any]":
         return self.test_with_tta(self.cfg, self.evaluated_model)
 
+    def save_config(self) -> None:
+        """Write OUTPUT_DIR/config.yaml."""
+        save_config(self.cfg)
+
     def train(self) -> Any:
-        """Train to the end, which `EarlyStopping` may move forward.
+        """Write OUTPUT_DIR/config.yaml and train to the end, or until `EarlyStopping` stops.
 
         Raises:
             ConfigError: another process trains in OUTPUT_DIR.
@@ -255,6 +261,7 @@ class Trainer(DefaultTrainer):
         folder = self.cfg.OUTPUT_DIR
         reserve(folder)
         try:
+            self.save_config()  # not before: a training that is refused leaves the file as it is
             if self.start_iter >= self.max_iter and not Path(folder, "model_final.pth").is_file():
                 # It was killed between its last step and this file.
                 self.checkpointer.save("model_final", iteration=self.max_iter - 1)
@@ -283,6 +290,7 @@ class Trainer(DefaultTrainer):
             **super().state_dict(),
             "iteration": done - 1,
             "images_seen": self._images_before + new_images,
+            "batch_size": self.cfg.SOLVER.IMS_PER_BATCH,
             "best_of": self._best_of(),
         }
 
@@ -310,6 +318,9 @@ class Trainer(DefaultTrainer):
         self._trainer.load_state_dict(state_dict["_trainer"], restarted=restarted)
         done, batch = self.iter + 1, self.cfg.SOLVER.IMS_PER_BATCH
         self._images_before = state_dict.get("images_seen", done * batch)
+        # Checkpoints of earlier versions do not have the batch size.
+        mean_batch_size = self._images_before / max(1, done)
+        self._batch_size_before = state_dict.get("batch_size", mean_batch_size)
         # Detectron2's schedules depend on the iteration alone.
         self.scheduler.last_epoch = min(done, self.max_iter)
         for group, lr in zip(self.optimizer.param_groups, self.scheduler.get_lr(), strict=True):
@@ -330,13 +341,14 @@ class Trainer(DefaultTrainer):
             unwrap(self.model).load_state_dict(self.ema.average.state_dict())
         if self.ema is not None and self.ema.num_steps == 0:
             self.ema.restart()
-        start_batch = self._images_before // self.cfg.SOLVER.IMS_PER_BATCH
-        if start_batch != self.start_iter:
+        batch_size = self.cfg.SOLVER.IMS_PER_BATCH
+        if batch_size != self._batch_size_before:
             logger.warning(
-                f"SOLVER.IMS_PER_BATCH is not as before: iteration {self.start_iter} begins with "
-                f"image {self._images_before} of the random order"
+                f"SOLVER.IMS_PER_BATCH is {batch_size}, but {self._batch_size_before:g} in the "
+                f"checkpoint: iteration {self.start_iter} begins with image {self._images_before} "
+                "of the random order"
             )
-        self._trainer.data_loader.batch_sampler.start_batch = start_batch
+        self._trainer.data_loader.batch_sampler.start_batch = self._images_before // batch_size
 
     def _compare_with_checkpoint(self, rest: dict[str, Any]) -> None:
         """Name what differs from the training that is resumed; `rest` is what else it saved."""

@@ -2,10 +2,12 @@
 
 import itertools
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
+from solo_d2.config import load_config
 from solo_d2.data.catalog import training_categories
 from solo_d2.engine import Trainer, setup
 from solo_d2.utils.errors import ConfigError
@@ -39,9 +41,9 @@ def resume(first, shapes, tmp_path, monkeypatch):
 
     numbers = itertools.count()
 
-    def resumed(*opts, steps=0):
+    def resumed(*opts, steps=0, source=first):
         folder = tmp_path / str(next(numbers))  # a log is opened once in a process
-        shutil.copytree(first, folder, ignore=shutil.ignore_patterns("log.txt"))
+        shutil.copytree(source, folder, ignore=shutil.ignore_patterns("log.txt"))
         longer = ("SOLVER.MAX_ITER", DONE + max(steps, 1))
         args = run_config(shapes, folder, *BASE, *longer, *opts)  # the last of a key counts
         args.resume = True
@@ -79,12 +81,16 @@ def test_without_changes_nothing_is_dropped(first, resume):
         assert trainer.model.state_dict()[name] == saved["trained_model"][name] > 0, name
 
 
-def test_parameters_of_another_shape_lose_their_state_and_train(resume):
+def test_parameters_of_another_shape_lose_their_state_and_train(first, resume, tmp_path):
     opts = ("MODEL.SOLO.MASK_FEATURE.OUT_CHANNELS", 16)
     with pytest.raises(ConfigError, match="MODEL.WEIGHTS_ALLOW"):
         resume(*opts)
+    config = (first / "config.yaml").read_bytes()
+    assert (tmp_path / "0/config.yaml").read_bytes() == config  # a refused one changes nothing
     patterns = ["head.kernel_params.*", "head.mask_feature.*"]
     trainer, log = resume(*opts, "MODEL.WEIGHTS_ALLOW", patterns, steps=1)
+    saved = load_config(f"{trainer.cfg.OUTPUT_DIR}/config.yaml")
+    assert saved.MODEL.SOLO.MASK_FEATURE.OUT_CHANNELS == 16
     steps = {name: state["step"].item() for name, state in states(trainer).items()}
     anew = {name for name, step in steps.items() if step == 1}
     assert {"head.kernel_params.weight", "head.kernel_params.bias"} <= anew
@@ -138,7 +144,17 @@ def test_another_optimizer_batch_size_and_schedule(resume, monkeypatch):
     assert trainer._trainer.data_loader.batch_sampler.start_batch == 2 * DONE
     assert trainer.start_iter == DONE
     for said in (
-        *("SOLVER.OPTIMIZER", "SOLVER.IMS_PER_BATCH is not as before", "SOLVER.MAX_ITER is 1"),
+        *("SOLVER.OPTIMIZER", "SOLVER.IMS_PER_BATCH is 2, but 4", "SOLVER.MAX_ITER is 1"),
         *("classes differ", "new name", classes(trainer.cfg)[0]["name"]),
     ):
         assert said in log
+
+
+def test_a_changed_batch_size_is_warned_of_once(resume):
+    batch = ("SOLVER.IMS_PER_BATCH", 2, "SOLVER.REFERENCE_IMS_PER_BATCH", 2)
+    trainer, log = resume(*batch, steps=1)
+    assert "SOLVER.IMS_PER_BATCH is 2, but 4" in log
+    trainer, log = resume(*batch, source=Path(trainer.cfg.OUTPUT_DIR), steps=2)
+    assert trainer.start_iter == DONE + 1
+    assert trainer._trainer.data_loader.batch_sampler.start_batch == 2 * DONE + 1
+    assert "WARNING" not in log

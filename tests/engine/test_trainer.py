@@ -14,6 +14,7 @@ from solo_d2.data.classes import dataset_categories
 from solo_d2.data.loader import GroupedBatchSampler
 from solo_d2.engine import Trainer, argument_parser, evaluate, scale_schedule, setup
 from solo_d2.engine.launch import launch
+from solo_d2.engine.setup import save_config
 from solo_d2.engine.trainer import load_weights
 from solo_d2.evaluation import build_evaluator
 from solo_d2.utils.commands import run_command
@@ -59,7 +60,9 @@ def saved_run(folder, *data):
 
 def test_a_saved_model_is_evaluated_on_other_data_of_its_classes_alone(shapes, tmp_path):
     with restored():
-        Trainer(setup(run_config(shapes, tmp_path))).checkpointer.save("model_final")
+        trainer = Trainer(setup(run_config(shapes, tmp_path)))
+        trainer.save_config()
+        trainer.checkpointer.save("model_final")
     content = json.loads((shapes / "annotations" / "instances_val.json").read_text())
     for item in (*content["categories"], *content["annotations"]):
         key = "id" if "name" in item else "category_id"
@@ -134,10 +137,11 @@ def test_averaging_starts_from_the_weights_that_are_loaded(shapes, tmp_path):
 
 def test_a_random_seed_is_drawn_once_for_a_run_and_its_resume(shapes, tmp_path):
     args = run_config(shapes, tmp_path, "SEED", -1)
-    first = setup(args).SEED
+    first = setup(args)
+    save_config(first)
     args.resume = True
-    assert first >= 0
-    assert setup(args).SEED == first
+    assert first.SEED >= 0
+    assert setup(args).SEED == first.SEED
 
 
 def test_order_and_augmentation_do_not_depend_on_workers_or_resume(shapes, tmp_path):
