@@ -69,7 +69,7 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
         "pause, + and - threshold, c next class, s save the frame")  # fmt: skip
     add("--boxes", action="store_true", help="draw boxes too")
     add("--labels", choices=LABELS, default="auto", help="write class and score on "
-        "instances; auto: not on small instances or with one class")  # fmt: skip
+        "instances; auto: where they hide none, and not with one class")  # fmt: skip
     add("--scale", type=float, default=1.0, help="size of overlays relative to the image")
     add("--publication", action="store_true", help="draw with Detectron2's Visualizer, for print; "
         "slow for many instances")  # fmt: skip

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from solo_d2.visualization.colors import Color, instance_color
+from solo_d2.visualization.labels import LabelRoom
 from solo_d2.visualization.painting import paint
 
 
@@ -20,7 +21,7 @@ def draw_instances(
     """Draw masks with their outline, class and score over an image.
 
     As `solo_d2.visualization.overlay` does, but in OpenCV's font, which has ASCII alone. Instances
-    of the only class of a model, and those smaller than their text, have no label.
+    of the only class of a model, and those without room for their text, have no label.
 
     Args:
         image: (H, W, 3) uint8 BGR.
@@ -39,25 +40,29 @@ def draw_instances(
     for number, index in enumerate(largest_first, start=1):
         on_top[found["masks"][index]] = number
     paint(picture, on_top, [colors[index] for index in largest_first], filled=True)
+    room = LabelRoom(on_top, sides.prod(axis=1)[largest_first].tolist())
     for index in largest_first if len(class_names) > 1 else ():
         name, score = class_names[found["classes"][index]], found["scores"][index]
-        _write(picture, f"{name} {score:.0%}", boxes[index], colors[index])
+        _write(picture, f"{name} {score:.0%}", boxes[index], colors[index], room)
     return picture
 
 
-def _write(picture: NDArray[np.uint8], text: str, box: NDArray[np.float32], color: Color) -> None:
-    """Write a label above its instance, or in it, but never across the border of the image.
-
-    A label that would cover more than the instance's box is left out.
-    """
+def _write(
+    picture: NDArray[np.uint8],
+    text: str,
+    box: NDArray[np.float32],
+    color: Color,
+    room: LabelRoom,
+) -> None:
+    """Write a label above, in or below its instance, if there is room."""
     height, width = picture.shape[:2]
     scale = max(0.4, (height * width) ** 0.5 / 1800)
     font, thickness = cv2.FONT_HERSHEY_SIMPLEX, max(1, round(1.5 * scale))
     (length, ascent), descent = cv2.getTextSize(text, font, scale, thickness)
-    if length * (ascent + descent) > (box[2] - box[0]) * (box[3] - box[1]):
+    place = room.take(box, [(ascent + descent, length)])
+    if place is None:
         return
-    x, top = int(max(0, min(box[0], width - length))), int(box[1]) - ascent - descent
-    top = top if top >= 0 else int(box[1])
+    _, x, top = place
     ground = [255 * value for value in color]
     cv2.rectangle(picture, (x, top), (x + length, top + ascent + descent), ground, cv2.FILLED)
     ink = (0, 0, 0) if sum(color) / 3 > 0.55 else (255, 255, 255)

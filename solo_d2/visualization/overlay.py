@@ -6,6 +6,7 @@ Smaller masks are drawn on top. For print, see `solo_d2.visualization.publicatio
 Shape letters: N instances, H and W rows and columns. Images are (H, W, 3) uint8 RGB.
 """
 
+import math
 from collections.abc import Sequence
 
 import cv2
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from solo_d2.ops.host_copies import to_host
 from solo_d2.ops.mask_geometry import mask_boxes, stack_masks
 from solo_d2.visualization.colors import Color, instance_color, stuff_color
+from solo_d2.visualization.labels import LabelRoom
 from solo_d2.visualization.painting import paint
 from solo_d2.visualization.text import text_size, write_labels
 
@@ -51,7 +53,7 @@ def draw_instances(
         colors: of the instances, RGB in [0, 1]. None: they go by the order of the instances.
         contours: whether the masks are contours, to be drawn as they are.
         labels: one of `LABELS`. "auto": no text where there is one class alone; otherwise labels
-            shrink, or go, where they would cover more than the box of their instance.
+            shrink, move or go where they would hide instances or each other, see `LabelRoom`.
 
     Returns:
         (scale * H, scale * W, 3) uint8, RGB, rounded.
@@ -61,7 +63,10 @@ def draw_instances(
     picture, instances = _enlarge(image, instances, scale, smooth=not contours)
     stuff = instances[:0] if stuff is None else _enlarge(image, stuff, scale)[1]
     ground = [stuff_color(label) for label in stuff.pred_classes.tolist()]
-    _paint(picture, stuff, instances, [*ground, *colors], filled=not contours)
+    on_top, order, room = lay_masks(stuff, instances)
+    if order:
+        painted = [*ground, *colors]
+        paint(picture, on_top, [painted[index] for index in order], filled=not contours)
     size = text_size(*picture.shape[:2])
     write_labels(picture, *stuff_labels(stuff, stuff_names), ground, size)
     boxes = instances.pred_boxes.tensor.cpu().numpy()
@@ -72,7 +77,7 @@ def draw_instances(
             cv2.rectangle(picture, (left, top), corner, ink, 1)
     if has_labels(labels, class_names):
         texts = instance_labels(instances, class_names)
-        write_labels(picture, texts, boxes, colors, size, fit=labels == "auto")
+        write_labels(picture, texts, boxes, colors, size, room=room if labels == "auto" else None)
     return picture
 
 
@@ -125,22 +130,22 @@ def _enlarge(
     return picture.astype(np.uint8), Instances(size, pred_masks=masks, pred_boxes=boxes, **fields)
 
 
-def _paint(
-    picture: NDArray[np.uint8],
-    stuff: Instances,
-    instances: Instances,
-    colors: Sequence[Color],
-    *,
-    filled: bool,
-) -> None:
-    """Paint masks, in place: stuff, then instances by falling size of their boxes."""
+def lay_masks(
+    stuff: Instances, instances: Instances
+) -> tuple[NDArray[np.uint8 | np.int32], list[int], LabelRoom]:
+    """Lay masks on each other: stuff, then instances by falling size of their boxes.
+
+    Returns:
+        (H, W), the number of the mask that is seen at each pixel, from 1, 0 for none; the masks by
+        their number, as indices into stuff and instances together; and the room for labels.
+    """
     masks, boxes = instances.pred_masks, instances.pred_boxes.tensor
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
-    order = [len(stuff) + i for i in areas.argsort(descending=True, stable=True).tolist()]
+    by_size = areas.argsort(descending=True, stable=True)
+    order = [*range(len(stuff)), *(len(stuff) + index for index in by_size.tolist())]
     if len(stuff):
         masks = torch.cat([stuff.pred_masks, masks])
         boxes = torch.cat([stuff.pred_boxes.tensor, boxes])
-        order = [*range(len(stuff)), *order]
-    if order:
-        on_top = stack_masks(masks, boxes, order).cpu().numpy()
-        paint(picture, on_top, [colors[index] for index in order], filled=filled)
+    on_top = stack_masks(masks, boxes, order).cpu().numpy()
+    room = LabelRoom(on_top, [math.inf] * len(stuff) + areas[by_size].tolist())
+    return on_top, order, room

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from solo_d2.visualization.colors import Color, instance_color, stuff_color
-from solo_d2.visualization.overlay import has_labels, instance_labels, stuff_labels
+from solo_d2.visualization.labels import LabelRoom
+from solo_d2.visualization.overlay import has_labels, instance_labels, lay_masks, stuff_labels
 
 # Height of a line and width of a letter, in pixels for each point of the font size.
 _LINE_HEIGHT, _LETTER_WIDTH = 2.1, 0.85
@@ -53,7 +54,8 @@ def draw_instances(
         if has_labels(labels, class_names):
             texts = instance_labels(instances, class_names)
             boxes = instances.pred_boxes.tensor.numpy()
-            _draw_labels(visualizer, boxes, texts, colors, fit=labels == "auto")
+            room = lay_masks(instances[:0], instances)[-1] if labels == "auto" else None
+            _draw_labels(visualizer, boxes, texts, colors, room=room)
     return visualizer.get_output().get_image()
 
 
@@ -95,11 +97,11 @@ def _draw_labels(
     labels: Sequence[str],
     colors: Sequence[Color],
     *,
-    fit: bool = False,
+    room: LabelRoom | None = None,
 ) -> None:
     """Write each label above its instance, or in it, but never across the border of the image.
 
-    With `fit`, labels that would cover more than their instance's box are left out.
+    With `room`, labels go where it has a place for them, and are left out where it has none.
     """
     output = visualizer.output
     # In points of the result; Detectron2 multiplies by the scale.
@@ -109,10 +111,13 @@ def _draw_labels(
     for index in np.argsort(-areas, kind="stable"):
         x0, y0 = boxes[index, :2].tolist()
         length = _LETTER_WIDTH * font_size / output.scale * len(labels[index])
-        if fit and length * line > areas[index]:
-            continue
         x = max(0.0, min(x0, output.width - length))
         y = y0 - line if y0 >= line else y0
+        if room is not None:
+            place = room.take(boxes[index], [(math.ceil(line), math.ceil(length))])
+            if place is None:
+                continue
+            x, y = place[1:]
         visualizer.draw_text(
             labels[index],
             (x, y),

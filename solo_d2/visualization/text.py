@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import ImageFont
 
 from solo_d2.visualization.colors import Color
+from solo_d2.visualization.labels import LabelRoom
 
 # Brightness of a background from which on black is easier to read on it than white.
 _BRIGHT = 0.55
@@ -78,7 +79,7 @@ def write_labels(
     colors: Sequence[Color],
     size: int,
     *,
-    fit: bool = False,
+    room: LabelRoom | None = None,
 ) -> None:
     """Write each label above its box, or in it where there is no room above; small boxes last.
 
@@ -88,14 +89,15 @@ def write_labels(
         boxes: (N, 4) XYXY in pixels of the picture.
         colors: of the grounds, in [0, 1].
         size: height of the letters in pixels.
-        fit: shrink labels that would cover more than their box, and leave out those that still do.
+        room: where labels may be; they shrink to fit, and are left out where there is none. None:
+            anywhere.
     """
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     sizes = [size, *(s for s in _SMALLER if s < size)]
     for index in np.argsort(-areas, kind="stable"):
         label, x, y = labels[index], int(boxes[index, 0]), int(boxes[index, 1])
-        fitting = [s for s in sizes if _glyphs(label, s).size <= areas[index]] if fit else sizes
-        if fitting:
-            line = _glyphs(label, fitting[0]).shape[0]
-            place = x, y - line if y >= line else y
-            write(picture, label, place, colors[index], fitting[0])
+        if room is None:
+            line = _glyphs(label, size).shape[0]
+            write(picture, label, (x, y - line if y >= line else y), colors[index], size)
+        elif place := room.take(boxes[index], (_glyphs(label, s).shape for s in sizes)):
+            write(picture, label, place[1:], colors[index], sizes[place[0]])

@@ -9,6 +9,7 @@ from solo_d2.ops.contours import contour_masks
 from solo_d2.ops.mask_geometry import mask_boxes
 from solo_d2.visualization import overlay, publication
 from solo_d2.visualization.colors import instance_color
+from solo_d2.visualization.labels import LabelRoom
 from solo_d2.visualization.text import text_size, write, write_labels
 
 RED, BLUE = (1.0, 0.0, 0.0), (0.0, 0.0, 1.0)
@@ -205,10 +206,38 @@ def test_labels_shrink_before_they_go():
     def covered(side, fit):
         picture = np.zeros((400, 600, 3), np.uint8)
         box = np.array([[100, 100, 100 + side, 100 + side]], np.float32)
-        write_labels(picture, ["cat 87%"], box, [RED], 30, fit=fit)
+        room = LabelRoom(np.zeros((400, 600), np.uint8), []) if fit else None
+        write_labels(picture, ["cat 87%"], box, [RED], 30, room=room)
         return int((picture[..., 0] > 0).sum())
 
     whole = covered(300, fit=True)
     assert covered(300, fit=False) == covered(10, fit=False) == whole
     assert 0 < covered(40, fit=True) < whole / 4
     assert covered(10, fit=True) == 0
+
+
+def test_labels_move_where_they_would_hide_neighbours_or_each_other():
+    on_top = np.zeros((120, 200), np.uint8)
+    on_top[40:80, 20:120], on_top[10:40, 20:120] = 1, 2  # the second stands on the first
+    room = LabelRoom(on_top, [4000, 3000])
+    lower = np.array([20, 40, 120, 80], np.float32)
+    assert room.take(lower, [(20, 50)]) == (0, 20, 80)  # not on the second, but below
+    assert room.take(lower, [(20, 50)]) is None
+    assert room.take(lower, [(20, 50), (5, 30)]) == (1, 20, 35)  # it covers little of the second
+    assert room.take(np.array([180, 90, 220, 130], np.float32), [(12, 60)]) == (0, 140, 78)
+
+
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_text_of_a_loose_crowd_covers_no_instance(num_classes):
+    size, image = (600, 1200), np.full((600, 1200, 3), 128, np.uint8)
+    masks = torch.zeros(24, *size, dtype=torch.bool)
+    for index, mask in enumerate(masks):
+        row, column = 140 * (index // 6) + 30, 200 * (index % 6) + 10
+        mask[row : row + 60, column : column + 60] = True
+    found = instances_of(masks)
+    found.pred_classes = torch.arange(24) % num_classes
+    names = ["nucleus", "other", "third"][:num_classes]
+    drawn = [overlay.draw_instances(image, found, names, labels=x) for x in ("auto", "never")]
+    text = (drawn[0] != drawn[1]).any(axis=2)
+    assert text.any()
+    assert not text[masks.any(dim=0).numpy()].any()
