@@ -344,12 +344,13 @@ def _samples_of_groups(
             for image in range(len(targets.num_samples))
         ]
         num_per_image = [span.stop - span.start for span in spans]
+        levels = tuple(x for x in range(first, last) if any(n[x] for n in targets.num_samples))
         image = torch.arange(len(spans)).repeat_interleave(torch.tensor(num_per_image))
         cells, instances = (
             torch.cat([x[span] for span in spans]) for x in (targets.cells, targets.instances)
         )
         image = image.to(cells.device, non_blocking=True)
-        yield image, GridCells(cells, group), instances, num_per_image
+        yield image, GridCells(cells, group, levels), instances, num_per_image
 
 
 def semantic_loss(

@@ -52,10 +52,12 @@ class GridCells:
     Attributes:
         index: (P,) int64 in [0, T), any order; a cell may occur more than once; P may be 0.
         group: their mask group, see `MaskHead`.
+        levels: the levels that they are on, if known; empty: any.
     """
 
     index: Tensor
     group: int = 0
+    levels: tuple[int, ...] = ()
 
 
 class MaskHead(Protocol):

@@ -15,6 +15,7 @@ class MaskFeatureBranch(nn.Module):
 
     Each feature goes through (3x3 convolution, norm, ReLU, doubling) until it has the finest one's
     stride; the finest one through one convolution. Their sum goes through a 1x1 convolution.
+    Doubling is linear, so the coarser features are summed before their last doubling.
     """
 
     def __init__(
@@ -64,14 +65,15 @@ class MaskFeatureBranch(nn.Module):
         *finer, coarsest = features
         if self.coords:
             coarsest = append_coords(coarsest)
-        merged: Tensor | None = None
+        merged: list[Tensor] = []
         for convs, feature in zip(self.levels, [*finer, coarsest], strict=True):
-            for conv in cast(nn.ModuleList, convs):
-                feature = conv(feature)
-                if merged is not None:  # all but the finest are doubled
-                    feature = doubled(feature)
-            merged = feature if merged is None else merged + feature
-        return self.output(merged)
+            for i, conv in enumerate(cast(nn.ModuleList, convs)):
+                feature = conv(feature if i == 0 else doubled(feature))
+            merged.append(feature)
+        finest, *halves = merged
+        if halves:
+            finest = doubled(sum(halves[1:], halves[0])).add_(finest)
+        return self.output(finest)
 
 
 class SeparateMaskFeatures(nn.Module):

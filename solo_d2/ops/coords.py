@@ -5,23 +5,27 @@ from torch import Tensor
 
 
 def append_coords(features: Tensor, axes: str = "xy") -> Tensor:
-    """Append the coordinates of each pixel as channels.
+    """Append the channels of `coord_maps` to features (B, C, H, W)."""
+    return torch.cat([features, coord_maps(features, axes)], dim=1)
+
+
+def coord_maps(features: Tensor, axes: str = "xy") -> Tensor:
+    """Return the coordinates of each pixel as channels.
 
     Args:
         features: (B, C, H, W).
         axes: which ones, in this order: "xy", "x" or "y".
 
     Returns:
-        (B, C + len(axes), H, W): the input, then the coordinates, each from -1 at the first to 1 at
-        the last pixel (-1 where there is one pixel only), in the input's dtype.
+        (B, len(axes), H, W), each from -1 at the first to 1 at the last pixel (-1 where there is
+        one pixel only), in the dtype of `features`.
     """
     batch, _, height, width = features.shape
     # linspace in float32: in half precision its steps would be uneven.
     x = _coordinates(width, features.device).to(features.dtype)
     y = _coordinates(height, features.device).to(features.dtype)
-    coords = {"x": x, "y": y[:, None]}
-    channels = [coords[axis].expand(batch, 1, height, width) for axis in axes]
-    return torch.cat([features, *channels], dim=1)
+    coords = {"x": x.expand(height, width), "y": y[:, None].expand(height, width)}
+    return torch.stack([coords[axis] for axis in axes]).expand(batch, -1, -1, -1)
 
 
 def _coordinates(size: int, device: torch.device) -> Tensor:

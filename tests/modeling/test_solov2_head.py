@@ -117,3 +117,23 @@ def test_starts_at_the_prior():
     probs = head.class_logits.bias.sigmoid()
     torch.testing.assert_close(probs, torch.full((3,), 0.01))
     assert head.kernel_params.weight.std().item() == pytest.approx(0.01, rel=0.05)
+
+
+def test_levels_without_cells_keep_out_of_the_backward_pass(features):
+    head = make_head()
+    gradients = []
+    for known in ((), (1, 3)):
+        outputs = head(features)
+        for level in outputs.kernel_params:
+            level.retain_grad()
+        start = sum(side * side for side in head.num_grids[:3])
+        cells = GridCells(torch.tensor([100, start]), levels=known)
+        (factor,) = head.mask_factors(outputs, torch.tensor([0, 1]), cells)
+        head.zero_grad()
+        factor.kernels.square().sum().backward()
+        reached = [i for i, x in enumerate(outputs.kernel_params) if x.grad is not None]
+        assert reached == list(known or range(len(head.num_grids)))
+        parameters = dict(head.kernel_tower.named_parameters())
+        gradients.append({name: x.grad.clone() for name, x in parameters.items()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch import Tensor
 from solo_d2.modeling.heads.base import SOLO_HEAD_REGISTRY, SOLOHeadBase
 from solo_d2.modeling.layers import predictor
 from solo_d2.modeling.mask_features import MaskFeatureBranch, SeparateMaskFeatures
-from solo_d2.ops.coords import append_coords
+from solo_d2.ops.coords import coord_maps
 from solo_d2.ops.mask_factors import MaskFactor
 from solo_d2.structures import GridCells, HeadOutputs, take_cells
 
@@ -133,11 +134,13 @@ class SOLOv2Head(SOLOHeadBase[SOLOv2Outputs]):
         class_logits, kernel_params = [], []
         level_features = self.level_features(features)
         for feature, side in zip(level_features, self.num_grids, strict=True):
-            grid_feature = append_coords(feature) if self.kernel_coords else feature
-            grid_feature = self.align(grid_feature, (side, side))
+            # Alignment treats each channel alone, so the coordinates are aligned apart.
+            grid_feature = self.align(feature, (side, side))
+            class_logits.append(self.class_branch(grid_feature))
+            if self.kernel_coords:
+                coords = self.align(coord_maps(feature), (side, side))
+                grid_feature = torch.cat([grid_feature, coords], dim=1)
             kernel_params.append(self.kernel_params(self.kernel_tower(grid_feature)))
-            # The class branch sees the same aligned feature, without the coordinates.
-            class_logits.append(self.class_branch(grid_feature[:, : feature.shape[1]]))
         if self.is_unified:
             inputs = [[features[name] for name in self.mask_in_features]]
         else:
@@ -155,5 +158,10 @@ class SOLOv2Head(SOLOHeadBase[SOLOv2Outputs]):
         self, outputs: SOLOv2Outputs, image: int | Tensor, cells: GridCells
     ) -> Sequence[MaskFactor]:
         """The cells' kernels on the mask feature (equation 1)."""
-        kernels = take_cells(outputs.kernel_params, image, cells.index)
+        # Levels without cells have zero gradients: their towers need not compute them.
+        kernel_params = [
+            level if not cells.levels or i in cells.levels else level.detach()
+            for i, level in enumerate(outputs.kernel_params)
+        ]
+        kernels = take_cells(kernel_params, image, cells.index)
         return (MaskFactor(outputs.mask_features[cells.group], kernels),)
