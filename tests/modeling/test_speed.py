@@ -117,7 +117,7 @@ def test_finds_the_same(make_config, options, score, pixels):
     assert not outputs.head.class_logits[0].requires_grad
     tensors = [*outputs.head.class_logits, *outputs.head.mask_features]
     tensors += [] if outputs.semantic_logits is None else [outputs.semantic_logits]
-    assert all(x.dtype == torch.float32 and x.is_contiguous() for x in tensors)
+    assert all(x.dtype == torch.float32 for x in tensors)
     found = model([image()])
     assert_same(found, expected, score=score, pixels=pixels)
     assert found[0].keys() == expected[0].keys()
