@@ -1,4 +1,4 @@
-"""Matrix NMS with the arguments of AdelaiDet and mmdetection, for code that was written for them.
+"""Matrix NMS with the signatures of AdelaiDet and mmdetection, for code written for them.
 
 Scores come from `solo_d2.ops.matrix_nms`, so they are finite where the published functions divide
 0 by 0 (empty masks, exact duplicates with the linear kernel).
@@ -19,13 +19,13 @@ def matrix_nms(
     sigma: float = 2.0,
     kernel: str = "gaussian",
 ) -> Tensor:
-    """Matrix NMS in the order of arguments of AdelaiDet's `matrix_nms`.
+    """Run Matrix NMS with the signature of AdelaiDet's `matrix_nms`.
 
     Args:
         labels: (M,) integers.
         masks: (M, H, W), best first: bool, or numbers that are 0 outside the mask.
-        sum_masks: (M,) the areas, or None: they are counted.
-        scores: (M,) float, not increasing.
+        sum_masks: (M,) areas; None: counted from the masks.
+        scores: (M,) float, non-increasing.
         sigma: see `solo_d2.ops.matrix_nms`.
         kernel: "gaussian" or "linear"; anything else raises ValueError.
 
@@ -49,22 +49,22 @@ def mask_matrix_nms(
     sigma: float = 2.0,
     mask_area: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Sort, cut, Matrix NMS, filter, sort and cut: mmdetection's `mask_matrix_nms`.
+    """Run Matrix NMS with the signature of mmdetection's `mask_matrix_nms`.
 
     Args:
         masks: (M, H, W) in any order: bool, or numbers that are 0 outside the mask.
         labels: (M,) integers.
         scores: (M,) float.
-        filter_thr: least new score of a result; none if it is not above 0.
-        nms_pre: masks that take part, those with the highest scores; all if it is not above 0.
-        max_num: most results; all if it is not above 0.
+        filter_thr: minimum new score of a result; no limit if not above 0.
+        nms_pre: maximum number of masks that enter NMS, by score; no limit if not above 0.
+        max_num: maximum number of results; no limit if not above 0.
         kernel: "gaussian" or "linear"; anything else raises ValueError.
         sigma: see `solo_d2.ops.matrix_nms`.
         mask_area: as `sum_masks` of `matrix_nms`.
 
     Returns:
-        Best first: (N,) new scores, (N,) labels, (N, H, W) masks as they came, and (N,) int64, the
-        place of each in the input. Of equal scores the earlier is first.
+        Best first: (N,) new scores, (N,) labels, (N, H, W) masks as given, and (N,) int64, the
+        index of each in the input. Ties keep their order.
 
     Raises:
         ValueError: the numbers of labels, areas, scores and masks differ.

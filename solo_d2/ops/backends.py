@@ -1,4 +1,4 @@
-"""By what means a mask operation runs; the choices differ in speed alone."""
+"""Backends of the mask operations, which differ only in speed."""
 
 import logging
 import os
@@ -6,23 +6,23 @@ from functools import lru_cache
 
 import torch
 
-# "torch" is the reference, "tiled" is made for the CPU, "triton" for CUDA.
+# "torch" is the reference, "tiled" is for CPUs, "triton" for CUDA.
 BACKENDS = ("auto", "torch", "tiled", "triton")
-# Compute capability from which Triton multiplies 8-bit integers on tensor cores.
+# Minimum compute capability for 8-bit integer products on tensor cores in Triton.
 LEAST_CAPABILITY = (8, 0)
 
 logger = logging.getLogger(__name__)
 
 
 def choose_backend(backend: str, device: torch.device) -> str:
-    """Resolve "auto" by device, and refuse what cannot run there.
+    """Resolve "auto" by device and check that the backend can run there.
 
-    "auto" on a GPU that cannot run the kernels is "torch", with one warning that says why.
+    On a GPU that cannot run the kernels, "auto" becomes "torch", with one warning that says why.
 
     Args:
         backend: one of `BACKENDS`; anything else raises ValueError, and so does "triton" where the
             kernels cannot run.
-        device: of the masks.
+        device: device of the masks.
 
     Returns:
         One of `BACKENDS` other than "auto".
@@ -45,7 +45,7 @@ def choose_backend(backend: str, device: torch.device) -> str:
 
 
 def allows_tf32() -> bool:
-    """Whether torch may round the factors of a float32 product on CUDA to TF32."""
+    """Return whether torch may round the factors of a float32 product on CUDA to TF32."""
     matmul = torch.backends.cuda.matmul
     # Since torch 2.9; reading `allow_tf32` raises once a user has set it.
     precision = getattr(matmul, "fp32_precision", None)
@@ -54,7 +54,7 @@ def allows_tf32() -> bool:
 
 @lru_cache
 def _triton_fault(device: torch.device) -> str:
-    """Why the kernels cannot run on a CUDA device, "" if they can; found by a trial run."""
+    """Try a kernel on a CUDA device; return why it cannot run, or "" if it can."""
     try:
         capability = torch.cuda.get_device_capability(device)
         if capability < LEAST_CAPABILITY:

@@ -1,10 +1,9 @@
 """Binary masks, their areas and their soft sums in one pass (SOLOv2, section 2.1).
 
-The area and the soft sum make the maskness: the mean probability over a mask's pixels. The float
-masks exist a tile at a time, never as a whole.
+Soft sum divided by area is the maskness, the mean probability over a mask's pixels. Float masks
+exist for one tile at a time only.
 
-Shape letters: M masks, J parts of the image, E channels of the mask feature, H and W rows and
-columns.
+Shape letters: M masks, J parts of the image, E channels of the mask feature, H W rows and columns.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,22 +17,22 @@ from solo_d2.ops.backends import choose_backend
 from solo_d2.ops.mask_factors import dynamic_conv
 from solo_d2.ops.threads import in_threads
 
-# Float32 elements of a tile of probabilities (4 MiB, and as much for its foreground), one for each
-# thread: a tile stays in the cache from the product to the sums.
+# Float32 elements of a thread's tile of probabilities (4 MiB, and as much for its foreground): the
+# tile stays in the cache from the product to the sums.
 TILE_ELEMENTS = 1 << 20
-# Float32 elements of the masks that the reference makes at once.
+# Float32 elements of the masks that the reference computes at once.
 CHUNK_ELEMENTS = 1 << 24
-# A product gets slow where it has less columns.
+# Products with fewer columns are slow.
 LEAST_TILE_COLUMNS = 512
 
 
 class BinaryMasks(NamedTuple):
-    """Masks and what their score needs, to be added up over J parts of the image.
+    """Masks, with the partial sums over J parts of the image that their scores need.
 
     Attributes:
         masks: (M, H, W) bool.
         areas: (M, J) int32 or int64, pixels of each mask.
-        soft_sums: (M, J) float32, sum of the probabilities of the mask's pixels.
+        soft_sums: (M, J) float32, sum of the probabilities over the mask's pixels.
     """
 
     masks: Tensor
@@ -49,17 +48,14 @@ def binarize_chunks(
     *,
     backend: str = "auto",
 ) -> BinaryMasks:
-    """Threshold masks that are given as probabilities, some at a time.
+    """Threshold soft masks, given in chunks.
 
     Args:
-        chunks: (M', H, W) float32 in [0, 1] each, together M masks.
+        chunks: (M', H, W) float32 in [0, 1] each, M masks in total.
         shape: M, H and W.
         thresh: a pixel is set above this probability.
-        device: of the masks.
+        device: device of the masks.
         backend: one of `solo_d2.ops.backends.BACKENDS`.
-
-    Returns:
-        The masks.
     """
     if choose_backend(backend, device) == "triton":
         from solo_d2.ops.triton.binary_masks import binarize_chunks_triton
@@ -80,20 +76,20 @@ def binarize_chunks(
 def binarize_product(
     kernels: Tensor, feature: Tensor, thresh: float, *, backend: str = "auto"
 ) -> BinaryMasks:
-    """Make the masks sigmoid(kernels @ feature) and threshold them.
+    """Compute the masks sigmoid(kernels @ feature) and threshold them.
 
     Args:
         kernels: (M, E) float; M may be 0.
         feature: (E, H, W) float.
         thresh: a pixel is set above this probability.
-        backend: "torch" makes whole float masks, some at a time (the reference; 64 MiB for each of
-            three steps, or one mask if that is more), "tiled" makes a tile of pixels of all masks
-            at a time (8 MiB per thread besides the result, or 4 KiB per mask if that is more),
-            "triton" never writes them; "auto" is "tiled" on the CPU and on a GPU "triton", or
-            "torch" where that cannot run.
+        backend: "torch" computes chunks of whole float masks (the reference; 64 MiB for each of
+            three steps, or one mask if that is more); "tiled" computes a tile of pixels of all
+            masks at a time (8 MiB per thread besides the result, or 4 KiB per mask if that is
+            more); "triton" never writes float masks. "auto" is "tiled" on the CPU and "triton" on a
+            GPU, or "torch" if that cannot run.
 
     Returns:
-        The masks, of float32 precision under autocast too.
+        The masks, computed in float32 even under autocast.
     """
     backend = choose_backend(backend, feature.device)
     if backend == "triton":
@@ -107,14 +103,8 @@ def binarize_product(
 
 
 def _binarize_probs(probs: Tensor, thresh: float, out: BinaryMasks) -> None:
-    """Threshold masks that are given as probabilities.
-
-    Args:
-        probs: (M, *) float32 in [0, 1], all pixels of each mask or some of them.
-        thresh: a pixel is set above this probability.
-        out: `masks` (M, *) is overwritten, `areas` and `soft_sums` (M,) are added to.
-    """
-    # Comparing into floats and converting these is much faster than comparing into bool.
+    """Threshold the probabilities (M, *) of some pixels; overwrite masks, add to (M,) sums."""
+    # Comparing into floats and converting them is much faster than comparing into bool.
     foreground = torch.gt(probs, thresh, out=torch.empty_like(probs))
     out.masks.copy_(foreground)
     out.areas.add_(foreground.flatten(1).sum(dim=1).long())
@@ -122,7 +112,7 @@ def _binarize_probs(probs: Tensor, thresh: float, out: BinaryMasks) -> None:
 
 
 def _binarize_product_torch(kernels: Tensor, feature: Tensor, thresh: float) -> BinaryMasks:
-    """By definition, some masks at a time."""
+    """Compute by definition, in chunks of masks."""
     feature, parts = feature.float(), []
     for part in kernels.float().split(max(1, CHUNK_ELEMENTS // max(feature[0].numel(), 1))):
         probs = dynamic_conv(part, feature).sigmoid()
@@ -133,13 +123,13 @@ def _binarize_product_torch(kernels: Tensor, feature: Tensor, thresh: float) -> 
 
 
 def _binarize_product_tiled(kernels: Tensor, feature: Tensor, thresh: float) -> BinaryMasks:
-    """All masks in a tile of pixels at a time: one read of the feature, no float masks."""
+    """Compute a tile of pixels of all masks at a time: one read of the feature, no float masks."""
     kernels = kernels.float()
     num, pixels = len(kernels), feature.flatten(1)
     masks = zero_masks((num, *feature.shape[1:]), feature.device)
     columns = max(LEAST_TILE_COLUMNS, TILE_ELEMENTS // max(num, 1))
     tiles = range(0, pixels.shape[1] if num else 0, columns)
-    # Of each tile on its own, so that the sums do not depend on the threads.
+    # One sum per tile, so that results do not depend on the threads.
     areas = torch.zeros(num, len(tiles), dtype=torch.int64, device=feature.device)
     soft_sums = torch.zeros(num, len(tiles), device=feature.device)
     jobs = iter(tiles)
@@ -171,12 +161,12 @@ def mask_scores(
         areas: (M, J) as in `BinaryMasks`.
         soft_sums: (M, J) as in `BinaryMasks`.
         class_scores: (M,) float32 in [0, 1].
-        least_areas: (M,) float32, pixels that a mask must exceed.
+        least_areas: (M,) float32, minimum area in pixels, exclusive.
         backend: one of `solo_d2.ops.backends.BACKENDS`.
 
     Returns:
-        (M,) float32 in [0, 1]: 0 for small masks and those with a pixel of NaN; by "triton" the
-        spans of the masks too, see `solo_d2.ops.mask_iou.MaskRows`.
+        (M,) float32 in [0, 1], 0 for small masks and masks with NaN pixels; and, with "triton", the
+        spans of the masks (`solo_d2.ops.mask_iou.MaskRows`), else None.
     """
     if choose_backend(backend, areas.device) == "triton":
         from solo_d2.ops.triton.mask_scores import mask_scores_triton
@@ -189,18 +179,11 @@ def mask_scores(
 
 
 def zero_masks(shape: Sequence[int], device: torch.device) -> Tensor:
-    """Binary masks that are False everywhere; on the host, memory is taken when it is written.
+    """Return (*shape) bool masks that are False everywhere; host memory is allocated lazily.
 
-    Torch's host allocator gives fresh memory in pages of 4 KiB, and touching a page for the first
-    time costs more than what is then computed with it. NumPy asks the kernel for huge pages, and
-    for zeros gives memory that costs nothing until it is touched.
-
-    Args:
-        shape: any, also with zeros.
-        device: where the result lies.
-
-    Returns:
-        (*shape) bool.
+    Torch's host allocator returns memory in pages of 4 KiB, and the first access to a page costs
+    more than the computation that follows. NumPy requests huge pages, and its zeros cost nothing
+    until they are accessed.
     """
     if device.type != "cpu":
         return torch.zeros(*shape, dtype=torch.bool, device=device)

@@ -1,4 +1,4 @@
-"""Which cells may hold instances: class probabilities, and the candidates among them.
+"""Class probabilities of cells, and selection of candidates.
 
 B images, L levels, S grid side, T cells of all levels, K classes, M candidates.
 """
@@ -13,7 +13,7 @@ from solo_d2.ops.point_nms import point_nms
 
 
 def flatten_levels(maps: Sequence[Tensor]) -> Tensor:
-    """Lay the cells of all levels one after another.
+    """Concatenate the cells of all levels.
 
     Args:
         maps: L tensors (B, C, S, S).
@@ -25,16 +25,16 @@ def flatten_levels(maps: Sequence[Tensor]) -> Tensor:
 
 
 def class_probabilities(class_logits: Sequence[Tensor]) -> Tensor:
-    """(B, T, K) float32 class probabilities after point NMS, from L logits (B, K, S, S)."""
+    """Compute (B, T, K) float32 probabilities after point NMS from L logits (B, K, S, S)."""
     return flatten_levels([point_nms(logits.float().sigmoid()) for logits in class_logits])
 
 
 def filter_scores(class_probs: Tensor, thresh: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Every (cell, class) above the threshold, in row-major order.
+    """Select every (cell, class) above the threshold, in row-major order.
 
     Args:
         class_probs: (T, K) float32.
-        thresh: least probability, exclusive.
+        thresh: minimum probability, exclusive.
 
     Returns:
         (M,) int64 cells, (M,) int64 classes, (M,) float32 scores. A cell may have several classes.
@@ -46,14 +46,14 @@ def filter_scores(class_probs: Tensor, thresh: float) -> tuple[Tensor, Tensor, T
 def score_keys(
     class_logits: Sequence[Tensor], thresh: float, *, backend: str = "auto"
 ) -> list[Tensor]:
-    """Scores of all (cell, class) as whole numbers of which no two are equal.
+    """Encode the scores of all (cell, class) pairs as distinct integers to sort by.
 
-    The bits of floats rise with them. Below them stands the place from the end, so that the order
-    does not depend on how a device chooses among equal scores.
+    The upper bits are those of the float score, which increase with it; the lower bits are the
+    index counted from the end. Ties are thus resolved in the same way on every device.
 
     Args:
         class_logits: L logits (B, K, S, S).
-        thresh: least probability of a candidate, exclusive; others (and NaN) have score 0.
+        thresh: minimum probability of a candidate, exclusive; others (and NaN) have score 0.
         backend: one of `solo_d2.ops.backends.BACKENDS`.
 
     Returns:
@@ -72,16 +72,16 @@ def score_keys(
 
 
 def top_scores(keys: Tensor, num_classes: int, num: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The best (cell, class) pairs, as many whatever the scores are.
+    """Select a fixed number of the best (cell, class) pairs.
 
     Args:
-        keys: (T * K,) int64, those of an image from `score_keys`.
+        keys: (T * K,) int64, the keys of an image from `score_keys`.
         num_classes: K.
-        num: M, if there are as many pairs.
+        num: number of pairs, limited to T * K.
 
     Returns:
-        (M,) int64 cells, (M,) int64 classes, (M,) float32 scores, M = min(num, T * K), by falling
-        score; of equal scores the earlier in row-major order is first. Those of score 0 are none.
+        (M,) int64 cells, (M,) int64 classes, (M,) float32 scores, by descending score; ties in
+        row-major order. Pairs with score 0 are no candidates.
     """
     best, index = keys.topk(min(num, len(keys)))
     scores = (best >> 32).int().view(torch.float32)

@@ -1,11 +1,10 @@
-"""Masks of chosen cells of all mask groups, by sizes that do not depend on the data.
+"""Masks of selected cells of all mask groups, in shapes that do not depend on the data.
 
-Gathering cells by group waits for the device, since how many there are depends on the image. Here
-every group makes as many masks as cells are chosen instead, and each cell takes that of its group.
-Factors that only choose among maps cost less: there are few maps, and all of them are resized.
+Gathering cells by group synchronizes with the device, since their number depends on the image.
+Here every group computes masks for all selected cells, and each cell uses the mask of its group.
 
-B images, S grid side, T cells of all levels, M chosen cells, E channels, D kernel length, h w rows
-and columns of the masks at the finest mask stride.
+B images, S grid side, T cells of all levels, M selected cells, E channels, D kernel length, h w
+rows and columns of the masks at the finest mask stride.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,8 +17,8 @@ from torch.nn import functional as F
 
 from solo_d2.ops.mask_factors import MaskFactor, kernel_side, resize
 
-# From image (or the image of each cell), (P,) int64 cells and their mask group to the factors of
-# their masks, with the maps of the whole batch; None where the head has none.
+# Maps an image index (or the image of each cell), (P,) int64 cells and their mask group to the
+# factors of their masks, with the maps of the whole batch; None if the head has none.
 FactorsOf = Callable[[int | Tensor, Tensor, int], Sequence[MaskFactor] | None]
 
 
@@ -33,16 +32,16 @@ def fixed_cell_masks(
     mask_size: tuple[int, int],
     image: int | None = None,
 ) -> Tensor | None:
-    """Make the masks of cells.
+    """Compute the masks of selected cells.
 
     Args:
-        factors_of: makes the factors of chosen cells.
+        factors_of: returns the factors of selected cells.
         cells: (B, M) int64 in [0, T).
         sides: S of each level.
-        mask_groups: mask group of each level, not falling.
-        mask_strides: stride of the masks of each level.
+        mask_groups: mask group of each level, non-decreasing.
+        mask_strides: mask stride of each level.
         mask_size: h and w.
-        image: None for all images of the batch; the index of the only one, then B is 1.
+        image: index of a single image, with B = 1; None: all images of the batch.
 
     Returns:
         (B, M, h, w) float32 probabilities; None if there are no factors.
@@ -54,8 +53,8 @@ def fixed_cell_masks(
     else:
         images = image
     starts = [sum(side * side for side in sides[:level]) for level in range(len(sides) + 1)]
-    # Of each group all M masks are made from the nearest cells of the group, and those of the
-    # group's own cells are taken.
+    # Each group computes M masks, for cells of other groups from its nearest cell; these masks are
+    # discarded afterwards.
     factors, firsts, sizes = [], [], []
     num_groups = len(set(mask_groups))
     for group in range(num_groups):
@@ -84,7 +83,7 @@ def _convolve_maps(
     firsts: Sequence[int],
     sizes: Sequence[tuple[int, int] | None],
 ) -> Tensor:
-    """All masks by each group's maps; of each the one of its cell's group is taken."""
+    """Compute all masks from the maps of each group; keep those of each cell's group."""
     masks: Tensor | None = None
     for factor, first, size in zip(factors, firsts, sizes, strict=True):
         logits = dynamic_conv_batch(factor.kernels.view(*cells.shape, -1), factor.maps).float()
@@ -92,7 +91,7 @@ def _convolve_maps(
             logits = logits + factor.bias.float().view(*cells.shape, 1, 1)
         probs = logits.sigmoid()
         probs = probs if size is None else resize(probs, size)
-        # Groups come in the order of their cells, so the last one that fits is the cell's own.
+        # Groups are in the order of their cells, so the last one that fits is the cell's own.
         fits = (cells >= first)[..., None, None]
         masks = probs if masks is None else torch.where(fits, probs, masks)
     return cast(Tensor, masks)
@@ -104,7 +103,7 @@ def _take_maps(
     firsts: Sequence[int],
     sizes: Sequence[tuple[int, int] | None],
 ) -> Tensor:
-    """There are few maps (S for each level), so all are resized, then those of the cells taken."""
+    """Resize all maps (few: S for each level), then select those of the cells."""
     maps: list[Tensor] = []
     index, start = torch.zeros_like(cells), 0
     for factor, first, size in zip(factors, firsts, sizes, strict=True):
@@ -116,7 +115,7 @@ def _take_maps(
 
 
 def take(values: Tensor, index: Tensor) -> Tensor:
-    """Choose entries (B, M) int64 in [0, N) of values (B, N, *): (B, M, *), by one gather."""
+    """Select entries `index` (B, M) int64 in [0, N) of `values` (B, N, *): (B, M, *)."""
     batch, num = values.shape[:2]
     start = torch.arange(batch, device=index.device)[:, None] * num
     chosen = values.flatten(0, 1).index_select(0, (index + start).flatten())
@@ -124,7 +123,7 @@ def take(values: Tensor, index: Tensor) -> Tensor:
 
 
 def dynamic_conv_batch(kernels: Tensor, feature: Tensor) -> Tensor:
-    """`dynamic_conv` for several images: a product for each position of the kernels.
+    """Apply `dynamic_conv` to several images, by one product per kernel position.
 
     Args:
         kernels: (B, M, D), D = side^2 * E, in the order channel, row, column.

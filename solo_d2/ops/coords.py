@@ -14,14 +14,14 @@ def coord_maps(features: Tensor, axes: str = "xy") -> Tensor:
 
     Args:
         features: (B, C, H, W).
-        axes: which ones, in this order: "xy", "x" or "y".
+        axes: coordinates, in this order: "xy", "x" or "y".
 
     Returns:
-        (B, len(axes), H, W), each from -1 at the first to 1 at the last pixel (-1 where there is
-        one pixel only), in the dtype of `features`.
+        (B, len(axes), H, W) in the dtype of `features`; coordinates range from -1 at the first
+        pixel to 1 at the last one (-1 for a single pixel).
     """
     batch, _, height, width = features.shape
-    # linspace in float32: in half precision its steps would be uneven.
+    # linspace in float32: in half precision the steps would be uneven.
     x = _coordinates(width, features.device).to(features.dtype)
     y = _coordinates(height, features.device).to(features.dtype)
     coords = {"x": x.expand(height, width), "y": y[:, None].expand(height, width)}
@@ -32,6 +32,6 @@ def _coordinates(size: int, device: torch.device) -> Tensor:
     """(size,) float32 from -1 to 1."""
     if not torch.compiler.is_compiling():
         return torch.linspace(-1, 1, size, device=device)
-    # A trace would keep the number of steps as a constant.
+    # A trace would record the number of steps as a constant.
     index = torch.arange(size, device=device).float()
     return 2 * index / index[-1:].clamp(min=1) - 1

@@ -1,8 +1,8 @@
 """Deformable convolution (arXiv:1703.06211), modulated (arXiv:1811.11168) if a mask is given.
 
-On GPUs this is torchvision's operator. Its CPU version works element by element on one thread;
-there the sampled input is made by one `grid_sample`, which is vectorised and threaded, and
-multiplied by the weights.
+GPUs use torchvision's operator. Its CPU version runs element by element on one thread, so on the
+CPU the input is sampled by one `grid_sample`, which is vectorized and threaded, and multiplied by
+the weights.
 
 B images, C input channels, O output channels, G groups, k side of the kernel, H W size of the
 input, H' W' of the output.
@@ -25,12 +25,11 @@ def deform_conv(
     dilation: int = 1,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Convolve at displaced positions; outside of the input there are zeros.
+    """Convolve at displaced positions, with zeros outside the input.
 
     Args:
         x: (B, C, H, W).
-        offset: (B, 2 k^2, H', W'), (dy, dx) in pixels of the input for each position of the kernel,
-            row by row.
+        offset: (B, 2 k^2, H', W'), (dy, dx) in input pixels for each kernel position, row by row.
         weight: (O, C / G, k, k).
         bias: (O,) or None.
         stride: of the convolution.
@@ -68,7 +67,7 @@ def _deform_conv_sampled(
     columns = torch.arange(out_width, device=x.device) * stride - padding
     y = displacement[:, :, 0] + (rows[:, None] + step.repeat_interleave(side, dim=0)[:, None, None])
     x_ = displacement[:, :, 1] + (columns + step.repeat(side)[:, None, None])
-    # Pixel centres lie at (2 i + 1) / size - 1 in the frame of grid_sample.
+    # The coordinates of grid_sample: pixel centers are at (2 i + 1) / size - 1.
     grid = torch.stack([(2 * x_ + 1) / width - 1, (2 * y + 1) / height - 1], dim=-1)
     grid = grid.view(batch, positions * out_height, out_width, 2).to(x.dtype)
     samples = F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

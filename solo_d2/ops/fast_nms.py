@@ -1,4 +1,6 @@
-"""Fast NMS on masks (YOLACT, arXiv:1904.02689, section 3.3): removed masks remove others too."""
+"""Fast NMS on masks (YOLACT, arXiv:1904.02689, section 3.3): removed masks suppress others too."""
+
+from functools import partial
 
 from torch import Tensor
 
@@ -17,32 +19,23 @@ def fast_nms(
     areas: Tensor | None = None,
     rows: MaskRows | None = None,
 ) -> Tensor:
-    """Remove each mask that overlaps any better one of its class, kept or not.
+    """Remove each mask that overlaps a better one of its class, even if that one is removed.
 
     Args:
         masks: (M, H, W) bool, best first. A mask without pixels overlaps nothing.
         labels: (M,) int64 in [0, K).
-        scores: (M,) float32 in [0, 1], not increasing. Of two equal ones the earlier is better.
-        thresh: a mask is removed when the IoU is strictly larger.
-        class_agnostic: whether masks of different classes remove each other too.
+        scores: (M,) float32 in [0, 1], non-increasing. Of two equal ones the earlier is better.
+        thresh: a mask is removed if the IoU is strictly larger.
+        class_agnostic: whether masks of different classes suppress each other too.
         backend: "auto" by device, "torch", "tiled" or "triton" (see `solo_d2.ops.mask_iou`).
-        areas: (M,) pixels of each mask, integers or float; None: they are counted.
-        rows: which of `masks`, then (N, H, W), are meant; None: all in order.
+        areas: (M,) pixels of each mask, integers or float; None: counted from the masks.
+        rows: selection of M of `masks`, which then are (N, H, W); None: all in order.
 
     Returns:
         (M,) float32: the score, or 0 where removed; (0,) for no masks.
     """
-    return run_nms(
-        _fast_nms,
-        masks,
-        labels,
-        scores,
-        class_agnostic=class_agnostic,
-        backend=backend,
-        areas=areas,
-        rows=rows,
-        thresh=thresh,
-    )
+    nms = partial(_fast_nms, thresh=thresh)
+    return run_nms(nms, masks, labels, scores, class_agnostic, backend, areas, rows)
 
 
 def _fast_nms(

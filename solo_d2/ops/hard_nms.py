@@ -1,5 +1,7 @@
 """Hard (greedy) NMS on masks, the baseline of SOLOv2's table 3c."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -18,32 +20,23 @@ def hard_nms(
     areas: Tensor | None = None,
     rows: MaskRows | None = None,
 ) -> Tensor:
-    """Remove each mask that overlaps a kept better one of its class.
+    """Remove each mask that overlaps a better one of its class that is kept.
 
     Args:
         masks: (M, H, W) bool, best first. A mask without pixels overlaps nothing.
         labels: (M,) int64 in [0, K).
-        scores: (M,) float32 in [0, 1], not increasing. Of two equal ones the earlier is better.
-        thresh: a mask is removed when the IoU is strictly larger.
-        class_agnostic: whether masks of different classes remove each other too.
+        scores: (M,) float32 in [0, 1], non-increasing. Of two equal ones the earlier is better.
+        thresh: a mask is removed if the IoU is strictly larger.
+        class_agnostic: whether masks of different classes suppress each other too.
         backend: "auto" by device, "torch", "tiled" or "triton" (see `solo_d2.ops.mask_iou`).
-        areas: (M,) pixels of each mask, integers or float; None: they are counted.
-        rows: which of `masks`, then (N, H, W), are meant; None: all in order.
+        areas: (M,) pixels of each mask, integers or float; None: counted from the masks.
+        rows: selection of M of `masks`, which then are (N, H, W); None: all in order.
 
     Returns:
         (M,) float32: the score, or 0 where removed; (0,) for no masks.
     """
-    return run_nms(
-        _hard_nms,
-        masks,
-        labels,
-        scores,
-        class_agnostic=class_agnostic,
-        backend=backend,
-        areas=areas,
-        rows=rows,
-        thresh=thresh,
-    )
+    nms = partial(_hard_nms, thresh=thresh)
+    return run_nms(nms, masks, labels, scores, class_agnostic, backend, areas, rows)
 
 
 def _hard_nms(
@@ -53,7 +46,7 @@ def _hard_nms(
         from solo_d2.ops.triton.nms_greedy import hard_nms_triton
 
         return hard_nms_triton(overlaps, scores, num_pixels, thresh=thresh)
-    # Greedy by nature, so the host does it: one wait for the device, not M launches.
+    # Sequential, so it runs on the host: one device synchronization instead of M launches.
     removes = (iou_rows(overlaps, 0, len(overlaps), num_pixels) > thresh).cpu()
     keep = torch.ones(len(removes), dtype=torch.bool)
     for i in removes.any(dim=1).nonzero()[:, 0].tolist():

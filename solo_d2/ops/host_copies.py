@@ -1,4 +1,4 @@
-"""Copies of results to the CPU, with one wait for the device."""
+"""Copies of results to the CPU, with one device synchronization."""
 
 from collections.abc import Sequence
 
@@ -7,17 +7,10 @@ from torch import Tensor
 
 
 def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Copy tensors to the CPU.
+    """Copy tensors to the CPU; CPU tensors are returned unchanged.
 
-    Those of CUDA are copied to pinned memory, at the full rate of the bus and in order
-    without a wait between, and from there to plain memory: results that a program keeps pin
-    nothing.
-
-    Args:
-        tensors: of any shapes, dtypes and devices.
-
-    Returns:
-        The tensors, in order; one of the CPU is returned as it is.
+    CUDA tensors are copied to pinned memory asynchronously, at the full rate of the bus, then to
+    pageable memory, so that results do not occupy pinned memory.
     """
     copies = [x.to("cpu", non_blocking=x.is_cuda) for x in tensors]
     for device in {x.device for x in tensors if x.is_cuda}:

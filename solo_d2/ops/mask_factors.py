@@ -1,10 +1,10 @@
-"""Masks as products of factors: maps of an image, convolved with a kernel for each mask.
+"""Masks as products of factors: maps of an image convolved with one kernel per mask.
 
     mask[p] = product over the factors of sigmoid(kernels[p] * maps + bias[p])
 
 - SOLOv2 (arXiv:2003.10152, equation 1): one factor, predicted kernels on the mask feature.
 - SOLO: one factor, the kernels and biases of the last convolution.
-- Decoupled SOLO (arXiv:1912.04488, equation 5): two factors, each of which takes one map.
+- Decoupled SOLO (arXiv:1912.04488, equation 5): two factors, each of which selects one map.
 
 Shape letters: B images, P masks, E channels of the maps, D = side^2 * E kernel length, H W rows and
 columns.
@@ -20,13 +20,13 @@ from torch.nn import functional as F
 
 
 class MaskFactor(NamedTuple):
-    """A factor of some masks, of a batch or of one image.
+    """A factor of P masks, of a batch or of one image.
 
     Attributes:
         maps: (B, E, H, W), or (E, H, W) of one image.
-        kernels: (P, D) in the order channel, row, column; or (P,) int64 in [0, E), the map that is
-            the mask's as it is. P may be 0.
-        bias: (P,), or None; with kernels (P, D) only.
+        kernels: (P, D) in the order channel, row, column; or (P,) int64 in [0, E), the map of each
+            mask. P may be 0.
+        bias: (P,), with kernels (P, D) only; or None.
     """
 
     maps: Tensor
@@ -35,12 +35,12 @@ class MaskFactor(NamedTuple):
 
     @property
     def takes_maps(self) -> bool:
-        """Whether each mask takes one of the maps, without a convolution."""
+        """Whether each mask selects one of the maps, without a convolution."""
         return self.kernels.dim() == 1
 
     @property
     def radius(self) -> int:
-        """Rows of the maps, above and below its own, that a row of the masks depends on."""
+        """Number of rows of the maps above and below that a row of the masks depends on."""
         return 0 if self.takes_maps else kernel_side(self.kernels, self.maps.shape[-3]) // 2
 
     @property
@@ -49,30 +49,29 @@ class MaskFactor(NamedTuple):
         return self.kernels.shape[1:] == (self.maps.shape[-3],) and self.bias is None
 
     def of_image(self, image: int, masks: slice = slice(None)) -> "MaskFactor":
-        """Take the maps of an image of the batch, and some masks, all of that image."""
+        """Select the maps of an image of the batch, and masks of that image."""
         bias = None if self.bias is None else self.bias[masks]
         return MaskFactor(self.maps[image], self.kernels[masks], bias)
 
     def to_float32(self) -> "MaskFactor":
-        """The same with all numbers in float32, where they are not already."""
+        """Convert all values to float32."""
         kernels = self.kernels if self.takes_maps else self.kernels.float()
         bias = None if self.bias is None else self.bias.float()
         return MaskFactor(self.maps.float(), kernels, bias)
 
     def probs(self) -> Tensor:
-        """(P, H, W) probabilities, for the maps of one image."""
+        """Compute (P, H, W) probabilities from the maps of one image."""
         if self.takes_maps:
             return self.maps[self.kernels].sigmoid()
         return dynamic_conv(self.kernels, self.maps, self.bias).sigmoid_()
 
 
 def multiply_factors(factors: Sequence[MaskFactor], size: tuple[int, int] | None = None) -> Tensor:
-    """Make the masks of an image.
+    """Compute the masks of an image.
 
     Args:
-        factors: with the maps of one image, all of one size.
-        size: to which the factors are resized before they are multiplied, as published; None: they
-            are not.
+        factors: factors with the maps of one image, all of one size.
+        size: size to which factors are resized before the product, as published; None: no resizing.
 
     Returns:
         (P, H, W) or (P, *size) probabilities.
@@ -84,7 +83,7 @@ def multiply_factors(factors: Sequence[MaskFactor], size: tuple[int, int] | None
 
 
 def kernel_side(kernels: Tensor, channels: int) -> int:
-    """Side of the square kernels (..., D) for maps of so many channels."""
+    """Return the side of square kernels (..., D) for maps with this number of channels."""
     return int(round((kernels.shape[-1] / channels) ** 0.5))
 
 
@@ -101,7 +100,7 @@ def dynamic_conv(kernels: Tensor, maps: Tensor, bias: Tensor | None = None) -> T
     """
     num, (channels, height, width) = len(kernels), maps.shape
     side = kernel_side(kernels, channels)
-    if side == 1 or num == 0:  # a matrix product, unlike a convolution, accepts zero kernels
+    if side == 1 or num == 0:  # unlike a convolution, a matrix product accepts zero kernels
         kernels, pixels = kernels[:, :channels], maps.flatten(1)
         if bias is None:
             return (kernels @ pixels).view(num, height, width)
@@ -112,7 +111,7 @@ def dynamic_conv(kernels: Tensor, maps: Tensor, bias: Tensor | None = None) -> T
 
 def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize maps (B, C, H, W) bilinearly to (B, C, *size)."""
-    # While a graph is traced the comparison would bind it to sizes of one kind.
+    # In a trace the comparison would specialize the graph.
     if not torch.compiler.is_compiling() and tuple(maps.shape[-2:]) == tuple(size):
         return maps
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)

@@ -1,8 +1,8 @@
-"""Geometry of masks: mass centres, boxes, downsampling of targets, masks on top of each other.
+"""Geometry of masks: mass centers, boxes, downsampling, stacking.
 
-Vectorised over masks; only `stack_masks` waits for the device.
+Vectorized over masks; only `stack_masks` synchronizes with the device.
 
-Shape letters: N masks, H and W rows and columns.
+Shape letters: N masks, H W rows and columns.
 """
 
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ from torch.nn import functional as F
 
 
 def mask_centers(masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Mass centre and area of masks.
+    """Compute the mass centers and areas of masks.
 
     Args:
         masks: (N, H, W) bool.
 
     Returns:
-        (N, 2) float32, the mean x and y of the pixel indices (0, 0 for a mask without pixels), and
-        (N,) int64 pixel counts.
+        (N, 2) float32, the mean x and y of the pixel indices (zeros for an empty mask), and (N,)
+        int64 pixel counts.
     """
     columns, rows = _line_counts(masks)
     area = rows.sum(dim=1)
@@ -30,15 +30,9 @@ def mask_centers(masks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _line_counts(masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Pixels of each column and of each row, without the int64 copy that `sum` makes of bool.
+    """Count the pixels of each column (N, W) and row (N, H), int64, without an int64 copy.
 
-    Eight pixels side by side are one number; its bytes add up independently to 255.
-
-    Args:
-        masks: (N, H, W) bool.
-
-    Returns:
-        (N, W) and (N, H) int64.
+    Eight adjacent pixels form one integer, whose bytes can be summed independently up to 255.
     """
     _, height, width = masks.shape
     if width % 8 or masks.storage_offset() % 8 or not masks.is_contiguous():
@@ -54,14 +48,13 @@ def _line_counts(masks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def mask_boxes(masks: Tensor) -> Tensor:
-    """Tight boxes of masks.
+    """Compute tight boxes of masks.
 
     Args:
         masks: (N, H, W) bool.
 
     Returns:
-        (N, 4) float32, XYXY in pixels, right and lower edge exclusive; zeros for a mask without
-        pixels.
+        (N, 4) float32, XYXY in pixels, right and bottom edge exclusive; zeros for an empty mask.
     """
     if masks.numel() == 0:
         return torch.zeros(len(masks), 4, device=masks.device)
@@ -70,27 +63,20 @@ def mask_boxes(masks: Tensor) -> Tensor:
 
 
 def boxes_of_lines(columns: Tensor, rows: Tensor) -> Tensor:
-    """Tight boxes of masks, from where they have pixels.
+    """Compute the boxes of `mask_boxes` from flags of non-empty columns and rows.
 
     Args:
-        columns: (N, W) bool, whether a mask has pixels in the column.
-        rows: (N, H) bool, the same of rows; W and H are at least 1.
-
-    Returns:
-        (N, 4) float32 as from `mask_boxes`.
+        columns: (N, W) bool, whether the mask has pixels in the column; W is at least 1.
+        rows: (N, H) bool, likewise for rows.
     """
     (left, right), (top, bottom) = line_spans(columns), line_spans(rows)
     return torch.stack([left, top, right, bottom], dim=1).float()
 
 
 def line_spans(lines: Tensor) -> tuple[Tensor, Tensor]:
-    """First flag of each row, and one after the last.
+    """Return the first set index of each row of (N, L) bool flags, and one past the last.
 
-    Args:
-        lines: (N, L) bool, L at least 1.
-
-    Returns:
-        (N,) int64 each; both 0 where there is no flag.
+    L is at least 1. Both results are (N,) int64, and 0 for a row without flags.
     """
     flags = lines.byte()
     first = flags.argmax(dim=1)
@@ -99,15 +85,15 @@ def line_spans(lines: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def downsample_masks(masks: Tensor, stride: int, size: tuple[int, int]) -> Tensor:
-    """Downsample masks bilinearly by a whole factor and round back to {0, 1}, half up.
+    """Downsample masks bilinearly by an integer factor and round to {0, 1}, half up.
 
-    The value at a sample position is the mean of the middle 2x2 pixels of each block, which is
-    what OpenCV's bilinear resize of the padded mask gives. What lies outside the image is 0.
+    The value of a sample is the mean of the middle 2x2 pixels of its block, as in OpenCV's bilinear
+    resize of the padded mask. Pixels outside the image are 0.
 
     Args:
-        masks: (N, H, W) bool, upper left part of the padded input.
+        masks: (N, H, W) bool, the upper left part of the padded input.
         stride: even factor, or 1.
-        size: height and width of the result, the padded size divided by the stride.
+        size: height and width of the result: the padded size divided by the stride.
 
     Returns:
         (N, *size) bool.
@@ -117,7 +103,7 @@ def downsample_masks(masks: Tensor, stride: int, size: tuple[int, int]) -> Tenso
     if stride % 2:
         raise ValueError(f"masks are downsampled by an even factor, not by {stride}")
     pixels, middle = masks.view(torch.uint8), (stride // 2 - 1, stride // 2)
-    # Rows first: reading whole rows is fast, and leaves a quarter for the columns.
+    # Rows first: reading whole rows is fast and leaves less data for the columns.
     pairs = pixels.new_zeros(len(masks), size[0], masks.shape[2])
     for row in middle:
         taken = pixels[:, row::stride]
@@ -130,26 +116,25 @@ def downsample_masks(masks: Tensor, stride: int, size: tuple[int, int]) -> Tenso
 
 
 def stack_masks(masks: Tensor, boxes: Tensor, order: Sequence[int]) -> Tensor:
-    """Lay masks on each other and say which one is on top at each pixel.
+    """Stack masks and return which one is on top at each pixel.
 
     Args:
-        masks: (N, H, W) bool, on any device.
-        boxes: (N, 4) XYXY, of whole numbers, about all pixels of each mask (`mask_boxes`).
-        order: indices of masks, the lowest one first; those that are left out are not laid.
+        masks: (N, H, W) bool.
+        boxes: (N, 4) XYXY, integer-valued, around all pixels of each mask (`mask_boxes`).
+        order: indices of the masks to stack, from bottom to top.
 
     Returns:
-        (H, W) of whole numbers, uint8 for up to 255 masks in `order` and else int32, on the masks'
-        device: 1 where the first of `order` is on top, 2 where the second is, ...; 0 where there is
-        none.
+        (H, W) uint8 for up to 255 masks in `order`, else int32, on the masks' device: 1 + the index
+        in `order` of the mask on top, 0 where there is none.
     """
     dtype = torch.uint8 if len(order) <= 255 else torch.int32
     result = torch.zeros(masks.shape[1:], dtype=dtype, device=masks.device)
     pixels = masks.view(torch.uint8)
-    # Waits for the device: the parts to look at depend on the masks.
+    # Synchronizes: the regions to read depend on the masks.
     spans = boxes.long().tolist() if len(order) else []
     for number, index in enumerate(order, start=1):
         left, top, right, bottom = spans[index]
         part = result[top:bottom, left:right]
-        # Numbers rise, so the larger one is on top.
+        # Numbers increase, so the larger one is on top.
         torch.maximum(part, pixels[index, top:bottom, left:right].to(dtype) * number, out=part)
     return result

@@ -1,16 +1,16 @@
-"""Overlaps of binary masks, exact on every device, by every backend and under autocast; matching.
+"""Overlaps of binary masks, exact on every device, with every backend and under autocast; matching.
 
-Shape letters: M masks, H and W rows and columns.
+Shape letters: M masks, H W rows and columns.
 
-Pixels are counted in integers, or in float32 over few enough pixels that it counts exactly, so the
-backends differ in speed alone:
+Pixels are counted in integers, or in float32 over few enough pixels to be exact, so the backends
+differ only in speed:
 
-- "torch": one product of all masks, float32 on the CPU (the reference), 8-bit integers on a GPU
-  that multiplies them.
-- "tiled": cuts the image into tiles and multiplies, in 8-bit integers where the processor has a
-  fast product for them, only the masks that reach into the tile. Masks are blobs, so most reach
-  into few tiles. The CPU path.
-- "triton": tensor cores, see solo_d2/ops/triton/mask_overlap.py. The CUDA path.
+- "torch": one product of all masks, in float32 on the CPU (the reference), in 8-bit integers on
+  GPUs that support it.
+- "tiled": splits the image into tiles and multiplies only the masks with pixels in the tile, in
+  8-bit integers where the processor has a fast product for them. Masks are blobs, so most of them
+  are in few tiles. Used on the CPU.
+- "triton": tensor cores, see solo_d2/ops/triton/mask_overlap.py. Used on CUDA.
 """
 
 from functools import lru_cache
@@ -23,25 +23,25 @@ from torch.nn import functional as F
 from solo_d2.ops.backends import choose_backend
 from solo_d2.ops.threads import one_thread
 
-# Largest masks in pixels: areas are int32, and so is the end of a kernel's last step.
+# Maximum pixels of a mask: areas are int32, and so is the end of a kernel's last step.
 MAX_PIXELS = 2**31 - 2**12
-# float32 counts exactly so far; the half precision of autocast does not.
+# Largest count that float32 holds exactly; the half precision of autocast does not.
 FLOAT32_COUNTS = 1 << 24
-# Most elements of masks that the reference holds at once (128 MiB as float32).
+# Maximum elements of masks that the reference holds at once (128 MiB as float32).
 CHUNK_ELEMENTS = 1 << 25
-# What rows and columns of an 8-bit product are filled up to a multiple of: cuBLAS refuses others.
+# cuBLAS requires multiples of these rows and columns for an 8-bit product.
 INT8_MULTIPLES = {"cuda": (32, 16)}
-# Rows and columns of a tile, and the pixels that are looked at and copied as one word.
+# Rows and columns of a tile, and the pixels that are read as one word.
 TILE_ROWS, TILE_COLUMNS, WORD = 40, 64, 8
 
 
 class MaskRows(NamedTuple):
-    """Some masks of a larger set (N, H, W), which need not be copied.
+    """Selection of masks from a larger set (N, H, W), without a copy.
 
     Attributes:
         indices: (M,) int64 in [0, N), not checked on CUDA.
-        spans: (N, 2) int32, two pixels from and to which each mask reaches at most, in row-major
-            order; of masks that overlap nothing the second is -1. None: unknown.
+        spans: (N, 2) int32, first and last pixel, in row-major order, between which all pixels of
+            each mask lie; the last is -1 for masks that overlap nothing. None: unknown.
     """
 
     indices: Tensor
@@ -49,14 +49,14 @@ class MaskRows(NamedTuple):
 
 
 def mask_iou(masks: Tensor, *, backend: str = "auto") -> Tensor:
-    """Intersection over union of all pairs of masks.
+    """Compute the intersection over union of all pairs of masks.
 
     Args:
         masks: (M, H, W) bool.
         backend: one of `solo_d2.ops.backends.BACKENDS`.
 
     Returns:
-        (M, M) float32, symmetric; 0 where both masks are empty, so never NaN.
+        (M, M) float32, symmetric; 0 for two empty masks.
     """
     groups = torch.zeros(len(masks), dtype=torch.int64, device=masks.device)
     overlaps = mask_overlaps(masks, groups, backend=backend)
@@ -66,27 +66,19 @@ def mask_iou(masks: Tensor, *, backend: str = "auto") -> Tensor:
 
 
 def pairwise_mask_iou(a: Tensor, b: Tensor) -> Tensor:
-    """IoU of each mask of one set with each of another.
-
-    Args:
-        a: (N, H, W) bool.
-        b: (M, H, W) bool, on the same device.
-
-    Returns:
-        (N, M) float32; 0 where both masks are empty.
-    """
+    """Compute the IoU (N, M) float32 of two sets of masks, (N, H, W) and (M, H, W) bool."""
     return mask_iou(torch.cat([a, b]))[: len(a), len(a) :]
 
 
 def match_pairs(similarity: Tensor, least: float) -> list[tuple[int, int]]:
-    """Pair rows with columns, the best pairs first, each at most once.
+    """Match rows with columns greedily, best pairs first, each at most once.
 
     Args:
         similarity: (N, M) float32.
-        least: pairs of less are none; above 0.
+        least: minimum similarity of a pair; above 0.
 
     Returns:
-        (row, column) of each pair, best first; of equal ones that of the earlier row, then column.
+        (row, column) of each pair, best first; ties by row, then column.
     """
     values = similarity.flatten().cpu()
     order = values.argsort(descending=True, stable=True)
@@ -106,17 +98,17 @@ def match_pairs(similarity: Tensor, least: float) -> list[tuple[int, int]]:
 def mask_overlaps(
     masks: Tensor, groups: Tensor, *, rows: MaskRows | None = None, backend: str = "auto"
 ) -> Tensor:
-    """Pixels that masks have in common with later masks of their group.
+    """Count the pixels that masks share with later masks of their group.
 
     Args:
         masks: (M, H, W) bool, at most `MAX_PIXELS` pixels each.
         groups: (M,) int64; masks of different groups are not compared.
-        rows: which of `masks`, then (N, H, W), are meant; None: all in order.
+        rows: selection of M of `masks`, which then are (N, H, W); None: all in order.
         backend: one of `solo_d2.ops.backends.BACKENDS`.
 
     Returns:
-        (M, M) int32: the areas on the diagonal, intersections above it, 0 between groups. What is
-        below the diagonal has no meaning.
+        (M, M) int32: areas on the diagonal, intersections above it, 0 between groups. Values below
+        the diagonal are undefined.
     """
     backend = choose_backend(backend, masks.device)
     num_pixels = masks.shape[1] * masks.shape[2]
@@ -137,15 +129,15 @@ def mask_overlaps(
 
 
 def iou_rows(overlaps: Tensor, start: int, stop: int, num_pixels: int) -> Tensor:
-    """IoU of some masks with all later masks of their group.
+    """Compute the IoU of masks with all later masks of their group.
 
-    The quotient is the float32 number next to the true one. Up to 2^23 pixels float32 holds every
-    count and every sum of two areas exactly, and the division rounds once; beyond, float64 does.
+    The result is the float32 number nearest to the exact quotient. Up to 2^23 pixels, float32 holds
+    every count and sum of two areas exactly and the division rounds once; beyond, float64 is used.
 
     Args:
-        overlaps: what `mask_overlaps` returns.
-        start: first row wanted.
-        stop: end of the rows wanted, exclusive.
+        overlaps: result of `mask_overlaps`.
+        start: first row.
+        stop: end of the rows, exclusive.
         num_pixels: H * W.
 
     Returns:
@@ -160,7 +152,7 @@ def iou_rows(overlaps: Tensor, start: int, stop: int, num_pixels: int) -> Tensor
 
 
 def _overlaps_torch(masks: Tensor) -> Tensor:
-    """`mask_overlaps` of one group, some pixels at a time."""
+    """Compute `mask_overlaps` of one group, in chunks of pixels."""
     num_masks = len(masks)
     flat = masks.flatten(1)
     result = torch.zeros(num_masks, num_masks, dtype=torch.int32, device=masks.device)
@@ -172,10 +164,10 @@ def _overlaps_torch(masks: Tensor) -> Tensor:
 
 
 def _overlaps_tiled(masks: Tensor) -> Tensor:
-    """`mask_overlaps` of one group, tile by tile, on one thread (see `one_thread`).
+    """Compute `mask_overlaps` of one group, tile by tile, on one thread (see `one_thread`).
 
-    Beside the result (4 bytes a pair) it holds the masks' bytes in one tile and, where W is no
-    multiple of 8 or the masks are strided, one padded copy of the masks.
+    Besides the result, allocates one tile of the masks and, if W is not a multiple of 8 or the
+    masks are strided, one padded copy of the masks.
     """
     num_masks = len(masks)
     result = torch.zeros(num_masks, num_masks, dtype=torch.int32, device=masks.device)
@@ -188,7 +180,7 @@ def _overlaps_tiled(masks: Tensor) -> Tensor:
         for start in range(0, columns.shape[1], step):
             tile = band[:, :, start : start + step]
             reached = columns[:, start : start + step].amax(dim=1).nonzero()[:, 0]
-            if 2 * len(reached) > num_masks:  # choosing would cost more than it saves
+            if 2 * len(reached) > num_masks:  # selecting would cost more than it saves
                 result += _count_words(tile)
             elif len(reached) > 0:
                 pairs = reached[:, None] * num_masks + reached
@@ -198,11 +190,9 @@ def _overlaps_tiled(masks: Tensor) -> Tensor:
 
 
 def _as_words(masks: Tensor) -> Tensor:
-    """(M, H, ceil(W / 8)) int64 of 8 pixels each, a view where W is a multiple of 8."""
-    width = masks.shape[2]
-    if width % WORD:
-        # What the rows are filled up with are pixels that no mask has.
-        masks = torch.nn.functional.pad(masks.view(torch.uint8), (0, WORD - width % WORD))
+    """View masks as (M, H, ceil(W / 8)) int64 of 8 pixels each; copies if W needs padding."""
+    if masks.shape[2] % WORD:
+        masks = F.pad(masks.view(torch.uint8), (0, -masks.shape[2] % WORD))
     masks = masks.contiguous()
     if masks.storage_offset() % WORD:
         masks = masks.clone()
@@ -210,12 +200,12 @@ def _as_words(masks: Tensor) -> Tensor:
 
 
 def _count_words(words: Tensor) -> Tensor:
-    """(M, M) int32: pixels in common of (M, rows, columns) int64 words of 8 pixels."""
+    """Count common pixels, (M, M) int32, of (M, rows, columns) int64 words of 8 pixels."""
     return _count_pairs(words.flatten(1).contiguous().view(torch.int8))
 
 
 def _count_pairs(pixels: Tensor) -> Tensor:
-    """(M, M) int32: pixels in common of (M, P) int8, P at most `FLOAT32_COUNTS`."""
+    """Count common pixels, (M, M) int32, of (M, P) int8, P at most `FLOAT32_COUNTS`."""
     if not has_fast_int8_product(pixels.device):
         return _count_in_float32(pixels)
     num, count = pixels.shape
@@ -227,8 +217,8 @@ def _count_pairs(pixels: Tensor) -> Tensor:
 
 
 def _count_in_float32(pixels: Tensor) -> Tensor:
-    """`_count_pairs` by a product that every device has."""
-    # 0 and 1 survive any rounding of the inputs (TF32), and float32 sums them up exactly.
+    """Compute `_count_pairs` by a float32 product."""
+    # 0 and 1 survive any rounding of the inputs (TF32), and float32 sums them exactly.
     with torch.autocast(pixels.device.type, enabled=False):
         floats = pixels.float()
         counts: Tensor = floats @ floats.T
@@ -237,7 +227,7 @@ def _count_in_float32(pixels: Tensor) -> Tensor:
 
 @lru_cache
 def has_fast_int8_product(device: torch.device) -> bool:
-    """Whether `torch._int_mm` beats float32: the processor has instructions, torch uses them."""
+    """Return whether `torch._int_mm` is faster than float32 on this device."""
     if device.type == "cuda":
         return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (7, 5)
     return (

@@ -1,9 +1,8 @@
-"""Sums over the pixels of masks that never exist as a whole, forward and backward.
+"""Sums over pixels of masks that are never stored as a whole, forward and backward.
 
-Strips of rows of the masks are made, summed and forgotten, and made again for the gradient. Besides
-the gradients of the maps, which have to be somewhere, memory is needed for one strip. Each pixel of
-a map's gradient is written where it belongs, in the gradient of the batch: there is no copy for
-each image or strip to be added up.
+Masks are computed in strips of rows, summed and discarded, and recomputed for the gradient. Besides
+the gradients of the maps, this takes the memory of one strip. Gradients of a strip are accumulated
+directly into those of the batch.
 
 Shape letters: B images, N instances, P masks, J sums, C channels of a map, H W rows and columns.
 """
@@ -18,20 +17,20 @@ from torch.autograd.function import once_differentiable
 
 from solo_d2.ops.mask_factors import MaskFactor, multiply_factors
 
-# Numbers of 4 bytes that a pixel takes while a strip's gradient is computed: of a mask (its
-# probability, target, products, gradients) and of a map (a cast copy, its gradient). Measured, with
-# what the allocator holds back.
+# 4-byte values per pixel while the gradient of a strip is computed: for a mask (probability,
+# target, products, gradients) and for a map (cast copy, gradient). Measured, including the
+# allocator's overhead.
 NUMBERS_OF_MASK, NUMBERS_OF_MAP = 16, 6
 
 
 def bytes_of_masks(factors: Sequence[MaskFactor], num_per_image: Sequence[int]) -> int:
-    """Return what masks and their gradients take if all exist at once, about."""
+    """Estimate the memory of all masks and their gradients at once."""
     height = factors[0].maps.shape[2]
     return height * sum(_bytes_of_row([f.maps for f in factors], num) for num in num_per_image)
 
 
 def _bytes_of_row(maps: Sequence[Tensor], num: int) -> int:
-    """Return what a row of `num` masks of an image takes."""
+    """Estimate the memory of one row of `num` masks of an image."""
     channels = sum(x.shape[1] for x in maps)
     return 4 * maps[0].shape[3] * (NUMBERS_OF_MASK * num + NUMBERS_OF_MAP * channels)
 
@@ -45,18 +44,18 @@ def sum_masks(
     *,
     memory: int,
 ) -> Tensor:
-    """Compare masks with their targets and add up over pixels.
+    """Compare masks with their targets and sum over pixels.
 
-    Gradients flow to all parts of the factors. They equal those of the whole masks up to the order
-    of summation; the memory changes nothing but the strips.
+    Gradients flow to all parts of the factors. They equal those of whole masks up to the order of
+    summation.
 
     Args:
-        factors: of the predicted masks of a batch, ordered by image; P may be 0.
-        num_per_image: B numbers of masks, together P; on the host.
+        factors: factors of the predicted masks of a batch, ordered by image; P may be 0.
+        num_per_image: number of masks of each image, P in total; on the host.
         targets: (N, H, W) bool.
         instances: (P,) int64 in [0, N), the target of each mask.
-        pixel_sums: masks (p, h, W) and targets (p, h, W) to (p, J), sums over pixels.
-        memory: bytes that a strip may take; it has one row at least.
+        pixel_sums: maps masks (p, h, W) and targets (p, h, W) to sums over pixels (p, J).
+        memory: memory of a strip in bytes; a strip has at least one row.
 
     Returns:
         (P, J).
@@ -68,7 +67,7 @@ def sum_masks(
 
 
 class _Strip(NamedTuple):
-    """Rows `start` to `stop` of the masks of an image, and the rows of maps that they need."""
+    """Rows `start` to `stop` of the masks of an image, and the rows of the maps they depend on."""
 
     image: int
     samples: slice
@@ -79,7 +78,7 @@ class _Strip(NamedTuple):
 
 @dataclass(frozen=True)
 class _StripSums:
-    """What the passes do; without tensors, which would outlive the backward pass.
+    """Computation of the strips; holds no tensors, which would outlive the backward pass.
 
     "Inputs" are maps, kernels and bias (or None) of each factor in turn.
     """
@@ -90,7 +89,7 @@ class _StripSums:
     memory: int
 
     def strips(self, inputs: Sequence[Any]) -> Iterator[_Strip]:
-        """The strips, image by image; for an image without masks one without rows."""
+        """Yield the strips image by image; one empty strip for an image without masks."""
         maps, first = inputs[::3], 0
         height = maps[0].shape[2]
         for image, num in enumerate(self.num_per_image):
@@ -103,7 +102,7 @@ class _StripSums:
             first += num
 
     def cut(self, inputs: Sequence[Any], strip: _Strip) -> list[Any]:
-        """Views of what a strip needs of inputs, or of their gradients; None stays None."""
+        """Return views of the parts of inputs, or of their gradients, that a strip needs."""
         of_map = (strip.image, slice(None), strip.needed)
         return [
             x if x is None else x[of_map if i % 3 == 0 else strip.samples]
@@ -113,7 +112,7 @@ class _StripSums:
     def sums(
         self, strip: _Strip, pieces: Sequence[Any], targets: Tensor, instances: Tensor
     ) -> Tensor:
-        """(p, J), the sums over a strip, from its pieces of the inputs."""
+        """Compute the sums (p, J) over a strip from its parts of the inputs."""
         factors = [MaskFactor(*pieces[i : i + 3]) for i in range(0, len(pieces), 3)]
         above = strip.start - strip.needed.start
         masks = multiply_factors(factors)[:, above : above + strip.stop - strip.start]
@@ -122,7 +121,7 @@ class _StripSums:
 
 
 class _SumMasks(torch.autograd.Function):
-    """Strip by strip, with a backward pass that makes each strip once more."""
+    """Sums over strips, which the backward pass recomputes."""
 
     @staticmethod
     def forward(
@@ -131,8 +130,8 @@ class _SumMasks(torch.autograd.Function):
         ctx.plan = plan
         ctx.save_for_backward(targets, instances, *inputs)
         device = targets.device.type
-        # The backward pass runs outside of the caller's autocast, but has to make the same masks.
-        # Its cache would keep a copy of every strip.
+        # The backward pass runs outside the caller's autocast but must compute the same masks. The
+        # cache of autocast would keep a copy of every strip.
         ctx.autocast = {
             "device_type": device,
             "dtype": torch.get_autocast_dtype(device),

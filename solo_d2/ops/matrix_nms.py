@@ -1,5 +1,7 @@
 """Matrix NMS (SOLOv2, arXiv:2003.10152, section 2.2)."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -7,7 +9,7 @@ from solo_d2.ops.mask_iou import MaskRows, iou_rows
 from solo_d2.ops.nms_family import check_choice, run_nms
 
 KERNELS = ("gaussian", "linear")
-# Rows of the IoU matrix that are made, used twice and forgotten while the cache has them.
+# Rows of the IoU matrix that are computed at a time, so that they stay in the cache.
 ROWS_AT_ONCE = 64
 
 
@@ -25,37 +27,27 @@ def matrix_nms(
 ) -> Tensor:
     """Lower each score by its mask's overlap with better masks of the same class.
 
-    The decay of mask j is the least f(iou_ij) / f(largest iou_ki) over the better masks i, with
+    The decay of mask j is the minimum of f(iou_ij) / f(max_k iou_ki) over the better masks i, with
     f(iou) = exp(-sigma * iou^2) or 1 - iou (equation 4; the published code multiplies by sigma
     where the paper divides).
 
     Args:
         masks: (M, H, W) bool, best first. A mask without pixels overlaps nothing.
         labels: (M,) int64 in [0, K).
-        scores: (M,) float32 in [0, 1], not increasing. Of two equal ones the earlier is better.
+        scores: (M,) float32 in [0, 1], non-increasing. Of two equal ones the earlier is better.
         kernel: "gaussian" or "linear"; anything else raises ValueError.
         sigma: sharpness of the gaussian, no unit; larger removes more. Unused by "linear".
-        class_agnostic: whether masks of different classes lower each other too.
+        class_agnostic: whether masks of different classes suppress each other too.
         backend: "auto" by device, "torch", "tiled" or "triton" (see `solo_d2.ops.mask_iou`).
-        areas: (M,) pixels of each mask, integers or float; None: they are counted.
-        rows: which of `masks`, then (N, H, W), are meant; None: all in order.
+        areas: (M,) pixels of each mask, integers or float; None: counted from the masks.
+        rows: selection of M of `masks`, which then are (N, H, W); None: all in order.
 
     Returns:
         (M,) float32, finite, never above `scores`, in input order; (0,) for no masks.
     """
     check_choice("Matrix NMS kernel", kernel, KERNELS)
-    return run_nms(
-        _matrix_nms,
-        masks,
-        labels,
-        scores,
-        class_agnostic=class_agnostic,
-        backend=backend,
-        areas=areas,
-        rows=rows,
-        kernel=kernel,
-        sigma=sigma,
-    )
+    nms = partial(_matrix_nms, kernel=kernel, sigma=sigma)
+    return run_nms(nms, masks, labels, scores, class_agnostic, backend, areas, rows)
 
 
 def _matrix_nms(
@@ -72,23 +64,23 @@ def _matrix_nms(
 
 
 def matrix_decay(iou: Tensor, *, kernel: str, sigma: float) -> Tensor:
-    """Equation 4.
+    """Compute the decay of equation 4.
 
     Args:
-        iou: (..., M, M); row i, column j is the overlap of mask j with the better mask i of its
-            class, else 0.
+        iou: (..., M, M); row i, column j is the IoU of mask j with the better mask i of its class,
+            else 0.
         kernel: see `matrix_nms`.
         sigma: see `matrix_nms`.
 
     Returns:
-        (..., M) the factor of each mask's score, in [0, 1].
+        (..., M) factors of the scores, in [0, 1].
     """
-    worst = iou.amax(dim=-2)[..., None]  # how much mask i itself is overlapped by better ones
+    worst = iou.amax(dim=-2)[..., None]  # the largest IoU of mask i itself with a better one
     if kernel == "gaussian":
         decay = torch.exp(-sigma * (iou.square() - worst.square()))
     else:
-        # An exact duplicate has decay 0 through its original; what it does to a third copy (0/0 in
-        # the published code) must not matter, hence the floor.
+        # The original already gives an exact duplicate a decay of 0. The floor avoids 0/0, as in
+        # the published code, for a third copy.
         decay = (1 - iou) / (1 - worst).clamp(min=torch.finfo(iou.dtype).tiny)
         decay = torch.where(worst < 1, decay, torch.ones_like(decay))
     return decay.amin(dim=-2).clamp(max=1)
@@ -97,13 +89,13 @@ def matrix_decay(iou: Tensor, *, kernel: str, sigma: float) -> Tensor:
 def _decay_by_rows(
     overlaps: Tensor, scores: Tensor, num_pixels: int, *, kernel: str, sigma: float
 ) -> Tensor:
-    """The same from counts, in one pass: when a row's turn comes, all better ones were seen.
+    """Compute `matrix_decay` from counts in one pass, since all better rows precede a row.
 
-    f falls, so the least quotient of the gaussian is the one with the largest iou^2 - worst^2, and
-    one exponential a mask is enough.
+    The gaussian's minimum quotient has the largest iou^2 - worst^2, so one exponential per mask is
+    enough.
     """
     worst = torch.zeros_like(scores)
-    # The gaussian's largest exponent, the linear kernel's least quotient; a mask without better
+    # Largest exponent of the gaussian, minimum quotient of the linear kernel. A mask without better
     # ones keeps its score.
     extreme = torch.zeros_like(scores) if kernel == "gaussian" else torch.ones_like(scores)
     for start in range(0, len(scores), ROWS_AT_ONCE):

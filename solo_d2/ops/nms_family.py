@@ -1,12 +1,11 @@
-"""What all mask NMS have in common: checks, who competes with whom, and the overlaps.
+"""The shared part of all mask NMS: input checks, grouping by class, and overlaps.
 
-Shape letters: M masks, H and W rows and columns, K classes.
+Shape letters: M masks, H W rows and columns, K classes.
 """
 
 import inspect
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,14 +22,14 @@ def call_nms(
     scores: Tensor,
     rows: MaskRows | None,
 ) -> Tensor:
-    """Run an NMS on chosen masks; if it does not take `rows`, on a copy of them.
+    """Run an NMS on selected masks; on a copy of them if it has no parameter `rows`.
 
     Args:
-        nms: `f(masks, labels, scores) -> new scores`, for example partial of one of this family.
+        nms: `f(masks, labels, scores) -> new scores`, such as a partial of `matrix_nms`.
         masks: (N, H, W) bool.
         labels: (M,) int64.
-        scores: (M,) float32; where it is 0, there is no mask.
-        rows: which of the masks are meant; None: all in order.
+        scores: (M,) float32; masks with score 0 do not count.
+        rows: selection of M masks; None: all in order.
 
     Returns:
         (M,) float32.
@@ -49,27 +48,23 @@ def run_nms(
     masks: Tensor,
     labels: Tensor,
     scores: Tensor,
-    *,
     class_agnostic: bool,
     backend: str,
     areas: Tensor | None,
     rows: MaskRows | None,
-    **params: Any,
 ) -> Tensor:
-    """Check the input of an NMS, count the overlaps of the masks that compete, and run it.
+    """Check the inputs of an NMS, count overlaps, and compute the new scores.
 
     Args:
-        new_scores: the NMS proper, from overlaps (M, M) int32 as of `mask_overlaps`, scores (M,)
-            float32, the number of pixels of a mask, the resolved backend and the parameters to
-            (M,); M > 0.
+        new_scores: maps overlaps (M, M) int32 of `mask_overlaps`, scores (M,) float32, pixels per
+            mask and the resolved backend to new scores (M,); M > 0.
         masks: (M, H, W) bool, best first; (N, H, W) with `rows`.
         labels: (M,) int64 in [0, K).
-        scores: (M,) in [0, 1], not increasing.
-        class_agnostic: whether masks of different classes compete too.
+        scores: (M,) in [0, 1], non-increasing.
+        class_agnostic: whether masks of different classes suppress each other too.
         backend: see `solo_d2.ops.backends`.
-        areas: (M,) pixels of each mask, taken instead of those counted with the overlaps; or None.
-        rows: which of the masks are meant; None: all in order.
-        **params: of the NMS.
+        areas: (M,) pixels of each mask, used instead of those counted; or None.
+        rows: selection of M masks; None: all in order.
 
     Returns:
         (M,) float32, in input order; (0,) for no masks.
@@ -94,7 +89,7 @@ def run_nms(
         overlaps = mask_overlaps(masks, groups, rows=rows, backend=backend)
         if areas is not None:
             overlaps.diagonal().copy_(areas)
-        return new_scores(overlaps, scores, num_pixels, backend, **params)
+        return new_scores(overlaps, scores, num_pixels, backend)
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:

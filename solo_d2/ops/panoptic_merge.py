@@ -1,11 +1,11 @@
-"""Instances and semantic labels to one panoptic segmentation (Panoptic FPN, arXiv:1901.02446, 4.1).
+"""Merge instances and semantic labels (Panoptic FPN, arXiv:1901.02446, section 4.1).
 
-Equal to Detectron2's `combine_semantic_and_instance_outputs`, which waits for the device several
-times for each instance. Here the instances are laid down one by one too, as whether one is kept
-depends on the union of those before it; but only inside their boxes, and the decision stays on the
-device. The host waits twice, however many instances there are.
+Equivalent to Detectron2's `combine_semantic_and_instance_outputs`, which synchronizes several times
+per instance. Instances are painted one by one here too, since each decision depends on the union of
+those before it, but only inside their boxes and with the decision on the device. The host
+synchronizes twice, regardless of the number of instances.
 
-Shape letters: N instances, C semantic labels, H and W rows and columns.
+Shape letters: N instances, C semantic labels, H W rows and columns.
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Most float32 elements that `resize_scores` holds at once between its two steps (64 MiB), or one
-# class.
+# Maximum float32 elements of `resize_scores` between its two steps (64 MiB), or one class.
 CHUNK_ELEMENTS = 1 << 24
 
 
@@ -32,29 +31,29 @@ def merge_panoptic(
     stuff_area_limit: int = 4096,
     score_thresh: float = 0.5,
 ) -> tuple[Tensor, list[dict[str, Any]]]:
-    """Give each pixel to the best instance that covers it, else to its stuff.
+    """Assign each pixel to the best instance that covers it, else to its stuff label.
 
-    Instances come by falling score, of equal ones the earlier first. One is left out if more than a
-    share of its pixels is taken already; else it takes the rest. Of the pixels that are left, those
-    of each stuff label are a segment unless they are too few. A segment always has pixels:
-    Detectron2 lists empty ones too where `overlap_thresh` is 1 or `stuff_area_limit` is 0.
+    Instances are painted by descending score; ties keep their order. An instance is dropped if more
+    than `overlap_thresh` of its pixels are taken already; otherwise it gets the rest. The remaining
+    pixels of each stuff label form a segment unless there are too few. No segment is empty;
+    Detectron2 also lists empty ones if `overlap_thresh` is 1 or `stuff_area_limit` is 0.
 
     Args:
         masks: (N, H, W) bool.
-        boxes: (N, 4) XYXY, whole numbers, right and lower edge exclusive; each holds all pixels of
-            its mask, see `mask_boxes`.
+        boxes: (N, 4) XYXY, integer-valued, right and bottom edge exclusive, around all pixels of
+            each mask; see `mask_boxes`.
         scores: (N,) float.
         classes: (N,) int64.
-        semantic: (H, W) int64 in [0, C); 0 stands for all things, and gives no segment.
+        semantic: (H, W) int64 in [0, C); 0 denotes all things and gives no segment.
         num_labels: C.
-        overlap_thresh: the largest share of an instance's pixels that may be taken already.
-        stuff_area_limit: least pixels of a stuff segment.
-        score_thresh: least score of an instance.
+        overlap_thresh: maximum fraction of an instance's pixels that may be taken already.
+        stuff_area_limit: minimum number of pixels of a stuff segment.
+        score_thresh: minimum score of an instance.
 
     Returns:
-        (H, W) int32, the segment of each pixel, 0 for none; and the segments, numbered from 1.
-        Things come first, in the order above, with id, isthing, score, category_id and instance_id
-        (the index among the N); then stuff by label, with id, isthing, category_id and area.
+        (H, W) int32, the segment of each pixel, 0 for none; and the segments, numbered from 1:
+        things in the order above, with id, isthing, score, category_id and instance_id (the index
+        among the N), then stuff by label, with id, isthing, category_id and area.
     """
     things = torch.cat([boxes.double(), scores.double()[:, None], classes.double()[:, None]], dim=1)
     table = things.tolist()
@@ -62,7 +61,8 @@ def merge_panoptic(
     order.sort(key=lambda n: -table[n][4])
     spans = [[int(side) for side in table[n][:4]] for n in order]
     taken = _paint(masks, order, spans, overlap_thresh)
-    # The candidate that has the pixel, from 1 on; beyond them the semantic label.
+    # The index of the candidate that got the pixel, from 1; beyond the candidates, the semantic
+    # label.
     first_label = len(order) + 1
     place = torch.where(taken > 0, taken, semantic + first_label)
     areas = torch.bincount(place.flatten(), minlength=first_label + num_labels).tolist()
@@ -76,11 +76,11 @@ def merge_panoptic(
 def _list_segments(
     things: Sequence[tuple[int, float, float]], areas: Sequence[int], stuff_area_limit: int
 ) -> dict[int, dict[str, Any]]:
-    """What Detectron2 says of each segment but its id, by the segment's place in `areas`.
+    """Describe each segment, without its id, by its index in `areas`.
 
     Args:
         things: index, score and class of the candidates.
-        areas: pixels of nothing (none), of each candidate, and of each semantic label.
+        areas: pixels of 0 (none), of each candidate, and of each semantic label.
         stuff_area_limit: see `merge_panoptic`.
     """
     segments: dict[int, dict[str, Any]] = {}
@@ -88,7 +88,7 @@ def _list_segments(
         if areas[place] > 0:
             info = {"isthing": True, "score": score, "category_id": int(category)}
             segments[place] = {**info, "instance_id": n}
-    first_stuff = len(things) + 2  # label 0 stands for all things
+    first_stuff = len(things) + 2  # label 0 denotes all things
     for label, area in enumerate(areas[first_stuff:], start=1):
         if area >= stuff_area_limit:
             info = {"isthing": False, "category_id": label, "area": area}
@@ -102,19 +102,19 @@ def _paint(
     spans: Sequence[Sequence[int]],
     overlap_thresh: float,
 ) -> Tensor:
-    """Lay instances down one after another, without waiting for the device.
+    """Paint instances one after another, without synchronization.
 
     Args:
         masks: (N, H, W) bool.
-        order: of the instances, first to last.
+        order: indices of the instances, first to last.
         spans: box of each in that order, x0, y0, x1 and y1.
         overlap_thresh: see `merge_panoptic`.
 
     Returns:
-        (H, W) integers, 1 for the pixels of the first in the order, and so on; 0 for no instance.
+        (H, W) integers, 1 + the index in `order`; 0 for no instance.
     """
     size, device = masks.shape[1:], masks.device
-    # Arithmetic of bytes is many times faster on the host than masked writes.
+    # On the host, arithmetic on bytes is much faster than masked writes.
     pixels = masks.view(torch.uint8)
     free = torch.ones(size, dtype=torch.uint8, device=device)
     fits = len(order) < 256
@@ -126,7 +126,7 @@ def _paint(
         mask = pixels[n][box]
         wanted = mask & free[box]
         area, left = mask.sum(dtype=torch.int32), wanted.sum(dtype=torch.int32)
-        # In float64, as the quotient of two numbers of Python.
+        # In float64, like the quotient of two Python numbers.
         wanted *= (area - left).double() / area <= overlap_thresh
         free[box] -= wanted
         taken[box].add_(wanted, alpha=place)
@@ -136,13 +136,13 @@ def _paint(
 def resize_scores(
     scores: Tensor, *, stride: int, image_size: tuple[int, int], output_size: tuple[int, int]
 ) -> Tensor:
-    """Bring scores to the output size, as Detectron2's semantic heads do, some classes at a time.
+    """Resize scores to the output size like Detectron2's semantic heads, in chunks of classes.
 
-    Both steps are bilinear. The result is all that is held for all classes at once.
+    Both steps are bilinear.
 
     Args:
         scores: (C, h, w) float over the padded input.
-        stride: input pixels of one pixel of the scores.
+        stride: stride of the scores in input pixels.
         image_size: height and width of the image in the padded input.
         output_size: H and W.
 

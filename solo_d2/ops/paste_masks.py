@@ -1,10 +1,10 @@
-"""The final resize: soft masks to binary masks and boxes at the output size.
+"""The final resize: from soft masks to binary masks and boxes at the output size.
 
-Enlarge to the input, cut off the padding, resize to the output, threshold. Both resizes are
-bilinear, as in the published code, so together they are one linear map along each axis, and a pixel
-of the output can only be set where one of the few mask pixels it depends on is above the threshold.
+Upsample to the input size, crop the padding, resize to the output, threshold. Both resizes are
+bilinear, as in the published code. Together they are a linear map along each axis, so an output
+pixel can only be set if one of the few mask pixels it depends on is above the threshold.
 
-Shape letters: M masks, H and W rows and columns of the soft masks, H' and W' of the output.
+Shape letters: M masks, H W rows and columns of the soft masks, H' W' of the output.
 """
 
 from collections.abc import Iterator
@@ -19,9 +19,9 @@ from solo_d2.ops.binary_masks import zero_masks
 from solo_d2.ops.mask_geometry import boxes_of_lines, line_spans, mask_boxes
 from solo_d2.ops.threads import in_threads
 
-# Most float32 elements that the reference holds at once for each of its two steps (64 MiB).
+# Maximum float32 elements of each of the reference's two steps (64 MiB).
 CHUNK_ELEMENTS = 1 << 24
-# Side of the blocks of output pixels that are made at once (256 KiB of float32 each).
+# Side of the blocks of output pixels that are computed at once (256 KiB of float32 each).
 BLOCK = 256
 
 
@@ -34,18 +34,18 @@ def paste_masks(
     out: Tensor,
     backend: str = "auto",
 ) -> Tensor:
-    """Bring soft masks to the output size, as bool, and find their boxes.
+    """Resize soft masks to the output size, threshold them, and compute their boxes.
 
     Args:
         mask_probs: (M, H, W) float32 over the padded input.
-        stride: input pixels of one mask pixel.
+        stride: stride of the masks in input pixels.
         image_size: height and width of the image in the padded input.
         thresh: a pixel is set above this probability, which is at least 0.
-        out: (M, H', W') bool at the output size, from `new_masks`; the masks are written here.
+        out: (M, H', W') bool from `new_masks`, to which the masks are written.
         backend: "torch" resizes whole masks (the reference; 128 MiB, or two whole masks if that is
-            more), "tiled" makes blocks of pixels where a mask can be (1 MiB a thread), "triton"
-            does all in one pass; "auto" is "tiled" on the CPU and on a GPU "triton", or "torch"
-            where that cannot run. They differ by rounding alone.
+            more); "tiled" computes blocks of pixels that a mask can reach (1 MiB per thread);
+            "triton" does everything in one pass. "auto" is "tiled" on the CPU and "triton" on a
+            GPU, or "torch" if that cannot run. Results differ only by rounding.
 
     Returns:
         (M, 4) float32 boxes of the masks in `out`, see `mask_boxes`.
@@ -67,17 +67,7 @@ def paste_masks(
 def new_masks(
     num: int, size: tuple[int, int], device: torch.device, *, backend: str = "auto"
 ) -> Tensor:
-    """Memory for `paste_masks` to write to, cleared where the backend leaves pixels out.
-
-    Args:
-        num: M.
-        size: height and width.
-        device: where the masks lie.
-        backend: that of `paste_masks`.
-
-    Returns:
-        (M, H', W') bool.
-    """
+    """Allocate (M, H', W') bool for `paste_masks`, cleared if the backend skips pixels."""
     if choose_backend(backend, device) == "triton":
         return torch.empty(num, *size, dtype=torch.bool, device=device)
     return zero_masks((num, *size), device)
@@ -86,7 +76,7 @@ def new_masks(
 def _paste_torch(
     mask_probs: Tensor, stride: int, image_size: tuple[int, int], thresh: float, out: Tensor
 ) -> None:
-    """By definition, some whole masks at a time."""
+    """Compute by definition, in chunks of whole masks."""
     height, width = mask_probs.shape[1] * stride, mask_probs.shape[2] * stride
     output_size = (out.shape[1], out.shape[2])
     chunk = max(1, CHUNK_ELEMENTS // max(height * width, output_size[0] * output_size[1]))
@@ -100,12 +90,12 @@ def _paste_torch(
 
 
 class Axis(NamedTuple):
-    """Both resizes along one axis, from N mask pixels to N' output pixels.
+    """Both resizes along one axis, from N mask pixels to N' output pixels, on the host.
 
     Attributes:
         weights: (N', N) float32.
-        first: (N',) int64, the first mask pixel that each output pixel depends on; rising.
-        last: (N',) int64, the last one; rising.
+        first: (N',) int64, the first mask pixel that each output pixel depends on; non-decreasing.
+        last: (N',) int64, the last one; non-decreasing.
     """
 
     weights: Tensor
@@ -113,29 +103,26 @@ class Axis(NamedTuple):
     last: Tensor
 
     def reached(self, lines: Tensor) -> list[list[int]]:
-        """Span [start, stop) of the output pixels that the flagged mask pixels (M, N) reach."""
+        """Return the spans [start, stop) of output pixels that depend on flagged mask pixels."""
         start, stop = line_spans(lines.cpu())
         first = torch.searchsorted(self.last, start)
         return torch.stack([first, torch.searchsorted(self.first, stop)], dim=1).tolist()
 
     def blocks(self, start: int, stop: int) -> Iterator[tuple[slice, slice]]:
-        """Cut a span of output pixels into blocks, each with the mask pixels it depends on."""
+        """Split a span of output pixels into blocks, each with the mask pixels it depends on."""
         for block in range(start, stop, BLOCK):
             end = min(block + BLOCK, stop)
             yield slice(block, end), slice(int(self.first[block]), int(self.last[end - 1]) + 1)
 
 
 def resize_axis(size: int, stride: int, image_size: int, output_size: int) -> Axis:
-    """What the resizes do to each mask pixel alone: they are linear.
+    """Compute the weights of both resizes by resizing each unit vector.
 
     Args:
         size: mask pixels along the axis.
-        stride: input pixels of one mask pixel.
-        image_size: input pixels that belong to the image.
+        stride: stride of the masks in input pixels.
+        image_size: input pixels of the image.
         output_size: output pixels.
-
-    Returns:
-        On the host.
     """
     lines = torch.eye(size)[:, None]
     lines = F.interpolate(lines, size=size * stride, mode="linear", align_corners=False)
@@ -151,7 +138,7 @@ def resize_axis(size: int, stride: int, image_size: int, output_size: int) -> Ax
 def _paste_tiled(
     mask_probs: Tensor, stride: int, image_size: tuple[int, int], thresh: float, out: Tensor
 ) -> Tensor:
-    """Only the blocks of pixels that a mask can reach, each by two small products."""
+    """Compute only the blocks of pixels that a mask can reach, each by two small products."""
     rows = resize_axis(mask_probs.shape[1], stride, image_size[0], out.shape[1])
     columns = resize_axis(mask_probs.shape[2], stride, image_size[1], out.shape[2])
     to_rows = rows.weights.to(out.device)
@@ -169,7 +156,7 @@ def _paste_tiled(
                 for x, from_x in columns.blocks(*column_spans[mask]):
                     pixels = mask_probs[mask, from_y, from_x]
                     block = to_rows[y, from_y] @ pixels @ to_columns[from_x, x]
-                    # Comparing into floats and converting these is faster than into bool.
+                    # Comparing into floats and converting them is faster than into bool.
                     out[mask, y, x].copy_(block.gt_(thresh))
                     has_row[mask, y] += block.amax(dim=1)
                     has_column[mask, x] += block.amax(dim=0)

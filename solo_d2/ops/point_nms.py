@@ -1,14 +1,13 @@
-"""Point NMS: of neighbouring cells only the best keeps its class score."""
+"""Point NMS: only the best of neighboring cells keeps its class score."""
 
 from torch import Tensor
 from torch.nn import functional as F
 
 
 def point_nms(scores: Tensor) -> Tensor:
-    """Zero the cells that are beaten by their upper, left or upper-left neighbour.
+    """Zero the cells whose upper, left or upper-left neighbor has a higher score.
 
-    As in the published SOLO code: the window is 2x2 and reaches up and left only. Equal cells
-    survive together.
+    As in the published SOLO code, the window is 2x2 and extends up and left only. Ties are kept.
 
     Args:
         scores: (B, K, H, W) probabilities, not logits: a suppressed cell becomes 0.

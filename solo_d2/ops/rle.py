@@ -1,10 +1,9 @@
 """COCO's run-length encoding of binary masks, byte for byte that of pycocotools.
 
-Runs go down the columns, one column after the other, and alternate between 0 and 1, beginning with
-0. The places where masks change are found on the masks' device, so that little else than the runs
-goes to the host.
+Runs are column-major and alternate between 0 and 1, starting with 0. Changes of value are found on
+the masks' device, so that little more than the runs is copied to the host.
 
-Shape letters: N masks, H and W rows and columns, R runs of all masks.
+Shape letters: N masks, H W rows and columns, R runs of all masks.
 """
 
 from typing import Any
@@ -16,11 +15,11 @@ from torch import Tensor
 from solo_d2.ops.mask_geometry import mask_boxes
 from solo_d2.ops.threads import one_thread
 
-# A run is written in groups of 5 bits, the lowest first; 48 makes a group a character.
+# A run is encoded in groups of 5 bits, lowest first; adding 48 makes a group a character.
 GROUP_BITS, FIRST_CHARACTER = 5, 48
-# Groups that 64 bits can take.
+# Maximum groups of a 64-bit number.
 MOST_GROUPS = 13
-# Pixels that are searched at once on a GPU; 100 masks of 1280x1333 are fewer.
+# Pixels searched at once on a GPU, more than 100 masks of 1280x1333.
 PART_PIXELS = 1 << 28
 
 
@@ -31,29 +30,24 @@ def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
         masks: (N, H, W) bool, on any device, contiguous or not.
 
     Returns:
-        For each mask {"size": [H, W], "counts": bytes}; an empty list for no masks.
+        For each mask {"size": [H, W], "counts": bytes}.
     """
-    num, height, width = masks.shape
-    counts, num_runs = run_lengths(masks)
-    return (
-        [{"size": [height, width], "counts": text} for text in _compress(counts, num_runs)]
-        if num
-        else []
-    )
+    size = list(masks.shape[1:])
+    return [{"size": [*size], "counts": text} for text in _compress(*run_lengths(masks))]
 
 
 def run_lengths(masks: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Lengths of the runs of masks.
+    """Compute the run lengths of masks.
 
-    On a GPU all masks are searched at once, which waits for the device twice; on a CPU each in its
-    box, which reads less.
+    On a GPU all masks are searched at once, with two synchronizations; on a CPU each mask is
+    searched in its box only.
 
     Args:
         masks: (N, H, W) bool.
 
     Returns:
-        (R,) int64 lengths, mask after mask, of which those at even places in their mask are of
-        zeros (the first may be 0); and (N,) int64, the number of runs of each mask, at least 1.
+        (R,) int64 lengths of the runs of all masks, starting with the zeros of each mask (maybe 0);
+        and (N,) int64, the number of runs of each mask, at least 1.
     """
     num, num_pixels = len(masks), masks.shape[1] * masks.shape[2]
     if masks.numel() == 0:
@@ -72,9 +66,10 @@ def run_lengths(masks: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _changes_at_once(masks: Tensor) -> Tensor:
-    """Where pixels differ from the one before, down the columns: int64, ascending.
+    """Find the pixels that differ from their predecessor in column-major order; int64, ascending.
 
-    A place in mask n is n * H * W + column * H + row. Before the first pixel there is a 0.
+    The index of a pixel of mask n is n * H * W + column * H + row. The predecessor of the first
+    pixel is 0.
     """
     num, height, width = masks.shape
     found = []
@@ -85,7 +80,7 @@ def _changes_at_once(masks: Tensor) -> Tensor:
         torch.bitwise_xor(pixels[:, 1:], pixels[:, :-1], out=edges[:, 1:])
         torch.bitwise_xor(pixels[:, 0, 1:], pixels[:, -1, :-1], out=edges[:, 0, 1:])
         edges[:, 0, 0] = pixels[:, 0, 0]
-        place = edges.flatten().nonzero()[:, 0]  # waits for their number
+        place = edges.flatten().nonzero()[:, 0]  # synchronizes
         row, column = place // width % height, place % width
         by_column = place + row * (1 - width) + column * (height - 1)
         found.append(by_column + start * height * width)
@@ -93,11 +88,10 @@ def _changes_at_once(masks: Tensor) -> Tensor:
 
 
 def _changes_in_boxes(masks: Tensor) -> np.ndarray:
-    """The same, found in the box of each mask."""
+    """Find the same within the box of each mask."""
     num, height, width = masks.shape
     found = [torch.zeros(0, dtype=torch.int64, device=masks.device)]
     with one_thread():
-        # Waits for the device: what comes next depends on the masks.
         boxes = mask_boxes(masks).long().tolist()
         for mask, (left, top, right, bottom) in enumerate(boxes):
             if right == 0:
@@ -107,12 +101,12 @@ def _changes_in_boxes(masks: Tensor) -> np.ndarray:
             edges[:-1] = pixels
             edges[1:] ^= pixels
             row, column = edges.nonzero(as_tuple=True)
-            # Numbered with one more place in each mask, for what ends with the mask.
+            # Indices leave one more position per mask, for runs that end with the mask.
             first = mask * (height * width + 1) + left * height + top
             found.append(row.add_(column, alpha=height).add_(first))
     changes = np.sort(torch.cat(found).cpu().numpy())
     if len(changes):
-        # A run that ends with a column and one that begins with the next are one.
+        # A run that ends with a column continues in the next one.
         equal = np.flatnonzero(changes[1:] == changes[:-1])
         changes = np.delete(changes, np.concatenate([equal, equal + 1]))
     index, place = np.divmod(changes, height * width + 1)
@@ -120,10 +114,7 @@ def _changes_in_boxes(masks: Tensor) -> np.ndarray:
 
 
 def _compress(counts: np.ndarray, num_runs: np.ndarray) -> list[bytes]:
-    """The text of each mask.
-
-    From the fourth on, a run is written as what it has over the last one of its kind.
-    """
+    """Encode the runs of each mask; from the fourth on, as the difference to the run two before."""
     first = np.cumsum(num_runs) - num_runs
     rank = np.arange(len(counts)) - np.repeat(first, num_runs)
     values = counts.copy()

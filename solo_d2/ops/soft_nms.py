@@ -1,5 +1,7 @@
 """Soft-NMS (arXiv:1704.04503, section 3) on masks, a baseline of SOLOv2's table 3c."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -24,40 +26,29 @@ def soft_nms(
 ) -> Tensor:
     """Lower the scores of masks that overlap better ones of their class, best first.
 
-    Each round fixes the best score left, of equal ones the earlier, and multiplies the scores left
-    by f(iou) with that mask: exp(-sigma * iou^2), or 1 - iou where iou > thresh. So the order of
-    the masks may change on the way, and M rounds follow one another.
+    Each of M sequential rounds fixes the best remaining score (ties in order) and multiplies the
+    others by f(iou) with that mask: exp(-sigma * iou^2), or 1 - iou where iou > thresh. The order
+    of the masks may change in the process.
 
     Args:
         masks: (M, H, W) bool, best first. A mask without pixels overlaps nothing.
         labels: (M,) int64 in [0, K).
-        scores: (M,) float32 in [0, 1], not increasing. Of two equal ones the earlier is better.
+        scores: (M,) float32 in [0, 1], non-increasing. Of two equal ones the earlier is better.
         kernel: "gaussian" or "linear"; anything else raises ValueError.
         sigma: sharpness of the gaussian, no unit; the paper's sigma is its inverse, so 2.0 is the
             paper's 0.5. Unused by "linear".
-        thresh: least IoU that lowers a score, exclusive. Unused by "gaussian".
-        class_agnostic: whether masks of different classes lower each other too.
+        thresh: minimum IoU that lowers a score, exclusive. Unused by "gaussian".
+        class_agnostic: whether masks of different classes suppress each other too.
         backend: "auto" by device, "torch", "tiled" or "triton" (see `solo_d2.ops.mask_iou`).
-        areas: (M,) pixels of each mask, integers or float; None: they are counted.
-        rows: which of `masks`, then (N, H, W), are meant; None: all in order.
+        areas: (M,) pixels of each mask, integers or float; None: counted from the masks.
+        rows: selection of M of `masks`, which then are (N, H, W); None: all in order.
 
     Returns:
         (M,) float32, finite, never above `scores`, in input order; (0,) for no masks.
     """
     check_choice("Soft-NMS kernel", kernel, KERNELS)
-    return run_nms(
-        _soft_nms,
-        masks,
-        labels,
-        scores,
-        class_agnostic=class_agnostic,
-        backend=backend,
-        areas=areas,
-        rows=rows,
-        kernel=kernel,
-        sigma=sigma,
-        thresh=thresh,
-    )
+    nms = partial(_soft_nms, kernel=kernel, sigma=sigma, thresh=thresh)
+    return run_nms(nms, masks, labels, scores, class_agnostic, backend, areas, rows)
 
 
 def _soft_nms(
@@ -86,23 +77,18 @@ def _soft_nms(
 
 
 def _rounds(decay: Tensor, scores: Tensor) -> Tensor:
-    """The rounds, on the host: one wait for the device, not several launches a round.
+    """Run the rounds on the host: one synchronization instead of several launches per round.
 
-    Args:
-        decay: (M, M) float32 in [0, 1], symmetric.
-        scores: (M,) float32, at least 0.
-
-    Returns:
-        (M,) float32 on the device of `scores`.
+    `decay` is (M, M) float32 in [0, 1], symmetric; scores are (M,) float32, at least 0.
     """
     rows, left = decay.cpu(), scores.cpu().clone()
     result = torch.zeros_like(left)
     for _ in range(len(left)):
-        best = int(left.argmax())  # the first of equal ones
+        best = int(left.argmax())  # the first of ties
         value = float(left[best])
-        if value <= 0:  # what is left stays 0
+        if value <= 0:  # the remaining scores stay 0
             break
         result[best] = value
         left *= rows[best]
-        left[best] = -1  # taken; times any decay it stays at or below 0
+        left[best] = -1  # done: never above 0 again
     return result.to(scores.device)

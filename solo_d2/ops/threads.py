@@ -1,11 +1,11 @@
-"""Many small operations on the host, without threads that wait for one another.
+"""Threading for many small operations on the host.
 
-Torch divides each operation among its threads and waits for all of them at its end. For thousands
-of small operations in a row the waiting costs more than the computing, and it gets many times
-worse when other programs use the cores too. Here each thread takes whole jobs instead.
+Torch splits each operation among its threads and joins them afterwards. For thousands of small
+operations, synchronization costs more than computation, particularly when other programs use the
+cores too. Here each thread processes whole jobs instead.
 
-`torch.set_num_threads` sets the number of the calling thread and that of all threads that begin
-later. The functions of OpenMP and MKL behind it set that of the calling thread alone.
+`torch.set_num_threads` sets the number of threads of the calling thread and of all threads started
+later. The underlying functions of OpenMP and MKL set that of the calling thread only.
 """
 
 import ctypes
@@ -19,9 +19,9 @@ import torch
 
 @functools.cache
 def _thread_setters() -> dict[str, Callable[[int], int]]:
-    """Return what sets the number of the calling thread alone, by name; {} without OpenMP."""
+    """Return the functions that set the calling thread's number, by name; {} without OpenMP."""
     try:
-        library = ctypes.CDLL(torch._C.__file__)  # searches the libraries torch is linked with too
+        library = ctypes.CDLL(torch._C.__file__)  # also searches the libraries torch is linked to
     except OSError:
         return {}
     names = ("omp_set_num_threads", "MKL_Set_Num_Threads_Local")
@@ -31,16 +31,16 @@ def _thread_setters() -> dict[str, Callable[[int], int]]:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let operations on the host run in the calling thread alone; other threads keep their number.
+    """Run host operations in the calling thread only; other threads are not affected.
 
-    Without OpenMP torch has one number for all threads, and it stays as it is.
+    Has no effect without OpenMP, where torch has one number for all threads.
     """
     setters = _thread_setters()
-    # A thread's first call takes over the process's number, which would undo what is set here.
+    # A thread's first call adopts the process's number, which would undo the setting below.
     before = {name: torch.get_num_threads() for name in setters}
     for name, set_number in setters.items():
         previous = set_number(1)
-        if name.startswith("MKL"):  # it returns the number before; 0: MKL decides
+        if name.startswith("MKL"):  # returns the previous number; 0: chosen by MKL
             before[name] = previous
     try:
         yield
@@ -50,16 +50,16 @@ def one_thread() -> Iterator[None]:
 
 
 def in_threads(work: Callable[[], None]) -> None:
-    """Call a function in as many threads as torch has, each of its operations in one thread.
+    """Call a function in as many threads as torch uses, each of its operations in one thread.
 
     Args:
-        work: takes its jobs from an iterator that all threads share; must not need gradients.
+        work: takes jobs from an iterator shared by all threads; must not need gradients.
     """
     num_threads = torch.get_num_threads()
     inference_mode = torch.is_inference_mode_enabled()
 
     def call(_thread: int) -> None:
-        # Modes belong to a thread, and so does the number.
+        # Modes and the number of threads are thread-local.
         with one_thread(), torch.inference_mode(inference_mode), torch.no_grad():
             work()
 

@@ -1,7 +1,7 @@
-"""Instances that were found in several views of one image, merged at mask and score level.
+"""Merge instances found in several views of an image, at mask and score level.
 
-Shape letters: M instances of a view, G merged instances, C channels, H and W rows and columns, H'
-and W' of the common frame.
+Shape letters: M instances of a view, G merged instances, C channels, H W rows and columns, H' W'
+those of the common frame.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from solo_d2.ops.mask_iou import match_pairs, pairwise_mask_iou
 
-# Instances of two views that overlap by this IoU are one: the least overlap that counts in COCO.
+# Minimum IoU to merge instances of two views: the lowest IoU threshold of COCO.
 SAME_INSTANCE_IOU = 0.5
 
 
@@ -22,14 +22,14 @@ def to_frame(
     frame_size: tuple[int, int],
     flipped: bool,
 ) -> Tensor:
-    """Bring maps of a view to a frame that spans the image exactly, bilinearly.
+    """Resample maps of a view bilinearly to a frame that covers exactly the image.
 
     Args:
         maps: (C, H, W) float32 over the padded input of the view.
-        stride: input pixels of one pixel of the maps.
-        image_size: height and width of the image, which lies at the upper left of the input.
+        stride: stride of the maps in input pixels.
+        image_size: height and width of the image, at the upper left of the input.
         frame_size: H' and W'.
-        flipped: whether the view is the mirror image, left to right.
+        flipped: whether the view is flipped horizontally.
 
     Returns:
         (C, H', W') float32.
@@ -37,7 +37,7 @@ def to_frame(
     rows, columns = (
         part / stride / whole for part, whole in zip(image_size, maps.shape[1:], strict=True)
     )
-    # From [-1, 1] over the frame to [-1, 1] over the maps, of which the image is the first part.
+    # From [-1, 1] over the frame to [-1, 1] over the maps, whose first part is the image.
     to_maps = [[-columns if flipped else columns, 0.0, columns - 1], [0.0, rows, rows - 1]]
     theta = torch.tensor([to_maps], device=maps.device)
     grid = F.affine_grid(theta, [1, 1, *frame_size], align_corners=False)
@@ -45,13 +45,13 @@ def to_frame(
 
 
 class ViewFusion:
-    """Merges instances view by view; memory does not grow with the number of views.
+    """Merge instances view by view; memory does not grow with the number of views.
 
-    An instance of a view joins a merged instance of its class that it overlaps; one view gives at
-    most one to each, and those of the highest scores are joined first. (By overlap an object would
-    often be joined to another view's duplicate of it, which NMS leaves with a low score.) Masks are
-    averaged with the scores as weights, and the score is the mean over all views, 0 in a view
-    without the instance: what many views agree on rises, what one view imagines sinks.
+    An instance of a view is merged into an instance of its class that it overlaps, at most one per
+    view, highest scores first. (Matching by overlap would often select another view's duplicate of
+    the object, which NMS leaves with a low score.) Masks are averaged with the scores as weights.
+    The score is the mean over all views, 0 for a view without the instance, so averaging suppresses
+    detections that only a few views find.
     """
 
     def __init__(self, frame_size: tuple[int, int], *, mask_thresh: float, device: torch.device):
@@ -60,7 +60,7 @@ class ViewFusion:
         Args:
             frame_size: H' and W' of all masks.
             mask_thresh: a pixel belongs to a mask above this probability.
-            device: where the masks are.
+            device: device of the masks.
         """
         self.mask_thresh = mask_thresh
         self.num_views = 0
@@ -93,11 +93,11 @@ class ViewFusion:
         self.mask_sums = torch.cat([self.mask_sums, masks[new]])
 
     def result(self, *, keep_thresh: float, most: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The merged instances, best first.
+        """Return the merged instances, best first.
 
         Args:
-            keep_thresh: least score, inclusive.
-            most: the most instances wanted.
+            keep_thresh: minimum score, inclusive.
+            most: maximum number of instances.
 
         Returns:
             Scores (G,) float32, classes (G,) int64 and masks (G, H', W') float32 probabilities.

@@ -1,11 +1,10 @@
-"""Masks made binary while they are in registers, and the sums that their scores need.
+"""Masks thresholded in registers, and the sums that their scores need.
 
     masks[m, q]     = p[m, q] > thresh
     areas[m, j]     = number of q in block j with masks[m, q]
     soft_sums[m, j] = sum of p[m, q] over these q; NaN if any p[m, q] is
 
-Sums are added up later, always in the same order. Shape letters: M masks, P pixels, J blocks of
-pixels.
+The blocks are summed later, in a fixed order. Shape letters: M masks, P pixels, J blocks of pixels.
 """
 
 from collections.abc import Iterable
@@ -17,10 +16,10 @@ from torch import Tensor
 
 from solo_d2.ops.triton.launch import launch
 
-# Pixels of a program, and its masks if their probabilities are given.
+# Pixels of one program, and its masks if probabilities are given.
 BLOCK_PIXELS, BLOCK_MASKS = 128, 32
-# Pixels that a thread stores at once. Rows of masks are filled up to whole words, and their length
-# is passed in words, so that the compiler knows where they begin.
+# Pixels that a thread stores at once. Rows of masks are padded to whole words and their length is
+# passed in words, so that the compiler knows their alignment.
 WORD = 16
 
 
@@ -28,16 +27,16 @@ WORD = 16
 def store_masks(
     probs, row, pixel, masks, areas, soft_sums, num_masks, size, num_pixels, thresh,
 ):  # fmt: skip
-    """Threshold a block of probabilities, which are 0 outside of the image, and sum it up."""
+    """Threshold and sum a block of probabilities, which are 0 outside the image."""
     is_mask = row < num_masks
     is_set = (probs > thresh) & (pixel < num_pixels)[None, :]
     where = masks + row[:, None].to(tl.int64) * size + pixel[None, :]
     tl.store(where, is_set.to(tl.uint8), mask=is_mask[:, None] & (pixel < size)[None, :])
     block = row.to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
-    # Old interpreters keep such sums in 64 bits, and store them all; compiled, this is no work.
+    # Old interpreters keep such sums in 64 bits and store all of them; compiled, this is a no-op.
     area = tl.sum(is_set.to(tl.int32), axis=1).to(tl.int64).to(tl.int32)
     tl.store(areas + block, area, mask=is_mask)
-    # A product rather than a choice: one pixel of NaN makes the sum NaN.
+    # A product rather than a selection, so that one NaN pixel makes the sum NaN.
     soft_sum = tl.sum(probs * is_set.to(tl.float32), axis=1)
     tl.store(soft_sums + block, soft_sum, mask=is_mask)
 
@@ -50,7 +49,7 @@ def _binarize_kernel(
     probs, masks, areas, soft_sums, num_masks, row_words, num_pixels, thresh,
     WORD: tl.constexpr, BLOCK_MASKS: tl.constexpr, BLOCK_PIXELS: tl.constexpr,
 ):  # fmt: skip
-    """Program (i, j) does the i-th block of masks in the j-th block of pixels."""
+    """Program (i, j) handles the i-th block of masks in the j-th block of pixels."""
     row = tl.program_id(0) * BLOCK_MASKS + tl.arange(0, BLOCK_MASKS)
     pixel = tl.program_id(1) * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)
     values = tl.load(
@@ -65,7 +64,7 @@ def _binarize_kernel(
 
 
 def new_masks(num: int, num_pixels: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Memory for masks in whole words, areas and soft sums."""
+    """Allocate masks in whole words, areas and soft sums."""
     size, blocks = triton.cdiv(num_pixels, WORD) * WORD, triton.cdiv(num_pixels, BLOCK_PIXELS)
     masks = torch.empty(num, size, dtype=torch.bool, device=device)
     areas = torch.empty(num, blocks, dtype=torch.int32, device=device)
@@ -78,10 +77,10 @@ def binarize_chunks_triton(
     """Threshold probabilities.
 
     Args:
-        chunks: (M', H, W) float32 each, together M masks.
+        chunks: (M', H, W) float32 each, M masks in total.
         shape: M, H and W.
         thresh: a pixel is set above this probability.
-        device: of the masks.
+        device: device of the masks.
 
     Returns:
         (M, H, W) bool, areas (M, J) int32, soft sums (M, J) float32.

@@ -1,8 +1,8 @@
-"""Class probabilities, point NMS and threshold, as keys that a top-k can sort.
+"""Class probabilities, point NMS and threshold, as keys for a top-k.
 
     p[t, k]   = sigmoid(logits[k, t])
-    p         = 0 where a neighbour above, left or both has more, or p is not above the threshold
-    key[t, k] = bits of p, then the place from the end, so that no two are equal
+    p         = 0 if the neighbor above, left or both has more, or p is not above the threshold
+    key[t, k] = bits of p, then the index from the end, so that all keys differ
 
 Shape letters: T cells of all levels, K classes, S side of a level's grid, L levels.
 """
@@ -14,15 +14,16 @@ from torch import Tensor
 
 from solo_d2.ops.triton.launch import launch
 
-# Pairs of cell and class of one program.
+# (cell, class) pairs of one program.
 BLOCK = 512
-# Bits of a grid's side in the number that holds them all: Triton 3.2 can't index a constant tuple.
+# Bits per grid side in the integer that encodes all of them: Triton 3.2 can't index a constant
+# tuple.
 SIDE_BITS = 16
 
 
 @triton.jit
 def _probs(logits, cell, is_there, num_cells):
-    """Probabilities of cells whose neighbour is there; else 0, which beats none."""
+    """Probabilities of existing neighbors; else 0, which suppresses nothing."""
     return tl.sigmoid(tl.load(logits + cell, mask=is_there, other=-float("inf")).to(tl.float32))
 
 
@@ -31,10 +32,10 @@ def _class_scores_kernel(
     logits, keys, num_cells, num_classes, thresh,
     SIDES: tl.constexpr, NUM_LEVELS: tl.constexpr, SIDE_BITS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program makes BLOCK keys, in the order of classes of cells.
+    """One program computes BLOCK keys.
 
-    `logits` (K, T), `keys` (T * K) int64. SIDES holds the sides of the grids, L numbers of
-    SIDE_BITS bits, the first one lowest.
+    `logits` (K, T), `keys` (T * K) int64. SIDES encodes the L grid sides in SIDE_BITS bits each,
+    the first one lowest.
     """
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = place < num_cells * num_classes
@@ -52,7 +53,7 @@ def _class_scores_kernel(
     left = _probs(base, cell - 1, inside & (column > 0), num_cells)
     above = _probs(base, cell - side, inside & (row > 0), num_cells)
     corner = _probs(base, cell - side - 1, inside & (row > 0) & (column > 0), num_cells)
-    # Comparisons with NaN are false: it is no candidate, and neither are those beside it.
+    # Comparisons with NaN are false, so NaN cells and their neighbors are no candidates.
     is_best = (left <= own) & (above <= own) & (corner <= own) & (own > thresh)
     bits = tl.where(is_best, own, 0.0).to(tl.int32, bitcast=True).to(tl.int64)
     key = (bits << 32) + (num_cells * num_classes - 1 - place)
@@ -65,7 +66,7 @@ def class_scores_triton(logits: Tensor, sides: tuple[int, ...], thresh: float) -
     Args:
         logits: (K, T) of an image, contiguous, float32 or half precision.
         sides: S of each level.
-        thresh: least probability, exclusive.
+        thresh: minimum probability, exclusive.
 
     Returns:
         (T * K) int64 keys.

@@ -1,9 +1,9 @@
-"""Kernels times feature, made binary while it is in registers (SOLOv2, section 2.1).
+"""Product of kernels and feature, thresholded in registers (SOLOv2, section 2.1).
 
     p[m, q] = sigmoid(sum_e kernels[m, e] * feature[e, q])
 
-The M x P float matrix p is never written; solo_d2/ops/triton/binary_masks.py says what is. Shape
-letters: M masks, E channels, P pixels, J blocks of pixels.
+The M x P float matrix p is never written; see solo_d2/ops/triton/binary_masks.py for the outputs.
+Shape letters: M masks, E channels, P pixels, J blocks of pixels.
 """
 
 import torch
@@ -16,7 +16,7 @@ from solo_d2.ops.backends import allows_tf32
 from solo_d2.ops.triton.binary_masks import BLOCK_PIXELS, WORD, new_masks, store_masks
 from solo_d2.ops.triton.launch import launch
 
-# By the bytes of a number: masks of a program, and channels of one of its steps.
+# By bytes per element: masks of one program, and channels of one step.
 BLOCK_MASKS = {4: 128, 2: 64}
 BLOCK_CHANNELS = {4: 16, 2: 64}
 
@@ -28,9 +28,9 @@ def _dynamic_masks_kernel(
     PRECISION: tl.constexpr, WORD: tl.constexpr, BLOCK_MASKS: tl.constexpr,
     BLOCK_PIXELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Program (i, j) makes the i-th block of masks in the j-th block of pixels.
+    """Program (i, j) computes the i-th block of masks in the j-th block of pixels.
 
-    Neighbouring programs share the block of the feature.
+    Neighboring programs share the block of the feature.
     """
     row = tl.program_id(0) * BLOCK_MASKS + tl.arange(0, BLOCK_MASKS)
     pixel = tl.program_id(1) * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)
@@ -62,9 +62,9 @@ def dynamic_masks_triton(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Launch the kernel.
 
-    A factor of float32 is the sum of two TF32 numbers, and three of the four products of these are
-    added up, which is as exact as a product of float32 and runs on tensor cores; one product does
-    if torch is allowed TF32 for its own. Half precision is multiplied as it is. Sums are float32.
+    float32 factors are split into two TF32 numbers each, and three of the four products are summed,
+    which is as exact as float32 and runs on tensor cores. If torch may use TF32, a single product
+    is used. Half precision is multiplied directly. Sums are float32.
 
     Args:
         kernels: (M, E) float32, float16 or bfloat16.

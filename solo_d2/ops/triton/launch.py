@@ -7,14 +7,6 @@ from torch import Tensor
 
 
 def launch(kernel: Any, grid: tuple[int, ...], first: Tensor, *args: Any, **options: Any) -> None:
-    """Launch a kernel on the device of its first argument, whatever the current device is.
-
-    Args:
-        kernel: a function decorated with `triton.jit`.
-        grid: number of programs along each axis.
-        first: the kernel's first argument.
-        *args: its other arguments.
-        **options: its constants, `num_warps` and `num_stages`.
-    """
+    """Launch a `triton.jit` kernel on the device of its first argument, not the current one."""
     with torch.cuda.device_of(first):
         kernel[grid](first, *args, **options)

@@ -2,10 +2,10 @@
 
 Shape letters: M masks, P pixels of a mask.
 
-The masks are sorted by group, and inside by where they lie, so that a block of neighbours covers
-few groups and few rows of the image. A block of pairs is then skipped where the groups differ, and
-its sum runs over the rows that both sides reach only. Sums are made by rank, which is cheap to
-address, and moved to where the masks were afterwards.
+Masks are sorted by group, then by position, so that a block of neighbors covers few groups and few
+rows of the image. A block of pairs is skipped if the groups differ, and sums run only over the rows
+that both sides reach. Sums are stored by rank, which is cheap to address, and moved to the original
+order afterwards.
 """
 
 import torch
@@ -18,12 +18,12 @@ from solo_d2.ops.triton.launch import launch
 
 # Masks along one side of a block of pairs, and pixels of one step.
 BLOCK_MASKS, BLOCK_PIXELS = 128, 64
-# Programs that fill a device, and the fewest steps of those that share a block of pairs.
+# Programs that fill a device, and the minimum steps of programs that share a block of pairs.
 PROGRAMS, LEAST_STEPS = 512, 8
 # Pixels of one step of the scan; rows and columns of a block when sums are moved.
 BLOCK_SCAN, BLOCK_ROWS, BLOCK_COLUMNS = 4096, 16, 128
-# Bytes that a thread loads at once. Rows of masks are filled up to whole words, and their length
-# is passed in words, so that the compiler knows that each row begins at one.
+# Bytes that a thread loads at once. Rows of masks are padded to whole words and their length is
+# passed in words, so that the compiler knows their alignment.
 WORD = 16
 
 
@@ -35,10 +35,10 @@ def _extent_kernel(
     masks, index, known_spans, groups, spans, keys, row_words, num_pixels,
     WORD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """First and last pixel of mask index[i], and its key to sort by; program i does mask i.
+    """Find the first and last pixel of mask index[i] and its sort key; one program per mask.
 
-    `index` and `known_spans` may be None: the mask is i, its pixels are looked at.
-    key = 2^33 group + first + last, or 2^63 - 1 for a mask without pixels (last = -1).
+    If `index` is None the mask is i; if `known_spans` is None its pixels are scanned.
+    key = 2^33 group + first + last, or 2^63 - 1 for an empty mask (last = -1).
     """
     i, size = tl.program_id(0), row_words * WORD
     row = i.to(tl.int64)
@@ -64,7 +64,7 @@ def _extent_kernel(
 
 @triton.jit
 def _split_columns(tile, ROWS: tl.constexpr, HALF: tl.constexpr):
-    """Left and right half of a tile (ROWS, 2 HALF)."""
+    """Split a tile (ROWS, 2 HALF) into its left and right half."""
     return tile.reshape(ROWS, 2, HALF).permute(0, 2, 1).split()
 
 
@@ -88,9 +88,9 @@ def _overlap_kernel(
 
     row[r] = index[order[r]], or order[r] if `index` is None.
 
-    Program (i, j, s) takes the i-th and j-th block of sorted masks, i <= j, and the s-th part of
-    the pixels that both reach. 0/1 bytes are multiplied and summed up in int32, so nothing rounds.
-    Other elements of `sums`, which has whole blocks, have no meaning.
+    Program (i, j, s) handles the i-th and j-th block of sorted masks, i <= j, and the s-th part of
+    the pixels that both reach. 0/1 bytes are multiplied and summed in int32, without rounding.
+    Other elements of `sums`, which has whole blocks, are undefined.
     """
     if tl.program_id(0) > tl.program_id(1):
         return
@@ -121,7 +121,7 @@ def _overlap_kernel(
         a = tl.load(left + pixel[None, :], mask=pixel[None, :] < size, other=0)
         b = tl.load(right + pixel[:, None], mask=pixel[:, None] < size, other=0)
         total = tl.dot(a, b, total, out_dtype=tl.int32)
-    # In four parts, since the addresses of all pairs would not fit into the registers.
+    # In four parts, since the addresses of all pairs exceed the registers.
     HALF: tl.constexpr = BLOCK_MASKS // 2
     stride = tl.num_programs(0).to(tl.int64) * BLOCK_MASKS
     corner = sums + tl.program_id(1) * BLOCK_MASKS + tl.arange(0, HALF // 2)
@@ -138,7 +138,7 @@ def _unsort_kernel(
 ):  # fmt: skip
     """overlaps[i, j] = sums[rank of i, rank of j] if the groups are equal, else 0; for i <= j.
 
-    Program (b, d) moves the sums of the b-th block of rows and the d-th block of columns.
+    Program (b, d) moves the b-th block of rows and the d-th block of columns.
     """
     rank_r = (tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS))[:, None]
     rank_c = (tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS))[None, :]
@@ -154,17 +154,17 @@ def _unsort_kernel(
 def mask_overlaps_triton(
     masks: Tensor, groups: Tensor, index: Tensor | None = None, known_spans: Tensor | None = None
 ) -> Tensor:
-    """Pixels that masks have in common with later masks of their group.
+    """Count the pixels that masks share with later masks of their group.
 
     Args:
         masks: (N, H, W) bool, at most 2^31 - 2^12 pixels each.
         groups: (M,) int64, in [0, 2^30).
-        index: (M,) int64, those of the masks that are meant; None: all in order, N = M.
-        known_spans: (N, 2) int32, pixels within which each mask lies; None: to be found.
+        index: (M,) int64, selection of the masks; None: all in order, N = M.
+        known_spans: (N, 2) int32, first and last pixel of each mask; None: computed.
 
     Returns:
-        (M, M) int32: areas on the diagonal, intersections above it, 0 between groups. What is
-        below the diagonal has no meaning.
+        (M, M) int32: areas on the diagonal, intersections above it, 0 between groups. Values below
+        the diagonal are undefined.
     """
     num_masks, num_pixels = len(groups), masks.shape[1] * masks.shape[2]
     if num_masks == 0 or num_pixels == 0:

@@ -1,4 +1,4 @@
-"""Scores and spans of masks from the sums over blocks of pixels (SOLOv2, section 2.1).
+"""Scores and spans of masks from sums over blocks of pixels (SOLOv2, section 2.1).
 
     area[m]   = sum_j areas[m, j]
     scores[m] = class_scores[m] * sum_j soft_sums[m, j] / area[m], or 0 if area[m] <= least_areas[m]
@@ -14,7 +14,7 @@ from torch import Tensor
 from solo_d2.ops.triton.binary_masks import BLOCK_PIXELS
 from solo_d2.ops.triton.launch import launch
 
-# Masks of one program, and blocks of pixels that it adds up at a time.
+# Masks of one program, and blocks of pixels that it sums at a time.
 BLOCK_MASKS, BLOCK_SUMS = 16, 64
 
 
@@ -28,8 +28,8 @@ def _mask_scores_kernel(
 ):  # fmt: skip
     """One program scores BLOCK_MASKS masks.
 
-    `spans` (M, 2) are the first and last pixel of the blocks that a mask reaches. One of score 0
-    gets those of a mask without pixels, so that no more work is done for it.
+    `spans` (M, 2) are the first and last pixel of the blocks with pixels of a mask. Masks with
+    score 0 get the span of an empty mask, so that later kernels skip them.
     """
     mask = tl.program_id(0) * BLOCK_MASKS + tl.arange(0, BLOCK_MASKS)
     is_mask = mask < num_masks
@@ -64,13 +64,13 @@ def mask_scores_triton(
     """Launch the kernel.
 
     Args:
-        areas: (M, J) int32, of blocks of `BLOCK_PIXELS` pixels.
+        areas: (M, J) int32, for blocks of `BLOCK_PIXELS` pixels.
         soft_sums: (M, J) float32.
         class_scores: (M,) float32.
         least_areas: (M,) float32, exclusive.
 
     Returns:
-        Scores (M,) float32, spans (M, 2) int32 as in `MaskRows`; no pixels where the score is 0.
+        Scores (M,) float32, and spans (M, 2) int32 as in `MaskRows`, empty where the score is 0.
     """
     num_masks, num_sums = areas.shape
     scores, spans = torch.empty_like(class_scores), areas.new_empty(num_masks, 2)

@@ -1,9 +1,9 @@
-"""The decay of Matrix NMS from integer overlaps: no float matrix is ever written.
+"""Matrix NMS from integer overlaps, without writing a float matrix.
 
 Shape letters: M masks, P pixels of a mask.
 
-Two launches, since the second needs every column's maximum of the first; both read the upper
-triangle of the counts once and compute the IoU on the fly.
+Two launches, since the second needs the column maxima of the first. Each reads the upper triangle
+of the counts once and computes the IoU on the fly.
 """
 
 import torch
@@ -13,17 +13,17 @@ from torch import Tensor
 
 from solo_d2.ops.triton.launch import launch
 
-# Columns of one program, and rows that it takes at a time.
+# Columns of one program, and rows that it reads at a time.
 BLOCK_COLUMNS, BLOCK_ROWS = 16, 64
-# Up to so many pixels float32 holds every count and every sum of two areas exactly.
+# Up to this number of pixels float32 holds every count and every sum of two areas exactly.
 FLOAT32_PIXELS = 1 << 23
 
 
 @triton.jit
 def iou_of_counts(shared, area_a, area_b, EXACT: tl.constexpr):
-    """The float32 next to shared / (area_a + area_b - shared), and 0 for two empty masks.
+    """Float32 nearest to shared / (area_a + area_b - shared); 0 for two empty masks.
 
-    EXACT: whether float32 holds the counts exactly; else the quotient is made in float64.
+    EXACT: whether float32 holds the counts exactly; else the quotient is computed in float64.
     """
     if EXACT:
         union = area_a.to(tl.float32) + area_b.to(tl.float32) - shared.to(tl.float32)
@@ -36,7 +36,7 @@ def iou_of_counts(shared, area_a, area_b, EXACT: tl.constexpr):
 
 @triton.jit
 def _iou_tile(overlaps, row, column, area_column, num_masks, EXACT: tl.constexpr):
-    """IoU of the masks `row` (R, 1) with `column` (1, C), 0 on and below the diagonal."""
+    """IoU of masks `row` (R, 1) and `column` (1, C), 0 on and below the diagonal."""
     upper = (row < column) & (column < num_masks)
     stride = tl.cast(num_masks, tl.int64)
     area_row = tl.load(overlaps + row * (stride + 1), mask=row < num_masks, other=0)
@@ -49,7 +49,7 @@ def _worst_kernel(
     overlaps, worst, num_masks,
     EXACT: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """worst[j] = max_{i < j} iou[i, j]; one program does BLOCK_COLUMNS columns."""
+    """worst[j] = max_{i < j} iou[i, j]; one program handles BLOCK_COLUMNS columns."""
     start = tl.program_id(0) * BLOCK_COLUMNS
     j = start + tl.arange(0, BLOCK_COLUMNS)
     column = j[None, :].to(tl.int64)
@@ -72,8 +72,8 @@ def _decay_kernel(
 ):  # fmt: skip
     """result[j] = scores[j] * min(1, min_{i < j} f(iou[i, j]) / f(worst[i])).
 
-    f(x) = exp(-sigma x^2), whose least quotient is exp(-sigma max(iou^2 - worst^2)), or 1 - x.
-    One program does BLOCK_COLUMNS columns.
+    f(x) = exp(-sigma x^2), with the minimum quotient exp(-sigma max(iou^2 - worst^2)), or 1 - x.
+    One program handles BLOCK_COLUMNS columns.
     """
     start = tl.program_id(0) * BLOCK_COLUMNS
     j = start + tl.arange(0, BLOCK_COLUMNS)
@@ -99,7 +99,7 @@ def _decay_kernel(
 
 
 def worst_iou_triton(overlaps: Tensor, num_pixels: int) -> Tensor:
-    """Largest IoU of each mask with a better one of its group.
+    """Compute the largest IoU of each mask with a better one of its group.
 
     Args:
         overlaps: (M, M) int32 counts of `mask_overlaps`.
@@ -122,14 +122,14 @@ def worst_iou_triton(overlaps: Tensor, num_pixels: int) -> Tensor:
 def matrix_nms_decay_triton(
     overlaps: Tensor, scores: Tensor, num_pixels: int, *, kernel: str, sigma: float
 ) -> Tensor:
-    """Scores after Matrix NMS.
+    """Compute scores after Matrix NMS.
 
     Args:
         overlaps: (M, M) int32 counts of `mask_overlaps`, M > 0.
         scores: (M,) float32.
         num_pixels: P.
         kernel: "gaussian" or "linear".
-        sigma: of the gaussian.
+        sigma: sharpness of the gaussian.
 
     Returns:
         (M,) float32, never above `scores`.

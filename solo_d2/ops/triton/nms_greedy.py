@@ -1,4 +1,4 @@
-"""The sequential NMS from integer overlaps, in one launch: one program keeps all scores at hand.
+"""Sequential NMS from integer overlaps, in one launch: a single program holds all scores.
 
 Shape letters: M masks, P pixels of a mask.
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 from solo_d2.ops.triton.launch import launch
 from solo_d2.ops.triton.nms_decay import FLOAT32_PIXELS, iou_of_counts
 
-# A program is compiled for so many masks and for each larger power of two.
+# A program is compiled for this number of masks and for each larger power of two.
 LEAST_LANES = 512
 
 
@@ -42,10 +42,10 @@ def _soft_kernel(
     overlaps, scores, result, sigma, thresh, num_masks,
     GAUSSIAN: tl.constexpr, EXACT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """M rounds: take the best score left, multiply the others left by f(iou) with its mask.
+    """M rounds: fix the best remaining score, multiply the others by f(iou) with its mask.
 
     f(x) = exp(-sigma x^2), or 1 - x where x > thresh. A single program; lane j holds the score of
-    mask j, or -1 once it is taken.
+    mask j, or -1 once it is fixed.
     """
     j = tl.arange(0, BLOCK)
     inside = j < num_masks
@@ -55,7 +55,7 @@ def _soft_kernel(
     taken = left
     for _ in range(num_masks):
         value = tl.max(left, axis=0)
-        best = tl.min(tl.where(left == value, j, BLOCK), axis=0)  # the first of equal ones
+        best = tl.min(tl.where(left == value, j, BLOCK), axis=0)  # the first of ties
         taken = tl.where(j == best, value, taken)
         upper = tl.minimum(best, j) * stride + tl.maximum(best, j)
         shared = tl.load(overlaps + upper, mask=inside, other=0)
@@ -71,18 +71,18 @@ def _soft_kernel(
 
 
 def num_lanes(num_masks: int) -> int:
-    """Lanes of the one program that handles so many masks."""
+    """Return the number of lanes of the program for this number of masks."""
     return max(LEAST_LANES, triton.next_power_of_2(num_masks))
 
 
 def hard_nms_triton(overlaps: Tensor, scores: Tensor, num_pixels: int, *, thresh: float) -> Tensor:
-    """Scores after hard NMS.
+    """Compute scores after hard NMS.
 
     Args:
         overlaps: (M, M) int32 counts of `mask_overlaps`, M > 0.
         scores: (M,) float32.
         num_pixels: P.
-        thresh: a mask is removed when the IoU is strictly larger.
+        thresh: a mask is removed if the IoU is strictly larger.
 
     Returns:
         (M,) float32: the score, or 0.
@@ -99,15 +99,15 @@ def hard_nms_triton(overlaps: Tensor, scores: Tensor, num_pixels: int, *, thresh
 def soft_nms_triton(
     overlaps: Tensor, scores: Tensor, num_pixels: int, *, kernel: str, sigma: float, thresh: float
 ) -> Tensor:
-    """Scores after Soft-NMS.
+    """Compute scores after Soft-NMS.
 
     Args:
         overlaps: (M, M) int32 counts of `mask_overlaps`, M > 0.
         scores: (M,) float32, at least 0.
         num_pixels: P.
         kernel: "gaussian" or "linear".
-        sigma: of the gaussian.
-        thresh: least IoU that lowers a score under "linear", exclusive.
+        sigma: sharpness of the gaussian.
+        thresh: minimum IoU that lowers a score with "linear", exclusive.
 
     Returns:
         (M,) float32, never above `scores`.

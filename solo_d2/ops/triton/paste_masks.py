@@ -1,10 +1,10 @@
-"""Both resizes of soft masks, the cut, the threshold and the box in one pass that writes bool.
+"""Both resizes of soft masks, crop, threshold and boxes, in one pass that writes bool.
 
-    out[m, y, x] = resize(cut(enlarge(probs[m])))[y, x] > thresh
+    out[m, y, x] = resize(crop(upsample(probs[m])))[y, x] > thresh
 
 Bilinear with align_corners=False in both steps: sample i of n_new reads position
-max((i + 0.5) * n_old / n_new - 0.5, 0) between its two neighbours.
-Shape letters: M masks, H and W rows and columns of the soft masks, H' and W' of the output.
+max((i + 0.5) * n_old / n_new - 0.5, 0) between its two neighbors.
+Shape letters: M masks, H W rows and columns of the soft masks, H' W' of the output.
 """
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from solo_d2.ops.triton.launch import launch
 
-# Rows and columns of output pixels of one program; mask pixels of one step of the scan.
+# Rows and columns of output pixels of one program, and mask pixels of one step of the scan.
 BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_SCAN = 16, 64, 8192
 
 
@@ -25,9 +25,9 @@ BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_SCAN = 16, 64, 8192
 def _span_kernel(
     probs, spans, boxes, width, num_pixels, out_height, out_width, thresh, BLOCK: tl.constexpr
 ):
-    """Where soft mask i is above the threshold, and its box before any pixel; program i does it.
+    """Find where soft mask i exceeds the threshold, and initialize its box; one program per mask.
 
-    `spans` (M, 4) int32 are the rows [0, 1) and columns [2, 3), empty where there is no pixel.
+    `spans` (M, 4) int32 are the rows [0, 1) and columns [2, 3), empty if there is no pixel.
     """
     mask = tl.program_id(0)
     base = probs + mask.to(tl.int64) * num_pixels
@@ -53,7 +53,7 @@ def _span_kernel(
 
 @triton.jit
 def _neighbours(index, scale, size):
-    """The two samples on either side of a resized sample, and the weight of the second."""
+    """The two neighbors of a resized sample, and the weight of the second."""
     position = tl.maximum((index + 0.5) * scale - 0.5, 0.0)
     first = position.to(tl.int32)
     return first, tl.minimum(first + 1, size - 1), position - first
@@ -61,7 +61,7 @@ def _neighbours(index, scale, size):
 
 @triton.jit
 def _enlarged(probs, rows, columns, scale, height, width):
-    """Pixels (rows, columns) of the enlarged mask."""
+    """Pixels (rows, columns) of the upsampled mask."""
     y0, y1, fy = _neighbours(rows, scale, height)
     x0, x1, fx = _neighbours(columns, scale, width)
     upper, lower = probs + y0[:, None] * width, probs + y1[:, None] * width
@@ -73,7 +73,7 @@ def _enlarged(probs, rows, columns, scale, height, width):
 
 @triton.jit
 def _reached(block, last, scale, image_size, old_scale, size, start, stop, RESIZES: tl.constexpr):
-    """Whether output pixels block..last are made of a mask pixel in [start, stop)."""
+    """Whether output pixels block..last depend on a mask pixel in [start, stop)."""
     if RESIZES:
         block, _, _ = _neighbours(block, scale, image_size)
         _, last, _ = _neighbours(last, scale, image_size)
@@ -84,7 +84,7 @@ def _reached(block, last, scale, image_size, old_scale, size, start, stop, RESIZ
 
 @triton.jit
 def _edge(value):
-    """The bits of a number of pixels as float32; numbers of at least 0 have bits of equal order."""
+    """The float32 bits of a pixel count; for values >= 0 the bits have the same order."""
     return value.to(tl.float32).to(tl.int32, bitcast=True)
 
 
@@ -97,10 +97,10 @@ def _paste_kernel(
     old_scale, row_scale, column_scale, thresh,
     RESIZES: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Program (b, m) makes the b-th block of mask m, or writes zeros where m has nothing near it.
+    """Program (b, m) computes the b-th block of mask m, or writes zeros if m has no pixel near it.
 
-    `spans` and `boxes` are those of `_span_kernel`; the box, XYXY, is widened by what the block
-    holds. `boxes` are the bits of float32, which int32 orders likewise.
+    `spans` and `boxes` are those of `_span_kernel`; the box, XYXY, is extended by the pixels of the
+    block. `boxes` are float32 bits, which have the same order as int32.
     """
     mask = tl.program_id(1)
     across = tl.cdiv(out_width, BLOCK_COLUMNS)
@@ -121,7 +121,7 @@ def _paste_kernel(
     )  # fmt: skip
     if is_near:
         base = probs + mask.to(tl.int64) * height * width
-        # Beyond the edge the last pixel is made again, and not stored.
+        # Beyond the edge the last pixel is recomputed, but not stored.
         ys, xs = tl.minimum(y, last_y), tl.minimum(x, last_x)
         if RESIZES:
             y0, y1, fy = _neighbours(ys, row_scale, image_height)
@@ -153,14 +153,14 @@ def paste_masks_triton(
     """Launch the kernel.
 
     Args:
-        mask_probs: (M, H, W) float32, none of M, H, W zero.
-        stride: input pixels of one mask pixel.
+        mask_probs: (M, H, W) float32, not empty.
+        stride: stride of the masks in input pixels.
         image_size: height and width of the image in the padded input.
         thresh: a pixel is set above this probability.
-        out: (M, H', W') bool, contiguous and not empty; all of it is overwritten.
+        out: (M, H', W') bool, contiguous and not empty; overwritten.
 
     Returns:
-        (M, 4) float32 boxes, zeros for a mask without pixels.
+        (M, 4) float32 boxes, zeros for an empty mask.
     """
     mask_probs = mask_probs.contiguous()
     num, height, width = mask_probs.shape
