@@ -1,20 +1,18 @@
-"""From head outputs to instances: the only inference, shared by all heads.
+"""Inference from head outputs to instances, shared by all heads.
 
 Candidates -> masks -> maskness -> cut (pre-NMS top-k) -> mask NMS -> keep -> paste: the methods of
-`MaskDecoder`. Where cutting early cannot change the result it is done early: see `score_masks`.
-Memory does not depend on the number of objects; `MaskDecoder` says what it takes.
+`MaskDecoder`. The cut happens early where this cannot change the result, see `score_masks`. Memory
+does not depend on the number of objects, see `MaskDecoder`.
 
-On CUDA the same steps have fixed shapes, so that the host never waits: `Candidates` of score 0 are
-no instances, and the decoder keeps them in their places ("lanes") until the end; see
-`MaskDecoder.decode`.
+On CUDA the same steps run with fixed shapes, so that the host does not synchronize: candidates with
+score 0 are no instances and keep their places ("lanes") until the end, see `MaskDecoder.decode`.
 
-Whatever the head predicts, infinity and NaN included, scores and boxes are finite: a class
-probability that is NaN is above no threshold, and an instance whose mask has such a pixel is
-dropped.
+Scores and boxes are finite even if predictions contain infinity or NaN: a NaN probability is above
+no threshold, and instances with NaN pixels are dropped.
 
-Contours (SOLO, arXiv:1912.04488, section 6) become the regions that they enclose as soon as they
-are made, are treated as masks, and at the end the contours of the enlarged regions are taken. Thin
-contours themselves could not be compared: duplicates that are a pixel apart hardly overlap.
+Contours (SOLO, arXiv:1912.04488, section 6) are filled when they are computed, processed as masks,
+and converted back to contours after the final resize. Thin contours could not be compared:
+duplicates one pixel apart hardly overlap.
 """
 
 import inspect
@@ -42,8 +40,8 @@ from solo_d2.ops.soft_nms import soft_nms
 from solo_d2.ops.threads import one_thread
 from solo_d2.structures import Candidates, GridCells, HeadOutputs, MaskHead, Predictions
 
-# Each NMS maps (masks, labels, scores, *, parameters) to new scores; 0 removes. A model gives it
-# the keys of MODEL.SOLO.NMS that are named as its parameters.
+# Each NMS maps (masks, labels, scores, *, parameters) to new scores; 0 removes. Its parameters are
+# read from the keys of MODEL.SOLO.NMS with the same names.
 NMS: dict[str, Callable[..., Tensor]] = {
     "matrix": matrix_nms,
     "hard": hard_nms,
@@ -51,22 +49,22 @@ NMS: dict[str, Callable[..., Tensor]] = {
     "fast": fast_nms,
 }
 
-# Height and width of an image in the padded input, and at which its masks are wanted.
+# Height and width of an image in the padded input, and of its masks in the output.
 ImageSizes = tuple[tuple[int, int], tuple[int, int]]
 
-# Elements of the soft masks that a head makes at once (24 MiB as float32): enough for its product
-# to be fast, and little enough for the host's allocator to use the memory again.
+# Elements of the soft masks that are computed at once (24 MiB as float32): large enough for a fast
+# product, small enough for the host's allocator to reuse the memory.
 MASK_CHUNK_ELEMENTS = 6 << 20
-# The same where shapes are fixed: on a GPU, which needs few large steps (256 MiB).
+# The same with fixed shapes on a GPU, which needs few large steps (256 MiB).
 FIXED_CHUNK_ELEMENTS = 64 << 20
 
 
 def build_nms(name: str, params: Mapping[str, Any]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Choose a mask NMS.
+    """Select a mask NMS and set its parameters.
 
     Args:
         name: a key of `NMS`.
-        params: parameters by name; those that the NMS does not take are ignored.
+        params: parameters by name; those that the NMS does not have are ignored.
 
     Returns:
         `f(masks, labels, scores) -> new scores`.
@@ -79,33 +77,33 @@ def build_nms(name: str, params: Mapping[str, Any]) -> Callable[[Tensor, Tensor,
 
 @dataclass(frozen=True)
 class MaskDecoder:
-    """Finds instances in head outputs.
+    """Decode head outputs into instances.
 
-    Besides the results (a byte per pixel) an image takes on the CPU at most four times
-    `pre_nms_topk` binary masks of a byte per pixel, or as many as it has candidates and
-    `pre_nms_topk` more if that is less; two times 24 MiB of probabilities (or one mask, if that is
-    more) and what the head needs in addition; 8 MiB per thread; and what the NMS takes.
+    Besides the results (one byte per pixel), an image takes on the CPU the memory of at most
+    min(4 * `pre_nms_topk`, `pre_nms_topk` + number of candidates) binary masks, one byte per pixel;
+    2 * 24 MiB of probabilities (or of one mask, if larger) and what the head needs in addition; 8
+    MiB per thread; and the memory of the NMS.
 
     Attributes:
-        head: makes the masks. Those of a single 1x1 factor are made tile by tile.
+        head: computes the masks; those with a single 1x1 factor are computed in tiles.
         cell_levels: (T,) int64, the level of each cell, on the device of the outputs.
-        strides: (L,) float32, stride of each level's feature; also the area in mask pixels that an
-            instance must exceed. On the device of the outputs.
+        strides: (L,) float32, stride of each level's feature; also the minimum area of an instance
+            in mask pixels, exclusive. On the device of the outputs.
         nms: `f(masks, labels, scores) -> new scores`.
         contours: whether the head predicts contours.
-        backend: how masks are made binary and resized: "auto" by device, "torch" (the reference),
-            "tiled" or "triton".
-        score_thresh: least class probability of a candidate, exclusive.
-        mask_thresh: least probability of a mask's pixel, exclusive; at least 0.
-        pre_nms_topk: candidates that enter NMS.
-        keep_thresh: least score after NMS, inclusive.
-        max_detections: most instances of an image.
-        lanes: candidates of an image that are decoded where shapes are fixed, at least
-            `pre_nms_topk`; 0: shapes are never fixed.
-        fixed: whether shapes are fixed: candidates of score 0 are none, and stay in their places
-            behind the others. None: in `decode` on CUDA alone.
-        run_lanes: runs `decode_lanes`, whose results the next call may overwrite, as
-            `solo_d2.modeling.decode_graphs` does; None: it is called as it is.
+        backend: backend for thresholding and resizing masks: "auto" by device, "torch" (the
+            reference), "tiled" or "triton".
+        score_thresh: minimum class probability of a candidate, exclusive.
+        mask_thresh: minimum probability of a mask's pixel, exclusive; at least 0.
+        pre_nms_topk: maximum number of candidates that enter NMS.
+        keep_thresh: minimum score after NMS, inclusive.
+        max_detections: maximum number of instances of an image.
+        lanes: number of candidates that are decoded with fixed shapes, at least `pre_nms_topk`; 0:
+            shapes are never fixed.
+        fixed: whether shapes are fixed: candidates with score 0 do not count and stay behind the
+            others. None: in `decode` on CUDA only.
+        run_lanes: wrapper of `decode_lanes` whose results the next call may overwrite, see
+            `solo_d2.modeling.decode_graphs`; None: a direct call.
     """
 
     head: MaskHead
@@ -132,17 +130,17 @@ class MaskDecoder:
     ) -> list[Predictions]:
         """Find the instances of each image of a batch.
 
-        With fixed shapes the host waits for the device once, when all images are decoded. An image
-        with more candidates than lanes is decoded once more, unless they can't change its result.
+        With fixed shapes the host synchronizes once, after all images are decoded. An image with
+        more candidates than lanes is decoded again, unless they can't change its result.
 
         Args:
-            outputs: what the head predicts.
+            outputs: predictions of the head.
             image_sizes: height and width of each image inside the padded input.
-            output_sizes: height and width at which the masks of each image are wanted.
+            output_sizes: height and width of the masks of each image.
 
         Returns:
-            One result for each image; without instances it has empty tensors of the right shape,
-            dtype and device.
+            One result per image; without instances, empty tensors with the right shape, dtype and
+            device.
         """
         images = dict(enumerate(zip(image_sizes, output_sizes, strict=True)))
         on_cuda = self.cell_levels.device.type == "cuda"
@@ -159,7 +157,7 @@ class MaskDecoder:
     def _decode_eagerly(
         self, outputs: HeadOutputs, images: Mapping[int, ImageSizes]
     ) -> dict[int, Predictions]:
-        """`decode` for some images of the batch, in shapes that depend on what is found."""
+        """Decode some images of the batch, in shapes that depend on the data."""
         if not images:
             return {}
         eager, results = replace(self, fixed=False), {}
@@ -172,14 +170,14 @@ class MaskDecoder:
     def decode_lanes(
         self, outputs: HeadOutputs, sizes: Sequence[ImageSizes]
     ) -> tuple[list[Predictions], Tensor]:
-        """`decode` in fixed shapes, for a decoder with `fixed`.
+        """Decode with fixed shapes, for a decoder with `fixed`.
 
         Args:
-            outputs: what the head predicts.
-            sizes: for each image that in the padded input and that of the output.
+            outputs: predictions of the head.
+            sizes: size in the padded input and in the output, for each image.
 
         Returns:
-            The best lanes of each image, and (B,) int64 how many of them are instances; -1 where
+            The best lanes of each image, and (B,) int64, how many of them are instances; -1 if
             candidates without a lane could be instances too.
         """
         num, results, counts = max(self.lanes, self.pre_nms_topk), [], []
@@ -199,39 +197,38 @@ class MaskDecoder:
         """Find the instances of an image, before their masks are resized.
 
         Args:
-            outputs: what the head predicts.
+            outputs: predictions of the head.
             image: index of the image.
             class_probs: (T, K) float32, see `class_probabilities`.
 
         Returns:
-            At most `max_detections` candidates by falling score.
+            At most `max_detections` candidates by descending score.
         """
         found = Candidates(*filter_scores(class_probs, self.score_thresh))
         found = self.score_masks(outputs, image, found)
         return self.suppress(found)
 
     def score_masks(self, outputs: HeadOutputs, image: int, found: Candidates) -> Candidates:
-        """Make the masks, drop tiny ones, multiply scores by the maskness, keep the best.
+        """Compute masks, drop tiny ones, multiply scores by the maskness, keep the best.
 
-        Maskness is the mean probability over the pixels of the binary mask, hence at most 1: a
-        candidate can't end up above its class score. So candidates are taken by falling class
-        score, two times `pre_nms_topk` at once, until the next one can't enter the best
-        `pre_nms_topk` any more. The result is the same as if all masks were made, the memory is
-        bounded.
+        The maskness, the mean probability over the pixels of the binary mask, is at most 1, so a
+        score can't exceed its class score. Candidates are processed by descending class score, in
+        chunks of 2 * `pre_nms_topk`, until no other can enter the best `pre_nms_topk`. The result
+        equals that of computing all masks, in bounded memory.
 
         Args:
-            outputs: what the head predicts.
+            outputs: predictions of the head.
             image: index of the image.
-            found: candidates without masks, any order.
+            found: candidates without masks, in any order.
 
         Returns:
-            At most `pre_nms_topk` candidates with masks, by falling score; of equal scores the
-            higher class score, then the earlier one, is first.
+            At most `pre_nms_topk` candidates with masks, by descending score; ties by class score,
+            then in order.
         """
         found, step = found.best(len(found)), 2 * self.pre_nms_topk
         best = self._score_chunk(outputs, image, found.select(slice(0, step)))
         for start in range(step, len(found), step):
-            # Rare (more candidates than enter NMS), and worth waiting for the device.
+            # Rare (more candidates than enter NMS), and worth a synchronization.
             if len(best) == self.pre_nms_topk and bool(best.scores[-1] >= found.scores[start]):
                 break
             chunk = found.select(slice(start, start + step))
@@ -240,7 +237,7 @@ class MaskDecoder:
         return best
 
     def _score_chunk(self, outputs: HeadOutputs, image: int, found: Candidates) -> Candidates:
-        """`score_masks` for few enough candidates to make all their binary masks."""
+        """Compute `score_masks` for few enough candidates to hold all their binary masks."""
         cells, mask_index = found.cells, None
         if not self.fixed:  # several classes of a cell share its mask
             cells, mask_index = cells.unique(return_inverse=True)
@@ -256,7 +253,7 @@ class MaskDecoder:
         best = Candidates(found.cells[index], found.classes[index], scores)
         if mask_index is None:
             return replace(best, masks=masks, rows=MaskRows(index, spans))
-        with one_thread():  # or each row is divided among the threads
+        with one_thread():  # otherwise each row is split among the threads
             return replace(best, masks=masks.index_select(0, mask_index[index]))
 
     def _binary_masks(self, outputs: HeadOutputs, image: int, cells: Tensor) -> BinaryMasks:
@@ -271,13 +268,13 @@ class MaskDecoder:
         return binarize_chunks(chunks, shape, self.mask_thresh, cells.device, backend=self.backend)
 
     def suppress(self, found: Candidates) -> Candidates:
-        """Mask NMS, then the final score filter and cut.
+        """Run mask NMS, then the final score filter and cut.
 
         Args:
-            found: candidates with masks, by falling score.
+            found: candidates with masks, by descending score.
 
         Returns:
-            At most `max_detections` candidates by falling score, with their decayed scores.
+            At most `max_detections` candidates by descending decayed score.
         """
         assert found.masks is not None
         scores = call_nms(self.nms, found.masks, found.classes, found.scores, found.rows)
@@ -293,7 +290,7 @@ class MaskDecoder:
         image_size: tuple[int, int],
         output_size: tuple[int, int],
     ) -> Predictions:
-        """Make the masks of instances again rather than keep them, and `paste` them."""
+        """Recompute the masks of instances, which are not kept, and `paste` them."""
         mask_probs = self.masks(outputs, image, found.cells)
         return self.paste(found.scores, found.classes, mask_probs, image_size, output_size)
 
@@ -305,15 +302,15 @@ class MaskDecoder:
         image_size: tuple[int, int],
         output_size: tuple[int, int],
     ) -> Predictions:
-        """Resize the masks to the output, make them binary, and find their boxes.
+        """Resize masks to the output size, threshold them, and compute their boxes.
 
         Args:
             scores: (M,) float32.
             classes: (M,) int64.
-            mask_probs: the M masks at the finest stride over the padded input, float32, some
-                (M', H, W) at a time.
+            mask_probs: the M masks at the finest stride over the padded input, float32, in chunks
+                (M', H, W).
             image_size: height and width of the image inside the padded input.
-            output_size: height and width of the masks wanted.
+            output_size: height and width of the output.
 
         Returns:
             The instances in the same order.
@@ -337,16 +334,15 @@ class MaskDecoder:
         return Predictions(scores, classes, masks, boxes)
 
     def masks(self, outputs: HeadOutputs, image: int, cells: Tensor) -> Iterator[Tensor]:
-        """Make the masks of cells of all levels, some at a time.
+        """Compute the masks of cells of all levels, in chunks.
 
         Args:
-            outputs: what the head predicts.
+            outputs: predictions of the head.
             image: index of the image.
             cells: (P,) int64 in [0, T).
 
         Yields:
-            (P', H, W) float32 probabilities at the finest mask stride; of contours, the regions
-            that they enclose.
+            (P', H, W) float32 probabilities at the finest mask stride; contours are filled.
         """
         most = FIXED_CHUNK_ELEMENTS if self.fixed else MASK_CHUNK_ELEMENTS
         size = max(1, most // (outputs.mask_size[0] * outputs.mask_size[1]))
@@ -355,11 +351,11 @@ class MaskDecoder:
             yield fill_contours(probs, self.mask_thresh) if self.contours else probs
 
     def _cell_masks(self, outputs: HeadOutputs, image: int, cells: Tensor) -> Tensor:
-        """Masks (P, H, W) float32 of cells of all levels."""
+        """Compute masks (P, H, W) float32 of cells of all levels."""
         groups = self.head.mask_groups
         if len(set(groups)) == 1:
             return self._group_masks(outputs, image, GridCells(cells))
-        if self.fixed:  # heads without factors wait for the device nevertheless
+        if self.fixed:  # heads without factors synchronize nevertheless
             probs = fixed_head_masks(self.head, outputs, cells[None], image)
             if probs is not None:
                 return probs[0]
@@ -372,7 +368,7 @@ class MaskDecoder:
         return masks
 
     def _group_masks(self, outputs: HeadOutputs, image: int, cells: GridCells) -> Tensor:
-        """Masks (P, H, W) float32 of cells of one group."""
+        """Compute masks (P, H, W) float32 of cells of one group."""
         factors, size = self.head.mask_factors(outputs, image, cells), outputs.mask_size
         if factors:
             return multiply_factors([f.of_image(image).to_float32() for f in factors], size)
@@ -382,7 +378,7 @@ class MaskDecoder:
 def fixed_head_masks(
     head: MaskHead, outputs: HeadOutputs, cells: Tensor, image: int | None = None
 ) -> Tensor | None:
-    """`fixed_cell_masks` of a head: (B, M, H, W), of one image if it is given."""
+    """Compute `fixed_cell_masks` (B, M, H, W) of a head, for one image if it is given."""
     return fixed_cell_masks(
         lambda i, index, group: head.mask_factors(outputs, i, GridCells(index, group)),
         cells,

@@ -1,7 +1,7 @@
-"""Losses: focal for the classes; Dice (or another) for the masks (SOLO, arXiv:1912.04488, 3.3.2).
+"""Losses: focal loss for classes, Dice (or another) for masks (SOLO, arXiv:1912.04488, 3.3.2).
 
-`solo_losses` is the loss of a batch. A mask loss is a plain function of masks and their targets;
-`MASK_LOSSES` lists them.
+`solo_losses` computes the losses of a batch. A mask loss is a plain function of masks and their
+targets, listed in `MASK_LOSSES`.
 
 B images, L levels, S grid side, T cells of all levels, K classes, P cells or masks, J sums, H W
 rows and columns of a mask.
@@ -24,20 +24,20 @@ from solo_d2.ops.mask_sums import bytes_of_masks, sum_masks
 from solo_d2.structures import BatchTotals, GridCells, GridTargets, HeadOutputs, MaskHead
 
 SMALLEST_PROBABILITY = torch.finfo(torch.float32).tiny
-# Temporary memory of a loss, in MiB. Strips of 64 MiB are too small to keep a GPU busy: an image of
-# 30 objects launches hundreds of kernels.
+# Temporary memory of a loss, in MiB. With strips of 64 MiB a GPU would launch hundreds of kernels
+# for an image with 30 objects.
 MEMORY_MIB, MEMORY_MIB_CUDA = 64, 1024
-# Numbers of 4 bytes that a class of a cell takes while the focal loss and its gradient are made.
+# 4-byte values per logit while the focal loss and its gradient are computed.
 NUMBERS_OF_LOGIT = 10
 
 
 def focal_loss(logits: Tensor, classes: Tensor, *, alpha: float, gamma: float) -> Tensor:
-    """Sigmoid focal loss (arXiv:1708.02002), summed.
+    """Compute the sum of the sigmoid focal loss (arXiv:1708.02002).
 
     Args:
         logits: (P, K).
         classes: (P,) int64 in [0, K]; K is background.
-        alpha: weight of the positives; the negatives weigh 1 - alpha.
+        alpha: weight of positives; negatives have weight 1 - alpha.
         gamma: focusing exponent.
 
     Returns:
@@ -45,14 +45,14 @@ def focal_loss(logits: Tensor, classes: Tensor, *, alpha: float, gamma: float) -
     """
     logits = logits.float()
     positive = classes[:, None] == torch.arange(logits.shape[1], device=logits.device)
-    # With z the logit of being right: alpha_t * (1 - sigmoid(z))^gamma * -log sigmoid(z).
+    # With z the logit of the correct label: alpha_t * (1 - sigmoid(z))^gamma * -log sigmoid(z).
     right = torch.where(positive, logits, -logits)
     weight = torch.where(positive, alpha, 1 - alpha)
     return -(weight * torch.sigmoid(-right) ** gamma * F.logsigmoid(right)).sum()
 
 
 def dice_loss(mask_probs: Tensor, masks: Tensor) -> Tensor:
-    """Dice loss 1 - 2 sum(pq) / (sum(p^2) + sum(q^2)) of each mask (SOLO, equations 3 and 4).
+    """Compute the Dice loss 1 - 2 sum(pq) / (sum(p^2) + sum(q^2)) of masks (SOLO, equations 3, 4).
 
     Args:
         mask_probs: (P, H, W) in [0, 1].
@@ -78,15 +78,15 @@ def _dice_of_sums(sums: Tensor, num_pixels: int = 0) -> Tensor:
 
 
 def bce_loss(mask_probs: Tensor, masks: Tensor, *, pos_weight: float = 2.0) -> Tensor:
-    """Binary cross-entropy of each mask, the mean over its pixels (SOLO, table 4).
+    """Compute the binary cross-entropy of each mask, averaged over its pixels (SOLO, table 4).
 
-    It takes probabilities, since the product of Decoupled SOLO has no logits. 1 - p is exact to
-    6e-8, and logarithms end at -87.
+    Takes probabilities, since the product of Decoupled SOLO has no logits. 1 - p is exact to 6e-8,
+    and logarithms are clamped at -87.
 
     Args:
         mask_probs: (P, H, W) in [0, 1].
         masks: (P, H, W) bool.
-        pos_weight: weight of the pixels inside the mask; the others weigh 1.
+        pos_weight: weight of pixels inside the mask; others have weight 1.
 
     Returns:
         (P,) float32, not negative.
@@ -103,12 +103,12 @@ def _bce_terms(mask_probs: Tensor, masks: Tensor, *, pos_weight: float = 2.0) ->
 def mask_focal_loss(
     mask_probs: Tensor, masks: Tensor, *, alpha: float = 0.25, gamma: float = 2.0
 ) -> Tensor:
-    """Focal loss of each mask, the mean over its pixels (SOLO, table 4).
+    """Compute the focal loss of each mask, averaged over its pixels (SOLO, table 4).
 
     Args:
         mask_probs: (P, H, W) in [0, 1].
         masks: (P, H, W) bool.
-        alpha: weight of the pixels inside the mask; the others weigh 1 - alpha.
+        alpha: weight of pixels inside the mask; others have weight 1 - alpha.
         gamma: focusing exponent.
 
     Returns:
@@ -126,10 +126,7 @@ def _focal_terms(
 
 
 def _rightness(mask_probs: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each pixel's probability of being right, and its -log.
-
-    The logarithm is at most 87, and its gradient 0 beyond.
-    """
+    """Return each pixel's probability of the correct label, and its -log, clamped at 87."""
     probs = _at_least_float32(mask_probs)
     right = torch.where(masks, probs, 1 - probs)
     return right, -right.clamp(min=SMALLEST_PROBABILITY).log()
@@ -139,18 +136,18 @@ def _at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-# Each mask loss maps (mask_probs, masks, *, parameters) to (P,); it may look at neighboring pixels.
-# A model gives it the keys of MODEL.SOLO.LOSS that are named as its parameters.
+# Each mask loss maps (mask_probs, masks, *, parameters) to (P,); it may use neighboring pixels. Its
+# parameters are read from the keys of MODEL.SOLO.LOSS with the same names.
 MaskLoss = Callable[..., Tensor]
 MASK_LOSSES: dict[str, MaskLoss] = {"dice": dice_loss, "bce": bce_loss, "focal": mask_focal_loss}
 
 
 def build_mask_loss(name: str, params: Mapping[str, Any]) -> MaskLoss:
-    """Choose a mask loss.
+    """Select a mask loss and set its parameters.
 
     Args:
         name: a key of `MASK_LOSSES`.
-        params: parameters by name; those that the loss does not take are ignored.
+        params: parameters by name; those that the loss does not have are ignored.
 
     Returns:
         `f(mask_probs, masks) -> (P,)`.
@@ -169,9 +166,9 @@ def _mean_of_sums(sums: Tensor, num_pixels: int) -> Tensor:
     return sums[:, 0] / num_pixels
 
 
-# The mask losses that are functions of a few sums over the pixels of a mask, as pairs: masks and
-# targets, any rows of them, to (P, J); and the sums (P, J) of all rows with the number of pixels to
-# (P,). Such a loss can be computed strip by strip in little memory, see `sum_masks`.
+# Mask losses that depend on a few sums over the pixels of a mask, as pairs of functions: from any
+# rows of masks and targets to sums (P, J), and from the total sums (P, J) and the number of pixels
+# to losses (P,). They can be computed in strips, with little memory; see `sum_masks`.
 SUM_FORMS: dict[MaskLoss, tuple[Callable[..., Tensor], Callable[[Tensor, int], Tensor]]] = {
     dice_loss: (_dice_sums, _dice_of_sums),
     bce_loss: (_sum_of(_bce_terms), _mean_of_sums),
@@ -192,24 +189,24 @@ def solo_losses(
     focal_gamma: float = 2.0,
     memory_mib: int | None = None,
 ) -> dict[str, Tensor]:
-    """The two losses of a batch.
+    """Compute the two losses of a batch.
 
-    Both are divided by counts of the whole batch, over all processes: averaging the gradients of W
-    processes gives what one process with all their images would give.
+    Both are normalized by counts of the whole batch over all processes, so that gradients averaged
+    over processes equal those of one process with all images.
 
     Args:
-        outputs: what the head predicts.
-        targets: what it should predict.
-        head: the head. It makes masks of groups without samples too, so that every parameter has a
-            gradient, if only zero (DistributedDataParallel waits for each).
-        totals: of the batch, where the targets are those of a part of it.
+        outputs: predictions of the head.
+        targets: targets of the predictions.
+        head: the head. It computes masks of groups without samples too, so that every parameter has
+            a gradient (required by DistributedDataParallel).
+        totals: counts of the whole batch if the targets are those of a micro-batch.
         mask_loss: see `MASK_LOSSES`.
         cls_weight: weight of `loss_cls`.
         mask_weight: weight of `loss_mask`.
         focal_alpha: see `focal_loss`.
         focal_gamma: see `focal_loss`.
-        memory_mib: what temporaries may take, about; None: 64, on CUDA 1,024. The losses do not
-            depend on it.
+        memory_mib: approximate limit of temporary memory; None: 64, on CUDA 1,024. The losses do
+            not depend on it.
 
     Returns:
         "loss_cls" and "loss_mask", scalars, float32. Without samples `loss_mask` is exactly 0.
@@ -244,7 +241,7 @@ def class_loss_sum(
 ) -> Tensor:
     """Sum the focal loss over all cells of a batch.
 
-    What does not fit in the memory is computed in parts, and again for the gradient.
+    Levels that exceed the memory limit are computed in chunks and recomputed for the gradient.
 
     Args:
         class_logits: L tensors (B, K, S, S).
@@ -279,11 +276,11 @@ def mask_loss_sum(
     mask_loss: MaskLoss = dice_loss,
     memory_mib: int | None = None,
 ) -> Tensor:
-    """Sum the mask losses of all samples of a batch; arguments as of `solo_losses`.
+    """Sum the mask losses of all samples of a batch; see `solo_losses` for the arguments.
 
-    Each image makes the masks of its samples. If they do not fit in the memory, the head gives
-    factors and the loss has a form in `SUM_FORMS`, they are made in strips of rows, and again for
-    the gradient.
+    Masks are computed image by image. If they exceed the memory limit, the head provides factors
+    and the loss is in `SUM_FORMS`, they are computed in strips of rows and recomputed for the
+    gradient.
 
     Returns:
         Scalar, float32.
@@ -310,7 +307,7 @@ def mask_loss_sum(
 
 
 def _memory(memory_mib: int | None, device: torch.device) -> int:
-    """Bytes that temporaries may take."""
+    """Return the limit of temporary memory in bytes."""
     if memory_mib is None:
         memory_mib = MEMORY_MIB_CUDA if device.type == "cuda" else MEMORY_MIB
     return memory_mib << 20
@@ -333,7 +330,7 @@ def _sum_form(
 def _samples_of_groups(
     targets: GridTargets, head: MaskHead
 ) -> Iterator[tuple[Tensor, GridCells, Tensor, list[int]]]:
-    """The mask samples of each mask group: images, cells, instances, and their number by image."""
+    """Yield the samples of each mask group: images, cells, instances, and their count by image."""
     starts = [0, *accumulate(n for levels in targets.num_samples for n in levels)]
     num_levels = len(head.mask_groups)
     for group in range(head.mask_groups[-1] + 1):
@@ -356,16 +353,17 @@ def _samples_of_groups(
 def semantic_loss(
     logits: Tensor, labels: Tensor, *, ignore_value: int, num_labelled: int | None = None
 ) -> Tensor:
-    """Cross-entropy of pixels, the mean over the labelled ones of the batches of all processes.
+    """Compute the cross-entropy, averaged over the labeled pixels of all processes.
 
     Args:
         logits: (B, C, H, W).
-        labels: (B, H, W) int64 in [0, C), or the ignored value.
-        ignore_value: label of the pixels that do not count.
-        num_labelled: pixels to divide by, where this is a part of a batch; None: those that count.
+        labels: (B, H, W) int64 in [0, C), or `ignore_value`.
+        ignore_value: label of ignored pixels.
+        num_labelled: number of labeled pixels of the whole batch if this is a micro-batch; None:
+            counted here.
 
     Returns:
-        Scalar, float32; exactly 0 where no pixel counts.
+        Scalar, float32; exactly 0 if all pixels are ignored.
     """
     total = F.cross_entropy(logits.float(), labels, ignore_index=ignore_value, reduction="sum")
     own = (labels != ignore_value).sum() if num_labelled is None else torch.tensor(num_labelled)
@@ -374,7 +372,7 @@ def semantic_loss(
 
 
 def _sum_over_processes(counts: Sequence[int] | Tensor, device: torch.device) -> tuple[Tensor, int]:
-    """The counts summed over all processes, on the device, and the number of processes."""
+    """Return the counts summed over all processes, on the device, and the number of processes."""
     total = torch.as_tensor(counts, dtype=torch.float32).to(device, non_blocking=True)
     if not (dist.is_available() and dist.is_initialized()):
         return total, 1

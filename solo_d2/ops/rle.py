@@ -32,6 +32,8 @@ def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
     Returns:
         For each mask {"size": [H, W], "counts": bytes}.
     """
+    if len(masks) == 0:
+        return []
     size = list(masks.shape[1:])
     return [{"size": [*size], "counts": text} for text in _compress(*run_lengths(masks))]
 
@@ -134,5 +136,5 @@ def _compress(counts: np.ndarray, num_runs: np.ndarray) -> list[bytes]:
         if len(left) == 0:
             break
     text = groups[np.arange(MOST_GROUPS) < num_groups[:, None]].tobytes()
-    stops = np.cumsum(np.add.reduceat(num_groups, first)) if len(first) else first
+    stops = np.cumsum(np.add.reduceat(num_groups, first))
     return [text[a:b] for a, b in zip([0, *stops[:-1].tolist()], stops.tolist(), strict=True)]
