@@ -1,4 +1,4 @@
-"""Training: config of a run, the trainer, its steps and hooks."""
+"""Training: setup of a run, the trainer, its steps and hooks."""
 
 from solo_d2.engine.metrics import BEST_METRIC, best_metric
 from solo_d2.engine.setup import argument_parser, scale_schedule, setup

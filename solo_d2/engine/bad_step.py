@@ -1,12 +1,12 @@
-"""Steps of training with losses or gradients that are infinite or NaN, and dumps that repeat them.
+"""Training steps with infinite or NaN losses or gradients, and dumps to reproduce them.
 
 In full precision and bfloat16 the first such step stops training. In float16 gradients overflow
 regularly: `GradScaler` skips the step and lowers the scale, and training stops after many such
 steps in a row.
 
-The optimizer has not taken the step, so the weights are those before it. (The running statistics of
-BatchNorm are not: the forward pass has updated them.) Where the optimizer itself can skip a step on
-the device, the host sees the numbers one step later (`solo_d2.engine.step`).
+The optimizer has not taken the step, so the weights are those before it; only the running
+statistics of BatchNorm have been updated by the forward pass. If the optimizer can skip a step on
+the device, the host reads the metrics one step later (`solo_d2.engine.step`).
 """
 
 import math
@@ -24,23 +24,23 @@ from solo_d2.engine.metrics import StepMetrics
 from solo_d2.utils.errors import BadNumbersError, ConfigError
 from solo_d2.utils.files import whole_file
 
-# With float16: steps in a row with a bad loss, on which the scale of gradients has no influence ...
+# With float16: limit of consecutive steps with bad losses, which the gradient scale can't fix ...
 MAX_BAD_LOSSES = 10
-# ... and with bad gradients. Each halves the scale, which after this many is far below 1.
+# ... and with bad gradients. Each halves the scale, which is far below 1 at the limit.
 MAX_BAD_GRADIENTS = 30
 _FORMAT = 2
 
 
 class RunRecord(NamedTuple):
-    """What dumps need of a run."""
+    """The data of a run that dumps need."""
 
-    folder: str  # where they are written
-    config: str  # of the model, as YAML; "" for a lazy config
+    folder: str  # folder of the dumps
+    config: str  # config of the model as YAML; "" for a lazy config
     seed: int  # of each step, see `seed_step`; -1 for none
 
 
 class BadSteps:
-    """Counts the steps in a row with bad losses and those with bad gradients."""
+    """Count consecutive steps with bad losses and with bad gradients."""
 
     def __init__(self, *, skips_bad_gradients: bool):
         self.limits = (MAX_BAD_LOSSES, MAX_BAD_GRADIENTS) if skips_bad_gradients else (1, 1)
@@ -54,7 +54,7 @@ class BadSteps:
 
 
 def describe_bad_numbers(metrics: Sequence[StepMetrics]) -> str:
-    """Name what is infinite or NaN in a step, with the other loss terms."""
+    """Describe the non-finite values of a step, with the other loss terms."""
     parts = []
     for rank, own in enumerate(metrics):
         if own.bad_losses:
@@ -78,9 +78,10 @@ def stop_for_bad_numbers(
     record: RunRecord | None,
     others: Mapping[str, Any],
 ) -> BadNumbersError:
-    """Dump a step with what `others` adds; all processes call it and get the error to raise.
+    """Dump a step, with the entries of `others`, and return the error to raise.
 
-    The model has the weights before the step; `gradient_norms` are by the names of parameters.
+    Called by all processes, with the weights before the step. `gradient_norms` are by parameter
+    name.
     """
     seen = [rank for rank, m in enumerate(metrics) if m.bad_losses] or list(range(len(metrics)))
     samples = [_storable(sample) for sample in batch] if comm.get_rank() in seen else []
@@ -104,7 +105,7 @@ def stop_for_bad_numbers(
             **others,
         }
         written = _write(content, Path(record.folder) / f"bad_step_{iteration:07}.pth")
-    written = comm.all_gather(written)[0]  # so that no process ends the job before it is written
+    written = comm.all_gather(written)[0]  # no process may end the job before it is written
     return BadNumbersError(
         f"Iteration {iteration}: {what}. Training stops; the weights are those before the step. "
         f"Images: {', '.join(files)}.{written}"
@@ -114,7 +115,7 @@ def stop_for_bad_numbers(
 def _bad_gradients(norms: Mapping[str, float]) -> str:
     bad = [name for name, norm in norms.items() if not math.isfinite(norm)]
     if not bad:
-        return ": the norm of each parameter's is finite, but that of all is not"
+        return ": the norm of each is finite, but not their total norm"
     more = ", ..." if len(bad) > 3 else ""
     return f", in {len(bad)} of {len(norms)} parameters: {', '.join(bad[:3])}{more}"
 
@@ -125,11 +126,11 @@ def _write(content: dict[str, Any], file: Path) -> str:
             torch.save(content, temporary)
     except (OSError, RuntimeError) as error:  # torch raises the latter for a full disk
         return f" The dump of the step could not be written to {file}: {error}"
-    return f" {file} repeats the step: tools/replay_step.py {file}"
+    return f" To repeat the step: tools/replay_step.py {file}"
 
 
 def _storable(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """A training sample on the host, without NumPy arrays, which torch does not load safely."""
+    """Copy a training sample to the host, without NumPy arrays, which torch can't load safely."""
     kept = {k: v for k, v in sample.items() if isinstance(v, Tensor | str | int | float)}
     kept = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in kept.items()}
     if "instances" in sample:
@@ -141,21 +142,21 @@ def _storable(sample: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_bad_step(file: str | Path) -> dict[str, Any]:
-    """Read a dump of `stop_for_bad_numbers`; nothing in the file is run as code.
+    """Read a dump of `stop_for_bad_numbers`, without running any code from the file.
 
     Raises:
-        ConfigError: it is missing, or another kind of file.
+        ConfigError: the file is missing, or no dump.
     """
     try:
         with torch.serialization.safe_globals([Instances, Boxes, BitMasks, CroppedMasks]):
             content = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ConfigError(f"{file} does not exist") from None
-    except Exception as error:  # zip, pickle and torch have their own kinds
+    except Exception as error:  # zip, pickle and torch raise errors of many types
         reason = " ".join(str(error).split())
         raise ConfigError(f"{file} cannot be read: {type(error).__name__}: {reason:.200}") from None
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        raise ConfigError(f"{file} is no bad_step_*.pth of a training")
+        raise ConfigError(f"{file} is not a bad_step_*.pth of a training")
     for sample in (sample for batch in content["batches"].values() for sample in batch):
         if "instances" in sample and isinstance(sample["instances"].gt_masks, list):
             sample["instances"].gt_masks = PolygonMasks(sample["instances"].gt_masks)

@@ -1,4 +1,4 @@
-"""Refuses settings of a run that cannot work, before anything is built."""
+"""Checks of the settings of a run, before anything is built."""
 
 from itertools import pairwise
 
@@ -14,9 +14,9 @@ from solo_d2.evaluation.average_precision import BACKENDS
 from solo_d2.modeling.speed import TRAINING_COMPILE, SpeedOptions
 
 OPTIMIZERS = ("SGD", "AdamW")
-# What SOLVER.AMP.DTYPE may be; names of torch's.
+# Values of SOLVER.AMP.DTYPE.
 PRECISIONS = ("float16", "bfloat16")
-# SOLVER.CLIP_GRADIENTS.CLIP_TYPE: Detectron2's own two clip each parameter for itself.
+# SOLVER.CLIP_GRADIENTS.CLIP_TYPE: the two of Detectron2 clip each parameter separately.
 FULL_MODEL = "full_model"
 CLIP_TYPES = ("value", "norm", FULL_MODEL)
 SCHEDULES = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR")
@@ -39,7 +39,7 @@ RULES = {
     "SOLVER.IMS_PER_BATCH": at_least(1, " image"),
     "SOLVER.REFERENCE_IMS_PER_BATCH": at_least(0, " images; 0: never scaled"),
     "SOLVER.REFERENCE_WORLD_SIZE": at_least(0, " processes; 0: never scaled"),
-    "SOLVER.ACCUMULATE_STEPS": at_least(1, " part"),
+    "SOLVER.ACCUMULATE_STEPS": at_least(1),
     "SOLVER.LR_SCHEDULER_NAME": one_of(SCHEDULES),
     "SOLVER.BASE_LR": _RATE,
     "SOLVER.BASE_LR_END": _RATE,
@@ -55,7 +55,7 @@ RULES = {
     "SOLVER.MAX_ITER": _ITERATIONS,
     "SOLVER.STEPS": Rule(
         lambda steps: all(a < b for a, b in pairwise((0, *steps))),
-        "iterations from 1 on, each after the one before",
+        "increasing iterations, from 1 on",
     ),
     "SOLVER.WARMUP_ITERS": at_least(0, " iterations"),
     "SOLVER.WARMUP_FACTOR": between(0, 1),
@@ -65,7 +65,7 @@ RULES = {
     "TEST.DETECTIONS_PER_IMAGE": at_least(1),
     "TEST.AP_BACKEND": one_of(("auto", *BACKENDS)),
     "TEST.PRECISE_BN.NUM_ITER": _ITERATIONS,
-    # As random number generators take it.
+    # The range of random number generators.
     "SEED": between(-1, 2**31 - 1, "; -1: drawn at random"),
     "OUTPUT_DIR": Rule(lambda folder: bool(folder) and "\0" not in folder, "the name of a folder"),
     "FLOAT32_PRECISION": one_of(("", "highest", "high", "medium")),
@@ -76,9 +76,9 @@ RULES = {
 
 
 def check_run_config(cfg: CfgNode) -> None:
-    """Raise a ConfigError for the first key of a run that cannot work, alone or with others.
+    """Raise a ConfigError for the first invalid key, or combination of keys, of a run.
 
-    Those that describe the model are checked when it is built.
+    Keys of the model are checked when it is built.
     """
     check_config(cfg, SECTIONS, RULES)
     check_input_config(cfg)
@@ -98,7 +98,7 @@ def check_run_config(cfg: CfgNode) -> None:
         (
             "ACCUMULATE_STEPS",
             solver.ACCUMULATE_STEPS <= images,
-            f"from 1 to the images that a process has of a batch ({images})",
+            f"from 1 to the number of images per process ({images})",
         ),
         ("MOMENTUM", solver.MOMENTUM > 0 or not accelerated, "above 0 with SOLVER.NESTEROV"),
         ("BASE_LR", base > 0 or not cosine, "above 0 with WarmupCosineLR"),

@@ -1,4 +1,4 @@
-"""Seeds of steps, and hooks: EMA weights, the best checkpoint, early stopping."""
+"""Seeds of steps, and hooks for EMA weights, the best checkpoint and early stopping."""
 
 import copy
 import logging
@@ -26,23 +26,22 @@ def seed_step(seed: int, iteration: int, process: int) -> None:
 
 
 class EMA(HookBase):
-    """Keeps an exponential moving average of the weights.
+    """Keep an exponential moving average of the weights.
 
-    Buffers, such as the running statistics of BatchNorm, are averages already, or constants: they
-    are copied. `torch.optim.swa_utils.AveragedModel` does the same, but waits for the device at
-    each step.
+    Buffers are copied: they are constants, or averages already (running statistics of BatchNorm).
+    `torch.optim.swa_utils.AveragedModel` does the same but synchronizes in each step.
 
     Attributes:
         average: the averaged model, of the model's own class.
     """
 
     def __init__(self, model: nn.Module, decay: float):
-        """Start at the model's weights; `restart` after they have been loaded.
+        """Start from the model's weights; call `restart` after loading others.
 
         Args:
-            model: what is trained, without DistributedDataParallel.
-            decay: share of the average that is kept in a step, in [0, 1). After i steps at most
-                (1 + i) / (10 + i) are, so that the average forgets its start in short trainings.
+            model: the trained model, without DistributedDataParallel.
+            decay: decay of the average in [0, 1); at most (1 + i) / (10 + i) after i steps, so that
+                the initial weights have little influence in short trainings.
         """
         self.model = model
         self.decay = decay
@@ -65,7 +64,7 @@ class EMA(HookBase):
         self.num_steps += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of steps; the checkpointer saves the weights."""
+        """Return the number of steps; the checkpointer saves the weights."""
         return {"num_steps": self.num_steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -74,10 +73,10 @@ class EMA(HookBase):
 
 
 class TrainedWeights:
-    """In a checkpoint of EMA weights, the weights that training continues from.
+    """The weights that training continues from, in a checkpoint of EMA weights.
 
     Attributes:
-        loaded: whether a checkpoint had them.
+        loaded: whether a checkpoint contained them.
     """
 
     def __init__(self, model: nn.Module, allow: Sequence[str]):
@@ -91,16 +90,16 @@ class TrainedWeights:
         return self.model.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Load the weights that fit; ConfigError where others are not allowed to differ."""
+        """Load the weights; ConfigError if they differ in parameters that `allow` does not name."""
         load_matching(self.model, state, None, allow=self.allow)
         self.loaded = True
 
 
 class ResumableBestCheckpointer(BestCheckpointer):
-    """Detectron2's hook, which also remembers the best metric over a resume."""
+    """Detectron2's hook, with the best metric kept when training is resumed."""
 
     def _best_checking(self) -> None:
-        """Save the model if it is the best one; the file then knows that it is."""
+        """Save the model if it is the best one, after updating the state that is saved with it."""
         value, iteration = self.trainer.storage.latest().get(self._val_metric, (None, None))
         if value is None:
             logger.warning(
@@ -111,12 +110,12 @@ class ResumableBestCheckpointer(BestCheckpointer):
         if math.isfinite(value) and (self.best_metric is None or value > self.best_metric):
             self._update_best(value, iteration)
             self._checkpointer.save(self._file_prefix, iteration=iteration)
-            logger.info(f"{self._val_metric} {value:.3f} is the best, before it was {previous}")
+            logger.info(f"{self._val_metric} {value:.3f} is the best (previously {previous})")
         else:
-            logger.info(f"{self._val_metric} {value:.3f} is not the best, which is {previous}")
+            logger.info(f"{self._val_metric} {value:.3f} is not the best ({previous})")
 
     def state_dict(self) -> dict[str, Any]:
-        """The best metric so far and its iteration."""
+        """Return the best metric so far and its iteration."""
         return {"best_metric": self.best_metric, "best_iter": self.best_iter}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -125,24 +124,24 @@ class ResumableBestCheckpointer(BestCheckpointer):
 
 
 class EndOfTraining(BaseException):
-    """Raised to leave the training loop early; no Exception: Detectron2 reports those as failures.
+    """Raised to end training early; not an Exception, which Detectron2 reports as a failure.
 
-    The hooks' `after_train` runs, but without the evaluation of the planned end.
+    The hooks' `after_train` runs, without the final evaluation.
     """
 
 
 class EarlyStopping(HookBase):
-    """Ends training after evaluations in a row that did not improve the best checkpoint.
+    """End training after several evaluations without a new best checkpoint.
 
-    It belongs after the hooks that evaluate and keep the best checkpoint, in every process.
+    Register it in every process, after the hooks that evaluate and save the best checkpoint.
     """
 
     def __init__(self, best: ResumableBestCheckpointer | None, *, period: int, patience: int):
-        """Make the hook.
+        """Create the hook.
 
         Args:
-            best: knows the best checkpoint; None in all processes but the main one.
-            period: iterations from one evaluation to the next.
+            best: the hook of the best checkpoint; None except in the main process.
+            period: iterations between evaluations.
             patience: evaluations without improvement after which training ends.
         """
         self.best = best
@@ -151,7 +150,7 @@ class EarlyStopping(HookBase):
         self.stopped = False
 
     def after_step(self) -> None:
-        """After an evaluation decide for all processes, and save the last weights at the end."""
+        """Decide after each evaluation, for all processes; save the final weights at the end."""
         done = self.trainer.iter + 1
         if done % self.period or done == self.trainer.max_iter:
             return
@@ -168,6 +167,6 @@ class EarlyStopping(HookBase):
             self.trainer.checkpointer.save("model_final", iteration=self.trainer.iter)
 
     def before_step(self) -> None:
-        """Leave the loop, now that all hooks have seen the last step."""
+        """Leave the loop, after all hooks have run for the last step."""
         if self.stopped:
             raise EndOfTraining

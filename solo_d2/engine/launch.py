@@ -1,4 +1,4 @@
-"""Processes of a job: those that torchrun has started, or those that Detectron2's `launch` starts.
+"""Processes of a job, started by torchrun or by Detectron2's `launch`.
 
 Processes with GPUs exchange gradients by NCCL, others by gloo.
 """
@@ -24,17 +24,17 @@ from solo_d2.utils.errors import ConfigError
 
 Main = Callable[[argparse.Namespace], Any]
 
-# Longer than what one process does alone while the others wait, as when it computes AP.
+# Longer than any task of a single process while the others wait, such as computing AP.
 TIMEOUT_MINUTES = 30.0
 _OPTIONS = ("num_gpus", "num_processes", "num_machines", "machine_rank", "dist_url")
 
 
 class JobError(RuntimeError):
-    """A process of the job ended before its time, and the job with it; the message says which."""
+    """A process of the job failed, which ends the job; the message says which."""
 
 
 def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what `launch` reads to Detectron2's arguments; those not given are None."""
+    """Add the arguments of `launch` to Detectron2's parser; the default of each is None."""
     group = parser.add_argument_group("processes (under torchrun only --dist-timeout)")
     group.add_argument(
         "--num-processes", type=int, help="processes on this machine that train on the CPU"
@@ -50,18 +50,18 @@ def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def launch(main: Main, args: argparse.Namespace) -> Any:
-    """Run a function in every process of the job that arguments and environment describe.
+    """Run a function in every process of the job described by arguments and environment.
 
     Args:
-        main: takes the arguments; of a module, as new processes import it.
-        args: with those of `add_launch_arguments`.
+        main: takes the arguments; defined in a module, which new processes import.
+        args: arguments including those of `add_launch_arguments`.
 
     Returns:
-        What `main` returns, where this process calls it; None where it starts others.
+        The result of `main` if this process calls it; None if it starts others.
 
     Raises:
         ConfigError: options contradict each other, the environment or the machine.
-        JobError: a process was killed, or has failed with a message of its own.
+        JobError: a process was killed, or failed and printed a message.
         ProcessRaisedException: `main` raised; with the traceback of the process.
     """
     timeout = timedelta(minutes=args.dist_timeout)
@@ -78,8 +78,8 @@ def launch(main: Main, args: argparse.Namespace) -> Any:
             detectron2_launch(_process, count, machines, *place)
         except ProcessExitedException as error:
             if error.exit_code < 0:  # minus the number of a signal
-                hint = "the same command with --resume goes on from the last checkpoint"
-            else:  # the process has printed why it ended
+                hint = "run the same command with --resume to continue from the last checkpoint"
+            else:  # the process has printed the reason
                 hint = "its message is above"
             raise JobError(f"{error}; {hint}") from None
 
@@ -87,24 +87,24 @@ def launch(main: Main, args: argparse.Namespace) -> Any:
 def _check_options(args: argparse.Namespace, under_torchrun: bool) -> None:
     given = [name for name in _OPTIONS if getattr(args, name) is not None]
     if under_torchrun and given:
-        raise ConfigError(f"torchrun sets --{given[0].replace('_', '-')}: leave it out")
+        raise ConfigError(f"torchrun sets --{given[0].replace('_', '-')}: remove it")
     if not under_torchrun and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         raise ConfigError(
-            "SLURM_STEP_NUM_TASKS is above 1: let srun start one torchrun on each machine instead "
+            "SLURM_STEP_NUM_TASKS is above 1: start one torchrun per machine with srun instead "
             "(docs/distributed.md)"
         )
     if args.num_gpus is not None and args.num_processes is not None:
-        raise ConfigError("--num-gpus is for GPUs, --num-processes for the CPU: give one of them")
+        raise ConfigError("--num-gpus is for GPUs, --num-processes for the CPU: use one of them")
     if (args.num_gpus or 1) > max(1, torch.cuda.device_count()):
         raise ConfigError(
             f"--num-gpus is {args.num_gpus}, but torch finds {torch.cuda.device_count()} GPUs. For "
-            "processes on the CPU give --num-processes"
+            "processes on the CPU use --num-processes"
         )
 
 
 @contextlib.contextmanager
 def _without_gpus() -> Iterator[None]:
-    """Hide GPUs from processes that are started in the block, so that they take gloo."""
+    """Hide GPUs from processes that are started in the block, so that they use gloo."""
     before = os.environ.get("CUDA_VISIBLE_DEVICES")
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     try:
@@ -129,7 +129,7 @@ def _join(main: Main, args: argparse.Namespace, timeout: timedelta) -> Any:
 
 
 def _process(main: Main, args: argparse.Namespace, count: int) -> None:
-    """Run as a process that `launch` has started; on the CPU they share the cores."""
+    """Run as a process started by `launch`; on the CPU, processes share the cores."""
     if not torch.cuda.is_available():
         torch.set_num_threads(max(1, torch.get_num_threads() // count))
     failed = run_command("", lambda: main(args), failed=1)
@@ -139,8 +139,8 @@ def _process(main: Main, args: argparse.Namespace, count: int) -> None:
 
 
 def distribute(model: nn.Module) -> nn.Module:
-    """Wrap a model that the processes of the job train together; buffers are not exchanged."""
-    # Detectron2's default is the GPU of the process's number on its machine, even without GPUs.
+    """Wrap a model for distributed training; buffers are not exchanged."""
+    # Detectron2's default device is the GPU with the local rank, even without GPUs.
     device = next(model.parameters()).device
     devices = [device.index] if device.type == "cuda" else None
     return create_ddp_model(model, broadcast_buffers=False, device_ids=devices)
@@ -158,6 +158,6 @@ def check_device(device: str) -> None:
         )
     if device == "cpu" and backend == "nccl":
         raise ConfigError(
-            "MODEL.DEVICE is cpu, but the processes have GPUs. Start them with --num-processes, "
-            "or by torchrun with CUDA_VISIBLE_DEVICES set to nothing"
+            "MODEL.DEVICE is cpu, but the processes have GPUs. Start them with --num-processes, or "
+            "with torchrun and an empty CUDA_VISIBLE_DEVICES"
         )

@@ -1,4 +1,4 @@
-"""Training from Detectron2's lazy configs (configs/lazy/), with all that `Trainer` does."""
+"""Training from Detectron2's lazy configs (configs/lazy/), with all features of `Trainer`."""
 
 import logging
 from collections import OrderedDict
@@ -33,9 +33,9 @@ from solo_d2.utils.errors import ConfigError, DatasetError, shown
 
 logger = logging.getLogger("solo_d2")
 
-# What a lazy config must have.
+# Required keys of a lazy config.
 PARTS = ("model", "optimizer", "lr_multiplier", "dataloader", "train")
-# Each key of `train`, and of the loader, with the key of the YAML configs that means the same.
+# Keys of `train`, the model and the loader, with the equivalent keys of YAML configs.
 KEYS = {
     "train.output_dir": "OUTPUT_DIR",
     "train.init_checkpoint": "MODEL.WEIGHTS",
@@ -61,10 +61,10 @@ KEYS = {
 
 
 def trainer_config(lazy: DictConfig) -> CfgNode:
-    """Return what of a lazy config the trainer and its hooks read, under the keys that they know.
+    """Translate the keys of a lazy config that the trainer and its hooks read.
 
     Raises:
-        ConfigError: a key has a value that cannot work, or `train` has an unknown one.
+        ConfigError: a key has an invalid value, or `train` has an unknown key.
     """
     missing = [name for name in PARTS if not isinstance(lazy.get(name), DictConfig)]
     if missing:
@@ -73,7 +73,7 @@ def trainer_config(lazy: DictConfig) -> CfgNode:
     unknown = sorted({f"train.{name}" for name, _ in leaves(train)} - KEYS.keys())
     if unknown:
         raise ConfigError(
-            f"The lazy config has {', '.join(unknown)}, which nothing reads; known are "
+            f"The lazy config has the unknown keys {', '.join(unknown)}; known keys are "
             f"{', '.join(KEYS)}"
         )
     cfg = default_config()
@@ -81,7 +81,7 @@ def trainer_config(lazy: DictConfig) -> CfgNode:
     cfg.DATASETS.TRAIN = tuple(_data_sets(lazy, "train"))
     target = lazy.model.get("_target_")
     kind = locate(target) if isinstance(target, str) else target
-    # The model's class, or the registered one that it is derived from.
+    # The model's class, or its registered base class.
     names = [base.__name__ for base in getattr(kind, "__mro__", ())]
     known = (name for name in names if name in META_ARCH_REGISTRY)
     cfg.MODEL.META_ARCHITECTURE = next(known, cfg.MODEL.META_ARCHITECTURE)
@@ -103,27 +103,27 @@ def trainer_config(lazy: DictConfig) -> CfgNode:
 
 
 def _data_sets(lazy: DictConfig, part: str) -> list[str]:
-    """Names of the data sets of a loader; none for data that is in no catalog."""
+    """Return the names of a loader's data sets; empty for data that is not registered."""
     names = OmegaConf.select(lazy, f"dataloader.{part}.dataset.names") or []
     return [names] if isinstance(names, str) else list(names)
 
 
 class LazyTrainer(Trainer):
-    """The trainer of what a lazy config constructs."""
+    """Trainer of a lazy config."""
 
     def __init__(self, lazy: DictConfig):
-        """Construct all that the config names; ConfigError where that fails."""
+        """Build model, data loader, optimizer and hooks; ConfigError if that fails."""
         self.lazy = lazy
         super().__init__(trainer_config(lazy))
-        # The model is not made of that config.
+        # The model is not built from that config.
         self._trainer.record = RunRecord(self.cfg.OUTPUT_DIR, config="", seed=self.cfg.SEED)
 
     def build_model(self, cfg: CfgNode) -> nn.Module:  # type: ignore[override]
-        """Construct the model of the config, on the device."""
+        """Build the model of the config on its device."""
         return _build_model(self.lazy, cfg)
 
     def build_train_loader(self, cfg: CfgNode) -> Any:  # type: ignore[override]
-        """Construct the loader of the config."""
+        """Build the loader of the config."""
         use_own_loaders(cfg.DATASETS.TRAIN)
         with (
             refusing("The loader of the lazy config's dataloader.train"),
@@ -134,7 +134,7 @@ class LazyTrainer(Trainer):
     def build_optimizer(  # type: ignore[override]
         self, cfg: CfgNode, model: nn.Module
     ) -> torch.optim.Optimizer:
-        """Construct the optimizer of the config."""
+        """Build the optimizer of the config."""
         self.lazy.optimizer.params.model = model
         try:
             with refusing("The lazy config's optimizer"):
@@ -143,13 +143,13 @@ class LazyTrainer(Trainer):
             del self.lazy.optimizer.params.model
 
     def build_lr_scheduler(self, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMultiplier:
-        """Construct the schedule of the config."""
+        """Build the schedule of the config."""
         with refusing("The lazy config's lr_multiplier"):
             multiplier = instantiate(self.lazy.lr_multiplier)
         return LRMultiplier(optimizer, multiplier, cfg.SOLVER.MAX_ITER)
 
     def categories(self) -> list[Category]:
-        """Return the classes of the config's data set, if it is one of Detectron2's catalog."""
+        """Return the classes of the config's data set, if it is registered."""
         reason = "dataloader.train.dataset has no `names`"
         try:
             found = super().categories()
@@ -166,7 +166,7 @@ class LazyTrainer(Trainer):
     def test(  # type: ignore[override]
         self, cfg: CfgNode, model: nn.Module
     ) -> "OrderedDict[str, Any]":
-        """Evaluate on the test loader; OUTPUT_DIR/evaluation.json keeps the last metrics."""
+        """Evaluate on the test loader and write the metrics to OUTPUT_DIR/evaluation.json."""
         return _evaluate(self.lazy, cfg, model)
 
 
@@ -183,19 +183,18 @@ def _build_model(lazy: DictConfig, cfg: CfgNode) -> nn.Module:
 
 
 def check_lazy_test_data(lazy: DictConfig) -> None:
-    """Check the data of `dataloader.test` before the training; see `check_evaluation`.
+    """Check the data of `dataloader.test` before training; see `check_evaluation`.
 
     Raises:
-        ConfigError: there is no test loader or evaluator, which the end of a training needs.
-        DatasetError: something is wrong that the evaluation would fail on.
+        ConfigError: there is no test loader or evaluator, which the final evaluation needs.
+        DatasetError: the evaluation would fail on the data.
     """
     for part in ("test", "evaluator"):
         if lazy.dataloader.get(part) is None:
             raise ConfigError(
-                f"The lazy config has no dataloader.{part}, which the evaluation at the end of "
-                "the training needs"
+                f"The lazy config has no dataloader.{part}, which the final evaluation needs"
             )
-    # An evaluator knows its data set by itself.
+    # The lazy evaluator has its own reference to the data set.
     check_evaluation(
         _data_sets(lazy, "test"), lambda name, folder: instantiate(lazy.dataloader.evaluator)
     )
@@ -205,11 +204,11 @@ def evaluate_weights(lazy: DictConfig, cfg: CfgNode) -> "OrderedDict[str, Any]":
     """Evaluate train.init_checkpoint on the test loader of a lazy config.
 
     Args:
-        lazy: with `model`, `dataloader.test` and `dataloader.evaluator`.
-        cfg: what `trainer_config` makes of it.
+        lazy: config with `model`, `dataloader.test` and `dataloader.evaluator`.
+        cfg: result of `trainer_config`.
 
     Raises:
-        ConfigError: the weights can't be used, or their classes are not those of the data set.
+        ConfigError: the weights can't be used, or their classes differ from those of the data set.
     """
     model = _build_model(lazy, cfg)
     with_classes = cfg.clone()

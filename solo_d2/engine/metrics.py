@@ -1,4 +1,4 @@
-"""Metrics of training steps and evaluations: brought to the host, shared, written."""
+"""Metrics of training steps and evaluations: transfer to the host, exchange, output."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,22 +18,21 @@ from torch import Tensor
 from solo_d2.config.models import is_panoptic
 from solo_d2.utils.files import save_json
 
-# By MODEL.SOLO.MASK_TARGET, the metric that decides which checkpoint is the best; of a panoptic
-# model it is another.
+# Metric of the best checkpoint, by MODEL.SOLO.MASK_TARGET; panoptic models have their own.
 BEST_METRIC = {"mask": "segm/AP", "contour": "contours/F"}
 BEST_PANOPTIC_METRIC = "panoptic_seg/PQ"
 
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """What a process knows of a step before the optimizer takes it.
+    """Metrics of a step in one process, before the optimizer takes it.
 
     Attributes:
-        losses: the terms.
-        gradient_norm: of all gradients together, the same in all processes. (A CPU needs 20 times
-            as long for the largest component.)
-        data_time: seconds that the process waited for its batch.
-        num_unreadable: image files of the batch that it found unreadable for the first time.
+        losses: loss terms.
+        gradient_norm: norm of all gradients, the same in all processes. (Finding the largest
+            component takes 20 times as long on a CPU.)
+        data_time: seconds spent waiting for the batch.
+        num_unreadable: number of image files newly found unreadable in the batch.
     """
 
     losses: dict[str, float]
@@ -43,19 +42,19 @@ class StepMetrics:
 
     @property
     def bad_losses(self) -> list[str]:
-        """The terms that are infinite or NaN."""
+        """Names of the terms that are infinite or NaN."""
         return [name for name, loss in self.losses.items() if not math.isfinite(loss)]
 
     @property
     def has_bad_gradient(self) -> bool:
-        """Whether a gradient is infinite or NaN, or so large that the norm is (above 1e19)."""
+        """Whether a gradient is infinite or NaN, or so large (above 1e19) that the norm is."""
         return not math.isfinite(self.gradient_norm)
 
 
 class MeasuredStep:
-    """The metrics of a step on the device, and their transfer to the host.
+    """Metrics of a step on the device, and their transfer to the host.
 
-    The transfer starts at once and does not block: `read` may follow a step later.
+    The transfer starts at once and does not block; `read` may follow a step later.
 
     Attributes:
         parameter_norms: norm of each gradient, float32, on the device.
@@ -84,20 +83,17 @@ class MeasuredStep:
             self._transfer.record()
 
     def is_bad(self) -> Tensor:
-        """Scalar float32 on the device: 1 if a number is not finite in any process, else 0."""
+        """Return a float32 scalar on the device: 1 if a value in any process is not finite."""
         bad = (~self._numbers.isfinite().all()).float()
         if comm.get_world_size() > 1:
             torch.distributed.all_reduce(bad, torch.distributed.ReduceOp.MAX)
         return bad
 
     def read(self) -> list[StepMetrics]:
-        """Wait for the transfer; return the metrics of each process, by rank.
-
-        All processes get all of them, so that all decide alike.
-        """
+        """Wait for the transfer; return the metrics of all processes, by rank."""
         if self._transfer is not None:
             self._transfer.synchronize()
-        numbers = [*self._on_host.tolist(), 0.0]  # the norm where nothing has a gradient
+        numbers = [*self._on_host.tolist(), 0.0]  # the norm without any gradients
         num = len(self.names)
         metrics = StepMetrics(
             losses=dict(zip(self.names, numbers[:num], strict=True)),
@@ -110,7 +106,7 @@ class MeasuredStep:
 
 
 def write_metrics(metrics: Sequence[StepMetrics], iteration: int) -> None:
-    """Write the finite metrics of all processes as Detectron2's trainer does."""
+    """Write finite metrics of all processes like Detectron2's trainer."""
     storage = get_event_storage()
     own = metrics[comm.get_rank()]
     storage.put_scalar("rank_data_time", own.data_time, cur_iter=iteration)
@@ -126,9 +122,9 @@ def write_metrics(metrics: Sequence[StepMetrics], iteration: int) -> None:
 def save_metrics(
     cfg: CfgNode, results: Mapping[str, Any], others: Mapping[str, Any] = MappingProxyType({})
 ) -> None:
-    """Write an evaluator's results to OUTPUT_DIR/evaluation.json, after `others`.
+    """Write results to OUTPUT_DIR/evaluation.json, after `others`.
 
-    The file is flat, name -> number, with null for what is not defined.
+    The file maps names to numbers, or null if undefined.
     """
     if not comm.is_main_process():
         return
@@ -138,5 +134,5 @@ def save_metrics(
 
 
 def best_metric(cfg: CfgNode) -> str:
-    """Name of the metric by which checkpoints are compared."""
+    """Return the name of the metric that determines the best checkpoint."""
     return BEST_PANOPTIC_METRIC if is_panoptic(cfg) else BEST_METRIC[cfg.MODEL.SOLO.MASK_TARGET]

@@ -1,4 +1,4 @@
-"""Repeats a step that had non-finite values (`solo_d2.engine.bad_step`), to find their cause."""
+"""Replay of a step with non-finite values (`solo_d2.engine.bad_step`), to find their cause."""
 
 import tempfile
 from collections.abc import Mapping
@@ -23,9 +23,9 @@ def rebuild_model(content: Mapping[str, Any], device: str, lazy_config: str | No
     """Build the model of a bad step, with its weights; SyncBN becomes BN.
 
     Args:
-        content: of `read_bad_step`.
-        device: where the model goes.
-        lazy_config: file of a lazy config (.py, or .yaml as it was saved); it is run as code.
+        content: result of `read_bad_step`.
+        device: device of the model.
+        lazy_config: file of a lazy config (.py, or .yaml as saved), which is run as code.
 
     Raises:
         ConfigError: the config cannot be used, or is missing.
@@ -39,8 +39,8 @@ def rebuild_model(content: Mapping[str, Any], device: str, lazy_config: str | No
             model = build_model(load_config(str(file), ["MODEL.DEVICE", device, "VIS_PERIOD", 0]))
     else:
         raise ConfigError(
-            "The file does not hold the lazy config of its training: name it by --lazy-config FILE "
-            "(config.yaml of its output_dir)"
+            "The file does not contain the lazy config of its training: pass it with --lazy-config "
+            "FILE (config.yaml of its output_dir)"
         )
     try:
         model.load_state_dict(content["model"])
@@ -50,16 +50,16 @@ def rebuild_model(content: Mapping[str, Any], device: str, lazy_config: str | No
 
 
 def replay_step(model: nn.Module, content: Mapping[str, Any], process: int) -> dict[str, Any]:
-    """Run a step of a process as the trainer did, but with loss counts of this process alone.
+    """Run a step of a process like the trainer, but with the loss counts of this process only.
 
     Args:
-        model: of `rebuild_model`; its weights stay.
-        content: of `read_bad_step`.
+        model: result of `rebuild_model`; its weights are not changed.
+        content: result of `read_bad_step`.
         process: a key of its batches.
 
     Returns:
-        "losses", all terms as numbers; and names of what is not finite: "weights" before the step,
-        "gradients", and the modules of "outputs", in the order of the forward pass.
+        "losses", all terms as numbers; and the names of non-finite "weights" before the step,
+        "gradients", and modules with non-finite "outputs", in the order of the forward pass.
     """
     weights = [name for name, value in model.state_dict().items() if not _is_finite(value)]
     batch, precision = content["batches"][process], getattr(torch, content["precision"])
@@ -77,7 +77,7 @@ def replay_step(model: nn.Module, content: Mapping[str, Any], process: int) -> d
 
     def note(name: str, _module: nn.Module, inputs: Any, output: Any) -> None:
         if not _is_finite(output):
-            # Bad inputs come from what the module around it has computed itself.
+            # Bad inputs come from code of the enclosing module.
             outputs.append(name if _is_finite(inputs) else name.rpartition(".")[0])
 
     for name, module in model.named_modules():
@@ -93,7 +93,7 @@ def replay_step(model: nn.Module, content: Mapping[str, Any], process: int) -> d
 
 
 def _is_finite(value: Any) -> bool:
-    """Whether all tensors in a module's inputs or output are."""
+    """Return whether all tensors in a module's inputs or output are finite."""
     if isinstance(value, Tensor):
         return bool(value.isfinite().all())
     if isinstance(value, Mapping) or is_dataclass(value):

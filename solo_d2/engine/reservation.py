@@ -1,7 +1,7 @@
-"""One training at a time in an OUTPUT_DIR.
+"""Lock of an OUTPUT_DIR, so that only one training runs there at a time.
 
-The main process of a training holds a lock on a file of the folder, which names its machine and
-process. The system frees the lock when the process ends, however it ends.
+The main process of a training locks a file in the folder that names its machine and process. The
+system releases the lock when the process ends, for any reason.
 """
 
 import fcntl
@@ -21,12 +21,12 @@ logger = logging.getLogger("solo_d2")
 LOCK = ".training.lock"
 # Folders that this process has reserved, with the descriptors of their locks.
 _held: dict[Path, int] = {}
-# Seconds in which a process that has got a lock writes its name.
+# Seconds to wait until the holder of a lock has written its name.
 _NAMED = 0.2
 
 
 def _forget() -> None:
-    """Close the locks in a forked worker, which may outlive the process that holds them."""
+    """Close the locks in a forked worker, which may outlive its parent."""
     for descriptor in _held.values():
         os.close(descriptor)
     _held.clear()
@@ -36,26 +36,26 @@ os.register_at_fork(after_in_child=_forget)
 
 
 def reserve(folder: str | Path) -> None:
-    """Keep other trainings out of OUTPUT_DIR until `release`, or until this process ends.
+    """Lock OUTPUT_DIR until `release`, or until this process ends.
 
-    All processes of a job call it; the one that has reserved a folder may do so again. Addresses
-    (s3://...) are not locked; where the file system has no locks a warning is logged.
+    Called by all processes of a job; repeated calls are allowed. URLs (s3://...) are not locked; a
+    file system without locks causes a warning.
 
     Raises:
-        ConfigError: another process trains there; in all processes of the job.
-        OSError: nothing can be written there.
+        ConfigError: another process trains there; raised in all processes of the job.
+        OSError: the folder is not writable.
     """
     holder = _lock(Path(folder)) if comm.is_main_process() and "://" not in str(folder) else ""
     holder = comm.all_gather(holder)[0]
     if holder:
         raise ConfigError(
-            f"OUTPUT_DIR {folder} is in use: {holder} trains there. Wait until it ends, or name "
+            f"OUTPUT_DIR {folder} is in use: {holder} trains there. Wait until it ends, or set "
             "another OUTPUT_DIR"
         )
 
 
 def release(folder: str | Path) -> None:
-    """Let other processes train in a folder that this one may have reserved."""
+    """Unlock a folder, if this process has locked it."""
     descriptor = _held.pop(Path(folder).resolve(), None)
     if descriptor is not None:
         os.close(descriptor)
@@ -67,7 +67,7 @@ def holds_training(folder: str | Path) -> bool:
 
 
 def _lock(folder: Path) -> str:
-    """Lock a folder; return who has locked it already, "" for nobody or this process."""
+    """Lock a folder; return the holder if another process has locked it, else ""."""
     folder = folder.resolve()
     if folder in _held:
         return ""
@@ -83,8 +83,8 @@ def _lock(folder: Path) -> str:
                 return holder or "another process"
             except OSError as error:
                 logger.warning(
-                    f"{folder} cannot be locked ({error.strerror}), so a second training there "
-                    "would not be noticed"
+                    f"{folder} cannot be locked ({error.strerror}): a second training there would "
+                    "not be detected"
                 )
             name = f"process {os.getpid()} on {socket.gethostname()}\n"
             os.ftruncate(descriptor, 0)

@@ -1,4 +1,4 @@
-"""From the command line to the config of a run: data sets, schedule scaling, seed."""
+"""Build the config of a run from the command line: data sets, schedule scaling, seed."""
 
 import argparse
 import logging
@@ -31,7 +31,7 @@ logger = logging.getLogger("solo_d2")
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """Detectron2's arguments, those of processes, and those that name data in COCO format."""
+    """Return Detectron2's parser with arguments for processes and data in COCO format."""
     parser = default_argument_parser()
     add_launch_arguments(parser)
     add_import_argument(parser)
@@ -40,21 +40,21 @@ def argument_parser() -> argparse.ArgumentParser:
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """Make the final config of a run: file, data set arguments, overrides, scaling, seed, classes.
+    """Build the final config of a run: file, data set arguments, overrides, scaling, seed, classes.
 
     Returns:
-        The frozen config of the arguments. An evaluation writes it to OUTPUT_DIR/config.yaml,
-        unless a training did; `Trainer.train` writes a training's.
+        The frozen config. Evaluations write it to OUTPUT_DIR/config.yaml unless the folder belongs
+        to a training; for trainings, `Trainer.train` does.
 
     Raises:
-        ConfigError: a key has a value that cannot work, or another process trains in OUTPUT_DIR.
+        ConfigError: a key has an invalid value, or another process trains in OUTPUT_DIR.
         DatasetError: a data set cannot be found or read.
     """
-    args = argparse.Namespace(**vars(args))  # Detectron2 prints the config file's full name
+    args = argparse.Namespace(**vars(args))  # Detectron2 prints the full name of the config file
     args.config_file = find_config_file(args.config_file)
     rank = comm.get_rank()
     setup_logger(distributed_rank=rank, name="solo_d2")
-    for name in getattr(args, "imports", ()):  # again where this process was started for training
+    for name in getattr(args, "imports", ()):  # processes that were spawned import them again
         import_extension(name)
     cfg = load_config(args.config_file)
     apply_dataset_arguments(cfg, args)
@@ -71,12 +71,12 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if not args.eval_only:
         cfg.MODEL.CLASSES = training_categories(cfg)
     check_test_data(cfg, needs_metrics=not args.eval_only)
-    # From here on OUTPUT_DIR exists: nothing is left behind by a run that could not start.
+    # OUTPUT_DIR is created only now, so that a run that is refused leaves nothing behind.
     if not args.eval_only:
         reserve(cfg.OUTPUT_DIR)
     log_to(cfg.OUTPUT_DIR)
     if not torch.cuda.is_available() and cfg.MODEL.DEVICE == "cuda":
-        logger.warning("no GPU is available: MODEL.DEVICE is changed from cuda to cpu")
+        logger.warning("No GPU is available: MODEL.DEVICE changes from cuda to cpu")
         cfg.MODEL.DEVICE = "cpu"
     warn_of_unused_keys(cfg, args.config_file, args.opts)
     scale_schedule(cfg, given=args.opts[::2])
@@ -87,13 +87,13 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 
 def _require_test_data(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Refuse an empty DATASETS.TEST where something depends on evaluations."""
+    """Raise a ConfigError if DATASETS.TEST is empty but evaluations are required."""
     if cfg.DATASETS.TEST:
         return
     if args.eval_only:
-        raise ConfigError("DATASETS.TEST is empty: name data to evaluate on by --val-json")
+        raise ConfigError("DATASETS.TEST is empty: pass data to evaluate on with --val-json")
     patience = cfg.SOLVER.EARLY_STOPPING_PATIENCE
-    allowed = "0 without data to evaluate on: name some by --val-json or DATASETS.TEST"
+    allowed = "0 without data to evaluate on: set --val-json or DATASETS.TEST"
     require(patience == 0, "SOLVER.EARLY_STOPPING_PATIENCE", patience, allowed)
 
 
@@ -131,12 +131,11 @@ def scale_schedule(cfg: CfgNode, given: Collection[str] = ()) -> None:
     """Scale learning rate and schedule from SOLVER.REFERENCE_IMS_PER_BATCH to IMS_PER_BATCH.
 
     The linear rule of arXiv:1706.02677: twice the batch, twice the learning rate, half the
-    iterations. Afterwards the reference is the batch size, so that a saved config is not scaled
-    twice.
+    iterations. Sets the reference to the batch size, so that a saved config is not scaled again.
 
     Args:
-        cfg: the config, changed in place. A reference of 0 leaves it alone.
-        given: keys of the command line, which are not scaled.
+        cfg: the config, changed in place; not changed if the reference is 0.
+        given: keys set on the command line, which are not scaled.
     """
     solver = cfg.SOLVER
     reference, batch = solver.REFERENCE_IMS_PER_BATCH, solver.IMS_PER_BATCH
@@ -166,14 +165,14 @@ def scale_schedule(cfg: CfgNode, given: Collection[str] = ()) -> None:
             changes.append(f"{key} {old} -> {new}")
     solver.REFERENCE_IMS_PER_BATCH = batch
     logger.warning(
-        f"SOLVER.IMS_PER_BATCH is {batch}, the schedule was made for {reference}. Scaled: "
-        f"{', '.join(changes) or 'nothing'}. Given on the command line, so not scaled: "
-        f"{', '.join(kept) or 'nothing'}. SOLVER.REFERENCE_IMS_PER_BATCH 0 switches scaling off."
+        f"SOLVER.IMS_PER_BATCH is {batch}, but the schedule is for {reference}. Scaled: "
+        f"{', '.join(changes) or 'nothing'}. Set on the command line and not scaled: "
+        f"{', '.join(kept) or 'nothing'}. SOLVER.REFERENCE_IMS_PER_BATCH 0 disables scaling."
     )
 
 
 def resolve_seed(cfg: CfgNode, *, resume: bool) -> None:
-    """Replace a SEED of -1 by OUTPUT_DIR/config.yaml's, with `resume`, or a random one."""
+    """Replace a SEED of -1 by that of OUTPUT_DIR/config.yaml with `resume`, or a random one."""
     if cfg.SEED >= 0:
         return
     saved = Path(cfg.OUTPUT_DIR) / "config.yaml"
@@ -181,4 +180,4 @@ def resolve_seed(cfg: CfgNode, *, resume: bool) -> None:
         cfg.SEED = load_config(str(saved)).SEED
     if cfg.SEED < 0:
         cfg.SEED = comm.shared_random_seed()
-        logger.info(f"SEED {cfg.SEED} was drawn at random; give it to repeat this run")
+        logger.info(f"SEED {cfg.SEED} was drawn at random; set it to repeat this run")

@@ -1,10 +1,9 @@
-"""One step of training: gradient accumulation, mixed precision, gradient clipping.
+"""Training step with gradient accumulation, mixed precision and gradient clipping.
 
-All processes check the metrics of a step together: losses and gradients that are not finite
+All processes check the metrics of a step together: non-finite losses and gradients
 (`solo_d2.engine.bad_step`), and the number of unreadable images (`solo_d2.data.unreadable`). They
-do so before the optimizer takes the step, or, on CUDA with a fused optimizer, before it takes the
-next one: a fused optimizer skips a step with non-finite values on the device, so the host
-need not wait for the metrics.
+do so before the optimizer step, or, on CUDA with a fused optimizer, before the next one: a fused
+optimizer skips a step with non-finite values on the device, so the host need not wait.
 """
 
 import logging
@@ -39,17 +38,17 @@ from solo_d2.utils.errors import BadNumbersError, ConfigError
 
 logger = logging.getLogger("solo_d2")
 
-# Iterations from one written norm of the gradients to the next, those of Detectron2's log.
+# Iterations between logged gradient norms, as in Detectron2's log.
 LOG_PERIOD = 20
 
 
 def unwrap(model: nn.Module) -> Any:
-    """The model itself, without what makes it train in several processes."""
+    """Return the model without DistributedDataParallel."""
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def step_options(cfg: CfgNode) -> dict[str, Any]:
-    """Return the options of `StepTrainer` that a config gives."""
+    """Return the options of `StepTrainer` for a config."""
     solver, clip = cfg.SOLVER, cfg.SOLVER.CLIP_GRADIENTS
     clip_gradients = None
     if clip.ENABLED and clip.CLIP_TYPE == FULL_MODEL:
@@ -68,7 +67,7 @@ def step_options(cfg: CfgNode) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Step:
-    """A step that the host has not judged yet."""
+    """A step whose metrics the host has not checked yet."""
 
     iteration: int
     batch: list[dict[str, Any]]
@@ -80,11 +79,11 @@ class _Step:
 
 
 class StepTrainer(SimpleTrainer):
-    """Detectron2's inner trainer; with mixed precision also for the CPU and bfloat16.
+    """Detectron2's inner trainer, with mixed precision for the CPU and bfloat16 too.
 
-    The gradients of micro-batches add up to those of the whole batch, since the model divides the
-    losses of each by counts of the whole (`SOLO.plan_micro_batches`). Several processes exchange
-    gradients once a batch.
+    Gradients of micro-batches add up to those of the whole batch, since the model normalizes losses
+    by counts of the whole batch (`SOLO.plan_micro_batches`). Processes exchange gradients once per
+    batch.
     """
 
     def __init__(
@@ -93,16 +92,16 @@ class StepTrainer(SimpleTrainer):
         data_loader: Iterable[list[dict[str, Any]]],
         optimizer: torch.optim.Optimizer,
         *,
-        num_micro_batches: int = 1,  # with more than one the model needs `plan_micro_batches`
+        num_micro_batches: int = 1,  # more than one requires `plan_micro_batches` of the model
         precision: torch.dtype | None = None,  # float16 or bfloat16 for mixed precision
         clip_gradients: Callable[[list[Tensor]], Tensor] | None = None,  # returns the norm before
         max_unreadable: int = 0,
         record: RunRecord | None = None,  # None: bad steps are not dumped
         init_scale: float = 2.0**16,  # of the gradients with float16
-        # With late reading, the periods (0: never) of steps whose metrics are read at once, since
+        # Periods (0: never) of steps whose metrics are read at once even with `reads_late`, since
         # something is saved or evaluated after them.
         read_periods: Collection[int] = (),
-        # Reads metrics one step late, which needs a fused optimizer; None: on CUDA if it is fused.
+        # Read metrics one step late, which needs a fused optimizer; None: on CUDA if it is fused.
         reads_late: bool | None = None,
     ):
         super().__init__(model, data_loader, optimizer)
@@ -132,7 +131,7 @@ class StepTrainer(SimpleTrainer):
         )
 
     def run_step(self) -> None:
-        """Take a batch and make a step of the optimizer.
+        """Train on the next batch.
 
         Raises:
             BadNumbersError: losses or gradients are not finite.
@@ -179,7 +178,7 @@ class StepTrainer(SimpleTrainer):
         return _Step(self.iter, batch, measured, unreadable, with_gradient, loss_scale, clip_norm)
 
     def _step_unless(self, is_bad: Tensor) -> None:
-        """Take a step of a fused optimizer, which leaves it out on the device if `is_bad` is 1."""
+        """Step a fused optimizer, which skips the step on the device if `is_bad` is 1."""
         self.optimizer.grad_scale, self.optimizer.found_inf = None, is_bad
         try:
             self.optimizer.step()
@@ -188,13 +187,13 @@ class StepTrainer(SimpleTrainer):
         self.grad_scaler.update()
 
     def _judge_unread(self) -> None:
-        """Judge the step before, if it is still to be judged."""
+        """Check the previous step if that is still due."""
         step, self._unread = self._unread, None
         if step is not None:
             self._judge(step)
 
     def _judge(self, step: _Step) -> None:
-        """Write the metrics of a step if they are finite, and stop training if they must be."""
+        """Write the metrics of a step if they are finite; raise if training must stop."""
         metrics = step.measured.read()
         if any(m.num_unreadable for m in metrics):
             parts = comm.all_gather(step.unreadable)
@@ -211,7 +210,7 @@ class StepTrainer(SimpleTrainer):
                 storage.put_scalar("gradient_norm", step.clip_norm, cur_iter=step.iteration)
 
     def _stop(self, step: _Step, metrics: list[StepMetrics]) -> BadNumbersError:
-        """The error for a step with non-finite values."""
+        """Return the error for a step with non-finite values."""
         model = unwrap(self.model)
         norms = dict(zip(step.parameters, step.measured.parameter_norms.tolist(), strict=True))
         return stop_for_bad_numbers(
@@ -229,7 +228,7 @@ class StepTrainer(SimpleTrainer):
         )
 
     def compute_gradients(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Add the gradients of a batch, true to scale, to the parameters'; return its losses."""
+        """Add the unscaled gradients of a batch to those of the parameters; return its losses."""
         total: dict[str, Tensor] = {}
         for arguments, exchange in self._micro_batches(batch):
             with exchange:
@@ -240,15 +239,15 @@ class StepTrainer(SimpleTrainer):
                 self.grad_scaler.scale(sum(losses.values())).backward()
             for name, loss in losses.items():
                 total[name] = total.get(name, 0) + loss.detach()
-        # Here rather than in the optimizer: AdamW's fused step would leave it until after the
-        # clipping, which must see true gradients.
+        # Not in the optimizer: a fused step would unscale only after clipping, which needs true
+        # gradients.
         self.grad_scaler.unscale_(self.optimizer)
         return total
 
     def _micro_batches(
         self, batch: list[dict[str, Any]]
     ) -> Iterator[tuple[tuple[Any, ...], AbstractContextManager[None]]]:
-        """The model's arguments for each micro-batch, and the context that it is trained in."""
+        """Yield the model's arguments for each micro-batch, and its context."""
         if self.num_micro_batches == 1:
             yield (batch,), nullcontext()
             return
@@ -271,9 +270,9 @@ class StepTrainer(SimpleTrainer):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], *, restarted: Collection[str] = ()
     ) -> None:
-        """Continue from a saved state, without that of parameters whose names are in `restarted`.
+        """Continue from a saved state, except for the parameters named in `restarted`.
 
-        Another precision starts with its own gradient scale.
+        A changed precision starts with its own gradient scale.
         """
         TrainerBase.load_state_dict(self, state_dict)
         load_optimizer(
@@ -286,10 +285,10 @@ class StepTrainer(SimpleTrainer):
 
 
 def _fill_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Give fused SGD zeros as the momentum that it does not have yet.
+    """Initialize missing momentum buffers of fused SGD with zeros.
 
-    Otherwise it makes all of it in its first step, uninitialised if that step is skipped, and fails
-    where only some parameters have none.
+    Otherwise its first step creates them, uninitialized if that step is skipped, and fails if only
+    some parameters lack them.
     """
     for group in optimizer.param_groups:
         if group.get("fused") and group.get("momentum"):

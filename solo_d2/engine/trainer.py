@@ -1,4 +1,4 @@
-"""Detectron2's trainer with what SOLO needs."""
+"""Detectron2's trainer, extended for SOLO."""
 
 import json
 import logging
@@ -48,10 +48,10 @@ from solo_d2.utils.errors import ConfigError
 
 logger = logging.getLogger("solo_d2")
 
-# Parameters of Swin and ViT that do not decay with AdamW, as in their papers' code.
+# Parameters of Swin and ViT without weight decay in AdamW, as in the code of their papers.
 POSITION_TABLES = ("relative_position_bias_table", "pos_embed")
 
-# In a checkpoint whose model is the averaged one: the weights that training continues from.
+# Key of the weights that training continues from, in a checkpoint of EMA weights.
 TRAINED_MODEL = "trained_model"
 
 
@@ -63,10 +63,9 @@ class Trainer(DefaultTrainer):
     """
 
     def __init__(self, cfg: CfgNode):
-        """Build all that the config names; ConfigError for a value that cannot work."""
+        """Build model, data loader, optimizer and hooks; ConfigError for an invalid value."""
         check_run_config(cfg)
-        # In place of DefaultTrainer's, which knows neither this inner trainer nor processes on the
-        # CPU.
+        # Not DefaultTrainer.__init__, which supports neither `StepTrainer` nor processes on CPUs.
         TrainerBase.__init__(self)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
@@ -96,7 +95,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> Any:
-        """Build the model, compiled and laid out in memory as SOLVER says."""
+        """Build the model, with the compilation and memory layout of SOLVER."""
         model_class(cfg)
         model = super().build_model(cfg)
         solver = cfg.SOLVER
@@ -124,9 +123,9 @@ class Trainer(DefaultTrainer):
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         """Build SGD or AdamW, by SOLVER.OPTIMIZER, on Detectron2's parameter groups.
 
-        AdamW, and on CUDA SGD too, are fused: `StepTrainer` then need not wait for metrics.
+        AdamW, and SGD on CUDA, are fused, so that `StepTrainer` need not wait for metrics.
         """
-        if cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE == FULL_MODEL:  # not known to Detectron2
+        if cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE == FULL_MODEL:  # unknown to Detectron2
             cfg = cfg.clone()
             cfg.defrost()
             cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
@@ -147,7 +146,7 @@ class Trainer(DefaultTrainer):
         )
 
     def build_hooks(self) -> list[Any]:
-        """Build Detectron2's hooks, and those for seeds, averages and the best checkpoint."""
+        """Build Detectron2's hooks, and those for seeds, EMA and the best checkpoint."""
         solver, period = self.cfg.SOLVER, self.cfg.TEST.EVAL_PERIOD
         hooks, best, writers = [], None, []
         if self.cfg.SEED >= 0:
@@ -177,15 +176,15 @@ class Trainer(DefaultTrainer):
     def test(
         cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None
     ) -> "OrderedDict[str, Any]":
-        """Evaluate on DATASETS.TEST; OUTPUT_DIR/evaluation.json keeps the last metrics.
+        """Evaluate on DATASETS.TEST and write the metrics to OUTPUT_DIR/evaluation.json.
 
-        They are flat, name -> percent, with null for what is not defined. An image that cannot be
-        read counts as one without predictions.
+        The file maps names to percent, or null if undefined. Unreadable images count as images
+        without predictions.
 
         Args:
             cfg: the config.
-            model: with its weights.
-            evaluators: one, or one for each data set; None for `build_evaluator`'s.
+            model: the model with its weights.
+            evaluators: one evaluator, or one for each data set; None: those of `build_evaluator`.
         """
         results = cls._evaluate_datasets(cfg, model, evaluators)
         if results:
@@ -194,14 +193,14 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test_with_tta(cls, cfg: CfgNode, model: nn.Module) -> "OrderedDict[str, Any]":
-        """Evaluate with the views of TEST.AUG, and add the metrics to OUTPUT_DIR/evaluation.json.
+        """Evaluate with TTA and add the metrics to OUTPUT_DIR/evaluation.json.
 
         Returns:
-            As `test`, with _TTA at the end of the outermost names.
+            The results of `test`, with _TTA appended to the outermost names.
         """
         cfg = cfg.clone()
         cfg.defrost()
-        cfg.INPUT.MIN_SIZE_TEST = 0  # each view is made from the image as it is
+        cfg.INPUT.MIN_SIZE_TEST = 0  # views are made from the original image
         folder = Path(cfg.OUTPUT_DIR)
         evaluators = [
             cls.build_evaluator(cfg, name, str(folder / "inference_TTA" / name))
@@ -217,7 +216,7 @@ class Trainer(DefaultTrainer):
     def _evaluate_datasets(
         cls, cfg: CfgNode, model: nn.Module, evaluators: Any
     ) -> "OrderedDict[str, Any]":
-        """As Detectron2's `test`, with `evaluate_dataset`."""
+        """Run Detectron2's `test` with `evaluate_dataset`."""
         results: OrderedDict[str, Any] = OrderedDict()
         given = [evaluators] if isinstance(evaluators, DatasetEvaluator) else evaluators
         for index, name in enumerate(cfg.DATASETS.TEST):
@@ -230,11 +229,11 @@ class Trainer(DefaultTrainer):
 
     @property
     def evaluated_model(self) -> nn.Module:
-        """What evaluations see and checkpoints hold as the model."""
+        """The model that is evaluated and saved: the EMA model if there is one."""
         return unwrap(self.model) if self.ema is None else self.ema.average
 
     def categories(self) -> list[Category]:
-        """Return the classes that checkpoints hold; see `solo_d2.data.classes`."""
+        """Return the classes to save in checkpoints; see `solo_d2.data.classes`."""
         return training_categories(self.cfg)
 
     @staticmethod
@@ -261,9 +260,9 @@ class Trainer(DefaultTrainer):
         folder = self.cfg.OUTPUT_DIR
         reserve(folder)
         try:
-            self.save_config()  # not before: a training that is refused leaves the file as it is
+            self.save_config()  # not before: a training that is refused must not change the file
             if self.start_iter >= self.max_iter and not Path(folder, "model_final.pth").is_file():
-                # It was killed between its last step and this file.
+                # The training was killed between its last step and this file.
                 self.checkpointer.save("model_final", iteration=self.max_iter - 1)
             return super().train()
         except EndOfTraining:  # right after an evaluation
@@ -274,16 +273,16 @@ class Trainer(DefaultTrainer):
             release(folder)
 
     def after_train(self) -> None:
-        """Run the hooks of the end; after a failure in the last iteration they evaluate nothing."""
-        if self.iter < self.max_iter:  # Detectron2's take that iteration's number for success
+        """Run the final hooks, without evaluation after a failure in the last iteration."""
+        if self.iter < self.max_iter:  # Detectron2's hooks take that iteration for success
             of_success = (EvalHook, BestCheckpointer)
             hooks: list[Any] = self._hooks  # type: ignore[has-type]
             self._hooks = [hook for hook in hooks if not isinstance(hook, of_success)]
         super().after_train()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed training needs in addition to the weights."""
-        # After the last iteration `iter` is one more.
+        """Return the state that a resumed training needs besides the weights."""
+        # After the last iteration, `iter` is one larger.
         done = max(self.start_iter, min(self.iter + 1, self.max_iter))
         new_images = (done - self.start_iter) * self.cfg.SOLVER.IMS_PER_BATCH
         return {
@@ -295,24 +294,24 @@ class Trainer(DefaultTrainer):
         }
 
     def _best_of(self) -> list[str]:
-        """What the best checkpoint is chosen by."""
+        """Return the metric and data sets that determine the best checkpoint."""
         return [best_metric(self.cfg), *self.cfg.DATASETS.TEST]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a saved state, with the schedule and the options of the config.
+        """Continue from a saved state, with the schedule and options of the config.
 
-        State that belongs to other parameters or another evaluation is dropped and logged.
+        State of other parameters or of another evaluation is dropped and logged.
         """
         restarted = self.checkpointer.restarted
         hooks = dict(state_dict.get("hooks", {}))
         hooks.pop("LRScheduler", None)
         if restarted and hooks.pop("EMA", None) and self.ema is not None:
-            logger.warning("The averages of the weights start anew, as some of the weights do")
+            logger.warning("EMA restarts, since some of the weights were not loaded")
         same = state_dict.get("best_of", self._best_of()) == self._best_of()
         if (restarted or not same) and hooks.pop("ResumableBestCheckpointer", None):
             logger.warning(
-                "The best metric so far is dropped: it is of "
-                + ("the model before some weights started anew" if same else "another evaluation")
+                "The best metric so far is dropped: it belongs to "
+                + ("weights that were not loaded" if same else "another evaluation")
             )
         TrainerBase.load_state_dict(self, {**state_dict, "hooks": hooks})
         self._trainer.load_state_dict(state_dict["_trainer"], restarted=restarted)
@@ -321,7 +320,7 @@ class Trainer(DefaultTrainer):
         # Checkpoints of earlier versions do not have the batch size.
         mean_batch_size = self._images_before / max(1, done)
         self._batch_size_before = state_dict.get("batch_size", mean_batch_size)
-        # Detectron2's schedules depend on the iteration alone.
+        # Detectron2's schedules depend on the iteration only.
         self.scheduler.last_epoch = min(done, self.max_iter)
         for group, lr in zip(self.optimizer.param_groups, self.scheduler.get_lr(), strict=True):
             group["lr"] = lr
@@ -330,14 +329,14 @@ class Trainer(DefaultTrainer):
         """Load the last checkpoint or MODEL.WEIGHTS; skip the data that was already seen.
 
         Raises:
-            ConfigError: the weights can't be used, or SOLVER.EMA is not as it was.
+            ConfigError: the weights can't be used, or SOLVER.EMA has changed.
         """
         rest = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         if resume and self.checkpointer.has_checkpoint():
             self.start_iter = self.iter + 1
             self._compare_with_checkpoint(rest)
         if self.ema is not None and not self._trained.loaded:
-            # The weights were read as those of the averaged model, where training is to start.
+            # The weights were loaded into the EMA model; training starts from them.
             unwrap(self.model).load_state_dict(self.ema.average.state_dict())
         if self.ema is not None and self.ema.num_steps == 0:
             self.ema.restart()
@@ -351,51 +350,51 @@ class Trainer(DefaultTrainer):
         self._trainer.data_loader.batch_sampler.start_batch = self._images_before // batch_size
 
     def _compare_with_checkpoint(self, rest: dict[str, Any]) -> None:
-        """Name what differs from the training that is resumed; `rest` is what else it saved."""
+        """Log differences to the training that is resumed; `rest` is its other saved state."""
         weights, folder = self.cfg.MODEL.WEIGHTS, self.cfg.OUTPUT_DIR
         logger.info(
-            f"Training goes on after {self.start_iter} iterations"
-            + (f"; MODEL.WEIGHTS {weights} is not read" if weights else "")
+            f"Training continues after {self.start_iter} iterations"
+            + (f"; MODEL.WEIGHTS {weights} is ignored" if weights else "")
         )
         saved = rest.get(CLASSES_KEY)
         titles = ("the checkpoint", "DATASETS.TRAIN")
         differing = difference(saved, self.categories(), titles) if saved else ""
         if differing:
             logger.warning(
-                f"The classes differ: {differing}. Class weights are kept by position: each class "
-                "continues from the class that was at its position"
+                f"The classes differ: {differing}. Each class continues from the weights of the "
+                "class with the same index"
             )
         if self.start_iter > self.max_iter:
             logger.warning(
-                f"SOLVER.MAX_ITER is {self.max_iter}, but the checkpoint in {folder} has "
-                f"{self.start_iter} iterations already: nothing is left to train"
+                f"SOLVER.MAX_ITER is {self.max_iter}, but the checkpoint in {folder} already has "
+                f"{self.start_iter} iterations: nothing is left to train"
             )
         if self.ema is None and TRAINED_MODEL in rest:
             raise ConfigError(
                 f"SOLVER.EMA.ENABLED is False, but the checkpoint in {folder} was trained with it: "
-                "it must be True to go on from there"
+                "set it to True to continue"
             )
 
 
 def fused_sgd(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """Make an optimizer of Detectron2's `build_optimizer` again as a fused one."""
+    """Return a fused copy of an optimizer of Detectron2's `build_optimizer`."""
     groups = [{**group, "foreach": False, "fused": True} for group in optimizer.param_groups]
     kind: Any = type(optimizer)
     return kind(groups, fused=True)
 
 
 def load_weights(cfg: CfgNode, model: nn.Module) -> None:
-    """Load MODEL.WEIGHTS into a model that is to be evaluated; warn if there are none."""
+    """Load MODEL.WEIGHTS for evaluation; warn if it is empty."""
     if not cfg.MODEL.WEIGHTS:
         logger.warning(
-            "MODEL.WEIGHTS is empty, so the model that is evaluated has random weights: name a "
-            "trained checkpoint by MODEL.WEIGHTS FILE"
+            "MODEL.WEIGHTS is empty, so the evaluated model has random weights: set it to a "
+            "trained checkpoint"
         )
     SOLOCheckpointer(model, save_dir=cfg.OUTPUT_DIR, whole=True).load(cfg.MODEL.WEIGHTS)
 
 
 def evaluate(cfg: CfgNode) -> "OrderedDict[str, Any]":
-    """Load MODEL.WEIGHTS and evaluate on DATASETS.TEST, with TEST.AUG.ENABLED in two ways."""
+    """Load MODEL.WEIGHTS and evaluate on DATASETS.TEST; with TEST.AUG.ENABLED, with TTA too."""
     model = DefaultTrainer.build_model(cfg)
     load_weights(cfg, model)
     results = Trainer.test(cfg, speed_up(model, SpeedOptions.from_config(cfg)))

@@ -1,4 +1,4 @@
-"""The training data of a config: its loader, and the reason if it holds nothing to train on."""
+"""Training data of a config: its loader, and checks that it contains objects to train on."""
 
 import contextlib
 import itertools
@@ -28,20 +28,20 @@ from solo_d2.utils.user_code import from_user_code
 
 logger = logging.getLogger(__name__)
 
-# Training samples in which to look for an object that is assigned to a cell; mostly one is enough.
+# Training samples to search for an object that is assigned to a cell; usually the first has one.
 _NUM_SAMPLES = 50
 
 
 def build_train_loader(cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any]) -> DataLoader[Any]:
-    """Make the infinite training loader of a config.
+    """Build the infinite training loader of a config.
 
     Args:
-        cfg: the config; SEED fixes order and augmentation (-1 too is a seed here).
-        mapper: makes a training sample of a data set dict; with copy-paste of two.
+        cfg: the config; SEED determines order and augmentation (-1 is a seed too).
+        mapper: maps a data set dict to a training sample; with copy-paste, two of them.
 
     Returns:
-        Batches of SOLVER.IMS_PER_BATCH / processes samples, as lists. Set
-        `loader.batch_sampler.start_batch` before the first batch is taken to go on from there.
+        A loader of lists of SOLVER.IMS_PER_BATCH / processes samples. To start from a later batch,
+        set `loader.batch_sampler.start_batch` before iterating.
 
     Raises:
         DatasetError: the data cannot be used, or is empty.
@@ -65,7 +65,7 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any]) ->
 
 @contextlib.contextmanager
 def explaining_no_data(names: Sequence[str]) -> Iterator[None]:
-    """Turn Detectron2's assertion that data sets are not empty into a DatasetError with a cause."""
+    """Turn Detectron2's assertion for empty data sets into a DatasetError with the reason."""
     try:
         yield
     except AssertionError as error:
@@ -76,10 +76,10 @@ def explaining_no_data(names: Sequence[str]) -> Iterator[None]:
 
 
 def require_trainable(names: Sequence[str], model: Any, loader: Any) -> None:
-    """Refuse to train an instance model on data without an object, or none that reaches a cell.
+    """Raise a DatasetError if the data has no objects, or none that is assigned to a cell.
 
-    `_NUM_SAMPLES` training samples are looked at; if there are more images, a warning takes the
-    place of the error. Other models, panoptic ones and the user's loaders pass.
+    Checks up to `_NUM_SAMPLES` training samples; with more images, logs a warning instead. Panoptic
+    and other models and custom loaders are not checked.
     """
     samples = getattr(loader, "dataset", None)
     if not isinstance(samples, SeededDataset) or not isinstance(model, SOLO):
@@ -89,7 +89,7 @@ def require_trainable(names: Sequence[str], model: Any, loader: Any) -> None:
     records = samples.dataset
     order = random.Random(0).sample(range(len(records)), len(records))
     with_objects = (i for i in order if any(map(is_object, records[i].get("annotations", ()))))
-    chosen = list(itertools.islice(with_objects, _NUM_SAMPLES))  # to read all would take seconds
+    chosen = list(itertools.islice(with_objects, _NUM_SAMPLES))  # reading all would take seconds
     if not chosen:
         raise _nothing(names, _why_no_objects(names))
     for place, index in zip(range(_NUM_SAMPLES), itertools.cycle(chosen), strict=False):
@@ -100,8 +100,8 @@ def require_trainable(names: Sequence[str], model: Any, loader: Any) -> None:
         if targets.num_positive_cells and any(masks.any() for masks in targets.masks.values()):
             return
     reason = (
-        "no object is assigned to a cell at its size in training. Change INPUT.MIN_SIZE_TRAIN, "
-        "MODEL.SOLO.SCALE_RANGES or NUM_GRIDS; tools/check_dataset.py lists reasons and proposes "
+        "no object is assigned to a cell at its training size. Change INPUT.MIN_SIZE_TRAIN, "
+        "MODEL.SOLO.SCALE_RANGES or NUM_GRIDS; tools/check_dataset.py lists reasons and suggests "
         "values"
     )
     if len(chosen) < _NUM_SAMPLES:
@@ -114,11 +114,11 @@ def _nothing(names: Sequence[str], reason: str) -> DatasetError:
 
 
 def _why_no_objects(names: Sequence[str]) -> str:
-    """The reasons of several data sets, which are read again for it."""
+    """Return the reasons of several data sets, which are read again."""
     reasons = []
     for name in names:
         problems: list[Problem] = []
-        # The entries of a data set that a function makes need names of classes; its dicts do not.
+        # Entries of a data set defined by a function require class names; its dicts do not.
         records = read_entries(name, problems.append).records or DatasetCatalog.get(name)
         if len(without_objects(records)) == len(records):
             reasons.append(f"'{name}': {why_nothing(problems, records)}")
@@ -126,11 +126,11 @@ def _why_no_objects(names: Sequence[str]) -> str:
 
 
 def why_nothing(problems: Sequence[Problem], records: Sequence[dict[str, Any]]) -> str:
-    """Say why no annotation of a data set is an object to learn.
+    """Explain why a data set has no object to train on.
 
     Args:
-        problems: with its entries.
-        records: its images, with the annotations that are not left out.
+        problems: problems with its entries.
+        records: its images, with the annotations that are used.
     """
     if not records:
         return "the list of images is empty"
@@ -141,9 +141,9 @@ def why_nothing(problems: Sequence[Problem], records: Sequence[dict[str, Any]]) 
     crowds = sum(not is_object(a) for record in records for a in record.get("annotations", ()))
     reasons = {
         "there are boxes but no masks: annotations with a 'bbox' and an empty 'segmentation': "
-        f"{boxes}. SOLO learns from masks: annotate polygons or RLE": boxes,
+        f"{boxes}. SOLO is trained on masks: annotate polygons or RLE": boxes,
         "there are only crowd regions: annotations with 'iscrowd' 1, which training ignores: "
-        f"{crowds}. Set it to 0 for all that are no groups of objects": crowds,
+        f"{crowds}. Set it to 0 unless they are groups of objects": crowds,
         f"{outside} annotations lie outside their images": outside,
         f"{len(covering)} annotations cover nothing: {count_reasons(covering)}": len(covering),
     }

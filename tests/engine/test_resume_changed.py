@@ -98,8 +98,8 @@ def test_parameters_of_another_shape_lose_their_state_and_train(first, resume, t
     assert len(anew) < len(steps)
     assert trainer.ema.num_steps == 1
     assert "head.kernel_params.bias" in log
-    assert "The averages of the weights start anew" in log
-    assert "The best metric so far is dropped" in log
+    assert "EMA restarts" in log
+    assert "best metric so far is dropped" in log
 
 
 def test_parameters_that_are_trained_from_now_on_or_no_longer(resume):
