@@ -27,7 +27,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Point links to pages at the site and links to other files at the repository."""
-    source = Path(PAGES.get(page.file.src_uri, f"docs/{page.file.src_uri}"))
+    shown_at = Path("docs", page.file.src_uri)
+    source = Path(PAGES.get(page.file.src_uri, shown_at))
     shown = {file: name for name, file in PAGES.items()}
 
     def rewrite(match: re.Match[str]) -> str:
@@ -36,7 +37,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         if file in shown:
             return f"[{text}]({shown[file]}{anchor})"
         if Path(file).parts[0] == "docs":
-            return f"[{text}]({os.path.relpath(file, 'docs')}{anchor})"
+            return f"[{text}]({os.path.relpath(file, shown_at.parent)}{anchor})"
         return f"[{text}]({config.repo_url}/blob/main/{file})" if config.repo_url else text
 
     return LINK.sub(rewrite, markdown)

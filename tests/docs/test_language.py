@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[2]
 GLOSSARY = re.compile(r"<!-- glossary:begin -->\n(.*?)<!-- glossary:end -->", re.DOTALL)
 FILES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "configs/README.md")),
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").glob("**/*.md")),
     *sorted(
         file for folder in ("solo_d2", "tools", "demo") for file in ROOT.glob(f"{folder}/**/*.py")
     ),

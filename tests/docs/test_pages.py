@@ -1,4 +1,4 @@
-"""Check the blocks, links and names of README.md and docs/*.md; `-m reliability` also runs them.
+"""Check the blocks, links and names of README.md and docs; `-m reliability` also runs them.
 
 A comment before a block says why it does not run (`<!-- skip: next "takes hours" -->`) and may add
 a shorter one (`<!-- invisible-code-block: bash`, the commands, `-->`).
@@ -28,7 +28,7 @@ from tests.docs import commands
 ROOT = Path(__file__).resolve().parents[2]
 # tests/docs/test_extending.py runs the blocks of that page, which have keys of their own.
 EXTENDING = ROOT / "docs" / "extending.md"
-PAGES = [ROOT / "README.md", *sorted({*(ROOT / "docs").glob("*.md")} - {EXTENDING})]
+PAGES = [ROOT / "README.md", *sorted({*(ROOT / "docs").glob("**/*.md")} - {EXTENDING})]
 FOLDERS = ("configs", "demo", "docker", "docs", "solo_d2", "tests", "tools")
 CODE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 FENCES = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)

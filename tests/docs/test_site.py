@@ -13,16 +13,20 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 
 def test_site_is_built_without_a_warning(tmp_path):
-    pytest.importorskip("mkdocs")
+    pytest.importorskip("mkdocstrings_handlers.python")
     from mkdocs.commands.build import build
     from mkdocs.config import load_config
 
     # Strict: a warning, such as a link to nothing, raises.
     build(load_config(str(ROOT / "mkdocs.yml"), strict=True, site_dir=str(tmp_path)))
     assert (tmp_path / "configs.html").is_file()
+    # The reference comes from the docstrings, and links the types of signatures.
+    reference = (tmp_path / "reference/nms.html").read_text()
+    assert 'id="solo_d2.ops.matrix_nms.matrix_nms"' in reference
+    assert 'href="#solo_d2.ops.mask_iou.MaskRows"' in reference
     assert 'href="changelog.html"' in (tmp_path / "index.html").read_text()
     # Nothing is loaded from other machines.
-    pages = "".join(file.read_text() for file in tmp_path.glob("*.html"))
+    pages = "".join(file.read_text() for file in tmp_path.glob("**/*.html"))
     assert re.findall(r'<(?:script|link)[^>]+(?:src|href)="(https?:[^"]+)', pages) == []
 
 
@@ -35,6 +39,8 @@ def test_site_is_built_without_a_warning(tmp_path):
          "[targets](https://x.org/r/blob/main/solo_d2/targets.py)"),
         ("", "contributing", "[a](docs/design.md) [c](https://x.org) ![p](p.png)",
          "[a](design.md) [c](https://x.org) ![p](p.png)"),
+        ("", "reference/nms", "[a](../speed.md#x) [t](../../solo_d2/targets.py)",
+         "[a](../speed.md#x) t"),
     ],
 )  # fmt: skip
 def test_links_to_the_code(repository, page, text, expected):
