@@ -24,9 +24,11 @@ demo: setup # train, evaluate and show SOLOv2 on generated images, in minutes on
 docs: setup # build the site of the documentation in build/site
 	"$(python)" -m mkdocs build --strict
 
-lint: setup # check format, lint, types and the layers of imports
+lint: setup # check format, lint, types, import layers, spelling and language
 	"$(python)" -m ruff format --check . && "$(python)" -m ruff check . && \
-		"$(python)" -m mypy && PYTHONPATH=. "$(dir $(python))lint-imports"
+		"$(python)" -m mypy && PYTHONPATH=. "$(dir $(python))lint-imports" && \
+		"$(dir $(python))codespell" && \
+		"$(python)" -m pytest -q --noconftest tests/docs/test_language.py
 
 format: setup # rewrite files with ruff
 	"$(python)" -m ruff check --fix-only . && "$(python)" -m ruff format .

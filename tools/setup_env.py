@@ -88,7 +88,7 @@ def install(venv: Path, options: dict[str, str]) -> None:
             run(build, "DETECTRON2= a checkout or wheel", **environ)
     run([*pip, *shlex.split(panopticapi)], "PANOPTICAPI= a checkout or wheel")
     hooks = (ROOT / ".pre-commit-config.yaml").read_text()
-    tools = re.findall(r"(ruff|mypy)(?:-pre-commit)?\n +rev: v(\S+)", hooks)
+    tools = re.findall(r"(ruff|mypy|codespell)(?:-pre-commit)?\n +rev: v(\S+)", hooks)
     upgrade = ["--upgrade", "--upgrade-strategy", "eager"] if versions == "newest" else []
     project = ["-e", f"{ROOT}[dev]", "detectron2", *(f"{tool}=={pin}" for tool, pin in tools)]
     run([*pip, *upgrade, *project], "VERSIONS= or PYTHON=")

@@ -23,7 +23,7 @@ optimizer = L(torch.optim.SGD)(
 lr_multiplier = L(WarmupParamScheduler)(
     scheduler=L(MultiStepParamScheduler)(
         values=[1.0, 0.1, 0.01],
-        milestones=[60000, 80000, 90000],  # shares of train.max_iter, whatever that is
+        milestones=[60000, 80000, 90000],  # as fractions of train.max_iter
     ),
     warmup_factor=0.01,
     warmup_length=1000 / 90000,

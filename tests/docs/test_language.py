@@ -1,4 +1,4 @@
-"""The glossary of CONTRIBUTING.md holds in docs, comments and docstrings."""
+"""The glossary of CONTRIBUTING.md holds in docs, comments and docstrings; part of `make lint`."""
 
 import re
 from pathlib import Path
@@ -7,13 +7,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 GLOSSARY = re.compile(r"<!-- glossary:begin -->\n(.*?)<!-- glossary:end -->", re.DOTALL)
-FILES = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "configs/README.md")),
-    *sorted((ROOT / "docs").glob("**/*.md")),
-    *sorted(
-        file for folder in ("solo_d2", "tools", "demo") for file in ROOT.glob(f"{folder}/**/*.py")
-    ),
-]
+PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**/*.md", "configs/**/*.md")
+CODE = ("solo_d2/**/*.py", "tools/**/*.py", "demo/**/*.py", "configs/**/*.py", "configs/**/*.yaml")
+FILES = [file for pattern in (*PAGES, *CODE) for file in sorted(ROOT.glob(pattern))]
 
 
 def rejected_phrases():
@@ -40,7 +36,7 @@ def test_glossary_is_read():
     assert not faults("Exact duplicates do not suppress other masks.", phrases)
 
 
-@pytest.mark.parametrize("folder", ["solo_d2", "tools", "demo", "docs"])
+@pytest.mark.parametrize("folder", ["solo_d2", "tools", "demo", "configs", "docs"])
 def test_no_rejected_phrase(folder):
     phrases = rejected_phrases()
     found = []

@@ -53,7 +53,7 @@ def test_first_set_up_takes_every_step_and_the_second_none(machine):
     ends = ["/venv", "ninja", "torch torchvision", *sources, ""]
     assert len(lines) == len(ends)
     assert all(line.endswith(end) for line, end in zip(lines, ends, strict=True))
-    assert re.search(r"\[dev\] detectron2 ruff==[\d.]+ mypy==[\d.]+$", lines[-1])
+    assert re.search(r"\[dev\] detectron2 ruff==[\d.]+ mypy==[\d.]+ codespell==[\d.]+$", lines[-1])
     assert machine() == []
 
 

@@ -8,7 +8,7 @@ train = dict(
     checkpointer=dict(period=5000),
     eval_period=10000,
     device="cuda",
-    seed=7,  # a resumed training goes on exactly
+    seed=7,  # fixed, so that a resumed run continues exactly
     # The keys of docs/training.md and docs/weights.md under other names.
     weights_allow=[],
     accumulate_steps=1,
