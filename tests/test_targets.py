@@ -174,9 +174,10 @@ def test_strides_of_several_levels():
     }
 
 
-def test_unknown_conflict_rule():
-    with pytest.raises(ValueError, match="'first'"):
-        assign_grid_targets(*golden_images(), **GRID, cell_conflict="first")
+@pytest.mark.parametrize("option", [{"cell_conflict": "first"}, {"mask_target": "edge"}])
+def test_unknown_options(option):
+    with pytest.raises(ValueError, match=repr(*option.values())):
+        assign_grid_targets(*golden_images(), **GRID, **option)
 
 
 def test_flattened_levels_count_cells_as_the_targets_do():

@@ -1,8 +1,10 @@
-"""Every source format: recognised, renamed one to one, and right in numbers for the heads."""
+"""Every source format: recognised, and renamed one to one.
+
+tests/modeling/test_solo_heads.py has what converted heads compute.
+"""
 
 import pytest
 import torch
-from detectron2.layers import ShapeSpec
 
 from solo_d2.checkpoint.formats import (
     ADELAIDET,
@@ -13,12 +15,7 @@ from solo_d2.checkpoint.formats import (
     TORCHVISION,
     recognise,
 )
-from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY
 from tests.checkpoint import published
-from tests.golden import levels, load_golden
-
-FEATURES = ["p2", "p3", "p4", "p5", "p6"]
-CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
 @pytest.mark.parametrize("model", published.MODELS)
@@ -91,68 +88,3 @@ def test_what_belongs_to_nothing_keeps_its_name_and_nothing_is_written_twice():
         SOLO_AUTHORS.convert(published.authors("decoupled_light_dcn") | twice)
     assert recognise({"weight": 0}) is None
     assert len({source.title for source in FORMATS}) == len(FORMATS)
-
-
-HEADS = {
-    "solo_head_forward": "SOLOHead",
-    "decoupled_solo_head_forward": "DecoupledSOLOHead",
-    "decoupled_solo_light_head_forward": "DecoupledSOLOLightHead",
-    "mmdet_solov2_light": "SOLOv2Head",
-    "solov2_heads": "SOLOv2Head",
-}
-
-
-def golden_head(name, source):
-    golden = load_golden(name)
-    prefixes = ("bbox_head.", "mask_feat_head.", "ins_head.", "mask_head.")
-    state = {key: value for key, value in golden.items() if key.startswith(prefixes)}
-    if source is MMDETECTION:
-        state = published.newer(state)
-    converted = source.convert(state).state
-    dim = converted["head.class_tower.0.weight"].shape[0]
-    settings = {"num_grids": golden["num_grids"].tolist(), "num_convs": 2, "conv_dim": dim}
-    if "head.mask_feature.output.weight" in converted:
-        out, conv_dim = converted["head.mask_feature.output.weight"].shape[:2]
-        settings |= {"mask_in_features": FEATURES[:4], "mask_conv_dim": conv_dim}
-        settings |= {"mask_out_channels": out}
-    head = SOLO_HEAD_REGISTRY.get(HEADS[name])(
-        in_features=FEATURES,
-        input_shape={f"p{n}": ShapeSpec(channels=32, stride=2**n) for n in range(2, 7)},
-        strides=[8, 8, 16, 32, 32],
-        num_classes=converted["head.class_logits.weight"].shape[0],
-        **settings,
-    )
-    head.load_state_dict({k.removeprefix("head."): v for k, v in converted.items()}, strict=True)
-    with torch.no_grad():
-        return golden, head({key: golden[key] for key in FEATURES})
-
-
-@pytest.mark.parametrize(
-    ("name", "source"),
-    [
-        *((name, source) for name in [*HEADS][:4] for source in (SOLO_AUTHORS, MMDETECTION)),
-        ("solov2_heads", ADELAIDET),
-    ],
-)
-def test_converted_heads_give_the_published_outputs(name, source):
-    golden, outputs = golden_head(name, source)
-    pairs = [("class_logits", "cate_pred")]
-    if name.startswith("decoupled"):
-        pairs += [("column_logits", "ins_pred_x"), ("row_logits", "ins_pred_y")]
-    elif HEADS[name] == "SOLOv2Head":
-        pairs += [("kernel_params", "kernel_pred")]
-        feature = golden["mask_feat" if "mask_feat" in golden else "mask_pred"]
-        torch.testing.assert_close(outputs.mask_features[0], feature, **CLOSE)
-    for ours, theirs in pairs:
-        for level, expected in zip(getattr(outputs, ours), levels(golden, theirs), strict=True):
-            torch.testing.assert_close(level, expected, **CLOSE)
-
-
-def test_solo_masks_give_the_published_outputs():
-    """SOLO's head makes only chosen masks, so its last layer is applied here."""
-    golden, outputs = golden_head("solo_head_forward", SOLO_AUTHORS)
-    for level, feature in enumerate(outputs.mask_features):
-        weight = golden[f"bbox_head.solo_ins_list.{level}.weight"]
-        bias = golden[f"bbox_head.solo_ins_list.{level}.bias"]
-        masks = torch.nn.functional.conv2d(feature, weight, bias)
-        torch.testing.assert_close(masks, golden[f"ins_pred.{level}"], **CLOSE)

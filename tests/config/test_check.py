@@ -45,25 +45,34 @@ OF_A_RUN = {
     "INPUT.CROP.SIZE": [[1.5, 0.5], [0.5]], "INPUT.LSJ.SIZE": [0],
     "INPUT.LSJ.SCALE_RANGE": [[2.0, 0.1]], "INPUT.COPY_PASTE.PROB": [1.5],
     "TEST.EVAL_PERIOD": [-1], "TEST.AP_BACKEND": ["fast"], "TEST.AUG.MAX_SIZE": [0],
-    "TEST.SPEED.DTYPE": ["int8"], "SEED": [2**32, "1"], "OUTPUT_DIR": ["", None],
+    "TEST.SPEED.DTYPE": ["int8", "bf16"], "TEST.SPEED.COMPILE": ["on"],
+    "TEST.SPEED.FUSE_BN": ["yes"], "SOLVER.COMPILE": ["cuda-graphs"],
+    "SEED": [2**32, "1"], "OUTPUT_DIR": ["", None],
     "FLOAT32_PRECISION": ["tf32"], "MODEL.DEVICE": ["gpu"], "MODEL.WEIGHTS_ALLOW": ["head.*"],
 }  # fmt: skip
 OF_A_MODEL = {
     "MODEL.META_ARCHITECTURE": ["YOLO"], "MODEL.BACKBONE.NAME": ["resnet"],
     "MODEL.BACKBONE.FREEZE_AT": [-1], "MODEL.RESNETS.DEPTH": [51], "MODEL.RESNETS.NORM": ["XN"],
     "MODEL.FPN.IN_FEATURES": [[]], "MODEL.FPN.OUT_CHANNELS": [0], "MODEL.PIXEL_MEAN": [[1.0, 2.0]],
-    "MODEL.PIXEL_STD": [[1.0, 0.0, 1.0], [1.0, NAN, 1.0]], "MODEL.SOLO.NUM_CLASSES": [80.0],
-    "MODEL.SOLO.IN_FEATURES": [[]],
+    "MODEL.PIXEL_STD": [[1.0, 0.0, 1.0], [1.0, NAN, 1.0]], "MODEL.SOLO.NUM_CLASSES": [80.0, 0],
+    "MODEL.SOLO.NUM_GRIDS": [[4, 2]], "MODEL.SOLO.CELL_CONFLICT": ["first"],
+    "MODEL.SOLO.IN_FEATURES": [[], ["p2", "p3", "p4", "p5", "p9"]],
+    "MODEL.SOLO.SCORE_THRESH_TEST": [1.5], "MODEL.SOLO.MASK_TARGET": ["edge", "contour"],
     "MODEL.SOLO.STRIDES": [[8, 8, 16, 32, 64], [8, 8, 16, 32], [8, 8, 16, 32, 0]],
-    "MODEL.SOLO.SCALE_RANGES": [[[1, 9, 20]] * 5, [[NAN, 9]] * 5],
+    "MODEL.SOLO.SCALE_RANGES": [[[1, 9, 20]] * 5, [[NAN, 9]] * 5, [[9, 1]] * 5],
     "MODEL.SOLO.CENTER_SCALE": [-0.2], "MODEL.SOLO.HEAD.NORM": [None],
+    "MODEL.SOLO.HEAD.NAME": ["YOLO"], "MODEL.SOLO.HEAD.KERNEL_SIZE": [2],
+    "MODEL.SOLO.HEAD.CONV_DIM": [48], "MODEL.SOLO.MASK_FEATURE.IN_FEATURES": [["p2", "p4"]],
     "MODEL.SOLO.HEAD.PRIOR_PROB": [0.0], "MODEL.SOLO.HEAD.KERNEL_COORDS": ["False"],
     "MODEL.SOLO.MASK_FEATURE.OUT_CHANNELS": [100], "MODEL.SOLO.LOSS.MASK_WEIGHT": [-3.0],
-    "MODEL.SOLO.LOSS.FOCAL_ALPHA": [1.5], "MODEL.SOLO.LOSS.MEMORY_MIB": [1.5],
-    "MODEL.SOLO.NMS": [3], "MODEL.SOLO.NMS.SIGMA": [NAN], "TEST.DETECTIONS_PER_IMAGE": [0],
+    "MODEL.SOLO.LOSS.FOCAL_ALPHA": [1.5], "MODEL.SOLO.LOSS.MEMORY_MIB": [1.5, -1],
+    "MODEL.SOLO.NMS": [3], "MODEL.SOLO.NMS.TYPE": ["none"], "MODEL.SOLO.NMS.KERNEL": ["cubic"],
+    "MODEL.SOLO.NMS.SIGMA": [NAN], "TEST.DETECTIONS_PER_IMAGE": [0],
     "MODEL.SEM_SEG_HEAD.NORM": ["XN"], "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT": [-1.0],
-    "MODEL.SEM_SEG_HEAD.IGNORE_VALUE": [1000],
-    "MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT": ["4096"],
+    "MODEL.SEM_SEG_HEAD.IGNORE_VALUE": [1000, 2], "MODEL.SEM_SEG_HEAD.NUM_CLASSES": [0],
+    "MODEL.SEM_SEG_HEAD.IN_FEATURES": [["p2", "p9"], ["p2", "p4"]],
+    "MODEL.SEM_SEG_HEAD.CONVS_DIM": [33], "MODEL.PANOPTIC_FPN.COMBINE.OVERLAP_THRESH": [1.0],
+    "MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT": ["4096", 0],
 }  # fmt: skip
 
 
@@ -89,28 +98,41 @@ def test_what_libraries_refuse_names_the_section():
     assert "MODEL.RESNETS" in refusal(Trainer.build_model, cfg)
 
 
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"INPUT.LSJ.ENABLED": True, "INPUT.CROP.ENABLED": True}, "INPUT.CROP.ENABLED"),
-        (
-            {"INPUT.LSJ.ENABLED": True, "MODEL.SEM_SEG_HEAD.IGNORE_VALUE": -1},
-            "MODEL.SEM_SEG_HEAD.IGNORE_VALUE",
-        ),
-        ({"INPUT.MIN_SIZE_TRAIN_SAMPLING": "range"}, "INPUT.MIN_SIZE_TRAIN"),
-        ({"SOLVER.NESTEROV": True, "SOLVER.MOMENTUM": 0.0}, "SOLVER.MOMENTUM"),
-        ({"SOLVER.REFERENCE_WORLD_SIZE": 3}, "SOLVER.REFERENCE_WORLD_SIZE"),
-        (
-            {"SOLVER.LR_SCHEDULER_NAME": "WarmupCosineLR", "SOLVER.BASE_LR_END": 1.0},
-            "SOLVER.BASE_LR_END",
-        ),
-    ],
-)
-def test_combinations(changes, named):
+COMBINATIONS = [
+    ({"INPUT.LSJ.ENABLED": True, "INPUT.CROP.ENABLED": True}, "INPUT.CROP.ENABLED"),
+    (
+        {"INPUT.LSJ.ENABLED": True, "MODEL.SEM_SEG_HEAD.IGNORE_VALUE": -1},
+        "MODEL.SEM_SEG_HEAD.IGNORE_VALUE",
+    ),
+    ({"INPUT.MIN_SIZE_TRAIN_SAMPLING": "range"}, "INPUT.MIN_SIZE_TRAIN"),
+    ({"SOLVER.NESTEROV": True, "SOLVER.MOMENTUM": 0.0}, "SOLVER.MOMENTUM"),
+    ({"SOLVER.REFERENCE_WORLD_SIZE": 3}, "SOLVER.REFERENCE_WORLD_SIZE"),
+    (
+        {"SOLVER.LR_SCHEDULER_NAME": "WarmupCosineLR", "SOLVER.BASE_LR_END": 1.0},
+        "SOLVER.BASE_LR_END",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "named"), COMBINATIONS)
+def test_combinations_of_a_run(changes, named):
     cfg = tiny_config()
     for key, value in changes.items():
         put(cfg, key, value)
     assert named in refusal(check_run_config, cfg)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("MODEL.SOLO.HEAD.NAME", "SOLOHead"), ("MODEL.SOLO.MASK_FEATURE.TYPE", "separate")],
+)
+def test_heads_whose_mask_feature_cannot_be_shared(key, value):
+    cfg = panoptic_config()
+    cfg.MODEL.SEM_SEG_HEAD.SHARE_MASK_FEATURE = True
+    put(cfg, key, value)
+    text = refusal(Trainer.build_model, cfg)
+    assert "SHARE_MASK_FEATURE" in text
+    assert value in text
 
 
 def test_what_is_allowed_at_the_borders_passes():

@@ -10,17 +10,9 @@ from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY
 from solo_d2.ops.contours import contour_masks
 from solo_d2.ops.mask_geometry import mask_boxes
 from solo_d2.structures import HeadOutputs, cell_levels
-from solo_d2.targets import MASK_TARGETS, assign_grid_targets
-from solo_d2.utils.errors import ConfigError
+from solo_d2.targets import MASK_TARGETS
 from tests.fakes import FixedMasks
-from tests.modeling.tiny import (
-    assert_all_learn,
-    image,
-    losses_of,
-    panoptic_config,
-    tiny_config,
-    tiny_model,
-)
+from tests.modeling.tiny import assert_all_learn, image, losses_of, tiny_config, tiny_model
 
 pytestmark = pytest.mark.detectron2
 
@@ -133,29 +125,6 @@ def test_score_is_the_class_probability_times_the_mean_of_the_contour():
 
 def test_nothing_found():
     assert decode(torch.zeros(1, 16, 16)).masks.shape == (0, 64, 64)
-
-
-@pytest.mark.parametrize(
-    ("make_config", "target"), [(tiny_config, "edge"), (panoptic_config, "contour")]
-)
-def test_impossible_targets_are_refused(make_config, target):
-    cfg = make_config()
-    cfg.MODEL.SOLO.MASK_TARGET = target
-    with pytest.raises(ConfigError, match=f"MODEL.SOLO.MASK_TARGET is '{target}'"):
-        tiny_model(cfg)
-
-
-def test_an_unknown_target_is_refused_by_the_function_too():
-    with pytest.raises(ValueError, match="'edge'"):
-        assign_grid_targets(
-            *([torch.ones(1, 4)], [torch.zeros(1, dtype=torch.int64)], [torch.ones(1, 8, 8) > 0]),
-            padded_size=(8, 8),
-            num_grids=[2],
-            scale_ranges=[[1, 9]],
-            mask_strides=[2],
-            num_classes=1,
-            mask_target="edge",
-        )
 
 
 def test_every_target_has_a_figure_that_decides_the_best_checkpoint():

@@ -1,9 +1,10 @@
-"""SOLO, Decoupled SOLO and its light head against the published ones, with their weights."""
+"""The heads against the published ones, with their weights under the names of each project."""
 
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
 
+from solo_d2.checkpoint.formats import ADELAIDET, MMDETECTION, SOLO_AUTHORS
 from solo_d2.inference import MaskDecoder, build_nms
 from solo_d2.losses import solo_losses
 from solo_d2.modeling.heads import DecoupledSOLOHead, DecoupledSOLOLightHead, SOLOHead, SOLOv2Head
@@ -12,6 +13,7 @@ from solo_d2.ops.candidates import class_probabilities
 from solo_d2.ops.mask_factors import MaskFactor
 from solo_d2.structures import GridCells, HeadOutputs, cell_levels
 from solo_d2.targets import assign_grid_targets
+from tests.checkpoint import published
 from tests.fakes import FixedMasks
 from tests.golden import levels, load_golden
 
@@ -27,38 +29,11 @@ HEADS = {
     "decoupled_solo_head": DecoupledSOLOHead,
     "decoupled_solo_light_head": DecoupledSOLOLightHead,
 }
-# Published names and ours.
-NAMES = (
-    ("bbox_head.", ""),
-    ("mask_feat_head.convs_all_levels.", "mask_feature.levels."),
-    ("mask_feat_head.conv_pred.0.", "mask_feature.output."),
-    ("ins_convs_x.", "column_tower."),
-    ("ins_convs_y.", "row_tower."),
-    ("ins_convs.", "mask_tower."),
-    ("cate_convs.", "class_tower."),
-    ("kernel_convs.", "kernel_tower."),
-    ("dsolo_ins_list_x.", "column_logits."),
-    ("dsolo_ins_list_y.", "row_logits."),
-    ("solo_ins_list.", "mask_logits."),
-    ("dsolo_cate.", "class_logits."),
-    ("solo_cate.", "class_logits."),
-    ("solo_kernel.", "kernel_params."),
-    (".conv.", "."),
-    (".conv", "."),
-    (".gn.", ".norm."),
-    ("output.conv.", "output."),
-    ("output.gn.", "output.norm."),
-)
-
-
-def published_weights(golden):
-    state = {}
-    for key, value in golden.items():
-        if key.startswith(("bbox_head.", "mask_feat_head.")):
-            for theirs, ours in NAMES:
-                key = key.replace(theirs, ours)
-            state[key] = value
-    return state
+FORWARD = {
+    **{f"{name}_forward": head for name, head in HEADS.items()},
+    "mmdet_solov2_light": SOLOv2Head,
+    "solov2_heads": SOLOv2Head,
+}
 
 
 def make_head(head, **changes):
@@ -75,11 +50,26 @@ def make_head(head, **changes):
     return head(**{**settings, **changes})
 
 
-def load_head(name):
-    golden = load_golden(f"{name}_forward")
-    head = make_head(HEADS[name])
-    head.load_state_dict(published_weights(golden), strict=True)
-    return head, {key: golden[key] for key in FEATURES}, golden
+def golden_head(name, source=SOLO_AUTHORS):
+    """A head with the golden weights, its outputs of the golden features, and the golden values."""
+    golden = load_golden(name)
+    prefixes = ("bbox_head.", "mask_feat_head.", "ins_head.", "mask_head.")
+    state = {key: value for key, value in golden.items() if key.startswith(prefixes)}
+    converted = source.convert(published.newer(state) if source is MMDETECTION else state).state
+    weights = {key.removeprefix("head."): value for key, value in converted.items()}
+    settings = {
+        "num_grids": golden["num_grids"].tolist(),
+        "num_classes": len(weights["class_logits.weight"]),
+        "conv_dim": len(weights["class_tower.0.weight"]),
+    }
+    if FORWARD[name] is SOLOv2Head:
+        out, conv_dim = weights["mask_feature.output.weight"].shape[:2]
+        settings |= {"mask_in_features": FEATURES[:4], "mask_conv_dim": conv_dim}
+        settings |= {"mask_out_channels": out}
+    head = make_head(FORWARD[name], **settings)
+    head.load_state_dict(weights, strict=True)
+    with torch.no_grad():
+        return head, head({key: golden[key] for key in FEATURES}), golden
 
 
 def make_decoder(head, grids, strides, kernel="gaussian", **changes):
@@ -98,49 +88,49 @@ def cells_of_level(level):
     return GridCells(torch.arange(start, start + GRIDS[level] ** 2), level)
 
 
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        *((name, source) for name in [*FORWARD][:4] for source in (SOLO_AUTHORS, MMDETECTION)),
+        ("solov2_heads", ADELAIDET),
+    ],
+)
+def test_outputs_equal_published(name, source):
+    _, outputs, golden = golden_head(name, source)
+    pairs = [("class_logits", "cate_pred")]
+    if name.startswith("decoupled"):
+        pairs += [("column_logits", "ins_pred_x"), ("row_logits", "ins_pred_y")]
+    elif FORWARD[name] is SOLOv2Head:
+        pairs += [("kernel_params", "kernel_pred")]
+        feature = golden["mask_feat" if "mask_feat" in golden else "mask_pred"]
+        torch.testing.assert_close(outputs.mask_features[0], feature, **CLOSE)
+    for ours, theirs in pairs:
+        for level, expected in zip(getattr(outputs, ours), levels(golden, theirs), strict=True):
+            torch.testing.assert_close(level, expected, **CLOSE)
+    if maps := levels(golden, "eval.cate_pred"):
+        probs = torch.cat([m.flatten(1, 2) for m in maps], dim=1)
+        torch.testing.assert_close(class_probabilities(outputs.class_logits), probs, **CLOSE)
+
+
 @pytest.mark.parametrize("name", HEADS)
-def test_class_logits_equal_published(name):
-    head, features, golden = load_head(name)
-    with torch.no_grad():
-        outputs = head(features)
-    for ours, expected in zip(outputs.class_logits, levels(golden, "cate_pred"), strict=True):
-        torch.testing.assert_close(ours, expected, **CLOSE)
-    probs = torch.cat([m.flatten(1, 2) for m in levels(golden, "eval.cate_pred")], dim=1)
-    torch.testing.assert_close(class_probabilities(outputs.class_logits), probs, **CLOSE)
-
-
-def test_solo_masks_equal_published():
-    head, features, golden = load_head("solo_head")
-    with torch.no_grad():
-        outputs = head(features)
-        for level, expected in enumerate(levels(golden, "ins_pred")):
-            for image in (0, 1):
-                masks = head.masks(outputs, image, cells_of_level(level))
-                torch.testing.assert_close(masks, expected[image].sigmoid(), **CLOSE)
-    assert [m.shape[-1] for m in outputs.mask_features] == [24, 24, 12, 6, 6]
+def test_masks_equal_published(name):
+    head, outputs, golden = golden_head(f"{name}_forward")
     assert outputs.mask_size == (16, 24)
-    assert head.mask_strides == (4, 4, 8, 16, 16)
-
-
-@pytest.mark.parametrize("name", ["decoupled_solo_head", "decoupled_solo_light_head"])
-def test_decoupled_masks_equal_published(name):
-    head, features, golden = load_head(name)
-    with torch.no_grad():
-        outputs = head(features)
-    pairs = zip(levels(golden, "ins_pred_x"), levels(golden, "ins_pred_y"), strict=True)
-    for level, (columns, rows) in enumerate(pairs):
-        torch.testing.assert_close(outputs.column_logits[level], columns, **CLOSE)
-        torch.testing.assert_close(outputs.row_logits[level], rows, **CLOSE)
-        expected = rows[1].sigmoid()[:, None] * columns[1].sigmoid()  # k = row * S + column
-        masks = head.masks(outputs, 1, cells_of_level(level))
-        torch.testing.assert_close(masks, expected.flatten(0, 1), **CLOSE)
+    for level in range(len(GRIDS)):
+        if name == "solo_head":
+            assert outputs.mask_features[level].shape[-1] == (24, 24, 12, 6, 6)[level]
+            expected = golden[f"ins_pred.{level}"].sigmoid()
+        else:
+            columns, rows = (golden[f"ins_pred_{axis}.{level}"].sigmoid() for axis in "xy")
+            expected = (rows[:, :, None] * columns[:, None]).flatten(1, 2)  # k = row * S + column
+        for image in (0, 1):
+            masks = head.masks(outputs, image, cells_of_level(level))
+            torch.testing.assert_close(masks, expected[image], **CLOSE)
 
 
 @pytest.mark.parametrize("name", HEADS)
 def test_masks_at_a_quarter_equal_published(name):
-    head, features, golden = load_head(name)
-    with torch.no_grad():
-        outputs = head(features)
+    head, outputs, golden = golden_head(f"{name}_forward")
     decoder = make_decoder(head, GRIDS, torch.tensor(STRIDES))
     for level, side in enumerate(GRIDS):
         if name == "solo_head":
@@ -151,26 +141,6 @@ def test_masks_at_a_quarter_equal_published(name):
         (masks,) = decoder.masks(outputs, 0, cells_of_level(level).index)
         assert masks.shape == (side**2, 16, 24)
         torch.testing.assert_close(masks, expected, **CLOSE)
-
-
-def test_mmdet_solov2_light_equals_published():
-    golden = load_golden("mmdet_solov2_light")
-    head = make_head(
-        SOLOv2Head,
-        num_grids=golden["num_grids"].tolist(),
-        conv_dim=64,
-        mask_in_features=FEATURES[:4],
-        mask_conv_dim=32,
-        mask_out_channels=32,
-    )
-    head.load_state_dict(published_weights(golden), strict=True)
-    with torch.no_grad():
-        outputs = head({key: golden[key] for key in FEATURES})
-    for ours, expected in zip(outputs.class_logits, levels(golden, "cate_pred"), strict=True):
-        torch.testing.assert_close(ours, expected, **CLOSE)
-    for ours, expected in zip(outputs.kernel_params, levels(golden, "kernel_pred"), strict=True):
-        torch.testing.assert_close(ours, expected, **CLOSE)
-    torch.testing.assert_close(outputs.mask_features[0], golden["mask_feat"], **CLOSE)
 
 
 def golden_targets(golden, mask_strides):

@@ -1,55 +1,21 @@
-"""The SOLOv2 head against the published one, with its weights."""
+"""Variants of the SOLOv2 head; tests/modeling/test_solo_heads.py compares it with the published."""
 
 import pytest
 import torch
-from detectron2.layers import ShapeSpec
 
 from solo_d2.modeling.heads import SOLOv2Head
 from solo_d2.structures import GridCells
-from tests.golden import levels, load_golden
+from tests.golden import load_golden
+from tests.modeling import test_solo_heads
+from tests.modeling.test_solo_heads import FEATURES
 
 pytestmark = pytest.mark.detectron2
 
 
-FEATURES = ["p2", "p3", "p4", "p5", "p6"]
-
-
-def make_head(channels=32, **changes):
-    shapes = {f"p{n}": ShapeSpec(channels=channels, stride=2**n) for n in range(2, 7)}
-    settings = {
-        "in_features": FEATURES,
-        "input_shape": shapes,
-        "strides": [8, 8, 16, 32, 32],
-        "num_grids": [10, 8, 6, 5, 4],
-        "num_classes": 5,
-        "num_convs": 2,
-        "conv_dim": 64,
-        "mask_in_features": FEATURES[:4],
-        "mask_conv_dim": 64,
-        "mask_out_channels": 32,
-    }
-    return SOLOv2Head(**{**settings, **changes})
-
-
-def published_weights(golden):
-    """The golden weights under our names; the order of parameters is the same."""
-    state = {}
-    for key, value in golden.items():
-        head, _, name = key.partition(".")
-        parts = name.split(".")
-        if head == "ins_head" and "tower" in parts[0]:
-            tower = parts[0].replace("cate", "class")
-            norm = "norm." if int(parts[1]) % 3 else ""
-            state[f"{tower}.{int(parts[1]) // 3}.{norm}{parts[2]}"] = value
-        elif head == "ins_head":
-            ours = {"cate_pred": "class_logits", "kernel_pred": "kernel_params"}[parts[0]]
-            state[f"{ours}.{parts[1]}"] = value
-        elif head == "mask_head" and parts[0] == "conv_pred":
-            state[f"mask_feature.output.{'norm.' if parts[1] == '1' else ''}{parts[2]}"] = value
-        elif head == "mask_head":
-            norm = "norm." if parts[3] == "1" else ""
-            state[f"mask_feature.levels.{parts[1]}.{parts[2][4:]}.{norm}{parts[4]}"] = value
-    return state
+def make_head(**changes):
+    settings = {"num_grids": [10, 8, 6, 5, 4], "mask_in_features": FEATURES[:4]}
+    settings |= {"mask_conv_dim": 32, "mask_out_channels": 32}
+    return test_solo_heads.make_head(SOLOv2Head, **settings | changes)
 
 
 @pytest.fixture(scope="module")
@@ -60,19 +26,6 @@ def golden():
 @pytest.fixture(scope="module")
 def features(golden):
     return {name: golden[name] for name in FEATURES}
-
-
-def test_forward_equals_published(golden, features):
-    head = make_head()
-    head.load_state_dict(published_weights(golden), strict=True)
-    with torch.no_grad():
-        outputs = head(features)
-    close = {"rtol": 1e-5, "atol": 1e-5}  # values of size 1 to 5
-    for ours, expected in zip(outputs.class_logits, levels(golden, "cate_pred"), strict=True):
-        torch.testing.assert_close(ours, expected, **close)
-    for ours, expected in zip(outputs.kernel_params, levels(golden, "kernel_pred"), strict=True):
-        torch.testing.assert_close(ours, expected, **close)
-    torch.testing.assert_close(outputs.mask_features[0], golden["mask_pred"], **close)
 
 
 def test_level_features_equal_published(golden, features):

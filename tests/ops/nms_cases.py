@@ -6,8 +6,16 @@ from solo_d2.ops.fast_nms import fast_nms
 from solo_d2.ops.hard_nms import hard_nms
 from solo_d2.ops.matrix_nms import matrix_nms
 from solo_d2.ops.soft_nms import soft_nms
+from tests.golden import load_golden
 from tests.reference import nms as reference
 
+GOLDEN = load_golden("matrix_nms")
+# Of Matrix NMS, by the names of their published scores.
+VARIANTS = {
+    "gaussian": {"kernel": "gaussian", "sigma": 2.0},
+    "gaussian_sigma0.5": {"kernel": "gaussian", "sigma": 0.5},
+    "linear": {"kernel": "linear"},
+}
 # Function, its reference, its parameters.
 FAMILY = {
     "matrix-gaussian": (matrix_nms, reference.matrix_nms, {"kernel": "gaussian", "sigma": 1.5}),
@@ -17,6 +25,10 @@ FAMILY = {
     "soft-linear": (soft_nms, reference.soft_nms, {"kernel": "linear", "thresh": 0.3}),
     "fast": (fast_nms, reference.fast_nms, {}),
 }
+
+
+def golden_case(case):
+    return [GOLDEN[f"{case}_{name}"] for name in ("masks", "labels", "scores")]
 
 
 def random_case(num, seed, height=13, width=7, classes=2):

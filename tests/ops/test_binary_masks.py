@@ -1,11 +1,15 @@
-"""Binary masks with areas and soft sums: all backends against the definition."""
+"""Binary masks with areas, soft sums and scores: all backends against the definition."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from solo_d2.ops.binary_masks import binarize_chunks, binarize_product, mask_scores
+from solo_d2.ops.binary_masks import BinaryMasks, binarize_chunks, binarize_product, mask_scores
+from tests.ops import backends
+from tests.ops.backends import to_backend
+
+TOLERANCE = 1e-5
 
 
 def factors(num, channels, height, width, seed=0):
@@ -14,43 +18,48 @@ def factors(num, channels, height, width, seed=0):
     return kernels, torch.randn(channels, height, width, generator=generator).relu()
 
 
-def check(found, kernels, feature, thresh=0.5, tolerance=1e-5):
+def product(kernels, feature, thresh=0.5, backend="tiled"):
+    found = binarize_product(*to_backend(backend, kernels, feature), thresh, backend=backend)
+    return BinaryMasks(*(x.cpu() for x in found))
+
+
+def check(kernels, feature, thresh=0.5, backend="tiled"):
     """Masks but for ties, areas of these masks, sums over these masks."""
-    logits = torch.einsum("me,ehw->mhw", kernels.double(), feature.double())
-    probs = logits.sigmoid()
+    found = product(kernels, feature, thresh, backend)
+    probs = torch.einsum("me,ehw->mhw", kernels.double(), feature.double()).sigmoid()
     wrong = found.masks != (probs > thresh)
-    assert not wrong[(probs - thresh).abs() > tolerance].any()
+    assert not wrong[(probs - thresh).abs() > TOLERANCE].any()
     assert found.masks.dtype == torch.bool
     assert found.areas.dtype in (torch.int32, torch.int64)
     assert torch.equal(found.areas.sum(dim=1), found.masks.sum(dim=(1, 2)))
     assert found.soft_sums.dtype == torch.float32
     sums, soft_sums = (probs * found.masks).sum(dim=(1, 2)), found.soft_sums.sum(dim=1)
-    torch.testing.assert_close(soft_sums.double(), sums, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(soft_sums.double(), sums, rtol=TOLERANCE, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("backend", ["torch", "tiled"])
+SHAPES = [(0, 4, 5, 6), (3, 4, 0, 5), (1, 1, 1, 1), (17, 5, 7, 13), (129, 33, 7, 13)]
+
+
+@backends.ALL
 @pytest.mark.parametrize(
-    "shape", [(0, 4, 5, 6), (1, 1, 1, 1), (17, 5, 7, 13), (129, 33, 31, 50), (3, 4, 0, 5)]
+    ("shape", "thresh"),
+    [
+        *((shape, 0.5) for shape in (*SHAPES, (65, 64, 20, 31))),
+        *(((9, 6, 11, 12), thresh) for thresh in (0.0, 0.2, 0.9, 1.0)),
+    ],
 )
-def test_products(shape, backend):
-    kernels, feature = factors(*shape)
-    check(binarize_product(kernels, feature, 0.5, backend=backend), kernels, feature)
+def test_sizes_and_thresholds(shape, thresh, backend):
+    check(*factors(*shape), thresh, backend)
 
 
-@pytest.mark.parametrize("thresh", [0.0, 0.2, 0.9, 1.0])
-@pytest.mark.parametrize("backend", ["torch", "tiled"])
-def test_thresholds(thresh, backend):
-    kernels, feature = factors(9, 6, 11, 12)
-    check(binarize_product(kernels, feature, thresh, backend=backend), kernels, feature, thresh)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("backend", ["torch", "tiled"])
-def test_half_precision_is_summed_up_in_float32(dtype, backend):
-    kernels, feature = (x.to(dtype) for x in factors(9, 64, 20, 30))
+@backends.ALL
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_are_summed_up_in_float32(dtype, backend):
+    if (dtype, backend, backends.DEVICE) == (torch.bfloat16, "triton", "cpu"):
+        pytest.skip("the interpreter has no bfloat16 and multiplies its bits as integers")
+    kernels, feature = (x.to(dtype) for x in factors(9, 40, 10, 14))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = binarize_product(kernels, feature, 0.5, backend=backend)
-    check(found, kernels, feature)
+        check(kernels, feature, backend=backend)
 
 
 @given(
@@ -62,29 +71,26 @@ def test_half_precision_is_summed_up_in_float32(dtype, backend):
 )
 @settings(max_examples=40, deadline=None)
 def test_tiles_change_nothing(num, channels, size, tile, least):
-    kernels, feature = factors(num, channels, *size)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("solo_d2.ops.binary_masks.TILE_ELEMENTS", tile)
         patch.setattr("solo_d2.ops.binary_masks.LEAST_TILE_COLUMNS", least)
-        check(binarize_product(kernels, feature, 0.5, backend="tiled"), kernels, feature)
+        check(*factors(num, channels, *size))
 
 
 def test_chunks_of_the_reference_change_nothing(monkeypatch):
     monkeypatch.setattr("solo_d2.ops.binary_masks.CHUNK_ELEMENTS", 500)  # 2 masks
-    kernels, feature = factors(7, 5, 13, 17)
-    check(binarize_product(kernels, feature, 0.5, backend="torch"), kernels, feature)
+    check(*factors(7, 5, 13, 17), backend="torch")
 
 
 def test_threads_change_not_a_bit(monkeypatch):
     monkeypatch.setattr("solo_d2.ops.binary_masks.TILE_ELEMENTS", 1 << 10)
     monkeypatch.setattr("solo_d2.ops.binary_masks.LEAST_TILE_COLUMNS", 16)
-    kernels, feature = factors(33, 16, 60, 70)
     num_threads = torch.get_num_threads()
     results = []
     try:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            results.append(binarize_product(kernels, feature, 0.5, backend="tiled"))
+            results.append(product(*factors(33, 16, 60, 70)))
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(num_threads)
@@ -92,23 +98,44 @@ def test_threads_change_not_a_bit(monkeypatch):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def test_strided_factors():
+@backends.ALL
+def test_strided_factors(backend):
     kernels, feature = factors(8, 6, 14, 15)
     kernels, feature = kernels[::2, ::2], feature[::2].transpose(1, 2)[:, 1:, ::3]
-    check(binarize_product(kernels, feature, 0.5, backend="tiled"), kernels, feature)
+    if backend == "triton":  # which takes factors of two precisions
+        kernels = kernels.half()
+    check(kernels, feature, backend=backend)
 
 
-def test_probabilities_in_parts():
-    """A product of two sigmoids, as another head gives it."""
-    kernels, feature = factors(6, 3, 10, 11)
-    probs = (kernels @ feature.flatten(1)).sigmoid().view(6, 10, 11)
-    result = binarize_chunks(probs.split(4), (6, 10, 11), 0.5, probs.device)
-    check(result, kernels, feature)
+@backends.ALL
+def test_a_pixel_of_nan_makes_the_soft_sum_nan(backend):
+    kernels, feature = factors(5, 4, 6, 7)
+    kernels[1, 2] = float("nan")
+    found = product(kernels, feature, backend=backend)
+    assert found.soft_sums.sum(dim=1).isnan().tolist() == [False, True] + [False] * 3
+    feature[0, 2, 3] = float("nan")
+    found = product(kernels, feature, backend=backend)
+    assert found.soft_sums.sum(dim=1).isnan().all()
+    assert torch.equal(found.masks, product(kernels, feature, backend="torch").masks)
 
 
-def score_case(num, parts, seed=0):
+@backends.TORCH_AND_TRITON
+@pytest.mark.parametrize("shape", [(0, 4, 5), (3, 0, 5), (1, 1, 1), (35, 7, 13), (70, 16, 20)])
+def test_given_probabilities(shape, backend):
+    """As of a head whose masks are no product; some masks at a time."""
+    probs = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    probs[::9, -1:, -1:] = float("nan")
+    chunks = to_backend(backend, *probs.split(33))
+    found = binarize_chunks(chunks, shape, 0.4, chunks[0].device, backend=backend)
+    assert torch.equal(found.masks.cpu(), probs > 0.4)
+    assert torch.equal(found.areas.sum(dim=1).cpu(), (probs > 0.4).sum(dim=(1, 2)))
+    expected = (probs * (probs > 0.4)).sum(dim=(1, 2))
+    torch.testing.assert_close(found.soft_sums.sum(dim=1).cpu(), expected, equal_nan=True)
+
+
+def score_case(num, parts):
     """Sums with masks that are empty, just too small, just large enough, and NaN."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     areas = torch.randint(0, 4, (num, parts), generator=generator, dtype=torch.int32)
     areas[::5] = 0
     sums = areas * torch.rand(num, parts, generator=generator)
@@ -117,8 +144,21 @@ def score_case(num, parts, seed=0):
     return areas, sums, torch.rand(num, generator=generator), least.clamp(min=0)
 
 
-def check_scores(areas, soft_sums, class_scores, least_areas, backend):
-    scores, spans = mask_scores(areas, soft_sums, class_scores, least_areas, backend=backend)
+def few_pixels_and_strides():
+    """Most parts of the image have no pixel of the mask."""
+    areas, sums, scores, least = score_case(34, 6)
+    areas *= torch.rand(areas.shape, generator=torch.Generator().manual_seed(0)) < 0.2
+    return areas[1::2], sums[1::2], scores[1::2], least[1::2] * 0
+
+
+SCORES = [score_case(*size) for size in ((0, 3), (1, 1), (40, 1), (17, 2), (40, 65))]
+
+
+@backends.TORCH_AND_TRITON
+@pytest.mark.parametrize("case", [*SCORES, few_pixels_and_strides()], ids=lambda x: len(x[0]))
+def test_scores_by_definition(case, backend):
+    areas, soft_sums, class_scores, least_areas = case
+    scores, spans = mask_scores(*to_backend(backend, *case), backend=backend)
     expected = []
     totals = areas.sum(dim=1), soft_sums.sum(dim=1), class_scores, least_areas
     for area, soft_sum, score, least in zip(*(x.tolist() for x in totals), strict=True):
@@ -126,9 +166,18 @@ def check_scores(areas, soft_sums, class_scores, least_areas, backend):
         expected.append(score if area > least and score > 0 else 0.0)
     assert scores.dtype == torch.float32
     torch.testing.assert_close(scores.cpu(), torch.tensor(expected))
-    return scores, spans
+    if backend == "torch":
+        assert spans is None
+    else:
+        assert spans.dtype == torch.int32
+        assert spans.tolist() == list(expected_spans(areas, expected))
 
 
-@pytest.mark.parametrize(("num", "parts"), [(0, 3), (1, 1), (40, 1), (50, 70)])
-def test_scores_by_definition(num, parts):
-    assert check_scores(*score_case(num, parts), backend="torch")[1] is None
+def expected_spans(areas, scores):
+    """The pixels from the first to the last part of the image with a pixel of the mask."""
+    from solo_d2.ops.triton.binary_masks import BLOCK_PIXELS
+
+    for sums, score in zip(areas, scores, strict=True):
+        reached = sums.nonzero()[:, 0].tolist() if score > 0 else []
+        first, last = (reached[0], reached[-1]) if reached else (len(sums), -1)
+        yield [first * BLOCK_PIXELS, (last + 1) * BLOCK_PIXELS - 1]

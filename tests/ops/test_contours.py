@@ -124,9 +124,8 @@ def test_maskness_stays_and_outside_too():
     assert torch.equal(regions[~region], probs[~region])
 
 
-@pytest.mark.parametrize("above", [0.0, 1e-7])
-def test_what_is_enclosed_is_above_the_threshold_in_spite_of_rounding(above):
-    thresh = 0.1 + above
+@pytest.mark.parametrize("thresh", [0.1, 0.1 + 1e-7])
+def test_what_is_enclosed_is_above_the_threshold_in_spite_of_rounding(thresh):
     band = contour_masks(disk(25)[None])
     probs = band * torch.nextafter(torch.tensor(thresh), torch.tensor(1.0))
     assert torch.equal(fill_contours(probs, float(torch.tensor(thresh))) > thresh, disk(25)[None])

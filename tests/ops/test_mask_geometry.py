@@ -13,21 +13,29 @@ def random_masks(num, height, width, seed=0):
     return torch.rand(num, height, width, generator=torch.Generator().manual_seed(seed)) > 0.6
 
 
+def views_of(masks):
+    """Masks that lie in memory in other ways."""
+    yield masks
+    yield masks.transpose(1, 2)
+    yield masks[:, 3:20, 5:29]
+    yield masks.flatten()[3 : 3 + 2 * 16 * 16].view(2, 16, 16)
+
+
 def test_centers_and_areas_equal_those_of_the_pixels():
-    masks = random_masks(4, 9, 11)
+    masks = random_masks(4, 24, 32)
     masks[2] = False
-    centers, areas = mask_centers(masks)
-    for mask, center, area in zip(masks, centers, areas, strict=True):
-        y, x = mask.nonzero(as_tuple=True)
-        assert area == len(y)
-        expected = [x.double().mean(), y.double().mean()] if len(y) else [0, 0]
-        torch.testing.assert_close(center, torch.tensor(expected).float())
+    for view in views_of(masks):
+        for mask, center, area in zip(view, *mask_centers(view), strict=True):
+            y, x = mask.nonzero(as_tuple=True)
+            assert area == len(y)
+            expected = [x.double().mean(), y.double().mean()] if len(y) else [0, 0]
+            torch.testing.assert_close(center, torch.tensor(expected).float())
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 8), (2, 300, 16), (1, 2, 2100), (0, 4, 8), (3, 0, 5)])
 def test_areas_of_many_lines_and_of_none(shape):
-    """Counts go beyond a byte, which pixels are added up in."""
-    masks = torch.ones(shape, dtype=torch.bool)
+    """Counts go beyond a byte, which pixels are added up in; NumPy's strides of nothing are 0."""
+    masks = torch.from_numpy(np.ones(shape, np.bool_))
     centers, areas = mask_centers(masks)
     assert areas.tolist() == [shape[1] * shape[2]] * shape[0]
     if shape[1]:
@@ -35,37 +43,14 @@ def test_areas_of_many_lines_and_of_none(shape):
         assert torch.equal(centers, middle.expand(shape[0], 2))
 
 
-def test_no_masks_of_numpy():
-    """Their strides are 0."""
-    centers, areas = mask_centers(torch.from_numpy(np.zeros((0, 16, 16), np.bool_)))
-    assert (centers.shape, areas.shape) == ((0, 2), (0,))
-
-
-@pytest.mark.parametrize("view", ["transposed", "cropped", "shifted"])
-def test_centers_of_views(view):
-    masks = random_masks(3, 24, 32)
-    part = {
-        "transposed": masks.transpose(1, 2),
-        "cropped": masks[:, 3:20, 5:29],
-        "shifted": masks.flatten()[3 : 3 + 2 * 16 * 16].view(2, 16, 16),
-    }[view]
-    for found, expected in zip(mask_centers(part), mask_centers(part.clone()), strict=True):
-        assert torch.equal(found, expected)
-    assert mask_centers(part)[1].tolist() == part.flatten(1).sum(dim=1).tolist()
-
-
 def test_boxes_are_tight_and_exclusive():
     masks = torch.zeros(3, 10, 12, dtype=torch.bool)
     masks[0, 2:5, 3:8] = True
     masks[1, 9, 11] = True
     assert mask_boxes(masks).tolist() == [[3, 2, 8, 5], [11, 9, 12, 10], [0, 0, 0, 0]]
-
-
-@pytest.mark.parametrize("shape", [(0, 5, 5), (3, 0, 5), (2, 1, 1)])
-def test_boxes_of_empty_shapes(shape):
-    boxes = mask_boxes(torch.zeros(shape, dtype=torch.bool))
-    assert boxes.shape == (shape[0], 4)
-    assert not boxes.any()
+    for shape in ((0, 5, 5), (3, 0, 5), (2, 1, 1)):
+        boxes = mask_boxes(torch.zeros(shape, dtype=torch.bool))
+        assert boxes.tolist() == [[0, 0, 0, 0]] * shape[0]
 
 
 @pytest.mark.parametrize("stride", [2, 4, 8, 16])
@@ -98,25 +83,17 @@ def test_coords_run_from_minus_one_to_one():
     torch.testing.assert_close(result[0, 4, :, 1], torch.linspace(-1, 1, 4))
 
 
-def by_definition(masks, order):
-    result = torch.zeros(masks.shape[1:], dtype=torch.int64)
-    for number, index in enumerate(order, start=1):
-        result[masks[index]] = number
-    return result
-
-
 @pytest.mark.parametrize("num", [0, 1, 5, 255, 256, 300])
-def test_the_last_one_is_on_top(num):
+@pytest.mark.parametrize("step", [1, 2])
+def test_the_last_one_is_on_top(num, step):
+    """Of all masks, or of some that are not contiguous."""
     generator = torch.Generator().manual_seed(num)
-    masks = torch.rand(num, 9, 14, generator=generator) > 0.8
+    masks = (torch.rand(num, 9, 28, generator=generator) > 0.8)[:, ::step, ::step]
     masks[: num // 3] = False
-    order = torch.randperm(num, generator=generator).tolist()
-    found = stack_masks(masks, mask_boxes(masks), order)
-    assert found.dtype == (torch.uint8 if num <= 255 else torch.int32)
-    assert torch.equal(found.long(), by_definition(masks, order))
-
-
-def test_some_masks_and_strided_ones():
-    masks = (torch.rand(4, 10, 24, generator=torch.Generator().manual_seed(0)) > 0.5)[:, ::2, ::3]
-    found = stack_masks(masks, mask_boxes(masks.contiguous()), [2, 0])
-    assert torch.equal(found.long(), by_definition(masks, [2, 0]))
+    order = torch.randperm(num, generator=generator)[::step].tolist()
+    found = stack_masks(masks, mask_boxes(masks.contiguous()), order)
+    expected = torch.zeros(masks.shape[1:], dtype=torch.int64)
+    for number, index in enumerate(order, start=1):
+        expected[masks[index]] = number
+    assert found.dtype == (torch.uint8 if len(order) <= 255 else torch.int32)
+    assert torch.equal(found.long(), expected)

@@ -17,6 +17,7 @@ HEIGHT, WIDTH, CHANNELS = 11, 7, 3
 KINDS = ("1x1", "3x3", "products")
 LOSSES = {"dice": dice_loss, "bce": bce_loss, "focal": mask_focal_loss}
 dice_sums, dice_of_sums = SUM_FORMS[dice_loss]
+SMALL = 4000  # memory for some lines of masks at a time
 
 
 def make_case(kind, counts, dtype=torch.float32):
@@ -98,54 +99,63 @@ def test_gradients_equal_differences(kind, loss):
     pixel_sums, of_sums = SUM_FORMS[LOSSES[loss]]
 
     def losses(*inputs):
-        sums = sum_masks(factors, [2, 1], targets, instances, pixel_sums, memory=4000)
+        sums = sum_masks(factors, [2, 1], targets, instances, pixel_sums, memory=SMALL)
         return of_sums(sums, HEIGHT * WIDTH)
 
     # The inputs are changed in place, so the factors have them.
     assert torch.autograd.gradcheck(losses, inputs_of(factors), fast_mode=True)
 
 
-def test_channels_last_maps():
-    factors, targets, instances = make_case("1x1", [3, 2])
+@pytest.fixture
+def case():
+    """Of two images with three and two masks."""
+    return make_case("1x1", [3, 2])
+
+
+def sums_of(case, factors=None):
+    factors, targets, instances = (factors or case[0], *case[1:])
+    return sum_masks(factors, [3, 2], targets, instances, dice_sums, memory=SMALL)
+
+
+def test_channels_last_maps(case):
+    factors = case[0]
     maps = factors[0].maps.detach().contiguous(memory_format=torch.channels_last)
     other = [factors[0]._replace(maps=maps.requires_grad_())]
-    sums, grads = [], []
-    for case in (factors, other):
-        sums.append(sum_masks(case, [3, 2], targets, instances, dice_sums, memory=4000))
-        grads.extend(torch.autograd.grad(sums[-1].sum(), case[0].maps))
+    sums = [sums_of(case, which) for which in (factors, other)]
+    grads = [
+        torch.autograd.grad(found.sum(), which[0].maps)[0]
+        for found, which in zip(sums, (factors, other), strict=True)
+    ]
     torch.testing.assert_close(*sums)
     torch.testing.assert_close(*grads, check_stride=False)
     assert grads[1].is_contiguous(memory_format=torch.channels_last)
 
 
-def test_only_what_wants_a_gradient_gets_one():
-    factors, targets, instances = make_case("1x1", [3, 2])
-    factors[0].maps.requires_grad_(False)
-    sum_masks(factors, [3, 2], targets, instances, dice_sums, memory=4000).sum().backward()
-    assert factors[0].maps.grad is None
-    assert factors[0].kernels.grad.any()
+def test_only_what_wants_a_gradient_gets_one(case):
+    (factor,) = case[0]
+    factor.maps.requires_grad_(False)
+    sums_of(case).sum().backward()
+    assert factor.maps.grad is None
+    assert factor.kernels.grad.any()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_backward_makes_the_masks_of_the_autocast_forward(dtype, made):
-    factors, targets, instances = make_case("1x1", [3, 2])
+def test_backward_makes_the_masks_of_the_autocast_forward(case, dtype, made):
     with torch.autocast("cpu", dtype):
-        sums = sum_masks(factors, [3, 2], targets, instances, dice_sums, memory=4000)
+        sums = sums_of(case)
     assert sums.dtype == torch.float32
     sums.sum().backward()
     assert {masks.dtype for masks in made} == {dtype}
-    assert all(x.grad.dtype == torch.float32 for x in inputs_of(factors))
+    assert all(x.grad.dtype == torch.float32 for x in inputs_of(case[0]))
 
 
-def test_nothing_is_kept_after_the_backward_pass():
+def test_nothing_is_kept_after_the_backward_pass(case):
     """Losses are kept for the log over the next step; the maps must not be."""
-    factors, targets, instances = make_case("1x1", [3, 2])
-    maps = factors[0].maps * 2
-    factors = [factors[0]._replace(maps=maps)]
-    loss = sum_masks(factors, [3, 2], targets, instances, dice_sums, memory=4000).sum()
+    maps = case[0][0].maps * 2
+    loss = sums_of(case, [case[0][0]._replace(maps=maps)]).sum()
     alive = weakref.ref(maps)
     loss.backward()
-    del factors, maps
+    del maps
     gc.collect()
     assert alive() is None
 

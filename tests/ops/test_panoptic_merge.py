@@ -4,6 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from solo_d2.ops.mask_geometry import mask_boxes
 from solo_d2.ops.panoptic_merge import merge_panoptic
@@ -14,18 +16,10 @@ NUM_LABELS = 6
 
 
 def merge(masks, scores, classes, semantic, *thresholds):
-    overlap_thresh, stuff_area_limit, score_thresh = thresholds
-    return merge_panoptic(
-        masks,
-        mask_boxes(masks),
-        scores,
-        classes,
-        semantic,
-        num_labels=NUM_LABELS,
-        overlap_thresh=overlap_thresh,
-        stuff_area_limit=stuff_area_limit,
-        score_thresh=score_thresh,
-    )
+    names = ("overlap_thresh", "stuff_area_limit", "score_thresh")
+    options = dict(zip(names, thresholds, strict=True))
+    boxes = mask_boxes(masks)
+    return merge_panoptic(masks, boxes, scores, classes, semantic, num_labels=NUM_LABELS, **options)
 
 
 def make_case(num, seed, size=(13, 17)):
@@ -38,18 +32,13 @@ def make_case(num, seed, size=(13, 17)):
     return masks[order], scores[order], classes[order], semantic.contiguous()
 
 
-CASES = [
-    (num, seed, thresholds)
-    for num in (0, 1, 2, 5, 30)
-    for seed, thresholds in enumerate(
-        [(0.5, 1, 0.0), (0.5, 12, 0.3), (0.0, 5, 0.25), (0.9, 20, 0.0), (0.3, 1000, 0.5)]
-    )
-]
-
-
-@pytest.mark.parametrize(("num", "seed", "thresholds"), CASES)
-def test_equals_the_loop(num, seed, thresholds):
-    case = make_case(num, seed)
+@pytest.mark.parametrize("num", [0, 1, 2, 5, 30])
+@pytest.mark.parametrize(
+    "thresholds",
+    [(0.5, 1, 0.0), (0.5, 12, 0.3), (0.0, 5, 0.25), (0.9, 20, 0.0), (0.3, 1000, 0.5)],
+)
+def test_equals_the_loop(num, thresholds):
+    case = make_case(num, seed=num)
     panoptic, segments = merge(*case, *thresholds)
     expected, infos = reference.merge_panoptic(*(x.tolist() for x in case), *thresholds)
     assert panoptic.tolist() == expected
@@ -75,27 +64,26 @@ def strictly_falling(scores):
 
 
 @pytest.mark.detectron2
-def test_equals_detectron2_on_random_cases():
-    hypothesis = pytest.importorskip("hypothesis")
-    st = hypothesis.strategies
-    areas = st.integers(1, 40)
-    shares = st.floats(0, 1, exclude_max=True)
-
-    sizes = st.tuples(st.integers(1, 20), st.integers(1, 20))
-
-    @hypothesis.settings(max_examples=100, deadline=None, derandomize=True)
-    @hypothesis.given(st.integers(0, 40), st.integers(0, 10**6), sizes, shares, areas, shares)
-    def check(num, seed, size, overlap_thresh, stuff_area_limit, score_thresh):
-        masks, scores, classes, semantic = make_case(num, seed, size)
-        case = masks, strictly_falling(scores), classes, semantic
-        thresholds = overlap_thresh, stuff_area_limit, score_thresh
-        ours, expected = merge(*case, *thresholds), detectron2_merge(*case, *thresholds)
-        assert torch.equal(ours[0], expected[0])
-        assert ours[0].dtype == expected[0].dtype
-        assert ours[1] == expected[1]
-        assert [list(s) for s in ours[1]] == [list(s) for s in expected[1]]
-
-    check()
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    num=st.integers(0, 40),
+    seed=st.integers(0, 10**6),
+    size=st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    overlap_thresh=st.floats(0, 1, exclude_max=True),
+    stuff_area_limit=st.integers(1, 40),
+    score_thresh=st.floats(0, 1, exclude_max=True),
+)
+def test_equals_detectron2_on_random_cases(
+    num, seed, size, overlap_thresh, stuff_area_limit, score_thresh
+):
+    masks, scores, classes, semantic = make_case(num, seed, size)
+    case = masks, strictly_falling(scores), classes, semantic
+    thresholds = overlap_thresh, stuff_area_limit, score_thresh
+    ours, expected = merge(*case, *thresholds), detectron2_merge(*case, *thresholds)
+    assert torch.equal(ours[0], expected[0])
+    assert ours[0].dtype == expected[0].dtype
+    assert ours[1] == expected[1]
+    assert [list(s) for s in ours[1]] == [list(s) for s in expected[1]]
 
 
 def rectangles(*spans, size=(4, 8)):
@@ -113,21 +101,10 @@ def test_by_hand():
     )
     # The second is first; three quarters of the third are taken; half of the first is not too much.
     assert panoptic[0].tolist() == [2, 2, 1, 1, 1, 1, 3, 3]
+    best, second = ({"score": pytest.approx(score), "isthing": True} for score in (0.9, 0.5))
     assert segments == [
-        {
-            "id": 1,
-            "isthing": True,
-            "score": pytest.approx(0.9),
-            "category_id": 1,
-            "instance_id": 1,
-        },
-        {
-            "id": 2,
-            "isthing": True,
-            "score": pytest.approx(0.5),
-            "category_id": 3,
-            "instance_id": 0,
-        },
+        {"id": 1, "category_id": 1, "instance_id": 1, **best},
+        {"id": 2, "category_id": 3, "instance_id": 0, **second},
         {"id": 3, "isthing": False, "category_id": 2, "area": 8},
     ]
 

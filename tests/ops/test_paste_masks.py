@@ -8,6 +8,8 @@ from torch.nn import functional as F
 
 from solo_d2.ops.mask_geometry import mask_boxes
 from solo_d2.ops.paste_masks import new_masks, paste_masks, resize_axis
+from tests.ops import backends
+from tests.ops.backends import to_backend
 
 # What float32 may do to a value next to the threshold.
 ROUNDING = 1e-5
@@ -32,32 +34,34 @@ def resized(probs, stride, image_size, output_size):
 
 
 def check(probs, stride, image_size, output_size, thresh=0.5, backend="tiled"):
-    out = new_masks(len(probs), output_size, probs.device, backend=backend)
+    (given,) = to_backend(backend, probs)
+    out = new_masks(len(probs), output_size, given.device, backend=backend)
     boxes = paste_masks(
-        probs, stride=stride, image_size=image_size, thresh=thresh, out=out, backend=backend
+        given, stride=stride, image_size=image_size, thresh=thresh, out=out, backend=backend
     )
     soft = resized(probs, stride, image_size, output_size)
-    wrong = out != (soft > thresh)
+    wrong = out.cpu() != (soft > thresh)
     assert not wrong[(soft - thresh).abs() > ROUNDING].any()
     assert torch.equal(boxes, mask_boxes(out))
 
 
-CASES = [
-    (4, (40, 50), (40, 50)),
-    (4, (40, 50), (80, 100)),
-    (4, (48, 64), (17, 31)),
-    (4, (37, 41), (3, 2)),  # skips mask pixels
-    (8, (90, 127), (400, 300)),
-    (2, (23, 31), (24, 30)),
-    (1, (12, 16), (50, 7)),
-    (4, (1, 1), (1, 1)),
-]
-
-
-@pytest.mark.parametrize("backend", ["torch", "tiled"])
-@pytest.mark.parametrize(("stride", "image_size", "output_size"), CASES)
-def test_pasting_equals_the_two_resizes(stride, image_size, output_size, backend):
-    check(blobs(7, 12, 16), stride, image_size, output_size, backend=backend)
+@backends.ALL
+@pytest.mark.parametrize(
+    ("stride", "image_size", "output_size", "thresh"),
+    [
+        (4, (40, 50), (40, 50), 0.5),
+        (4, (40, 50), (44, 60), 0.5),
+        (4, (48, 64), (17, 31), 0.5),
+        (4, (37, 41), (3, 2), 0.5),  # skips mask pixels
+        (8, (90, 127), (40, 140), 0.5),
+        (2, (23, 31), (24, 30), 0.5),
+        (1, (12, 16), (50, 7), 0.5),
+        (4, (1, 1), (1, 1), 0.5),
+        *((4, (26, 49), (31, 60), thresh) for thresh in (0, 0.3, 1)),
+    ],
+)
+def test_pasting_equals_the_two_resizes(stride, image_size, output_size, thresh, backend):
+    check(blobs(5, 12, 16), stride, image_size, output_size, thresh, backend)
 
 
 @given(
@@ -96,7 +100,7 @@ def test_only_what_can_be_set_is_touched():
     assert stop - start <= 4 * (3 + 2)
 
 
-@pytest.mark.parametrize("backend", ["torch", "tiled", "triton"])
+@backends.ALL
 @pytest.mark.parametrize("shape", [(0, 20, 30), (2, 0, 30), (2, 20, 0)])
 def test_nothing_to_paste(shape, backend):
     out = new_masks(shape[0], shape[1:], torch.device("cpu"), backend=backend)
@@ -106,10 +110,16 @@ def test_nothing_to_paste(shape, backend):
     assert not boxes.any()
 
 
-def test_strided_masks_and_results():
-    probs = blobs(8, 12, 16)
-    whole = torch.zeros(8, 30, 40, dtype=torch.bool)
+@backends.ALL
+def test_strided_masks(backend):
+    check(blobs(6, 12, 20)[::2].transpose(1, 2), 4, (75, 47), (40, 30), backend=backend)
+
+
+@backends.ON_CPU
+def test_strided_results(backend):
+    whole = torch.zeros(4, 30, 40, dtype=torch.bool)
     parts = torch.zeros(4, 60, 80, dtype=torch.bool)[:, ::2, 1::2]
-    paste_masks(probs, stride=4, image_size=(47, 60), thresh=0.5, out=whole)
-    paste_masks(probs[::2], stride=4, image_size=(47, 60), thresh=0.5, out=parts)
-    assert torch.equal(parts, whole[::2])
+    sizes = {"stride": 4, "image_size": (47, 60), "thresh": 0.5}
+    for out in (whole, parts):
+        paste_masks(blobs(4, 12, 16), **sizes, out=out, backend=backend)
+    assert torch.equal(parts, whole)

@@ -86,27 +86,17 @@ def test_jobs_are_shared_among_as_many_threads_as_torch_has():
 
 
 @pytest.mark.parametrize("number", [1, 4])
-def test_modes_go_along(number):
+def test_modes_and_errors_go_along(number):
     torch.set_num_threads(number)
     modes = []
 
     def work():
         modes.append((torch.is_grad_enabled(), torch.is_inference_mode_enabled()))
-
-    in_threads(work)
-    assert set(modes) == {(False, False)}
-    with torch.inference_mode():
-        in_threads(work)
-    assert set(modes[number:]) == {(False, True)}
-
-
-@pytest.mark.parametrize("number", [1, 4])
-def test_errors_arrive(number):
-    torch.set_num_threads(number)
-
-    def work():
         raise ValueError("in a thread")
 
-    with pytest.raises(ValueError, match="in a thread"):
-        in_threads(work)
-    assert torch.get_num_threads() == number
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode, pytest.raises(ValueError, match="in a thread"):
+            in_threads(work)
+        assert torch.get_num_threads() == number
+    assert set(modes[:number]) == {(False, False)}
+    assert set(modes[number:]) == {(False, True)}

@@ -1,4 +1,4 @@
-"""Kernels must not rely on what their outputs hold: here new memory is full of NaN, or of ones."""
+"""Operators must not rely on what new memory holds: here it is full of NaN, or of ones."""
 
 import pytest
 import torch
