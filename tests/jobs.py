@@ -25,6 +25,7 @@ from solo_d2.evaluation.coco_results import FastCOCOEvaluator
 from solo_d2.evaluation.lvis_results import FastLVISEvaluator
 from solo_d2.utils.errors import BadNumbersError, DatasetError
 from tests.evaluation.made_up import CATEGORIES, coco_truth, lvis_truth, predictions
+from tests.json_damage import save_boxes
 from tests.modeling.tiny import image, panoptic_config, tiny_config, tiny_model, with_sem_seg
 
 ITERATIONS, CHECKPOINT, KILLED = 4, 2, 3
@@ -151,29 +152,15 @@ def make_data(folder):
     rng = np.random.default_rng(0)
     for split, num in (("train", 8), ("val", 5)):
         (folder / split).mkdir(parents=True)
-        images, annotations = [], []
-        for number in range(1, num + 1):
+        boxes = [[] for _ in range(num)]
+        for number, objects in enumerate(boxes, start=1):
             pixels = rng.integers(0, 60, (96, 128, 3), dtype=np.uint8)
             for category in (1, 2, 3):
                 x, y, w, h = (int(v) for v in rng.integers((0, 0, 16, 16), (70, 50, 50, 40)))
                 pixels[y : y + h, x : x + w, category - 1] = 220
-                annotations.append(
-                    {
-                        "id": len(annotations) + 1,
-                        "image_id": number,
-                        "category_id": category,
-                        "bbox": [x, y, w, h],
-                        "area": w * h,
-                        "iscrowd": 0,
-                        "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
-                    }
-                )
-            name = f"{number}.png"
-            images.append({"id": number, "file_name": name, "height": 96, "width": 128})
-            cv2.imwrite(str(folder / split / name), pixels)
-        categories = [{"id": key, "name": f"class {key}"} for key in (1, 2, 3)]
-        content = {"images": images, "annotations": annotations, "categories": categories}
-        (folder / f"{split}.json").write_text(json.dumps(content))
+                objects.append((category, x, y, w, h))
+            cv2.imwrite(str(folder / split / f"{number}.png"), pixels)
+        save_boxes(folder / f"{split}.json", (96, 128), boxes, ["class 1", "class 2", "class 3"])
 
 
 def write_config(folder):

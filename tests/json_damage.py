@@ -41,6 +41,29 @@ def coco_content():
     }
 
 
+def save_boxes(file, size, boxes, names):
+    """Write COCO's instances of images `1.png`, `2.png`, ... of one size.
+
+    Args:
+        file: the json.
+        size: height and width.
+        boxes: for each image (class from 1, x, y, width, height) of its objects.
+        names: of the classes.
+    """
+    height, width = size
+    images, annotations = [], []
+    for key, objects in enumerate(boxes, start=1):
+        images.append({"id": key, "file_name": f"{key}.png", "height": height, "width": width})
+        for category, x, y, w, h in objects:
+            place = {"bbox": [x, y, w, h], "area": w * h, "iscrowd": 0}
+            place["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+            ids = {"id": len(annotations) + 1, "image_id": key, "category_id": category}
+            annotations.append({**ids, **place})
+    categories = [{"id": key, "name": name} for key, name in enumerate(names, start=1)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    file.write_text(json.dumps(content))
+
+
 def lvis_content():
     """LVIS's instances of the same images, which it names by their addresses."""
     content = coco_content()

@@ -3,7 +3,6 @@
 The long forms are run by `python -m pytest -m reliability`.
 """
 
-import json
 from pathlib import Path
 
 import cv2
@@ -20,6 +19,7 @@ from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY
 from tests.api.models import picture
 from tests.export.models import small_config, small_model
 from tests.growth import MIB, growth
+from tests.json_damage import save_boxes
 from tests.modeling import tiny
 from tools.benchmarks.common import peak_memory
 
@@ -107,21 +107,13 @@ def crowd(folder, number, side):
     pitch = side // columns
     size = pitch - 2
     pixels = np.full((side, side, 3), 60, np.uint8)
-    annotations = []
+    boxes = []
     for index in range(number):
         x, y = pitch * (index % columns), pitch * (index // columns)
         pixels[y : y + size, x : x + size] = 40 * (index % 5) + 80
-        corners = [x, y, x + size, y, x + size, y + size, x, y + size]
-        place = {"bbox": [x, y, size, size], "area": size**2, "segmentation": [corners]}
-        ids = {"id": index + 1, "image_id": 1, "category_id": index % 5 + 1}
-        annotations.append({**ids, **place, "iscrowd": 0})
-    cv2.imwrite(str(folder / "crowd.png"), pixels)
-    content = {
-        "images": [{"id": 1, "file_name": "crowd.png", "height": side, "width": side}],
-        "annotations": annotations,
-        "categories": [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)],
-    }
-    (folder / "crowd.json").write_text(json.dumps(content))
+        boxes.append((index % 5 + 1, x, y, size, size))
+    cv2.imwrite(str(folder / "1.png"), pixels)
+    save_boxes(folder / "crowd.json", (side, side), [boxes], CLASSES)
     register_coco_format("crowd", folder / "crowd.json", folder)
 
 

@@ -1,8 +1,6 @@
 """tools/convert_weights.py: from any source to a checkpoint and a config that belong together."""
 
 import re
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,10 +14,7 @@ from solo_d2.data.classes import dataset_categories, make_categories
 from solo_d2.utils.errors import ConfigError
 from tests.checkpoint import published
 from tests.modeling.tiny import tiny_config, tiny_model
-
-# Detectron2 installs a package `tools`, so the file is imported from its folder.
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
-from convert_weights import main
+from tools.convert_weights import main
 
 TEXT = """
 model = dict(bbox_head=dict(num_grids=[20, 18, 12, 8, 6],

@@ -21,6 +21,7 @@ from solo_d2.utils.commands import run_command
 from solo_d2.utils.errors import ConfigError, DatasetError
 from tests.engine.runs import run_config, run_model, train
 from tests.isolation import restored
+from tests.json_damage import save_boxes
 from tests.modeling.tiny import tiny_config, tiny_model
 
 TWO_VIEWS = ("TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", (96,))
@@ -248,22 +249,16 @@ def make_boxes(folder):
     rng = np.random.default_rng(0)
     for split, num in (("train", 64), ("val", 16)):
         (folder / split).mkdir()
-        images, annotations = [], []
-        for key in range(1, num + 1):
+        boxes = [[] for _ in range(num)]
+        for number, objects in enumerate(boxes, start=1):
             pixels = rng.integers(0, 90, (64, 64, 3), dtype=np.uint8)
             for left in (0, 32):
                 low, high = (left + 1, 1, 10, 10), (left + 8, 20, 24, 40)
                 x, y, w, h = (int(value) for value in rng.integers(low, high))
                 pixels[y : y + h, x : x + w] = rng.integers(150, 256, 3)
-                outline = [x, y, x + w, y, x + w, y + h, x, y + h]
-                box = {"bbox": [x, y, w, h], "area": w * h, "segmentation": [outline]}
-                box |= {"id": len(annotations) + 1, "image_id": key, "category_id": 1, "iscrowd": 0}
-                annotations.append(box)
-            cv2.imwrite(str(folder / split / f"{key}.png"), pixels)
-            images.append({"id": key, "file_name": f"{key}.png", "height": 64, "width": 64})
-        content = {"images": images, "annotations": annotations}
-        content["categories"] = [{"id": 1, "name": "box"}]
-        (folder / f"{split}.json").write_text(json.dumps(content))
+                objects.append((1, x, y, w, h))
+            cv2.imwrite(str(folder / split / f"{number}.png"), pixels)
+        save_boxes(folder / f"{split}.json", (64, 64), boxes, ["box"])
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,9 +33,7 @@ class Exported:
 @pytest.fixture(scope="session")
 def export_tool():
     """The module of the command line."""
-    # Detectron2 installs a package `tools`, so the file is imported from its folder.
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
-    import export_model
+    from tools import export_model
 
     return export_model
 

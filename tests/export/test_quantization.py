@@ -1,26 +1,19 @@
 """8-bit convolutions: what is quantised, what stays, what is refused; and the command line."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
+from solo_d2.data import catalog
+from solo_d2.data.classes import make_categories
+from solo_d2.export.onnx_model import OnnxModel, detector_inputs, load_detector
+from solo_d2.export.quantization import quantize_onnx
+from solo_d2.utils.errors import ConfigError
+from tests.export.exported import CLASSES
+from tests.export.models import OUTPUT_SIZE, detectron2_inputs, small_config
+from tools import quantize_onnx as tool
+
 pytestmark = [pytest.mark.detectron2, pytest.mark.export]
-pytest.importorskip("detectron2")
-
-from solo_d2.data import catalog  # noqa: E402
-from solo_d2.data.classes import make_categories  # noqa: E402
-from solo_d2.export.onnx_model import OnnxModel, detector_inputs, load_detector  # noqa: E402
-from solo_d2.export.quantization import quantize_onnx  # noqa: E402
-from solo_d2.utils.errors import ConfigError  # noqa: E402
-from tests.export.exported import CLASSES  # noqa: E402
-from tests.export.models import OUTPUT_SIZE, detectron2_inputs, small_config  # noqa: E402
-
-# Detectron2 installs a package `tools`, so the file is imported from its folder.
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
-import quantize_onnx as tool  # noqa: E402
 
 NAMES, IDS = ([x[key] for x in CLASSES] for key in ("name", "id"))
 

@@ -180,7 +180,7 @@ def test_backends_agree(num, size, name):
 
 @pytest.mark.parametrize("name", ["matrix-linear", "hard", "soft-gaussian", "fast"])
 def test_many_masks(name):
-    test_backends_agree(3000, (9, 16), name)
+    test_backends_agree(1200, (9, 16), name)
 
 
 @on_cpu

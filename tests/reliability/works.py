@@ -13,27 +13,22 @@ import numpy as np
 import torch
 from detectron2.modeling import build_model
 
-# Detectron2 installs a package `tools`, so the files are imported from their folder.
+import train_net
+from demo import demo
+from solo_d2.checkpoint.convert import Plan, write_conversion
+from solo_d2.checkpoint.formats import OWN, Conversion
+from solo_d2.checkpoint.matching import Match
+from solo_d2.data.shapes.__main__ import main as shapes_main
+from solo_d2.engine import argument_parser
+from solo_d2.engine.launch import JobError, launch
+from solo_d2.utils.commands import run_command
+from solo_d2.utils.files import save_text
+from tests import jobs, panoptic_files
+from tests.api.models import arguments, panoptic_cfg, picture, save, save_model
+from tests.export.models import small_config, small_model
+from tools import convert_panoptic, export_model, labels_to_coco
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
-
-import convert_panoptic  # noqa: E402
-import export_model  # noqa: E402
-import labels_to_coco  # noqa: E402
-
-import train_net  # noqa: E402
-from demo import demo  # noqa: E402
-from solo_d2.checkpoint.convert import Plan, write_conversion  # noqa: E402
-from solo_d2.checkpoint.formats import OWN, Conversion  # noqa: E402
-from solo_d2.checkpoint.matching import Match  # noqa: E402
-from solo_d2.data.shapes.__main__ import main as shapes_main  # noqa: E402
-from solo_d2.engine import argument_parser  # noqa: E402
-from solo_d2.engine.launch import JobError, launch  # noqa: E402
-from solo_d2.utils.commands import run_command  # noqa: E402
-from solo_d2.utils.files import save_text  # noqa: E402
-from tests import jobs, panoptic_files  # noqa: E402
-from tests.api.models import arguments, panoptic_cfg, picture, save, save_model  # noqa: E402
-from tests.export.models import small_config, small_model  # noqa: E402
 
 
 def prepare(folder, work):
