@@ -1,5 +1,6 @@
 """Decoding with fixed shapes finds what decoding as needed finds, without waits for the device."""
 
+import importlib
 from collections import Counter
 from dataclasses import replace
 
@@ -238,54 +239,27 @@ WAITS = {
     *("_local_scalar_dense", "masked_select", "is_nonzero", "equal", "allclose", "lift_fresh"),
 }
 NO_LAUNCH = {
-    "promote_types",
-    "empty",
-    "empty_like",
-    "new_empty",
-    "empty_strided",
-    "detach",
-    "_unsafe_view",
+    *("promote_types", "empty", "empty_like", "new_empty", "empty_strided"),
+    *("detach", "_unsafe_view"),
 }
+KERNELS = ("binary_masks", "class_scores", "dynamic_masks", "mask_overlap", "mask_scores")
+KERNELS += ("nms_decay", "nms_greedy", "paste_masks")
 
 
 def launches(made, outputs, monkeypatch):
     """What `decode_lanes` runs with Triton kernels, for a GPU that is made up."""
-    from solo_d2.ops.triton import (
-        binary_masks,
-        class_scores,
-        dynamic_masks,
-        mask_overlap,
-        mask_scores,
-        nms_decay,
-        nms_greedy,
-        paste_masks,
-    )
-
     kernels = Counter()
-    for module in (
-        binary_masks,
-        class_scores,
-        dynamic_masks,
-        mask_overlap,
-        mask_scores,
-        nms_decay,
-        nms_greedy,
-        paste_masks,
-    ):
+    for name in KERNELS:
+        module = importlib.import_module(f"solo_d2.ops.triton.{name}")
         monkeypatch.setattr(
             module, "launch", lambda kernel, *args, **kwargs: kernels.update([kernel.__name__])
         )
-    for module in ("binary_masks", "mask_iou", "nms_family", "paste_masks"):
+    for module in ("binary_masks", "candidates", "mask_iou", "nms_family", "paste_masks"):
         monkeypatch.setattr(f"solo_d2.ops.{module}.choose_backend", lambda *args: "triton")
-    monkeypatch.setattr("solo_d2.ops.candidates.choose_backend", lambda *args: "triton")
     with FakeTensorMode() as mode:
         outputs = map_tensors(on_gpu := lambda x: mode.from_tensor(x).to("cuda"), outputs)
-        made = replace(
-            made,
-            fixed=True,
-            cell_levels=on_gpu(made.cell_levels),
-            strides=on_gpu(made.strides),
-        )
+        places = {name: on_gpu(getattr(made, name)) for name in ("cell_levels", "strides")}
+        made = replace(made, fixed=True, **places)
         with Watch() as watch:
             made.decode_lanes(outputs, [((800, 1216), (480, 640))])
     return watch.counts, kernels

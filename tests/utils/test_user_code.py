@@ -1,5 +1,6 @@
 """What the user's own code raises keeps its traceback; bad values stay on one line."""
 
+import contextlib
 import importlib.util
 import logging
 import sys
@@ -117,9 +118,11 @@ def job(tmp_path_factory):
     return folder, jobs.write_config(folder)
 
 
-def assert_shown(error, module):
-    """The traceback has the user's file and line, and the error is the user's."""
-    assert isinstance(error.value, RAISED)
+@contextlib.contextmanager
+def shown(module):
+    """An error is raised that is the user's; its traceback has the user's file and line."""
+    with pytest.raises(RAISED) as error:
+        yield error
     assert not isinstance(error.value, (ConfigError, DatasetError))
     text = "".join(traceback.format_exception(error.value))
     assert f'File "{module.__file__}", line 9' in text
@@ -129,9 +132,8 @@ def assert_shown(error, module):
 @each_kind
 def test_head_that_fails_in_its_constructor(mine, registered):
     registered(SOLO_HEAD_REGISTRY, "Mine", mine.Head)
-    with pytest.raises(RAISED) as error:
+    with shown(mine) as error:
         build_model(tiny_config("Mine"))
-    assert_shown(error, mine)
     if sys.version_info >= (3, 11):
         assert "MODEL.SOLO" in error.value.__notes__[0]
 
@@ -140,9 +142,8 @@ def test_parts_that_fail_or_are_called_wrongly(mine, registered):
     registered(BACKBONE_REGISTRY, "mine", mine.fail)
     cfg = tiny_config()
     cfg.MODEL.BACKBONE.NAME = "mine"
-    with pytest.raises(RAISED) as error:
+    with shown(mine):
         build_model(cfg)
-    assert_shown(error, mine)
     # No line of the user's runs, yet it is the user's part that has to be changed.
     registered(SOLO_HEAD_REGISTRY, "Mine", mine.WithoutArguments)
     with pytest.raises(TypeError):
@@ -151,18 +152,16 @@ def test_parts_that_fail_or_are_called_wrongly(mine, registered):
 
 def test_head_nms_and_loss_that_fail_when_called(mine, registered):
     registered(SOLO_HEAD_REGISTRY, "Mine", mine.Calls)
-    with pytest.raises(RAISED) as error:
+    with shown(mine):
         build_model(tiny_config("Mine")).eval()([image()])
-    assert_shown(error, mine)
     registered(NMS, "mine", mine.fail)
     registered(MASK_LOSSES, "mine", mine.fail)
     cfg = tiny_config()
     cfg.MODEL.SOLO.NMS.TYPE = cfg.MODEL.SOLO.LOSS.MASK_TYPE = "mine"
     model = tiny_model(cfg, sure=True)
     for use in (model.eval, model.train):
-        with pytest.raises(RAISED) as error:
+        with shown(mine):
             use()([image()])
-        assert_shown(error, mine)
 
 
 def test_export_of_a_backbone_that_fails(mine):
@@ -170,9 +169,8 @@ def test_export_of_a_backbone_that_fails(mine):
     pipeline = ExportPipeline(model)
     info = describe(model, pipeline, small_config(), [], [])
     pipeline.backbone.forward = mine.fail
-    with pytest.raises(RAISED) as error:
+    with shown(mine):
         trace(pipeline, info)
-    assert_shown(error, mine)
 
 
 @each_kind
@@ -180,14 +178,12 @@ def test_function_of_a_data_set(mine, registered):
     registered(DatasetCatalog, "of_user", mine.fail)
     registered(MetadataCatalog, "of_user", Metadata(name="of_user", thing_classes=["a"]))
     check_datasets(["of_user"])
-    with pytest.raises(RAISED) as error:
+    with shown(mine):
         DatasetCatalog.get("of_user")
-    assert_shown(error, mine)
     cfg = tiny_config()
     cfg.DATASETS.TRAIN = ("of_user",)
-    with pytest.raises(RAISED) as error:
+    with shown(mine):
         Trainer.build_train_loader(cfg)
-    assert_shown(error, mine)
 
 
 def record(folder):
@@ -205,9 +201,8 @@ def record(folder):
 def test_transform(mine, job):
     mapper = SOLODatasetMapper(tiny_config(), is_train=True)
     mapper.augmentations = T.AugmentationList([mine.Transform()])
-    with pytest.raises(RAISED) as error:
+    with shown(mine):
         mapper(record(job[0]))
-    assert_shown(error, mine)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -220,9 +215,8 @@ def test_mapper_in_workers(mine, job, workers):
         max_unreadable=0,
         num_workers=workers,
     )
-    with pytest.raises(RAISED) as error:
+    with shown(mine):
         run_command("train", lambda: next(iter(loader)))
-    assert_shown(error, mine)
 
 
 @pytest.mark.parametrize("mine", ["OSError", "disk full"], indirect=True)
@@ -237,12 +231,8 @@ def test_hook_of_a_training(mine, job, tmp_path, caplog):
             trainer.train()
 
     args = jobs.parse_args("--config-file", job[1], "OUTPUT_DIR", tmp_path / "out")
-    with (
-        caplog.at_level(logging.ERROR, "detectron2"),
-        pytest.raises(OSError, match="of_mine|No space") as error,
-    ):
+    with caplog.at_level(logging.ERROR, "detectron2"), shown(mine) as error:
         run_command("", lambda: launch(main, args), failed=1)
-    assert_shown(error, mine)
     assert error.value.filename != str(tmp_path / "out")
 
 
