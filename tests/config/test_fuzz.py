@@ -236,7 +236,7 @@ def test_unchanged_configs_run(folder, base):
     assert run(folder, base, {}, "yaml") is None
 
 
-@settings(EXAMPLES, max_examples=60, derandomize=True)
+@settings(EXAMPLES, max_examples=30, derandomize=True)
 @given(**CASES)
 def test_runs_or_is_refused(folder, base, changed, route):
     run(folder, base, changed, route)

@@ -103,8 +103,9 @@ def test_plain_resnet_is_detectron2s(depth):
         torch.testing.assert_close(ours(x)[name], feature, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("modulated", [False, True])
-@pytest.mark.parametrize(("depth", "groups"), [(18, 1), (50, 1), (50, 8)])
+@pytest.mark.parametrize(
+    ("depth", "groups", "modulated"), [(18, 1, False), (50, 1, True), (50, 8, False)]
+)
 def test_deformable_starts_as_plain(depth, groups, modulated):
     stages = ("res3", "res4", "res5")
     settings = {"depth": depth, "groups": groups}

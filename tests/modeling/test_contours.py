@@ -123,9 +123,5 @@ def test_score_is_the_class_probability_times_the_mean_of_the_contour():
     torch.testing.assert_close(decode(with_gradient).scores[0], expected)
 
 
-def test_nothing_found():
-    assert decode(torch.zeros(1, 16, 16)).masks.shape == (0, 64, 64)
-
-
 def test_every_target_has_a_figure_that_decides_the_best_checkpoint():
     assert set(BEST_METRIC) == set(MASK_TARGETS)

@@ -109,15 +109,6 @@ def test_by_hand():
     ]
 
 
-def test_what_counts_is_the_union_of_those_before():
-    """Two together overlap a third by more than half; left out, it takes nothing."""
-    masks = rectangles((0, 3), (5, 8), (1, 7), (3, 5))
-    scores = torch.tensor([0.9, 0.8, 0.7, 0.6])
-    panoptic, segments = merge(masks, scores, torch.arange(4), torch.zeros(4, 8).long(), 0.5, 1, 0)
-    assert panoptic[0].tolist() == [1, 1, 1, 3, 3, 2, 2, 2]
-    assert [s["instance_id"] for s in segments] == [0, 1, 3]
-
-
 def test_equal_scores_keep_their_order():
     masks = rectangles((0, 5), (0, 5), (0, 5))
     panoptic, segments = merge(
