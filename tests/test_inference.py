@@ -6,7 +6,7 @@ import torch
 from solo_d2.inference import MaskDecoder, build_nms
 from solo_d2.ops.candidates import class_probabilities, filter_scores
 from solo_d2.ops.mask_geometry import mask_boxes
-from solo_d2.structures import Candidates, cell_levels
+from solo_d2.structures import Candidates, cell_levels, map_tensors
 from tests.fakes import CountingHead, FixedMasks, kernel_outputs
 from tests.golden import levels, load_golden
 from tools.benchmarks.common import peak_memory
@@ -139,7 +139,7 @@ def test_a_cell_may_give_several_classes_and_makes_one_mask():
     head = CountingHead([4])
     decoder = make_decoder(num_grids=(1,), strides=(8,), head=head)
     (result,) = decoder.decode(outputs, [(32, 32)], [(32, 32)])
-    assert head.made == [1]
+    assert head.made[0] == 1  # to be scored; then those that are kept are made
     assert result.classes.tolist() == [0, 1]
     assert (result.scores[0] > result.scores[1]).item()
     assert torch.equal(result.masks[0], result.masks[1])
@@ -168,9 +168,10 @@ def test_modes_of_the_caller_reach_all_threads(mode):
 def test_triton_finds_the_same():
     pytest.importorskip("triton")
     settings = {"pre_nms_topk": 6, "max_detections": 4}  # few: the interpreter is slow
+    outputs = map_tensors(lambda x: x[:1], golden_outputs())
     expected, found = (
         make_decoder(**settings, backend=backend).decode(
-            golden_outputs(), sizes("", "image_size"), [(50, 63)] * 2
+            outputs, sizes("", "image_size")[:1], [(30, 38)]
         )
         for backend in ("torch", "triton")
     )
@@ -214,7 +215,7 @@ def test_memory_is_as_documented():
     assert peak < result + masks + (2 * 24 + 2 * 8) * 2**20
 
 
-@pytest.mark.slow
+@pytest.mark.reliability
 @pytest.mark.usefixtures("two_threads")
 def test_twelve_megapixels_fit_into_four_gigabytes():
     """With the 0.6 GB of a process that has imported everything."""

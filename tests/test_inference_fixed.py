@@ -95,14 +95,14 @@ def test_triton_finds_what_the_reference_finds(product):
     pytest.importorskip("triton")
     outputs = head_outputs(1, [("kernels", 0.1, float("nan"))])
     outputs = map_tensors(lambda x: x[:1], outputs)
-    options = {"pre_nms_topk": 30, "lanes": 50, "max_detections": 6}
+    options = {"pre_nms_topk": 12, "lanes": 20, "max_detections": 4}  # the interpreter is slow
     torchs, tritons = (
         replace(decoder("matrix", backend, product), **options, fixed=backend == "triton")
         for backend in ("torch", "triton")
     )
     sizes = [(46, 62)], [(22, 30)]
     (expected,), (found,) = (made.decode(outputs, *sizes) for made in (torchs, tritons))
-    assert len(expected.scores) == 6
+    assert len(expected.scores) == 4
     assert_equal(expected, found, exact=False)
 
 
