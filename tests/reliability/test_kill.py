@@ -21,8 +21,8 @@ from tests.reliability import killing
 
 # Of a run whose content does not follow from its inputs alone to the byte.
 WITH_TIMES = {"evaluation", "training"}
-QUICK = ["one_file", "labels", "panoptic", "conversion"]
-LONG = ["shapes", "stills", "video", "training", "evaluation", "export"]
+QUICK = ["one_file", "panoptic", "conversion"]
+LONG = ["labels", "shapes", "stills", "video", "training", "evaluation", "export"]
 
 
 def long(*works):
@@ -69,7 +69,7 @@ def test_signals_at_every_moment(work, sent, folder_of, results):
 
 
 @pytest.mark.parametrize(
-    "work", ["one_file", "labels", "conversion", *long("panoptic", "shapes", "stills")]
+    "work", ["one_file", "conversion", *long("labels", "panoptic", "shapes", "stills")]
 )
 def test_what_is_there_stays_until_the_new_is_whole(work, folder_of, results):
     old, new, folder = results(work), results(work, 1), folder_of(work)
