@@ -74,7 +74,8 @@ def test_any_inputs(nms, product, seed, spoilt, kernel, agnostic, lanes, topk, s
     matrix. Then ties would end in any order.
     """
     exact = kernel == "linear" or nms in ("hard", "fast")
-    spoilt = spoilt if exact else []
+    # Where sums overflow depends on their order, and so on the size too.
+    spoilt = [x for x in spoilt if exact and abs(x[2]) != 3e38]
     made = decoder(nms, "torch", product, kernel=kernel, class_agnostic=agnostic)
     made = replace(made, lanes=lanes, pre_nms_topk=topk, score_thresh=score_thresh)
     outputs = head_outputs(seed, spoilt)
