@@ -272,6 +272,9 @@ def _add_data_keys(cfg: CfgNode) -> None:
     # What computes AP of COCO's format: "detectron2", "faster-coco-eval" or "pycocotools";
     # "auto": the first of them that is installed. The metrics are equal.
     cfg.TEST.AP_BACKEND = "auto"
+    # Most predictions per image and category that AP of COCO's format counts: 100, as COCO, or more
+    # for images of more objects. Models predict at most TEST.DETECTIONS_PER_IMAGE.
+    cfg.TEST.AP_MAX_PREDICTIONS = 100
     # Image files that training may fail to read; each is logged, and another image takes its place.
     # With one more it stops and lists them. 0: none may fail. (Evaluations count such images as
     # ones without predictions, and go on.)

@@ -10,7 +10,7 @@ from solo_d2.config.check import check_config
 from solo_d2.config.rules import Rule, above, at_least, between, one_of, require
 from solo_d2.data.classes import is_category_list
 from solo_d2.data.input_checks import check_input_config
-from solo_d2.evaluation.average_precision import BACKENDS
+from solo_d2.evaluation.average_precision import BACKENDS, COCO_MAX_PREDICTIONS
 from solo_d2.modeling.speed import TRAINING_COMPILE, SpeedOptions
 
 OPTIMIZERS = ("SGD", "AdamW")
@@ -64,6 +64,7 @@ RULES = {
     "TEST.EVAL_PERIOD": at_least(0, " iterations; 0: never"),
     "TEST.DETECTIONS_PER_IMAGE": at_least(1),
     "TEST.AP_BACKEND": one_of(("auto", *BACKENDS)),
+    "TEST.AP_MAX_PREDICTIONS": at_least(COCO_MAX_PREDICTIONS),
     "TEST.PRECISE_BN.NUM_ITER": _ITERATIONS,
     # The range of random number generators.
     "SEED": between(-1, 2**31 - 1, "; -1: drawn at random"),

@@ -39,6 +39,8 @@ Curves = tuple[NDArray[np.float64], NDArray[np.float64]]
 # IoU types, and the key of a prediction that each compares.
 _SHAPE = {"bbox": "bbox", "segm": "segmentation"}
 IOU_TYPES = tuple(_SHAPE)
+# Predictions per image and category that COCO counts.
+COCO_MAX_PREDICTIONS = 100
 # Fields of an annotation that evaluators read, besides ids.
 _COMPARED = ("iscrowd", "area", "bbox", "segmentation")
 # Evaluators with pycocotools' interface, the fastest first: module and class.

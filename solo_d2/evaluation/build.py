@@ -30,8 +30,8 @@ def build_evaluator(
     """Choose and make the evaluator of a data set.
 
     Args:
-        cfg: OUTPUT_DIR, TEST.AP_BACKEND, TEST.KEEP_PANOPTIC_PREDICTIONS, MODEL.META_ARCHITECTURE,
-            MODEL.CLASSES and MODEL.SOLO.MASK_TARGET are read.
+        cfg: OUTPUT_DIR, TEST.AP_BACKEND, TEST.AP_MAX_PREDICTIONS, TEST.KEEP_PANOPTIC_PREDICTIONS,
+            MODEL.META_ARCHITECTURE, MODEL.CLASSES and MODEL.SOLO.MASK_TARGET are read.
         dataset_name: in Detectron2's catalogs.
         output_folder: where predictions go; OUTPUT_DIR/inference/DATASET_NAME if None.
 
@@ -78,7 +78,10 @@ def _build_coco(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetE
         DatasetCatalog.get(dataset_name)
     _require_annotations(dataset_name, metadata.get("json_file"))
     return FastCOCOEvaluator(
-        dataset_name, output_folder, backend=cfg.TEST.AP_BACKEND, tasks=_tasks(cfg)
+        *(dataset_name, output_folder),
+        backend=cfg.TEST.AP_BACKEND,
+        tasks=_tasks(cfg),
+        max_predictions=(1, 10, cfg.TEST.AP_MAX_PREDICTIONS),
     )
 
 

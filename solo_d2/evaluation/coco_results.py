@@ -28,6 +28,7 @@ from solo_d2.data.coco_json import read_lists
 from solo_d2.data.problems import refuse_errors
 from solo_d2.data.unique_names import unique_thing_names
 from solo_d2.evaluation.average_precision import (
+    COCO_MAX_PREDICTIONS,
     IOU_TYPES,
     Annotation,
     Curves,
@@ -93,8 +94,6 @@ class FastCOCOEvaluator(COCOEvaluator):
 
     # Where the predictions are kept, below output_dir.
     results_file = "coco_instances_results.json"
-    # Limits of predictions per image and category: of AR@1, of AR@10, and of all other metrics.
-    max_predictions: tuple[int, ...] = (1, 10, 100)
 
     def __init__(
         self,
@@ -103,6 +102,7 @@ class FastCOCOEvaluator(COCOEvaluator):
         *,
         backend: str = "auto",
         tasks: Sequence[str] = IOU_TYPES,
+        max_predictions: Sequence[int] = (1, 10, COCO_MAX_PREDICTIONS),
     ):
         """Read the annotations.
 
@@ -111,6 +111,8 @@ class FastCOCOEvaluator(COCOEvaluator):
             output_dir: for `results_file`; None: the predictions are not kept.
             backend: see `load_backend`.
             tasks: of `IOU_TYPES`.
+            max_predictions: limits of predictions per image and category: of AR@1, of AR@10, and of
+                all other metrics.
         """
         # In place of Detectron2's constructor, which reads fewer files than training does.
         self._logger = logging.getLogger(__name__)
@@ -119,6 +121,7 @@ class FastCOCOEvaluator(COCOEvaluator):
         self._coco_api = read_ground_truth(dataset_name)
         self._do_evaluation = "annotations" in self._coco_api.dataset
         self._backend, self._evaluator = load_backend(backend)
+        self.max_predictions = tuple(max_predictions)
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Add the predictions of some images; an output may be empty."""

@@ -32,7 +32,6 @@ class FastLVISEvaluator(FastCOCOEvaluator):
     """Detectron2's `LVISEvaluator` with the same metrics, without the package `lvis`."""
 
     results_file = "lvis_instances_results.json"
-    max_predictions = (MOST_PREDICTIONS,)
 
     def __init__(
         self, dataset_name: str, output_dir: str | None, *, tasks: Sequence[str] = IOU_TYPES
@@ -49,7 +48,12 @@ class FastLVISEvaluator(FastCOCOEvaluator):
                 "Evaluating a data set in LVIS's format needs the package faster-coco-eval: "
                 f"pip install faster-coco-eval ({error})"
             ) from error
-        super().__init__(dataset_name, output_dir, backend="faster-coco-eval", tasks=tasks)
+        super().__init__(
+            *(dataset_name, output_dir),
+            backend="faster-coco-eval",
+            tasks=tasks,
+            max_predictions=(MOST_PREDICTIONS,),
+        )
         self._evaluator = lvis_evaluation
         self._do_evaluation = bool(self._coco_api.anns)  # files of test sets have an empty list
         self._known = {  # the categories of which it is known whether they are in an image

@@ -159,6 +159,15 @@ def test_evaluator_equals_that_of_detectron2(truth, results, register, tmp_path,
     assert json.loads((tmp_path / "out/coco_instances_results.json").read_text()) == results
 
 
+def test_more_predictions_than_those_of_coco_count(truth, results, register):
+    name = register("ap_many", truth)
+    evaluator = FastCOCOEvaluator(name, None, max_predictions=(1, 10, 250))
+    plain = COCOEvaluator(name, ("bbox", "segm"), use_fast_impl=False, max_dets_per_image=250)
+    found = evaluate(evaluator, results)
+    assert_figures(found, evaluate(plain, results))
+    assert found["segm"]["AP"] != evaluate(FastCOCOEvaluator(name, None), results)["segm"]["AP"]
+
+
 def test_ids_of_annotations_and_images_do_not_matter(truth, results, register):
     other, others = copy.deepcopy(truth), copy.deepcopy(results)
     texts = {image["id"]: f"image {image['id']:03}" for image in truth["images"]}
