@@ -12,7 +12,12 @@ from pycocotools import mask as coco_mask
 from solo_d2.data.coco_format import load_coco_format
 from solo_d2.utils.errors import DatasetError
 from tools import labels_to_coco
-from tools.labels.labelled_folder import class_names_of, read_labelled_folder, split_images
+from tools.labels.labelled_folder import (
+    class_names_of,
+    read_image_folders,
+    read_labelled_folder,
+    split_images,
+)
 
 pytestmark = pytest.mark.detectron2
 
@@ -295,9 +300,18 @@ def test_a_folder_for_each_image(bowl, tmp_path, capsys):
         assert "--class-name" in capsys.readouterr().err
 
 
+def test_masks_of_a_folder_may_overlap_or_be_missing(bowl):
+    mask_image((5, 2, 15, 8)).save(bowl / "0a/masks/between.png")
+    (bowl / "1b/masks/f_0.png").unlink()
+    crowded, empty = read_image_folders(bowl, "nucleus")
+    assert [fields["area"] for _, fields in crowded.objects] == [60, 48, 56]
+    assert empty.objects == []
+
+
 def test_faults_of_folders_are_listed(bowl, tmp_path, capsys):
     (bowl / "1b/images/1b.png").unlink()
     mask_image((0, 0, 0, 0)).save(bowl / "0a/masks/empty.png")
+    mask_image((0, 0, 9, 9)).resize((10, 10)).save(bowl / "0a/masks/small.png")
     (bowl / "2c/images").mkdir(parents=True)
     Image.new("L", SIZE[::-1]).save(bowl / "2c/images/2c.png")
     arguments = ["--images", str(bowl), "--output", str(tmp_path), "--class-name", "nucleus"]
@@ -306,6 +320,7 @@ def test_faults_of_folders_are_listed(bowl, tmp_path, capsys):
     for words in (
         f"{bowl / '1b/images'} must have one image",
         "empty.png",
+        "small.png has 10 x 10 pixels",
         "2c has no folder masks",
     ):
         assert words in printed
