@@ -24,7 +24,6 @@ from solo_d2.data.ignored import log_ignored
 from solo_d2.data.locations import where_datasets_are
 from solo_d2.data.own_loaders import use_own_loaders
 from solo_d2.data.panoptic_format import fill_metadata, register_panoptic_format
-from solo_d2.data.panoptic_json import IGNORE_LABEL
 from solo_d2.utils.errors import ConfigError, DatasetError
 from solo_d2.utils.user_code import from_user_code, note_part
 
@@ -157,11 +156,6 @@ def _count_labels(name: str, trained: bool) -> int:
             f"{described} has no stuff category ('isthing' 0), so there is no stuff to train a "
             "panoptic model on. Train an instance model on it: an instance config such as "
             "configs/coco/solov2_R50_1x.yaml, or MODEL.META_ARCHITECTURE SOLO"
-        )
-    if num_labels > IGNORE_LABEL:
-        raise DatasetError(
-            f"{described} has {num_labels - 1} stuff categories, but a stuff map of 8 bits has "
-            f"room for {IGNORE_LABEL - 1}"
         )
     return num_labels
 

@@ -4,7 +4,6 @@ Detectron2's loader reads polygons, and imports cityscapesScripts by a path that
 makers' only.
 """
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,10 @@ from detectron2.data import MetadataCatalog
 from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
 from detectron2.structures import BoxMode
 from numpy.typing import NDArray
-from PIL import Image
 from pycocotools import mask as coco_mask
 
-from solo_d2.data.workers import num_workers
+from solo_d2.data.label_pngs import opened_labels
+from solo_d2.data.workers import in_threads
 from solo_d2.utils.errors import DatasetError
 
 _IMAGE, _TRUTH = "_leftImg8bit.png", "_gtFine_instanceIds.png"
@@ -38,11 +37,8 @@ def truth_file(gt_dir: str | Path, image: str | Path) -> Path:
 
 def read_instance_ids(file: Path) -> NDArray[np.int32]:
     """Read a PNG of instance ids, (H, W) int32, see `FIRST_OBJECT`; DatasetError if that fails."""
-    try:
-        with Image.open(file) as image:
-            return np.asarray(image).astype(np.int32)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DatasetError(f"{file} cannot be read: {type(error).__name__}: {error}") from error
+    with opened_labels(file) as image:
+        return np.asarray(image).astype(np.int32)
 
 
 def load_cityscapes_format(name: str) -> list[dict[str, Any]]:
@@ -74,8 +70,7 @@ def load_cityscapes_format(name: str) -> list[dict[str, Any]]:
             "annotations": annotations,
         }
 
-    with ThreadPoolExecutor(num_workers()) as pool:
-        return list(pool.map(load, files))
+    return in_threads(load, files)
 
 
 def _describe(mask: NDArray[np.bool_]) -> dict[str, Any]:

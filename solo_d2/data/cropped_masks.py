@@ -9,8 +9,6 @@ from detectron2.structures import BitMasks, Boxes
 from numpy.typing import NDArray
 from torch import Tensor
 
-from solo_d2.ops.mask_geometry import mask_boxes
-
 # Left, top, right and bottom of a mask in pixels, right and bottom exclusive.
 Window = tuple[int, int, int, int]
 _EMPTY: Window = (0, 0, 0, 0)
@@ -149,10 +147,4 @@ def crop_masks(
 
 def crop_tensor(masks: Tensor) -> CroppedMasks:
     """Crop masks (N, H, W) bool on the CPU to their tight boxes."""
-    windows = [tuple(window) for window in mask_boxes(masks).long().tolist()]
-    crops = (
-        mask[top:bottom, left:right].reshape(-1)
-        for mask, (left, top, right, bottom) in zip(masks, windows, strict=True)
-    )
-    pixels = torch.cat([masks.new_zeros(0), *crops])
-    return CroppedMasks(pixels, windows, masks.shape[1:])
+    return crop_masks(((0, 0, mask) for mask in masks.numpy()), masks.shape[1:])

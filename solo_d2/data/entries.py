@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -20,28 +19,23 @@ from solo_d2.utils.errors import DatasetError, shown
 _TOLERANCE = 2.0
 
 
-@dataclass(frozen=True)
-class Entries:
-    """Usable dataset dicts of a data set, of images that are there, and its class names."""
+def read_entries(name: str, report: Report) -> tuple[list[dict[str, Any]], Sequence[str]]:
+    """Read the usable part of a registered data set, and report each problem.
 
-    records: list[dict[str, Any]] = field(default_factory=list)
-    class_names: Sequence[str] = ()
+    COCO and LVIS json files are checked entry by entry, other data sets are loaded as in training.
 
-
-def read_entries(name: str, report: Report) -> Entries:
-    """Read a registered data set as far as it can be read, and report each problem.
-
-    COCO's and LVIS's json files are checked entry by entry, others are loaded as in training.
+    Returns:
+        The dataset dicts whose image files exist, and the class names.
     """
     metadata = MetadataCatalog.get(name)
     try:
         if metadata.get("made_on_first_use") and not _can_be_made(name, metadata, report):
-            return Entries()
+            return [], ()
         # Also where loading has hidden the file from Detectron2's evaluator.
         paths = metadata.get("registered_paths", {})
         json_file = metadata.get("json_file") or paths.get("json_file")
         if json_file is None or metadata.get("image_root") is None or "://" in json_file:
-            return Entries(DatasetCatalog.get(name), class_names(name))
+            return DatasetCatalog.get(name), class_names(name)
         if metadata.get("panoptic_json") is not None:
             read_panoptic_json(metadata.panoptic_json, name, report=report)
         found = read_records(json_file, metadata.image_root, report, metadata)
@@ -50,10 +44,10 @@ def read_entries(name: str, report: Report) -> Entries:
         if metadata.get("sem_seg_root") is not None:  # a stuff map belongs to each image
             records = DatasetCatalog.get(name)
         there = [record for record in records if record["file_name"] not in found.missing]
-        return Entries(there, metadata.get("thing_classes") or found.class_names)
+        return there, metadata.get("thing_classes") or found.class_names
     except DatasetError as error:
         report(Problem("data set cannot be loaded", f"data set '{name}'", str(error)))
-        return Entries()
+        return [], ()
 
 
 def _can_be_made(name: str, metadata: Any, report: Report) -> bool:

@@ -2,8 +2,6 @@
 
 import contextlib
 import copy
-import struct
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from solo_d2.config.models import is_panoptic
 from solo_d2.data.augmentation import build_train_augmentation, keep_a_pixel, moves_borders
 from solo_d2.data.cropped_masks import CroppedMasks, Window
 from solo_d2.data.ignored import is_object
+from solo_d2.data.label_pngs import opened_labels, require_size
 from solo_d2.data.mask_transforms import transform_masks
 from solo_d2.data.other_models import without_other_inputs
 from solo_d2.data.segmentations import clean_segmentation, is_box, segmentation_box
@@ -37,11 +36,6 @@ from solo_d2.utils.user_code import from_user_code, note_part
 
 # Detectron2's other formats have other numbers of channels, or floats.
 INPUT_FORMATS = ("BGR", "RGB")
-# What Pillow raises for stuff maps that are no proper images (SyntaxError: broken PNG).
-READ_ERRORS = (
-    *(OSError, ValueError, SyntaxError, EOFError),
-    *(struct.error, zlib.error, Image.DecompressionBombError),
-)
 # What Detectron2, NumPy and torch raise for values that no annotation should have.
 _ANNOTATION_ERRORS = (
     *(ValueError, TypeError, KeyError, IndexError),
@@ -134,7 +128,7 @@ class SOLODatasetMapper(DatasetMapper):
         pixels = read_record(sample, self.image_format, self.max_pixels)
         stuff = None
         if self.num_sem_seg_classes:
-            with _opened_stuff(dataset_dict) as image:
+            with opened_stuff(dataset_dict) as image:
                 stuff = np.array(image)
         inputs = AugInput(pixels, sem_seg=stuff)
         transforms = self.augmentations(inputs)
@@ -279,45 +273,18 @@ def _content_window(
 
 
 @contextlib.contextmanager
-def _opened_stuff(dataset_dict: dict[str, Any]) -> Iterator[Image.Image]:
-    """Open an image's stuff map, of its size; what fails while it is read becomes DatasetError."""
-    image_file, file = dataset_dict["file_name"], dataset_dict.get("sem_seg_file_name")
+def opened_stuff(record: dict[str, Any]) -> Iterator[Image.Image]:
+    """Open the stuff map of a dataset dict; DatasetError if it is unusable or of another size."""
+    image_file, file = record["file_name"], record.get("sem_seg_file_name")
     if file is None:
         raise DatasetError(
             f"{image_file} has no stuff map (sem_seg_file_name), which a panoptic model trains on"
         )
-    try:
-        with Image.open(file) as stuff:
-            _check_stuff(stuff, dataset_dict)
-            yield stuff
-    except FileNotFoundError:
-        raise DatasetError(f"{file}, the stuff map of {image_file}, is missing") from None
-    except READ_ERRORS as error:
-        raise DatasetError(
-            f"{file}, the stuff map of {image_file}, cannot be read: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-
-
-def _check_stuff(stuff: Image.Image, dataset_dict: dict[str, Any]) -> None:
-    file, size = dataset_dict["sem_seg_file_name"], (stuff.height, stuff.width)
-    if stuff.mode != "L":
-        raise DatasetError(
-            f"{file} has the mode {stuff.mode!r}, but a stuff map must be an 8-bit image of one "
-            "channel"
-        )
-    expected = dataset_dict.get("height", size[0]), dataset_dict.get("width", size[1])
-    if size != expected:
-        raise DatasetError(
-            f"{file} has {size[0]} x {size[1]} pixels (height x width), its image "
-            f"{dataset_dict['file_name']} has {expected[0]} x {expected[1]}"
-        )
-
-
-def check_stuff_file(dataset_dict: dict[str, Any]) -> None:
-    """Check by its header that a stuff map can be read with its image; else DatasetError."""
-    with _opened_stuff(dataset_dict):
-        pass
+    title = f"{file}, the stuff map of {image_file},"
+    with opened_labels(file, ("L",), title) as stuff:
+        height, width = stuff.height, stuff.width
+        require_size(title, (height, width), {"height": height, "width": width, **record})
+        yield stuff
 
 
 def clean_annotation(

@@ -6,18 +6,11 @@ Our loader returns the same dicts; annotations also have `id`, and `iscrowd` 0.
 
 import functools
 from collections.abc import Iterable
-from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from solo_d2.data.cityscapes_format import load_cityscapes_format
 from solo_d2.data.coco_format import load_coco_format
-
-
-def load_lvis_format(name: str) -> list[dict[str, Any]]:
-    """Load a registered data set in LVIS's format; see `load_coco_format`."""
-    metadata = MetadataCatalog.get(name)
-    return load_coco_format(name, metadata.json_file, metadata.image_root)
 
 
 def use_own_loaders(names: Iterable[str]) -> None:
@@ -26,10 +19,13 @@ def use_own_loaders(names: Iterable[str]) -> None:
     Other data sets are left alone because the catalog is shared by the whole process.
     """
     for name in names:
-        loader = DatasetCatalog[name] if name in DatasetCatalog else None
-        defined_in = getattr(loader, "__module__", None)
-        kind = MetadataCatalog.get(name).get("evaluator_type") if loader else None
+        if name not in DatasetCatalog:
+            continue
+        defined_in = getattr(DatasetCatalog[name], "__module__", None)
+        metadata = MetadataCatalog.get(name)
+        kind = metadata.get("evaluator_type")
         if defined_in == "detectron2.data.datasets.lvis":
-            DatasetCatalog[name] = functools.partial(load_lvis_format, name)
+            files = metadata.json_file, metadata.image_root
+            DatasetCatalog[name] = functools.partial(load_coco_format, name, *files)
         elif defined_in == "detectron2.data.datasets.builtin" and kind == "cityscapes_instance":
             DatasetCatalog[name] = functools.partial(load_cityscapes_format, name)

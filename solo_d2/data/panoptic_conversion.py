@@ -24,6 +24,7 @@ from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from solo_d2.data.image_folder import ImageFolder, spellings
+from solo_d2.data.label_pngs import require_size
 from solo_d2.data.panoptic_json import (
     IGNORE_LABEL,
     PanopticCategories,
@@ -31,7 +32,6 @@ from solo_d2.data.panoptic_json import (
     fill_runs,
     read_panoptic_json,
     read_segment_ids,
-    require_size,
     segment_runs,
 )
 from solo_d2.data.problems import Problem, Report

@@ -4,9 +4,8 @@ One PNG for each image gives each pixel the id of its segment, as R + 256 G + 65
 is none; the json lists the segments. No Detectron2 needed. Shape letters: H W rows and columns.
 """
 
-import contextlib
 import os
-from collections.abc import Collection, Container, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from solo_d2.data.coco_json import (
     usable_entries,
 )
 from solo_d2.data.image_folder import ImageFolder, leaves_folder
+from solo_d2.data.label_pngs import opened_labels, require_size
 from solo_d2.data.problems import SKIPPED, Problem, Refusal, Report, refuse_errors, reporting
 from solo_d2.data.segmentations import is_number
 from solo_d2.utils.errors import DatasetError, shown
@@ -39,6 +39,8 @@ from solo_d2.utils.images import write_image
 
 # Ids are below this: three channels of 8 bits.
 MAX_ID = 256**3
+# Pillow's modes of PNGs of segment ids.
+_PNG_MODES = ("RGB", "RGBA", "P")
 # Pixels without a segment, in a stuff map.
 IGNORE_LABEL = 255
 # The kind of problem of an image that is not annotated at all.
@@ -247,41 +249,16 @@ def read_segment_ids(file: str | Path) -> NDArray[np.int32]:
 
     Raises DatasetError if it is missing, damaged, or no 8-bit RGB.
     """
-    with _opened_png(file) as image:
-        # Palettes of colors are what lossless compression makes of few.
+    with opened_labels(file, _PNG_MODES) as image:
+        # Lossless compression replaces few colors by a palette.
         pixels = np.asarray(image.convert("RGB") if image.mode == "P" else image)
     return pixels[..., :3].astype(np.int32) @ np.array([1, 256, 65536], np.int32)
 
 
 def read_png_size(file: str | Path) -> tuple[int, int]:
     """Read (H, W) of the PNG of an image from its header; see `read_segment_ids`."""
-    with _opened_png(file) as image:
+    with opened_labels(file, _PNG_MODES) as image:
         return image.height, image.width
-
-
-@contextlib.contextmanager
-def _opened_png(file: str | Path) -> Iterator[Image.Image]:
-    try:
-        with Image.open(file) as image:
-            if image.mode not in ("RGB", "RGBA", "P"):
-                raise DatasetError(
-                    f"{file} has the mode {image.mode!r}: segment ids need 8-bit RGB. Is it a "
-                    "semantic map?"
-                )
-            yield image
-    except FileNotFoundError:
-        raise DatasetError(f"The panoptic PNG {file} is missing") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DatasetError(f"{file} cannot be read: {type(error).__name__}: {error}") from error
-
-
-def require_size(file: str | Path, size: Sequence[int], image: dict[str, Any]) -> None:
-    """Raise DatasetError if the PNG of an entry of 'images' has another size."""
-    if tuple(size) != (image["height"], image["width"]):
-        raise DatasetError(
-            f"{file} has {size[0]} x {size[1]} pixels (height x width), the json says "
-            f"{image['height']} x {image['width']}"
-        )
 
 
 def check_segments(

@@ -16,17 +16,8 @@ def unique_names(names: Sequence[str], ids: Sequence[Any]) -> list[str]:
     return found
 
 
-def unique_thing_names(metadata: Any) -> list[str]:
-    """Return unique thing class names of a data set's metadata, by class index."""
-    return _unique(metadata, "thing")
-
-
-def unique_stuff_names(metadata: Any) -> list[str]:
-    """Return unique stuff class names of a data set's metadata, by label."""
-    return _unique(metadata, "stuff")
-
-
-def _unique(metadata: Any, kind: str) -> list[str]:
+def unique_class_names(metadata: Any, kind: str = "thing") -> list[str]:
+    """Return unique class names of a data set's metadata, of `kind` "thing" or "stuff"."""
     names = list(metadata.get(f"{kind}_classes"))
     indices = metadata.get(f"{kind}_dataset_id_to_contiguous_id") or {}
     ids = {index: key for key, index in indices.items()}

@@ -119,7 +119,7 @@ def _why_no_objects(names: Sequence[str]) -> str:
     for name in names:
         problems: list[Problem] = []
         # Entries of a data set defined by a function require class names; its dicts do not.
-        records = read_entries(name, problems.append).records or DatasetCatalog.get(name)
+        records = read_entries(name, problems.append)[0] or DatasetCatalog.get(name)
         if len(without_objects(records)) == len(records):
             reasons.append(f"'{name}': {why_nothing(problems, records)}")
     return "; ".join(reasons)

@@ -6,7 +6,6 @@ Another type is one function and one entry in `EVALUATORS`.
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -76,7 +75,6 @@ def _build_coco(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetE
         key, missing = "thing_classes", not os.path.isfile(metadata.json_file)
     if missing or metadata.get(key) is None:
         DatasetCatalog.get(dataset_name)
-    _require_annotations(dataset_name, metadata.get("json_file"))
     return FastCOCOEvaluator(
         *(dataset_name, output_folder),
         backend=cfg.TEST.AP_BACKEND,
@@ -86,7 +84,6 @@ def _build_coco(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetE
 
 
 def _build_lvis(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
-    _require_annotations(dataset_name, MetadataCatalog.get(dataset_name).get("json_file"))
     return FastLVISEvaluator(dataset_name, output_folder, tasks=_tasks(cfg))
 
 
@@ -113,14 +110,6 @@ def _build_panoptic(
     )
     instances = build_instances(cfg, dataset_name, output_folder)
     return DatasetEvaluators([instances, stuff, panoptic])
-
-
-def _require_annotations(dataset_name: str, json_file: Any) -> None:
-    if json_file is not None and "://" not in json_file and not os.path.isfile(json_file):
-        raise DatasetError(
-            f"The annotation file of data set '{dataset_name}' is missing: looked for "
-            f"{os.path.abspath(json_file)}"
-        )
 
 
 # From config, name of the data set and output folder.

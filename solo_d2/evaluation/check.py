@@ -8,7 +8,6 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -19,9 +18,9 @@ from detectron2.utils import comm
 from solo_d2.data.catalog import check_datasets
 from solo_d2.data.coco_json import some
 from solo_d2.data.ignored import without_objects
+from solo_d2.data.label_pngs import require_size
 from solo_d2.data.locations import where_datasets_are
-from solo_d2.data.panoptic_json import require_size
-from solo_d2.data.workers import num_workers
+from solo_d2.data.workers import in_threads
 from solo_d2.evaluation.build import EVALUATORS, build_evaluator
 from solo_d2.utils.errors import ConfigError, DatasetError
 from solo_d2.utils.images import MAX_PIXELS, ImageError, read_size
@@ -114,8 +113,7 @@ def _check_images(name: str, max_pixels: int) -> None:
             return str(error)
         return None
 
-    with ThreadPoolExecutor(num_workers()) as pool:
-        problems = [line for line in pool.map(problem, local) if line is not None]
+    problems = [line for line in in_threads(problem, local) if line is not None]
     if problems:
         logger.warning(
             f"{len(problems)} {of_images} cannot be read. The evaluation counts them as images "

@@ -26,7 +26,7 @@ from pycocotools.coco import COCO
 
 from solo_d2.data.coco_json import read_lists
 from solo_d2.data.problems import refuse_errors
-from solo_d2.data.unique_names import unique_thing_names
+from solo_d2.data.unique_names import unique_class_names
 from solo_d2.evaluation.average_precision import (
     COCO_MAX_PREDICTIONS,
     IOU_TYPES,
@@ -219,7 +219,7 @@ class FastCOCOEvaluator(COCOEvaluator):
             summary, table = coco_summary(curves, self.max_predictions)
             self._logger.info("Metrics of %s:\n%s", task, table)
         known = self._metadata.get("thing_classes") is not None
-        names = unique_thing_names(self._metadata) if known else None
+        names = unique_class_names(self._metadata) if known else None
         return self._derive_coco_results(summary, task, class_names=names)
 
 

@@ -34,9 +34,9 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from tabulate import tabulate
 
-from solo_d2.data.panoptic_json import require_size
+from solo_d2.data.label_pngs import require_size
 from solo_d2.data.segmentations import clean_segmentation, to_rle
-from solo_d2.data.unique_names import unique_thing_names
+from solo_d2.data.unique_names import unique_class_names
 from solo_d2.ops.contours import contour_masks
 from solo_d2.ops.host_copies import to_host
 from solo_d2.utils.errors import DatasetError
@@ -167,7 +167,7 @@ class ContourEvaluator(DatasetEvaluator):
                 segmentation in its dicts.
         """
         self._records = {record["image_id"]: record for record in DatasetCatalog.get(dataset_name)}
-        self._class_names = unique_thing_names(MetadataCatalog.get(dataset_name))
+        self._class_names = unique_class_names(MetadataCatalog.get(dataset_name))
         self._dataset_name = dataset_name
         self.reset()
 

@@ -10,7 +10,6 @@ import math
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 
 from solo_d2.data.coco_json import in_order, some
+from solo_d2.data.label_pngs import require_size
 from solo_d2.data.panoptic_conversion import stuff_name
 from solo_d2.data.panoptic_json import (
     check_segments,
@@ -31,11 +31,10 @@ from solo_d2.data.panoptic_json import (
     read_panoptic_json,
     read_png_size,
     read_segment_ids,
-    require_size,
 )
 from solo_d2.data.unique_names import unique_names
 from solo_d2.data.whole_folder import only_writer, whole_folder
-from solo_d2.data.workers import num_workers
+from solo_d2.data.workers import in_threads
 from solo_d2.utils.errors import DatasetError
 
 logger = logging.getLogger(__name__)
@@ -104,8 +103,7 @@ class PanopticQualityEvaluator(DatasetEvaluator):
             else:
                 require_size(file, read_png_size(file), image)
 
-        with ThreadPoolExecutor(num_workers()) as pool:
-            list(pool.map(check, self._truth.annotations.items()))
+        in_threads(check, self._truth.annotations.items())
 
     def _require_same_images(self) -> None:
         listed = {record["image_id"] for record in DatasetCatalog.get(self._dataset_name)}

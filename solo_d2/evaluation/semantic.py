@@ -1,6 +1,5 @@
 """Detectron2's metrics of semantic segmentation, with atomic writes."""
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +7,12 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
 from detectron2.utils import comm
-from PIL import Image
 
 from solo_d2.data.coco_json import some
-from solo_d2.data.mapper import READ_ERRORS, check_stuff_file
-from solo_d2.data.unique_names import unique_stuff_names
+from solo_d2.data.mapper import opened_stuff
+from solo_d2.data.unique_names import unique_class_names
 from solo_d2.data.whole_folder import only_writer, sibling
-from solo_d2.data.workers import num_workers
+from solo_d2.data.workers import in_threads
 from solo_d2.utils.errors import DatasetError
 from solo_d2.utils.files import naming, put_in_place
 
@@ -32,7 +30,7 @@ class WholeSemSegEvaluator(SemSegEvaluator):
             output_dir: for predictions and metrics; None: they are not kept.
         """
         super().__init__(dataset_name, output_dir=output_dir)
-        self._class_names = unique_stuff_names(MetadataCatalog.get(dataset_name))
+        self._class_names = unique_class_names(MetadataCatalog.get(dataset_name), "stuff")
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Add the label maps of some images; an empty output is left out."""
@@ -50,25 +48,16 @@ class WholeSemSegEvaluator(SemSegEvaluator):
         known = {*range(self._num_classes), self._ignore_label}
 
         def check(record: dict[str, Any]) -> None:
-            check_stuff_file(record)
-            if made:
-                return
-            file = record["sem_seg_file_name"]
-            try:
-                labels = np.unique(np.asarray(Image.open(file)))
-            except READ_ERRORS as error:
-                raise DatasetError(
-                    f"{file} cannot be read: {type(error).__name__}: {error}"
-                ) from error
-            unknown = sorted(set(labels.tolist()) - known)
+            with opened_stuff(record) as image:
+                labels = set() if made else set(np.unique(np.asarray(image)).tolist())
+            unknown = sorted(labels - known)
             if unknown:
                 raise DatasetError(
-                    f"{file} has the labels {some(unknown)}, but there are {self._num_classes} "
-                    f"classes (from 0), and {self._ignore_label} for none"
+                    f"{record['sem_seg_file_name']} has the labels {some(unknown)}, but there are "
+                    f"{self._num_classes} classes (from 0), and {self._ignore_label} for none"
                 )
 
-        with ThreadPoolExecutor(num_workers()) as pool:
-            list(pool.map(check, DatasetCatalog.get(self._dataset_name)))
+        in_threads(check, DatasetCatalog.get(self._dataset_name))
 
     def evaluate(self) -> Any:
         """Evaluate as Detectron2 does; all processes must call it together."""

@@ -162,7 +162,7 @@ def agree(mapper):
         Records and samples; None where it is refused.
     """
     problems = []
-    checked = read_entries(NAME, problems.append).records
+    checked = read_entries(NAME, problems.append)[0]
     for problem in problems:
         assert_readable(str(problem))
     errors = [str(problem) for problem in problems if problem.severity == ERROR]

@@ -170,7 +170,7 @@ def check_and_load(file, images):
     """What is loaded; the check finds no error and the same."""
     register_coco_format(NAME, file, images)
     problems = []
-    checked = read_entries(NAME, problems.append).records
+    checked = read_entries(NAME, problems.append)[0]
     assert not [str(problem) for problem in problems if problem.severity == ERROR]
     records = load_coco_format(NAME, file, images)
     assert records == checked

@@ -15,7 +15,7 @@ from detectron2.data.datasets.lvis import load_lvis_json, register_lvis_instance
 from solo_d2.config import load_config
 from solo_d2.data import check_datasets, register_datasets_of_config
 from solo_d2.data.entries import read_entries
-from solo_d2.data.own_loaders import load_lvis_format, use_own_loaders
+from solo_d2.data.own_loaders import use_own_loaders
 from solo_d2.engine.training_data import build_train_loader
 from solo_d2.evaluation.lvis_results import FastLVISEvaluator
 from solo_d2.utils.errors import DatasetError
@@ -78,12 +78,17 @@ def write(tmp_path):
     return lambda data: file.write_text(json.dumps(data)) and str(file)
 
 
+def load():
+    use_own_loaders([NAME])
+    return DatasetCatalog.get(NAME)
+
+
 def test_equals_detectron2_with_the_package(write, tmp_path, monkeypatch):
     file = write(content())
     monkeypatch.setitem(sys.modules, "lvis", types.SimpleNamespace(LVIS=FakeLVIS))
     expected = load_lvis_json(file, f"{tmp_path / 'coco'}/")
     monkeypatch.setitem(sys.modules, "lvis", None)  # an import of it fails
-    found = load_lvis_format(NAME)
+    found = load()
     for record in found:
         for annotation in record["annotations"]:
             assert annotation.pop("iscrowd") == 0
@@ -123,9 +128,7 @@ def test_a_loader_of_ones_own_is_left_alone():
 def test_a_check_reads_the_same(write):
     write(content())
     problems = []
-    entries = read_entries(NAME, problems.append)
-    assert entries.records == load_lvis_format(NAME)
-    assert entries.class_names == CLASSES
+    assert read_entries(NAME, problems.append) == (load(), CLASSES)
     assert [problem.kind for problem in problems] == ["classes without annotations"]
 
 
@@ -153,14 +156,14 @@ def test_refused_by_loading_and_check(write, kind):
         read_entries(NAME, problems.append)
         found = next(problem for problem in problems if problem.kind == kind)
         with pytest.raises(DatasetError) as caught:
-            load_lvis_format(NAME)
+            load()
         assert str(caught.value) == f"{file}: {found}"
 
 
 @pytest.mark.parametrize("key", LISTS)
 def test_lists_of_categories_may_be_missing(write, key):
     write(changed(content(), [gone("images", 1, key)]))
-    assert load_lvis_format(NAME)[0][key] == []
+    assert load()[0][key] == []
 
 
 def test_evaluation_takes_what_training_takes(write):
@@ -172,7 +175,7 @@ def test_evaluation_takes_what_training_takes(write):
     third["segmentation"] = [[1, 1, 2, 2]]
     write(data)
     objects = FastLVISEvaluator(NAME, None)._coco_api.dataset["annotations"]
-    loaded = [item["segmentation"] for r in load_lvis_format(NAME) for item in r["annotations"]]
+    loaded = [item["segmentation"] for r in load() for item in r["annotations"]]
     assert len(objects) == len(loaded) == 3
     for item in objects:
         assert item["bbox"] == [4, 4, 16, 16]

@@ -409,7 +409,7 @@ def png(pixels):
 STUFF_DAMAGES = {
     "missing": (None, "stuff map of .*a.png, is missing"),
     "empty": (b"", "stuff map of .*a.png, cannot be read: Unident"),
-    "size": (png(np.zeros((WIDTH, HEIGHT))), "has 60 x 40 pixels .* has 40 x 60"),
+    "size": (png(np.zeros((WIDTH, HEIGHT))), "has 60 x 40 pixels .* 40 x 60"),
     "colour": (png(np.zeros((HEIGHT, WIDTH, 3))), "has the mode 'RGB'"),
     "truncated": (png(STUFF)[:90], "cannot be read: "),
     "label": (png(np.full((HEIGHT, WIDTH), 6)), r"has the label 6, .* \(0 to 5, 255"),

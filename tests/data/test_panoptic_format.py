@@ -83,7 +83,7 @@ def test_images_without_an_entry_are_counted(tmp_path, caplog):
     assert "1 of 2 images (50.0%)" in warning
     assert "2.jpg" in warning
     problems = []
-    assert len(read_entries("test_mine", problems.append).records) == 1
+    assert len(read_entries("test_mine", problems.append)[0]) == 1
     (problem,) = [problem for problem in problems if problem.kind == WITHOUT_ENTRY]
     assert problem.severity == SKIPPED
 
@@ -145,7 +145,7 @@ def test_a_check_lists_all_that_is_wrong(tmp_path):
     root = files.write(tmp_path / "data", change)
     register_panoptic_format("test_mine", *paths(root))
     problems = []
-    assert read_entries("test_mine", problems.append).records == []
+    assert read_entries("test_mine", problems.append)[0] == []
     assert [(problem.kind, problem.where) for problem in problems] == [
         ("image with an invalid 'height'", "image 3"),
         ("segment with an invalid 'id'", "image 1: 'segments_info', entry 2 (from 0)"),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from solo_d2.data.unique_names import unique_names, unique_stuff_names
+from solo_d2.data.unique_names import unique_class_names, unique_names
 
 
 @pytest.mark.parametrize(
@@ -27,4 +27,4 @@ def test_stuff_that_is_named_like_the_label_of_all_things():
         "stuff_classes": ["things", "things", "sky"],
         "stuff_dataset_id_to_contiguous_id": {0: 0, 9: 1, 21: 2},
     }
-    assert unique_stuff_names(metadata) == ["things", "things (id 9)", "sky"]
+    assert unique_class_names(metadata, "stuff") == ["things", "things (id 9)", "sky"]

@@ -90,8 +90,7 @@ def check_dataset(
         seed: random seed of the selection.
     """
     found = Findings(name)
-    entries = read_entries(name, found.problems.append)
-    found.records, found.class_names = entries.records, entries.class_names
+    found.records, found.class_names = read_entries(name, found.problems.append)
     found.num_images = len(found.records)
     annotations = [a for record in found.records for a in record.get("annotations", [])]
     found.num_annotations = len(annotations)
