@@ -12,7 +12,6 @@ something is missing or cannot be used.
 
 import argparse
 import json
-import logging
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -25,7 +24,6 @@ if __name__ == "__main__":
     share_cores()  # before torch is imported
 
 from detectron2.config import CfgNode  # noqa: E402
-from detectron2.utils.logger import setup_logger  # noqa: E402
 
 from solo_d2 import ConfigError  # noqa: E402
 from solo_d2.api.loading import load_model, make_config  # noqa: E402
@@ -44,9 +42,8 @@ from solo_d2.evaluation.error_analysis import (  # noqa: E402
     to_json,
 )
 from solo_d2.evaluation.run import evaluate_dataset, evaluation_loader  # noqa: E402
-from solo_d2.utils.commands import run_command  # noqa: E402
 from solo_d2.utils.files import save_text, whole_file  # noqa: E402
-from tools.arguments import model_parser  # noqa: E402
+from tools.arguments import entry_point, model_parser  # noqa: E402
 
 RESULTS = "coco_instances_results.json"
 
@@ -111,7 +108,6 @@ def run(args: argparse.Namespace) -> None:
         if args.output and not args.predictions:
             with whole_file(args.output / RESULTS) as whole:
                 whole.write_bytes(Path(file).read_bytes())
-    logging.getLogger("detectron2.evaluation.fast_eval_api").setLevel(logging.WARNING)
     analysis = analyze_errors(ground_truth, predictions, min_iou=args.min_iou)
     print(f"\n{dataset}: {format_table(analysis)}")
     if args.output:
@@ -119,12 +115,7 @@ def run(args: argparse.Namespace) -> None:
         save_text(args.output / "errors.json", json.dumps(content, indent=2, allow_nan=False))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    args = parse_args(argv)
-    setup_logger()
-    return run_command("analyze_errors", lambda: run(args))
-
+main = entry_point("analyze_errors", parse_args, run, log=True)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,15 +1,54 @@
-"""Shared command-line arguments of the tools."""
+"""Shared parts of the tools: parsers, and the entry point of a command."""
 
 import argparse
+import logging
+from collections.abc import Callable, Sequence
 
-from solo_d2.config import add_import_argument
+from solo_d2.utils.commands import Errors, run_command
+
+
+def entry_point(
+    name: str,
+    parse_args: Callable[[Sequence[str] | None], argparse.Namespace],
+    run: Callable[[argparse.Namespace], object],
+    *,
+    errors: Errors = (),
+    log: bool = False,
+) -> Callable[..., int]:
+    """Return the `main` of a command: it takes the command line and returns the exit code.
+
+    Args:
+        name: name of the command in messages.
+        parse_args: reads the command line; None means that of this process.
+        run: does the work and may return an exit code.
+        errors: see `run_command`.
+        log: whether to print the log of Detectron2 and of this project.
+    """
+
+    def main(argv: Sequence[str] | None = None) -> int:
+        args = parse_args(argv)
+        if log:
+            from detectron2.utils.logger import setup_logger
+
+            setup_logger()
+            logging.getLogger("detectron2.evaluation.fast_eval_api").setLevel(logging.WARNING)
+        return run_command(name, lambda: run(args), errors=errors)
+
+    return main
+
+
+def plain_parser(description: str | None) -> argparse.ArgumentParser:
+    """Create a parser that keeps the layout of the description."""
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
 
 
 def command_parser(description: str | None) -> argparse.ArgumentParser:
     """Create a parser with --import that keeps the layout of the description."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    from solo_d2.config import add_import_argument  # needs Detectron2
+
+    parser = plain_parser(description)
     add_import_argument(parser)
     return parser
 
@@ -18,16 +57,17 @@ def model_parser(description: str | None, *, device: bool = True) -> argparse.Ar
     """Create a parser with the options of a model; config overrides come last."""
     parser = command_parser(description)
     add = parser.add_argument
-    add(
-        "--config-file",
-        required=True,
-        metavar="FILE",
-        help="YAML, such as config.yaml of a training",
-    )
+    add("--config-file", required=True, metavar="FILE", help="YAML, such as config.yaml of a "
+        "training")  # fmt: skip
     add("--weights", metavar="FILE", help="checkpoint; same as --opts MODEL.WEIGHTS FILE")
     if device:
         add("--device", help="cpu or cuda; default: cuda if available")
-    add(
+    add_overrides(parser)
+    return parser
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Add --opts, which takes the rest of the command line."""
+    parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config overrides"
     )
-    return parser

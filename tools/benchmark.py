@@ -4,12 +4,13 @@
 import argparse
 import importlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from solo_d2.utils.commands import run_command  # noqa: E402
+from tools.arguments import command_parser, entry_point, plain_parser  # noqa: E402
 
 # What each command measures; its module is tools/benchmarks/COMMAND.py.
 COMMANDS = {
@@ -24,36 +25,24 @@ COMMANDS = {
 }
 
 
-def parse_args(argv: list[str]) -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line; the first argument selects the benchmark."""
+    argv = sys.argv[1:] if argv is None else argv
     listed = "\n".join(f"  {name:12} {what}" for name, what in COMMANDS.items())
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog=f"commands:\n{listed}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = plain_parser(__doc__)
+    parser.epilog = f"commands:\n{listed}"
     parser.add_argument("command", choices=COMMANDS)
     command = parser.parse_args(argv[:1]).command
     module = importlib.import_module(f"tools.benchmarks.{command}")
-    parser = argparse.ArgumentParser(
-        prog=f"benchmark.py {command}",
-        description=module.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    if getattr(module, "HAS_IMPORTS", True):
-        from solo_d2.config import add_import_argument  # needs Detectron2
-
-        add_import_argument(parser)
+    has_imports = getattr(module, "HAS_IMPORTS", True)
+    parser = (command_parser if has_imports else plain_parser)(module.__doc__)
+    parser.prog = f"benchmark.py {command}"
     module.add_arguments(parser)
     parser.set_defaults(run=module.run)
     return parser.parse_args(argv[1:])
 
 
-def main(argv: list[str]) -> int:
-    """Run a benchmark; return the exit code."""
-    args = parse_args(argv)
-    return run_command("benchmark", lambda: args.run(args))
-
+main = entry_point("benchmark", parse_args, lambda args: args.run(args))
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -22,8 +22,7 @@ if __name__ == "__main__":
 
 from solo_d2.data.arguments import add_dataset_arguments  # noqa: E402
 from solo_d2.data.workers import num_workers  # noqa: E402
-from solo_d2.utils.commands import run_command  # noqa: E402
-from tools.arguments import command_parser  # noqa: E402
+from tools.arguments import command_parser, entry_point  # noqa: E402
 from tools.dataset_check.command import check  # noqa: E402
 
 
@@ -52,11 +51,7 @@ def _count(text: str) -> int:
     return value
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    args = parse_args(argv)
-    return run_command("check_dataset", lambda: int(check(args)))
-
+main = entry_point("check_dataset", parse_args, lambda args: int(check(args)))
 
 if __name__ == "__main__":
     sys.exit(main())

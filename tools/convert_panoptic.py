@@ -20,14 +20,12 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from solo_d2.data.panoptic_conversion import ensure_converted, write_stuff_maps  # noqa: E402
-from solo_d2.utils.commands import run_command  # noqa: E402
+from tools.arguments import entry_point, plain_parser  # noqa: E402
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = plain_parser(__doc__)
     add = parser.add_argument
     add("--json", required=True, metavar="FILE", help="panoptic JSON")
     add("--png-dir", required=True, metavar="DIR", help="folder of its PNGs")
@@ -56,11 +54,7 @@ def run(args: argparse.Namespace) -> None:
     print(f"The conversion is in {folder.absolute()}")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    args = parse_args(argv)
-    return run_command("convert_panoptic", lambda: run(args))
-
+main = entry_point("convert_panoptic", parse_args, run)
 
 if __name__ == "__main__":
     sys.exit(main())

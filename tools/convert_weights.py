@@ -19,9 +19,8 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from solo_d2.checkpoint.convert import plan_conversion, write_conversion  # noqa: E402
-from solo_d2.utils.commands import run_command  # noqa: E402
 from solo_d2.utils.errors import ConfigError  # noqa: E402
-from tools.arguments import command_parser  # noqa: E402
+from tools.arguments import command_parser, entry_point  # noqa: E402
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -48,11 +47,7 @@ def run(args: argparse.Namespace) -> None:
     print(f"written: {args.output} and {config}")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    args = parse_args(argv)
-    return run_command("convert_weights", lambda: run(args))
-
+main = entry_point("convert_weights", parse_args, run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -30,8 +30,8 @@ from solo_d2.api.images import expand_inputs, plan_overlays, read_image, save_im
 from solo_d2.api.loading import make_config  # noqa: E402
 from solo_d2.data.catalog import check_datasets, register_datasets_of_config  # noqa: E402
 from solo_d2.data.unique_names import unique_names  # noqa: E402
-from solo_d2.utils.commands import positive, probability, run_command  # noqa: E402
-from tools.arguments import model_parser  # noqa: E402
+from solo_d2.utils.commands import positive, probability  # noqa: E402
+from tools.arguments import entry_point, model_parser  # noqa: E402
 from tools.figures.activations import (  # noqa: E402
     choose_level,
     class_colors,
@@ -116,11 +116,7 @@ def run(args: argparse.Namespace) -> None:
         print(f"{file} -> {output}")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    args = parse_args(argv)
-    return run_command("draw_activations", lambda: run(args), errors=(ImageError,))
-
+main = entry_point("draw_activations", parse_args, run, errors=(ImageError,))
 
 if __name__ == "__main__":
     sys.exit(main())

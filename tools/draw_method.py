@@ -37,8 +37,7 @@ from solo_d2.data import (  # noqa: E402
     require_model_classes,
     resolve_num_classes,
 )
-from solo_d2.utils.commands import run_command  # noqa: E402
-from tools.arguments import model_parser  # noqa: E402
+from tools.arguments import entry_point, model_parser  # noqa: E402
 from tools.figures.method import PICTURES, make_scene  # noqa: E402
 
 # Pictures of the ground truth only.
@@ -109,11 +108,7 @@ def run(args: argparse.Namespace) -> None:
         print(file)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    args = parse_args(argv)
-    return run_command("draw_method", lambda: run(args))
-
+main = entry_point("draw_method", parse_args, run)
 
 if __name__ == "__main__":
     sys.exit(main())

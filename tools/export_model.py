@@ -12,7 +12,6 @@ exit code is 1; it is 2 if nothing could be started.
 
 import argparse
 import itertools
-import logging
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
 if __name__ == "__main__":
@@ -40,9 +38,8 @@ from solo_d2.export.pixels import input_size  # noqa: E402
 from solo_d2.export.programs import EXTENSIONS, FORMATS, describe, trace  # noqa: E402
 from solo_d2.export.runner import Detector  # noqa: E402
 from solo_d2.modeling.meta_arch import SOLO  # noqa: E402
-from solo_d2.utils.commands import run_command  # noqa: E402
 from solo_d2.utils.files import whole_file  # noqa: E402
-from tools.arguments import model_parser  # noqa: E402
+from tools.arguments import entry_point, model_parser  # noqa: E402
 
 # Images of DATASETS.TEST to compare by default.
 DEFAULT_IMAGES = 20
@@ -178,13 +175,7 @@ def compare(
     return faults
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    args = parse_args(argv)
-    setup_logger()
-    logging.getLogger("detectron2.evaluation.fast_eval_api").setLevel(logging.WARNING)
-    return run_command("export_model", lambda: run(args), errors=(ImageError,))
-
+main = entry_point("export_model", parse_args, run, errors=(ImageError,), log=True)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -24,9 +24,9 @@ from PIL import Image  # noqa: E402
 
 from solo_d2.data.shapes.drawing import THING_CLASSES, draw_image  # noqa: E402
 from solo_d2.data.whole_folder import only_writer, whole_folder  # noqa: E402
-from solo_d2.utils.commands import run_command  # noqa: E402
 from solo_d2.utils.errors import DatasetError  # noqa: E402
 from solo_d2.utils.images import write_image  # noqa: E402
+from tools.arguments import entry_point, plain_parser  # noqa: E402
 from tools.labels.labelled_folder import (  # noqa: E402
     class_names_of,
     has_folder_for_each_image,
@@ -39,9 +39,7 @@ from tools.labels.labelled_folder import (  # noqa: E402
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = plain_parser(__doc__)
     add = parser.add_argument
     add("--images", type=Path, required=True, metavar="DIR", help="folder of the images")
     add("--labels", type=Path, metavar="DIR", help="folder of the labels; default: --images")
@@ -106,11 +104,7 @@ def run(args: argparse.Namespace) -> None:
     print(f"classes: {', '.join(names)}")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    args = parse_args(argv)
-    return run_command("labels_to_coco", lambda: run(args))
-
+main = entry_point("labels_to_coco", parse_args, run)
 
 if __name__ == "__main__":
     sys.exit(main())

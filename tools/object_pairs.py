@@ -24,8 +24,8 @@ from torch import Tensor
 
 from solo_d2.data.coco_json import read_lists
 from solo_d2.data.problems import refuse_errors
-from solo_d2.utils.commands import run_command
 from solo_d2.utils.errors import DatasetError
+from tools.arguments import entry_point, plain_parser
 
 
 class PairCounts(NamedTuple):
@@ -39,9 +39,7 @@ class PairCounts(NamedTuple):
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = plain_parser(__doc__)
     add = parser.add_argument
     add("json", type=Path, metavar="FILE", help="instances in COCO format")
     add("--distance", type=float, default=30.0, help="pixels (default: %(default)s)")
@@ -95,11 +93,7 @@ def run(args: argparse.Namespace) -> None:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    args = parse_args(argv)
-    return run_command("object_pairs", lambda: run(args))
-
+main = entry_point("object_pairs", parse_args, run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -18,16 +18,14 @@ if __name__ == "__main__":
 
 from matplotlib.figure import Figure
 
-from solo_d2.utils.commands import run_command
 from solo_d2.utils.errors import ConfigError
+from tools.arguments import entry_point, plain_parser
 from tools.figures.plots import save_figure
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = plain_parser(__doc__)
     parser.add_argument("folders", nargs="+", type=Path, help="output folders of trainings")
     parser.add_argument("--keys", nargs="+", default=["total_loss", "segm/AP"], metavar="KEY")
     parser.add_argument("--names", nargs="+", metavar="NAME", help="default: folder names")
@@ -79,19 +77,14 @@ def plot(runs: dict[str, list[dict[str, float]]], keys: Sequence[str]) -> Figure
     return figure
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def run(args: argparse.Namespace) -> None:
     """Run the command."""
-    args = parse_args(argv)
     names = args.names or [folder.name for folder in args.folders]
+    runs = {name: read_metrics(folder) for name, folder in zip(names, args.folders, strict=True)}
+    save_figure(plot(runs, args.keys), args.output)
 
-    def run() -> None:
-        runs = {
-            name: read_metrics(folder) for name, folder in zip(names, args.folders, strict=True)
-        }
-        save_figure(plot(runs, args.keys), args.output)
 
-    return run_command("plot_metrics", run)
-
+main = entry_point("plot_metrics", parse_args, run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -19,7 +19,7 @@ if __name__ == "__main__":
 from matplotlib.figure import Figure
 
 from solo_d2.config import configs_folder
-from solo_d2.utils.commands import run_command
+from tools.arguments import entry_point, plain_parser
 from tools.figures.plots import save_figure
 from tools.model_zoo.published import VAL, Published, read_published
 from tools.model_zoo.tables import model_title
@@ -30,9 +30,7 @@ _NAME = re.compile(r"(.*?)_((?:\d{3}_)?[RX]\d+.*)_(\dx)")
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = plain_parser(__doc__)
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=".png or .jpg")
     parser.add_argument("--configs", type=Path, default=configs_folder(), metavar="DIR")
     return parser.parse_args(argv)
@@ -81,13 +79,12 @@ def plot(published: Published) -> Figure:
     return figure
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def run(args: argparse.Namespace) -> None:
     """Run the command."""
-    args = parse_args(argv)
-    return run_command(
-        "plot_published", lambda: save_figure(plot(read_published(args.configs)), args.output)
-    )
+    save_figure(plot(read_published(args.configs)), args.output)
 
+
+main = entry_point("plot_published", parse_args, run)
 
 if __name__ == "__main__":
     sys.exit(main())

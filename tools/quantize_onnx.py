@@ -10,14 +10,11 @@ is 1; it is 2 if nothing could be started.
 """
 
 import argparse
-import logging
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
-
-from detectron2.utils.logger import setup_logger
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -38,9 +35,8 @@ from solo_d2.export.quantization import (  # noqa: E402
     quantize_onnx,
 )
 from solo_d2.export.runner import Arrays, Detector  # noqa: E402
-from solo_d2.utils.commands import run_command  # noqa: E402
 from solo_d2.utils.files import whole_file  # noqa: E402
-from tools.arguments import command_parser  # noqa: E402
+from tools.arguments import add_overrides, command_parser, entry_point  # noqa: E402
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -59,9 +55,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="number of images (%(default)s)")  # fmt: skip
     add("--check-dataset", metavar="NAME")
     add("--most-drop", type=float, default=1.0, metavar="PERCENT", help="(%(default)s)")
-    add(
-        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config overrides"
-    )
+    add_overrides(parser)
     args = parser.parse_args(argv)
     if args.output.suffix != ".onnx":
         parser.error("--output must end in .onnx")
@@ -132,13 +126,7 @@ class _TooInexact(Exception):
     """Aborts the writing of a file that loses too much accuracy."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    args = parse_args(argv)
-    setup_logger()
-    logging.getLogger("detectron2.evaluation.fast_eval_api").setLevel(logging.WARNING)
-    return run_command("quantize_onnx", lambda: run(args))
-
+main = entry_point("quantize_onnx", parse_args, run, log=True)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -27,16 +27,14 @@ if __name__ == "__main__":
 
     share_cores()  # before torch is imported
 
-from detectron2.utils.logger import setup_logger  # noqa: E402
-
 from solo_d2.api.loading import choose_device  # noqa: E402
 from solo_d2.checkpoint.convert import plan_conversion  # noqa: E402
 from solo_d2.config import configs_folder, load_config  # noqa: E402
 from solo_d2.data.catalog import register_datasets_of_config  # noqa: E402
 from solo_d2.engine import evaluate  # noqa: E402
-from solo_d2.utils.commands import run_command  # noqa: E402
 from solo_d2.utils.errors import ConfigError, DatasetError  # noqa: E402
 from solo_d2.utils.files import save_text  # noqa: E402
+from tools.arguments import entry_point, plain_parser  # noqa: E402
 from tools.benchmarks.common import markdown_table  # noqa: E402
 from tools.model_zoo.published import VAL, Published, read_published  # noqa: E402
 
@@ -46,9 +44,7 @@ SUFFIXES = (".pth", ".pkl", ".safetensors")
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = plain_parser(__doc__)
     add = parser.add_argument
     add("weights", type=Path, metavar="WEIGHTS_FOLDER", help="folder of checkpoints")
     add("coco", type=Path, metavar="COCO", help="folder of COCO")
@@ -142,13 +138,7 @@ def _row(result: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    args = parse_args(argv)
-    setup_logger()
-    setup_logger(name="solo_d2", abbrev_name="solo_d2")
-    return run_command("verify_published", lambda: run(args))
-
+main = entry_point("verify_published", parse_args, run, log=True)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""Names and category ids of a model's classes."""
+"""Find the names and category ids of the classes of a model."""
 
 import logging
 from collections.abc import Sequence
@@ -28,8 +28,8 @@ class Classes:
     """The classes of a model.
 
     Attributes:
-        names: by class index.
-        json_ids: the category id of each class, a whole number or a text.
+        names: names by class index.
+        json_ids: category ids by class index, integers or strings.
     """
 
     names: list[str]
@@ -37,35 +37,35 @@ class Classes:
 
     @classmethod
     def of(cls, categories: Sequence[Category]) -> "Classes":
-        """Names and ids of categories."""
+        """Take the names and ids of categories."""
         return cls([x["name"] for x in categories], [x["id"] for x in categories])
 
 
 def find_classes(cfg: CfgNode) -> Classes:
-    """Find the names and category ids of the classes of things.
+    """Find the names and category ids of the thing classes.
 
-    They are those of MODEL.CLASSES. Where that is empty, as with checkpoints of other projects,
-    they are those of the data sets of the config; no data set is loaded or made. Where these do not
-    have them either, the names are "class 0", "class 1", ... and the ids 0, 1, ..., with a warning.
+    They come from MODEL.CLASSES or, if that is empty, from the metadata of the config's data sets.
+    If both are unknown, the names are "class 0", "class 1", ... and the ids 0, 1, ..., with a
+    warning.
     """
     count = cfg.MODEL.SOLO.NUM_CLASSES
     found = next((things(x) for x in _candidates(cfg) if len(things(x)) == count), None)
     if found is not None:
         return Classes.of(found)
     logger.warning(
-        "The names and category ids of the model's %d classes are unknown: neither the checkpoint "
-        "nor MODEL.CLASSES nor a data set of the config has them. Results have 'class 0', ... and "
-        "the category ids 0 to %d",
+        "The names and category ids of the model's %d classes are unknown: neither the checkpoint, "
+        "MODEL.CLASSES nor a data set of the config has them. Results use 'class 0', ... and the "
+        "category ids 0 to %d",
         *(count, count - 1),
     )
     return Classes(placeholder_names(count), list(range(count)))
 
 
 def find_stuff(cfg: CfgNode, things: Classes) -> Classes | None:
-    """Find the names and category ids of stuff labels; None if the model is not panoptic.
+    """Find the names and category ids of the stuff labels; None if the model is not panoptic.
 
-    Where they are unknown the names are "stuff 1", "stuff 2", ..., and the ids follow those of
-    things, with a warning. The first entry stands for label 0, all things.
+    If they are unknown, the names are "stuff 1", "stuff 2", ... and the ids follow those of the
+    things, with a warning. The first entry is label 0, all things.
     """
     if not is_panoptic(cfg):
         return None
@@ -76,8 +76,8 @@ def find_stuff(cfg: CfgNode, things: Classes) -> Classes | None:
         numbers = range(1, count + 1)
         found = [{"name": f"stuff {n}", "id": last + n, "isthing": 0} for n in numbers]
         logger.warning(
-            "The names and category ids of the model's %d classes of stuff are unknown: results "
-            "have 'stuff 1', ... and the category ids %d to %d",
+            "The names and category ids of the model's %d stuff classes are unknown: results use "
+            "'stuff 1', ... and the category ids %d to %d",
             *(count, last + 1, last + count),
         )
     classes = Classes.of(found)
@@ -85,14 +85,14 @@ def find_stuff(cfg: CfgNode, things: Classes) -> Classes | None:
 
 
 def _candidates(cfg: CfgNode) -> list[list[Category]]:
-    """MODEL.CLASSES; where it is empty, the classes of the data sets of the config."""
+    """Return MODEL.CLASSES or, if empty, the classes of the config's data sets."""
     own = model_categories(cfg)
     if own:
         return [own]
     try:
         register_datasets_of_config(cfg)
     except ConfigError as error:
-        # A name that already means other files would give their classes.
+        # A name registered for other files has their classes.
         logger.warning("Class names: %s", error)
         return []
     found = []

@@ -1,6 +1,6 @@
-"""Find image files, choose where results go, and write them; `solo_d2.utils.images` reads.
+"""Find image files, choose output paths and write images.
 
-Neither torch nor Detectron2 is imported here. Images are (H, W, 3) uint8 RGB.
+Imports neither torch nor Detectron2. Images are (H, W, 3) uint8 RGB.
 """
 
 import glob
@@ -26,25 +26,25 @@ from solo_d2.utils.images import (
     write_image,
 )
 
-# The reader, for those who know it by this module.
+# Includes the public names of `solo_d2.utils.images`.
 __all__ = ["EXTENSIONS", "MAX_PIXELS", "ImageError", "limit_pixels", "read_image"]
 
-# What overlays are written as.
+# Formats of overlays.
 OUTPUT_EXTENSIONS = (".jpg", ".jpeg", ".png")
 
 
 def expand_inputs(patterns: Iterable[str]) -> tuple[list[Path], list[str]]:
-    """Find the files that files, folders and globs mean.
+    """Expand files, folders and globs to files.
 
-    A name that exists is taken as it is, so brackets in it need no care. Folders are not searched
-    below their first level; `**` in a glob does that.
+    An existing path is never treated as a glob. Folders are not searched recursively; use `**` in
+    a glob.
 
     Args:
-        patterns: names of files or folders, or globs.
+        patterns: paths of files or folders, or globs.
 
     Returns:
-        The files, each once, in the given order and sorted inside a folder or glob; and the
-        patterns without any file.
+        The distinct files, in the given order and sorted within a folder or glob; and the patterns
+        without a file.
     """
     files = {pattern: _expand(os.path.expanduser(pattern)) for pattern in patterns}
     found: dict[Path, Path] = {}
@@ -63,16 +63,16 @@ def _expand(pattern: str) -> list[Path]:
 
 
 def output_names(files: Sequence[Path]) -> list[str]:
-    """Choose a name in one folder for the overlay of each file, no two alike.
+    """Choose distinct names in one folder for the overlays of files.
 
-    JPG and PNG keep their name, others get ".png" appended. Files of one name get the name of their
-    folder before it, and a number where that is not enough.
+    JPG and PNG files keep their name, others get ".png" appended. Files of the same name get the
+    name of their folder as prefix and, if needed, a number.
 
     Args:
-        files: the images, each once.
+        files: distinct image files.
 
     Returns:
-        Names in the same order; different also where upper and lower case are the same.
+        Names in the same order, distinct also on case-insensitive file systems.
     """
     plain = [f.name if f.suffix.lower() in OUTPUT_EXTENSIONS else f"{f.name}.png" for f in files]
     count = Counter(name.casefold() for name in plain)
@@ -90,15 +90,15 @@ def output_names(files: Sequence[Path]) -> list[str]:
 
 
 def plan_overlays(output: str | None, files: Sequence[Path]) -> list[Path | None]:
-    """Where the overlay of each file goes.
+    """Choose the path of each overlay.
 
     Args:
-        output: --output.
-        files: the images, each once.
+        output: value of --output.
+        files: distinct image files.
 
     Raises:
-        ConfigError: --output is a file but there are several images, is of a kind that is not
-            written, cannot be written to, or an image would be replaced by its overlay.
+        ConfigError: --output is one file for several images, has an unsupported format, cannot be
+            written to, or would overwrite an image.
     """
     if output is None:
         return [None] * len(files)
@@ -120,26 +120,19 @@ def plan_overlays(output: str | None, files: Sequence[Path]) -> list[Path | None
 
 
 def require_writable(path: Path) -> None:
-    """Fail before the work is done rather than after it.
-
-    Raises:
-        ConfigError: the folder of the file can't be made or written to.
-    """
+    """Create the folder of a file; ConfigError if that fails or the folder is read-only."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"The folder {path.parent} can't be made: {error.strerror}") from error
+        raise ConfigError(
+            f"The folder {path.parent} cannot be created: {error.strerror}"
+        ) from error
     if not os.access(path.parent, os.W_OK):
-        raise ConfigError(f"The folder {path.parent} can't be written to")
+        raise ConfigError(f"The folder {path.parent} is not writable")
 
 
 def save_image(path: Path | str, image: NDArray[np.uint8]) -> None:
-    """Write an image as PNG or JPG, by the extension, atomically.
-
-    Args:
-        path: ends in one of `OUTPUT_EXTENSIONS`.
-        image: (H, W, 3) uint8, RGB.
-    """
+    """Write an image (H, W, 3) uint8 RGB atomically, as PNG or JPG by the extension of `path`."""
     options: dict[str, Any] = {} if str(path).lower().endswith(".png") else {"quality": 92}
     with whole_file(path) as temporary:
         write_image(temporary, Image.fromarray(image), **options)

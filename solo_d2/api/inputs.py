@@ -1,4 +1,4 @@
-"""Inputs of a predictor: files, arrays, tensors and Pillow's images, one or many, to 8-bit RGB.
+"""Load the inputs of a predictor as 8-bit RGB: files, arrays, tensors and Pillow images.
 
 H and W are rows and columns.
 """
@@ -21,14 +21,14 @@ from solo_d2.utils.user_code import from_user_code
 
 OneImage = str | Path | NDArray[np.uint8] | Tensor | Image.Image
 Source = OneImage | Iterable[OneImage]
-# Receives the error of each unreadable source; None: it is raised.
+# Receives the error of each unreadable source; None to raise it.
 OnError = Callable[[ImageError], None] | None
 
 CHANNELS = ("BGR", "RGB")
 
 
 def is_one_image(source: Source) -> TypeGuard[OneImage]:
-    """Whether a source is an image; else it is a folder, a glob, a video or several sources."""
+    """Return whether a source is one image; otherwise it is a folder, glob, video or iterable."""
     if isinstance(source, (str, Path)):
         name = os.path.expanduser(source)
         if os.path.isfile(name):
@@ -41,17 +41,17 @@ def load_image(image: OneImage, channels: str) -> tuple[NDArray[np.uint8], str]:
     """Convert an image to 8-bit RGB.
 
     Args:
-        image: name of a file; array (H, W, 3), (H, W, 4) with a last channel that is dropped, or
-            (H, W) for grey, uint8; tensor (3, H, W), uint8 or of floats in [0, 255], on any device;
-            or an image of Pillow.
-        channels: order of the array's or tensor's colours, "BGR" or "RGB".
+        image: path of a file; uint8 array (H, W, 3), (H, W, 4), whose last channel is dropped, or
+            (H, W) for grey; tensor (3, H, W), uint8 or float in [0, 255], on any device; or a
+            Pillow image.
+        channels: channel order of arrays and tensors, "BGR" or "RGB".
 
     Returns:
-        (H, W, 3) uint8 RGB, and the name of its file or "".
+        (H, W, 3) uint8 RGB, and the path of the file or "".
 
     Raises:
-        ImageError: it is not one of these, or the file cannot be read.
-        ValueError: `channels` is another word.
+        ImageError: the input is of another kind, or the file cannot be read.
+        ValueError: `channels` is neither "BGR" nor "RGB".
     """
     if channels not in CHANNELS:
         raise ValueError(f"channels must be 'BGR' or 'RGB', not {channels!r}")
@@ -69,16 +69,17 @@ def load_image(image: OneImage, channels: str) -> tuple[NDArray[np.uint8], str]:
 def load_images(
     source: Source, channels: str, on_error: OnError = None
 ) -> Iterator[tuple[NDArray[np.uint8], str]]:
-    """Load the images of a source one after another, see `load_image`.
+    """Load the images of a source lazily; see `load_image`.
 
     Args:
-        source: also a folder (its images, sorted), a glob, a video file, or several of all these.
+        source: an image, a folder (its images, sorted), a glob, a video file, or an iterable of
+            these.
         channels: see `load_image`.
-        on_error: receives the error of an unreadable image or video, or of a folder or glob
-            without an image, which is then skipped. None: the error is raised.
+        on_error: receives the error of each source that is skipped: an unreadable image or video,
+            or a folder or glob without images. None to raise it.
 
     Yields:
-        Images and names; of a frame of a video "FILE#INDEX".
+        Images and names; the name of a video frame is "FILE#INDEX".
 
     Raises:
         ImageError: see `on_error`.
@@ -133,11 +134,11 @@ def _parts(source: Any) -> Iterator[Any]:
 
 
 def _array_of(tensor: Tensor) -> NDArray[np.uint8]:
-    """(3, H, W) to (H, W, 3)."""
+    """Convert a tensor (3, H, W) to an array (H, W, 3)."""
     if tensor.ndim != 3 or tensor.shape[0] != 3:
         raise ImageError(f"a tensor must be (3, H, W), not {tuple(tensor.shape)}")
     if tensor.is_floating_point():
-        # A photo as dark as [0, 1] in [0, 255] does not exist.
+        # Values in [0, 1] are most likely meant as a share of 255.
         if tensor.numel() and not (0 <= tensor.min() and 1 < tensor.max() <= 255):
             raise ImageError("a tensor of floats must have values in [0, 255], like uint8")
         tensor = tensor.round()

@@ -1,4 +1,4 @@
-"""From files to a model that is ready to run: configs, weights, exported models, devices."""
+"""Load models for inference: configs, weights and devices."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,17 +28,17 @@ def make_config(
     device: str | None = None,
     overrides: Sequence[Any] = (),
 ) -> CfgNode:
-    """Make the config of a model that is only run.
+    """Load a config for inference.
 
     Args:
-        config_file: YAML; also a training's config.yaml.
-        weights: checkpoint; None: the config's MODEL.WEIGHTS.
-        device: "cpu", "cuda", "cuda:1", ...; None: CUDA where there is one.
+        config_file: YAML file, such as config.yaml of a training.
+        weights: checkpoint; None for the config's MODEL.WEIGHTS.
+        device: "cpu", "cuda", "cuda:1", ...; None for CUDA if available.
         overrides: see `solo_d2.config.override`.
 
     Raises:
-        ConfigError: file, keys, values, weights or device cannot be used.
-        DatasetError: the number of classes must be taken from a data set that cannot be read.
+        ConfigError: the file, a key, a value, the weights or the device cannot be used.
+        DatasetError: the number of classes depends on a data set that cannot be read.
     """
     cfg = load_config(str(config_file), overrides)
     warn_of_unused_keys(cfg, config_file, overrides)
@@ -65,13 +65,10 @@ def complete_config(
 
 
 def find_config(checkpoint: str | Path) -> Path:
-    """Find the config of a checkpoint, in its folder.
+    """Find the config of a checkpoint in its folder.
 
-    Training writes `config.yaml` into its OUTPUT_DIR, and tools/convert_weights.py writes for
-    `x.pth` a file `x.yaml`, which comes first.
-
-    Raises:
-        ConfigError: there is neither, or no checkpoint.
+    For `x.pth` this is `x.yaml`, as written by tools/convert_weights.py, or else `config.yaml`, as
+    written by a training. Raises ConfigError if neither or no checkpoint exists.
     """
     path = Path(checkpoint)
     if not path.is_file():
@@ -81,8 +78,8 @@ def find_config(checkpoint: str | Path) -> Path:
         if config.is_file():
             return config
     raise ConfigError(
-        f"No config lies beside {path}: there is neither {beside[0].name} nor {beside[1].name}. "
-        "Name the one that it was trained with"
+        f"There is no config beside {path}: neither {beside[0].name} nor {beside[1].name} exists. "
+        "Pass the config that it was trained with"
     )
 
 
@@ -90,10 +87,10 @@ def load_model(cfg: CfgNode) -> SOLO:
     """Build a model with its weights, in evaluation mode.
 
     Args:
-        cfg: with MODEL.WEIGHTS, MODEL.DEVICE and MODEL.SOLO.NUM_CLASSES filled in.
+        cfg: config with MODEL.WEIGHTS, MODEL.DEVICE and MODEL.SOLO.NUM_CLASSES set.
 
     Raises:
-        ConfigError: the model can't be built, or the weights are not all of it.
+        ConfigError: the model cannot be built, or weights are missing.
     """
     check_input_config(cfg)
     try:
@@ -106,25 +103,21 @@ def load_model(cfg: CfgNode) -> SOLO:
 
 
 def choose_device(wanted: str | None) -> str:
-    """Return the wanted device, if it is available; None: CUDA where it is available.
-
-    Raises:
-        ConfigError: it is unknown or not there.
-    """
+    """Return the wanted device, or for None CUDA if available; ConfigError if unavailable."""
     available = torch.cuda.is_available()
     if wanted is None:
         return "cuda" if available else "cpu"
     try:
         kind = torch.device(wanted).type
     except RuntimeError:
-        raise ConfigError(f"The device {wanted} is unknown: say cpu or cuda") from None
+        raise ConfigError(f"The device {wanted} is unknown: use cpu or cuda") from None
     if kind == "cuda" and not available:
-        raise ConfigError(f"The device {wanted} can't be used: there is no CUDA here; say cpu")
+        raise ConfigError(f"The device {wanted} is not available: there is no CUDA GPU. Use cpu")
     return wanted
 
 
 def _check_weights_exist(weights: str) -> None:
     if not weights:
-        raise ConfigError("MODEL.WEIGHTS is empty: name a trained checkpoint by --weights FILE")
+        raise ConfigError("MODEL.WEIGHTS is empty: pass a trained checkpoint with --weights FILE")
     if "://" not in weights and not Path(weights).is_file():
         raise ConfigError(f"The weights file {weights} does not exist (--weights or MODEL.WEIGHTS)")

@@ -1,4 +1,4 @@
-"""`Predictor`: a trained or exported model, ready for images of any kind.
+"""`Predictor`: run a trained or exported model on images of any kind.
 
 B images, H and W rows and columns.
 """
@@ -22,14 +22,14 @@ from solo_d2.ops.host_copies import to_host
 from solo_d2.utils.errors import ConfigError
 
 DEFAULT_SCORE_THRESH = 0.3
-# Images that are looked at together for some of one size, in batches.
+# Number of batches to read ahead, to group images of one size.
 _BATCHES_AHEAD = 8
 
 
 class Predictor:
-    """Segments the instances in images, and with a panoptic model also the stuff.
+    """Segment the instances in images, and the stuff with a panoptic model.
 
-    A training's checkpoint is enough: its config lies beside it.
+    A checkpoint of a training is enough: its config is in the same folder.
 
     >>> from solo_d2 import Predictor
     >>> predictor = Predictor("output/model_final.pth", score_thresh=0.4)
@@ -41,14 +41,14 @@ class Predictor:
     >>> sorted(result.to_dicts()[0])
     ['box', 'category_id', 'class_index', 'class_name', 'mask', 'score']
 
-    Arrays and tensors are BGR, as OpenCV and Detectron2 have them, unless `channels` says RGB.
+    Arrays and tensors are BGR, as in OpenCV and Detectron2, unless `channels` is "RGB".
 
     >>> import cv2
     >>> same = predictor(cv2.imread("photo.jpg"))
     >>> bool((same.label_map() == result.label_map()).all())
     True
 
-    Several images, a folder or a video give a list; `stream` gives one result after another.
+    For several images, a folder or a video, a call returns a list; `stream` yields the results.
 
     >>> len(predictor(["photo.jpg", "photo.jpg"]))
     2
@@ -59,8 +59,8 @@ class Predictor:
     photos/a.png (48, 64, 3)
     photos/b.png (80, 40, 3)
 
-    One predictor can be called by several threads; they share the model, one batch at a time. It
-    can be pickled, with its weights, or for an exported model with the name of its file.
+    A predictor can be shared by threads; the model runs one batch at a time. A pickled predictor
+    contains its weights or, for an exported model, the path of its file.
     """
 
     def __init__(
@@ -78,22 +78,21 @@ class Predictor:
         """Load a model.
 
         Args:
-            model: a config (.yaml), an exported model (.onnx) or else a checkpoint, whose config
-                lies beside it as `config.yaml` or under its own name; or a config that was loaded.
-            weights: checkpoint for a config; None: its MODEL.WEIGHTS.
-            device: "cpu", "cuda", ...; None: CUDA where there is one. Exported models run on the
-                CPU.
-            score_thresh: least score of results; the config's MODEL.SOLO.KEEP_THRESH_TEST
-                counts too. None: what the config says alone. May be changed at any time.
-            batch_size: how many images are run at once, where many are given. Only images that the
-                network pads to one size share a batch, so results are those of each image alone.
-            class_names: instead of those saved with the model.
-            overrides: KEY, VALUE, ... of the config.
-            on_device: leave results on the model's device, rather than bring them to the CPU.
+            model: config (.yaml), exported model (.onnx) or checkpoint, whose config is in the same
+                folder as `config.yaml` or under the name of the checkpoint; or a loaded config.
+            weights: checkpoint for a config; None for its MODEL.WEIGHTS.
+            device: "cpu", "cuda", ...; None for CUDA if available. Exported models run on the CPU.
+            score_thresh: minimum score of results, in addition to MODEL.SOLO.KEEP_THRESH_TEST; None
+                for the config's alone. May be changed at any time.
+            batch_size: maximum batch size if many images are given. Only images that the network
+                pads to the same size share a batch, so results do not depend on it.
+            class_names: names that replace those saved with the model.
+            overrides: KEY, VALUE, ... for the config.
+            on_device: leave results on the model's device instead of copying them to the CPU.
 
         Raises:
-            ConfigError: something cannot be used; the message names it.
-            DatasetError: the number of classes must be taken from a data set that cannot be read.
+            ConfigError: an argument cannot be used; the message names it.
+            DatasetError: the number of classes depends on a data set that cannot be read.
         """
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}, but must be at least 1")
@@ -105,30 +104,30 @@ class Predictor:
 
     @property
     def stuff(self) -> Classes | None:
-        """Names and ids of the labels of stuff; None if the model is not panoptic."""
+        """Names and ids of the stuff labels; None if the model is not panoptic."""
         return self.backend.stuff
 
     @property
     def model(self) -> SOLO:
-        """The model, if it is one of PyTorch; AttributeError for an exported one."""
+        """The PyTorch model; AttributeError for an exported model."""
         if not isinstance(self.backend, TorchBackend):
             raise AttributeError("an exported model has no torch module")
         return self.backend.model
 
     def __call__(self, source: Source, *, channels: str = "BGR", on_error: OnError = None) -> Any:
-        """Find the instances in an image, or in several.
+        """Find the instances in one or many images.
 
         Args:
-            source: name of a file; array (H, W, 3) uint8; tensor (3, H, W), uint8 or of floats in
-                [0, 255]; or an image of Pillow. Or many: a folder, a glob, a video file, or a list
-                of all these.
-            channels: order of the colours of arrays and tensors, "BGR" or "RGB".
-            on_error: of many, called with the ImageError of each image that cannot be used; the
-                image is left out. None: the error is raised.
+            source: path of a file; array (H, W, 3) uint8; tensor (3, H, W), uint8 or float in
+                [0, 255]; or a Pillow image. For many images: a folder, a glob, a video file, or an
+                iterable of these.
+            channels: channel order of arrays and tensors, "BGR" or "RGB".
+            on_error: if many images are given, called with the ImageError of each unusable image,
+                which is skipped. None to raise it.
 
         Returns:
-            A `Result`; of many, a list of them in their order. Each holds masks of the size of its
-            image: for long videos use `stream`.
+            A `Result`, or a list of them for many images. Each has masks of the size of its image;
+            use `stream` for long videos.
 
         Raises:
             ImageError: an image cannot be used.
@@ -140,26 +139,18 @@ class Predictor:
     def stream(
         self, source: Source, *, channels: str = "BGR", on_error: OnError = None
     ) -> Iterator[Result]:
-        """Find the instances in many images, read as they are needed.
-
-        The arguments are those of `__call__`. Yields a result for each image, in their order.
-        """
+        """Yield the results of many images in order, reading them lazily; see `__call__`."""
         images = load_images(source, channels, on_error)
         ahead = 1 if self.batch_size == 1 else self.batch_size * _BATCHES_AHEAD
         while chunk := list(islice(images, ahead)):
             yield from self._run(chunk)
 
     def find(self, image: Image, name: str = "") -> Result:
-        """Find the instances in an image that is ready.
-
-        Args:
-            image: (H, W, 3) uint8 RGB.
-            name: for the result.
-        """
+        """Find the instances in an image (H, W, 3) uint8 RGB; `name` is that of the result."""
         return self._run([(image, name)])[0]
 
     def _run(self, images: Sequence[tuple[Image, str]]) -> list[Result]:
-        """Run images, those of one padded size together, in batches."""
+        """Run images in batches of one padded size."""
         prepared: list[Any] = [self.backend.prepare(image) for image, _ in images]
         groups: dict[tuple[int, int], list[int]] = {}
         for index, item in enumerate(prepared):
@@ -185,7 +176,7 @@ class Predictor:
 
 
 def _on_host(instances: Instances, ids: Tensor | None) -> tuple[Instances, Tensor | None]:
-    """Instances, and segment ids if there are any, copied to the CPU."""
+    """Copy instances, and segment ids if any, to the CPU."""
     fields = instances.get_fields()
     tensors = {
         name: field.tensor if isinstance(field, Boxes) else field

@@ -1,4 +1,4 @@
-"""Command-line arguments that name data sets in COCO's formats, and what they mean in a config."""
+"""Command-line arguments for data sets in COCO formats, and their config keys."""
 
 import argparse
 import logging
@@ -14,7 +14,7 @@ _PARTS = ("json", "panoptic_json", "panoptic_dir", "images")
 
 
 def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --train-json and its like, for data sets without registration in code."""
+    """Add --train-json, --train-images and so on, for data sets without registration in code."""
     group = parser.add_argument_group("your own data in COCO format (no registration in code)")
     for split, use in (("train", "train on"), ("val", "evaluate on")):
         group.add_argument(f"--{split}-json", metavar="FILE", help=f"instances to {use}")
@@ -26,17 +26,17 @@ def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def apply_dataset_arguments(cfg: CfgNode, args: argparse.Namespace) -> list[str]:
-    """Turn --train-json and its like into DATASETS keys, in place.
+    """Set the DATASETS keys from --train-json, --train-images and so on, in place.
 
-    The data sets are named custom_train and custom_val. Entries of these names, as a saved config
-    has them, are replaced. With training data and no --val-json, data sets of DATASETS.TEST that
-    the config does not describe itself are left out, with a warning: they are those of the project.
+    The data sets are named custom_train and custom_val; entries of these names in the config are
+    replaced. With training data but without validation data, names in DATASETS.TEST that the config
+    does not define are removed, with a warning, since they belong to other data.
 
     Returns:
-        The names that the data sets get.
+        The names of the data sets.
 
     Raises:
-        ConfigError: only a part of what belongs together is given.
+        ConfigError: arguments that belong together are missing.
     """
     names, datasets = [], cfg.DATASETS
     for split, key in (("train", "TRAIN"), ("val", "TEST")):
@@ -65,6 +65,6 @@ def apply_dataset_arguments(cfg: CfgNode, args: argparse.Namespace) -> list[str]
         others = [name for name in datasets.TEST if name not in own]
         datasets.TEST = tuple(name for name in datasets.TEST if name in own)
         if others:
-            text = "No --val-json is given: %s of the config is not evaluated on"
+            text = "No --val-json is given: %s of the config will not be evaluated"
             logger.warning(text, ", ".join(others))
     return names

@@ -1,4 +1,4 @@
-"""The augmentation of single images that a config asks for, by Detectron2's transforms."""
+"""Build the augmentation of training images from a config, with Detectron2's transforms."""
 
 import copy
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from solo_d2.data.input_checks import check_input_config
 
 
 class _KeepsAPixel:
-    """A resize or crop that leaves no side of 0 pixels, as of images of 8000 x 40."""
+    """Mixin for a resize or crop that keeps every side at least 1 pixel, even of narrow images."""
 
     def get_transform(self, image: Any) -> Any:
         transform = super().get_transform(image)  # type: ignore[misc]
@@ -43,7 +43,7 @@ _KEEPING: dict[type, type] = {
 
 
 def keep_a_pixel(augmentations: Iterable[Any]) -> list[Any]:
-    """Return the augmentations, changed so that none reduces a side of an image to 0 pixels."""
+    """Return the augmentations, modified to keep every side of an image at least 1 pixel."""
     result = []
     for augmentation in augmentations:
         if type(augmentation) in _KEEPING:
@@ -54,7 +54,7 @@ def keep_a_pixel(augmentations: Iterable[Any]) -> list[Any]:
 
 
 def build_train_augmentation(cfg: CfgNode) -> list[Any]:
-    """Random scale, flip and crop of training images; ConfigError for unusable keys of INPUT."""
+    """Build random scale, flip and crop; ConfigError for invalid keys of INPUT."""
     check_input_config(cfg)
     scale, *others = build_augmentation(cfg, is_train=True)
     if not cfg.INPUT.LSJ.ENABLED:
@@ -62,7 +62,7 @@ def build_train_augmentation(cfg: CfgNode) -> list[Any]:
         first = [T.RandomCrop(crop.TYPE, crop.SIZE)] if crop.ENABLED else []
         return [*first, scale, *others]
     size = cfg.INPUT.LSJ.SIZE
-    # Flipped before it is padded, so that the padding is right and below, as in a batch.
+    # Flip before padding, so that the padding is at the right and bottom, as in a batch.
     return [
         T.ResizeScale(*cfg.INPUT.LSJ.SCALE_RANGE, target_height=size, target_width=size),
         *others,
@@ -71,14 +71,14 @@ def build_train_augmentation(cfg: CfgNode) -> list[Any]:
 
 
 def moves_borders(cfg: CfgNode) -> bool:
-    """Whether the training augmentation may cut objects, so that their boxes must be recomputed."""
+    """Return whether the training augmentation may crop objects, which changes their boxes."""
     return bool(cfg.INPUT.CROP.ENABLED or cfg.INPUT.LSJ.ENABLED)
 
 
 def without_randomness(cfg: CfgNode) -> CfgNode:
-    """The config with every training image at its usual size: no flip, jitter or pasting.
+    """Return a config with training images at their typical size: no flip, jitter or copy-paste.
 
-    Crops stay: what they leave is enlarged to the size of an image.
+    Crops are kept, because the cropped image is resized to the size of a whole one.
     """
     cfg = cfg.clone()
     cfg.defrost()
@@ -92,7 +92,7 @@ def without_randomness(cfg: CfgNode) -> CfgNode:
 
 
 def usual_short_side(cfg: CfgNode) -> int:
-    """Short side of a training image in pixels: the middle one, or that of the jitter's square."""
+    """Return the median short side of training images in pixels, or the side of LSJ's square."""
     if cfg.INPUT.LSJ.ENABLED:
         return int(cfg.INPUT.LSJ.SIZE)
     sides = sorted(cfg.INPUT.MIN_SIZE_TRAIN)

@@ -1,4 +1,4 @@
-"""What DATASETS.* of a config names: registration, number of classes, checks before training."""
+"""Data sets of a config: registration, number of classes, checks before training."""
 
 import difflib
 import functools
@@ -27,8 +27,8 @@ from solo_d2.data.panoptic_format import fill_metadata, register_panoptic_format
 from solo_d2.utils.errors import ConfigError, DatasetError
 from solo_d2.utils.user_code import from_user_code, note_part
 
-# Keys of DATASETS that are lists of data sets, with the function that registers one. It is called
-# with the texts of an entry, the name first, and does nothing if the same files are registered.
+# Keys of DATASETS that are lists of data sets -> function that registers one. It takes the strings
+# of an entry, the name first, and does nothing if the same files are registered.
 DATASET_FORMATS: dict[str, Callable[..., None]] = {
     "COCO_FORMAT": register_coco_format,
     "COCO_PANOPTIC_FORMAT": register_panoptic_format,
@@ -36,17 +36,17 @@ DATASET_FORMATS: dict[str, Callable[..., None]] = {
 
 
 def register_datasets_of_config(cfg: CfgNode) -> None:
-    """Register the data sets of the keys of `DATASET_FORMATS`; again is harmless.
+    """Register the data sets of the keys of `DATASET_FORMATS`; may be called again.
 
-    Those that DATASETS.TRAIN and TEST name get our loaders, see `use_own_loaders`. Raises
-    ConfigError if an entry has another form, or its name already means other files.
+    Those in DATASETS.TRAIN and TEST get our loaders, see `use_own_loaders`. Raises ConfigError if
+    an entry is invalid, or its name is registered for other files.
     """
     for key, register in DATASET_FORMATS.items():
         signature = inspect.signature(register)
         for entry in cfg.DATASETS.get(key, ()):
             try:
                 if isinstance(entry, str) or not all(isinstance(part, str) for part in entry):
-                    raise TypeError("all parts must be texts")
+                    raise TypeError("all parts must be strings")
                 signature.bind(*entry)
             except TypeError as error:
                 parts = signature.parameters.values()
@@ -60,25 +60,25 @@ def register_datasets_of_config(cfg: CfgNode) -> None:
 
 
 def resolve_num_classes(cfg: CfgNode, names: Iterable[str] | None = None) -> int:
-    """Make MODEL.SOLO.NUM_CLASSES agree with the data sets, in place.
+    """Set or check MODEL.SOLO.NUM_CLASSES by the data sets, in place.
 
     0 is replaced by the number of thing classes of the first training (else test) data set. A
-    config that names no data set, as for inference, keeps its number. So do numbers of stuff
-    classes of panoptic models, MODEL.SEM_SEG_HEAD.NUM_CLASSES, with the class "things". Data sets
-    to evaluate on need no stuff: then instances alone are evaluated.
+    config without data sets, as for inference, keeps its number. For panoptic models the same
+    applies to MODEL.SEM_SEG_HEAD.NUM_CLASSES, the stuff classes and the class "things". Data sets
+    for evaluation need no stuff; then only instances are evaluated.
 
     Args:
-        cfg: with this project's keys; may be frozen, and is again afterwards.
-        names: data sets that count; None: those of DATASETS.TRAIN, then of DATASETS.TEST. To
-            evaluate where the training data is not, name those of DATASETS.TEST.
+        cfg: config with this project's keys; may be frozen, and stays so.
+        names: data sets to use; None for DATASETS.TRAIN, then DATASETS.TEST. To evaluate without
+            the training data, pass those of DATASETS.TEST.
 
     Returns:
         The number of thing classes.
 
     Raises:
-        ConfigError: a number differs from the data set's, data sets differ from each other, there
-            is nothing to take a number from, or no stuff to train a panoptic model on.
-        DatasetError: a data set is unknown, or its categories cannot be read.
+        ConfigError: a number differs from the data set's, the data sets differ, a number is 0
+            without a data set, or a panoptic model has no stuff to train on.
+        DatasetError: a data set is not registered, or its categories cannot be read.
     """
     register_datasets_of_config(cfg)
     names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if names is None else tuple(names)
@@ -115,7 +115,7 @@ def resolve_num_classes(cfg: CfgNode, names: Iterable[str] | None = None) -> int
 
 
 def _num_stuff_labels(cfg: CfgNode, names: Iterable[str]) -> int:
-    """The number of stuff classes of a panoptic model, with the class "things"."""
+    """Return the number of stuff classes of a panoptic model, including the class "things"."""
     key, number = "MODEL.SEM_SEG_HEAD.NUM_CLASSES", int(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
     labels: dict[str, int] = {}
     for name in names:
@@ -146,7 +146,7 @@ def _num_stuff_labels(cfg: CfgNode, names: Iterable[str]) -> int:
 
 
 def _count_labels(name: str, trained: bool) -> int:
-    """The number of stuff classes of a data set with stuff maps, with the class "things"."""
+    """Return the number of stuff classes of a data set, including the class "things"."""
     fill_metadata(name)
     metadata = MetadataCatalog.get(name)
     num_labels, source = len(metadata.stuff_classes), metadata.get("panoptic_json")
@@ -161,14 +161,14 @@ def _count_labels(name: str, trained: bool) -> int:
 
 
 def class_names(name: str) -> list[str]:
-    """Thing classes of a registered data set, in the order of their indices; see `categories`."""
+    """Return the thing classes of a registered data set by index; see `categories`."""
     return [category["name"] for category in things(categories(name))]
 
 
 def categories(name: str) -> list[Category]:
-    """Classes of a registered data set: things, then stuff where it has stuff maps.
+    """Return the classes of a registered data set: things, then stuff if it has stuff maps.
 
-    Raises DatasetError if it is unknown, or its categories cannot be read.
+    Raises DatasetError if it is not registered, or its categories cannot be read.
     """
     _require_usable(name)
     found = dataset_categories(name)
@@ -181,19 +181,19 @@ def categories(name: str) -> list[Category]:
 
 
 def training_categories(cfg: CfgNode) -> list[Category]:
-    """What MODEL.CLASSES of a model that is trained is: the classes of DATASETS.TRAIN[0].
+    """Return MODEL.CLASSES for training: the classes of DATASETS.TRAIN[0], empty without one.
 
-    Of stuff only for a panoptic model; empty without a training data set.
+    Stuff is included only for a panoptic model.
     """
     found = categories(cfg.DATASETS.TRAIN[0]) if cfg.DATASETS.TRAIN else []
     return found if is_panoptic(cfg) else things(found)
 
 
 def require_model_classes(cfg: CfgNode, names: Iterable[str]) -> None:
-    """Check that data sets to evaluate on have the classes of the model, MODEL.CLASSES.
+    """Check that data sets have the classes of the model, MODEL.CLASSES, unless that is empty.
 
-    Category ids may differ. Nothing is checked if MODEL.CLASSES is empty. Raises ConfigError, with
-    the classes that only one of them has, or DatasetError if a data set cannot be used.
+    Category ids may differ. Raises ConfigError that lists the differences, or DatasetError if a
+    data set cannot be used.
     """
     own = model_categories(cfg)
     if own:
@@ -202,7 +202,7 @@ def require_model_classes(cfg: CfgNode, names: Iterable[str]) -> None:
 
 
 def _require_equal_classes(classes: dict[str, list[Category]], *, with_stuff: bool) -> None:
-    """Compare the first with the others; stuff only with those that have some."""
+    """Compare the first list with the others; ignore stuff if one of both has none."""
     (first, expected), *others = classes.items()
     for name, found in others:
         pair = (expected, found)
@@ -214,10 +214,10 @@ def _require_equal_classes(classes: dict[str, list[Category]], *, with_stuff: bo
 
 
 def check_datasets(names: Iterable[str]) -> None:
-    """Check, without loading anything, that data sets are registered and their files are there.
+    """Check that data sets are registered and their files exist, without loading them.
 
-    Raises DatasetError with the data set, where it was looked for and what belongs there. So does
-    loading from then on, whatever goes wrong.
+    Raises DatasetError with the data set, its expected location and layout. From then on, loading
+    the data set raises DatasetError for all errors, too.
     """
     for name in names:
         _require_usable(name)
@@ -227,7 +227,7 @@ def check_datasets(names: Iterable[str]) -> None:
 
 
 def _require_usable(name: str) -> None:
-    """Refuse unknown data sets, and those of Detectron2 that list no instances."""
+    """Raise DatasetError for unregistered data sets, and those of Detectron2 without instances."""
     if name not in DatasetCatalog:
         close = difflib.get_close_matches(name, DatasetCatalog.list(), n=4, cutoff=0.5)
         hint = f" Close names: {', '.join(close)}." if close else ""
@@ -246,7 +246,7 @@ def _require_usable(name: str) -> None:
         )
 
 
-# Metadata keys that name files and folders, in Detectron2's registration functions.
+# Metadata keys of files and folders in Detectron2's registration functions.
 _PATH_KEYS = {
     "json_file": "annotation file",
     "image_root": "image folder",
@@ -260,7 +260,7 @@ _PATH_KEYS = {
 
 
 def _require_paths(name: str, metadata: Any) -> None:
-    """Check paths of the metadata, less those that `made_on_first_use` names (True: all)."""
+    """Check the paths of the metadata, except those in `made_on_first_use` (True for all)."""
     made = metadata.get("made_on_first_use", ())
     for key, meaning in _PATH_KEYS.items():
         value = metadata.get(key)
@@ -273,7 +273,7 @@ def _require_paths(name: str, metadata: Any) -> None:
 
 
 def _report_load_errors(name: str) -> None:
-    """Make the catalog's entry raise DatasetError and log, once, what is ignored."""
+    """Make the catalog's loader raise DatasetError, and log once what training ignores."""
     loader = DatasetCatalog[name]
     if getattr(loader, "reports_errors", False):
         return

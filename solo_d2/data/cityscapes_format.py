@@ -1,7 +1,7 @@
-"""Cityscapes' instances (arXiv:1604.01685), from the PNGs of instance ids.
+"""Load the instances of Cityscapes (arXiv:1604.01685) from the PNGs of instance ids.
 
-Detectron2's loader reads polygons, and imports cityscapesScripts by a path that exists at its
-makers' only.
+Detectron2's loader reads polygons, and imports cityscapesScripts from a path that does not exist in
+the released package.
 """
 
 from pathlib import Path
@@ -19,40 +19,39 @@ from solo_d2.data.workers import in_threads
 from solo_d2.utils.errors import DatasetError
 
 _IMAGE, _TRUTH = "_leftImg8bit.png", "_gtFine_instanceIds.png"
-# An object has the id 1000 * label + number; a group of objects without individual ids its label.
+# The id of an object is 1000 * label + number, that of a group without individual ids the label.
 FIRST_OBJECT = 1000
 
 
 def label_ids(class_names: list[str]) -> list[int]:
-    """Return Cityscapes' label id of each class."""
+    """Return the Cityscapes label id of each class."""
     known = {category["name"]: category["id"] for category in CITYSCAPES_CATEGORIES}
     return [known[name] for name in class_names]
 
 
 def truth_file(gt_dir: str | Path, image: str | Path) -> Path:
-    """Return the PNG of instance ids of CITY/NAME_leftImg8bit.png."""
+    """Return the PNG of instance ids for CITY/NAME_leftImg8bit.png."""
     image = Path(image)
     return Path(gt_dir) / image.parent.name / image.name.replace(_IMAGE, _TRUTH)
 
 
 def read_instance_ids(file: Path) -> NDArray[np.int32]:
-    """Read a PNG of instance ids, (H, W) int32, see `FIRST_OBJECT`; DatasetError if that fails."""
+    """Read a PNG of instance ids, (H, W) int32; see `FIRST_OBJECT`. DatasetError if that fails."""
     with opened_labels(file) as image:
         return np.asarray(image).astype(np.int32)
 
 
 def load_cityscapes_format(name: str) -> list[dict[str, Any]]:
-    """Load a registered data set in Cityscapes' format as Detectron2's dataset dicts.
+    """Load a registered data set in Cityscapes format as dataset dicts, sorted by file name.
 
-    Its metadata have thing_classes, image_dir and gt_dir. The dicts are in the order of the file
-    names; segmentations are RLE, groups have `iscrowd` 1. Raises DatasetError if there is no image,
-    or a PNG of instance ids cannot be read.
+    Uses thing_classes, image_dir and gt_dir of the metadata. Segmentations are RLE; groups have
+    `iscrowd` 1. Raises DatasetError if there are no images, or a PNG cannot be read.
     """
     metadata = MetadataCatalog.get(name)
     classes = {key: index for index, key in enumerate(label_ids(metadata.thing_classes))}
     files = sorted(Path(metadata.image_dir).glob(f"*/*{_IMAGE}"))
     if not files:
-        raise DatasetError(f"Data set '{name}': there is no {metadata.image_dir}/CITY/*{_IMAGE}")
+        raise DatasetError(f"Data set '{name}' has no image {metadata.image_dir}/CITY/*{_IMAGE}")
 
     def load(file: Path) -> dict[str, Any]:
         ids = read_instance_ids(truth_file(metadata.gt_dir, file))

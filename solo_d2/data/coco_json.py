@@ -1,6 +1,6 @@
-"""Reads COCO's json files, with errors that name file, entry and key. No Detectron2 needed.
+"""Read COCO JSON files, with errors that name file, entry and key. Does not import Detectron2.
 
-`FIELDS` describes the keys of the entries of each list. Panoptic and LVIS files add their own.
+`FIELDS` describes the keys of the entries of each list; panoptic and LVIS files have more.
 """
 
 import functools
@@ -20,38 +20,38 @@ from solo_d2.utils.errors import DatasetError, shown
 logger = logging.getLogger(__name__)
 
 _GZIP = b"\x1f\x8b"
-# Names or ids that a message lists.
+# Maximum number of names or ids in a message.
 _LISTED = 5
-# Keys whose values are whole numbers or lists of them, and of `segments_info` lists of objects.
+# Keys of integers, of lists of them and, for `segments_info`, of lists of objects.
 _WHOLE_KEYS = {
     "images": ("id", "height", "width", "not_exhaustive_category_ids", "neg_category_ids"),
     "annotations": ("id", "image_id", "category_id", "iscrowd", "segments_info"),
     "categories": ("id", "isthing"),
     "segments_info": ("id", "category_id", "iscrowd"),
 }
-# Floats below it hold every whole number.
+# Floats represent all integers below this.
 _MOST_EXACT = 2**53
-# Beyond this pycocotools' run lengths do not fit their type.
+# Maximum number of pixels that the run lengths of pycocotools can represent.
 _MOST_PIXELS = 2**31
 
 
 def is_whole(value: Any) -> TypeGuard[int]:
-    """Whether a value is a whole number, which true and false are not."""
+    """Return whether a value is an integer and not a boolean."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_name(value: Any) -> TypeGuard[str]:
-    """Whether a value can be looked up as the name of a file."""
+    """Return whether a value can be a file name."""
     return isinstance(value, str) and "\0" not in value
 
 
 def is_id(value: Any) -> TypeGuard[int | str]:
-    """Whether a value may be an id: numbers in COCO, texts in Cityscapes' panoptic files."""
+    """Return whether a value can be an id: an integer or, as in panoptic Cityscapes, a string."""
     return is_whole(value) or isinstance(value, str)
 
 
 class Field(NamedTuple):
-    """A key of an entry, what its value must be in words, and the check (None: it is missing)."""
+    """A key of an entry, a description of valid values, and their check (None: missing)."""
 
     key: str
     allowed: str
@@ -82,55 +82,55 @@ FIELDS: dict[str, tuple[Field, ...]] = {
 
 
 def load_json(file: str | Path) -> Any:
-    """Parse a json file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
+    """Parse a JSON file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
 
-    Raises OSError, RecursionError if it is nested too deeply, or ValueError: it is no json, has
+    Raises OSError, RecursionError if it is nested too deeply, or ValueError if it is not JSON, has
     another encoding or is compressed.
     """
     return json.loads(_decode(file)[0])
 
 
 def _decode(file: str | Path) -> tuple[str, str]:
-    """The text of a json file, without a byte order mark, and its encoding."""
+    """Return the text of a JSON file, without a byte order mark, and its encoding."""
     data = Path(file).read_bytes()
     if data.startswith(_GZIP):
-        raise ValueError("it is compressed by gzip. Unpack it (gunzip)")
+        raise ValueError("it is compressed with gzip. Decompress it (gunzip)")
     encoding = json.detect_encoding(data)
     try:
         return data.decode(encoding), encoding
     except UnicodeDecodeError as error:
-        raise ValueError(f"it is no {encoding} text ({error}). Save it as UTF-8") from error
+        raise ValueError(f"it is not {encoding} text ({error}). Save it as UTF-8") from error
 
 
 @functools.cache
 def log_once(file: str | Path, what: str) -> None:
-    """Log how a file is read that is written in an unusual way, once in a process."""
+    """Log once per process how an unusual file is read."""
     logger.warning("%s %s", file, what)
 
 
 def read_lists(
     json_file: str | Path, report: Report, name: str = "", *, panoptic: bool = False
 ) -> dict[str, Any]:
-    """Read a COCO json and check that it has its three lists.
+    """Read a COCO JSON and check that it has its three lists.
 
-    What can only mean one thing is normalized: whole floats to integers, and so on.
+    Unambiguous values of another type are converted, such as 1.0 to 1.
 
     Args:
-        json_file: the file; of instances it may lack 'annotations', as those of test sets do.
-        report: receives entries that are no objects, which are then left out.
-        name: of the data set, for messages; may be empty.
-        panoptic: whether it should be a panoptic file.
+        json_file: the file. An instances file may lack 'annotations', as those of test sets do.
+        report: receives entries that are not objects, which are then skipped.
+        name: name of the data set for messages; may be empty.
+        panoptic: whether a panoptic file is expected.
 
     Raises:
-        DatasetError: it is missing, not JSON, or something else.
+        DatasetError: the file is missing, not JSON, or has another format.
     """
     text = _read_text(name, json_file)
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        cure = "If it is incomplete, write it again"
+        cure = "If it is truncated, write it again"
         if "Extra data" in str(error):
-            cure = "Write one object; several, as in JSON Lines, are not read"
+            cure = "It must be one object; JSON Lines are not supported"
         raise DatasetError(f"{json_file} is not valid JSON ({error}). {cure}") from error
     for part in FIELDS:
         if part == "annotations" and not panoptic and part not in content:
@@ -170,7 +170,7 @@ def _place(part: str, place: int) -> str:
 
 
 def _normalize(json_file: str | Path, content: dict[str, list[dict[str, Any]]]) -> None:
-    """Bring into one form what can only mean one thing, in place, and log each kind once."""
+    """Convert unambiguous values of another type, in place, and log each kind once."""
     floats: Counter[str] = Counter()
     for part in FIELDS:
         entries = content.get(part, [])
@@ -190,7 +190,7 @@ def _normalize(json_file: str | Path, content: dict[str, list[dict[str, Any]]]) 
 
 
 def _without_repetitions(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Leave one of entries with one id and the same content."""
+    """Remove repetitions of entries with the same id and content."""
     first: dict[int | str, Any] = {}
     unique = []
     for entry in entries:
@@ -202,7 +202,7 @@ def _without_repetitions(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _make_whole(entry: dict[str, Any], part: str, floats: Counter[str]) -> None:
-    """Make whole numbers of floats such as 1.0, in place, and count them by key."""
+    """Convert floats such as 1.0 to integers, in place, and count them by key."""
 
     def whole(value: Any) -> Any:
         if isinstance(value, float) and value.is_integer() and abs(value) < _MOST_EXACT:
@@ -228,9 +228,9 @@ def usable_entries(
     fields: Sequence[Field] | None = None,
     within: str = "",
 ) -> Iterator[dict[str, Any]]:
-    """Yield the entries of a list whose `fields` (None: `FIELDS`) are allowed and whose ids differ.
+    """Yield the entries of a list with valid `fields` (None for `FIELDS`) and unique ids.
 
-    The others are reported; `within` is what the list belongs to, before the name of an entry.
+    The others are reported; `within` precedes the name of an entry in the report.
     """
     fields = FIELDS[part] if fields is None else fields
     what = {"categories": "category", "segments_info": "segment"}.get(part, part[:-1])
@@ -247,7 +247,7 @@ def usable_entries(
         if wrong is not None:
             kind = f"{what} with an invalid '{wrong.key}'"
             reason = f"'{wrong.key}' must be {wrong.allowed}, it is {shown(entry.get(wrong.key))}"
-            if wrong.key == "id":  # which names no entry then
+            if wrong.key == "id":  # use the index instead
                 where = f"{within}{_place(part, place)}"
         report(Problem(kind, where, reason))
 
@@ -268,7 +268,7 @@ def require_possible_size(image: dict[str, Any]) -> None:
 def sorted_categories(
     categories: Any, report: Report, fields: Sequence[Field] | None = None
 ) -> list[dict[str, Any]]:
-    """Check the categories of a COCO json (see `usable_entries`); the usable ones by id."""
+    """Check the categories of a COCO JSON; return the usable ones by id (see `usable_entries`)."""
     found = list(usable_entries(categories, "categories", report, fields=fields))
     if not found:
         report(Problem("no categories", "'categories'", "the list has no usable entry"))
@@ -281,9 +281,9 @@ def sorted_categories(
 def read_sorted_categories(
     json_file: str | Path, fields: Sequence[Field] | None = None
 ) -> list[dict[str, Any]]:
-    """Read the categories of a COCO json, by id, without parsing the rest of a large file.
+    """Read the categories of a COCO JSON by id, without parsing the rest of a large file.
 
-    Raises DatasetError if the file is missing, not JSON, or has no proper categories.
+    Raises DatasetError if the file is missing, not JSON, or has no valid categories.
     """
     text = _read_text("", json_file)
     refuse = refuse_errors(json_file)
@@ -306,19 +306,19 @@ def _order(key: int | str) -> tuple[bool, Any]:
 
 
 def in_order(ids: Iterable[Any]) -> list[Any]:
-    """Ids by value, numbers before texts."""
+    """Sort ids, integers before strings."""
     return sorted(ids, key=_order)
 
 
 def is_category(category: Any) -> bool:
-    """Whether a value has the id and name of a category."""
+    """Return whether a value is a category with valid id and name."""
     return isinstance(category, dict) and all(
         field.holds(category.get(field.key)) for field in FIELDS["categories"]
     )
 
 
 def some(items: Sequence[Any]) -> str:
-    """The first few of many names or ids, for a message."""
+    """Format the first few names or ids for a message."""
     texts = [
         item if isinstance(item, str) and item.isprintable() and len(item) <= 200 else shown(item)
         for item in items[:_LISTED]

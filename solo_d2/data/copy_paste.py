@@ -1,6 +1,6 @@
-"""Copy-paste of instances from another training image (arXiv:2012.07177).
+"""Copy-paste augmentation: paste instances of another training image (arXiv:2012.07177).
 
-The paper blends borders by default and reports the same AP without; pixels are copied here.
+Pixels are copied without blending the borders; the paper reports the same AP for both.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,15 +17,15 @@ from solo_d2.data.unreadable import UNREADABLE
 from solo_d2.ops.mask_geometry import mask_boxes
 from solo_d2.utils.errors import UnreadableImageError
 
-# The label of all things in the stuff maps of panoptic models.
+# Label of all things in stuff maps.
 THINGS_LABEL = 0
 
 
 class CopyPaste:
-    """A mapper that pastes instances of another image over what a mapper makes.
+    """A mapper that pastes instances of another image into the samples of a mapper.
 
-    Random numbers are NumPy's, so a loader that seeds them for each sample
-    (`solo_d2.data.loader.SeededDataset`) gets the same samples after a resume.
+    It uses NumPy's random numbers, which `solo_d2.data.loader.SeededDataset` seeds per sample, so
+    that samples are the same after a resume.
     """
 
     def __init__(
@@ -39,18 +39,18 @@ class CopyPaste:
         """Wrap a mapper whose training samples have bitmask instances.
 
         Args:
-            mapper: makes a sample of a dataset dict.
-            dataset: where the other images come from, all equally often.
-            prob: probability that anything is pasted over an image.
-            instance_prob: probability that an instance of the other image is pasted.
+            mapper: maps a dataset dict to a sample.
+            dataset: dataset dicts from which the other image is drawn uniformly.
+            prob: probability of pasting into an image.
+            instance_prob: probability of pasting each instance of the other image.
         """
         self.mapper, self.dataset = mapper, dataset
         self.prob, self.instance_prob = prob, instance_prob
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
-        """Map an image and maybe paste instances of another one; see the mapper.
+        """Map an image, and paste instances of another one with probability `prob`.
 
-        Nothing is pasted from a file that cannot be read; the sample says so (`UNREADABLE`).
+        If the other image is unreadable, nothing is pasted and the sample has `UNREADABLE`.
         """
         sample = self.mapper(dataset_dict)
         if np.random.random() >= self.prob:
@@ -68,7 +68,7 @@ def wrap_with_copy_paste(
     mapper: Callable[[dict[str, Any]], dict[str, Any]],
     dataset: Sequence[dict[str, Any]],
 ) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """The mapper, with copy-paste if the config asks for it; ConfigError for unusable values."""
+    """Add copy-paste to a mapper if the config enables it; ConfigError for invalid values."""
     check_input_config(cfg)
     keys = cfg.INPUT.COPY_PASTE
     if keys.PROB == 0:
@@ -79,19 +79,19 @@ def wrap_with_copy_paste(
 def paste_instances(
     sample: dict[str, Any], source: dict[str, Any], chosen: torch.Tensor
 ) -> dict[str, Any]:
-    """Paste instances of one image over another, both at their upper left corner.
+    """Paste instances of one image into another, with the upper left corners aligned.
 
-    What is hidden loses its pixels, what is hidden entirely its annotation. Labels of stuff become
-    "things" where something is pasted. Where the images differ in size, only what both have counts.
+    Covered pixels are removed from the other masks, and instances without pixels are dropped. Stuff
+    labels of pasted pixels become "things". Pixels outside of either image are ignored.
 
     Args:
-        sample: with `image` (3, H, W), `instances` with gt_boxes, gt_classes and gt_masks, and
-            maybe `sem_seg` (H, W); left as it is.
-        source: the same of another image of any size.
-        chosen: (N,) bool, which of the source's instances are pasted.
+        sample: sample with `image` (3, H, W), `instances` with gt_boxes, gt_classes and gt_masks,
+            and optionally `sem_seg` (H, W); not modified.
+        source: sample of another image of any size.
+        chosen: (N,) bool, which instances of the source to paste.
 
     Returns:
-        The sample with changed image, instances and stuff; pasted instances come last.
+        The sample with new image, instances and stuff; pasted instances come last.
     """
     target, pasted = sample["instances"], source["instances"][chosen]
     height, width = target.image_size
@@ -106,7 +106,7 @@ def paste_instances(
     result["image"][:, :rows, :columns][:, inside] = source["image"][:, :rows, :columns][:, inside]
     if "sem_seg" in sample:
         result["sem_seg"] = sample["sem_seg"].masked_fill(over, THINGS_LABEL)
-    # Instances that nothing hides keep their boxes.
+    # Instances that are not covered keep their boxes.
     old = target.gt_masks.tensor
     visible = torch.cat([old & ~over, masks])
     boxes = mask_boxes(visible)

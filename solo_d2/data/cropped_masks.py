@@ -1,4 +1,4 @@
-"""Instance masks cropped to their boxes: what a training sample carries between processes."""
+"""Instance masks cropped to their boxes, to send training samples between processes."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from detectron2.structures import BitMasks, Boxes
 from numpy.typing import NDArray
 from torch import Tensor
 
-# Left, top, right and bottom of a mask in pixels, right and bottom exclusive.
+# Left, top, right and bottom of a mask in pixels; right and bottom are exclusive.
 Window = tuple[int, int, int, int]
 _EMPTY: Window = (0, 0, 0, 0)
 
@@ -17,19 +17,19 @@ _EMPTY: Window = (0, 0, 0, 0)
 class CroppedMasks(BitMasks):
     """Bitmasks that are cropped to their tight boxes until `tensor` is first read.
 
-    Detectron2's interface, with a fraction of the memory: objects of photographs cover a few
+    Has Detectron2's interface and needs a fraction of the memory, because most objects cover a few
     percent of the image. `to`, `pin_memory`, indexing, `nonempty`, `get_bounding_boxes`, copying
-    and pickling keep the masks cropped. Reading `tensor` uncrops them for good, so that it can be
-    changed in place.
+    and pickling keep the masks cropped. Reading `tensor` uncrops them permanently, so that it can
+    be modified in place.
     """
 
     def __init__(self, pixels: Tensor, windows: Sequence[Window], image_size: Sequence[int]):
         """Take the masks of an image; see `crop_masks` and `crop_tensor`.
 
         Args:
-            pixels: (P,) bool, the pixels of all windows, one mask after the other, row by row.
-            windows: of each mask; empty for a mask without pixels.
-            image_size: height and width.
+            pixels: (P,) bool, the concatenated pixels of all windows, row by row.
+            windows: window of each mask, empty for a mask without pixels.
+            image_size: height and width of the image.
         """
         self.image_size = torch.Size(image_size)
         self._windows = list(windows)
@@ -50,14 +50,14 @@ class CroppedMasks(BitMasks):
 
     def _uncropped(self) -> Tensor:
         masks = torch.zeros(len(self), *self.image_size, dtype=torch.bool, device=self.device)
-        # A loop, but without waits for the device: it copies as few bytes as possible.
+        # The loop does not synchronize with the device, and copies as few bytes as possible.
         for mask, window, crop in zip(masks, self._windows, self._crops(), strict=True):
             left, top, right, bottom = window
             mask[top:bottom, left:right] = crop
         return masks
 
     def _crops(self) -> list[Tensor]:
-        """The pixels of each window."""
+        """Return the pixels of each window."""
         sizes = [(bottom - top, right - left) for left, top, right, bottom in self._windows]
         parts = self._pixels.split([height * width for height, width in sizes])
         return [part.view(size) for part, size in zip(parts, sizes, strict=True)]
@@ -81,7 +81,7 @@ class CroppedMasks(BitMasks):
         return CroppedMasks(self._pixels.pin_memory(), self._windows, self.image_size)
 
     def __getitem__(self, item: Any) -> BitMasks:
-        """Select masks by a number, a slice, or a tensor of numbers or flags."""
+        """Select masks by an index, a slice, or a tensor of indices or booleans."""
         if self._tensor is not None:
             return BitMasks(self._tensor)[item]
         item = item.cpu() if isinstance(item, Tensor) else item
@@ -129,9 +129,9 @@ def crop_masks(
     """Crop masks to their tight boxes.
 
     Args:
-        parts: for each mask a column, a row and the (h, w) pixels right and below of them, inside
-            the image; the others are background.
-        image_size: height and width.
+        parts: column and row of the upper left corner of each part, and its (h, w) pixels, inside
+            the image; all other pixels are background.
+        image_size: height and width of the image.
     """
     windows, pixels = [], [np.zeros(0, np.bool_)]
     for left, top, part in parts:

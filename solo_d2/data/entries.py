@@ -1,4 +1,4 @@
-"""Everything that is wrong in the entries of a data set's json."""
+"""Find all problems in the entries of a data set's JSON."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from solo_d2.data.problems import NOTICE, Problem, Report
 from solo_d2.data.segmentations import segmentation_box
 from solo_d2.utils.errors import DatasetError, shown
 
-# Annotations may reach this many pixels beyond the image: tools round differently.
+# Annotations may exceed the image by this many pixels, since tools round differently.
 _TOLERANCE = 2.0
 
 
@@ -31,7 +31,7 @@ def read_entries(name: str, report: Report) -> tuple[list[dict[str, Any]], Seque
     try:
         if metadata.get("made_on_first_use") and not _can_be_made(name, metadata, report):
             return [], ()
-        # Also where loading has hidden the file from Detectron2's evaluator.
+        # Loading may have removed json_file from the metadata, see `load_coco_format`.
         paths = metadata.get("registered_paths", {})
         json_file = metadata.get("json_file") or paths.get("json_file")
         if json_file is None or metadata.get("image_root") is None or "://" in json_file:
@@ -41,7 +41,7 @@ def read_entries(name: str, report: Report) -> tuple[list[dict[str, Any]], Seque
         found = read_records(json_file, metadata.image_root, report, metadata)
         _notice_oddities(found, report)
         records = found.in_order()
-        if metadata.get("sem_seg_root") is not None:  # a stuff map belongs to each image
+        if metadata.get("sem_seg_root") is not None:  # adds the stuff maps
             records = DatasetCatalog.get(name)
         there = [record for record in records if record["file_name"] not in found.missing]
         return there, metadata.get("thing_classes") or found.class_names
@@ -51,7 +51,7 @@ def read_entries(name: str, report: Report) -> tuple[list[dict[str, Any]], Seque
 
 
 def _can_be_made(name: str, metadata: Any, report: Report) -> bool:
-    """Have the files made that training reads; if that fails, report all that is wrong."""
+    """Create the files that training reads; if that fails, report all problems."""
     found: list[Problem] = []
     try:
         DatasetCatalog.get(name)
@@ -66,7 +66,7 @@ def _can_be_made(name: str, metadata: Any, report: Report) -> bool:
 
 
 def _notice_oddities(records: Records, report: Report) -> None:
-    """Notice what training takes, but was hardly meant."""
+    """Report valid entries that are probably mistakes."""
     for repeated, count in Counter(records.class_names).items():
         if count > 1:
             where = f"category {shown(repeated)}"
@@ -88,6 +88,6 @@ def _notice_beyond(annotation: dict[str, Any], record: dict[str, Any], report: R
     across, down = x + width - record["width"], y + height - record["height"]
     beyond = max(-x, -y, across, down)
     if beyond > _TOLERANCE and max(across - width, down - height, -x - width, -y - height) < 0:
-        reason = f"reaches {beyond:.0f} pixels beyond {record['file_name']}"
+        reason = f"exceeds {record['file_name']} by {beyond:.0f} pixels"
         where = f"annotation {annotation['id']}"
         report(Problem("reaches beyond the image", where, reason, NOTICE))

@@ -1,7 +1,7 @@
-"""Annotations that training ignores: crowds, and images without objects.
+"""Find annotations that training ignores: crowds, and images without objects.
 
-COCO marks groups of objects by `iscrowd` 1: 1.2 % of the annotations of train2017. Annotation tools
-write it for single objects too, if they were drawn with a brush.
+COCO marks groups of objects by `iscrowd` 1, 1.2 % of the annotations of train2017. Some annotation
+tools also set it for single objects that were drawn with a brush.
 """
 
 import logging
@@ -16,26 +16,26 @@ from solo_d2.utils.errors import shown
 
 logger = logging.getLogger(__name__)
 
-# Shares of crowds, of all annotations and of those of a class, that are probably a mistake.
+# Shares of crowds, in all annotations and in a class, above which they are probably a mistake.
 CROWD_SHARE, CROWD_SHARE_OF_CLASS = 0.05, 0.5
 # Share of images without objects above which they get a warning instead of an info.
 EMPTY_SHARE = 0.1
 
 
 def is_object(annotation: dict[str, Any]) -> bool:
-    """Whether an annotation is trained on; crowds are not."""
+    """Return whether training uses an annotation; it ignores crowds."""
     return annotation.get("iscrowd", 0) == 0
 
 
 def find_ignored(
     name: str, records: Sequence[dict[str, Any]], class_names: Sequence[str] | None = None
 ) -> list[Problem]:
-    """Return a problem if probably too many annotations of a data set are crowds.
+    """Return a problem if suspiciously many annotations of a data set are crowds.
 
     Args:
-        name: of the data set.
+        name: name of the data set.
         records: Detectron2's dataset dicts.
-        class_names: of the K classes, where they are known.
+        class_names: names of the K classes, if known.
     """
     annotations = [a for record in records for a in record.get("annotations") or ()]
     crowds = [annotation for annotation in annotations if not is_object(annotation)]
@@ -60,14 +60,14 @@ def find_ignored(
 
 
 def without_objects(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The records whose annotations, if there are any, all are crowds."""
+    """Return the records without annotations other than crowds."""
     return [r for r in records if not any(map(is_object, r.get("annotations") or ()))]
 
 
 def log_ignored(
     name: str, records: Sequence[dict[str, Any]], class_names: Sequence[str] | None = None
 ) -> None:
-    """Log what of a loaded data set training ignores."""
+    """Log what training ignores in a loaded data set."""
     for problem in find_ignored(name, records, class_names):
         logger.warning("%s", problem)
     if not any("annotations" in record for record in records):

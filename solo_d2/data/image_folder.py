@@ -1,4 +1,4 @@
-"""Files that a json names, in the folder that belongs to it. No Detectron2 needed."""
+"""Find the files that a JSON names in their folder. Does not import Detectron2."""
 
 import os
 import unicodedata
@@ -13,24 +13,24 @@ from solo_d2.utils.errors import shown
 
 
 def leaves_folder(name: str, folder: str | Path) -> bool:
-    """Whether a name, relative to a folder or absolute, means a file outside of it."""
+    """Return whether a path, relative to a folder or absolute, is outside the folder."""
     root = os.path.abspath(folder)
     path = os.path.abspath(os.path.join(root, name))
     return path != root and not path.startswith(os.path.join(root, ""))
 
 
 def require_inside(name: str, folder: str | Path) -> None:
-    """Raise Refusal for a name outside of the folder, so that no json reads other files."""
+    """Raise Refusal for a name outside the folder, so that a JSON cannot read other files."""
     if leaves_folder(name, folder):
         reason = (
-            f"'file_name' {shown(name)} is not inside the image folder {folder}; no others are "
-            "read. Name the folder that holds all images, or correct the name"
+            f"'file_name' {shown(name)} is outside the image folder {folder}. Pass the folder that "
+            "contains all images, or correct the name"
         )
         raise Refusal("image outside the folder", reason)
 
 
 def spellings(name: str) -> Iterator[tuple[str, str]]:
-    """Other names that a name may stand for, each with what is unusual about it."""
+    """Yield other spellings of a name, each with a description of what is unusual."""
     slashes = name.replace("\\", "/")
     if slashes != name:
         yield slashes, "with backslashes, read as slashes"
@@ -40,7 +40,7 @@ def spellings(name: str) -> Iterator[tuple[str, str]]:
 
 
 class ImageFolder:
-    """Finds the files that a json names, by one listing of each folder."""
+    """Find the files that a JSON names, with one listing per folder."""
 
     def __init__(self, root: str | Path) -> None:
         self.root = os.fspath(root)
@@ -51,8 +51,8 @@ class ImageFolder:
     def find(self, name: str) -> str | None:
         """Return the path of a file; None if there is no such file inside the folder.
 
-        A name that is there is taken as it is. Otherwise backslashes may stand for slashes, percent
-        codes for characters, and Unicode's composed characters for decomposed ones.
+        If the name does not exist, try slashes for backslashes, decoded percent codes, and other
+        Unicode normalization forms.
         """
         if leaves_folder(name, self.root):
             return None
@@ -73,20 +73,20 @@ class ImageFolder:
         return None
 
     def hint(self, name: str) -> str:
-        """Say what to do about a file that is not found, as the end of a message; or nothing."""
+        """Return a hint for a missing file, as the end of a message; "" without one."""
         name = name.replace("\\", "/")
         folder, base = os.path.split(os.path.join(self.root, name))
         for other in self._listing(folder):
             if other.casefold() == base.casefold():
-                return f". {shown(other)} is there: upper and lower case must be the same"
+                return f". {shown(other)} exists: upper and lower case must match"
         if base in self._listing(self.root):
-            return f". {shown(base)} is in the folder itself: shorten the names in the file"
+            return f". {shown(base)} is directly in the folder: remove the folder from the names"
         return ""
 
     def say_unusual(self) -> None:
-        """Log how names were read that are not those of the files, once for each kind."""
+        """Log once per kind how unusual names were read."""
         for what, count in self._unusual.items():
-            log_once(self.root, f"has files that the json names {what} ({count} times)")
+            log_once(self.root, f"has files that the JSON names {what} ({count} times)")
 
     def _listing(self, folder: str) -> set[str]:
         if folder not in self._listings:

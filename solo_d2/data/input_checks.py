@@ -1,4 +1,4 @@
-"""Refuses settings of INPUT, TEST.AUG and DATALOADER that cannot work, before images are read."""
+"""Check the settings of INPUT, TEST.AUG and DATALOADER before images are read."""
 
 from detectron2.config import CfgNode
 
@@ -6,7 +6,7 @@ from solo_d2.config.check import check_config
 from solo_d2.config.rules import PROBABILITY, Rule, above, at_least, between, each, one_of, require
 
 SECTIONS = ("INPUT", "TEST.AUG", "DATALOADER", "MODEL.SEM_SEG_HEAD.IGNORE_VALUE")
-# Those of Detectron2's that need no keys beside those of its defaults.
+# Samplers of Detectron2 that need no other keys than its defaults.
 SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
 
 _PIXELS = at_least(1, " pixel")
@@ -29,7 +29,7 @@ RULES = {
     ),
     "INPUT.COPY_PASTE.PROB": PROBABILITY,
     "INPUT.COPY_PASTE.INSTANCE_PROB": PROBABILITY,
-    # Detectron2 cannot mirror a view that is one pixel wide.
+    # Detectron2 cannot flip an image that is one pixel wide.
     "TEST.AUG.MIN_SIZES": each(at_least(2, " pixels"), empty=True),
     "TEST.AUG.MAX_SIZE": _PIXELS,
     "DATALOADER.NUM_WORKERS": at_least(0),
@@ -46,7 +46,7 @@ _CROPS["absolute_range"] = _CROPS["absolute"]
 
 
 def check_input_config(cfg: CfgNode) -> None:
-    """Raise a ConfigError for the first key that cannot work, alone or with others."""
+    """Raise ConfigError for the first invalid key or combination of keys."""
     check_config(cfg, SECTIONS, RULES)
     given, views = cfg.INPUT, cfg.TEST.AUG
     test_sizes = views.MIN_SIZES if views.ENABLED else ()
@@ -55,7 +55,7 @@ def check_input_config(cfg: CfgNode) -> None:
         ("INPUT.MIN_SIZE_TEST", given.MIN_SIZE_TEST, "MAX_SIZE_TEST", given.MAX_SIZE_TEST),
         ("TEST.AUG.MIN_SIZES", test_sizes, "MAX_SIZE", views.MAX_SIZE),
     ):
-        # Short sides would never have the length that is asked for.
+        # The short side can never be longer than the limit of the long side.
         sides = [value] if isinstance(value, int) else value
         require(max(sides, default=0) <= limit, key, value, f"at most {largest} ({limit})")
     if given.MIN_SIZE_TRAIN_SAMPLING == "range":

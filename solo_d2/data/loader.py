@@ -1,9 +1,9 @@
-"""The training loader: Detectron2's data sets, samplers and mappers, resumable to the exact sample.
+"""The training loader for Detectron2's data sets, samplers and mappers, resumable at any sample.
 
-Batches are formed from indices before any image is read, so a resumed training skips what was seen
-without reading it. The random augmentation of a sample depends on the seed and on its place in the
-stream alone, not on the workers. So does the image that replaces one that cannot be read (see
-`unreadable`).
+Batches are formed from indices before images are read, so a resumed training skips samples without
+reading them. The augmentation of a sample, and the image that replaces an unreadable one (see
+`unreadable`), depend only on the seed and on the place of the sample in the stream, not on the
+workers.
 """
 
 import itertools
@@ -39,22 +39,22 @@ def make_train_loader(
     aspect_ratio_grouping: bool = True,
     pin_memory: bool | None = None,
 ) -> DataLoader[Any]:
-    """Make the infinite training loader of a data set; see `build_train_loader` of the engine.
+    """Build the infinite training loader of a data set; see `build_train_loader` of the engine.
 
     Args:
-        dataset: data set dicts.
-        mapper: makes a training sample of one.
+        dataset: dataset dicts.
+        mapper: maps a dataset dict to a training sample.
         total_batch_size: batch size over all processes.
-        seed: fixes order and augmentation.
-        max_unreadable: most unreadable images that are tried for one sample.
-        sampler: infinite stream of indices of this process; None: all images in random order.
-        num_workers: of each process.
-        aspect_ratio_grouping: whether no batch has images both wider and not wider than high.
-        pin_memory: whether samples lie in pinned memory, from which copies to a GPU do not block;
-            None: if there is a GPU.
+        seed: seed of order and augmentation.
+        max_unreadable: maximum number of unreadable images to try for one sample.
+        sampler: infinite stream of indices for this process; None for all images in random order.
+        num_workers: number of workers per process.
+        aspect_ratio_grouping: whether to keep wide and other images in separate batches.
+        pin_memory: whether to copy samples to pinned memory for asynchronous copies to the GPU;
+            None if a GPU is available.
 
     Raises:
-        ConfigError: the batch cannot be divided among the processes.
+        ConfigError: the batch size is not a multiple of the number of processes.
     """
     processes = comm.get_world_size()
     if total_batch_size % processes:
@@ -78,14 +78,14 @@ def make_train_loader(
 
 
 class PinnableBatch:
-    """A batch that torch's loader moves to pinned memory; by itself it leaves Instances out."""
+    """A batch for torch's pinned memory, which does not support Instances by itself."""
 
     def __init__(self, samples: list[Any]):
         """Collate samples."""
         self.samples = samples
 
     def pin_memory(self) -> list[Any]:
-        """The samples, with images, boxes, classes and masks in pinned memory."""
+        """Return the samples with images, boxes, classes and masks in pinned memory."""
         return [_pinned(sample) for sample in self.samples]
 
 
@@ -103,7 +103,7 @@ def _pinned(value: Any) -> Any:
 
 
 class TrainLoader(DataLoader[Any]):
-    """Raises the DatasetErrors that its data set returns, without a worker's traceback."""
+    """A loader that raises the DatasetErrors of its data set without the worker's traceback."""
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:  # type: ignore[override]
         for batch in super().__iter__():
@@ -114,14 +114,14 @@ class TrainLoader(DataLoader[Any]):
 
 
 class GroupedBatchSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of indices in which all images are wider than high, or none is.
+    """Form batches of indices of one group, such as the images that are wider than high.
 
     Attributes:
-        start_batch: batches of the stream to leave out, read when iteration starts.
+        start_batch: number of batches to skip, read when iteration starts.
     """
 
     def __init__(self, sampler: Iterable[int], groups: Sequence[int], batch_size: int):
-        """Wrap an infinite sampler, the same at each start; `groups` are those of the data set."""
+        """Wrap an infinite, reproducible sampler; `groups` has the group of each dataset dict."""
         self.sampler = sampler
         self.groups = groups
         self.batch_size = batch_size
@@ -143,10 +143,10 @@ class GroupedBatchSampler(Sampler[list[tuple[int, int]]]):
 
 
 class SeededDataset(Dataset[Any]):
-    """Maps data set dicts with random numbers that depend on seed and place alone.
+    """Map dataset dicts with random numbers that depend only on the seed and the place.
 
-    So does the image that takes the place of one that cannot be read. It has the same group, as
-    long as there is one. The sample then has the key `UNREADABLE`.
+    An unreadable image is replaced by another one, of the same group if possible; the sample then
+    has the key `UNREADABLE`.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class SeededDataset(Dataset[Any]):
         groups: Sequence[int],
         max_unreadable: int,
     ):
-        """Wrap a data set; see `make_train_loader`. `groups` has one number for each dict."""
+        """Wrap a data set; see `make_train_loader`. `groups` has a number for each dict."""
         self.dataset = dataset
         self.mapper = mapper
         self.seed = seed % 2**32
@@ -169,10 +169,10 @@ class SeededDataset(Dataset[Any]):
         return len(self.dataset)
 
     def __getitem__(self, place_and_index: tuple[int, int]) -> Any:
-        """Map the data set dict of an index for a place in the stream.
+        """Map the dataset dict of an index for a place in the stream.
 
-        A DatasetError (too many images cannot be read, or one cannot be used for another reason) is
-        returned: raised in a worker it would be wrapped.
+        A DatasetError (too many unreadable images, or another problem) is returned, because torch
+        would wrap an error that is raised in a worker.
         """
         place, index = place_and_index
         unreadable: dict[str, str] = {}
@@ -192,7 +192,7 @@ class SeededDataset(Dataset[Any]):
         return too_many_unreadable(unreadable, self.max_unreadable)
 
     def _candidates(self, place: int, index: int) -> Iterator[int]:
-        """The index itself, then all others in random order, those of its group first."""
+        """Yield the index, then all others in random order, those of its group first."""
         yield index
         generator = np.random.default_rng([self.seed, place])
         same_group = self.groups == self.groups[index]

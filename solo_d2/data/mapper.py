@@ -1,4 +1,4 @@
-"""Detectron2's dataset mapper: masks of every kind, images without objects, clear errors."""
+"""A dataset mapper for all kinds of masks and images without objects, with clear errors."""
 
 import contextlib
 import copy
@@ -34,9 +34,9 @@ from solo_d2.utils.errors import ConfigError, DatasetError, UnreadableImageError
 from solo_d2.utils.images import MAX_PIXELS, ImageError, TooManyPixelsError, read_image
 from solo_d2.utils.user_code import from_user_code, note_part
 
-# Detectron2's other formats have other numbers of channels, or floats.
+# Other formats of Detectron2 have another number of channels, or floats.
 INPUT_FORMATS = ("BGR", "RGB")
-# What Detectron2, NumPy and torch raise for values that no annotation should have.
+# Raised by Detectron2, NumPy and torch for invalid values of annotations.
 _ANNOTATION_ERRORS = (
     *(ValueError, TypeError, KeyError, IndexError),
     *(AssertionError, OverflowError, RuntimeError),
@@ -44,19 +44,18 @@ _ANNOTATION_ERRORS = (
 
 
 class SOLODatasetMapper(DatasetMapper):
-    """From a dataset dict to the model's input.
+    """Map a dataset dict to the model's input.
 
-    As Detectron2's mapper, and in training:
+    Like Detectron2's mapper, with these differences in training:
 
-    - polygons, RLE and (H, W) masks may be mixed in one image;
-    - `instances` is always there, with `gt_boxes` (N, 4), `gt_classes` (N,) and `gt_masks`
-      (N, H, W), cropped until they are read (`CroppedMasks`); N = 0 for an image without
-      annotations or with crowds only;
-    - annotations that cover nothing are left out;
-    - `sem_seg`, (H, W) int64 stuff labels, is there where the constructor asks for it;
-    - DatasetError, naming the file, for an image or annotation that cannot be used; if it is the
-      image file, UnreadableImageError. They keep their message when they are raised in a worker of
-      the data loader.
+    - Polygons, RLE and (H, W) masks may be mixed in one image.
+    - `instances` is always present, with `gt_boxes` (N, 4), `gt_classes` (N,) and `gt_masks`
+      (N, H, W), cropped until they are read (`CroppedMasks`). N = 0 for an image without
+      annotations or with crowds only.
+    - Annotations that cover nothing are skipped.
+    - `sem_seg` has the (H, W) int64 stuff labels if the constructor enables them.
+    - Unusable annotations and images raise DatasetError, unreadable image files
+      UnreadableImageError. The messages name the file, also if raised in a worker.
 
     Images are read by `solo_d2.utils.images.read_image`.
     """
@@ -71,17 +70,17 @@ class SOLODatasetMapper(DatasetMapper):
         max_pixels: int = MAX_PIXELS,
         **arguments: Any,
     ):
-        """Make the mapper.
+        """Set up the mapper.
 
         Args:
-            is_train: whether for training.
-            num_sem_seg_classes: labels of the stuff maps, in training; 0: they are not read.
-            sem_seg_ignore_value: another label that they may have.
-            max_pixels: of the largest image that is read.
-            **arguments: of Detectron2's mapper.
+            is_train: whether the samples are for training.
+            num_sem_seg_classes: number of labels of the stuff maps; 0 not to read them.
+            sem_seg_ignore_value: label of pixels without a class in stuff maps.
+            max_pixels: maximum number of pixels of an image.
+            **arguments: arguments of Detectron2's mapper.
 
         Raises:
-            ConfigError: the image format is none of `INPUT_FORMATS`.
+            ConfigError: the image format is not in `INPUT_FORMATS`.
         """
         super().__init__(is_train, **arguments)
         if self.image_format not in INPUT_FORMATS:
@@ -95,9 +94,9 @@ class SOLODatasetMapper(DatasetMapper):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
-        """Arguments of the constructor.
+        """Return the arguments of the constructor.
 
-        Masks are always used, whatever MODEL.MASK_ON says; stuff maps by panoptic models alone.
+        Masks are used regardless of MODEL.MASK_ON, stuff maps only for panoptic models.
         """
         cfg = without_other_inputs(cfg)
         arguments = super().from_config(cfg, is_train)
@@ -115,12 +114,12 @@ class SOLODatasetMapper(DatasetMapper):
         """Read, augment and convert one image.
 
         Args:
-            dataset_dict: in Detectron2's format; left as it is.
+            dataset_dict: dict in Detectron2's format; not modified.
 
         Raises:
             UnreadableImageError: the image file cannot be read.
-            DatasetError: it has another size than the dataset dict says, or the stuff map or an
-                annotation cannot be used.
+            DatasetError: its size differs from the dataset dict, or the stuff map or an annotation
+                cannot be used.
         """
         sample = {**dataset_dict}
         stuff_file = sample.pop("sem_seg_file_name", None)
@@ -132,7 +131,7 @@ class SOLODatasetMapper(DatasetMapper):
                 stuff = np.array(image)
         inputs = AugInput(pixels, sem_seg=stuff)
         transforms = self.augmentations(inputs)
-        # A copy without the negative stride that `np.ascontiguousarray` leaves to a width of 1.
+        # `np.ascontiguousarray` would keep the negative stride of a flipped image of width 1.
         pixels = np.array(inputs.image.transpose(2, 0, 1), order="C")
         sample["image"] = torch.from_numpy(pixels)
         if inputs.sem_seg is not None:
@@ -159,7 +158,7 @@ class SOLODatasetMapper(DatasetMapper):
         transforms: TransformList,
         image_shape: tuple[int, int],
     ) -> Instances:
-        """The instances of a transformed image; annotations are left as they are."""
+        """Return the instances of a transformed image; the annotations are not modified."""
         objects = []
         for index, annotation in enumerate(annotations):
             cleaned = clean_annotation(annotation, record, index) if is_object(annotation) else None
@@ -171,7 +170,7 @@ class SOLODatasetMapper(DatasetMapper):
             return _without_empty(made)
         except _ANNOTATION_ERRORS as error:
             text = f"{record['file_name']}: the annotations cannot be used"
-            if from_user_code(error):  # such as a transform
+            if from_user_code(error):  # for example of a transform
                 note_part(error, text)
                 raise
             raise DatasetError(f"{text}: {type(error).__name__}: {error}") from error
@@ -186,7 +185,7 @@ class SOLODatasetMapper(DatasetMapper):
         segmentations = [item.pop("segmentation") for item in objects]
         for item in objects:
             keypoints = item.pop("keypoints", None)
-            if self.use_keypoint and keypoints is not None:  # transforms change arrays in place
+            if self.use_keypoint and keypoints is not None:  # transforms modify arrays in place
                 item["keypoints"] = copy.deepcopy(keypoints)
             transform_instance_annotations(
                 item, transforms, image_shape, keypoint_hflip_indices=self.keypoint_hflip_indices
@@ -196,7 +195,7 @@ class SOLODatasetMapper(DatasetMapper):
             instances.gt_masks = _polygon_masks(segmentations, transforms)
         else:
             masks = transform_masks(segmentations, transforms, image_shape, original_shape)
-            if self.recompute_boxes:  # polygons may reach into the padding
+            if self.recompute_boxes:  # polygons may extend into the padding
                 masks = masks.clip(_content_window(transforms, image_shape, original_shape))
             instances.gt_masks = masks
         if self.recompute_boxes:
@@ -207,19 +206,19 @@ class SOLODatasetMapper(DatasetMapper):
 def read_record(
     record: dict[str, Any], image_format: str, max_pixels: int = MAX_PIXELS
 ) -> NDArray[np.uint8]:
-    """Read the image of a dataset dict, which gets its height and width where it has none.
+    """Read the image of a dataset dict, and set missing height and width in the dict.
 
     Args:
-        record: with `file_name`.
+        record: dict with `file_name`.
         image_format: one of `INPUT_FORMATS`.
-        max_pixels: of the largest image that is read.
+        max_pixels: maximum number of pixels.
 
     Returns:
         (H, W, 3) uint8.
 
     Raises:
         UnreadableImageError: the file cannot be read.
-        DatasetError: the image has another size than the dict says.
+        DatasetError: the size of the image differs from the dict.
     """
     file = record["file_name"]
     try:
@@ -236,14 +235,14 @@ def read_record(
         height, width = pixels.shape[:2]
         raise DatasetError(
             f"{file} has {height} x {width} pixels (height x width), the data set says "
-            f"{record['height']} x {record['width']}. Correct its entry, or replace the file (an "
-            "orientation in its EXIF counts, and may swap the two)"
+            f"{record['height']} x {record['width']}. Correct its entry, or replace the file (its "
+            "EXIF orientation is applied, which may swap both)"
         ) from error
     return pixels[:, :, ::-1] if image_format == "BGR" else pixels
 
 
 def _without_empty(instances: Instances) -> Instances:
-    """Detectron2's `filter_empty_instances`, often without a copy."""
+    """Filter like Detectron2's `filter_empty_instances`, without a copy if nothing is empty."""
     if not isinstance(instances.gt_masks, CroppedMasks):
         return filter_empty_instances(instances)
     kept = instances.gt_boxes.nonempty(threshold=1e-5) & instances.gt_masks.nonempty()
@@ -255,7 +254,7 @@ def _polygon_masks(segmentations: list[Any], transforms: TransformList) -> Polyg
         raise ValueError("INPUT.MASK_FORMAT 'polygon' takes polygons only, not RLE")
     masks = []
     for polygons in segmentations:
-        # Copies, as transforms change arrays in place.
+        # Copies, since transforms modify arrays in place.
         parts = [np.array(polygon, np.float64).reshape(-1, 2) for polygon in polygons]
         masks.append([part.reshape(-1) for part in transforms.apply_polygons(parts)])
     return PolygonMasks(masks)
@@ -264,7 +263,7 @@ def _polygon_masks(segmentations: list[Any], transforms: TransformList) -> Polyg
 def _content_window(
     transforms: TransformList, image_shape: tuple[int, int], original_shape: tuple[int, int]
 ) -> Window:
-    """Part of the transformed image that is not padding; the transforms keep the axes."""
+    """Return the part of the transformed image without padding, for axis-aligned transforms."""
     height, width = original_shape
     corners = transforms.apply_box(np.array([[0.0, 0.0, width, height]]))[0]
     largest = [image_shape[1], image_shape[0]] * 2
@@ -290,15 +289,15 @@ def opened_stuff(record: dict[str, Any]) -> Iterator[Image.Image]:
 def clean_annotation(
     annotation: dict[str, Any], dataset_dict: dict[str, Any], index: int
 ) -> dict[str, Any] | None:
-    """Bring an annotation into a form that Detectron2 transforms; None if it covers nothing.
+    """Convert an annotation to a form that Detectron2 transforms; None if it covers nothing.
 
     Args:
-        annotation: of a dataset dict; left as it is.
-        dataset_dict: of the image, with height and width.
-        index: place of the annotation in the image, to name it where it has no id.
+        annotation: annotation of a dataset dict; not modified.
+        dataset_dict: dict of the image, with height and width.
+        index: index of the annotation in the image, for messages if it has no id.
 
     Raises:
-        DatasetError: naming the file and the annotation.
+        DatasetError: the annotation is invalid; the message names it and the file.
     """
     height, width = dataset_dict["height"], dataset_dict["width"]
     segmentation = annotation.get("segmentation")

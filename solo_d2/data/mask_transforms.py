@@ -1,7 +1,7 @@
-"""Instance masks of polygons and RLEs after the transforms of their image.
+"""Transform instance masks, given as polygons or RLE, like their image.
 
-Resizes to nearest pixels, flips, crops and padding take whole rows and columns, so a mask is
-transformed by indexing its rows and columns, inside its box alone. Other transforms get the whole
+Nearest-neighbour resizes, flips, crops and padding move whole rows and columns, so a mask is
+transformed by indexing rows and columns inside its box. Other transforms are applied to the whole
 mask. H W rows and columns before the transforms, h w after them.
 """
 
@@ -18,13 +18,13 @@ from pycocotools import mask as coco_mask
 from solo_d2.data.cropped_masks import CroppedMasks, crop_masks
 from solo_d2.data.segmentations import decode_counts
 
-# Marks rows and columns of the result that are padding.
+# Marks padded rows and columns.
 _PADDING = -1
-# Transforms that leave segmentations as they are.
+# Transforms that do not change segmentations.
 _KEEP = (T.NoOpTransform, T.BlendTransform, T.ColorTransform, T.PILColorTransform)
 
 Lines = NDArray[np.int64]
-# Left column, top row, and the pixels (rows, columns) right and below of them.
+# Left column, top row, and the pixels (rows, columns) to the right of and below them.
 Part = tuple[int, int, NDArray[np.bool_]]
 
 
@@ -36,13 +36,12 @@ def transform_masks(
 ) -> CroppedMasks:
     """Transform the masks of all objects of an image.
 
-    Corners of polygons are moved, not clipped: drawing them clips them, and Detectron2 would need
-    the package shapely for it. RLEs are resized to nearest pixels, as by Detectron2; padding is
-    background, whatever label the transform gives it.
+    Polygons are not clipped, since drawing clips them and Detectron2 would need the package shapely
+    for it. RLE masks are resized to nearest pixels as in Detectron2. Padding is always background.
 
     Args:
-        segmentations: polygons or compressed RLEs of H x W pixels, as of `clean_segmentation`.
-        transforms: by which the image was augmented.
+        segmentations: polygons or compressed RLE of H x W pixels; see `clean_segmentation`.
+        transforms: transforms of the image.
         image_shape: h and w.
         original_shape: H and W.
 
@@ -54,7 +53,7 @@ def transform_masks(
 
     def transform(segmentation: Any) -> Part:
         if isinstance(segmentation, list):
-            # Copies, as transforms change arrays in place.
+            # Copies, since transforms modify arrays in place.
             points = [np.array(polygon, np.float64).reshape(-1, 2) for polygon in segmentation]
             polygons = [transforms.apply_coords(part).reshape(-1) for part in points]
             return _draw(coco_mask.merge(coco_mask.frPyObjects(polygons, *image_shape)), *unmoved)
@@ -66,7 +65,7 @@ def transform_masks(
 
 
 def _draw(rle: dict[str, Any], rows: Lines, columns: Lines) -> Part:
-    """Draw the mask of an RLE whose rows and columns move."""
+    """Draw the mask of an RLE with the given source row and column of each row and column."""
     left, top, width, height = coco_mask.toBbox(rle).astype(int)
     inside_rows = np.flatnonzero((rows >= top) & (rows < top + height))
     inside_columns = np.flatnonzero((columns >= left) & (columns < left + width))
@@ -78,7 +77,7 @@ def _draw(rle: dict[str, Any], rows: Lines, columns: Lines) -> Part:
 
 
 def _decode_columns(rle: dict[str, Any], left: int, width: int) -> NDArray[np.bool_]:
-    """(width, H): the columns of a mask from `left` on."""
+    """Decode (width, H) bool: the columns of a mask from `left` on."""
     height = rle["size"][0]
     first, last = left * height, (left + width) * height
     edges = np.cumsum(decode_counts(rle["counts"])).clip(first, last)
@@ -87,11 +86,11 @@ def _decode_columns(rle: dict[str, Any], left: int, width: int) -> NDArray[np.bo
 
 
 def source_lines(transforms: TransformList, height: int, width: int) -> tuple[Lines, Lines] | None:
-    """Which row and column of a mask (height, width) each row and column of the result shows.
+    """Return the source row and column, in a mask (height, width), of each row and column.
 
     Returns:
-        (h,) and (w,) int64 with `_PADDING` where there is none. None for transforms that do not
-        take whole rows and columns, or are unknown.
+        (h,) and (w,) int64, `_PADDING` for padding; None for transforms that do not move whole rows
+        and columns, or are unknown.
     """
     rows, columns = np.arange(height), np.arange(width)
     for t in _flat(transforms):
@@ -121,6 +120,6 @@ def _flat(transforms: TransformList) -> Iterator[Any]:
 
 
 def _nearest(lines: Lines, size: int) -> Lines:
-    """What Pillow takes for each of `size` lines."""
+    """Return the lines that Pillow picks when resizing to `size` lines."""
     places = Image.fromarray(np.arange(len(lines), dtype=np.int32)[None])
     return lines[np.asarray(places.resize((size, 1), Image.Resampling.NEAREST))[0]]

@@ -1,7 +1,7 @@
-"""COCO's panoptic format: reading, checking, and the PNGs that hold segment ids.
+"""Read and check COCO's panoptic format: the JSON and the PNGs of segment ids.
 
-One PNG for each image gives each pixel the id of its segment, as R + 256 G + 65536 B, 0 where there
-is none; the json lists the segments. No Detectron2 needed. Shape letters: H W rows and columns.
+Each image has a PNG with the segment id of each pixel, R + 256 G + 65536 B, 0 for no segment; the
+JSON lists the segments. Does not import Detectron2. Shape letters: H W rows and columns.
 """
 
 import os
@@ -37,13 +37,13 @@ from solo_d2.data.segmentations import is_number
 from solo_d2.utils.errors import DatasetError, shown
 from solo_d2.utils.images import write_image
 
-# Ids are below this: three channels of 8 bits.
+# Ids are below this: they have three channels of 8 bits.
 MAX_ID = 256**3
 # Pillow's modes of PNGs of segment ids.
 _PNG_MODES = ("RGB", "RGBA", "P")
 # Pixels without a segment, in a stuff map.
 IGNORE_LABEL = 255
-# The kind of problem of an image that is not annotated at all.
+# Kind of problem of an image without an annotation.
 WITHOUT_ENTRY = "panoptic image without an entry"
 # Name of stuff class 0, all pixels of things.
 THINGS = "things"
@@ -70,16 +70,16 @@ class PanopticCategories:
 
     @property
     def thing_ids(self) -> dict[int | str, int]:
-        """From category id to thing class, 0 to K - 1."""
+        """Thing class, 0 to K - 1, by category id."""
         return {category["id"]: index for index, category in enumerate(self.things)}
 
     @property
     def stuff_ids(self) -> dict[int | str, int]:
-        """From category id to stuff class, 1 to S; class 0 means all things."""
+        """Stuff class, 1 to S, by category id; class 0 means all things."""
         return {category["id"]: index for index, category in enumerate(self.stuff, start=1)}
 
     def metadata(self) -> dict[str, Any]:
-        """What Detectron2's catalog keeps, as for its "separated" panoptic data sets."""
+        """Return the metadata of Detectron2's "separated" panoptic data sets."""
         entries: dict[str, Any] = {
             "thing_classes": [category["name"] for category in self.things],
             "stuff_classes": [THINGS, *(category["name"] for category in self.stuff)],
@@ -96,9 +96,9 @@ class PanopticCategories:
 
 @dataclass(frozen=True)
 class PanopticJson:
-    """A checked panoptic json: entries of 'images' and 'annotations' by image id.
+    """A checked panoptic JSON: entries of 'images' and 'annotations' by image id.
 
-    Segments always have `iscrowd`. Images without segments are missing in `annotations`.
+    Segments always have `iscrowd`. Images without an annotation are missing in `annotations`.
     """
 
     categories: PanopticCategories
@@ -107,21 +107,21 @@ class PanopticJson:
 
 
 def read_categories(json_file: str | Path) -> PanopticCategories:
-    """Read the categories of a panoptic json; DatasetError if that is not possible."""
+    """Read the categories of a panoptic JSON; DatasetError if they are invalid."""
     return split_categories(json_file, read_sorted_categories(json_file, _CATEGORY_FIELDS))
 
 
 def split_categories(
     json_file: str | Path, categories: Sequence[dict[str, Any]]
 ) -> PanopticCategories:
-    """Divide categories, sorted by id; DatasetError without things or with too much stuff."""
+    """Split sorted categories; DatasetError without things or with too many stuff classes."""
     things, stuff = ([c for c in categories if c["isthing"] == kind] for kind in (1, 0))
     if not things:
         raise DatasetError(f"{json_file}: no category has 'isthing' 1, so there are no instances")
     if len(stuff) >= IGNORE_LABEL:
         raise DatasetError(
             f"{json_file} has {len(stuff)} stuff categories, but at most {IGNORE_LABEL - 1} are "
-            "possible"
+            "supported"
         )
     return PanopticCategories(things, stuff)
 
@@ -137,17 +137,16 @@ def read_panoptic_json(
     png_root: str | Path | None = None,
     report: Report | None = None,
 ) -> PanopticJson:
-    """Read and check a panoptic json; the PNGs are not read.
+    """Read and check a panoptic JSON without reading the PNGs.
 
     Args:
         json_file: the file.
-        name: of the data set, for messages.
-        png_root: folder of the PNGs, where their names are looked up as `ImageFolder` does. None:
-            they are taken as they are.
-        report: receives what is wrong with an image, which is then left out; None: that is raised.
+        name: name of the data set, for messages.
+        png_root: folder where `ImageFolder` looks up the names of the PNGs; None to keep the names.
+        report: receives the problems of images, which are then skipped; None to raise them.
 
     Raises:
-        DatasetError: what is wrong, naming file, image and segment.
+        DatasetError: a problem; the message names file, image and segment.
     """
     refuse = refuse_errors(json_file)
     report = report or refuse
@@ -182,7 +181,7 @@ def read_panoptic_json(
 
 
 def _look_up_pngs(annotations: Sequence[dict[str, Any]], png_root: str | Path) -> None:
-    """Replace the names of PNGs by those that the files have, in place."""
+    """Replace the names of PNGs by those of the files, in place."""
     folder = ImageFolder(png_root)
     for annotation in annotations:
         png = annotation.get("file_name")
@@ -193,7 +192,7 @@ def _look_up_pngs(annotations: Sequence[dict[str, Any]], png_root: str | Path) -
 
 
 def _without_extension(png: str) -> str:
-    """The name that a PNG shares with its stuff map."""
+    """Return the name that a PNG shares with its stuff map."""
     return os.path.splitext(os.path.normpath(png))[0]
 
 
@@ -203,7 +202,7 @@ def _check_annotation(
     annotated: Container[Any],
     pngs: Container[str],
 ) -> None:
-    """Raise Refusal if an image's entry is unusable, or its image or PNG is among earlier ones."""
+    """Raise Refusal for an invalid annotation, or if its image or PNG was used before."""
     key, png = annotation.get("image_id"), annotation.get("file_name")
     if not is_id(key) or key not in images:
         reason = "the 'image_id' of an entry of 'annotations' is not among the 'images'"
@@ -219,7 +218,7 @@ def _check_annotation(
         reason = f"'file_name' must be a PNG in the folder, it is {shown(png)}"
         raise Refusal("PNG outside the folder", reason)
     if _without_extension(png) in pngs:
-        reason = f"'file_name' is {shown(png)}, which is another image's PNG too"
+        reason = f"'file_name' is {shown(png)}, which is also the PNG of another image"
         raise Refusal("PNG used more than once", reason)
     segments = annotation.get("segments_info")
     if not isinstance(segments, list) or not all(isinstance(item, dict) for item in segments):
@@ -229,7 +228,7 @@ def _check_annotation(
 def _check_segments(
     segments: list[dict[str, Any]], known: Collection[Any], where: str, report: Report
 ) -> bool:
-    """Report what is wrong with an image's segments; those without `iscrowd` get it."""
+    """Report invalid segments of an image; return whether there are none. Set missing `iscrowd`."""
     checked = usable_entries(
         segments, "segments_info", report, fields=_SEGMENT_FIELDS, within=f"{where}: "
     )
@@ -245,9 +244,9 @@ def _check_segments(
 
 
 def read_segment_ids(file: str | Path) -> NDArray[np.int32]:
-    """Read the PNG of an image: (H, W) int32 segment ids, 0 where there is none.
+    """Read the PNG of an image: (H, W) int32 segment ids, 0 for no segment.
 
-    Raises DatasetError if it is missing, damaged, or no 8-bit RGB.
+    Raises DatasetError if it is missing, damaged, or not 8-bit RGB.
     """
     with opened_labels(file, _PNG_MODES) as image:
         # Lossless compression replaces few colors by a palette.
@@ -256,7 +255,7 @@ def read_segment_ids(file: str | Path) -> NDArray[np.int32]:
 
 
 def read_png_size(file: str | Path) -> tuple[int, int]:
-    """Read (H, W) of the PNG of an image from its header; see `read_segment_ids`."""
+    """Read (H, W) of a PNG from its header; see `read_segment_ids`."""
     with opened_labels(file, _PNG_MODES) as image:
         return image.height, image.width
 
@@ -276,8 +275,8 @@ def segment_runs(
     """Find the runs of equal ids in (H, W) ids, down the columns.
 
     Returns:
-        (R,) ids, 0 for no segment, and (R, 2) first pixels and ends, as in an RLE. DatasetError if
-        `file` has an id that the segments of the json do not list, or lacks one.
+        (R,) ids, 0 for no segment, and (R, 2) first pixels and ends, as in an RLE. Raises
+        DatasetError if `file` has an id that is not among the segments, or lacks one.
     """
     flat = ids.T.ravel()
     starts = np.flatnonzero(np.diff(flat, prepend=flat[0] - 1))
@@ -287,9 +286,9 @@ def segment_runs(
     unlisted = sorted(found.difference([0, *listed]))
     absent = [key for key in listed if key not in found]
     if unlisted:
-        raise DatasetError(f"{file} has segment ids that the json does not list: {some(unlisted)}")
+        raise DatasetError(f"{file} has segment ids that the JSON does not list: {some(unlisted)}")
     if absent:
-        raise DatasetError(f"{file} has no pixel of segments that the json lists: {some(absent)}")
+        raise DatasetError(f"{file} has no pixel of segments that the JSON lists: {some(absent)}")
     return run_ids, np.stack([starts, np.append(starts[1:], flat.size)], axis=1)
 
 
@@ -299,7 +298,7 @@ def fill_runs(
     values: Mapping[int, int],
     shape: tuple[int, ...],
 ) -> NDArray[np.int64]:
-    """(H, W) array with the value of each pixel's segment id; see `segment_runs`."""
+    """Return (H, W) int64, the value of each pixel's segment id; see `segment_runs`."""
     ids, places = np.unique(run_ids, return_inverse=True)
     run_values = np.array([values[key] for key in ids.tolist()], np.int64)[places]
     return np.repeat(run_values, runs[:, 1] - runs[:, 0]).reshape(shape[::-1]).T
@@ -308,7 +307,7 @@ def fill_runs(
 def locate_segments(
     file: str | Path, ids: NDArray[np.int32], segments: Sequence[dict[str, Any]]
 ) -> NDArray[np.int64]:
-    """Find the place in `segments` of each pixel (H, W), -1 for none; see `segment_runs`."""
+    """Return (H, W) int64, the index in `segments` of each pixel, -1 for none."""
     places = {0: -1} | {segment["id"]: index for index, segment in enumerate(segments)}
     return fill_runs(*segment_runs(file, ids, segments), places, ids.shape)
 

@@ -1,4 +1,4 @@
-"""Checks of one COCO segmentation, and what can be said of it. No Detectron2 needed."""
+"""Check, convert and measure COCO segmentations. Does not import Detectron2."""
 
 import math
 from typing import Any
@@ -10,40 +10,40 @@ from pycocotools import mask as coco_mask
 from solo_d2.data.problems import Refusal
 from solo_d2.utils.errors import shown
 
-# Points nearer than this to one straight line, in pixels, enclose no area.
+# Polygons whose points are within this distance of a line, in pixels, enclose no area.
 _FLAT = 1e-6
-# pycocotools allocates memory for each pixel along an outline, so longer ones are refused; those of
-# smaller images at a shorter length, as they are drawn when they are enlarged.
+# pycocotools allocates memory for each pixel along an outline, so its length is limited; less for
+# small images, which may be enlarged.
 _LONGEST_OUTLINE = 2**24
 _USUAL_SIZE = 2048
-# Floats below it hold every whole number.
+# Floats represent all integers below this.
 _MOST_EXACT = 2**53
 _OTHER_FORM, _DAMAGED = "segmentation of another form", "RLE damaged"
 
 
 def clean_segmentation(segmentation: Any, height: int, width: int) -> Any:
-    """Check a segmentation, and drop the polygons that enclose nothing.
+    """Check a segmentation, and drop polygons that enclose nothing.
 
     Args:
         segmentation: list of polygons [x0, y0, x1, y1, ...], or RLE {"size": [H, W], "counts": ...}
             with counts as a list (uncompressed) or as str or bytes (compressed).
-        height: of the image, in pixels.
-        width: of the image, in pixels.
+        height: height of the image in pixels.
+        width: width of the image in pixels.
 
     Returns:
-        The polygons that enclose an area, or the RLE, compressed. None if nothing is left: no
-        polygon with 3 points, an area and finite coordinates, or an RLE without pixels.
+        The polygons with at least 3 points, an area and finite coordinates, or the compressed RLE.
+        None without such a polygon, or for an RLE without pixels.
 
     Raises:
-        Refusal: it is neither, an RLE that does not fit the image, or a polygon that reaches
-            farther or has a longer outline than can be drawn.
+        Refusal: the segmentation is neither, the RLE does not fit the image, or a polygon is too
+            far outside or too long to be drawn.
     """
     if isinstance(segmentation, dict):
         return _clean_rle(segmentation, height, width)
     if isinstance(segmentation, list) and not any(map(np.isscalar, segmentation[:1])):
         limit = _LONGEST_OUTLINE * min(1.0, max(height, width) / _USUAL_SIZE)
         kept = [part for part in segmentation if polygon_defect(part, limit) is None]
-        # Texts become numbers; all others stay as they are.
+        # Convert strings to numbers; keep all other polygons.
         return [_array(p).tolist() if str in set(map(type, p)) else p for p in kept] or None
     reason = (
         "'segmentation' must be a list of polygons [[x0, y0, x1, y1, ...], ...] or an RLE with "
@@ -53,7 +53,7 @@ def clean_segmentation(segmentation: Any, height: int, width: int) -> Any:
 
 
 def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
-    """The compressed RLE of a segmentation from a file; see `clean_segmentation`."""
+    """Convert a segmentation to compressed RLE; see `clean_segmentation`."""
     clean = clean_segmentation(segmentation, height, width)
     if clean is None:
         return dict(coco_mask.encode(np.zeros((height, width), np.uint8, order="F")))
@@ -63,7 +63,7 @@ def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
 
 
 def _array(values: Any) -> NDArray[Any]:
-    """An array of numbers or texts of numbers; of anything else one whose kind is not in "iuf"."""
+    """Return an array of numbers, also from strings; its kind is not in "iuf" for other values."""
     try:
         array = np.asarray(values)
         return array.astype(np.float64) if array.dtype.kind == "U" else array
@@ -72,14 +72,14 @@ def _array(values: Any) -> NDArray[Any]:
 
 
 def polygon_defect(polygon: Any, limit: float = math.inf) -> str | None:
-    """Say why a polygon [x0, y0, x1, y1, ...] encloses nothing; None if it does.
+    """Return why a polygon [x0, y0, x1, y1, ...] encloses nothing; None if it encloses an area.
 
     Args:
         polygon: the coordinates.
-        limit: of the outline's length and of each coordinate, in pixels.
+        limit: maximum length of the outline and of each coordinate, in pixels.
 
     Raises:
-        Refusal: it is no list of numbers, or goes beyond the limit.
+        Refusal: the polygon is not a list of numbers, or exceeds the limit.
     """
     points = _array(polygon)
     if points.dtype.kind not in "iuf" or points.ndim != 1:
@@ -123,7 +123,7 @@ def _clean_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any] |
         reason = f"the RLE's 'size' is {shown(size)}, the image has {height} x {width} pixels"
         raise Refusal("RLE of another size", reason)
     runs = _runs(counts)
-    # Each first, so that the sum cannot overflow.
+    # Check each run first, so that the sum cannot overflow.
     pixels = height * width
     if runs.ndim != 1 or (runs < 0).any() or (runs > pixels).any() or int(runs.sum()) != pixels:
         covered = runs.sum(dtype=np.float64)
@@ -138,11 +138,11 @@ def _clean_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any] |
 
 
 def _runs(counts: Any) -> NDArray[np.int64]:
-    """Run lengths of an RLE of either kind."""
+    """Return the run lengths of a compressed or uncompressed RLE."""
     if isinstance(counts, (str, bytes)):
         return decode_counts(counts)
     runs = _array(counts or np.zeros(0, np.int64)) if isinstance(counts, list) else _array(None)
-    # Such as 300.0 or "300".
+    # For example 300.0 or "300".
     if runs.dtype.kind == "f" and (np.abs(runs) < _MOST_EXACT).all() and (runs % 1 == 0).all():
         runs = runs.astype(np.int64)
     if runs.dtype.kind not in "iu":
@@ -152,16 +152,16 @@ def _runs(counts: Any) -> NDArray[np.int64]:
 
 
 def decode_counts(counts: str | bytes) -> NDArray[np.int64]:
-    """Run lengths of a compressed RLE, checked: pycocotools reads beyond a damaged one.
+    """Decode and check the run lengths of a compressed RLE; pycocotools does not check them.
 
-    Five bits a character (from "0" on) with a continuation bit, the last with a sign bit; from the
-    fourth run on, the difference to the run before the last.
+    A character (from "0" on) holds five bits and a continuation bit; the last of a run has a sign
+    bit. From the fourth run on, the difference to the run before the previous one is stored.
 
     Returns:
-        (R,) int64 runs of 0 and 1 in turn, starting with 0; column by column.
+        (R,) int64, alternating runs of 0 and 1, starting with 0; column by column.
 
     Raises:
-        Refusal: the text is not a compressed RLE.
+        Refusal: the string is not a compressed RLE.
     """
     data = counts.encode(errors="surrogatepass") if isinstance(counts, str) else counts
     codes = np.frombuffer(data, np.uint8).astype(np.int64) - 48
@@ -182,7 +182,7 @@ def decode_counts(counts: str | bytes) -> NDArray[np.int64]:
 
 
 def has_plain_numbers(segmentation: Any) -> bool:
-    """Whether the numbers of a usable segmentation are written as evaluators take them."""
+    """Return whether evaluators can read the numbers of a usable segmentation."""
     if isinstance(segmentation, dict):
         counts = segmentation["counts"]
         return not isinstance(counts, list) or set(map(type, counts)) == {int}
@@ -190,7 +190,7 @@ def has_plain_numbers(segmentation: Any) -> bool:
 
 
 def segmentation_box(segmentation: Any) -> list[float]:
-    """Box of a clean segmentation: [x, y, width, height] in pixels."""
+    """Return the box of a clean segmentation: [x, y, width, height] in pixels."""
     if isinstance(segmentation, dict):
         return [float(value) for value in coco_mask.toBbox(segmentation)]
     points = np.concatenate([np.asarray(polygon, np.float64) for polygon in segmentation])
@@ -199,16 +199,16 @@ def segmentation_box(segmentation: Any) -> list[float]:
 
 
 def lies_outside(polygons: list[Any], height: int, width: int) -> bool:
-    """Whether clean polygons have no part in an image of this size, in pixels."""
+    """Return whether clean polygons are outside of an image, given its size in pixels."""
     x, y = polygons[0][:2]
-    if 0 < x < width and 0 < y < height:  # nearly always, so no box is computed
+    if 0 < x < width and 0 < y < height:  # the usual case, without a box
         return False
     x, y, across, down = segmentation_box(polygons)
     return bool(x >= width or y >= height or x + across <= 0 or y + down <= 0)
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite number that fits a float."""
+    """Return whether a value is a finite number that fits a float."""
     try:
         numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
         return numeric and math.isfinite(value)
@@ -217,7 +217,7 @@ def is_number(value: Any) -> bool:
 
 
 def is_box(box: Any) -> bool:
-    """Whether a value is [x, y, width, height] of finite numbers with a positive size."""
+    """Return whether a value is [x, y, width, height] of finite numbers with a positive size."""
     return (
         isinstance(box, (list, tuple))
         and len(box) == 4

@@ -1,9 +1,9 @@
 """Folders written atomically, by one process at a time.
 
-A writer fills a temporary sibling and renames it, holding a lock file beside the folder that the
-system frees when the process dies; the next writer removes what a dead one left. After a power cut
-(unlike a kill) files of a folder that has just been written may be empty: unlike `whole_file` this
-does not wait for the disk, as that would take minutes for 100,000 images.
+A writer fills a temporary sibling and renames it. It holds a lock file beside the folder, which the
+system releases if the process dies; the next writer removes the leftovers of a dead one. Unlike
+`whole_file`, this does not wait for the disk, which would take minutes for 100,000 images: files
+may be empty after a power failure.
 """
 
 import contextlib
@@ -19,13 +19,13 @@ from solo_d2.utils.files import naming
 
 logger = logging.getLogger(__name__)
 
-# In a temporary sibling: what takes the folder's place, and what was there before.
+# Folders in a temporary sibling: the new content, and the replaced one.
 _NEW, _OLD = "new", "old"
 
 
 @contextlib.contextmanager
 def lock_beside(root: Path) -> Iterator[bool]:
-    """Hold the lock file beside `root`; yields False where the file system knows no locks."""
+    """Hold the lock file beside `root`; yield False if the file system has no locks."""
     root.parent.mkdir(parents=True, exist_ok=True)
     path = root.parent / f".{root.name}.lock"
     with naming(root, path):
@@ -44,7 +44,7 @@ def lock_beside(root: Path) -> Iterator[bool]:
 
 
 def _remove_leftovers(root: Path) -> None:
-    """Remove what dead writers left; a folder that one had not replaced yet comes back."""
+    """Remove the leftovers of dead writers; restore a folder that was about to be replaced."""
     for path in root.parent.glob(f".{glob.escape(root.name)}.tmp-*"):
         if not root.exists() and (path / _OLD).exists():
             (path / _OLD).rename(root)
@@ -53,21 +53,21 @@ def _remove_leftovers(root: Path) -> None:
 
 @contextlib.contextmanager
 def sibling(root: Path) -> Iterator[Path]:
-    """A temporary folder beside `root`, removed at the end with all that is left in it."""
+    """Yield a temporary folder beside `root`, and remove it at the end."""
     work = Path(tempfile.mkdtemp(prefix=f".{root.name}.tmp-", dir=root.parent))
     try:
         yield work
     finally:
         try:
             shutil.rmtree(work, ignore_errors=True)
-        except BaseException:  # Ctrl-C or SIGTERM in the midst of it
+        except BaseException:  # interrupted
             shutil.rmtree(work, ignore_errors=True)
             raise
 
 
 @contextlib.contextmanager
 def only_writer(root: Path) -> Iterator[None]:
-    """Hold the lock beside `root`, with what dead writers have left removed."""
+    """Hold the lock beside `root`, and remove the leftovers of dead writers."""
     with lock_beside(root) as locked:
         if locked:
             _remove_leftovers(root)
@@ -76,14 +76,13 @@ def only_writer(root: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def whole_folder(root: Path) -> Iterator[Path]:
-    """Write a folder atomically; for the `only_writer`.
+    """Write a folder atomically, inside `only_writer`.
 
     Yields:
-        An empty folder that takes the place of `root`, with all that is in there, when the block
-        ends, and is removed when the block raises.
+        An empty folder that replaces `root` at the end of the block; it is removed on an error.
 
     Raises:
-        OSError: it cannot be written, or another writer was first, as is possible without locks.
+        OSError: the folder cannot be written, or, without locks, another writer was first.
     """
     replace = root.exists()
     with sibling(root) as work, naming(root, work):

@@ -1,6 +1,6 @@
-"""The evaluator of a data set, by `evaluator_type` in its metadata.
+"""Choose the evaluator of a data set by `evaluator_type` in its metadata.
 
-Another type is one function and one entry in `EVALUATORS`.
+To add a type, write a function and register it in `EVALUATORS`.
 """
 
 import os
@@ -26,23 +26,24 @@ from solo_d2.utils.errors import ConfigError, DatasetError
 def build_evaluator(
     cfg: CfgNode, dataset_name: str, output_folder: str | None = None
 ) -> DatasetEvaluator:
-    """Choose and make the evaluator of a data set.
+    """Build the evaluator of a data set.
 
     Args:
-        cfg: OUTPUT_DIR, TEST.AP_BACKEND, TEST.AP_MAX_PREDICTIONS, TEST.KEEP_PANOPTIC_PREDICTIONS,
-            MODEL.META_ARCHITECTURE, MODEL.CLASSES and MODEL.SOLO.MASK_TARGET are read.
-        dataset_name: in Detectron2's catalogs.
-        output_folder: where predictions go; OUTPUT_DIR/inference/DATASET_NAME if None.
+        cfg: config; uses OUTPUT_DIR, TEST.AP_BACKEND, TEST.AP_MAX_PREDICTIONS,
+            TEST.KEEP_PANOPTIC_PREDICTIONS, MODEL.META_ARCHITECTURE, MODEL.CLASSES and
+            MODEL.SOLO.MASK_TARGET.
+        dataset_name: name in Detectron2's catalogs.
+        output_folder: folder of the predictions; OUTPUT_DIR/inference/DATASET_NAME if None.
 
     Returns:
-        An evaluator of mask AP, and of box AP where the data set's own tools have it. For a
-        panoptic model on a panoptic data set also of mIoU and panoptic quality. For a model of
-        contours, of these and box AP.
+        An evaluator of mask AP, and of box AP except for Cityscapes. For a panoptic model on a
+        panoptic data set, also of mIoU and panoptic quality. For contours, an evaluator of contours
+        and box AP.
 
     Raises:
-        ConfigError: the data set's type is not supported, its package is missing, or it has other
-            classes than the model (MODEL.CLASSES).
-        DatasetError: the data set is unknown, or its annotation file is missing.
+        ConfigError: the type is not supported, its package is missing, or the classes differ from
+            the model's (MODEL.CLASSES).
+        DatasetError: the data set is not registered, or its annotation file is missing.
     """
     if dataset_name not in DatasetCatalog:
         raise DatasetError(f"Data set '{dataset_name}' is not registered")
@@ -60,15 +61,15 @@ def build_evaluator(
     require_model_classes(cfg, [dataset_name])
     evaluator = EVALUATORS[kind](cfg, dataset_name, output_folder)
     if cfg.MODEL.SOLO.MASK_TARGET == "contour":
-        # After the other one, which has made sure that the data set is there.
+        # Built after the other evaluator, which checks that the data set exists.
         return DatasetEvaluators([ContourEvaluator(dataset_name), evaluator])
     return evaluator
 
 
 def _build_coco(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
     metadata = MetadataCatalog.get(dataset_name)
-    # Loading makes a generated data set, and takes a json that pycocotools can't use out of the
-    # metadata. Where the category ids are known already (COCO itself) there is no need for it.
+    # Loading creates generated data sets, and removes a JSON that pycocotools cannot use from the
+    # metadata. It is not needed if the category ids are known, as for COCO itself.
     key = "thing_dataset_id_to_contiguous_id"
     missing = False
     if metadata.get("made_on_first_use", False):
@@ -88,7 +89,7 @@ def _build_lvis(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetE
 
 
 def _tasks(cfg: CfgNode) -> tuple[str, ...]:
-    """Return the IoU types of AP; mask AP means nothing for contours."""
+    """Return the IoU types of AP: mask AP is meaningless for contours."""
     return ("bbox",) if cfg.MODEL.SOLO.MASK_TARGET == "contour" else IOU_TYPES
 
 
@@ -99,11 +100,11 @@ def _build_cityscapes(_cfg: CfgNode, dataset_name: str, _output_folder: str) -> 
 def _build_panoptic(
     build_instances: "Builder", cfg: CfgNode, dataset_name: str, output_folder: str
 ) -> DatasetEvaluator:
-    """Instances, stuff and panoptic quality; of a model without stuff instances alone."""
+    """Evaluate instances, and stuff and panoptic quality if the model is panoptic."""
     check_datasets([dataset_name])
     if not is_panoptic(cfg):
         return build_instances(cfg, dataset_name, output_folder)
-    # Its list of files makes or converts the data set where that has not been done.
+    # Listing its files creates or converts the data set if needed.
     stuff = WholeSemSegEvaluator(dataset_name, output_dir=output_folder)
     panoptic = PanopticQualityEvaluator(
         dataset_name, output_folder, keep_predictions=cfg.TEST.KEEP_PANOPTIC_PREDICTIONS
@@ -112,7 +113,7 @@ def _build_panoptic(
     return DatasetEvaluators([instances, stuff, panoptic])
 
 
-# From config, name of the data set and output folder.
+# Takes the config, the name of the data set and the output folder.
 Builder = Callable[[CfgNode, str, str], DatasetEvaluator]
 
 EVALUATORS: dict[str, Builder] = {

@@ -1,9 +1,10 @@
-"""Cityscapes' average precision of instances, as cityscapesScripts computes it.
+"""Average precision of instances as in Cityscapes.
 
-From evalInstanceLevelSemanticLabeling.py of cityscapesScripts 2.3, which does not run with NumPy
-2.4. Of an object of at least 100 pixels the best-scored prediction of its class that overlaps it
-enough is right, others that do are wrong. A prediction that overlaps neither an object nor a group
-enough is wrong, unless too large a part of it lies in groups, small objects or unlabelled pixels.
+Follows evalInstanceLevelSemanticLabeling.py of cityscapesScripts 2.3, which fails with NumPy 2.4.
+For an object of at least 100 pixels, the highest-scored prediction of its class whose IoU exceeds
+the threshold is a true positive, the others are false positives. A prediction without such an
+object or group is a false positive, unless too many of its pixels are in groups, small objects or
+unlabelled.
 
 M predictions and N objects or groups of a class in an image.
 """
@@ -33,19 +34,19 @@ from solo_d2.utils.images import ImageError, read_size
 logger = logging.getLogger(__name__)
 
 IOU_THRESHS = np.arange(0.5, 1.0, 0.05)
-# Smaller objects are ignored, in pixels.
+# Minimum size of objects in pixels; smaller ones are ignored.
 _LEAST_PIXELS = 100
-# Other labels are unlabelled pixels to the evaluation.
+# Evaluated labels; pixels of all others are unlabelled.
 _EVALUATED = [category["id"] for category in CITYSCAPES_CATEGORIES]
 
 
-# Of a class in an image: the number of objects that are looked for, and at each of `IOU_THRESHS`
-# the scores of the predictions that count and whether each is right.
+# For a class in an image: the number of evaluated objects, and for each of `IOU_THRESHS` the scores
+# of the counted predictions and whether each is a true positive.
 ClassInImage = tuple[int, list[tuple[NDArray[np.float64], NDArray[np.bool_]]]]
 
 
 class CityscapesEvaluator(DatasetEvaluator):
-    """AP and AP50 of the masks of instances."""
+    """Evaluate AP and AP50 of instance masks."""
 
     def __init__(self, dataset_name: str):
         """Read thing_classes and gt_dir from the metadata of a data set."""
@@ -58,11 +59,11 @@ class CityscapesEvaluator(DatasetEvaluator):
         self._images: list[list[ClassInImage]] = []  # by class
 
     def check_truth(self) -> None:
-        """Raise DatasetError without PNGs to compare with, or if the header of one is damaged."""
+        """Raise DatasetError if there are no PNGs of ground truth, or one is damaged."""
         pattern = os.path.join(self._gt_dir, "*", "*_gtFine_instanceIds.png")
         files = glob.glob(pattern)
         if not files:
-            raise DatasetError(f"There is no ground truth to evaluate with: {pattern} fits no file")
+            raise DatasetError(f"There is no ground truth: no file matches {pattern}")
         try:
             for file in files:
                 read_size(file)
@@ -138,15 +139,15 @@ def match_instances(
     is_object: NDArray[np.bool_],
     unlabelled: NDArray[np.int64],
 ) -> ClassInImage:
-    """Decide which predictions of a class in an image are right at each of `IOU_THRESHS`.
+    """Find the true positives of a class in an image for each of `IOU_THRESHS`.
 
     Args:
         scores: (M,).
-        shared: (M, N) pixels that predictions share with objects and groups.
-        pred_sizes: (M,) pixels of the predictions, at least 1.
-        sizes: (N,) pixels of the objects and groups.
+        shared: (M, N) intersections of predictions with objects and groups, in pixels.
+        pred_sizes: (M,) sizes of the predictions in pixels, at least 1.
+        sizes: (N,) sizes of the objects and groups in pixels.
         is_object: (N,), False for groups.
-        unlabelled: (M,) pixels of the predictions that are unlabelled in the ground truth.
+        unlabelled: (M,) number of pixels of the predictions that are unlabelled.
     """
     large = sizes >= _LEAST_PIXELS
     counted = large & is_object
@@ -168,9 +169,9 @@ def match_instances(
 
 
 def average_precision(images: Sequence[ClassInImage], index: int) -> float:
-    """Return the AP in [0, 1] of a class in all images, the area under its stepwise curve.
+    """Return the AP in [0, 1] of a class over all images, the area under its step curve.
 
-    `index` is that of the IoU threshold; at least one image has an object.
+    `index` selects the IoU threshold; at least one image must have an object.
     """
     scores, right = (
         np.concatenate([outcomes[index][part] for _, outcomes in images]) for part in (0, 1)
@@ -178,7 +179,7 @@ def average_precision(images: Sequence[ClassInImage], index: int) -> float:
     if not len(scores):
         return 0.0
     order = np.argsort(scores)
-    _, first = np.unique(scores[order], return_index=True)  # equal scores count together
+    _, first = np.unique(scores[order], return_index=True)  # count equal scores together
     lower = np.append(0, np.cumsum(right[order]))[first]
     true = right.sum() - lower
     precision = np.append(true / (len(scores) - first), 1.0)

@@ -1,8 +1,7 @@
 """Predictions in COCO's result format, and their AP.
 
-Detectron2 copies all masks of an image to the host and encodes them one by one; here they are
-encoded together on their device. Detectron2 gathers, copies and evaluates all predictions in one
-process; here each process evaluates some categories.
+Unlike in Detectron2, the masks of an image are encoded together on their device, and each process
+evaluates some of the categories.
 """
 
 import contextlib
@@ -44,14 +43,15 @@ from solo_d2.utils.files import save_text
 
 
 def instances_to_coco_json(instances: Instances, image_id: int) -> list[dict[str, Any]]:
-    """Convert the predictions of an image, as Detectron2's function of that name.
+    """Convert the predictions of an image like Detectron2's function of the same name.
 
     Args:
-        instances: with pred_boxes, scores, pred_classes and optionally pred_masks, on any device.
-        image_id: of the image.
+        instances: instances with pred_boxes, scores, pred_classes and optionally pred_masks, on any
+            device.
+        image_id: id of the image.
 
     Returns:
-        A dict for each instance, in order; boxes are XYWH.
+        A dict per instance, in order; boxes are XYWH.
     """
     fields = {k: v for k, v in instances.get_fields().items() if k != "pred_masks"}
     without_masks = Instances(instances.image_size, **fields).to("cpu")
@@ -65,9 +65,9 @@ def instances_to_coco_json(instances: Instances, image_id: int) -> list[dict[str
 
 
 def read_ground_truth(dataset_name: str) -> COCO:
-    """Read the annotations of a data set as training reads them, see `usable_annotations`.
+    """Read the annotations of a data set as training does; see `usable_annotations`.
 
-    Without a json, Detectron2's dataset dicts are converted to COCO's format.
+    For a data set without JSON, the dataset dicts are converted to COCO format.
     """
     metadata = MetadataCatalog.get(dataset_name)
     json_file = metadata.get("json_file") or metadata.get("registered_paths", {}).get("json_file")
@@ -90,9 +90,9 @@ def read_ground_truth(dataset_name: str) -> COCO:
 
 
 class FastCOCOEvaluator(COCOEvaluator):
-    """`COCOEvaluator` with the same metrics, of boxes and masks."""
+    """Faster `COCOEvaluator` of boxes and masks with the same metrics."""
 
-    # Where the predictions are kept, below output_dir.
+    # File of the predictions in output_dir.
     results_file = "coco_instances_results.json"
 
     def __init__(
@@ -108,13 +108,13 @@ class FastCOCOEvaluator(COCOEvaluator):
 
         Args:
             dataset_name: see `read_ground_truth`.
-            output_dir: for `results_file`; None: the predictions are not kept.
+            output_dir: folder of `results_file`; None not to write it.
             backend: see `load_backend`.
-            tasks: of `IOU_TYPES`.
-            max_predictions: limits of predictions per image and category: of AR@1, of AR@10, and of
-                all other metrics.
+            tasks: subset of `IOU_TYPES`.
+            max_predictions: maximum predictions per image and category for AR@1, AR@10 and all
+                other metrics.
         """
-        # In place of Detectron2's constructor, which reads fewer files than training does.
+        # Replaces Detectron2's constructor, which cannot read all files that training reads.
         self._logger = logging.getLogger(__name__)
         self._metadata = MetadataCatalog.get(dataset_name)
         self._tasks, self._output_dir = tuple(tasks), output_dir
@@ -131,11 +131,11 @@ class FastCOCOEvaluator(COCOEvaluator):
                 self._predictions.append({"image_id": image["image_id"], "instances": results})
 
     def evaluate(self) -> "OrderedDict[str, dict[str, float]]":
-        """Compare the predictions of all processes, which call it together, with the ground truth.
+        """Compare the predictions of all processes with the ground truth; all must call it.
 
         Returns:
-            The metrics of each task in percent in the main process, empty in the others. They are
-            NaN where there is no such object, or no prediction at all.
+            The metrics of each task in percent in the main process, empty in the others; NaN
+            without such objects or without any prediction.
         """
         results = [result for image in self._predictions for result in image["instances"]]
         self._use_category_ids(results)
@@ -170,14 +170,14 @@ class FastCOCOEvaluator(COCOEvaluator):
         return metrics
 
     def _use_category_ids(self, results: Sequence[Annotation]) -> None:
-        """Check the classes and images of results, and turn classes into category ids, in place."""
+        """Check classes and images of results, and replace classes by category ids, in place."""
         known = self._metadata.get("thing_dataset_id_to_contiguous_id")
         ids = sorted(self._coco_api.cats) if known is None else sorted(known, key=known.get)
         for result in results:
             if result["category_id"] >= len(ids):
                 raise ConfigError(
                     f"The model predicts class {result['category_id']} (from 0), but the data set "
-                    f"has {len(ids)} classes: MODEL.SOLO.NUM_CLASSES is not its number"
+                    f"has {len(ids)} classes: MODEL.SOLO.NUM_CLASSES does not fit it"
                 )
             if result["image_id"] not in self._coco_api.imgs:
                 raise DatasetError(
@@ -187,7 +187,7 @@ class FastCOCOEvaluator(COCOEvaluator):
             result["category_id"] = ids[result["category_id"]]
 
     def _counted(self, results: Sequence[Annotation]) -> Sequence[Annotation]:
-        """Return those of this process's results that count."""
+        """Select the results of this process to evaluate."""
         return results
 
     def _image(self, _category: Any, image_id: Any) -> dict[str, Any]:
@@ -198,10 +198,10 @@ class FastCOCOEvaluator(COCOEvaluator):
     def _share(
         self, truth: Mapping[Any, Sequence[Annotation]], results: Iterable[Annotation]
     ) -> dict[Any, list[Annotation]]:
-        """Exchange results: return those of all processes in this one's categories.
+        """Exchange results between processes, so that each has all results of its categories.
 
-        Categories without ground truth are left out: their AP is undefined. The others are dealt by
-        falling number of objects, for about equal work.
+        Categories without ground truth are skipped, since their AP is undefined. The others are
+        distributed by decreasing number of objects to balance the work.
         """
         mine, size = group(results, "category_id"), comm.get_world_size()
         ordered = sorted(truth, key=lambda category: -len(truth[category]))
@@ -213,7 +213,7 @@ class FastCOCOEvaluator(COCOEvaluator):
         return {key: [item for part in received for item in part[key]] for key in categories}
 
     def _metrics(self, task: str, curves: Curves | None) -> dict[str, float]:
-        """Return metrics in percent, NaN without curves."""
+        """Return the metrics in percent; NaN without curves."""
         summary = None
         if curves is not None:
             summary, table = coco_summary(curves, self.max_predictions)
@@ -227,8 +227,8 @@ def coco_summary(curves: Curves, max_predictions: Sequence[int]) -> tuple[COCOev
     """Compute COCO's twelve metrics from the curves of all categories.
 
     Returns:
-        An evaluation as pycocotools leaves it, with `stats` and, in `eval`, precision and recall;
-        and the table that it prints.
+        An evaluation with `stats` and, in `eval`, precision and recall; and the table that
+        pycocotools prints.
     """
     summary = COCOevalMaxDets(iouType="segm")  # of masks and boxes alike
     summary.params.maxDets = list(max_predictions)

@@ -1,17 +1,16 @@
-"""How well instance contours are found: precision, recall and F of their pixels.
+"""Evaluate instance contours: precision, recall and F of their pixels.
 
-A pixel of a predicted contour is right if a pixel of its instance's true contour is near, and a
-pixel of a true contour is found if one of the predicted contour is near. Near is at most 0.8 % of
-the image's diagonal, rounded up to whole pixels, as in the contour accuracy F of DAVIS (Perazzi et
-al., A Benchmark Dataset and Evaluation Methodology for Video Object Segmentation, CVPR 2016).
-Precision and recall count the pixels of all images together. F is their harmonic mean at the score
-threshold that is best for the whole data set, as contour detection is scored on BSDS (ODS; Arbelaez
-et al., Contour Detection and Hierarchical Image Segmentation, PAMI 2011).
+A pixel of a predicted contour is a true positive if it is close to the contour of the matched
+object; a pixel of a true contour is found if it is close to the matched prediction. The tolerance
+is 0.8 % of the image diagonal, rounded up to whole pixels, as in the contour accuracy F of DAVIS
+(Perazzi et al., A Benchmark Dataset and Evaluation Methodology for Video Object Segmentation, CVPR
+2016). Precision and recall are computed over the pixels of all images. F is their harmonic mean at
+the score threshold that is best for the whole data set, as on BSDS (ODS; Arbelaez et al., Contour
+Detection and Hierarchical Image Segmentation, PAMI 2011).
 
-Which instance a prediction is: by falling score, each takes the free object of its class in the
-image with which its own F is best, and none where that is 0. All pixels of a prediction without an
-object are wrong, less those in a crowd region of its class; no pixel of an object without a
-prediction is found. Crowd regions are no objects.
+Predictions are matched by decreasing score. Each takes the unmatched object of its class in the
+image with the best F, if that is above 0. All pixels of an unmatched prediction are false
+positives, except in a crowd region of its class. Crowd regions are not objects.
 
 Masks are decoded one at a time and kept as run lengths.
 
@@ -43,7 +42,7 @@ from solo_d2.utils.errors import DatasetError
 
 logger = logging.getLogger(__name__)
 
-# Distance at which contours agree, relative to the image's diagonal; DAVIS.
+# Tolerance relative to the image diagonal; DAVIS.
 TOLERANCE = 0.008
 METRICS = ("F", "precision", "recall", "threshold")
 # A compressed run-length encoding of pycocotools.
@@ -51,7 +50,7 @@ Rle = dict[str, Any]
 
 
 def encode_contours(contours: Iterable[NDArray[np.bool_]], tolerance: int) -> list[tuple[Rle, Rle]]:
-    """Encode contours, each (H, W) bool, and the pixels at most `tolerance` away from each."""
+    """Encode contours, each (H, W) bool, and the pixels within `tolerance` of each."""
     return [(_encode(contour), _encode(_grow(contour, tolerance))) for contour in contours]
 
 
@@ -60,7 +59,7 @@ def _encode(mask: NDArray[Any]) -> Rle:
 
 
 def _grow(contour: NDArray[np.bool_], distance: int) -> NDArray[np.bool_]:
-    """(H, W) bool: the pixels at most this far from those of a contour."""
+    """Return (H, W) bool: the pixels within a distance of a contour."""
     result = np.zeros_like(contour)
     x, y, width, height = cv2.boundingRect(contour.view(np.uint8))
     if width:
@@ -70,7 +69,7 @@ def _grow(contour: NDArray[np.bool_], distance: int) -> NDArray[np.bool_]:
         ]
         away = (~contour[window]).view(np.uint8)
         distances = cv2.distanceTransform(away, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-        result[window] = distances < distance + 1e-3  # whole numbers are not quite exact
+        result[window] = distances < distance + 1e-3  # OpenCV rounds
     return result
 
 
@@ -93,15 +92,15 @@ def count_pixels(
     Args:
         predicted: M contours, see `encode_contours`.
         classes: (M,) in [0, K).
-        scores: (M,) of any order; of equal ones the earlier chooses first.
+        scores: (M,) in any order; ties are matched in order.
         truth: N contours of objects.
         true_classes: (N,) in [0, K).
-        crowds: the crowd region of each class that has one.
+        crowds: crowd regions by class.
         num_classes: K.
 
     Returns:
-        (M, 5) of each prediction class, score, its pixels that count, those of them that are right,
-        and the pixels of its object that are found; and (K,) pixels of all objects of a class.
+        (M, 5) class, score, counted pixels, true positive pixels, and found pixels of the matched
+        object of each prediction; and (K,) contour pixels of all objects by class.
     """
     rows = np.zeros((len(scores), 5))
     rows[:, 0], rows[:, 1] = classes, scores
@@ -125,26 +124,26 @@ def count_pixels(
 
 
 def _f_measure(precision: NDArray[Any], recall: NDArray[Any]) -> NDArray[np.float64]:
-    """The harmonic mean; 0 where both are 0."""
+    """Return the harmonic mean; 0 if both are 0."""
     total = precision + recall
     return 2 * precision * recall / np.where(total > 0, total, 1)
 
 
 def contour_metrics(rows: NDArray[np.float64], num_true: float) -> dict[str, float]:
-    """Compute F at the best score threshold, with precision and recall there, in percent.
+    """Compute F, precision and recall in percent at the best score threshold.
 
     Args:
         rows: (M, 5) of the predictions of all images, see `count_pixels`.
         num_true: pixels of all objects.
 
     Returns:
-        "F", "precision", "recall", "threshold" (the least score that counts, in [0, 1]). Without
-        objects all are NaN; without predictions F and recall are 0, the others NaN.
+        "F", "precision", "recall" and "threshold", the minimum score in [0, 1]. All are NaN without
+        objects; without predictions F and recall are 0, the others NaN.
     """
     if num_true == 0:
         return dict.fromkeys(METRICS, math.nan)
     rows = rows[np.argsort(-rows[:, 1], kind="stable")]
-    # What has the same score counts together.
+    # Predictions of equal score are counted together.
     last = np.flatnonzero(np.diff(rows[:, 1], append=-np.inf))
     predicted, right, found = np.cumsum(rows[:, 2:], axis=0)[last].T
     if not predicted.any():
@@ -163,8 +162,8 @@ class ContourEvaluator(DatasetEvaluator):
         """Load the annotations.
 
         Args:
-            dataset_name: registered, with thing_classes in its metadata and annotations with a
-                segmentation in its dicts.
+            dataset_name: registered data set with thing_classes and annotations with a
+                segmentation.
         """
         self._records = {record["image_id"]: record for record in DatasetCatalog.get(dataset_name)}
         self._class_names = unique_class_names(MetadataCatalog.get(dataset_name))
@@ -176,7 +175,7 @@ class ContourEvaluator(DatasetEvaluator):
         self._counts: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
 
     def check_truth(self) -> None:
-        """Raise DatasetError if an annotation that `process` decodes cannot be used."""
+        """Raise DatasetError for an unusable annotation."""
         for record in self._records.values():
             for annotation in record["annotations"]:
                 _clean(annotation, record)
@@ -185,8 +184,8 @@ class ContourEvaluator(DatasetEvaluator):
         """Count the pixels of some images, whose pred_masks are contours; an output may be empty.
 
         Raises:
-            DatasetError: an image is not in the data set, has another size there, or an annotation
-                cannot be used.
+            DatasetError: an image is not in the data set or has another size, or an annotation is
+                unusable.
         """
         for image, output in zip(inputs, outputs, strict=True):
             record = self._records.get(image["image_id"])
@@ -208,11 +207,11 @@ class ContourEvaluator(DatasetEvaluator):
             )
 
     def evaluate(self) -> "OrderedDict[str, dict[str, float]] | None":
-        """Put the counts of all images together; all processes must call it.
+        """Accumulate the counts of all images; all processes must call it.
 
         Returns:
-            {"contours": metrics} on the main process: those of `contour_metrics` and "F-CLASS" of
-            each class, with a threshold of its own; NaN for classes that are not annotated.
+            {"contours": metrics} in the main process: those of `contour_metrics` and "F-CLASS" of
+            each class at its own best threshold; NaN for classes without objects.
         """
         gathered = comm.gather(self._counts)
         if not comm.is_main_process():
@@ -231,7 +230,7 @@ class ContourEvaluator(DatasetEvaluator):
 def _truth(
     record: dict[str, Any], tolerance: int
 ) -> tuple[list[tuple[Rle, Rle]], NDArray[np.int64], dict[int, Rle]]:
-    """Return the contours and classes of an image's objects, and the crowd region of each class."""
+    """Return contours and classes of the objects of an image, and crowd regions by class."""
     lines, classes = [], []
     crowds: dict[int, Rle] = {}
     for annotation in record["annotations"]:

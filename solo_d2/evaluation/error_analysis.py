@@ -1,15 +1,15 @@
-"""Loss of AP to masks, classes and duplicates; table 7 of the SOLO paper (arXiv:1912.04488).
+"""Measure the AP lost to masks, classes and duplicates (SOLO, arXiv:1912.04488, table 7).
 
-The paper replaces each predicted mask by the ground-truth mask that overlaps it most, and finds
-that AP rises from 37.1 to 68.1 (ResNet-101): the rest is due to classes, duplicates, scores and
-missed objects. Here each prediction takes the mask, the class or both of its best ground truth, and
-duplicates can be removed. The paper gives no more rules; ours are:
+The paper replaces each predicted mask by the ground-truth mask with the largest overlap, which
+raises AP from 37.1 to 68.1 (ResNet-101); the rest is lost to classes, duplicates, scores and missed
+objects. Here the mask, the class or both are replaced, and duplicates can be removed. The paper
+does not specify details; these are ours:
 
-- The best ground truth has the largest mask IoU in the image, in any class; the first of equal
-  ones. Crowd regions are left out.
-- A prediction that overlaps no ground truth stays as it is.
+- The matched ground truth has the largest mask IoU in the image, in any class; the first of equal
+  ones. Crowd regions are ignored.
+- A prediction that overlaps no ground truth is unchanged.
 
-Removing duplicates alone can lower AP: the highest score need not have the best mask.
+Removing duplicates alone can lower AP, because the highest score may not have the best mask.
 
 M predictions and N objects of an image.
 """
@@ -37,14 +37,13 @@ from solo_d2.utils.errors import ConfigError, DatasetError
 
 # The first metrics of COCO's summary, in its order.
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-# A result of COCO's format, and an annotation of its ground truth.
+# A prediction in COCO's result format, and an annotation of the ground truth.
 Prediction = dict[str, Any]
 Annotation = dict[str, Any]
 
 MASKS, CLASSES, DUPLICATES = "segmentation", "category_id", "duplicates"
-# What predictions take from their best ground truth: its mask, its class or both. Without
-# duplicates, of the predictions with one best ground truth and (corrected) class only the one of
-# the highest score stays; of equal ones the first.
+# What is replaced by that of the matched ground truth. DUPLICATES keeps only the highest score of
+# the predictions with the same ground truth and (corrected) class; the first of equal ones.
 CORRECTIONS = {
     "as predicted": (),
     "true masks": (MASKS,),
@@ -56,28 +55,24 @@ CORRECTIONS = {
 
 
 def load_ground_truth(cfg: CfgNode, dataset_name: str) -> COCO:
-    """Read the annotations of a data set as its evaluator does.
-
-    Args:
-        cfg: see `build_evaluator`.
-        dataset_name: registered.
+    """Read the annotations of a registered data set as its evaluator does.
 
     Raises:
-        ConfigError: it is not evaluated by COCO's rules, or the model's masks are contours.
-        DatasetError: it has no annotations, or they can't be read.
+        ConfigError: the data set does not use the COCO metrics, or the model predicts contours.
+        DatasetError: there are no annotations, or they cannot be read.
     """
     if cfg.MODEL.SOLO.MASK_TARGET == "contour":
         raise ConfigError(
-            "MODEL.SOLO.MASK_TARGET is 'contour', but the analysis compares whole masks: it takes "
-            "models of 'mask'. Contours have the evaluation's precision and recall"
+            "MODEL.SOLO.MASK_TARGET is 'contour', but the analysis supports only 'mask': it "
+            "compares whole masks"
         )
     with tempfile.TemporaryDirectory() as folder:
         evaluator = build_evaluator(cfg, dataset_name, folder)
     if not isinstance(evaluator, COCOEvaluator):
         kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
         raise ConfigError(
-            f"Data set '{dataset_name}' has evaluator_type '{kind}', but errors are analysed by "
-            "the rules of 'coco' alone"
+            f"Data set '{dataset_name}' has evaluator_type '{kind}', but the analysis supports "
+            "only 'coco'"
         )
     ground_truth = evaluator._coco_api
     if not ground_truth.dataset.get("annotations"):
@@ -91,15 +86,14 @@ def read_predictions(file: str | Path, ground_truth: COCO) -> list[Prediction]:
     """Read predictions in COCO's result format.
 
     Args:
-        file: coco_instances_results.json, as an evaluation leaves it.
-        ground_truth: of the data set that they were made for.
+        file: coco_instances_results.json of an evaluation.
+        ground_truth: annotations of the same data set.
 
     Returns:
-        Dicts of image_id, category_id, score and segmentation (compressed RLE), in the file's
-        order.
+        Dicts of image_id, category_id, score and segmentation (compressed RLE), in file order.
 
     Raises:
-        DatasetError: file or entry can't be used, or is not for this data set.
+        DatasetError: the file or an entry is unusable, or is for another data set.
     """
     try:
         entries = load_json(file)
@@ -137,16 +131,16 @@ def _checked(entry: Any, ground_truth: COCO) -> Prediction:
 def analyze_errors(
     ground_truth: COCO, predictions: Sequence[Prediction], *, min_iou: float = 0.0
 ) -> dict[str, Any]:
-    """Mask AP of predictions as they are, and with their errors corrected.
+    """Compute mask AP of predictions, and of predictions with corrected errors.
 
     Args:
-        ground_truth: of `load_ground_truth`.
-        predictions: of `read_predictions`.
+        ground_truth: see `load_ground_truth`.
+        predictions: see `read_predictions`.
         min_iou: mask IoU in [0, 1) that a match must exceed.
 
     Returns:
-        num_images; num_objects, without crowd regions; num_predictions; num_unmatched, those
-        without best ground truth; and rows: for each of `CORRECTIONS` what `mask_ap` returns.
+        num_images, num_objects (without crowd regions), num_predictions, num_unmatched, and rows:
+        the metrics of `mask_ap` for each of `CORRECTIONS`.
     """
     matches = match_predictions(ground_truth, predictions, min_iou=min_iou)
     return {
@@ -164,9 +158,9 @@ def analyze_errors(
 def match_predictions(
     ground_truth: COCO, predictions: Sequence[Prediction], *, min_iou: float = 0.0
 ) -> list[Annotation | None]:
-    """Find the best ground truth of each prediction, with its mask as RLE; several may share one.
+    """Match each prediction with a ground truth, whose mask is RLE; several may share one.
 
-    It is None where the mask IoU does not exceed `min_iou`; the paper has no such limit.
+    The match is None if the mask IoU does not exceed `min_iou`; the paper has no such limit.
     """
     of_image = defaultdict(list)
     for index, prediction in enumerate(predictions):
@@ -196,10 +190,7 @@ def correct(
     matches: Sequence[Annotation | None],
     correction: Collection[str],
 ) -> list[Prediction]:
-    """Return predictions with a correction, see `CORRECTIONS`, in their order.
-
-    Predictions without a match stay as they are.
-    """
+    """Apply a correction, see `CORRECTIONS`, to the predictions with a match; keep their order."""
     keys = [key for key in (MASKS, CLASSES) if key in correction]
     corrected = [
         {**prediction, **{key: match[key] for key in keys if match is not None}}
@@ -216,10 +207,7 @@ def correct(
 
 
 def mask_ap(ground_truth: COCO, predictions: Sequence[Prediction]) -> dict[str, float]:
-    """Compute `METRICS` in percent, by COCO's rules.
-
-    As in Detectron2, they are NaN where there is no such object, and without predictions.
-    """
+    """Compute COCO's `METRICS` in percent; NaN without such objects or without predictions."""
     if not predictions:
         return dict.fromkeys(METRICS, math.nan)
     with contextlib.redirect_stdout(io.StringIO()):
@@ -233,7 +221,7 @@ def mask_ap(ground_truth: COCO, predictions: Sequence[Prediction]) -> dict[str, 
 
 
 def format_table(analysis: Mapping[str, Any]) -> str:
-    """Format the metrics, a line for each correction; the last column is the gain of AP."""
+    """Format the metrics, one line per correction; the last column is the gain in AP."""
     rows = analysis["rows"]
     name_width = max(map(len, rows)) + 2
     lines = [

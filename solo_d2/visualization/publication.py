@@ -1,4 +1,4 @@
-"""Overlays for print, by Detectron2's Visualizer: sharp lines at any scale, and slow."""
+"""Draw overlays for print with Detectron2's Visualizer: slow, with sharp lines at any scale."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from solo_d2.visualization.colors import Color, instance_color, stuff_color
 from solo_d2.visualization.labels import LabelRoom
 from solo_d2.visualization.overlay import has_labels, instance_labels, lay_masks, stuff_labels
 
-# Height of a line and width of a letter, in pixels for each point of the font size.
+# Height of a line and width of a letter, in pixels per point of the font size.
 _LINE_HEIGHT, _LETTER_WIDTH = 2.1, 0.85
 
 
@@ -31,10 +31,10 @@ def draw_instances(
     contours: bool = False,
     labels: str = "auto",
 ) -> NDArray[np.uint8]:
-    """Draw as `overlay.draw_instances`; instances and stuff are on the CPU.
+    """Draw like `overlay.draw_instances`; instances and stuff must be on the CPU.
 
     Returns:
-        About (scale * H, scale * W, 3) uint8, RGB; the image alone where there is nothing.
+        About (scale * H, scale * W, 3) uint8, RGB; the plain image without instances and stuff.
     """
     visualizer = Visualizer(image, scale=scale)
     if stuff is not None and len(stuff):
@@ -62,14 +62,14 @@ def draw_instances(
 def _draw_masks(
     visualizer: Visualizer, masks: Sequence[GenericMask], colors: Sequence[Color]
 ) -> None:
-    """Fill masks, the largest first, and draw their outlines; holes stay open."""
+    """Fill masks except for their holes, the largest first, and draw their outlines."""
     for index in np.argsort([-float(mask.area()) for mask in masks], kind="stable"):
         mask, color = masks[index], colors[index]
         if not mask.has_holes:
             for polygon in mask.polygons:
                 visualizer.draw_polygon(polygon.reshape(-1, 2), color, alpha=0.5)
             continue
-        # Detectron2 leaves holes open only in bitmaps, which have no outline.
+        # Detectron2 keeps holes only in bitmaps, which it draws without outline.
         visualizer.draw_binary_mask(mask.mask, color, area_threshold=0)
         for polygon in mask.polygons:
             x, y = np.append(polygon, polygon[:2]).reshape(-1, 2).T
@@ -79,9 +79,9 @@ def _draw_masks(
 def _draw_contours(
     visualizer: Visualizer, contours: NDArray[np.bool_], colors: Sequence[Color]
 ) -> None:
-    """Draw contours of one pixel's width as lines, which stay sharp in a larger picture."""
+    """Draw contours one pixel wide as lines, which stay sharp at any scale."""
     for contour, color in zip(contours, colors, strict=True):
-        # Of each line the outer side alone.
+        # OpenCV finds both sides of a line; draw the outer one.
         lines, tree = cv2.findContours(
             contour.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE
         )
@@ -99,12 +99,12 @@ def _draw_labels(
     *,
     room: LabelRoom | None = None,
 ) -> None:
-    """Write each label above its instance, or in it, but never across the border of the image.
+    """Write each label above its instance, or inside if there is no room.
 
-    With `room`, labels go where it has a place for them, and are left out where it has none.
+    With `room`, labels without a free place there are skipped.
     """
     output = visualizer.output
-    # In points of the result; Detectron2 multiplies by the scale.
+    # In points of the result, since Detectron2 multiplies the font size by the scale.
     font_size = max(9.0, math.sqrt(output.height * output.width) * output.scale / 90)
     line = _LINE_HEIGHT * font_size / output.scale
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
@@ -130,6 +130,6 @@ def _draw_labels(
 def _to_generic_masks(instances: Instances) -> list[GenericMask]:
     height, width = instances.image_size
     masks = list(instances.pred_masks.numpy())
-    if width == 2:  # Detectron2 takes such an array for points and refuses it
+    if width == 2:  # Detectron2 would interpret such an array as points
         masks = [coco_mask.encode(np.asfortranarray(mask, np.uint8)) for mask in masks]
     return [GenericMask(mask, height, width) for mask in masks]

@@ -1,4 +1,4 @@
-"""Text in pictures, fast enough for video: each word is drawn once and kept."""
+"""Write text into pictures, fast enough for video: rendered text is cached."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -11,17 +11,17 @@ from PIL import ImageFont
 from solo_d2.visualization.colors import Color
 from solo_d2.visualization.labels import LabelRoom
 
-# Brightness of a background from which on black is easier to read on it than white.
+# Brightness of a background above which black text is easier to read than white.
 _BRIGHT = 0.55
-# Heights of letters to which labels shrink to fit.
+# Heights of letters, in pixels, to which labels may shrink.
 _SMALLER = (11, 9)
-# Letters of a line; class names come from files, and may be anything.
+# Maximum number of letters in a line, since class names come from files.
 _LONGEST = 200
 
 
 @lru_cache(maxsize=16)
 def text_font(size: int) -> ImageFont.FreeTypeFont:
-    """The font that Detectron2's overlays use, `size` pixels high."""
+    """Return the font of Detectron2's overlays, `size` pixels high."""
     import matplotlib
 
     file = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
@@ -29,13 +29,13 @@ def text_font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def text_size(height: int, width: int) -> int:
-    """Pixels of text that fits a picture of this size."""
+    """Return a height of letters in pixels that suits the size of a picture."""
     return max(11, round((height * width) ** 0.5 / 65))
 
 
 @lru_cache(maxsize=4096)
 def _glyphs(text: str, size: int) -> NDArray[np.float32]:
-    """How much of each pixel the text covers, (H, W) in [0, 1], with a margin."""
+    """Render text: (H, W) float32 in [0, 1], the coverage of each pixel, with a margin."""
     font = text_font(size)
     text = "".join(letter if letter.isprintable() else "?" for letter in text[:_LONGEST])
     ascent, descent = font.getmetrics()
@@ -52,13 +52,13 @@ def _glyphs(text: str, size: int) -> NDArray[np.float32]:
 def write(
     picture: NDArray[np.uint8], text: str, place: tuple[int, int], color: Color, size: int
 ) -> None:
-    """Write a line of text on a coloured ground, wholly inside the picture where it fits.
+    """Write a line of text on a coloured background, inside the picture if it fits.
 
     Args:
-        picture: (H, W, 3) uint8, changed in place.
-        text: a line of it.
-        place: x and y of the upper left corner that is wanted.
-        color: of the ground, in [0, 1], in the picture's channel order.
+        picture: (H, W, 3) uint8, modified in place.
+        text: the line.
+        place: preferred x and y of the upper left corner.
+        color: background in [0, 1], in the picture's channel order.
         size: height of the letters in pixels.
     """
     glyphs = _glyphs(text, size)
@@ -81,16 +81,15 @@ def write_labels(
     *,
     room: LabelRoom | None = None,
 ) -> None:
-    """Write each label above its box, or in it where there is no room above; small boxes last.
+    """Write each label above its box, or inside if there is no room; small boxes last.
 
     Args:
-        picture: (H, W, 3) uint8, changed in place.
-        labels: N of them.
+        picture: (H, W, 3) uint8, modified in place.
+        labels: N texts.
         boxes: (N, 4) XYXY in pixels of the picture.
-        colors: of the grounds, in [0, 1].
+        colors: N background colours in [0, 1].
         size: height of the letters in pixels.
-        room: where labels may be; they shrink to fit, and are left out where there is none. None:
-            anywhere.
+        room: free places for labels, which shrink to fit or are skipped; None allows any place.
     """
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     sizes = [size, *(s for s in _SMALLER if s < size)]

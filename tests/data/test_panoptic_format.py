@@ -155,7 +155,7 @@ def test_a_check_lists_all_that_is_wrong(tmp_path):
         ("panoptic PNG cannot be used", "image 5"),
     ]
     assert "gone.png is missing" in problems[-2].reason
-    assert "ids that the json does not list: 4, 300, 70000" in problems[-1].reason
+    assert "ids that the JSON does not list: 4, 300, 70000" in problems[-1].reason
     for problem in problems:
         assert problem.severity == ERROR
 

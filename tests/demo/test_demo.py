@@ -198,7 +198,7 @@ def test_output_that_cannot_be(model, tmp_path, capsys):
     assert run(model, "--input", first, "--output", tmp_path / "c.gif") == 2
     assert run(model, "--input", first, "--output", first / "below") == 2
     err = capsys.readouterr().err
-    for part in ("is a file, but there are 2", "would replace", "PNG or JPG", "can't be made"):
+    for part in ("is a file, but there are 2", "would replace", "PNG or JPG", "cannot be created"):
         assert part in err
     assert first.read_bytes() == before
 

@@ -89,7 +89,7 @@ def test_a_damaged_video_is_reported_and_what_was_read_is_kept(model, tmp_path, 
         (["--video-input", "text.mp4", "--json", "a.json"], "cannot be opened as a video"),
         (["--video-input", "text.mp4", "--output", "a.png"], "videos are written as"),
         (["--webcam", "gone.mp4", "--show"], "add --output or --json"),
-        (["--video-input", "text.mp4", "--json", "text.mp4/a.json"], "can't be made"),
+        (["--video-input", "text.mp4", "--json", "text.mp4/a.json"], "cannot be created"),
     ],
 )
 def test_what_cannot_start_says_so(model, tmp_path, monkeypatch, capsys, args, message):

@@ -22,6 +22,7 @@ from tests.reliability.test_kill import EVERYTHING, LONG, QUICK, SIZES, finish, 
 
 REASONS = (
     "can't be written",
+    "is not writable",
     "File too large",
     "No space left",
     "Not a directory",

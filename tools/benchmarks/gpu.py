@@ -3,7 +3,7 @@
 Needs torch, numpy and this folder; "inference" and "training" also need Detectron2 and report if it
 is missing. --output is rewritten after each part. No part begins after --minutes.
 
-  machine      the GPU, its specifications, and measured throughput of copies and products
+  machine      the GPU, and measured throughput of copies and products
   correctness  every kernel compared with plain PyTorch: odd sizes, one mask and none, NaN, half
                precision, uninitialised memory, a second GPU if available
   nms          Matrix NMS with overlaps: one call, a CUDA graph, its kernels, plain PyTorch
@@ -29,7 +29,7 @@ from solo_d2.ops.matrix_nms import matrix_nms
 from solo_d2.utils.errors import ConfigError
 from tools.benchmarks import gpu_checks, gpu_models
 from tools.benchmarks.common import save
-from tools.benchmarks.gpu_machine import data_sheet, describe
+from tools.benchmarks.gpu_machine import describe, throughput
 from tools.benchmarks.gpu_timing import Meter
 from tools.benchmarks.head_outputs import make_outputs, to_device
 from tools.benchmarks.nms import plain_matrix_nms, work
@@ -120,7 +120,7 @@ def print_values(found: Mapping[str, Any], indent: str = "") -> None:
 
 def _nms(meter: Meter) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    sheet = {} if meter.is_trial else data_sheet(torch.cuda.get_device_name(meter.device))
+    limits = throughput(meter)
     cases = [(20, (24, 37))] if meter.is_trial else [(500, (200, 304)), (1000, (200, 304))]
     for num, size in cases:
         scene = tuple(x.to(meter.device) for x in make_scene(num, size, NUM_CLASSES))
@@ -134,8 +134,11 @@ def _nms(meter: Meter) -> dict[str, Any]:
         )
         num_bytes, operations = work(*scene[:2]).tolist()
         measured |= {"mebibytes": num_bytes / 2**20, "giga_operations": operations / 1e9}
-        if sheet and sheet["int8 TOP/s"]:
-            seconds = num_bytes / 1e9 / sheet["GB/s"], operations / 1e12 / sheet["int8 TOP/s"]
+        if isinstance(limits["int8 TOP/s"], float):
+            seconds = (
+                num_bytes / 1e9 / limits["copy GB/s"],
+                operations / 1e12 / limits["int8 TOP/s"],
+            )
             measured["floor_ms"] = 1e3 * max(seconds)
         found[f"{num} masks of {size[0]}x{size[1]}"] = measured
     return found

@@ -1,7 +1,6 @@
-"""The GPU: names, specifications, and measured throughput of copies and products."""
+"""The GPU: names, versions, and measured throughput of copies and products."""
 
 import platform
-import re
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -12,46 +11,11 @@ from torch import Tensor
 from tools.benchmarks.common import describe_machine
 from tools.benchmarks.gpu_timing import Meter
 
-# By part of the name, first match: memory in GB/s, and dense bf16 (or fp16) and int8 products in
-# 10^12 operations per second, from NVIDIA's data sheets.
-CARDS: dict[str, tuple[float, float, float]] = {
-    "B200": (8000, 2250, 4500),
-    "GH200": (4000, 989, 1979),
-    "H200": (4800, 989, 1979),
-    "H100 PCIe": (2000, 756, 1513),
-    "H100": (3350, 989, 1979),
-    "A100-SXM4-80GB": (2039, 312, 624),
-    "A100 80GB PCIe": (1935, 312, 624),
-    "A100": (1555, 312, 624),
-    "A10G": (600, 70, 140),
-    "A10": (600, 125, 250),
-    "A30": (933, 165, 330),
-    "A40": (696, 150, 299),
-    "L40S": (864, 362, 733),
-    "L4": (300, 121, 242),
-    "RTX PRO 6000": (1792, 504, 1007),  # sm_120
-    "RTX 5090": (1792, 210, 838),  # sm_120
-    "RTX 5080": (960, 113, 450),  # sm_120
-    "RTX 4090": (1008, 165, 661),
-    "RTX 3090": (936, 71, 284),
-    "T4": (320, 65, 130),
-    "V100": (900, 125, 0),  # no int8 on tensor cores
-}
 MIB = 1 << 20
 
 
-def data_sheet(name: str) -> dict[str, float]:
-    """Return NVIDIA's specifications of a card; empty if it is not in `CARDS`."""
-    if "Laptop" in name:
-        return {}
-    for part, (bandwidth, bf16, int8) in CARDS.items():
-        if re.search(rf"\b{part}\b", name):
-            return {"GB/s": bandwidth, "bf16 TFLOP/s": bf16, "int8 TOP/s": int8}
-    return {}
-
-
 def describe(meter: Meter) -> dict[str, Any]:
-    """Return names and versions, specifications, and measured throughput."""
+    """Return names, versions and measured throughput."""
     device = meter.device
     found: dict[str, Any] = {**describe_machine(device), "platform": platform.platform()}
     if device.type == "cuda":
@@ -63,17 +27,17 @@ def describe(meter: Meter) -> dict[str, Any]:
             "cuda": torch.version.cuda,
             "devices": torch.cuda.device_count(),
         }
-        found["data_sheet"] = data_sheet(properties.name)
     for package in ("triton", "detectron2"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = None
-    found["measured"] = _ceilings(meter)
+    found["measured"] = throughput(meter)
     return found
 
 
-def _ceilings(meter: Meter) -> dict[str, Any]:
+def throughput(meter: Meter) -> dict[str, Any]:
+    """Measure copies, kernel launches and matrix products; an error message where one fails."""
     side, num_bytes = (64, MIB) if meter.is_trial else (8192, 1024 * MIB)
     source = torch.zeros(num_bytes, dtype=torch.uint8, device=meter.device)
     target, one = torch.empty_like(source), torch.zeros(1, device=meter.device)

@@ -36,6 +36,7 @@ from solo_d2.export.pipeline import ExportPipeline
 from solo_d2.export.quantization import quantize_onnx
 from solo_d2.modeling.speed import SpeedOptions, speed_up
 from solo_d2.utils.errors import ConfigError
+from tools.arguments import add_overrides
 from tools.benchmarks.common import (
     CPU,
     add_common_arguments,
@@ -79,9 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--size", type=parse_size, metavar="HxW", help="model input; default: as the config says, "
         "800x1067 for noise")  # fmt: skip
     add("--batch-sizes", type=int, nargs="+", default=[1], metavar="B")
-    add(
-        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config overrides"
-    )
+    add_overrides(parser)
     add("--variants", type=_variant, nargs="+", default=list(DEFAULT_VARIANTS), metavar="NAME",
         help=f"in addition to {EAGER}; default: {' '.join(DEFAULT_VARIANTS)}")  # fmt: skip
     add("--calibration-images", type=int, default=64, metavar="N", help="images of DATASETS.TRAIN "
