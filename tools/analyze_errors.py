@@ -25,11 +25,9 @@ if __name__ == "__main__":
 
 from detectron2.config import CfgNode  # noqa: E402
 
-from solo_d2 import ConfigError  # noqa: E402
 from solo_d2.api.loading import load_model, make_config  # noqa: E402
 from solo_d2.config import load_config  # noqa: E402
 from solo_d2.data.catalog import (  # noqa: E402
-    check_datasets,
     register_datasets_of_config,
     resolve_num_classes,
 )
@@ -43,7 +41,7 @@ from solo_d2.evaluation.error_analysis import (  # noqa: E402
 )
 from solo_d2.evaluation.run import evaluate_dataset, evaluation_loader  # noqa: E402
 from solo_d2.utils.files import save_text, whole_file  # noqa: E402
-from tools.arguments import entry_point, model_parser  # noqa: E402
+from tools.arguments import choose_dataset, entry_point, model_parser  # noqa: E402
 
 RESULTS = "coco_instances_results.json"
 
@@ -54,8 +52,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--predictions", metavar="FILE", help=f"{RESULTS} of an evaluation, instead of --weights")
     add("--dataset", metavar="NAME", help="data set in COCO format; default: DATASETS.TEST[0]")
-    add("--min-iou", type=_iou, default=0.0, metavar="IOU", help="overlap that a mask must exceed "
-        "to be matched with an object; default: 0, as in the paper")  # fmt: skip
     add(
         "--output",
         type=Path,
@@ -66,23 +62,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.predictions and args.weights:
         parser.error("--predictions and --weights exclude each other")
     return args
-
-
-def _iou(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError("must be at least 0 and below 1")
-    return value
-
-
-def choose_dataset(cfg: CfgNode, wanted: str | None) -> str:
-    """Register and check the data set; return its name."""
-    register_datasets_of_config(cfg)
-    name = wanted or next(iter(cfg.DATASETS.TEST), None)
-    if name is None:
-        raise ConfigError("DATASETS.TEST is empty: add --dataset NAME")
-    check_datasets([name])
-    return name
 
 
 def predict(cfg: CfgNode, dataset: str, folder: Path) -> Path:
@@ -100,7 +79,8 @@ def run(args: argparse.Namespace) -> None:
         cfg = load_config(args.config_file, args.opts)
     else:
         cfg = make_config(args.config_file, args.weights, device=args.device, overrides=args.opts)
-    dataset = choose_dataset(cfg, args.dataset)
+    register_datasets_of_config(cfg)
+    dataset = choose_dataset(args.dataset, cfg, "--dataset NAME")
     ground_truth = load_ground_truth(cfg, dataset)
     with tempfile.TemporaryDirectory() as folder:
         file = args.predictions or predict(cfg, dataset, Path(folder))
@@ -108,10 +88,10 @@ def run(args: argparse.Namespace) -> None:
         if args.output and not args.predictions:
             with whole_file(args.output / RESULTS) as whole:
                 whole.write_bytes(Path(file).read_bytes())
-    analysis = analyze_errors(ground_truth, predictions, min_iou=args.min_iou)
+    analysis = analyze_errors(ground_truth, predictions)
     print(f"\n{dataset}: {format_table(analysis)}")
     if args.output:
-        content = {"dataset": dataset, "min_iou": args.min_iou, **to_json(analysis)}
+        content = {"dataset": dataset, **to_json(analysis)}
         save_text(args.output / "errors.json", json.dumps(content, indent=2, allow_nan=False))
 
 

@@ -2,9 +2,16 @@
 
 import argparse
 import logging
+import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from solo_d2.utils.commands import Errors, run_command
+from solo_d2.utils.errors import ConfigError
+
+
+class RejectedError(Exception):
+    """Aborts the writing of a file that fails its check: the exit code is 1."""
 
 
 def entry_point(
@@ -32,9 +39,28 @@ def entry_point(
 
             setup_logger()
             logging.getLogger("detectron2.evaluation.fast_eval_api").setLevel(logging.WARNING)
-        return run_command(name, lambda: run(args), errors=errors)
+
+        def work() -> object:
+            try:
+                return run(args)
+            except RejectedError as error:
+                print(f"{name}: {error}", file=sys.stderr)
+                return 1
+
+        return run_command(name, work, errors=errors)
 
     return main
+
+
+def choose_dataset(given: str | None, cfg: Any, option: str, key: str = "TEST") -> str:
+    """Return the data set of an option or the first of DATASETS.`key`, and check that it exists."""
+    from solo_d2.data.catalog import check_datasets
+
+    name = given or next(iter(cfg.DATASETS[key]), None)
+    if name is None:
+        raise ConfigError(f"DATASETS.{key} is empty: add {option}")
+    check_datasets([name])
+    return str(name)
 
 
 def plain_parser(description: str | None) -> argparse.ArgumentParser:

@@ -54,8 +54,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--output", required=True, metavar="PATH", help="folder, or a PNG or JPG for one image")
     add("--level", help="index or feature of the level; default: that of the most instances")
     add("--tile", type=positive, metavar="PIXELS", help="longer side of a cell's mask")
-    add("--score-threshold", type=probability, metavar="P", help="minimum class score of "
-        "framed cells; default: MODEL.SOLO.SCORE_THRESH_TEST")  # fmt: skip
     add("--confidence-threshold", type=probability, default=0.3, metavar="P",
         help="minimum score of instances in the result")  # fmt: skip
     return parser.parse_args(argv)
@@ -76,7 +74,7 @@ def find_files(args: argparse.Namespace, cfg: CfgNode) -> list[Path]:
 
 
 def draw(
-    args: argparse.Namespace, predictor: Predictor, image: NDArray[np.uint8]
+    args: argparse.Namespace, predictor: Predictor, image: NDArray[np.uint8], score_thresh: float
 ) -> NDArray[np.uint8]:
     """Draw the picture of one image."""
     model = predictor.model
@@ -98,7 +96,7 @@ def draw(
         scale=panel_size(activations)[1] / image.shape[1],
         colors=[tuple(color) for color in (colors / 255)[instances.pred_classes.numpy()]],
     )
-    return compose(image, picture, activations, names, colors, score_thresh=args.score_threshold)
+    return compose(image, picture, activations, names, colors, score_thresh=score_thresh)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -109,10 +107,9 @@ def run(args: argparse.Namespace) -> None:
     predictor = Predictor(cfg, device=args.device, score_thresh=args.confidence_threshold)
     if args.level is not None:
         find_level(predictor.model.head, args.level)  # before an image is read
-    if args.score_threshold is None:
-        args.score_threshold = cfg.MODEL.SOLO.SCORE_THRESH_TEST
+    thresh = cfg.MODEL.SOLO.SCORE_THRESH_TEST
     for file, output in zip(files, outputs, strict=True):
-        save_image(str(output), draw(args, predictor, read_image(file)))
+        save_image(str(output), draw(args, predictor, read_image(file), thresh))
         print(f"{file} -> {output}")
 
 

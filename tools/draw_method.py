@@ -27,8 +27,7 @@ from detectron2.modeling import build_model  # noqa: E402
 
 from solo_d2 import ConfigError  # noqa: E402
 from solo_d2.api.images import save_image  # noqa: E402
-from solo_d2.checkpoint.checkpointer import SOLOCheckpointer  # noqa: E402
-from solo_d2.checkpoint.saved_classes import adopt_saved_classes  # noqa: E402
+from solo_d2.api.loading import load_model, make_config  # noqa: E402
 from solo_d2.config import load_config  # noqa: E402
 from solo_d2.data import (  # noqa: E402
     SOLODatasetMapper,
@@ -64,26 +63,17 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def setup_cfg(args: argparse.Namespace) -> CfgNode:
     """Load the config and register its data sets."""
-    cfg = load_config(args.config_file, args.opts)
-    cfg.MODEL.DEVICE = "cpu"
+    if args.weights:
+        cfg = make_config(args.config_file, args.weights, device="cpu", overrides=args.opts)
+    else:
+        cfg = load_config(args.config_file, args.opts)
+        cfg.MODEL.DEVICE = "cpu"
     cfg.DATASETS.TEST = (args.dataset,)
     register_datasets_of_config(cfg)
     check_datasets([args.dataset])
-    if args.weights:
-        cfg.MODEL.WEIGHTS = args.weights
-        adopt_saved_classes(cfg, args.opts)
-        require_model_classes(cfg, [args.dataset])
+    require_model_classes(cfg, [args.dataset])
     resolve_num_classes(cfg, [args.dataset])
     return cfg
-
-
-def load_model(cfg: CfgNode, weights: str | None) -> Any:
-    """Build the model in evaluation mode on the CPU."""
-    torch.manual_seed(0)
-    model = build_model(cfg).eval()
-    if weights:
-        SOLOCheckpointer(model, whole=True).load(weights)
-    return model
 
 
 def read_sample(cfg: CfgNode, dataset: str, index: int) -> dict[str, Any]:
@@ -99,7 +89,8 @@ def read_sample(cfg: CfgNode, dataset: str, index: int) -> dict[str, Any]:
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
     cfg = setup_cfg(args)
-    model = load_model(cfg, args.weights)
+    torch.manual_seed(0)
+    model = load_model(cfg) if args.weights else build_model(cfg).eval()
     scene = make_scene(model, read_sample(cfg, args.dataset, args.index))
     names = MetadataCatalog.get(args.dataset).thing_classes
     for name in args.pictures:

@@ -29,7 +29,7 @@ from solo_d2.api.backends import model_input  # noqa: E402
 from solo_d2.api.classes import find_classes  # noqa: E402
 from solo_d2.api.images import expand_inputs, read_image  # noqa: E402
 from solo_d2.api.loading import load_model, make_config  # noqa: E402
-from solo_d2.data.catalog import check_datasets, register_datasets_of_config  # noqa: E402
+from solo_d2.data.catalog import register_datasets_of_config  # noqa: E402
 from solo_d2.engine import Trainer  # noqa: E402
 from solo_d2.evaluation.build import build_evaluator  # noqa: E402
 from solo_d2.export.agreement import TOLERANCES, Agreement, mixed_batch  # noqa: E402
@@ -39,7 +39,7 @@ from solo_d2.export.programs import EXTENSIONS, FORMATS, describe, trace  # noqa
 from solo_d2.export.runner import Detector  # noqa: E402
 from solo_d2.modeling.meta_arch import SOLO  # noqa: E402
 from solo_d2.utils.files import whole_file  # noqa: E402
-from tools.arguments import entry_point, model_parser  # noqa: E402
+from tools.arguments import RejectedError, choose_dataset, entry_point, model_parser  # noqa: E402
 
 # Images of DATASETS.TEST to compare by default.
 DEFAULT_IMAGES = 20
@@ -76,8 +76,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def run(args: argparse.Namespace) -> int:
-    """Run the command; return the exit code."""
+def run(args: argparse.Namespace) -> None:
+    """Run the command."""
     cfg = make_config(args.config_file, args.weights, device="cpu", overrides=args.opts)
     model = load_model(cfg)
     batches = choose_inputs(args, cfg)
@@ -86,23 +86,14 @@ def run(args: argparse.Namespace) -> int:
     info = describe(model, pipeline, cfg, classes.names, classes.json_ids)
     save, load = FORMATS[args.format]
     print(f"Tracing and writing {args.format}, {info.precision} ...", flush=True)
-    try:
-        with whole_file(args.output) as path:
-            save(trace(pipeline, info), path)
-            size = path.stat().st_size / 2**20
-            faults = compare(args, cfg, model, load(path), batches)
-            if faults:
-                raise _DisagreementError("\n  ".join(faults))
-    except _DisagreementError as faults:
-        message = f"the export disagrees with the model, {args.output} is not written:\n  {faults}"
-        print(f"export_model: {message}", file=sys.stderr)
-        return 1
+    with whole_file(args.output) as path:
+        save(trace(pipeline, info), path)
+        size = path.stat().st_size / 2**20
+        faults = compare(args, cfg, model, load(path), batches)
+        if faults:
+            title = f"the export disagrees with the model, {args.output} is not written:"
+            raise RejectedError("\n  ".join([title, *faults]))
     print(f"{args.output}: {size:.1f} MiB, {args.format}, {info.precision}")
-    return 0
-
-
-class _DisagreementError(Exception):
-    """Aborts the writing of a file that disagrees with the model."""
 
 
 def choose_inputs(args: argparse.Namespace, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
@@ -113,11 +104,8 @@ def choose_inputs(args: argparse.Namespace, cfg: CfgNode) -> Iterable[list[dict[
             raise ConfigError(f"No image file matches --check-images {' '.join(missing)}")
         return read_files(cfg, files)
     register_datasets_of_config(cfg)
-    name = args.check_dataset or next(iter(cfg.DATASETS.TEST), None)
-    if name is None:
-        raise ConfigError("DATASETS.TEST is empty: add --check-images")
     try:
-        check_datasets([name])
+        name = choose_dataset(args.check_dataset, cfg, "--check-images")
     except DatasetError as error:
         if args.check_dataset:
             raise

@@ -27,6 +27,9 @@ from solo_d2.data.problems import refuse_errors
 from solo_d2.utils.errors import DatasetError
 from tools.arguments import entry_point, plain_parser
 
+# Distance in pixels and ratio of sizes of the paper.
+DISTANCE, RATIO = 30, 1.5
+
 
 class PairCounts(NamedTuple):
     """Objects, pairs in one image, near pairs, near pairs of different size."""
@@ -40,10 +43,7 @@ class PairCounts(NamedTuple):
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = plain_parser(__doc__)
-    add = parser.add_argument
-    add("json", type=Path, metavar="FILE", help="instances in COCO format")
-    add("--distance", type=float, default=30.0, help="pixels (default: %(default)s)")
-    add("--ratio", type=float, default=1.5, help="size ratio (default: %(default)s)")
+    parser.add_argument("json", type=Path, metavar="FILE", help="instances in COCO format")
     return parser.parse_args(argv)
 
 
@@ -83,14 +83,12 @@ def read_boxes(file: Path) -> list[Tensor]:
 
 def run(args: argparse.Namespace) -> None:
     """Print the counts."""
-    counts = count_pairs(read_boxes(args.json), distance=args.distance, ratio=args.ratio)
+    counts = count_pairs(read_boxes(args.json), distance=DISTANCE, ratio=RATIO)
     apart = (counts.pairs - counts.near) / max(counts.pairs, 1)
     other = counts.near_of_other_size / max(counts.near, 1)
     print(f"{counts.objects} objects, {counts.pairs} pairs of objects of one image")
-    print(f"{apart:.1%} have centres more than {args.distance:g} pixels apart")
-    print(
-        f"{other:.1%} of the other {counts.near} differ in size by more than {args.ratio:g} times"
-    )
+    print(f"{apart:.1%} have centres more than {DISTANCE} pixels apart")
+    print(f"{other:.1%} of the other {counts.near} differ in size by more than {RATIO} times")
 
 
 main = entry_point("object_pairs", parse_args, run)

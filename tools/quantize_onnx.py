@@ -19,10 +19,8 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from solo_d2 import ConfigError  # noqa: E402
 from solo_d2.config import load_config  # noqa: E402
 from solo_d2.data.catalog import (  # noqa: E402
-    check_datasets,
     register_datasets_of_config,
     require_model_classes,
 )
@@ -36,7 +34,13 @@ from solo_d2.export.quantization import (  # noqa: E402
 )
 from solo_d2.export.runner import Arrays, Detector  # noqa: E402
 from solo_d2.utils.files import whole_file  # noqa: E402
-from tools.arguments import add_overrides, command_parser, entry_point  # noqa: E402
+from tools.arguments import (  # noqa: E402
+    RejectedError,
+    add_overrides,
+    choose_dataset,
+    command_parser,
+    entry_point,
+)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -64,15 +68,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def choose_dataset(given: str | None, listed: Sequence[str], option: str, key: str) -> str:
-    """Return the data set of an option or else of a key, and check that it exists."""
-    if not given and not listed:
-        raise ConfigError(f"{key} is empty: add {option}")
-    name = given or listed[0]
-    check_datasets([name])
-    return name
-
-
 def calibration_inputs(cfg: Any, detector: Detector, dataset: str, count: int) -> Iterator[Arrays]:
     """Yield inputs of the graph for the first images of a data set."""
     for batch in islice(Trainer.build_test_loader(cfg, dataset), count):
@@ -87,43 +82,30 @@ def _require_classes(cfg: Any, detector: Detector, dataset: str) -> None:
     require_model_classes(cfg, [dataset])
 
 
-def run(args: argparse.Namespace) -> int:
-    """Run the command; return the exit code."""
+def run(args: argparse.Namespace) -> None:
+    """Run the command."""
     cfg = load_config(args.config_file, args.opts)
     register_datasets_of_config(cfg)
-    datasets = cfg.DATASETS
-    checked = choose_dataset(args.check_dataset, datasets.TEST, "--check-dataset", "DATASETS.TEST")
+    checked = choose_dataset(args.check_dataset, cfg, "--check-dataset")
     detector = load_detector(args.model)
     _require_classes(cfg, detector, checked)
     calibration = None
     if not args.dynamic:
-        source = choose_dataset(
-            args.calibration_dataset, datasets.TRAIN, "--calibration-dataset", "DATASETS.TRAIN"
-        )
+        source = choose_dataset(args.calibration_dataset, cfg, "--calibration-dataset", "TRAIN")
         calibration = calibration_inputs(cfg, detector, source, args.calibration_images)
     metric = best_metric(cfg)
-    try:
-        with whole_file(args.output) as path:
-            quantize_onnx(args.model, path, calibration, reduce_range=args.reduce_range)
-            size = path.stat().st_size / 2**20
-            quantised = main_metric(cfg, checked, OnnxModel(load_detector(path)), metric)
-            full = main_metric(cfg, checked, OnnxModel(detector), metric)
-            print(f"{checked}: {metric} {full:.3f} in float32, {quantised:.3f} in 8 bits")
-            if not full - quantised <= args.most_drop:
-                raise _TooInexact
-    except _TooInexact:
-        print(
-            f"quantize_onnx: the metric drops by more than --most-drop {args.most_drop}, "
-            f"{args.output} is not written",
-            file=sys.stderr,
-        )
-        return 1
+    with whole_file(args.output) as path:
+        quantize_onnx(args.model, path, calibration, reduce_range=args.reduce_range)
+        size = path.stat().st_size / 2**20
+        quantised = main_metric(cfg, checked, OnnxModel(load_detector(path)), metric)
+        full = main_metric(cfg, checked, OnnxModel(detector), metric)
+        print(f"{checked}: {metric} {full:.3f} in float32, {quantised:.3f} in 8 bits")
+        if not full - quantised <= args.most_drop:
+            raise RejectedError(
+                f"the metric drops by more than --most-drop {args.most_drop}, {args.output} is not "
+                "written"
+            )
     print(f"{args.output}: {size:.1f} MiB, {args.model}: {args.model.stat().st_size / 2**20:.1f}")
-    return 0
-
-
-class _TooInexact(Exception):
-    """Aborts the writing of a file that loses too much accuracy."""
 
 
 main = entry_point("quantize_onnx", parse_args, run, log=True)

@@ -128,21 +128,18 @@ def _checked(entry: Any, ground_truth: COCO) -> Prediction:
     return {**{key: entry[key] for key in keys}, "segmentation": rle}
 
 
-def analyze_errors(
-    ground_truth: COCO, predictions: Sequence[Prediction], *, min_iou: float = 0.0
-) -> dict[str, Any]:
+def analyze_errors(ground_truth: COCO, predictions: Sequence[Prediction]) -> dict[str, Any]:
     """Compute mask AP of predictions, and of predictions with corrected errors.
 
     Args:
         ground_truth: see `load_ground_truth`.
         predictions: see `read_predictions`.
-        min_iou: mask IoU in [0, 1) that a match must exceed.
 
     Returns:
         num_images, num_objects (without crowd regions), num_predictions, num_unmatched, and rows:
         the metrics of `mask_ap` for each of `CORRECTIONS`.
     """
-    matches = match_predictions(ground_truth, predictions, min_iou=min_iou)
+    matches = match_predictions(ground_truth, predictions)
     return {
         "num_images": len(ground_truth.imgs),
         "num_objects": sum(not x.get("iscrowd", 0) for x in ground_truth.anns.values()),
@@ -156,12 +153,9 @@ def analyze_errors(
 
 
 def match_predictions(
-    ground_truth: COCO, predictions: Sequence[Prediction], *, min_iou: float = 0.0
+    ground_truth: COCO, predictions: Sequence[Prediction]
 ) -> list[Annotation | None]:
-    """Match each prediction with a ground truth, whose mask is RLE; several may share one.
-
-    The match is None if the mask IoU does not exceed `min_iou`; the paper has no such limit.
-    """
+    """Match each prediction with a ground truth, whose mask is RLE; None without overlap."""
     of_image = defaultdict(list)
     for index, prediction in enumerate(predictions):
         of_image[prediction["image_id"]].append(index)
@@ -180,7 +174,7 @@ def match_predictions(
             [0] * len(objects),
         )
         for index, row in zip(indices, ious, strict=True):
-            if row.max() > min_iou:
+            if row.max() > 0:
                 matches[index] = objects[row.argmax()]
     return matches
 

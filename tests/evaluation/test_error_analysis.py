@@ -149,13 +149,6 @@ def test_crowd_is_never_taken():
     assert analyze_errors(ground_truth, [prediction(A)])["num_objects"] == 1
 
 
-def test_least_overlap_is_exclusive():
-    ground_truth, half = truth(annotation(1, A)), [prediction(HALF_A)]
-    assert match_predictions(ground_truth, half, min_iou=0.5) == [None]
-    assert match_predictions(ground_truth, half, min_iou=0.49)[0]["id"] == 1
-    assert ap(ground_truth, *half, min_iou=0.5)["true masks"] == pytest.approx(10)
-
-
 def test_duplicates_are_counted_by_class_and_the_best_score_stays():
     ground_truth = truth(annotation(1, A))
     predictions = [

@@ -85,7 +85,7 @@ def run_tool(exported, tmp_path, monkeypatch):
                 yield detectron2_inputs(seed)
 
         monkeypatch.setattr(tool.Trainer, "build_test_loader", classmethod(loader))
-        monkeypatch.setattr(tool, "check_datasets", lambda names: None)
+        monkeypatch.setattr(catalog, "check_datasets", lambda names: None)
         monkeypatch.setattr(catalog, "categories", lambda name: make_categories(classes, IDS))
         monkeypatch.setattr(tool, "main_metric", lambda cfg, name, model, metric: next(left))
         cfg = small_config("DATASETS.TRAIN", ("first",), "DATASETS.TEST", ("second",))

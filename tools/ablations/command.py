@@ -12,7 +12,7 @@ from solo_d2.utils.errors import ConfigError
 from solo_d2.utils.files import save_json, save_text
 from tools.ablations.report import format_report, format_table, make_lines, report_content
 from tools.ablations.runs import Launch, Outcome, Run, plan_runs, run_all
-from tools.ablations.tables import METRICS, Setting, Table, read_tables, settings
+from tools.ablations.tables import Setting, Table, read_tables, settings
 from tools.benchmarks.common import markdown_table
 
 DESCRIPTION = """\
@@ -45,7 +45,6 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     add("--base-config", type=Path, metavar="FILE", help="apply the rows to this config")
     add("--seeds", nargs="+", default=["1"], metavar="N", help="(default: 1)")
     add("--max-iter", type=positive, default=0, metavar="N", help="shorten the training")
-    add("--metric", choices=METRICS, default="AP", help="metric to show (default: AP)")
     add(
         "--weights", type=Path, metavar="FILE", help="trained model for a table that only evaluates"
     )
@@ -172,9 +171,9 @@ def write_report(
     words = [f"Base: {conditions['base']}", f"seeds {', '.join(map(str, seeds))}"]
     words += [f"{args.max_iter} iterations"] if args.max_iter else []
     words += [" ".join(args.opts)] if args.opts else []
-    lines = make_lines(rows, outcomes, args.metric)
+    lines = make_lines(rows, outcomes)
     reference = [row.row.name for row in rows].index(table.reference)
-    text = format_table(lines, reference, args.metric)
+    text = format_table(lines, reference)
     page = format_report(table, text, outcomes, words)
     save_json(
         folder / f"{table.name}.json", report_content(table, rows, lines, outcomes, conditions)

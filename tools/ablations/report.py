@@ -33,29 +33,27 @@ class Line:
         return statistics.stdev(self.values)
 
 
-def make_lines(
-    settings: Sequence[Setting], outcomes: Sequence[Outcome], metric: str = "AP"
-) -> list[Line]:
-    """Collect a mask metric of each row, such as "AP50", from the outcomes of its runs."""
+def make_lines(settings: Sequence[Setting], outcomes: Sequence[Outcome]) -> list[Line]:
+    """Collect the mask AP of each row from the outcomes of its runs."""
     lines = []
     for setting in settings:
         of_row = [outcome for outcome in outcomes if outcome.run.row == setting.row.name]
-        values = (o.result.metrics.get(f"segm/{metric}", math.nan) for o in of_row if o.result)
-        paper = setting.row.paper.get(metric, math.nan)
+        values = (o.result.metrics["segm/AP"] for o in of_row if o.result)
+        paper = setting.row.paper.get("AP", math.nan)
         lines.append(Line(setting.label, paper, tuple(values), len(of_row)))
     return lines
 
 
-def format_table(lines: Sequence[Line], reference: int, metric: str = "AP") -> str:
+def format_table(lines: Sequence[Line], reference: int) -> str:
     """Format the table in Markdown, with differences to the line of index `reference`."""
     base = lines[reference]
     return markdown_table(
         [
             {
                 "": line.label,
-                f"paper {metric}": _figure(line.paper),
+                "paper AP": _figure(line.paper),
                 "to reference": _difference(line.paper, base.paper, line is base),
-                f"our {metric}": _figure(line.mean),
+                "our AP": _figure(line.mean),
                 "±": _figure(line.deviation),
                 "our difference": _difference(line.mean, base.mean, line is base),
                 "seeds": f"{len(line.values)}/{line.planned}",

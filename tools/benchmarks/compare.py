@@ -50,7 +50,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `benchmark.py compare`."""
     add = parser.add_argument
     add("--peer", type=Path, required=True, metavar="DIR", help="checkout of AdelaiDet")
-    add("--peer-config", default="configs/SOLOv2/R50_3x.yaml", help="in the checkout (%(default)s)")
     add("--config-file", default="configs/coco/solov2_R50_3x.yaml", help="our config (%(default)s)")
     add("--size", type=parse_size, default=(800, 1216), help="of images (%(default)s)")
     add("--candidates", type=int, default=600, help="cells above the threshold (%(default)s)")
@@ -90,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
 
 def load_peer(args: argparse.Namespace) -> nn.Module:
     """Build the peer's SOLOv2 with random weights, without its compiled operators."""
-    package, config = args.peer / "adet", args.peer / args.peer_config
+    package, config = args.peer / "adet", args.peer / "configs/SOLOv2/R50_3x.yaml"
     for path in (package / "modeling/solov2", config):
         if not path.exists():
             raise ConfigError(

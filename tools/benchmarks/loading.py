@@ -56,7 +56,6 @@ Mapper = Callable[[Record], dict[str, Any]]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `benchmark.py loading`."""
     add = parser.add_argument
-    add("--kind", choices=KINDS, nargs="+", default=list(KINDS))
     add("--num", type=int, nargs="+", default=[10, 300], help="objects per image")
     add("--size", type=parse_size, default=(480, 640), help="of the images (480x640)")
     add("--short-side", type=int, default=800, help="after resizing (%(default)s)")
@@ -70,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
     mappers = make_mappers(args.short_side)
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        for kind, num in itertools.product(args.kind, args.num):
+        for kind, num in itertools.product(KINDS, args.num):
             record = make_record(Path(folder), kind, num, args.size, args.seed)
             results += _run_case(args, mappers, record, {"kind": kind, "objects": num})
     print(f"\n{markdown_table([table_row(result) for result in results])}")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from solo_d2.inference import NMS
-from solo_d2.ops.backends import BACKENDS, choose_backend
+from solo_d2.ops.backends import choose_backend
 from solo_d2.ops.mask_geometry import mask_boxes
 from solo_d2.ops.mask_iou import mask_overlaps
 from tools.benchmarks.common import add_common_arguments, compare, parse_size, run_cases
@@ -30,7 +30,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--size", type=parse_size, nargs="+", default=[(112, 152), (200, 304)])
     add("--classes", type=int, nargs="+", default=[1, 10, 80])
     add("--type", choices=sorted(NMS), nargs="+", default=["matrix"])
-    add("--backend", choices=BACKENDS, default="auto")
     add("--peak-bandwidth", type=float, help="GB/s of the GPU")
     add("--peak-int8", type=float, help="dense TOPS of the GPU")
     add_common_arguments(parser)
@@ -63,7 +62,7 @@ def _run_case(
     args: argparse.Namespace, size: tuple[int, int], num: int, num_classes: int, name: str
 ) -> dict[str, Any]:
     scene = tuple(x.to(args.device) for x in make_scene(num, size, num_classes, args.seed))
-    ours = partial(NMS[name], *scene, backend=args.backend)
+    ours = partial(NMS[name], *scene)
     plain = (
         partial(plain_matrix_nms, *scene) if name == "matrix" else partial(ours, backend="torch")
     )
@@ -72,9 +71,9 @@ def _run_case(
         "num": num,
         "size": list(size),
         "classes": num_classes,
-        "backend": choose_backend(args.backend, args.device),
+        "backend": choose_backend("auto", args.device),
         **compare({"ours": ours, "plain": plain}, args),
-        "agreement": agreement(name, scene, args.backend),
+        "agreement": agreement(name, scene),
     }
     if args.peak_bandwidth and args.peak_int8:
         seconds = work(*scene[:2]) / torch.tensor(
@@ -85,15 +84,15 @@ def _run_case(
     return result
 
 
-def agreement(name: str, scene: tuple[Tensor, ...], backend: str) -> dict[str, float]:
+def agreement(name: str, scene: tuple[Tensor, ...]) -> dict[str, float]:
     """Count pairs with different intersections and the largest score difference to plain."""
     masks, labels, scores = scene
-    ours = NMS[name](*scene, backend=backend)
+    ours = NMS[name](*scene)
     counts, expected = plain_matrix_nms(*scene)
     if name != "matrix":
         expected = NMS[name](*scene, backend="torch")
     competes = (labels[:, None] == labels[None, :]).triu()
-    differs = (mask_overlaps(masks, labels, backend=backend) != counts) & competes
+    differs = (mask_overlaps(masks, labels) != counts) & competes
     return {
         "pairs_that_differ": int(differs.sum()),
         "largest_score_difference": float((ours - expected).abs().max()) if len(scores) else 0.0,

@@ -19,7 +19,7 @@ import torch
 from torch.nn import functional as F
 
 from solo_d2.inference import MaskDecoder
-from solo_d2.ops.backends import BACKENDS, choose_backend
+from solo_d2.ops.backends import choose_backend
 from solo_d2.ops.candidates import class_probabilities, filter_scores
 from solo_d2.ops.mask_geometry import mask_boxes
 from solo_d2.ops.matrix_nms import matrix_nms
@@ -54,13 +54,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `benchmark.py postprocess`."""
     add = parser.add_argument
     add("--num", type=int, nargs="+", default=[600], help="number of candidates")
-    add("--cells", type=int, help="number of their cells; default: one each")
     add("--size", type=parse_size, default=(200, 304), help="of the mask feature (200x304)")
     add("--channels", type=int, default=256)
     add("--classes", type=int, default=80)
     add("--output-size", type=parse_size, nargs="+", default=[(800, 1216), (480, 640)])
-    add("--backend", choices=BACKENDS, default="auto")
-    add("--no-product", action="store_true", help="decode mask probabilities, as of SOLO")
     add_common_arguments(parser)
 
 
@@ -73,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
     for result in results:
         found = result["found"]
         print(
-            f"\n{result['num']} candidates in {result['cells']} cells, output "
+            f"\n{result['num']} candidates, output "
             f"{size_text(result['output_size'])}: {found['instances']} instances; plain: "
             f"{found['pixels_that_differ']} pixels of {found['pixels']} differ, "
             f"{found['boxes_that_differ']} boxes, scores by "
@@ -225,12 +222,10 @@ def agreement(ours: Predictions, plain: Predictions) -> dict[str, Any]:
 
 
 def _run_case(args: argparse.Namespace, num: int, output_size: Size) -> dict[str, Any]:
-    num_cells = args.cells or num
-    outputs = make_outputs(num, args.size, args.channels, args.classes, num_cells, args.seed)
+    outputs = make_outputs(num, args.size, args.channels, args.classes, num, args.seed)
     sizes = (MASK_STRIDE * args.size[0], MASK_STRIDE * args.size[1]), output_size
     inputs = to_device(outputs, args.device), *sizes
-    ours = Ours(args.device, args.backend, product=not args.no_product)
-    ways: dict[str, Ours | Plain] = {"ours": ours, "plain": Plain(args.device)}
+    ways: dict[str, Ours | Plain] = {"ours": Ours(args.device), "plain": Plain(args.device)}
     found = agreement(*(decode(way, *inputs) for way in ways.values()))
     # Measured before the inputs of the stages take memory.
     peaks = {k: peak_memory(partial(decode, way, *inputs), args.device) for k, way in ways.items()}
@@ -245,13 +240,11 @@ def _run_case(args: argparse.Namespace, num: int, output_size: Size) -> dict[str
     }
     return {
         "num": num,
-        "cells": num_cells,
         "size": list(args.size),
         "channels": args.channels,
         "classes": args.classes,
         "output_size": list(output_size),
-        "backend": choose_backend(args.backend, args.device),
-        "product": not args.no_product,
+        "backend": choose_backend("auto", args.device),
         "found": found,
         "stages": stages,
     }

@@ -67,7 +67,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--dense", type=int, default=300, help="objects (%(default)s)")
     add("--bfloat16", action="store_true", help="autocast for loss and dense")
-    add("--memory-mib", type=int, default=64, help="as MODEL.SOLO.LOSS.MEMORY_MIB (%(default)s)")
     add_common_arguments(parser)
     add("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE ...")
 
@@ -165,7 +164,7 @@ def run_mask_loss(args: argparse.Namespace, num_images: int, num: int) -> dict[s
             value = loss()
         return value.detach(), *torch.autograd.grad(value, inputs)
 
-    ours = partial(mask_loss_sum, outputs, targets, head=head, memory_mib=args.memory_mib)
+    ours = partial(mask_loss_sum, outputs, targets, head=head)
     functions = {
         "ours": partial(with_gradients, ours),
         "plain": partial(with_gradients, partial(plain_mask_loss, outputs, plain, head=head)),

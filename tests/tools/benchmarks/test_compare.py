@@ -35,6 +35,6 @@ def test_a_step_trains_without_a_change():
 
 
 def test_another_folder_is_refused(tmp_path):
-    args = Namespace(peer=tmp_path, peer_config="configs/SOLOv2/R50_3x.yaml", device=CPU)
+    args = Namespace(peer=tmp_path, device=CPU)
     with pytest.raises(compare.ConfigError, match=r"is not a checkout of AdelaiDet.*solov2"):
         compare.load_peer(args)
