@@ -29,6 +29,8 @@ def read_arguments(description: str, argv: Sequence[str] | None = None) -> argpa
     if args.show is None:
         args.show = args.webcam is not None
     _check(parser, args)
+    args.drawing = {"draw_boxes": args.boxes}  # options of `Result.draw`
+    args.drawing |= {key: getattr(args, key) for key in ("publication", "scale", "labels")}
     return args
 
 

@@ -128,13 +128,7 @@ class Live:
         assert frame.found is not None
         frame.shown = frame.found.filtered(self.view.threshold, self.view.class_index)
         if self.window is not None or self.writer is not None:
-            args = self.args
-            frame.picture = frame.shown.draw(
-                publication=args.publication,
-                scale=args.scale,
-                draw_boxes=args.boxes,
-                labels=args.labels,
-            )
+            frame.picture = frame.shown.draw(**self.args.drawing)
         return frame
 
     def save(self, frame: Frame) -> Frame:

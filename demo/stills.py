@@ -97,13 +97,7 @@ class Stills:
         """Draw and save the overlay, if one is wanted."""
         assert still.result is not None
         if still.overlay is not None or self.show:
-            args = self.args
-            still.picture = still.result.draw(
-                publication=args.publication,
-                scale=args.scale,
-                draw_boxes=args.boxes,
-                labels=args.labels,
-            )
+            still.picture = still.result.draw(**self.args.drawing)
         if still.overlay is not None:
             assert still.picture is not None
             save_image(still.overlay, still.picture)

@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from detectron2.modeling import build_model
-from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
@@ -29,7 +28,6 @@ from solo_d2.checkpoint.checkpointer import SOLOCheckpointer
 from solo_d2.config import load_config
 from solo_d2.engine import Trainer
 from solo_d2.modeling.speed import SpeedOptions, speed_up
-from solo_d2.ops.mask_geometry import mask_boxes
 from solo_d2.ops.mask_iou import match_pairs, pairwise_mask_iou
 from solo_d2.utils.errors import ConfigError
 from tools.benchmarks.common import (
@@ -41,7 +39,7 @@ from tools.benchmarks.common import (
     save,
     table_row,
 )
-from tools.benchmarks.scenes import make_scene
+from tools.benchmarks.scenes import make_instances
 
 NUM_CLASSES = 80
 
@@ -79,7 +77,11 @@ def run(args: argparse.Namespace) -> None:
         },
         args,
     )
-    batch = [x | {"instances": _objects(args, i)} for i, x in enumerate(images)]
+    scenes = [
+        make_instances(args.objects, args.size, NUM_CLASSES, args.seed + number)
+        for number in range(args.batch)
+    ]
+    batch = [x | {"instances": y} for x, y in zip(images, scenes, strict=True)]
     training = compare({"ours": _step(ours, batch), "peer": _step(peer, batch)}, args)
     rows = [{"part": name, **x} for name, x in (("inference", inference), ("training", training))]
     print("\nmilliseconds: median (interquartile range); MiB: peak beyond the inputs\n")
@@ -160,16 +162,6 @@ def _noise(args: argparse.Namespace, number: int) -> Tensor:
     generator = torch.Generator().manual_seed(args.seed + number)
     small = torch.rand(1, 3, args.size[0] // 16, args.size[1] // 16, generator=generator)
     return 255 * nn.functional.interpolate(small, args.size, mode="bicubic").clamp(0, 1)[0]
-
-
-def _objects(args: argparse.Namespace, number: int) -> Instances:
-    masks, classes, _ = make_scene(args.objects, args.size, NUM_CLASSES, args.seed + number)
-    return Instances(
-        args.size,
-        gt_masks=BitMasks(masks),
-        gt_classes=classes,
-        gt_boxes=Boxes(mask_boxes(masks)),
-    )
 
 
 def _step(model: nn.Module, batch: list[dict[str, Any]]) -> Callable[[], None]:

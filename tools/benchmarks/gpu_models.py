@@ -14,10 +14,9 @@ from typing import Any
 import torch
 
 from solo_d2.inference import MaskDecoder
-from solo_d2.ops.mask_geometry import mask_boxes
 from tools.benchmarks.gpu_timing import Meter
 from tools.benchmarks.head_outputs import NUM_GRIDS, KernelOutputs, make_outputs, to_device
-from tools.benchmarks.scenes import make_scene
+from tools.benchmarks.scenes import make_instances
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "coco"
 LIGHT, R50 = "solov2_light_448_R18_3x.yaml", "solov2_R50_1x.yaml"
@@ -182,19 +181,12 @@ def _steps(
 
 def draw_batch(num: int, size: Size, *, pin: bool) -> list[dict[str, Any]]:
     """Generate training samples with ten objects each; `pin` uses pinned memory."""
-    from detectron2.structures import BitMasks, Boxes, Instances
-
     from solo_d2.data.loader import PinnableBatch
 
     samples = []
     for index in range(num):
-        masks, labels, _ = make_scene(10, size, NUM_CLASSES, seed=index, distinct=True)
-        instances = Instances(
-            size,
-            gt_masks=BitMasks(masks),
-            gt_boxes=Boxes(mask_boxes(masks)),
-            gt_classes=labels,
-        )
         image = torch.randint(256, (3, *size), dtype=torch.uint8)
-        samples.append({"image": image, "instances": instances})
+        samples.append(
+            {"image": image, "instances": make_instances(10, size, NUM_CLASSES, seed=index)}
+        )
     return PinnableBatch(samples).pin_memory() if pin else samples

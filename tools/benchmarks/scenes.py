@@ -9,10 +9,12 @@ masks form groups of near-duplicates, some of another class.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from solo_d2.ops.mask_geometry import mask_boxes
 from solo_d2.ops.threads import one_thread
 
 AREA_MEDIAN, AREA_LOG_STD, AREA_MAX = 0.0052, 2.4, 0.6
@@ -38,6 +40,15 @@ def make_scene(
     """
     with one_thread():  # thousands of small operations
         return _draw_scene(num, size, num_classes, seed, distinct)
+
+
+def make_instances(num: int, size: tuple[int, int], num_classes: int, seed: int = 0) -> Any:
+    """Generate the annotations of an image as Detectron2's Instances."""
+    from detectron2.structures import BitMasks, Boxes, Instances
+
+    masks, classes, _ = make_scene(num, size, num_classes, seed, distinct=True)
+    boxes = Boxes(mask_boxes(masks))
+    return Instances(size, gt_masks=BitMasks(masks), gt_classes=classes, gt_boxes=boxes)
 
 
 def class_frequencies(num_classes: int) -> Tensor:

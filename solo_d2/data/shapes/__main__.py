@@ -29,7 +29,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> int:
-    """Run the command; 0 when the data set is there at the end."""
+    """Run the command; return the exit code."""
     args = parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     return run_command("error", lambda: run(args), errors=(ValueError,), failed=1)

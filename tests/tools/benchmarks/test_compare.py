@@ -9,6 +9,7 @@ import torch
 from tests.modeling.tiny import image, tiny_model
 from tools.benchmarks import compare
 from tools.benchmarks.common import CPU
+from tools.benchmarks.scenes import make_instances
 
 
 def test_instances_are_matched_by_mask_and_class():
@@ -25,8 +26,8 @@ def test_instances_are_matched_by_mask_and_class():
 def test_a_step_trains_without_a_change():
     model = tiny_model()
     before = {name: value.clone() for name, value in model.named_parameters()}
-    args = Namespace(size=(96, 128), objects=3, seed=0)
-    batch = [{"image": compare._noise(args, 0), "instances": compare._objects(args, 0)}]
+    args = Namespace(size=(96, 128), seed=0)
+    batch = [{"image": compare._noise(args, 0), "instances": make_instances(3, args.size, 80)}]
     compare._step(model, batch)()
     assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
     assert any(
