@@ -2,7 +2,6 @@
 
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,9 +25,7 @@ from solo_d2.utils.errors import DatasetError
 
 if not HAS_DETECTRON2:
     del sys.modules["detectron2"]
-# Detectron2 installs a package `tools`, so the file is imported from its folder.
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
-import convert_panoptic
+from tools import convert_panoptic
 
 
 def convert(root, **options):

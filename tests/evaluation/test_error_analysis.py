@@ -2,8 +2,6 @@
 
 import json
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,11 +31,7 @@ from solo_d2.evaluation.error_analysis import (
 from solo_d2.utils.errors import ConfigError, DatasetError
 from tests.evaluation.made_up import images_of, rectangle
 from tests.modeling.tiny import NUM_CLASSES, tiny_config
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
-
-import analyze_errors as command  # noqa: E402
+from tools import analyze_errors as command
 
 pytestmark = pytest.mark.detectron2
 

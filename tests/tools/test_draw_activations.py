@@ -1,8 +1,5 @@
 """The sheet of all cells' masks: each tile is its cell's mask, the right ones have a frame."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -14,6 +11,7 @@ from solo_d2.structures import GridCells, HeadOutputs
 from solo_d2.utils.errors import ConfigError
 from solo_d2.visualization.colors import probability_colors
 from tests.modeling.tiny import NUM_CLASSES, image, tiny_config, tiny_model
+from tools import draw_activations as command
 from tools.figures import activations as module
 from tools.figures.activations import (
     LevelActivations,
@@ -28,11 +26,6 @@ from tools.figures.activations import (
     panel_size,
     record,
 )
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
-
-import draw_activations as command  # noqa: E402
 
 pytestmark = pytest.mark.detectron2
 

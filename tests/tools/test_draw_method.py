@@ -1,26 +1,18 @@
 """The drawings of the method show what the code assigns and finds."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from solo_d2 import ConfigError
+from solo_d2.data.shapes.folder import ShapesParams, ensure_shapes
+from tests.modeling.tiny import image, tiny_config, tiny_model
+from tools import draw_method
+from tools.figures import method
+from tools.figures.canvas import Panel, Plate, arrange
+
 pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
-
-import draw_method  # noqa: E402
-
-from solo_d2 import ConfigError  # noqa: E402
-from solo_d2.data.shapes.folder import ShapesParams, ensure_shapes  # noqa: E402
-from tests.modeling.tiny import image, tiny_config, tiny_model  # noqa: E402
-from tools.figures import method  # noqa: E402
-from tools.figures.canvas import Panel, Plate, arrange  # noqa: E402
 
 NAMES = [f"class {index}" for index in range(5)]
 

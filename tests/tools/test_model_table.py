@@ -1,6 +1,5 @@
 """tools/model_table.py and tools/plot_published.py: published results and sizes of all models."""
 
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -9,20 +8,13 @@ import pytest
 
 from solo_d2.utils.errors import ConfigError
 from tests.modeling.tiny import tiny_config
+from tools import model_table, plot_published
 from tools.benchmarks.complexity import Complexity
 from tools.model_zoo import tables
 from tools.model_zoo.published import read_published
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
-
-
-def run_command(name, *arguments):
-    """A file of tools/, in this process; `tools` is a name that other packages take, too."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / f"tools/{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main([str(x) for x in arguments])
 
 
 @pytest.mark.parametrize(
@@ -120,7 +112,7 @@ def rows(text):
 
 
 def test_tables_are_rewritten_in_place(folder, capsys):
-    assert run_command("model_table", "--configs", folder) == 0
+    assert model_table.main(["--configs", str(folder)]) == 0
     assert capsys.readouterr().out.split() == ["coco/a", "coco/b_R18_3x"]
     text = (folder / "README.md").read_text()
     first, last = text.split("between")
@@ -141,7 +133,7 @@ def test_tables_are_rewritten_in_place(folder, capsys):
     assert "[^port]: a port" in last
     assert "old" not in text + (folder.parent / "README.md").read_text()
     # Once more changes nothing, and nothing is left behind.
-    assert run_command("model_table", "--configs", folder) == 0
+    assert model_table.main(["--configs", str(folder)]) == 0
     assert (folder / "README.md").read_text() == text
     assert {path.name for path in folder.iterdir()} == {"README.md", "coco", "published.json"}
 
@@ -170,7 +162,7 @@ def test_bad_results_are_refused(folder, capsys, change, words):
     change(results)
     (folder / "published.json").write_text(json.dumps(results))
     before = (folder / "README.md").read_text()
-    assert run_command("model_table", "--configs", folder) == 2
+    assert model_table.main(["--configs", str(folder)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("model_table: ")
     assert "published.json" in line
@@ -217,13 +209,10 @@ def test_published_numbers_of_facts():
 
 def test_speed_is_plotted_against_accuracy(folder, tmp_path, capsys):
     picture = tmp_path / "plot.png"
-    assert run_command("plot_published", "--configs", folder, "--output", picture) == 0
+    assert plot_published.main(["--configs", str(folder), "--output", str(picture)]) == 0
     assert picture.read_bytes()[:4] == b"\x89PNG"
-    spec = importlib.util.spec_from_file_location("plot", ROOT / "tools/plot_published.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert module.speeds(read_published(folder)) == {"b": {"R18": (20, 30)}}
-    points = module.speeds(read_published(CONFIGS))
+    assert plot_published.speeds(read_published(folder)) == {"b": {"R18": (20, 30)}}
+    points = plot_published.speeds(read_published(CONFIGS))
     assert points["SOLOv2"]["R50"] == (54, 37.5)
     assert points["SOLOv2 of AdelaiDet"]["R50"] == (47, 37.6)
     assert points["SOLO"]["512 R50"] == (pytest.approx(1000 / 22.5), 34.2)

@@ -1,20 +1,13 @@
 """tools/object_pairs.py: the statistic of SOLO's section 1."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 import torch
 
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
+from tools import object_pairs
 
-spec = importlib.util.spec_from_file_location(
-    "object_pairs", Path(__file__).parents[2] / "tools/object_pairs.py"
-)
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
+pytestmark = pytest.mark.detectron2
 
 # Two near ones of one size, a large one about the same place, one far away.
 BOXES = [[10, 10, 20, 20], [12, 10, 20, 20], [0, 0, 40, 40], [200, 200, 20, 20]]
@@ -34,24 +27,24 @@ def write(path, boxes, **changes):
 
 def test_by_hand(tmp_path, capsys):
     file = write(tmp_path / "a.json", [*BOXES, [0, 0, 10, 10]])  # the last one is alone
-    assert module.main([file]) == 0
+    assert object_pairs.main([file]) == 0
     printed = capsys.readouterr().out
     assert "5 objects, 6 pairs" in printed
     assert "50.0% have centres more than 30 pixels apart" in printed
     assert "66.7% of the other 3 differ" in printed
-    counts = module.count_pairs([torch.tensor(BOXES).double()], distance=1000, ratio=1.5)
+    counts = object_pairs.count_pairs([torch.tensor(BOXES).double()], distance=1000, ratio=1.5)
     assert counts == (4, 6, 6, 3)
 
 
 def test_of_nothing(tmp_path, capsys):
-    assert module.main([write(tmp_path / "a.json", BOXES, iscrowd=1)]) == 0
+    assert object_pairs.main([write(tmp_path / "a.json", BOXES, iscrowd=1)]) == 0
     assert "0 objects, 0 pairs" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("bbox", [None, [1, 2, 3], "abcd", [1, 2, 3, "x"]])
 def test_a_bad_box_is_named(tmp_path, capsys, bbox):
     file = write(tmp_path / "a.json", BOXES, bbox=bbox)
-    assert module.main([file]) == 2
+    assert object_pairs.main([file]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert file in line
     assert "annotations[0]" in line

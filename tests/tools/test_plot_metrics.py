@@ -1,16 +1,11 @@
 """The curves are those of metrics.json; bad input is one line."""
 
 import json
-import sys
-from pathlib import Path
 
 import cv2
 import pytest
 
-# Detectron2 installs a package `tools`, so the file is imported from its folder.
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-
-from plot_metrics import curve, main, plot, read_metrics  # noqa: E402
+from tools.plot_metrics import curve, main, plot, read_metrics
 
 LINES = [
     {"iteration": 9, "total_loss": 2.0},

@@ -2,19 +2,15 @@
 
 import json
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tools import quickstart
+
 ROOT = Path(__file__).resolve().parents[2]
-# Detectron2 installs a package `tools`, so the file is imported from its folder.
-sys.path.insert(0, str(ROOT / "tools"))
-
-import quickstart  # noqa: E402
-
 pytestmark = pytest.mark.detectron2
 
 METRICS = {"segm/AP": 60.0, "segm/AP50": 80.0, "segm/APl": math.nan, "bbox/AP": 55.5}

@@ -1,6 +1,6 @@
 """Set-up of the environment: which steps run, with which versions."""
 
-import importlib.util
+import importlib.metadata
 import json
 import re
 import subprocess
@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from tools import setup_env
+
 ROOT = Path(__file__).resolve().parents[2]
-SPEC = importlib.util.spec_from_file_location("setup_env", ROOT / "tools/setup_env.py")
-setup_env = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(setup_env)
 
 
 @pytest.fixture
@@ -116,7 +115,7 @@ def test_keep_installs_neither_torch_nor_detectron2(machine, tmp_path):
     lines = joined(machine(DETECTRON2="keep"))
     assert not any(line.endswith(("torchvision", "detectron2.git")) for line in lines)
     pins = (tmp_path / "venv/constraints.txt").read_text().splitlines()
-    installed = importlib.import_module("importlib.metadata").version("torch")
+    installed = importlib.metadata.version("torch")
     assert f"torch=={installed}" in pins
     assert (tmp_path / "venv/lib/python3/site-packages/solo_d2_keep.pth").is_file()
 

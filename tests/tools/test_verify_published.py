@@ -1,8 +1,6 @@
 """tools/verify_published.py on made-up checkpoints and a few images."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,12 +8,7 @@ import torch
 from solo_d2.data.classes import dataset_categories
 from tests.checkpoint import published
 from tests.pictures import picture, save
-
-spec = importlib.util.spec_from_file_location(
-    "verify_published", Path(__file__).parents[2] / "tools/verify_published.py"
-)
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
+from tools import verify_published
 
 
 @pytest.fixture
@@ -57,7 +50,7 @@ def test_each_checkpoint_stands_beside_its_published_ap(coco, weights, tmp_path,
     torch.save({"state_dict": published.authors("solo")}, weights / "SOLO_R50.pth")
     output = tmp_path / "verified.json"
     arguments = [str(weights), str(coco), "--device", "cpu", "--output", str(output)]
-    assert module.main(arguments) == 1  # two can't be evaluated, which loses no other
+    assert verify_published.main(arguments) == 1  # two can't be evaluated, which loses no other
     printed = capsys.readouterr().out
     results = {x["file"]: x for x in json.loads(output.read_text())}
     light, ported = results["SOLOv2_LIGHT_448_R18_3x.pth"], results["SOLOv2_R50_3x.pth"]
@@ -79,6 +72,6 @@ def test_what_is_missing_is_named_before_work(coco, weights, capsys, missing):
         (coco / "val2017").rename(coco / "val")
     else:
         (coco / "annotations/instances_val2017.json").unlink()
-    assert module.main([str(weights), str(coco), "--device", "cpu"]) == 2
+    assert verify_published.main([str(weights), str(coco), "--device", "cpu"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert str(weights if missing == "weights" else coco) in line

@@ -8,10 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tools import benchmark
 from tools.benchmarks import gpu, gpu_checks
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "tools"))
-import benchmark  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -4,8 +4,6 @@ import argparse
 import json
 import math
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,11 +13,9 @@ from solo_d2.modeling.speed import FastNetwork, SpeedOptions
 from solo_d2.utils.errors import ConfigError
 from tests.export.models import detectron2_inputs
 from tests.modeling.tiny import tiny_config, tiny_model
+from tools import benchmark
 from tools.benchmarks import inference
 from tools.benchmarks.inference import speed_options
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "tools"))
-import benchmark
 
 
 def parse(*arguments):

@@ -3,14 +3,13 @@
 import importlib
 import importlib.util
 import json
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
 from solo_d2.evaluation.average_precision import BACKENDS
+from tools import benchmark
 from tools.benchmarks import evaluation, loading, nms, postprocess
 from tools.benchmarks.common import (
     Stopwatch,
@@ -23,9 +22,6 @@ from tools.benchmarks.common import (
 )
 from tools.benchmarks.head_outputs import make_outputs
 from tools.benchmarks.scenes import class_frequencies, make_scene
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "tools"))
-import benchmark
 
 CPU = torch.device("cpu")
 
