@@ -1,7 +1,6 @@
-"""The generated data set `shapes`: real-looking pixels, exact masks, nothing to download.
+"""The generated data set `shapes`: textured images with exact masks.
 
-`outlines` and `textures` say what is drawn, `drawing` makes one image, `folder` writes the data
-set in COCO format, `registration` puts it into Detectron2's catalogs, and
-`python -m solo_d2.data.shapes --output DIR` writes it by hand. Only `registration` needs
-Detectron2.
+`outlines` and `textures` define what is drawn, `drawing` draws an image, `folder` writes the data
+set in COCO format, `registration` registers it in Detectron2's catalogs, and
+`python -m solo_d2.data.shapes --output DIR` is the command. Only `registration` needs Detectron2.
 """

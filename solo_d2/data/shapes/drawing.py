@@ -1,7 +1,7 @@
-"""One image of the generated data set: pixels, visible instance masks and the stuff map.
+"""Draw an image of the generated data set: pixels, visible instance masks and the stuff map.
 
-Where things are (NumPy only) and how they are painted draw from separate streams of random
-numbers, so that masks do not depend on colours or on OpenCV.
+Positions (NumPy only) and colours use separate streams of random numbers, so masks depend neither
+on colours nor on OpenCV.
 Shape letters: N instances, P pixels, H W rows and columns.
 """
 
@@ -36,38 +36,38 @@ SPLITS = ("train", "val")
 
 # Sides of an image, in pixels, both ends inclusive.
 SIDE_RANGE = (104, 128)
-# Share of images without any object.
+# Share of images without objects.
 EMPTY_SHARE = 0.045
-# Chance of 1, 2, ... objects in the others.
+# Probabilities of 1, 2, ... objects in the others.
 COUNT_CHANCES = (0.15, 0.25, 0.25, 0.2, 0.1, 0.05)
-# Size of an object, sqrt(width * height) of its box in pixels: few tiny ones, else log-uniform.
-# Large ones often find no room and are drawn again, so some 4 % end up tiny.
+# Size of an object, sqrt(width * height) of its box in pixels: a few tiny ones, otherwise
+# log-uniform. Large ones often do not fit and are drawn again, so about 4 % end up tiny.
 TINY_SHARE = 0.015
 TINY_RANGE = (7.0, 11.0)
 SIZE_RANGE = (38.0, 96.0)
-# Every object keeps this share of its area, and this many pixels, in sight; one that would not, or
-# that would hide another so far, is not drawn. So everything drawn is annotated.
+# At least this share of the area and this many pixels of each object are visible. Objects that
+# would violate this, for themselves or for others, are not drawn: all drawn objects are annotated.
 MIN_VISIBLE_SHARE = 0.75
 MIN_VISIBLE_PIXELS = 14
-# As in the real world, a class has a typical colour: most objects have a hue within this many turns
-# of it (the classes' hues divide the circle), the others any.
+# Each class has a typical colour. Most objects have a hue within this many turns of it (the
+# classes' hues divide the circle); the others have any hue.
 TYPICAL_SHARE = 0.9
 HUE_SPREAD = 0.05
-# Colour distance (RGB, 0 to 255) of an object to what surrounds its outline.
+# Colour distance (RGB, 0 to 255) of an object to the pixels around its outline.
 MIN_CONTRAST = 75.0
-# Rows and columns around an object's box that its shadow may reach.
+# Largest extent of a shadow beyond an object's box, in pixels.
 MARGIN = 8
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """One image and everything known about it.
+    """An image and its ground truth.
 
     Attributes:
         image: (H, W, 3) uint8, RGB.
-        masks: (N, H, W) bool, the visible part of each object; disjoint, none is empty.
+        masks: (N, H, W) bool, the visible part of each object; disjoint and not empty.
         classes: (N,) int64, index into THING_CLASSES.
-        stuff: (H, W) uint8, index into STUFF_CLASSES of the background, also behind objects.
+        stuff: (H, W) uint8, index into STUFF_CLASSES, also behind objects.
     """
 
     image: NDArray[np.uint8]
@@ -78,7 +78,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class _Object:
-    """A placed outline. Its window starts at row `top` and column `left`, maybe outside.
+    """A placed outline. Its window starts at row `top` and column `left`, possibly outside.
 
     Attributes:
         x: columns of the window, relative to the outline.
@@ -98,16 +98,16 @@ class _Object:
 
     @cached_property
     def area(self) -> int:
-        """Pixels inside the outline."""
+        """Number of pixels inside the outline."""
         return int(np.count_nonzero(self.covered))
 
     @cached_property
     def distance(self) -> FloatArray:
-        """Signed distance to the outline over the window; costly, so only of what is painted."""
+        """Signed distance to the outline over the window; expensive, for painted objects only."""
         return signed_distance(self.polygons, self.x, self.y)
 
     def windows(self, height: int, width: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-        """Where the window lies in the image, and which part of the window is in the image."""
+        """Return the rows and columns of the window in the image, and those inside the window."""
         rows, columns = self.covered.shape
         top, left = max(self.top, 0), max(self.left, 0)
         bottom, right = min(self.top + rows, height), min(self.left + columns, width)
@@ -116,7 +116,7 @@ class _Object:
 
 
 def draw_image(seed: int, split: str, index: int) -> Drawing:
-    """Draw image `index` of a split (of SPLITS); it depends on the three arguments alone."""
+    """Draw image `index` of a split of SPLITS; it depends on the three arguments alone."""
     streams = np.random.SeedSequence([seed, SPLITS.index(split), index]).spawn(2)
     places, paint = (np.random.default_rng(stream) for stream in streams)
     height, width = (int(side) for side in places.integers(*SIDE_RANGE, 2, endpoint=True))
@@ -132,7 +132,7 @@ def draw_image(seed: int, split: str, index: int) -> Drawing:
 
 
 def _stuff_map(rng: np.random.Generator, height: int, width: int) -> NDArray[np.uint8]:
-    """Two to four stuff regions with smooth borders; none under 4 % of the image."""
+    """Draw two to four stuff regions with smooth borders, each at least 4 % of the image."""
     chosen = rng.permutation(len(STUFF_CLASSES))[: rng.integers(2, len(STUFF_CLASSES) + 1)]
     y, x = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)[None, :]
     heights = np.full((len(STUFF_CLASSES), height, width), -np.inf)
@@ -152,7 +152,7 @@ def _stuff_map(rng: np.random.Generator, height: int, width: int) -> NDArray[np.
 def _place_objects(
     rng: np.random.Generator, height: int, width: int
 ) -> tuple[list[_Object], NDArray[np.int16]]:
-    """Place objects back to front; the visible one at each pixel is (H, W) int16, -1 for none."""
+    """Place objects back to front; also return the visible one of each pixel, (H, W), or -1."""
     owner = np.full((height, width), -1, np.int16)
     objects: list[_Object] = []
     if rng.random() < EMPTY_SHARE:
@@ -197,7 +197,7 @@ def _random_object(
 def _random_center(
     rng: np.random.Generator, height: int, width: int, size: float, others: list[_Object]
 ) -> tuple[float, float]:
-    """Inside the image, or (15 %) cut by a border, or (20 %) touching or covering an object."""
+    """Draw a center inside the image, at its border (15 %), or at another object (20 %)."""
     choice = rng.random()
     if choice < 0.15:
         along, off = rng.random(), rng.uniform(-0.15, 0.35) * size
@@ -251,7 +251,7 @@ def _paint_object(rng: np.random.Generator, canvas: Image, item: _Object) -> Non
 
 
 def _shadow(rng: np.random.Generator, item: _Object, shape: tuple[int, int]) -> Image:
-    """Soft shadow of an object, moved by a few pixels, over the object's window of the canvas."""
+    """Make a soft shadow, shifted by a few pixels, over the object's window of the canvas."""
     reach = max(1, min(MARGIN // 2, round(item.size / 12)))
     shift = rng.integers(-reach, reach + 1, 2)
     moved = np.roll(item.distance, (int(shift[0]), int(shift[1])), axis=(0, 1))
@@ -263,7 +263,7 @@ def _shadow(rng: np.random.Generator, item: _Object, shape: tuple[int, int]) -> 
 def _contrasting_colours(
     rng: np.random.Generator, around: Image, hues: tuple[float, float]
 ) -> tuple[Image, Image]:
-    """Two colours, the first of a hue in the range, that differ from most pixels (P, 3) around."""
+    """Choose two colours that differ from most pixels (P, 3) around; the first has such a hue."""
     best = (-1.0, around[0], around[0])
     for _ in range(20):
         first = random_colour(rng, hues, (0.65, 1.0), (0.5, 1.0))
@@ -278,7 +278,7 @@ def _contrasting_colours(
 
 
 def _develop(rng: np.random.Generator, canvas: Image) -> NDArray[np.uint8]:
-    """Uneven light, slight blur and sensor noise."""
+    """Add uneven light, slight blur and sensor noise."""
     height, width = canvas.shape[:2]
     light = 1.0 + rng.uniform(0.0, 0.12) * smooth_noise(rng, height, width, 0.8)
     canvas = canvas * light[..., None] * rng.uniform(0.85, 1.1)

@@ -1,8 +1,8 @@
-"""The data set `shapes` on disk: written once, atomically, by one process at a time.
+"""Write the data set `shapes` in COCO format: once, atomically, by one process at a time.
 
-Layout, in COCO format:
+Layout:
 
-    DIR/dataset.json                      what was made: generator version, seed, counts
+    DIR/dataset.json                      generator version, seed, numbers of images
     DIR/train/000000000000.jpg ...        images
     DIR/val/...
     DIR/annotations/instances_train.json ...
@@ -31,23 +31,23 @@ from solo_d2.data.workers import num_workers
 from solo_d2.utils.errors import DatasetError
 from solo_d2.utils.images import write_image
 
-# Raise it whenever the same seed gives other images or annotations.
+# Increment it if the same seed gives other images or annotations.
 GENERATOR_VERSION = 1
 STAMP = "dataset.json"
-# Colours as sharp as the outlines: by default JPEG halves their resolution.
+# Full resolution of colours, which JPEG halves by default.
 JPEG_PARAMS = (
     *(cv2.IMWRITE_JPEG_QUALITY, 95),
     *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444),
 )
-# Images for which it is worth while to start other processes.
+# Number of images from which worker processes pay off.
 WORTH_WORKERS = 200
-# RGB of each thing and each stuff class, in overlays.
+# RGB of the thing and stuff classes in overlays.
 THING_COLORS = (
     *((230, 60, 60), (60, 140, 230), (245, 180, 40), (170, 80, 220), (60, 190, 90)),
     *((240, 120, 190), (70, 200, 210)),
 )
 _STUFF_COLORS = ((150, 195, 240), (110, 160, 60), (40, 90, 150), (165, 95, 70))
-# Of the panoptic json: first the things, then the stuff.
+# Categories of the panoptic json: things, then stuff.
 CATEGORIES = tuple(
     {"id": index, "name": name, "isthing": int(name in THING_CLASSES), "color": list(color)}
     for index, (name, color) in enumerate(
@@ -58,7 +58,7 @@ CATEGORIES = tuple(
 
 @dataclass(frozen=True)
 class ShapesParams:
-    """What a data set is made from: number of images of each split, and the seed."""
+    """Parameters of a data set: number of images of each split, and the seed."""
 
     num_train: int = 3000
     num_val: int = 200
@@ -70,16 +70,16 @@ class ShapesParams:
                 raise ValueError(f"{key} must not be negative, it is {value}")
 
     def count(self, split: str) -> int:
-        """Number of images of a split."""
+        """Return the number of images of a split."""
         return {"train": self.num_train, "val": self.num_val}[split]
 
     def stamp(self) -> dict[str, Any]:
-        """Content of the stamp file."""
+        """Return the content of the stamp file."""
         return {"dataset": "shapes", "generator_version": GENERATOR_VERSION, **asdict(self)}
 
 
 def default_root() -> Path:
-    """`shapes` in the folder where Detectron2 looks for data sets (DETECTRON2_DATASETS)."""
+    """Return `shapes` in Detectron2's folder of data sets (DETECTRON2_DATASETS)."""
     return datasets_root() / "shapes"
 
 
@@ -89,20 +89,20 @@ def ensure_shapes(
     *,
     force: bool = False,
 ) -> Path:
-    """Make the data set unless it is there; cheap when it is.
+    """Write the data set unless it exists.
 
-    Of many processes that call it at once one writes, the others wait for it.
+    If several processes call it at once, one writes and the others wait.
 
     Args:
         root: the data set's folder, `default_root()` if None.
-        params: what to make. None: any counts and seed that are there will do, defaults otherwise.
-        force: replace a data set of another seed, size or generator version.
+        params: of the data set; None accepts any existing counts and seed, or writes the defaults.
+        force: replace a data set of other parameters or another generator version.
 
     Returns:
         The folder.
 
     Raises:
-        DatasetError: the folder holds something else, or cannot be written.
+        DatasetError: the folder contains something else, or cannot be written.
     """
     root = default_root() if root is None else Path(root)
     if _is_ready(root, params, force):
@@ -117,19 +117,19 @@ def ensure_shapes(
                     _write_split(new, split, sizes)
                 (new / STAMP).write_text(json.dumps(sizes.stamp(), indent=2) + "\n")
     except OSError as error:
-        # Another writer was first (possible only without locks): its folder will do.
+        # Without file locks, another process may have written the folder meanwhile.
         if (root / STAMP).is_file() and _is_ready(root, params, force=False):
             return root
         raise DatasetError(
-            f"The data set 'shapes' cannot be written to {root.absolute()}: {error}. Name a folder "
-            "with some 60 MB of room by DETECTRON2_DATASETS, or write it by "
+            f"The data set 'shapes' cannot be written to {root.absolute()}: {error}. Set "
+            "DETECTRON2_DATASETS to a folder with 60 MB of free space, or run "
             "'python -m solo_d2.data.shapes --output DIR'."
         ) from error
     return root
 
 
 def _is_ready(root: Path, params: ShapesParams | None, force: bool) -> bool:
-    """Whether the folder holds what is asked for; an error if it holds anything else."""
+    """Return whether the folder contains this data set; raise if it contains anything else."""
     if not root.exists():
         return False
     if not (root / STAMP).is_file():
@@ -137,7 +137,7 @@ def _is_ready(root: Path, params: ShapesParams | None, force: bool) -> bool:
             return False
         raise DatasetError(
             f"{root.absolute()} exists, but is not a generated data set 'shapes' (it has no "
-            f"{STAMP}). It is left as it is: move it away, or name another folder."
+            f"{STAMP}). Move it away, or choose another folder."
         )
     found = _read_stamp(root / STAMP)
     wanted = params.stamp() if params else {**found, "generator_version": GENERATOR_VERSION}
@@ -150,8 +150,8 @@ def _is_ready(root: Path, params: ShapesParams | None, force: bool) -> bool:
         return not differences
     sizes = params or ShapesParams(**{key: found[key] for key in asdict(ShapesParams())})
     raise DatasetError(
-        f"The data set 'shapes' in {root.absolute()} is another one: {differences}. Replace it "
-        f"by 'python -m solo_d2.data.shapes --output {root} --num-train {sizes.num_train} "
+        f"The data set 'shapes' in {root.absolute()} differs: {differences}. Replace it "
+        f"with 'python -m solo_d2.data.shapes --output {root} --num-train {sizes.num_train} "
         f"--num-val {sizes.num_val} --seed {sizes.seed} --force'."
     )
 
@@ -167,7 +167,7 @@ def _read_stamp(path: Path) -> dict[str, Any]:
 
 
 class _Images:
-    """Writes the images and both PNGs of a split; items are what the jsons say of an image."""
+    """Writes the images and both PNGs of a split; its items are the json entries of an image."""
 
     def __init__(self, folder: Path, split: str, params: ShapesParams):
         self.folder, self.split, self.params = folder, split, params
@@ -188,14 +188,14 @@ class _Images:
 
 
 def _in_processes(items: _Images) -> Iterator[tuple[Any, Any, Any]]:
-    """All items in order, made in one process for each core."""
-    from torch.utils.data import DataLoader  # seconds that a few images need not wait for
+    """Yield all items in order, made in one process per core."""
+    from torch.utils.data import DataLoader  # takes seconds to import
 
     yield from DataLoader(cast(Any, items), batch_size=None, num_workers=num_workers())
 
 
 def _write_split(folder: Path, split: str, params: ShapesParams) -> None:
-    """Write images, stuff maps and both jsons of a split, in one process for each core."""
+    """Write images, PNGs and both jsons of a split."""
     for name in (split, f"panoptic_{split}", f"panoptic_stuff_{split}", "annotations"):
         (folder / name).mkdir(exist_ok=True)
     images: list[dict[str, Any]] = []
@@ -226,7 +226,7 @@ def _write_split(folder: Path, split: str, params: ShapesParams) -> None:
 
 
 def _write_image(folder: Path, index: int, drawing: Drawing) -> dict[str, Any]:
-    """Write the pixels of an image; its entry in COCO's format."""
+    """Write an image file; return its entry in COCO's format."""
     name = f"{index:012d}.jpg"
     bgr = np.ascontiguousarray(drawing.image[..., ::-1])
     (folder / name).write_bytes(cv2.imencode(".jpg", bgr, JPEG_PARAMS)[1].tobytes())
@@ -237,7 +237,7 @@ def _write_image(folder: Path, index: int, drawing: Drawing) -> dict[str, Any]:
 def _write_panoptic(
     folder: Path, split: str, name: str, drawing: Drawing, objects: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Write both PNGs of an image; its segments, numbered from 1: objects, then stuff by class."""
+    """Write both PNGs of an image; return its segments: objects, then stuff, from id 1."""
     ids = np.zeros(drawing.stuff.shape, np.int32)
     for number, mask in enumerate(drawing.masks, start=1):
         ids[mask] = number

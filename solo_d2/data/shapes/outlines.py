@@ -1,7 +1,8 @@
-"""Outlines of the thing classes, and their signed distance on the pixel grid. NumPy only.
+"""Draw outlines of the thing classes and compute their signed distance on the pixel grid.
 
-Every outline is a list of closed polygons in a unit frame (x right, y down, about [-1, 1]); a
-second polygon is a hole (even-odd rule). Shape letters: V vertices, E edges, H W rows and columns.
+Only NumPy is needed. An outline is a list of closed polygons in a unit frame (x right, y down,
+about [-1, 1]); a second polygon is a hole (even-odd rule). Shape
+letters: V vertices, E edges, H W rows and columns.
 """
 
 import math
@@ -96,7 +97,7 @@ def covered_pixels(polygons: Polygons, x: FloatArray, y: FloatArray) -> NDArray[
 
 
 def signed_distance(polygons: Polygons, x: FloatArray, y: FloatArray) -> FloatArray:
-    """Distance of points to an outline, negative inside (even-odd rule).
+    """Compute the distance of points to an outline, negative inside (even-odd rule).
 
     Args:
         polygons: closed polygons of shape (V, 2), in pixels.
@@ -107,7 +108,7 @@ def signed_distance(polygons: Polygons, x: FloatArray, y: FloatArray) -> FloatAr
         (H, W) float64, in pixels.
     """
     nearest = np.full((len(y), len(x)), np.inf)
-    # Reused for all edges, so that they stay in the cache.
+    # Reused for all edges to stay in the cache.
     along, off_x, off_y = (np.empty_like(nearest) for _ in range(3))
     for start, stop in zip(*_edges(polygons), strict=True):
         edge = stop - start
@@ -126,7 +127,7 @@ def signed_distance(polygons: Polygons, x: FloatArray, y: FloatArray) -> FloatAr
 
 
 def _edges(polygons: Polygons) -> tuple[FloatArray, FloatArray]:
-    """(E, 2) each: where the edges start and stop."""
+    """Return the start and end points of the edges, (E, 2) each."""
     start = np.concatenate(polygons)
     stop = np.concatenate([np.roll(polygon, -1, axis=0) for polygon in polygons])
     return start, stop

@@ -1,4 +1,4 @@
-"""Registration of the generated data set in Detectron2's catalogs; made when it is first loaded."""
+"""Register the generated data set in Detectron2's catalogs. It is written when first loaded."""
 
 import functools
 from collections.abc import Callable
@@ -15,11 +15,10 @@ from solo_d2.data.shapes.folder import CATEGORIES, THING_COLORS, default_root, e
 
 
 def register_shapes(root: Path | str | None = None) -> None:
-    """Register `shapes_train`, `shapes_val` and both with `_panoptic` behind the name.
+    """Register `shapes_train` and `shapes_val`, and both with the suffix `_panoptic`.
 
-    Nothing is read or written until one is loaded. Calling it again does nothing, or moves the data
-    sets where another folder than `default_root()` is given. Other data sets that have one of the
-    names keep it.
+    Nothing is read or written before a data set is loaded. A second call changes the folder if it
+    names another one. Other data sets of the same names are kept.
     """
     root = default_root() if root is None else Path(root)
     for split in SPLITS:

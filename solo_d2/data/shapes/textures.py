@@ -1,6 +1,6 @@
-"""Colours and textures of stuff regions and objects. Colours are RGB, float32, 0 to 255.
+"""Draw colours and textures of stuff regions and objects. Colours are RGB float32, 0 to 255.
 
-Nothing here decides where anything is: masks and stuff maps do not depend on this file.
+Masks and stuff maps do not depend on this module.
 """
 
 import colorsys
@@ -19,14 +19,14 @@ def random_colour(
     saturation: tuple[float, float] = (0.25, 1.0),
     value: tuple[float, float] = (0.2, 1.0),
 ) -> Image:
-    """Draw a colour; the ranges are parts of the HSV cone, hue in [0, 1). (3,) float32."""
+    """Draw a colour, (3,) float32, from ranges of HSV; the hue is periodic with period 1."""
     parts = [rng.uniform(*span) for span in (hue, saturation, value)]
     rgb = colorsys.hsv_to_rgb(parts[0] % 1.0, parts[1], parts[2])
     return np.array([255.0 * part for part in rgb], np.float32)
 
 
 def smooth_noise(rng: np.random.Generator, height: int, width: int, cycles: float) -> Image:
-    """Sum of six cosines of up to `cycles` periods over 128 pixels; (H, W), about [-1, 1]."""
+    """Sum six cosines of up to `cycles` periods per 128 pixels; (H, W), about [-1, 1]."""
     y, x = np.arange(height)[:, None] / 128.0, np.arange(width)[None, :] / 128.0
     total = np.zeros((height, width))
     term = np.empty_like(total)
@@ -34,7 +34,7 @@ def smooth_noise(rng: np.random.Generator, height: int, width: int, cycles: floa
         angle, phase = rng.uniform(0.0, 2.0 * math.pi, 2)
         rate = 2.0 * math.pi * cycles * rng.uniform(0.35, 1.0)
         across, down = rate * math.cos(angle) * x, rate * math.sin(angle) * y + phase
-        # cos(across + down), with few cosines
+        # cos(across + down) of one cosine and sine per row and column
         np.multiply(np.cos(across), np.cos(down), out=term)
         term -= np.sin(across) * np.sin(down)
         total += term
@@ -42,7 +42,7 @@ def smooth_noise(rng: np.random.Generator, height: int, width: int, cycles: floa
 
 
 def _grain(rng: np.random.Generator, height: int, width: int, blur: tuple[float, float]) -> Image:
-    """Noise of unit variance, smoothed by (x, y) pixels; (H, W)."""
+    """Draw noise of unit variance, (H, W), smoothed by (x, y) pixels."""
     noise = rng.standard_normal((height, width), dtype=np.float32)
     noise = cv2.GaussianBlur(noise, (0, 0), sigmaX=blur[0], sigmaY=blur[1])
     noise *= 1.0 / (float(noise.std()) + 1e-6)
@@ -109,9 +109,9 @@ OBJECT_PATTERNS = ("plain", "gradient", "stripes", "checks", "dots", "speckle")
 def object_pattern(
     rng: np.random.Generator, pattern: str, x: Image, y: Image, size: float
 ) -> Image:
-    """How much of an object's second colour each pixel gets: (H, W) float32 in [0, 1].
+    """Compute the weight of an object's second colour, (H, W) float32 in [0, 1].
 
-    x (1, W) and y (H, 1) are relative to the object's centre, size is the object's, all in pixels.
+    x (1, W) and y (H, 1) are relative to the object's center; size is the object's, all in pixels.
     """
     shape = np.broadcast_shapes(x.shape, y.shape)
     if pattern == "plain":
