@@ -48,11 +48,6 @@ class Table:
     heads: Sequence[str] = ()  # heads for which the rows differ; empty: all
     evaluation_only: bool = False  # whether the rows share the model of the reference
 
-    @property
-    def reference_row(self) -> Row:
-        """The row that differences refer to."""
-        return next(row for row in self.rows if row.name == self.reference)
-
 
 @dataclass(frozen=True)
 class Setting:
