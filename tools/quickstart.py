@@ -1,10 +1,10 @@
-"""Train a small SOLOv2 on generated images, evaluate it and show it: what `make demo` runs.
+"""Train a small SOLOv2 on generated images, evaluate it and draw results (`make demo`).
 
     python tools/quickstart.py
     python tools/quickstart.py --retrain --min-ap 0 SOLVER.MAX_ITER 50
 
-A finished training is used again while config and code are the same. The exit code is 1 if a step
-fails or mask AP is below the floor.
+A finished training is reused as long as config and code are the same. The exit code is 1 if a step
+fails or mask AP is below --min-ap.
 """
 
 import argparse
@@ -45,20 +45,20 @@ from solo_d2.visualization.text import text_font  # noqa: E402
 STAMP = "quickstart.json"
 # Rows and pairs (input, prediction) per row of the montage.
 ROWS, PAIRS = 4, 3
-# Overlays are drawn at this many times the size of the images; tile and gap in pixels.
+# Size of overlays relative to the images; tile and gap in pixels.
 SCALE, SIDE, GAP = 3, 384, 12
-# Seconds that a step has to end when it was told to.
+# Seconds that a terminated step has to end.
 PATIENCE = 20.0
-# What a training writes: name -> value of its last evaluation, null where it is undefined.
+# Written by a training: name -> value of its last evaluation, null if undefined.
 EVALUATION = "evaluation.json"
 
 
 class QuickstartError(RuntimeError):
-    """A step failed. The message says which, and where to look."""
+    """A step failed. The message names the step and its log."""
 
 
 class StoppedError(QuickstartError):
-    """Ctrl-C or SIGTERM has ended a step, and the quickstart with it."""
+    """Ctrl-C or SIGTERM ended a step."""
 
     def __init__(self, message: str, exit_code: int):
         super().__init__(message)
@@ -67,10 +67,10 @@ class StoppedError(QuickstartError):
 
 @dataclass(frozen=True)
 class Result:
-    """What a training came to."""
+    """The result of a training."""
 
-    metrics: dict[str, float]  # name such as "segm/AP" -> percent; NaN where it is not defined
-    train_seconds: float  # evaluation included
+    metrics: dict[str, float]  # name such as "segm/AP" -> percent; NaN if undefined
+    train_seconds: float  # including evaluation
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -83,7 +83,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--output", type=Path, help="folder of all results; default: the config's OUTPUT_DIR")
     add("--min-ap", type=float, default=55.0, help="least mask AP, in percent")
     add("--confidence-threshold", type=float, default=0.4, help="of the instances that are drawn")
-    add("--retrain", action="store_true", help="train even if the model is there")
+    add("--retrain", action="store_true", help="train even if the model exists")
     add("opts", nargs=argparse.REMAINDER, help="KEY VALUE ... of the config")
     args = parser.parse_args(argv)
     if args.output is None:
@@ -93,7 +93,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def fingerprint(config_file: Path, opts: Sequence[str], root: Path = ROOT) -> str:
-    """A digest of all that decides what a training gives: config with its bases, options, code."""
+    """Return a digest of what determines a training: config with its bases, options, code."""
     from tools.ablations.runs import code_digest
 
     config = CfgNode.load_yaml_with_base(str(config_file))
@@ -105,7 +105,7 @@ def call(step: str, command: Sequence[str | Path], log: Path | None = None) -> N
     """Run a program in the current folder, with its output passed through.
 
     Raises:
-        QuickstartError: it failed or was ended; names the step, and the log if there is one.
+        QuickstartError: it failed or was terminated.
     """
     words = [str(word) for word in command]
     print(f"\n$ {shlex.join(words) if len(words) < 16 else shlex.join(words[:10]) + ' ...'}")
@@ -122,14 +122,14 @@ def call(step: str, command: Sequence[str | Path], log: Path | None = None) -> N
                 name, code = "Ctrl-C", INTERRUPTED
             raise StoppedError(f"{step} was stopped by {name}; {place}", code) from None
     if code < 0:
-        print(file=sys.stderr)  # it may have been in the midst of a line
+        print(file=sys.stderr)  # its last line may be incomplete
     if code != 0:
         verb = "failed" if cause_of_end(code).startswith("with") else "was ended"
         raise QuickstartError(f"{step} {verb} {cause_of_end(code)}; {place}")
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """End a program that may have got the same signal, and leave it time to clean up."""
+    """Terminate a program and give it time to clean up."""
     process.terminate()
     try:
         process.wait(PATIENCE)
@@ -138,7 +138,7 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def train(args: argparse.Namespace) -> Result:
-    """Train and evaluate, or take the finished training that is there.
+    """Train and evaluate, or reuse a finished training.
 
     Raises:
         QuickstartError: training failed, or left no model or no evaluation.
@@ -147,7 +147,7 @@ def train(args: argparse.Namespace) -> Result:
     stamp, model = args.output / STAMP, args.output / "model_final.pth"
     done = _read_json(stamp)
     if not args.retrain and done.get("fingerprint") == digest and model.is_file():
-        print(f"{model} is there, made from this config and code; --retrain trains again")
+        print(f"Reusing {model} of the same config and code; --retrain trains again")
         return Result(done["metrics"], done["train_seconds"])
     evaluation, log = args.output / EVALUATION, args.output / "log.txt"
     for file in (stamp, evaluation):
@@ -173,7 +173,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def choose_images(json_file: Path, image_root: Path, count: int) -> list[Path]:
-    """Take images spread evenly over those of a COCO json that have two objects or more."""
+    """Choose images, evenly spaced among those of a COCO json with at least two objects."""
     content = json.loads(json_file.read_text(encoding="utf-8"))
     objects = Counter(annotation["image_id"] for annotation in content["annotations"])
     names = sorted(i["file_name"] for i in content["images"] if objects[i["id"]] >= 2)
@@ -184,7 +184,7 @@ def choose_images(json_file: Path, image_root: Path, count: int) -> list[Path]:
 def make_montage(
     pairs: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8]]], caption: str
 ) -> NDArray[np.uint8]:
-    """Lay pairs of input and prediction, (H, W, 3) uint8 RGB, out in rows under a line of text."""
+    """Arrange pairs of input and prediction, (H, W, 3) uint8 RGB, in rows below a caption."""
     import torch
     from torchvision.utils import make_grid
 
@@ -206,7 +206,7 @@ def make_montage(
 
 
 def show(args: argparse.Namespace, metrics: Mapping[str, float]) -> Path:
-    """Draw predictions on held-out images and write the montage; returns its path.
+    """Draw predictions on held-out images and write the montage; return its path.
 
     Raises:
         QuickstartError: the demo failed, or a picture cannot be read.
@@ -237,7 +237,7 @@ def show(args: argparse.Namespace, metrics: Mapping[str, float]) -> Path:
 
 
 def format_table(result: Result, total_seconds: float) -> str:
-    """The metrics of a run, a line each."""
+    """Format the metrics of a run as a table."""
 
     def row(name: str, *keys: str) -> list[str]:
         values = [result.metrics.get(key, math.nan) for key in keys]
@@ -258,7 +258,7 @@ def format_table(result: Result, total_seconds: float) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command; return the exit code."""
     args = parse_args(argv)
 
     def work() -> int:
@@ -272,7 +272,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what the command line says; returns the exit code."""
+    """Train, draw and print the results; return 1 if mask AP is below --min-ap."""
     start = time.monotonic()
     result = train(args)
     montage = show(args, result.metrics)

@@ -21,8 +21,7 @@ if __name__ == "__main__":
 
 from solo_d2.engine.bad_step import read_bad_step  # noqa: E402
 from solo_d2.engine.replay import rebuild_model, replay_step  # noqa: E402
-from solo_d2.utils.commands import run_command  # noqa: E402
-from tools.arguments import command_parser  # noqa: E402
+from tools.arguments import command_parser, entry_point  # noqa: E402
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -33,12 +32,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--lazy-config", metavar="FILE", help="config.yaml or .py file of "
         "a training by tools/lazyconfig_train_net.py; run as code")  # fmt: skip
     return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    args = parse_args(argv)
-    return run_command("replay_step", lambda: replay(args))
 
 
 def replay(args: argparse.Namespace) -> int:
@@ -64,6 +57,8 @@ def _some(names: Sequence[str], most: int = 10) -> str:
     listed = ", ".join(names[:most]) + ", ..." * (len(names) > most)
     return f"{len(names)}: {listed}" if names else "none"
 
+
+main = entry_point("replay_step", parse_args, replay)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -368,7 +368,7 @@ def _why_nothing(annotation: dict[str, Any]) -> str:
 
 
 def _keypoints(keypoints: Any) -> list[float]:
-    """As Detectron2: from pixel indices to coordinates."""
+    """Convert pixel indices to coordinates, as Detectron2 does."""
     if not isinstance(keypoints, list) or not all(
         isinstance(value, float) or is_number(value) for value in keypoints
     ):

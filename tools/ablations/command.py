@@ -65,7 +65,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str], launch: Launch | None = None) -> int:
-    """Entry point; returns the exit code. For `launch` see `run_all`."""
+    """Run the command; return the exit code. For `launch` see `run_all`."""
     args = parse_args(argv)
 
     def run() -> int:

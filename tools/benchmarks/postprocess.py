@@ -93,39 +93,39 @@ class Ours:
         )
 
     def classes(self, outputs: KernelOutputs) -> Candidates:
-        """Class probabilities and the candidates."""
+        """Compute class probabilities and return the candidates."""
         return Candidates(
             *filter_scores(class_probabilities(outputs.class_logits)[0], SCORE_THRESH)
         )
 
     def masks(self, outputs: KernelOutputs, found: Candidates) -> Candidates:
-        """Binary masks and mask scores of the candidates that enter NMS."""
+        """Compute binary masks and mask scores; return the candidates that enter NMS."""
         return self.decoder.score_masks(outputs, 0, found)
 
     def nms(self, outputs: KernelOutputs, found: Candidates) -> Candidates:
-        """The instances."""
+        """Run NMS; return the instances."""
         return self.decoder.suppress(found)
 
     def resize(
         self, outputs: KernelOutputs, found: Candidates, image_size: Size, output_size: Size
     ) -> Predictions:
-        """Their masks at the output size, and boxes."""
+        """Return masks at the output size, and boxes."""
         probs = self.decoder.masks(outputs, 0, found.cells)
         return self.decoder.paste(found.scores, found.classes, probs, image_size, output_size)
 
     def rle(self, found: Predictions) -> list[dict[str, Any]]:
-        """Their encoded masks."""
+        """Return the encoded masks."""
         return encode_masks(found.masks)
 
 
 class Plain:
-    """The same stages as in the paper. Soft masks are kept in `masks` for the resize."""
+    """The same stages as in the paper; `masks` keeps the soft masks for the resize."""
 
     def __init__(self, device: torch.device):
         self.strides = torch.tensor(STRIDES, device=device)[cell_levels(NUM_GRIDS, device)]
 
     def classes(self, outputs: KernelOutputs) -> Candidates:
-        """Class probabilities and the candidates."""
+        """Compute class probabilities and return the candidates."""
         probs = []
         for logits in outputs.class_logits:
             scores = logits.sigmoid()
@@ -136,7 +136,7 @@ class Plain:
         return Candidates(cells, classes, scores[cells, classes])
 
     def masks(self, outputs: KernelOutputs, found: Candidates) -> Candidates:
-        """Soft masks of all candidates; those that enter NMS."""
+        """Compute soft masks of all candidates; return those that enter NMS."""
         kernels = take_cells(outputs.kernel_params, 0, found.cells)
         logits = kernels @ outputs.mask_feature[0].flatten(1)
         soft = logits.sigmoid().view(-1, *outputs.mask_size)
@@ -151,7 +151,7 @@ class Plain:
         )
 
     def nms(self, outputs: KernelOutputs, found: Candidates) -> Candidates:
-        """The instances."""
+        """Run NMS; return the instances."""
         assert found.masks is not None
         masks = (found.masks > MASK_THRESH).float()
         _, scores = plain_matrix_nms(masks, found.classes, found.scores)
@@ -162,7 +162,7 @@ class Plain:
     def resize(
         self, outputs: KernelOutputs, found: Candidates, image_size: Size, output_size: Size
     ) -> Predictions:
-        """Their masks at the output size, without boxes."""
+        """Return masks at the output size, without boxes."""
         assert found.masks is not None
         size = (MASK_STRIDE * outputs.mask_size[0], MASK_STRIDE * outputs.mask_size[1])
         soft = F.interpolate(found.masks[None], size=size, mode="bilinear", align_corners=False)
@@ -172,7 +172,7 @@ class Plain:
         return Predictions(found.scores, found.classes, masks, masks.new_zeros(len(masks), 4))
 
     def rle(self, found: Predictions) -> list[dict[str, Any]]:
-        """Their encoded masks."""
+        """Return the encoded masks."""
         import pycocotools.mask  # the rest runs without
 
         masks = found.masks.cpu().numpy()

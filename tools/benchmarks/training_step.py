@@ -148,7 +148,7 @@ class StepBenchmark:
         }
 
     def batches(self, folder: Path) -> Iterator[list[dict[str, Any]]]:
-        """Batches without end, each mapped when it is asked for."""
+        """Yield batches without end, mapping each when it is requested."""
         if self.args.dataset:
             yield from Trainer.build_train_loader(self.cfg)
         number = self.args.batch

@@ -138,7 +138,7 @@ def _width(panel: Panel, font_size: int) -> int:
 
 
 def heat_map(image: NDArray[np.uint8], values: NDArray[np.float32], size: int) -> NDArray[np.uint8]:
-    """Values (S, S) in [0, 1] of the cells of a grid over an image; `size` is the longer side."""
+    """Draw values (S, S) in [0, 1] of grid cells over an image; `size` is the longer side."""
     plate = Plate(image, size / max(image.shape[:2]))
     levels = np.rint(255 * values).astype(np.uint8)
     shape = plate.picture.shape[1], plate.picture.shape[0]
@@ -148,13 +148,13 @@ def heat_map(image: NDArray[np.uint8], values: NDArray[np.float32], size: int) -
 
 
 def grey_map(values: NDArray[np.float32], size: int) -> NDArray[np.uint8]:
-    """Values (H, W) in [0, 1] in the shades of the activation sheets; `size` is the longer side."""
+    """Draw values (H, W) in [0, 1] in the colours of activation sheets; `size` as above."""
     levels = np.rint(255 * values.clip(0, 1)).astype(np.uint8)
     return Plate(probability_colors()[levels], size / max(levels.shape)).picture
 
 
 def signed_map(values: NDArray[np.float32], size: int) -> NDArray[np.uint8]:
-    """Values (H, W) of either sign as squares: blue below zero, red above, white at zero."""
+    """Draw values (H, W) as squares: blue below zero, red above, white at zero."""
     scaled = (values / max(1e-9, np.abs(values).max()))[..., None]
     red, blue = np.array([200, 30, 40]), np.array([30, 80, 200])
     ends = np.where(scaled > 0, red, blue)

@@ -36,7 +36,7 @@ def main() -> int:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Do what the command line says."""
+    """Write the data set of these arguments."""
     params = ShapesParams(args.num_train, args.num_val, args.seed)
     root = ensure_shapes(args.output, params, force=args.force)
     print(f"The data set 'shapes' is in {root.absolute()}")
