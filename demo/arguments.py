@@ -7,6 +7,7 @@ from solo_d2 import Predictor
 from solo_d2.api.images import MAX_PIXELS
 from solo_d2.api.predictor import DEFAULT_SCORE_THRESH
 from solo_d2.config import add_import_argument
+from solo_d2.export.runtimes import RUNTIMES
 from solo_d2.utils.commands import positive, probability
 from solo_d2.visualization.overlay import LABELS
 
@@ -38,7 +39,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("model").add_argument
     add("--config-file", metavar="FILE", help="YAML, such as config.yaml of a training")
     add("--weights", metavar="FILE", help="checkpoint; finds its config in the same folder")
-    add("--onnx", metavar="FILE", help="exported model for ONNX Runtime, instead of these")
+    add("--onnx", metavar="FILE", help="exported model, instead of these")
+    add("--runtime", choices=RUNTIMES, help="package that runs --onnx; default: onnxruntime")
     add("--confidence-threshold", type=probability, default=DEFAULT_SCORE_THRESH, metavar="P",
         help="minimum score; default: %(default)s")  # fmt: skip
 
@@ -82,6 +84,8 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error("give the model: --config-file, --weights or both, or --onnx")
     if args.onnx and (args.panoptic or args.device or args.opts):
         parser.error("--onnx cannot be used with --panoptic, --device and --opts")
+    if args.runtime and not args.onnx:
+        parser.error("--runtime is for --onnx")
     if not (args.output or args.json or args.save_masks or args.panoptic or args.show):
         parser.error("add an output: --output, --json, --save-masks, --panoptic or --show")
     if args.input and args.max_frames:
@@ -94,7 +98,7 @@ def load_predictor(args: argparse.Namespace) -> Predictor:
     """Load the model; raises ConfigError or DatasetError as `Predictor` does."""
     options = {"score_thresh": args.confidence_threshold, "on_device": True}
     if args.onnx:
-        return Predictor(args.onnx, **options)
+        return Predictor(args.onnx, runtime=args.runtime, **options)
     options |= {"device": args.device, "overrides": args.opts}
     if args.config_file:
         return Predictor(args.config_file, args.weights, **options)

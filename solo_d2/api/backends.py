@@ -1,4 +1,4 @@
-"""Run a model by PyTorch or, if it is exported, by ONNX Runtime.
+"""Run a model by PyTorch or, if it is exported, by ONNX Runtime or OpenVINO.
 
 B images, H and W rows and columns. Images are (H, W, 3) uint8 RGB.
 """
@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 
 from solo_d2.api.classes import Classes, find_classes, find_stuff
 from solo_d2.api.loading import load_model
-from solo_d2.export.onnx_model import require_packages, to_instances
+from solo_d2.export.onnx_model import load_detector, to_instances
 from solo_d2.export.pixels import input_size, resize_image
-from solo_d2.export.runner import Detector
 from solo_d2.modeling.speed import SpeedOptions, speed_up
 from solo_d2.utils.errors import ConfigError
 
@@ -114,27 +113,24 @@ class OnnxBackend:
     stuff: Classes | None = None
     contours = False
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, runtime: str = "onnxruntime"):
         """Load the model.
 
         Args:
             path: what tools/export_model.py wrote.
+            runtime: "onnxruntime" or "openvino".
 
         Raises:
             ConfigError: it cannot be loaded.
         """
-        require_packages("onnxruntime")
-        self.path = os.path.abspath(path)
-        try:
-            self.detector = Detector.load(path)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+        self.path, self.runtime = os.path.abspath(path), runtime
+        self.detector = load_detector(path, runtime)
         info = self.detector.info
         self.classes = Classes(info.class_names, info.class_ids)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Sessions of ONNX Runtime cannot be pickled.
-        return type(self), (self.path,)
+        # Sessions cannot be pickled.
+        return type(self), (self.path, self.runtime)
 
     def prepare(self, image: Image) -> tuple[Image, tuple[int, int]]:
         """Resize an image, in the model's channel order; and its size before."""

@@ -69,6 +69,7 @@ class Predictor:
         weights: str | Path | None = None,
         *,
         device: str | None = None,
+        runtime: str | None = None,
         score_thresh: float | None = DEFAULT_SCORE_THRESH,
         batch_size: int = 1,
         class_names: Sequence[str] | None = None,
@@ -82,6 +83,7 @@ class Predictor:
                 folder as `config.yaml` or under the name of the checkpoint; or a loaded config.
             weights: checkpoint for a config; None for its MODEL.WEIGHTS.
             device: "cpu", "cuda", ...; None for CUDA if available. Exported models run on the CPU.
+            runtime: runtime of an exported model, "onnxruntime" (None) or "openvino".
             score_thresh: minimum score of results, in addition to MODEL.SOLO.KEEP_THRESH_TEST; None
                 for the config's alone. May be changed at any time.
             batch_size: maximum batch size if many images are given. Only images that the network
@@ -96,7 +98,7 @@ class Predictor:
         """
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}, but must be at least 1")
-        self.backend = _make_backend(model, weights, device, overrides)
+        self.backend = _make_backend(model, weights, device, runtime, overrides)
         self.score_thresh = score_thresh
         self.batch_size = batch_size
         self.on_device = on_device
@@ -194,20 +196,23 @@ def _make_backend(
     model: str | Path | CfgNode,
     weights: str | Path | None,
     device: str | None,
+    runtime: str | None,
     overrides: Sequence[Any],
 ) -> Backend:
-    if isinstance(model, CfgNode):
-        if overrides:
-            raise ConfigError("A loaded config takes no overrides: change the config itself")
-        return TorchBackend(complete_config(model.clone(), weights, device=device))
-    suffix = Path(model).suffix.lower()
-    if suffix == ".onnx":
+    exported = not isinstance(model, CfgNode) and Path(model).suffix.lower() == ".onnx"
+    if exported:
         if weights is not None or overrides:
             raise ConfigError(f"{model}: an exported model takes neither weights nor overrides")
         if device not in (None, "cpu"):
             raise ConfigError(f"{model}: an exported model runs on the CPU here, not on {device}")
-        return OnnxBackend(model)
-    if suffix in CONFIG_EXTENSIONS:
+        return OnnxBackend(model, runtime or "onnxruntime")
+    if runtime is not None:
+        raise ConfigError(f"runtime is {runtime!r}, but only exported models (.onnx) have one")
+    if isinstance(model, CfgNode):
+        if overrides:
+            raise ConfigError("A loaded config takes no overrides: change the config itself")
+        return TorchBackend(complete_config(model.clone(), weights, device=device))
+    if Path(model).suffix.lower() in CONFIG_EXTENSIONS:
         return TorchBackend(make_config(model, weights, device=device, overrides=overrides))
     if weights is not None:
         raise ConfigError(f"{model} and {weights} are both weights: name a config (.yaml) first")

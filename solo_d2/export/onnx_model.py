@@ -23,11 +23,10 @@ def require_packages(*names: str) -> None:
         )
 
 
-def load_detector(path: Path, *, threads: int = 0) -> Detector:
+def load_detector(path: str | Path, runtime: str = "onnxruntime", *, threads: int = 0) -> Detector:
     """Call `Detector.load`, with a ConfigError where the file or the package is unusable."""
-    require_packages("onnxruntime")
     try:
-        return Detector.load(path, threads=threads)
+        return Detector.load(path, runtime, threads=threads)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 

@@ -3,8 +3,8 @@ r"""Find the instances in image files with an exported model; save overlays and 
     python -m solo_d2.export.predict --onnx model.onnx --input photos/ --output overlays \
         --json results.json
 
-Needs NumPy, OpenCV and ONNX Runtime alone. The exit code is 0 if all went well, 1 if some file
-failed (the others are done), 2 if nothing could be started.
+Needs only NumPy, OpenCV and ONNX Runtime or OpenVINO. The exit code is 0 if all went well, 1 if
+some file failed (the others are done), 2 if nothing could be started.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import cv2
 from solo_d2.export.overlay import coco_results, draw_instances
 from solo_d2.export.reading import read_image
 from solo_d2.export.runner import Detector
+from solo_d2.export.runtimes import RUNTIMES
 from solo_d2.utils.commands import run_command
 from solo_d2.utils.files import save_text, whole_file
 
@@ -37,6 +38,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--output", type=Path, metavar="DIR", help="folder for overlays, as PNG")
     add("--json", type=Path, metavar="FILE", help="write all results in COCO format")
     add("--confidence-threshold", type=float, default=0.3, metavar="P", help="least score")
+    add("--runtime", choices=RUNTIMES, default="onnxruntime", help="default: %(default)s")
     add("--providers", nargs="+", metavar="NAME", help="of ONNX Runtime, best first, such as "
         "CUDAExecutionProvider; default: the CPU's")  # fmt: skip
     add("--threads", type=int, default=0, metavar="N", help="of the CPU; default: as it has cores")
@@ -77,7 +79,9 @@ def run(args: argparse.Namespace) -> int:
     """Do what the command line says; returns the exit code."""
     files = find_files(args.input)
     overlays = overlay_names(files, args.output) if args.output else [None] * len(files)
-    detector = Detector.load(args.onnx, providers=args.providers, threads=args.threads)
+    detector = Detector.load(
+        args.onnx, args.runtime, providers=args.providers, threads=args.threads
+    )
     results: list[dict[str, Any]] = []
     failures = []
     for image_id, (file, overlay) in enumerate(zip(files, overlays, strict=True)):

@@ -1,4 +1,4 @@
-"""Run an exported model with NumPy, OpenCV and ONNX Runtime: neither torch nor Detectron2.
+"""Run an exported model with NumPy, OpenCV and ONNX Runtime or OpenVINO, without torch.
 
     detector = Detector.load("model.onnx")
     for found in detector(["photo.jpg"]):
@@ -29,8 +29,7 @@ from solo_d2.export.pixels import (
     stack_positions,
 )
 from solo_d2.export.reading import read_image
-
-Arrays = dict[str, NDArray[Any]]
+from solo_d2.export.runtimes import Arrays, open_session
 
 # What the graph takes and gives; with soft masks without the last ones.
 INPUTS = ("images", "image_sizes", "rows", "columns")
@@ -135,46 +134,24 @@ class Detector:
         self.run, self.info = run, info
 
     @classmethod
-    def load(
-        cls, path: str | Path, *, providers: Sequence[str] | None = None, threads: int = 0
-    ) -> "Detector":
+    def load(cls, path: str | Path, runtime: str = "onnxruntime", **options: Any) -> "Detector":
         """Read an ONNX file.
 
         Args:
             path: the file.
-            providers: ONNX Runtime's execution providers, best first; None for the CPU.
-            threads: of the CPU; 0 lets ONNX Runtime choose.
+            runtime: "onnxruntime" or "openvino".
+            options: threads, providers and properties, see `open_session`.
 
         Raises:
-            ValueError: the file is missing, no ONNX model, or not one of this project. What it
-                computes, and in how much memory, is up to the file.
+            ValueError: the runtime is not installed, or the file is missing, no ONNX model, or not
+                one of this project. What it computes, and in how much memory, is up to the file.
         """
-        import onnxruntime
-
-        if not Path(path).is_file():
-            raise ValueError(f"The model {path} does not exist")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3  # not how the graph was optimised
-        providers = list(providers or ["CPUExecutionProvider"])
-        try:
-            session = onnxruntime.InferenceSession(str(path), options, providers=providers)
-        except Exception as error:  # it has many kinds, of no common base
-            raise ValueError(f"{path}: ONNX Runtime cannot load it: {_line(error)}") from error
-        info = ModelInfo.from_metadata(session.get_modelmeta().custom_metadata_map, str(path))
-        names = [output.name for output in session.get_outputs()]
-        inputs = {node.name for node in session.get_inputs()}
-        expected = (INPUTS[:2], _OUTPUTS[:-1]) if info.soft_masks else (INPUTS, _OUTPUTS)
-        if inputs != set(expected[0]) or not set(expected[1]) <= set(names):
+        session = open_session(path, runtime, **options)
+        info = ModelInfo.from_metadata(session.metadata, str(path))
+        inputs, outputs = (INPUTS[:2], _OUTPUTS[:-1]) if info.soft_masks else (INPUTS, _OUTPUTS)
+        if set(session.inputs) != set(inputs) or not set(outputs) <= set(session.outputs):
             raise ValueError(f"{path}: its inputs and outputs are not those of its metadata")
-
-        def run(inputs: Arrays) -> Arrays:
-            try:
-                return dict(zip(names, session.run(names, inputs), strict=True))
-            except Exception as error:
-                raise ValueError(f"{path}: ONNX Runtime cannot run it: {_line(error)}") from error
-
-        return cls(run, info)
+        return cls(session.run, info)
 
     def __call__(
         self,
@@ -291,11 +268,6 @@ class Detector:
             fit = all(flags.all() for flags in in_range)
         if not fit:
             raise ValueError("the model's outputs do not fit its metadata: it is damaged")
-
-
-def _line(error: Exception) -> str:
-    """What ONNX Runtime says, on one line."""
-    return " ".join(str(error).split())[:300]
 
 
 def _require_image(image: NDArray[Any]) -> NDArray[np.uint8]:

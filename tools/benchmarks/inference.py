@@ -2,9 +2,10 @@
 
 All variants are timed alternately on the same images, from bytes at the input size to masks at the
 image size; --dataset evaluates each. Variants are the options of TEST.SPEED, joined by "+" (fused,
-channels_last, bf16, fp16, compiled, compiled-static, cuda-graphs), and exports to ONNX Runtime on
-the CPU (onnx, onnx-fp16, onnx-int8, onnx-int8-dynamic). The table gives the reason if a variant is
-unavailable. Exporting and compiling take minutes and are not measured.
+channels_last, bf16, fp16, compiled, compiled-static, cuda-graphs), and exports on the CPU, run by
+ONNX Runtime (onnx, onnx-fp16, onnx-int8, onnx-int8-dynamic) or OpenVINO (openvino, openvino-int8).
+The table gives the reason if a variant is unavailable. Exporting and compiling take minutes and are
+not measured.
 
 Without --weights the weights are random, and without --dataset the images are noise: there are
 hardly any detections then, so post-processing takes hardly any time.
@@ -62,7 +63,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "compiled-static": {"compile": "static"},
     "cuda-graphs": {"compile": "cuda-graphs"},
 }
-ONNX = ("onnx", "onnx-fp16", "onnx-int8", "onnx-int8-dynamic")
+# Exported files: what runs them, and which file they are.
+ONNX = {
+    "onnx": ("onnxruntime", "onnx"),
+    "onnx-fp16": ("onnxruntime", "onnx-fp16"),
+    "onnx-int8": ("onnxruntime", "onnx-int8"),
+    "onnx-int8-dynamic": ("onnxruntime", "onnx-int8-dynamic"),
+    "openvino": ("openvino", "onnx"),
+    "openvino-int8": ("openvino", "onnx-int8"),
+}
 DEFAULT_VARIANTS = ("fused", "channels_last", "bf16", "compiled", "cuda-graphs", *ONNX)
 # Height and width of noise: COCO's typical 480x640, resized as for published models.
 NOISE_SIZE = (800, 1067)
@@ -165,7 +174,9 @@ class Variants:
             return self.model
         if name not in ONNX:
             return speed_up(copy.deepcopy(self.model), SpeedOptions(**speed_options(name)))
-        return OnnxModel(load_detector(self._onnx_file(name), threads=torch.get_num_threads()))
+        runtime, file = ONNX[name]
+        threads = torch.get_num_threads()
+        return OnnxModel(load_detector(self._onnx_file(file), runtime, threads=threads))
 
     def _onnx_file(self, name: str) -> Path:
         path = self.folder / f"{name}.onnx"
