@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from solo_d2.export import runtimes
 from solo_d2.export.runner import Detector
 from tests.export.models import SIZES, assert_detector_agrees, images
-from tests.export.test_runner import run_without_torch
+from tests.export.test_runner import ROOT, run_without_torch
 
 pytestmark = [pytest.mark.detectron2, pytest.mark.export]
 
@@ -88,3 +89,18 @@ def test_only_exported_models_have_a_runtime():
 
     with pytest.raises(ConfigError, match=r"runtime is 'openvino'.*\.onnx"):
         Predictor("model.pth", runtime="openvino")
+
+
+def test_the_program_of_the_docs_runs(exported, capsys):
+    text = (ROOT / "docs" / "deploy.md").read_text()
+    (program,) = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    image = exported.folder / "images" / "a.png"
+    for name, file in (("output/model.onnx", exported.onnx), ("photo.jpg", image)):
+        assert name in program
+        program = program.replace(name, str(file))
+    exec(program, {})
+    printed = capsys.readouterr().out.splitlines()
+    expected = Detector.load(exported.onnx)([image])[0]
+    assert len(printed) == pytest.approx(len(expected["scores"]), rel=0.2)
+    best = re.fullmatch(r"thing \d (0\.\d+), (\d+) pixels", printed[0])
+    assert float(best[1]) == pytest.approx(expected["scores"][0], abs=0.02)
