@@ -23,8 +23,8 @@ _LIBRARIES = (
     *("PIL", "cv2", "imageio", "av", "timm", "huggingface_hub", "safetensors", "packaging"),
     *("fvcore", "iopath", "yacs", "yaml", "omegaconf", "hydra", "antlr4", "portalocker"),
     *("pycocotools", "faster_coco_eval", "panopticapi", "lvis", "cityscapesscripts"),
-    *("onnx", "onnx_ir", "onnxscript", "onnxruntime", "tensorboard", "tqdm", "cloudpickle"),
-    *("termcolor", "sympy", "networkx", "requests", "urllib3", "fsspec"),
+    *("onnx", "onnx_ir", "onnxscript", "onnxruntime", "openvino", "tensorboard", "tqdm"),
+    *("cloudpickle", "termcolor", "sympy", "networkx", "requests", "urllib3", "fsspec"),
 )
 # Files of a checkout of this project that are beside the package.
 _SCRIPTS = ("train_net.py", "tools", "demo")
