@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("configs/", "tools/", "demo/", "docs/", "docker/", "tests/", "solo_d2/")
 # Programs whose arguments are not checked.
 OTHER_PROGRAMS = frozenset(
-    ". ./detect apt apt-get cat cd cp docker echo exit export find g++ git head ls mkdir mv npm pip "
-    "pre-commit pytest rm sbatch srun tar tensorboard test unzip".split()
+    ". ./detect apt apt-get cat cd cp docker echo exit export find g++ git head ls mkdir mv npm "
+    "pip pre-commit pytest rm sbatch srun tar tensorboard test unzip".split()
 )
 
 
