@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from solo_d2.modeling.heads import SOLOv2Head
+from solo_d2.modeling.heads import LocalSOLOv2Head, SOLOv2Head
 from solo_d2.structures import GridCells
+from solo_d2.utils.errors import ConfigError
 from tests.golden import load_golden
 from tests.modeling import test_solo_heads
 from tests.modeling.test_solo_heads import FEATURES
@@ -12,10 +13,10 @@ from tests.modeling.test_solo_heads import FEATURES
 pytestmark = pytest.mark.detectron2
 
 
-def make_head(**changes):
+def make_head(kind=SOLOv2Head, **changes):
     settings = {"num_grids": [10, 8, 6, 5, 4], "mask_in_features": FEATURES[:4]}
     settings |= {"mask_conv_dim": 32, "mask_out_channels": 32}
-    return test_solo_heads.make_head(SOLOv2Head, **settings | changes)
+    return test_solo_heads.make_head(kind, **settings | changes)
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +91,31 @@ def test_levels_without_cells_keep_out_of_the_backward_pass(features):
         gradients.append({name: x.grad.clone() for name, x in parameters.items()})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient)
+
+
+def test_local_masks_fall_with_the_squared_distance():
+    head = make_head(kind=LocalSOLOv2Head).eval()
+    torch.nn.init.zeros_(head.kernel_params.weight)
+    torch.nn.init.zeros_(head.kernel_params.bias[:-1])  # leaves the sharpness, softplus(-2)
+    features = {f"p{n}": torch.randn(1, 32, 128 >> n, 192 >> n) for n in range(2, 7)}
+    with torch.no_grad():
+        outputs = head(features)
+        (factor,) = head.mask_factors(outputs, 0, GridCells(torch.tensor([0, 27, 99]), 0))
+        masks = head.masks(outputs, 0, GridCells(torch.tensor([0, 27, 99]), 0))
+    assert factor.maps.shape[1] == 36
+    height, width = masks.shape[-2:]
+    y, x = torch.arange(height)[:, None], torch.arange(width)
+    for mask, cell in zip(masks.logit(), (0, 27, 99), strict=True):
+        row, column = (cell // 10 + 0.5) * height / 10 - 0.5, (cell % 10 + 0.5) * width / 10 - 0.5
+        # coord_maps places the outermost pixels, not the borders, at -1 and 1.
+        dx, dy = (x - column) * width / (width - 1), (y - row) * height / (height - 1)
+        distance = (dx**2 + dy**2) / 16
+        expected = -torch.nn.functional.softplus(torch.tensor(-2.0)) * distance
+        shown = expected > -8  # float32 resolves these probabilities
+        torch.testing.assert_close(mask[shown], expected[shown], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("change", [{"kernel_size": 3}, {"mask_feature_type": "separate"}])
+def test_local_masks_need_one_feature_and_small_kernels(change):
+    with pytest.raises(ConfigError, match="LocalSOLOv2Head"):
+        make_head(kind=LocalSOLOv2Head, **change)

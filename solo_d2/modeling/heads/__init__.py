@@ -8,6 +8,7 @@ from solo_d2.modeling.heads.base import (
     has_mask_feature,
 )
 from solo_d2.modeling.heads.decoupled_solo import DecoupledSOLOHead, DecoupledSOLOLightHead
+from solo_d2.modeling.heads.local_solov2 import LocalSOLOv2Head
 from solo_d2.modeling.heads.solo import SOLOHead
 from solo_d2.modeling.heads.solov2 import SOLOv2Head
 
@@ -16,6 +17,7 @@ __all__ = [
     "DecoupledSOLOHead",
     "DecoupledSOLOLightHead",
     "LevelMasksHead",
+    "LocalSOLOv2Head",
     "SOLOHead",
     "SOLOHeadBase",
     "SOLOv2Head",
