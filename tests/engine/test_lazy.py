@@ -108,6 +108,7 @@ def make_tiny(lazy, shapes, output):
             *("model.backbone.bottom_up.stages.depth=18", "model.backbone.out_channels=32"),
             *("model.num_classes=7", "model.head.num_convs=1", "model.head.conv_dim=32"),
             *("model.head.num_grids=[10,8,6,5,4]", "model.head.mask_conv_dim=32"),
+            "model.head.mask_out_channels=32",
             *("train.max_iter=2", "train.device=cpu", "train.init_checkpoint=''"),
             *("train.ema.enabled=True", "train.accumulate_steps=2", "train.amp.enabled=True"),
             *("train.amp.dtype=bfloat16", "train.clip_full_model.enabled=True"),

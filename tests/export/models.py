@@ -6,6 +6,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import nn
 
+from solo_d2.export.pixels import mask_boxes
 from solo_d2.export.runner import Detector
 from tests.modeling.tiny import tiny_config, tiny_model
 
@@ -138,6 +139,7 @@ def assert_same(expected, found):
     np.testing.assert_allclose(scores, expected_scores, rtol=0, atol=1e-4)
     assert (np.diff(scores) <= 0).all()
     assert found["masks"].shape == expected.pred_masks.shape
+    assert np.array_equal(found["boxes"], mask_boxes(found["masks"]))
     fits = np.abs(scores - expected_scores[:, None]) < 1e-4
     fits &= found["classes"] == expected.pred_classes.numpy()[:, None]
     for row, mask, box in zip(
