@@ -5,14 +5,12 @@ import re
 import pytest
 import torch
 
-pytest.importorskip("detectron2")
+from solo_d2.checkpoint.checkpointer import SOLOCheckpointer
+from solo_d2.utils.errors import ConfigError
+from tests.modeling.test_timm import needs_timm, timm_config
+from tests.modeling.tiny import tiny_model
+
 safetensors = pytest.importorskip("safetensors.torch")
-
-from solo_d2.checkpoint.checkpointer import SOLOCheckpointer  # noqa: E402
-from solo_d2.utils.errors import ConfigError  # noqa: E402
-from tests.modeling.test_timm import needs_timm, timm_config  # noqa: E402
-from tests.modeling.tiny import tiny_model  # noqa: E402
-
 pytestmark = [pytest.mark.detectron2, needs_timm]
 
 

@@ -6,21 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+
+import tools.ablations.dice_mask_head  # noqa: F401  (a head that configs/comparison has)
+from solo_d2 import add_solo_config
+from solo_d2.config.rules import leaves
+from solo_d2.engine import Trainer
+from solo_d2.inference import NMS
+from solo_d2.losses import MASK_LOSSES
+from tests.modeling.tiny import image, panoptic_config, with_sem_seg
 
 pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
 
-from detectron2.config import CfgNode, get_cfg  # noqa: E402
-from detectron2.modeling import build_model  # noqa: E402
-from detectron2.utils.events import EventStorage  # noqa: E402
-
-import tools.ablations.dice_mask_head  # noqa: E402, F401  (a head that configs/comparison has)
-from solo_d2 import add_solo_config  # noqa: E402
-from solo_d2.config.rules import leaves  # noqa: E402
-from solo_d2.engine import Trainer  # noqa: E402
-from solo_d2.inference import NMS  # noqa: E402
-from solo_d2.losses import MASK_LOSSES  # noqa: E402
-from tests.modeling.tiny import image, panoptic_config, with_sem_seg  # noqa: E402
 
 CONFIGS = sorted(
     str(path)

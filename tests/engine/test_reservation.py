@@ -9,17 +9,16 @@ import time
 
 import pytest
 
+from solo_d2.engine import Trainer, reservation, setup
+from solo_d2.engine.reservation import release, reserve
+from solo_d2.utils.errors import ConfigError
+from tests.engine.runs import run_config
+from tests.modeling.tiny import tiny_config
+
 pytestmark = [
     pytest.mark.detectron2,
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
 ]
-pytest.importorskip("detectron2")
-
-from solo_d2.engine import Trainer, reservation, setup  # noqa: E402
-from solo_d2.engine.reservation import release, reserve  # noqa: E402
-from solo_d2.utils.errors import ConfigError  # noqa: E402
-from tests.engine.runs import run_config  # noqa: E402
-from tests.modeling.tiny import tiny_config  # noqa: E402
 
 
 @contextlib.contextmanager

@@ -259,16 +259,18 @@ def test_every_key_is_read(kind):
     assert found == set()
 
 
+def groups_of(cfg, model):
+    """The optimizer's options by the parameter's name."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = Trainer.build_optimizer(cfg, model).param_groups
+    return {names[id(parameter)]: group for group in groups for parameter in group["params"]}
+
+
 def test_vit_learns_slower_from_block_to_block():
     cfg = small("vit", **{"SOLVER.OPTIMIZER": "AdamW", "SOLVER.BASE_LR": 1.0})
     cfg.MODEL.VIT.LR_DECAY = 0.5
     model = tiny_model(cfg)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    groups = {
-        names[id(parameter)]: group
-        for group in Trainer.build_optimizer(cfg, model).param_groups
-        for parameter in group["params"]
-    }
+    groups = groups_of(cfg, model)
     rates = {name: group["lr"] for name, group in groups.items()}
     assert rates["head.class_logits.weight"] == rates["backbone.simfp_2.0.weight"] == 1.0
     blocks = [rates[f"backbone.net.blocks.{i}.attn.qkv.weight"] for i in range(3)]

@@ -5,22 +5,21 @@ import pickle
 
 import pytest
 import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_backbone
 
-pytest.importorskip("detectron2")
+from solo_d2.engine import Trainer
+from solo_d2.modeling.backbones.timm import pixel_statistics
+from solo_d2.modeling.fusion import fuse_batch_norms
+from solo_d2.utils.errors import ConfigError
+from tests.config.test_configs import unread
+from tests.modeling.test_backbones import groups_of, read_levels, step, trainable, without_gradient
+from tests.modeling.tiny import image, tiny_config, tiny_model
+
 # timm takes half a second to import, so the tests do it, and collecting them does not.
 needs_timm = pytest.mark.skipif(not importlib.util.find_spec("timm"), reason="needs timm")
 pytestmark = [pytest.mark.detectron2, needs_timm]
 
-from detectron2.layers import ShapeSpec  # noqa: E402
-from detectron2.modeling import build_backbone  # noqa: E402
-
-from solo_d2.engine import Trainer  # noqa: E402
-from solo_d2.modeling.backbones.timm import pixel_statistics  # noqa: E402
-from solo_d2.modeling.fusion import fuse_batch_norms  # noqa: E402
-from solo_d2.utils.errors import ConfigError  # noqa: E402
-from tests.config.test_configs import unread  # noqa: E402
-from tests.modeling.test_backbones import read_levels, step, trainable, without_gradient  # noqa: E402
-from tests.modeling.tiny import image, tiny_config, tiny_model  # noqa: E402
 
 FAMILIES = (
     *("resnet10t", "convnext_atto", "efficientnet_lite0", "mobilenetv4_conv_small", "pvt_v2_b0"),
@@ -144,10 +143,7 @@ def test_unread_levels(name):
 def test_learning_rate_falls_from_block_to_block():
     overrides = ("SOLVER.OPTIMIZER", "AdamW", "SOLVER.BASE_LR", 1.0, "MODEL.TIMM.LR_DECAY", 0.5)
     cfg = timm_config("convnext_atto", *overrides)
-    model = tiny_model(cfg)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    groups = Trainer.build_optimizer(cfg, model).param_groups
-    rates = {names[id(x)]: group["lr"] for group in groups for x in group["params"]}
+    rates = {name: group["lr"] for name, group in groups_of(cfg, tiny_model(cfg)).items()}
     prefix = "backbone.bottom_up.net.stages"
     assert rates["head.class_logits.weight"] == rates["backbone.fpn_lateral2.weight"] == 1.0
     assert rates[f"{prefix}.3.blocks.1.conv_dw.weight"] == 0.5

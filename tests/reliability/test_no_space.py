@@ -11,14 +11,14 @@ import sys
 import pytest
 import torch
 
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
+from solo_d2.utils import files
+from solo_d2.utils.commands import FAILED, run_command
+from solo_d2.utils.files import save_json
+from tests.reliability import killing
+from tests.reliability.test_kill import EVERYTHING, LONG, QUICK, SIZES, finish, long
 
-from solo_d2.utils import files  # noqa: E402
-from solo_d2.utils.commands import FAILED, run_command  # noqa: E402
-from solo_d2.utils.files import save_json  # noqa: E402
-from tests.reliability import killing  # noqa: E402
-from tests.reliability.test_kill import EVERYTHING, LONG, QUICK, SIZES, finish, long  # noqa: E402
+pytestmark = pytest.mark.detectron2
+
 
 REASONS = (
     "can't be written",

@@ -6,11 +6,11 @@ from functools import partial
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.detectron2
-pytest.importorskip("detectron2")
+from solo_d2.utils.errors import ConfigError
+from tests.export.test_runner import make_info
 
-from solo_d2.utils.errors import ConfigError  # noqa: E402
-from tests.export.test_runner import make_info  # noqa: E402
+pytestmark = pytest.mark.detectron2
+
 
 # Shapes of what a model gives and takes; None: any.
 OUTPUTS = {
