@@ -1,6 +1,6 @@
-"""Reading weights of other projects: one key table per source format, on plain state dicts.
+"""Loading weights of this and other projects, with one key table per source format.
 
-`reading` opens files without running what they hold, `formats` recognises and renames, `matching`
-compares with a model, `derive` reads a config off the shapes. `checkpointer` loads models by them,
-`convert` is what tools/convert_weights.py does.
+`reading` opens files without running code from them, `formats` recognizes and renames, `matching`
+compares with a model, `derive` infers a config from shapes. `checkpointer` uses them to load
+models, and `convert` implements tools/convert_weights.py.
 """

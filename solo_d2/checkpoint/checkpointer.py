@@ -1,4 +1,4 @@
-"""Detectron2's checkpointer, which also reads other projects' weights and writes files whole."""
+"""Detectron2's checkpointer, extended by weights of other projects and atomic writes."""
 
 import os
 import pickle
@@ -22,28 +22,28 @@ from solo_d2.utils.errors import ConfigError, first_line
 from solo_d2.utils.files import naming, put_in_place, save_text, sweep, unfinished
 from solo_d2.utils.user_code import from_user_code
 
-# What a file or address that is no checkpoint makes Detectron2, torch and the network raise.
+# Errors of Detectron2, torch and the network for a file or URL that is no checkpoint.
 _LOAD_ERRORS = (
     *(OSError, EOFError, ValueError, LookupError, AttributeError, TypeError),
     *(AssertionError, RuntimeError, MemoryError, pickle.UnpicklingError, ImportError),
 )
 
-# Backbones whose names are matched by Detectron2's heuristics; they may lack parameters.
+# Backbones whose names are matched by Detectron2's heuristics; parameters may be missing.
 BY_ENDS = Format("a backbone, by the ends of its names", (), (), whole=False, absent=(".*",))
 
 
 class SOLOCheckpointer(DetectionCheckpointer):
-    """Recognises by its keys what a file holds, renames it, and refuses what does not fit.
+    """Recognize the format of a file by its keys, rename them, and reject weights that do not fit.
 
-    Files run no code (see `solo_d2.checkpoint.reading`). Weights of a whole model must fill the
-    model exactly, those of a backbone its backbone; `allow` names what may differ. Formats that
-    `solo_d2.checkpoint.formats` does not know are matched by the ends of their names where the
-    address says so (`?matching_heuristics=True`), as Detectron2 does, or are taken as they are.
+    Loading runs no code from files (see `solo_d2.checkpoint.reading`). Weights of a whole model
+    must match the model exactly, those of a backbone its backbone; `allow` names exceptions.
+    Formats unknown to `solo_d2.checkpoint.formats` are matched by the ends of their names if the
+    URL ends with `?matching_heuristics=True`, as in Detectron2, and used unchanged otherwise.
 
-    Whenever a process that saves is killed, `last_checkpoint` names a checkpoint that is whole.
+    `last_checkpoint` always names a complete checkpoint, even if a process is killed while saving.
 
     Attributes:
-        restarted: parameters of the model that the last file did not fill, which keep their start.
+        restarted: parameters of the model that the last file did not contain.
     """
 
     def __init__(
@@ -56,16 +56,16 @@ class SOLOCheckpointer(DetectionCheckpointer):
         classes: Sequence[Category] = (),
         **others: Any,
     ):
-        """Make the checkpointer.
+        """Create the checkpointer.
 
         Args:
-            model: what is loaded and saved.
-            save_dir: where to.
-            allow: MODEL.WEIGHTS_ALLOW, patterns of parameters that may be missing, left over or of
+            model: model to load and save.
+            save_dir: folder of the checkpoints.
+            allow: MODEL.WEIGHTS_ALLOW, patterns of parameters that may be missing, unexpected or of
                 another shape.
-            whole: refuse the weights of a backbone alone, for a model that is only run.
-            classes: of the model, saved with it; see `solo_d2.checkpoint.saved_classes`.
-            **others: as Detectron2's.
+            whole: reject the weights of a backbone alone, for inference.
+            classes: classes of the model, saved with it; see `solo_d2.checkpoint.saved_classes`.
+            **others: see Detectron2.
         """
         super().__init__(model, save_dir, **others)
         self.allow = tuple(allow)
@@ -74,11 +74,11 @@ class SOLOCheckpointer(DetectionCheckpointer):
         self.classes = [dict(category) for category in classes]
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Load a checkpoint, as Detectron2 does, from a file or URL; "" loads nothing.
+        """Load a checkpoint from a file or URL, like Detectron2; "" loads nothing.
 
         Raises:
-            ConfigError: it cannot be had, is no checkpoint, or does not fit the model, which then
-                is as it was; the message names it.
+            ConfigError: the file is unavailable, no checkpoint, or does not fit the model, which is
+                then unchanged.
         """
         try:
             return super().load(path, *args, **kwargs)
@@ -92,13 +92,13 @@ class SOLOCheckpointer(DetectionCheckpointer):
             self._parsed_url_during_load = None
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Save a checkpoint with more content, atomically; `name` is without ending.
+        """Save a checkpoint atomically, with `kwargs` as further content; `name` has no extension.
 
         Raises:
-            OSError: it cannot be written; what was there before stays.
+            OSError: the file cannot be written; an earlier one is kept.
         """
         kwargs = {KEY: self.classes, **kwargs}
-        if "://" in self.save_dir:  # stores behind an address show whole files alone
+        if "://" in self.save_dir:  # remote storage writes files atomically
             super().save(name, **kwargs)
             return
         if not self.save_dir or not self.save_to_disk:
@@ -114,7 +114,7 @@ class SOLOCheckpointer(DetectionCheckpointer):
             raise
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Put the file that has just been written in its place, and note that it is the last."""
+        """Give the file just written its final name, and record it as the last checkpoint."""
         if "://" in self.save_dir:
             super().tag_last_checkpoint(last_filename_basename)
             return
@@ -132,32 +132,32 @@ class SOLOCheckpointer(DetectionCheckpointer):
             file = super().get_checkpoint_file()
         except UnicodeDecodeError as error:
             raise ConfigError(
-                f"{note} is damaged: write the name of a checkpoint into it"
+                f"{note} is damaged: write the file name of a checkpoint to it"
             ) from error
         if file and "://" not in self.save_dir:
             name = os.path.relpath(file, self.save_dir or os.curdir)
             if name != os.path.basename(file):
                 raise ConfigError(
-                    f"{note} names {name!r:.200}, which is not in its folder: write the name of a "
-                    "checkpoint there into it"
+                    f"{note} names {name!r:.200}, which is not in its folder: write the file name "
+                    "of a checkpoint in that folder to it"
                 )
         return file
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        """Read a file; "source" is its format, and "model" has our names if that is known."""
+        """Read a file; "source" is its format, and "model" has our names if that is not None."""
         loaded = read_checkpoint(filename)
         state = loaded["model"]
         queries = parse_qs(cast(ParseResult, self._parsed_url_during_load).query)
         heuristics = queries.pop("matching_heuristics", ["False"]) == ["True"]
         if queries:
-            raise ValueError(f"its address has unknown options: {', '.join(queries)}")
+            raise ValueError(f"its URL has unknown options: {', '.join(queries)}")
         backbone = timm_backbone(self.model)
         of_timm = convert_timm(state, backbone) if backbone is not None else None
         source, state = (recognise(state), state) if of_timm is None else of_timm
         if source is not None and not source.whole and state.keys() >= set(self.model.state_dict()):
-            source = None  # the model is such a detector itself
+            source = None  # the model itself is such a detector
         if source is not None:
-            self.logger.info(f"{filename} holds {source.title}")
+            self.logger.info(f"{filename} contains {source.title}")
             state = source.convert(state).state
         elif heuristics or filename.endswith(".pyth") or loaded.get("matching_heuristics"):
             source = BY_ENDS
@@ -165,7 +165,7 @@ class SOLOCheckpointer(DetectionCheckpointer):
         return {**loaded, "model": state, "source": source}
 
     def _match_by_ends(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Detectron2's heuristics, for the backbone; what finds no place is left out and logged."""
+        """Match the backbone by Detectron2's heuristics; log parameters without a match."""
         model = {k: v for k, v in self.model.state_dict().items() if k.startswith("backbone.")}
         found = align_and_update_state_dicts(model, dict(state), c2_conversion=False)
         placed = {name: value for name, value in found.items() if name in model}
@@ -178,41 +178,41 @@ class SOLOCheckpointer(DetectionCheckpointer):
         if not placed:
             raise ConfigError("none of their names is the end of a name of the model's backbone")
         for names, what in (
-            (unplaced, "left out, since the backbone has no such name"),
-            ([name for name in model if name not in placed], "not in the weights, so at its start"),
+            (unplaced, "not loaded, since the backbone has no such parameters"),
+            ([name for name in model if name not in placed], "not in the weights"),
         ):
             if names:
                 self.logger.warning(f"{what}: {', '.join(names)}")
         return placed
 
     def _load_model(self, checkpoint: dict[str, Any]) -> None:
-        """Check the weights and load them; nothing is loaded if they don't fit."""
+        """Load the weights if they fit, else raise a ConfigError and load nothing."""
         state, source = checkpoint.pop("model"), checkpoint.pop("source")
         required = None if self.whole else source
         self.restarted = load_matching(self.model, state, required, allow=self.allow)
         if self.restarted:
             modules = sorted({".".join(name.split(".")[:2]) for name in self.restarted})
             self.logger.info(
-                f"{len(self.restarted)} parameters keep their start: {', '.join(modules)}"
+                f"{len(self.restarted)} parameters keep their initial values: {', '.join(modules)}"
             )
-        # Nothing else would show that the model has other settings than the format.
+        # Shapes do not show whether the model's settings match the format.
         for key, wanted in source.settings.items() if source is not None else ():
             actual = _model_setting(self.model, key)
             if actual is not None and actual != wanted:
                 self.logger.warning(
-                    f"{source.title} goes with {key} {wanted}, but the model has {actual}: results "
-                    "will be worse"
+                    f"{source.title} goes with {key} {wanted}, but the model has {actual}: expect "
+                    "worse results"
                 )
 
 
 def _model_setting(model: nn.Module, key: str) -> Any:
-    """What a built model has for a key of `Format.settings`; None if it is unknown."""
+    """Return the setting of a built model for a key of `Format.settings`; None if unknown."""
     if key == "INPUT.FORMAT":
         return getattr(model, "input_format", None)
     if key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):
         values = getattr(model, key.rpartition(".")[2].lower(), None)
         return None if values is None else [round(value, 3) for value in values.flatten().tolist()]
-    try:  # MODEL.RESNETS.STRIDE_IN_1X1, of bottlenecks
+    try:  # MODEL.RESNETS.STRIDE_IN_1X1 of bottleneck blocks
         block = model.get_submodule("backbone.bottom_up.res3.0")
         return block.conv3 is not None and block.conv1.stride in (2, (2, 2))
     except AttributeError:

@@ -1,4 +1,4 @@
-"""From a file of any source to a checkpoint of this project with its config."""
+"""Conversion of weights of any known format to a checkpoint of this project with its config."""
 
 import functools
 import os
@@ -21,7 +21,7 @@ from solo_d2.checkpoint.reading import read_checkpoint
 from solo_d2.checkpoint.saved_classes import KEY
 from solo_d2.config import configs_folder, load_config
 from solo_d2.data.classes import Category, dataset_categories, is_category_list, make_categories
-from solo_d2.utils.errors import ConfigError
+from solo_d2.utils.errors import ConfigError, listed
 from solo_d2.utils.files import describe, save_text, whole_file
 from solo_d2.utils.user_code import from_user_code
 
@@ -32,25 +32,25 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be written, and what is reported of it."""
+    """Result of a conversion, to be reported and written."""
 
     source: Format
     conversion: Conversion
-    base: Path  # the config that gives what the weights do not decide
-    settings: dict[str, Any]  # config keys that differ from it
-    classes: list[Category]  # empty if they are unknown
-    match: Match  # with the model of the config
+    base: Path  # config for settings that the weights do not determine
+    settings: dict[str, Any]  # config keys that differ from `base`
+    classes: list[Category]  # empty if unknown
+    match: Match  # comparison with the model of the config
 
     def report(self) -> Iterator[str]:
-        """What was recognised, mapped, left over and taken from elsewhere, line by line."""
+        """Yield lines on what was recognized, mapped, left over and taken from the base config."""
         origins, ignored = self.conversion.origins, self.conversion.ignored
         renamed = sum(name != origin for name, origin in origins.items())
         yield f"format: {self.source.title}"
         yield f"mapped: {len(origins)} parameters, {renamed} of them renamed"
-        yield f"ignored: {_names(ignored)}"
-        yield f"missing: {_names(self.match.fresh)}"
+        yield f"ignored: {_count(ignored)}"
+        yield f"missing: {_count(self.match.fresh)}"
         left = [name for name in self.conversion.state if name not in self.match.loadable]
-        yield f"left over: {_names(left)}"
+        yield f"left over: {_count(left)}"
         if self.source.whole:
             names = ", ".join(category["name"] for category in self.classes)
             yield f"classes: {names or 'no names in the file'}"
@@ -59,18 +59,18 @@ class Plan:
         yield f"config: {self.base}, with {len(self.settings)} keys changed"
         others = [*("NUM_GRIDS", "SCALE_RANGES"), "thresholds, sizes of images, schedule"]
         others = [key for key in others if f"MODEL.SOLO.{key}" not in self.settings]
-        yield f"not in the weights, so as in that config unless listed: {', '.join(others)}"
+        yield f"not in the weights, taken from that config: {', '.join(others)}"
 
 
 def plan_conversion(
     file: str | Path, base: str | Path | None = None, *, allow: Sequence[str] = ()
 ) -> Plan:
-    """Read a file, rename what it holds, find its config and check that both fit.
+    """Read a file, rename its parameters, find its config and check that they match.
 
     Args:
         file: weights of any known format, a file or URL.
-        base: config to start from; None chooses the one of configs/coco that differs least.
-        allow: patterns of parameters that may be missing, left over or of another shape.
+        base: config to start from; None selects the one of configs/coco that differs least.
+        allow: patterns of parameters that may be missing, unexpected or of another shape.
 
     Raises:
         ConfigError: the file can't be read or converted, or does not fit; the message names it.
@@ -80,13 +80,13 @@ def plan_conversion(
         source = recognise(checkpoint["model"])
         if source is None:
             known = "; ".join(known.title for known in FORMATS)
-            raise ConfigError(f"its names are of no known format ({known})")
+            raise ConfigError(f"its format is unknown; known are {known}")
         conversion = source.convert(checkpoint["model"])
         derived = derive_config(conversion.state)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from error
     except (OSError, AssertionError, LookupError, ValueError) as error:
-        # The first two are the network's; a name that is missing among others is a KeyError.
+        # The first two are raised by the network; a missing parameter is a KeyError.
         raise ConfigError(f"{file}: {type(error).__name__}: {error}") from error
     wanted = {**settings_in_text(checkpoint), **source.settings, **derived}
     chosen = Path(base) if base else _nearest_config(derived)
@@ -97,7 +97,7 @@ def plan_conversion(
         classes = _find_classes(checkpoint, derived["MODEL.SOLO.NUM_CLASSES"])
         settings |= {"MODEL.CLASSES": classes} if classes else {}
         if classes != dataset_categories(_COCO):
-            # The data set of the config is not the one that they were trained on.
+            # The model was trained on another data set than that of the config.
             settings |= {"DATASETS.TRAIN": [], "DATASETS.TEST": []}
     if allow:
         settings["MODEL.WEIGHTS_ALLOW"] = list(allow)
@@ -106,7 +106,7 @@ def plan_conversion(
     except (AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
         if not isinstance(error, ConfigError) and from_user_code(error):
             raise
-        raise ConfigError(f"{file}: no model has weights like these: {error}") from error
+        raise ConfigError(f"{file}: no model can be built for these weights: {error}") from error
     found = match(conversion.state, model, source, allow=allow)
     problem = found.problem()
     if problem:
@@ -118,11 +118,11 @@ def write_conversion(plan: Plan, output: str | Path) -> Path:
     """Write checkpoint and config, each atomically.
 
     Args:
-        plan: what to write.
+        plan: the conversion.
         output: the checkpoint, ending in .pth; the config has the same name, ending in .yaml.
 
     Returns:
-        The config.
+        The path of the config.
     """
     output = Path(output).absolute()
     config = output.with_suffix(".yaml")
@@ -130,12 +130,12 @@ def write_conversion(plan: Plan, output: str | Path) -> Path:
         raise ConfigError(f"{output} must end in .pth")
     if config.exists() and not config.read_text(encoding="utf-8").startswith(_HEAD):
         raise ConfigError(
-            f"{config} is there already, and not by this command: choose another name"
+            f"{config} already exists and was not written by this command: choose another name"
         )
     state = {name: value.contiguous() for name, value in plan.match.loadable.items()}
     classes = {KEY: plan.classes} if plan.classes else {}
     try:
-        # Of a full disk torch tells only if the file is open.
+        # torch reports a full disk only for open files.
         with whole_file(output) as temporary, open(temporary, "wb") as file:
             torch.save({"model": state, **classes}, file)
         save_text(config, _yaml(plan, output))
@@ -154,26 +154,26 @@ def _yaml(plan: Plan, weights: Path) -> str:
         node = tree
         for part in path:
             node = node.setdefault(part, {})
-        # YAML has no tuples; Detectron2 reads them from text.
+        # YAML has no tuples; Detectron2 parses them from text.
         node[last] = "()" if path == ["DATASETS"] else value
     head = f"{_HEAD} {plan.source.title}.\n"
     return head + yaml.safe_dump(tree, sort_keys=False, default_flow_style=None, width=100)
 
 
 def _nearest_config(derived: Mapping[str, Any]) -> Path:
-    """Of configs/coco the one with the same head that differs in the fewest keys."""
+    """Return the config of configs/coco with the same head that differs in the fewest keys."""
 
     def difference(item: tuple[Path, CfgNode]) -> tuple[Any, ...]:
         path, cfg = item
         differing = [key for key, value in derived.items() if not _same(_get(cfg, key), value)]
-        # Of equals the usual schedule, and the paper's large images.
+        # Ties: the usual schedule, and the large images of the paper.
         other_head = "MODEL.SOLO.HEAD.NAME" in differing
         return other_head, len(differing), "_3x" not in path.name, path.name
 
     folder = configs_folder() / "coco"
     configs = _load_configs(folder)
     if not configs:
-        raise ConfigError(f"There are no configs in {folder}: name one by --config-file")
+        raise ConfigError(f"There are no configs in {folder}: pass one with --config-file")
     return min(configs.items(), key=difference)[0]
 
 
@@ -190,16 +190,16 @@ def _get(cfg: CfgNode, key: str) -> Any:
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Equality that does not tell lists from tuples."""
+    """Compare values, with lists equal to tuples."""
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
         return len(a) == len(b) and all(map(_same, a, b))
     return bool(a == b)
 
 
 def _find_classes(checkpoint: Mapping[str, Any], number: int) -> list[Category]:
-    """The classes of weights: those saved with them, or COCO's where the names or their number fit.
+    """Return the classes saved with weights, or COCO's if the names or their number match.
 
-    Where only names are saved they are numbered from 1.
+    Classes of which only names are saved get ids from 1.
     """
     saved = checkpoint.get(KEY)
     if saved and is_category_list(saved):
@@ -211,18 +211,15 @@ def _find_classes(checkpoint: Mapping[str, Any], number: int) -> list[Category]:
 
 
 def _build(cfg: CfgNode, settings: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """The state dict of the model: shapes alone, on the device "meta"."""
+    """Return the state dict of the model on the device "meta", for its shapes."""
     flat = [part for item in settings.items() if item[0][:8] != "DATASETS" for part in item]
     cfg = cfg.clone()
-    # Without memory: the sizes are those that a file of anybody says.
+    # Allocates no memory: the sizes come from an untrusted file.
     cfg.merge_from_list([*flat, "MODEL.DEVICE", "meta"])
-    cfg.MODEL.SOLO.NUM_CLASSES = cfg.MODEL.SOLO.NUM_CLASSES or 1  # a backbone decides none
+    cfg.MODEL.SOLO.NUM_CLASSES = cfg.MODEL.SOLO.NUM_CLASSES or 1  # unknown for a backbone
     with torch.device("meta"):
         return dict(build_model(cfg).state_dict())
 
 
-def _names(names: Sequence[str]) -> str:
-    if not names:
-        return "nothing"
-    shown = ", ".join(names[:5])
-    return f"{len(names)}: {shown}" + (", ..." if len(names) > 5 else "")
+def _count(names: Sequence[str]) -> str:
+    return f"{len(names)}: {listed(names, 5)}" if names else "nothing"

@@ -1,7 +1,7 @@
-"""Reads a model's config off the names and shapes of its weights, and off what was saved with them.
+"""Inference of a model's config from the names and shapes of its weights and saved metadata.
 
-Everything that decides names or shapes can be read; what does not (SOLOv2's grids, scale ranges,
-sizes of test images) must come from elsewhere.
+Settings that do not affect names or shapes (SOLOv2's grids, scale ranges, sizes of test images)
+can't be inferred.
 """
 
 import ast
@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-# Whether a ResNet has bottlenecks, and the blocks of its stages.
+# Depth by whether a ResNet has bottlenecks, and by the blocks of its stages.
 _DEPTHS: dict[tuple[bool, tuple[int, ...]], int] = {
     (False, (2, 2, 2, 2)): 18,
     (False, (3, 4, 6, 3)): 34,
@@ -30,17 +30,17 @@ _HEADS = {
 
 
 def derive_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the config keys that the weights of a SOLO model or of a ResNet decide.
+    """Return the config keys that the weights of a SOLO model or a ResNet determine.
 
     Args:
-        state: of a SOLO model on a ResNet-FPN, or of a ResNet alone, by our names.
+        state: weights of a SOLO model with a ResNet-FPN, or of a ResNet alone, by our names.
 
     Raises:
-        ValueError: they are of no such model; the message says why.
+        ValueError: the weights are of another model; the message says why.
     """
     shapes = {name: tuple(value.shape) for name, value in state.items()}
     if any(name.startswith("semantic_branch.") for name in shapes):
-        raise ValueError("they are a panoptic model's: its config can't be read off its weights")
+        raise ValueError("the config of a panoptic model can't be inferred from its weights")
     keys = _resnet(shapes)
     if "backbone.fpn_output2.weight" in shapes:
         keys["MODEL.FPN.OUT_CHANNELS"] = shapes["backbone.fpn_output2.weight"][0]
@@ -56,7 +56,9 @@ def _resnet(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     counts = tuple(sum(stage == f"res{n}" for stage, _ in blocks) for n in (2, 3, 4, 5))
     bottleneck = "res2.0.conv3.weight" in names
     if (bottleneck, counts) not in _DEPTHS:
-        raise ValueError(f"their backbone is no ResNet of 18, 34, 50, 101 or 152 layers: {counts}")
+        raise ValueError(
+            f"their backbone is no ResNet with 18, 34, 50, 101 or 152 layers: {counts}"
+        )
 
     def shape(name: str) -> tuple[int, ...]:
         return shapes[f"{_RESNET}{name}.weight"]
@@ -83,18 +85,20 @@ def _resnet(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 
 
 def _kind(shape: tuple[int, ...], side: int) -> str:
-    """The version of a deformable convolution, by the shape of its offsets' weights."""
+    """Return the version of a deformable convolution, by the shape of its offset weights."""
     kinds = {2 * side**2: "v1", 3 * side**2: "v2"}
     if shape[0] not in kinds:
-        raise ValueError(f"a deformable convolution has {shape[0]} offset channels: only one group")
+        raise ValueError(
+            f"a deformable convolution has {shape[0]} offset channels: only one group is supported"
+        )
     return kinds[shape[0]]
 
 
 def _head(shapes: Mapping[str, tuple[int, ...]], in_channels: int) -> dict[str, Any]:
-    """The keys of MODEL.SOLO; the names have no "head." here."""
+    """Return the keys of MODEL.SOLO; the names here lack the prefix "head."."""
     name = next((head for mark, head in _HEADS.items() if mark in shapes), None)
     if name is None:
-        raise ValueError("their head is none of SOLO's")
+        raise ValueError("their head is no SOLO head")
     dim = shapes["class_tower.0.weight"][0]
     depth = _length(shapes, "class_tower")
     offsets = [f"class_tower.{i}.offset.weight" for i in range(depth)]
@@ -151,7 +155,7 @@ def _kernels_and_mask_feature(
 
 
 def _length(shapes: Mapping[str, Any], name: str) -> int:
-    """Entries of a list of modules."""
+    """Return the length of a list of modules."""
     places = name.count(".") + 1
     return len({key.split(".")[places] for key in shapes if key.startswith(f"{name}.")})
 
@@ -163,7 +167,7 @@ def _norm(shapes: Mapping[str, Any], conv: str) -> str:
 
 
 def class_names(checkpoint: Mapping[str, Any]) -> list[str]:
-    """Return the class names that mmcv and mmengine save with the weights; [] if there are none."""
+    """Return the class names that mmcv or mmengine saved with the weights; [] if there are none."""
     meta = _mapping(checkpoint, "meta")
     for holder in (meta, _mapping(meta, "dataset_meta")):
         for key in ("CLASSES", "classes"):
@@ -179,7 +183,7 @@ def _mapping(holder: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def settings_in_text(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """Return grids and scale ranges where mmcv's config is saved as text with the weights."""
+    """Return grids and scale ranges from the text of an mmcv config saved with the weights."""
     meta = _mapping(checkpoint, "meta")
     text = next((meta[key] for key in ("config", "cfg") if isinstance(meta.get(key), str)), "")
     found = {}

@@ -1,4 +1,4 @@
-"""What a source of weights is, and all of them: a key table each, and a place in `FORMATS`."""
+"""Formats of weights: a key table for each source, listed in `FORMATS`."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,21 +7,21 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-# Pairs of a regular expression for a whole name of theirs, and ours. In ours {1} is the first
-# group, {1+2} that number plus 2, {1/3} that number divided by 3.
+# Pairs of a regular expression for a full source name, and our name. In our name {1} is the first
+# group, {1+2} its number plus 2, {1/3} its number divided by 3.
 Names = tuple[tuple[str, str], ...]
 
-# BatchNorm counts the batches it has seen; only its training with momentum None reads that.
+# Counters of BatchNorm, which are only used in training with momentum None.
 COUNTERS = r".*num_batches_tracked"
 
-# What the normalisation of ImageNet is called where images are RGB in [0, 255].
+# ImageNet normalization for RGB images in [0, 255].
 RGB_INPUTS = {
     "INPUT.FORMAT": "RGB",
     "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
     "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
     "MODEL.RESNETS.STRIDE_IN_1X1": False,
 }
-# And where they are BGR: Detectron2's defaults.
+# The same for BGR images: Detectron2's defaults.
 BGR_INPUTS = {
     "INPUT.FORMAT": "BGR",
     "MODEL.PIXEL_MEAN": [103.53, 116.28, 123.675],
@@ -33,24 +33,24 @@ BGR_INPUTS = {
 class Conversion(NamedTuple):
     """Weights under our names."""
 
-    state: dict[str, Tensor]  # a name that the format does not know is theirs
-    origins: dict[str, str]  # their name of each
-    ignored: tuple[str, ...]  # names of theirs that were left out
+    state: dict[str, Tensor]  # names unknown to the format are unchanged
+    origins: dict[str, str]  # source name of each
+    ignored: tuple[str, ...]  # source names that were dropped
 
 
 @dataclass(frozen=True)
 class Format:
-    """A source of weights.
+    """A format of weights.
 
     Attributes:
-        title: what it is called in messages.
-        marks: regular expressions; a file is of this format if each matches one of its names.
-        names: their names and ours. A name that is in no pair is kept.
-        ignored: regular expressions of names that mean nothing to our models.
-        whole: whether it holds whole models, rather than backbones.
-        settings: config keys whose values do not show in the weights, and what they must be.
-        absent: regular expressions of our names that the format lacks, which keep their start.
-        counters: whether it has the counters of BatchNorm under our names.
+        title: name in messages.
+        marks: regular expressions; a file has this format if each matches one of its names.
+        names: source names and ours; other names are kept.
+        ignored: regular expressions of names to drop.
+        whole: whether files contain whole models, not only backbones.
+        settings: required values of config keys that weights do not show.
+        absent: regular expressions of our names that the format lacks.
+        counters: whether files contain the counters of BatchNorm under our names.
     """
 
     title: str
@@ -63,7 +63,7 @@ class Format:
     counters: bool = False
 
     def convert(self, state: Mapping[str, Tensor]) -> Conversion:
-        """Rename the parameters; ValueError if two would get one name."""
+        """Rename the parameters; ValueError if two would get the same name."""
         converted: dict[str, Tensor] = {}
         origins: dict[str, str] = {}
         ignored = []
@@ -96,9 +96,9 @@ def _expand(template: str, match: re.Match[str]) -> str:
     return re.sub(r"\{(\d)(?:([+/])(\d))?\}", value, template)
 
 
-# ---- This project and Detectron2, whose zoo has detectors and two kinds of ResNet
+# ---- This project and Detectron2, whose model zoo has detectors and two kinds of ResNet
 
-# Detectron2's own deformable blocks have the offsets next to the convolution.
+# Detectron2's deformable blocks have the offsets next to the convolution.
 OFFSETS = ((r"(backbone\.bottom_up\.res\d\.\d+\.conv2)_offset\.(.*)", "{1}.offset.{2}"),)
 
 OWN = Format(
@@ -109,7 +109,7 @@ OWN = Format(
     counters=True,
 )
 
-# A detector, such as Mask R-CNN, or a backbone that was converted by this project.
+# A detector, such as Mask R-CNN, or a backbone converted by this project.
 DETECTOR = Format(
     title="the backbone of a detector of Detectron2",
     marks=(r"backbone\.bottom_up\..*",),
@@ -132,10 +132,10 @@ _CONVS = (
     ("conv1", "res_conv1", "stem.conv1"),
     *((rf"res(\d)_(\d+)_branch{a}",) * 2 + (f"res{{1}}.{{2}}.{b}",) for a, b in _BRANCHES),
 )
-# Older files have no statistics: they are part of scale and bias.
+# Older files have no statistics: they are folded into scale and bias.
 _STATISTICS = (r".*\.norm\.running_(?:mean|var)",)
 
-# The original ones (MSRA), with the names of Caffe2.
+# The original weights (MSRA), with the names of Caffe2.
 CAFFE2 = Format(
     title="a ResNet of Caffe2",
     marks=("conv1_w", "res2_0_branch2a_w"),
@@ -181,12 +181,12 @@ ADELAIDET = Format(
 )
 
 # ---- torchvision and timm (ImageNet). Deeper stems and other additions of timm (ResNets "d", "se",
-# ...) are no part of Detectron2's ResNet, and are refused as unknown names.
+# ...) do not exist in Detectron2's ResNet, and are rejected as unknown names.
 
 
 def resnet_names(prefix: str) -> Names:
-    """The table for a ResNet of torchvision, timm or mmcv whose names start with a prefix."""
-    # The offsets of deformable convolutions are inside `conv2`, and next to it in older files.
+    """Return the table for a ResNet of torchvision, timm or mmcv with a prefix of its names."""
+    # The offsets of deformable convolutions are inside `conv2`, in older files next to it.
     theirs, ours = prefix.replace(".", r"\."), "backbone.bottom_up."
     block = rf"{theirs}layer(\d)\.(\d+)\."
     return (
@@ -209,10 +209,10 @@ TORCHVISION = Format(
     settings=RGB_INPUTS,
 )
 
-# ---- mmdetection: the authors' repository (mmdetection 1) and mmdetection 2 and 3. All have mmcv's
+# ---- mmdetection: the authors' repository (mmdetection 1) and mmdetection 2 and 3. All use mmcv's
 # ResNet, FPN and convolution modules: `conv` with its norm beside it, called `gn` or `bn`, and the
-# offsets of a deformable convolution inside it (in older files beside it). The class layers have no
-# channel for the background, and class c is channel c, so nothing is shifted.
+# offsets of a deformable convolution inside it (in older files beside it). Class layers have no
+# background channel, and channel c is class c, as in our models.
 
 _BACKBONE: Names = (
     *resnet_names("backbone."),
@@ -222,7 +222,7 @@ _BACKBONE: Names = (
 
 
 def _conv_module(theirs: str, ours: str, groups: int) -> Names:
-    """The table for a convolution module; `groups` is the number of groups in `theirs`."""
+    """Return the table for a convolution module; `groups` is the number of groups in `theirs`."""
     following = f"{{{groups + 1}}}"
     return (
         (rf"{theirs}\.conv(?:\.conv)?_offset\.(.*)", f"{ours}.offset.{following}"),
@@ -234,7 +234,7 @@ def _conv_module(theirs: str, ours: str, groups: int) -> Names:
 def _model_names(
     head: str, towers: Sequence[str], layers: Sequence[str], feature: str, output: str
 ) -> Names:
-    """The table for a whole model, given their names of `_TOWERS`, `_LAYERS` and mask feature."""
+    """Return the table for a model, given its names of `_TOWERS`, `_LAYERS` and mask feature."""
     level = rf"{feature}\.convs_all_levels\.(\d)\.conv(\d)"
     return (
         *_BACKBONE,
@@ -281,12 +281,12 @@ MMDETECTION = Format(
         r"mask_head\.mask_feature_head",
         "conv_pred",
     ),
-    # mmdetection 3 saves its normalisation, which the config has.
+    # mmdetection 3 saves its normalization, which is in the config here.
     ignored=(r"data_preprocessor\..*",),
     settings=RGB_INPUTS,
 )
 
-# Another detector. Its pyramid may begin at another stage under the same names, so it stays out.
+# Another detector. Its pyramid is dropped, since it may start at another stage with equal names.
 MMDETECTION_DETECTOR = Format(
     title="the backbone of a detector of mmdetection",
     marks=(r"backbone\.conv1\.weight", r"backbone\.layer1\.0\.conv1\.weight"),
@@ -297,7 +297,7 @@ MMDETECTION_DETECTOR = Format(
 )
 
 
-# The first that matches is taken.
+# The first match is used.
 FORMATS = (
     *(OWN, ADELAIDET, SOLO_AUTHORS, MMDETECTION, DETECTOR, MMDETECTION_DETECTOR),
     *(TORCHVISION, RESNET, CAFFE2),
@@ -305,7 +305,7 @@ FORMATS = (
 
 
 def recognise(state: Mapping[str, Any]) -> Format | None:
-    """Return the format of a state dict, by its names; None if none fits."""
+    """Return the format of a state dict, by its names; None if unknown."""
     for source in FORMATS:
         if all(any(re.fullmatch(mark, name) for name in state) for mark in source.marks):
             return source

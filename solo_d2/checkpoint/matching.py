@@ -1,4 +1,4 @@
-"""Whether weights fit a model: all that the format should hold is there, and nothing else."""
+"""Comparison of weights with a model: missing, unexpected and mismatched parameters."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -8,26 +8,25 @@ from fnmatch import fnmatchcase
 from torch import Tensor, nn
 
 from solo_d2.checkpoint.formats import COUNTERS, Format
-from solo_d2.utils.errors import ConfigError
+from solo_d2.utils.errors import ConfigError, listed
 
-# What a backbone's weights must fill: not the pyramid on top, nor offsets that are only learnt with
-# the detector.
+# Parameters that a backbone's weights must contain: neither the pyramid nor offsets, which are
+# trained with the detector only.
 _BACKBONE = r"backbone\.(bottom_up|net)\.(?!.*\.offset\.).*"
 # The layer whose shape depends on the number of classes.
 _CLASS_LAYER = {"head.class_logits.bias", "head.class_logits.weight"}
-_SHOWN = 3
 
 
 @dataclass(frozen=True)
 class Match:
-    """How weights fit a model, after what may differ was taken out.
+    """Result of comparing weights with a model, without allowed differences.
 
     Attributes:
-        loadable: the parameters that the model takes.
+        loadable: parameters that can be loaded.
         missing: parameters of the model that the weights lack.
         unexpected: parameters of the weights that the model lacks.
-        shapes: by name, the shape in the weights and in the model where they differ.
-        fresh: parameters of the model that rightly keep their start; not counters of BatchNorm.
+        shapes: by name, differing shapes in the weights and in the model.
+        fresh: parameters that may keep their initial values; not counters of BatchNorm.
     """
 
     loadable: dict[str, Tensor]
@@ -37,25 +36,25 @@ class Match:
     fresh: list[str]
 
     def problem(self) -> str:
-        """What does not fit, on one line, with the cure; "" if all does."""
+        """Describe what does not fit, and how to fix it, on one line; "" if everything fits."""
         differing = [*self.shapes, *self.missing, *self.unexpected]
         if not differing:
             return ""
         if not self.loadable and not self.shapes:
             return (
-                "they have no parameter of the model, and no format that is known; theirs are "
-                f"{_listed(self.unexpected)}"
+                "they have no parameter of the model and no known format; their parameters are "
+                f"{listed(self.unexpected, 3)}"
             )
-        # As short patterns, the first two parts of each name: "head.class_logits.*".
+        # Short patterns of the first two parts of each name: "head.class_logits.*".
         parts = [(name, name.split(".")[:-1][:2]) for name in differing]
         patterns = {".".join([*part, "*"]) if part else name for name, part in parts}
         allow = f'MODEL.WEIGHTS_ALLOW "{sorted(patterns)}"'
         if set(differing) <= _CLASS_LAYER and _CLASS_LAYER <= set(self.shapes):
             found, wanted = (shape[0] for shape in self.shapes[min(_CLASS_LAYER)])
             return (
-                f"they are for {found} classes, but the model has {wanted}: set "
-                f"MODEL.SOLO.NUM_CLASSES to {found}, or take the config saved beside them; to "
-                f"train {wanted} classes from them, {allow} starts the last layer anew"
+                f"they have {found} classes, but the model has {wanted}: set "
+                f"MODEL.SOLO.NUM_CLASSES to {found}, or use the config saved beside them; to train "
+                f"{wanted} classes from them, reinitialize the last layer with {allow}"
             )
         shapes = [f"{name} {a} instead of {b}" for name, (a, b) in self.shapes.items()]
         problems = (
@@ -63,8 +62,8 @@ class Match:
             (self.missing, "parameters of the model are not in them"),
             (self.unexpected, "of their parameters are not in the model"),
         )
-        texts = [f"{len(names)} {text}: {_listed(names)}" for names, text in problems if names]
-        return f"{'; '.join(texts)}. Where that is wanted: {allow}"
+        texts = [f"{len(names)} {text}: {listed(names, 3)}" for names, text in problems if names]
+        return f"{'; '.join(texts)}. To allow this: {allow}"
 
 
 def match(
@@ -80,7 +79,7 @@ def match(
         state: the weights, by our names.
         model: the model's state dict.
         source: their format; None requires the whole model.
-        allow: patterns ("*" for any characters) of names that may be missing, left over or of
+        allow: patterns ("*" for any characters) of parameters that may be missing, unexpected or of
             another shape; they are not loaded.
     """
 
@@ -118,10 +117,10 @@ def match(
 def load_matching(
     model: nn.Module, state: Mapping[str, Tensor], source: Format | None, *, allow: Sequence[str]
 ) -> list[str]:
-    """Load weights into a model, or nothing if they do not fit; for the arguments see `match`.
+    """Load weights into a model, or nothing if they do not fit; see `match` for the arguments.
 
     Returns:
-        Names of the parameters that keep their start.
+        Names of the parameters that keep their initial values.
 
     Raises:
         ConfigError: the weights do not fit.
@@ -132,8 +131,3 @@ def load_matching(
         raise ConfigError(problem)
     model.load_state_dict(found.loadable, strict=False)
     return found.fresh
-
-
-def _listed(items: Sequence[str]) -> str:
-    more = f", and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
-    return ", ".join(items[:_SHOWN]) + more

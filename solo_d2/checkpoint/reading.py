@@ -1,8 +1,8 @@
-"""Opens checkpoints without running anything that they hold.
+"""Reading checkpoints without running code from them.
 
-Three kinds of file: what `torch.save` writes (.pth, .pyth and any other name), pickles of numpy
-arrays (.pkl, Detectron2's model zoo) and safetensors. None of them needs trust: of a pickle only
-arrays, tensors and containers are made, and none that is larger than its file.
+Supported are files of `torch.save` (.pth, .pyth and any other name), pickles of NumPy arrays (.pkl,
+Detectron2's model zoo) and safetensors. Files need not be trusted: only arrays, tensors and
+containers are created from pickles, and none larger than the file.
 """
 
 import os
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from solo_d2.utils.errors import first_line
 
-# Where the parameters are in the dicts that programs save: Detectron2, mmcv, pycls, Detectron.
+# Keys of the parameters in the files of Detectron2, mmcv, pycls and Detectron.
 _STATE_KEYS = ("model", "state_dict", "model_state", "blobs")
 
 
@@ -29,19 +29,19 @@ def read_checkpoint(file: str | Path) -> dict[str, Any]:
     """Read a file of weights.
 
     Returns:
-        What it holds, with the parameters as tensors on the CPU under "model", by their names in
-        the file without DataParallel's "module.". What else was saved keeps its key.
+        The content of the file, with the parameters as CPU tensors under "model", by their names
+        without DataParallel's "module.". Other content keeps its keys.
 
     Raises:
-        ValueError: it is damaged, holds no dict of tensors, something that is not read, or claims
-            more than a file of its size can hold.
-        OSError: it cannot be opened.
+        ValueError: the file is damaged, is not a dict of tensors, contains unsupported objects, or
+            claims more data than its size allows.
+        OSError: the file cannot be opened.
     """
     readers = {".pkl": _read_pickle, ".safetensors": _read_safetensors}
     try:
         loaded = readers.get(Path(file).suffix, _read_torch)(str(file))
         if not isinstance(loaded, Mapping):
-            raise ValueError(f"it holds a {type(loaded).__name__}, and no dict of tensors")
+            raise ValueError(f"it contains a {type(loaded).__name__}, no dict of tensors")
         rest = dict(loaded)
         keys = (key for key in _STATE_KEYS if isinstance(loaded.get(key), Mapping))
         key = next(keys, None)
@@ -51,12 +51,12 @@ def read_checkpoint(file: str | Path) -> dict[str, Any]:
         return {**rest, "model": model}
     except (OSError, ValueError):
         raise
-    except Exception as error:  # damaged files make pickle and torch raise nearly anything
+    except Exception as error:  # pickle and torch raise errors of many types for damaged files
         raise ValueError(f"it is damaged or no checkpoint: {first_line(error)}") from error
 
 
 def read_beside_tensors(file: str | Path) -> Any:
-    """Read a file of `torch.save` without the content of its tensors; errors are of any kind."""
+    """Read a file of `torch.save` without the content of its tensors; may raise any error."""
     return _read_torch(str(file), mmap=True)
 
 
@@ -66,7 +66,7 @@ def _tensors(state: Mapping[Any, Any]) -> dict[str, Tensor]:
         if isinstance(value, _PickledArray):
             value = value.tensor()
         if not isinstance(value, Tensor) or not isinstance(name, str):
-            raise ValueError(f"it holds no dict of tensors: {name!r} is a {type(value).__name__}")
+            raise ValueError(f"it is no dict of tensors: {name!r} is a {type(value).__name__}")
         tensors[name] = value
     if tensors and all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
@@ -74,20 +74,18 @@ def _tensors(state: Mapping[Any, Any]) -> dict[str, Tensor]:
 
 
 def _require_no_more(state: Mapping[str, Tensor], size: int) -> None:
-    """Refuse tensors that are larger than their file: views of few numbers, or of none."""
+    """Reject tensors larger than their file, such as expanded views."""
     for name, value in state.items():
         num = value.numel()
         dense = value.layout is torch.strided and value.device.type == "cpu"
-        if dense:  # of the numbers behind it torch 2.6 believes what the file says
+        if dense:  # torch 2.6 does not check the size of the storage
             num = max(num, value.untyped_storage().nbytes() // value.element_size())
         if not dense or num * value.element_size() > size:
-            raise ValueError(
-                f"{name} claims to have {num} numbers, which a file of {size} bytes does not hold"
-            )
+            raise ValueError(f"{name} claims {num} values, too many for a file of {size} bytes")
 
 
 class _StandIn:
-    """In place of an object that is not read, such as a log; takes anything, does nothing."""
+    """Placeholder for an object that is not read, such as a log."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "_StandIn":
         return super().__new__(cls)
@@ -99,7 +97,7 @@ class _StandIn:
         pass
 
 
-# Containers that torch does not read, as those that it fills.
+# Replacements for containers that torch does not read.
 _CONTAINERS: dict[str, Callable[..., Any]] = {
     "collections.deque": lambda *_: [],
     "collections.defaultdict": lambda *_: {},
@@ -107,34 +105,34 @@ _CONTAINERS: dict[str, Callable[..., Any]] = {
 
 
 def _read_torch(file: str, *, mmap: bool = False) -> Any:
-    """`torch.load` of tensors and containers; other objects, as mmengine's logs, get stand-ins."""
+    """Load tensors and containers; placeholders replace other objects, such as mmengine's logs."""
     others: list[str] = []
-    if zipfile.is_zipfile(file):  # else of torch before 1.6, or no checkpoint
+    if zipfile.is_zipfile(file):  # otherwise written by torch before 1.6, or no checkpoint
         with zipfile.ZipFile(file) as archive:
             stored = all(x.compress_type == zipfile.ZIP_STORED for x in archive.infolist())
-        if not stored:  # a few bytes could become gigabytes
-            raise ValueError("it is compressed, as torch writes no checkpoint")
+        if not stored:  # a few bytes could decompress to gigabytes
+            raise ValueError("it is compressed, unlike files of torch")
         others = torch.serialization.get_unsafe_globals_in_checkpoint(file)
     known: list[Any] = [(_CONTAINERS.get(name, _StandIn), name) for name in others]
     try:
         with torch.serialization.safe_globals(known):
             return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:  # whose message has several pages
+    except pickle.UnpicklingError as error:  # with a message of several pages
         found = re.search(r"GLOBAL (\S+)", str(error))
         if found is None:
             raise ValueError("it is damaged or no checkpoint") from error
         raise ValueError(
-            f"it calls {found[1]}, which is not run: load it with the program that made it, and "
-            "save its tensors alone"
+            f"it calls {found[1]}, which is not allowed: load it with the program that wrote it, "
+            "and save only its tensors"
         ) from error
 
 
 def _read_pickle(file: str) -> Any:
     with open(file, "rb") as opened:
         for code, place, _ in pickletools.genops(opened):
-            # Python makes a list as long as the highest place that is asked for.
+            # Python allocates a list of the highest index that occurs.
             if code.name.endswith("PUT") and cast(int, place) > os.path.getsize(file):
-                raise ValueError("it is damaged: it counts more objects than it has bytes")
+                raise ValueError("it is damaged: it claims more objects than it has bytes")
         opened.seek(0)
         return _ArrayUnpickler(opened, encoding="latin1").load()
 
@@ -148,7 +146,7 @@ def _read_safetensors(file: str) -> Any:
 
 
 class _PickledType:
-    """What a pickle says of an array's type. NumPy's own believes pickles that break memory."""
+    """The dtype of a pickled array. NumPy's own class can be made to corrupt memory."""
 
     def __init__(self, code: str = "", *_: Any):
         self.code = code
@@ -160,14 +158,14 @@ class _PickledType:
     def numpy(self) -> np.dtype[Any]:
         found = np.dtype(self.code)
         if found.kind not in "biufc":
-            raise ValueError(f"it has an array of {self.code!r:.80}: only numbers are read")
+            raise ValueError(f"it has an array of {self.code!r:.80}: only numbers are allowed")
         return found.newbyteorder(self.order)
 
 
 class _PickledArray:
-    """What a pickle says of an array, which is made when it is asked for.
+    """A pickled array, which is created on demand.
 
-    It is constructed as numpy's `_frombuffer` is, or without arguments where a state follows.
+    Constructed like NumPy's `_frombuffer`, or without arguments if a state follows.
     """
 
     def __init__(
@@ -184,7 +182,7 @@ class _PickledArray:
         self.order = "F" if is_fortran else "C"
 
     def tensor(self) -> Tensor:
-        """The array. Bytes that are not those of its shape and type are an error."""
+        """Create the array; raises an error if the bytes do not match shape and type."""
         content = self.content
         data = content.encode("latin1") if isinstance(content, str) else content
         kind = (self.type or _PickledType()).numpy()
@@ -193,13 +191,13 @@ class _PickledArray:
 
 
 def _latin1(text: str, encoding: str) -> bytes:
-    """What Python 3 writes into old pickles for bytes."""
+    """Decode bytes as Python 3 writes them to old pickles."""
     if encoding != "latin1":
-        raise ValueError(f"it has bytes as {encoding!r}, which are not read")
+        raise ValueError(f"it has bytes as {encoding!r}, which are not supported")
     return text.encode("latin1")
 
 
-# All that a .pkl may call; numpy 2 moved numpy.core to numpy._core.
+# All functions that a .pkl may call; NumPy 2 moved numpy.core to numpy._core.
 _CALLABLES: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): _PickledArray,
     ("numpy", "dtype"): _PickledType,
@@ -217,9 +215,9 @@ for _core in ("numpy.core", "numpy._core"):
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Notes arrays and makes containers, and refuses all else by name."""
+    """Unpickle arrays and containers only; reject everything else by name."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _CALLABLES:
-            raise ValueError(f"it calls {module}.{name}, which is not run: only arrays are read")
+            raise ValueError(f"it calls {module}.{name}, but only arrays are allowed")
         return _CALLABLES[module, name]

@@ -1,4 +1,4 @@
-"""The classes that training saves in a checkpoint."""
+"""The classes saved in a checkpoint."""
 
 import logging
 from collections.abc import Sequence
@@ -19,42 +19,41 @@ KEY = "classes"
 
 
 def read_saved_classes(weights: str) -> list[Category]:
-    """Read the classes that are saved with MODEL.WEIGHTS, without the weights themselves.
+    """Read the classes saved with MODEL.WEIGHTS, without reading the weights.
 
     Returns:
-        The categories; empty if there are none, as in files of other projects, and if the file
-        cannot be read, which loading the weights reports.
+        The categories; empty if there are none, as in files of other projects, or if the file
+        cannot be read, which is reported when the weights are loaded.
     """
     if not weights:
         return []
     try:
         file = PathManager.get_local_path(urlsplit(weights)._replace(query="").geturl())
         loaded = read_beside_tensors(file)
-    except Exception:  # torch and the network raise nearly anything
+    except Exception:  # torch and the network raise errors of many types
         return []
     found: Any = loaded.get(KEY) if isinstance(loaded, dict) else None
     return list(found) if is_category_list(found) else []
 
 
 def adopt_saved_classes(cfg: CfgNode, overrides: Sequence[Any] = ()) -> None:
-    """Take the classes that are saved with MODEL.WEIGHTS into the config, in place.
+    """Copy the classes saved with MODEL.WEIGHTS to the config, in place.
 
-    MODEL.CLASSES becomes theirs, and class counts of 0 are filled in. Without saved classes the
-    config's own MODEL.CLASSES fills in the counts.
+    Replaces MODEL.CLASSES, unless there are no saved classes, and sets class counts of 0.
 
     Args:
-        cfg: with MODEL.WEIGHTS.
-        overrides: KEY, VALUE, ... of the command line, which are in the config already: if
-            MODEL.CLASSES is among them it is kept.
+        cfg: config with MODEL.WEIGHTS.
+        overrides: KEY, VALUE, ... of the command line, already merged into the config. If they
+            contain MODEL.CLASSES, it is kept.
 
     Raises:
-        ConfigError: MODEL.SOLO.NUM_CLASSES is another number.
+        ConfigError: MODEL.SOLO.NUM_CLASSES differs from the number of saved classes.
     """
     model = cfg.MODEL
     saved = [] if "MODEL.CLASSES" in overrides else read_saved_classes(model.WEIGHTS)
     if saved and model.CLASSES and [dict(x) for x in model.CLASSES] != saved:
         logger.warning(
-            "MODEL.CLASSES has other classes than the weights %s: those of the weights are taken",
+            "MODEL.CLASSES has other classes than the weights %s: those of the weights are used",
             model.WEIGHTS,
         )
     model.CLASSES = saved or model.CLASSES
@@ -62,7 +61,7 @@ def adopt_saved_classes(cfg: CfgNode, overrides: Sequence[Any] = ()) -> None:
     if saved and model.SOLO.NUM_CLASSES not in (0, number):
         raise ConfigError(
             f"MODEL.SOLO.NUM_CLASSES is {model.SOLO.NUM_CLASSES}, but the weights {model.WEIGHTS} "
-            f"are of {number} classes: set it to {number}, or take the config of the weights"
+            f"have {number} classes: set it to {number}, or use the config of the weights"
         )
     if model.SOLO.NUM_CLASSES == 0:
         model.SOLO.NUM_CLASSES = len(things(model.CLASSES))

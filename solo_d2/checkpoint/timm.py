@@ -1,6 +1,6 @@
-"""Weights of timm: the address "timm://NAME", and the names in its files.
+"""Weights of timm: the URL "timm://NAME", and the names in its files.
 
-A file of timm says nothing of its model, so it is read only into a backbone of timm.
+A file of timm does not name its model, so it can only be loaded into a timm backbone.
 """
 
 import re
@@ -19,12 +19,12 @@ from solo_d2.modeling.backbones.timm import TimmBackbone
 from solo_d2.utils.errors import ConfigError, first_line
 
 PREFIX = "timm://"
-# The files that the hub has for a model, best first.
+# Files of a model on the hub, in order of preference.
 _FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 class TimmHub(PathHandler):
-    """Downloads the weights of "timm://NAME" once; NAME as in MODEL.TIMM.NAME."""
+    """Download the weights of "timm://NAME" once; NAME as in MODEL.TIMM.NAME."""
 
     def _get_supported_prefixes(self) -> list[str]:
         return [PREFIX]
@@ -48,7 +48,7 @@ class TimmHub(PathHandler):
                 return str(hf_hub_download(config.hf_hub_id, file, force_download=force))
             except EntryNotFoundError:
                 continue
-            except Exception as error:  # the network's
+            except Exception as error:  # of the network
                 raise ConfigError(f"{config.hf_hub_id}: {first_line(error)}") from error
         raise ConfigError(f"{config.hf_hub_id} has none of the files {', '.join(files)}")
 
@@ -59,9 +59,9 @@ PathManager.register_handler(TimmHub(), allow_override=True)
 def convert_timm(
     state: Mapping[str, Tensor], backbone: TimmBackbone
 ) -> tuple[Format, dict[str, Tensor]] | None:
-    """Recognise weights of the model in timm that a backbone is.
+    """Recognize weights of a timm backbone.
 
-    They may have timm's own names, those of the model's authors that timm converts, or those of
+    They may have timm's names, names of the model's authors that timm converts, or those of
     EfficientNet-PyTorch, which has the same parameters in the same order.
 
     Args:
@@ -69,7 +69,7 @@ def convert_timm(
         backbone: the model's backbone.
 
     Returns:
-        Their format and the weights by timm's names; None if they are others.
+        Their format and the weights by timm's names; None for weights of another model.
     """
     import timm
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from solo_d2.data.cropped_masks import CroppedMasks
 from solo_d2.engine.metrics import StepMetrics
-from solo_d2.utils.errors import BadNumbersError, ConfigError
+from solo_d2.utils.errors import BadNumbersError, ConfigError, first_line, listed
 from solo_d2.utils.files import whole_file
 
 # With float16: limit of consecutive steps with bad losses, which the gradient scale can't fix ...
@@ -116,8 +116,7 @@ def _bad_gradients(norms: Mapping[str, float]) -> str:
     bad = [name for name, norm in norms.items() if not math.isfinite(norm)]
     if not bad:
         return ": the norm of each is finite, but not their total norm"
-    more = ", ..." if len(bad) > 3 else ""
-    return f", in {len(bad)} of {len(norms)} parameters: {', '.join(bad[:3])}{more}"
+    return f", in {len(bad)} of {len(norms)} parameters: {listed(bad, 3)}"
 
 
 def _write(content: dict[str, Any], file: Path) -> str:
@@ -153,8 +152,7 @@ def read_bad_step(file: str | Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigError(f"{file} does not exist") from None
     except Exception as error:  # zip, pickle and torch raise errors of many types
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{file} cannot be read: {type(error).__name__}: {reason:.200}") from None
+        raise ConfigError(f"{file} cannot be read: {first_line(error):.200}") from None
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise ConfigError(f"{file} is not a bad_step_*.pth of a training")
     for sample in (sample for batch in content["batches"].values() for sample in batch):

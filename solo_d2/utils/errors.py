@@ -1,5 +1,6 @@
 """Errors that say what a user has to change; anything else that is raised is a defect of ours."""
 
+from collections.abc import Collection
 from typing import Any
 
 # Characters of a value in a message.
@@ -25,6 +26,12 @@ class UnreadableImageError(DatasetError):
 
 class BadNumbersError(FloatingPointError):
     """Losses or gradients are infinite or NaN; the message names iteration, terms and images."""
+
+
+def listed(items: Collection[str], most: int = 20) -> str:
+    """Join the first items for a message, with the number of the others."""
+    more = f", and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(list(items)[:most]) + more
 
 
 def first_line(error: BaseException) -> str:
