@@ -158,9 +158,9 @@ def test_config_of_ones_choice_and_parameters_that_may_differ(tmp_path):
 
 # Changes of SOLO's weights, and what is said of them.
 REFUSED = {
-    "none of SOLO": (lambda _: {"encoder.weight": torch.ones(1)}, "of no known format"),
-    "no stage 3": (lambda state: without("layer3", state), "no ResNet of"),
-    "no masks": (lambda state: without("ins_list", state), "none of SOLO's"),
+    "none of SOLO": (lambda _: {"encoder.weight": torch.ones(1)}, "format is unknown"),
+    "no stage 3": (lambda state: without("layer3", state), "no ResNet"),
+    "no masks": (lambda state: without("ins_list", state), "SOLO head"),
     "another shape": (
         lambda state: state | {"bbox_head.solo_cate.weight": torch.ones(80, 16, 3, 3)},
         r"head\.class_logits\.weight \(80, 16, 3, 3\) instead of",
@@ -193,7 +193,7 @@ def test_places_that_can_not_be(tmp_path, capsys):
         (tmp_path / name).write_text("# my own\n")
     for output, message in (
         ("out.pt", r"\.pth"),
-        ("mine.pth", r"mine\.yaml is there already"),
+        ("mine.pth", r"mine\.yaml already exists"),
         ("file/out.pth", "can't be written"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -185,7 +185,7 @@ def test_classes_of_ones_own(own):
     model = changed(NUM_CLASSES=3)
     for part in (
         r"5 classes, .*has 3: .*NUM_CLASSES to 5",
-        r"""ALLOW "\['head\.class_logits\.\*'\]" """,
+        r"ALLOW \"\['head\.class_logits\.\*'\]\"",
     ):
         with pytest.raises(ConfigError, match=part):
             SOLOCheckpointer(model).load(str(file))
@@ -266,7 +266,7 @@ def test_files_that_are_no_checkpoint_are_named_on_one_line(tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "query", "message"),
     [
-        ("encoder.weight", "", r"no format that is known; theirs are encoder\.weight"),
+        ("encoder.weight", "", r"no known format.*encoder\.weight"),
         ("encoder.weight", "?matching_heuristics=True", "end of a name"),
         ("encoder.weight", "?heuristics=True", "unknown options: heuristics"),
         ("res5.0.conv1.weight", "?matching_heuristics=True", r"conv1\.weight \(1,\) instead of"),
