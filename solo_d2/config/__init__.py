@@ -1,4 +1,4 @@
-"""Every config key with its default, and reading, overriding and checking configs."""
+"""Config keys with their defaults, and functions to load, override and check configs."""
 
 from solo_d2.config.defaults import add_solo_config
 from solo_d2.config.extensions import add_import_argument, register_config

@@ -1,7 +1,7 @@
-"""Checks the keys of a config: types by the defaults, ranges and choices by tables of rules.
+"""Checks of config keys: types by their defaults, ranges and choices by tables of rules.
 
-A config comes from YAML, from a command line or from Python code. yacs compares types at the first
-two, but lets None and the elements of lists pass; here all are compared, when something is built.
+yacs checks types of values from YAML and the command line, except None and elements of lists.
+These checks cover them too, and values set in Python, when something is built.
 """
 
 from collections.abc import Collection, Mapping
@@ -13,9 +13,9 @@ from solo_d2.config.extensions import ADDED_KEYS
 from solo_d2.config.rules import Rule, leaves, require, wrong_type
 from solo_d2.utils.errors import ConfigError
 
-# The example of a key whose values have several types; what reads it knows them.
+# Example for keys with values of several types, which are checked where they are read.
 ANY = object()
-# In the place of defaults that do not tell the type of values or elements.
+# Examples that replace defaults which do not show the type of values or elements.
 EXAMPLES = {
     "TEST.SPEED.FUSE_BN": ANY,
     "TEST.SPEED.CHANNELS_LAST": ANY,
@@ -30,12 +30,12 @@ EXAMPLES = {
 def check_config(
     cfg: Mapping[str, Any], sections: Collection[str], rules: Mapping[str, Rule]
 ) -> None:
-    """Raise a ConfigError for the first key that is missing or has a wrong value.
+    """Raise a ConfigError for the first key that is missing or has an invalid value.
 
     Args:
         cfg: a config.
-        sections: whose keys are looked at; a key in full is a section of its own.
-        rules: by the full names of keys of these sections.
+        sections: sections to check; may contain full names of keys.
+        rules: rules by full names of keys of these sections.
     """
     values = dict(leaves(cfg))
     for key, example in _examples(len(ADDED_KEYS)).items():

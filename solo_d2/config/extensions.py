@@ -1,4 +1,4 @@
-"""Code of the user: modules with parts of a model, data sets or config keys (docs/extending.md)."""
+"""User modules with parts of a model, data sets or config keys (docs/extending.md)."""
 
 import argparse
 import importlib
@@ -13,29 +13,28 @@ from detectron2.config import CfgNode
 from solo_d2.utils.errors import ConfigError
 
 AddKeys = TypeVar("AddKeys", bound=Callable[[CfgNode], None])
-# What `register_config` was called with.
+# Arguments of `register_config`.
 ADDED_KEYS: list[Callable[[CfgNode], None]] = []
 
 
 def register_config(add_keys: AddKeys) -> AddKeys:
-    """Let every config that is loaded from now on have the keys that a function adds.
+    """Add keys to every config that is loaded afterwards; can be used as a decorator.
 
     Args:
-        add_keys: called with a config, adds keys and their defaults in place. It is returned, so
-            that this can be its decorator.
+        add_keys: called with a config, adds keys with their defaults in place.
     """
     ADDED_KEYS.append(add_keys)
     return add_keys
 
 
 def import_extension(name: str) -> None:
-    """Import a module of the user, which registers what it has.
+    """Import a user module, which registers its parts.
 
     Args:
-        name: "package.module", in Python's path or the current folder; or a file "my/module.py".
+        name: "package.module" on Python's path or in the current folder, or a file "my/module.py".
 
     Raises:
-        ConfigError: there is no such module. What the module itself raises keeps its traceback.
+        ConfigError: there is no such module. Errors of the module itself keep their traceback.
     """
     folder, module = os.getcwd(), name
     if name.endswith(".py"):
@@ -45,25 +44,25 @@ def import_extension(name: str) -> None:
     try:
         importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if not f"{module}.".startswith(f"{error.name}."):  # one that the module imports
+        if not f"{module}.".startswith(f"{error.name}."):  # imported by the module
             raise
         raise ConfigError(f"--import {name}: there is no module {error.name} in {folder}") from None
 
 
 def add_import_argument(parser: argparse.ArgumentParser) -> None:
-    """Add --import MODULE, which imports the module as soon as it is read."""
+    """Add --import MODULE, which imports the module when the argument is parsed."""
     parser.add_argument(
         "--import",
         dest="imports",
         action=_Import,
         default=[],
         metavar="MODULE",
-        help="of yours, or its file, with a head, data set, config keys ...; may be repeated",
+        help="module or file to import, with a head, data set, config keys, ...; may be repeated",
     )
 
 
 class _Import(argparse.Action):
-    """Imports the module, and collects its name for processes that are started."""
+    """Import the module, and keep its name for spawned processes."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
         try:

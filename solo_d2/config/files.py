@@ -1,4 +1,4 @@
-"""Reading configs: defaults, YAML files and overrides."""
+"""Loading configs: defaults, YAML files and overrides."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,21 +23,21 @@ def default_config() -> CfgNode:
 
 
 def configs_folder() -> Path:
-    """Return the configs of this project: inside the package of a wheel, else beside it."""
+    """Return the folder of this project's configs: inside an installed package, else beside it."""
     package = Path(__file__).resolve().parents[1]
     inside = package / "configs"
     return inside if inside.is_dir() else package.parent / "configs"
 
 
 def find_config_file(config_file: str) -> str:
-    """Return where a config is; ConfigError if there is none.
+    """Return the path of a config; ConfigError if it does not exist.
 
     Args:
-        config_file: path or URL. A path that is not there is looked for among this project's
-            configs, with or without "configs/" before it.
+        config_file: path or URL. If the path does not exist, this project's configs are searched,
+            with or without the prefix "configs/".
     """
     if not config_file:
-        raise ConfigError("No config is given: name one of configs/ by --config-file FILE")
+        raise ConfigError("No config is given: pass one of configs/ with --config-file FILE")
     if "://" in config_file or Path(config_file).is_file():
         return config_file
     name = config_file.removeprefix("configs/")
@@ -50,14 +50,14 @@ def find_config_file(config_file: str) -> str:
 
 
 def load_config(config_file: str, overrides: Sequence[Any] = ()) -> CfgNode:
-    """Read a YAML on top of Detectron2's and our defaults.
+    """Load a YAML config on top of the defaults of Detectron2 and this project.
 
     Args:
-        config_file: see `find_config_file`; YAML that would run code is refused.
+        config_file: see `find_config_file`; YAML that would run code is rejected.
         overrides: see `override`.
 
     Raises:
-        ConfigError: the file or an override cannot be used; the message names it.
+        ConfigError: the file or an override is invalid; the message names it.
     """
     config_file = find_config_file(config_file)
     cfg = default_config()
@@ -66,7 +66,7 @@ def load_config(config_file: str, overrides: Sequence[Any] = ()) -> CfgNode:
     except ConfigError:
         raise
     except (*MERGE_ERRORS, OSError, YAMLError) as error:
-        if from_user_code(error):  # such as a handler of addresses
+        if from_user_code(error):  # such as a handler of URLs
             raise
         raise ConfigError(f"{config_file}: {merge_reason(error, cfg)}") from error
     override(cfg, overrides)
@@ -77,8 +77,8 @@ def override(cfg: CfgNode, overrides: Sequence[Any]) -> None:
     """Change keys of a config, in place.
 
     Args:
-        cfg: not frozen.
-        overrides: key, value, key, value, ...; values as Python objects or their text.
+        cfg: a config that is not frozen.
+        overrides: key, value, key, value, ...; values as Python objects or as text.
 
     Raises:
         ConfigError: a key is unknown, or a value has the wrong type.

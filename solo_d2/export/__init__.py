@@ -1,4 +1,4 @@
-"""Models for other runtimes: making them (torch, Detectron2), and running them (NumPy, OpenCV).
+"""Exporting models (torch, Detectron2) and running exported models (NumPy, OpenCV).
 
 Nothing is imported here, so that `solo_d2.export.runner` needs neither torch nor Detectron2.
 """

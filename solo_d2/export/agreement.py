@@ -1,4 +1,4 @@
-"""Whether an exported model finds what the model finds.
+"""Comparison of the results of an exported model with those of the model.
 
 N instances of an image, H W its rows and columns.
 """
@@ -14,22 +14,22 @@ from torch import Tensor, nn
 
 from solo_d2.export.onnx_model import detector_inputs, to_instances
 from solo_d2.export.runner import Arrays, Detector
-from solo_d2.ops.mask_iou import mask_iou
+from solo_d2.ops.mask_iou import match_pairs, pairwise_mask_iou
 
-# Instances of one class are the same if their masks overlap by at least this IoU.
+# Minimum mask IoU to match instances of one class.
 SAME_IOU = 0.5
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What counts as agreement.
+    """Limits of agreement.
 
     Attributes:
-        score: largest difference of scores of a pair.
-        iou: least IoU of its masks.
-        share: largest part of the instances that only one of the two finds, and of the pairs that
-            differ more than that: in a mask of few pixels one at the threshold is much.
-        ap: largest difference of mask AP, in percent.
+        score: maximum score difference of a pair.
+        iou: minimum mask IoU of a pair.
+        share: maximum fraction of instances found by one model only, and of pairs that exceed the
+            limits above: in a mask with few pixels, one pixel at the threshold matters.
+        ap: maximum difference of mask AP, in percent.
     """
 
     score: float
@@ -38,8 +38,8 @@ class Tolerance:
     ap: float
 
 
-# Of float32 only the order of sums differs. In float16 probabilities are off by up to some
-# thousandths, so pixels at a mask's border and instances at a threshold come and go.
+# In float32 only the order of summation differs. In float16 probabilities have errors of up to a
+# few thousandths, which change pixels at the border of masks and instances at thresholds.
 TOLERANCES = {
     "float32": Tolerance(score=1e-3, iou=0.95, share=0.002, ap=0.1),
     "float16": Tolerance(score=0.05, iou=0.75, share=0.03, ap=0.3),
@@ -48,32 +48,33 @@ TOLERANCES = {
 
 @dataclass
 class Agreement:
-    """Differences over all images so far."""
+    """Differences, accumulated over images."""
 
     tolerance: Tolerance
     images: int = 0
     expected: int = 0  # instances of the model
     found: int = 0  # instances of the export
-    matched: int = 0  # pairs of the two
-    off: int = 0  # pairs that differ more than tolerated
-    score_diff: float = 0.0  # largest of a pair
-    min_iou: float = 1.0  # least of a pair
-    most_candidates: int = 0  # of an image
+    matched: int = 0  # matched pairs
+    off: int = 0  # pairs that exceed the tolerance
+    score_diff: float = 0.0  # maximum over pairs
+    min_iou: float = 1.0  # minimum over pairs
+    most_candidates: int = 0  # maximum over images
 
     def add(self, expected: Instances, found: Arrays, *, least_score: float = 0.0) -> None:
-        """Count one image.
+        """Add an image.
 
         Args:
-            expected: what the model found, on the CPU.
-            found: what the export found.
-            least_score: instances below it, found by one alone, do not count: they may have stood
-                just above or below a limit.
+            expected: results of the model, on the CPU.
+            found: results of the export.
+            least_score: unmatched instances below this score do not count, since they may be just
+                above or below a limit.
         """
         masks = torch.from_numpy(np.ascontiguousarray(found["masks"]))
         classes, scores = torch.from_numpy(found["classes"]), torch.from_numpy(found["scores"])
         same_class = expected.pred_classes[:, None] == classes
         ious = _pairwise_iou(expected.pred_masks, masks) * same_class
-        rows, columns = _match(ious)
+        pairs = match_pairs(ious, SAME_IOU)
+        rows, columns = [row for row, _ in pairs], [column for _, column in pairs]
         score_diffs = (expected.scores[rows] - scores[columns]).abs()
         differ = (score_diffs > self.tolerance.score) | (ious[rows, columns] < self.tolerance.iou)
         self.images += 1
@@ -89,15 +90,15 @@ class Agreement:
     def compare(
         self, model: nn.Module, detector: Detector, inputs: Sequence[Mapping[str, Any]]
     ) -> tuple[list[dict[str, Instances]], list[dict[str, Instances]]]:
-        """Run both on a batch and count its images.
+        """Run both on a batch and add its images.
 
         Args:
             model: the model, in eval mode.
             detector: the export.
-            inputs: Detectron2's, with "image" (3, H, W) of whole numbers in [0, 255].
+            inputs: Detectron2's inputs, with integer-valued "image" (3, H, W) in [0, 255].
 
         Returns:
-            The model's outputs and the export's, as the model gives them.
+            The outputs of the model and of the export, in the format of the model.
         """
         expected = [{"instances": x["instances"].to("cpu")} for x in model(list(inputs))]
         sizes = [x["instances"].image_size for x in expected]
@@ -112,13 +113,13 @@ class Agreement:
         return expected, [{"instances": to_instances(*pair)} for pair in pairs]
 
     def faults(self) -> list[str]:
-        """Why the two disagree; nothing if they agree."""
+        """Return the reasons why the two disagree; empty if they agree."""
         faults, tolerance = [], self.tolerance
         if self.expected == 0:
-            faults.append("the model finds no instance in these images, so they prove nothing")
+            faults.append("the model finds no instance in these images to compare")
         unmatched = max(self.expected, self.found) - self.matched
         if unmatched > tolerance.share * max(self.expected, self.found):
-            faults.append(f"{unmatched} instances are found by one of the two alone")
+            faults.append(f"{unmatched} instances are found by only one of the two")
         if self.off > tolerance.share * self.matched:
             faults.append(
                 f"{self.off} of {self.matched} pairs differ by more than {tolerance.score} in their"
@@ -142,35 +143,22 @@ def _count_unmatched(scores: Tensor, matched: list[int], least_score: float) -> 
 
 
 def _pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
-    """(N, N') float32 IoU of masks (N, H, W) and (N', H, W); 1 for two without a pixel."""
-    ious: Tensor = mask_iou(torch.cat([a, b]))[: len(a), len(a) :]
+    """Compute the IoU (N, N') float32 of masks (N, H, W) and (N', H, W); 1 for two empty masks."""
+    ious = pairwise_mask_iou(a, b)
     a_empty, b_empty = (~masks.flatten(1).any(dim=1) for masks in (a, b))
     return ious.masked_fill(a_empty[:, None] & b_empty, 1.0)
 
 
-def _match(ious: Tensor) -> tuple[list[int], list[int]]:
-    """Rows and columns of the pairs of at least `SAME_IOU`, the best first, each in one pair."""
-    left = ious.clone()
-    rows: list[int] = []
-    columns: list[int] = []
-    while left.numel() and left.max() >= SAME_IOU:
-        row, column = divmod(int(left.argmax()), left.shape[1])
-        left[row], left[:, column] = 0, 0
-        rows.append(row)
-        columns.append(column)
-    return rows, columns
-
-
 def mixed_batch(inputs: Sequence[Mapping[str, Any]], color: Tensor) -> list[dict[str, Any]]:
-    """A batch of images of different sizes, one of them without any object.
+    """Return a batch of images of different sizes, one of them without objects.
 
     Args:
-        inputs: Detectron2's, at least one.
-        color: (3,) of the image without an object, in [0, 255].
+        inputs: Detectron2's inputs, at least one.
+        color: (3,) color of the image without objects, in [0, 255].
 
     Returns:
-        The first of the inputs, the last one without an eighth of its rows and columns, and an
-        image of one colour.
+        The first input, the last one cropped by an eighth of its rows and columns, and an image of
+        uniform color.
     """
     first, last = inputs[0]["image"], inputs[-1]["image"]
     height, width = (max(1, side * 7 // 8) for side in last.shape[1:])

@@ -1,4 +1,4 @@
-"""Exported models among Detectron2's: the packages they need, their inputs and outputs."""
+"""Detectron2's inputs and outputs for exported models, and the packages they need."""
 
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -15,7 +15,7 @@ from solo_d2.utils.errors import ConfigError
 
 
 def require_packages(*names: str) -> None:
-    """Raise a ConfigError that says how to install what is missing."""
+    """Raise a ConfigError if packages are missing, with the command to install them."""
     missing = [name for name in names if find_spec(name) is None]
     if missing:
         raise ConfigError(
@@ -24,7 +24,7 @@ def require_packages(*names: str) -> None:
 
 
 def load_detector(path: str | Path, runtime: str = "onnxruntime", *, threads: int = 0) -> Detector:
-    """Call `Detector.load`, with a ConfigError where the file or the package is unusable."""
+    """Call `Detector.load`; ConfigError if the file is invalid or a package is missing."""
     try:
         return Detector.load(path, runtime, threads=threads)
     except ValueError as error:
@@ -32,20 +32,20 @@ def load_detector(path: str | Path, runtime: str = "onnxruntime", *, threads: in
 
 
 class OnnxModel:
-    """Takes and gives what a SOLO model does in inference, on the CPU."""
+    """Detector with the inputs and outputs of a SOLO model in inference, on the CPU."""
 
     def __init__(self, detector: Detector):
         self.detector = detector
 
     def __call__(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Instances]]:
-        """Infer, on Detectron2's inputs with "image" (3, H, W) of whole numbers in [0, 255]."""
+        """Infer, on Detectron2's inputs with integer-valued "image" (3, H, W) in [0, 255]."""
         images, sizes = detector_inputs(batched_inputs)
         found = zip(self.detector.detect(images, sizes), sizes, strict=True)
         return [{"instances": to_instances(arrays, size)} for arrays, size in found]
 
 
 def to_instances(found: Arrays, size: tuple[int, int]) -> Instances:
-    """What a detector found in an image with masks of this height and width, for Detectron2."""
+    """Convert the results of a detector, with masks of size (height, width), for Detectron2."""
     names = ("masks", "boxes", "scores", "classes")
     masks, boxes, scores, classes = (
         torch.from_numpy(np.ascontiguousarray(found[name])) for name in names
@@ -58,7 +58,7 @@ def to_instances(found: Arrays, size: tuple[int, int]) -> Instances:
 def detector_inputs(
     batched_inputs: Sequence[Mapping[str, Any]],
 ) -> tuple[list[NDArray[np.uint8]], list[tuple[int, int]]]:
-    """Images (H, W, 3) and the sizes of their outputs, of Detectron2's inputs."""
+    """Return images (H, W, 3) and output sizes from Detectron2's inputs."""
     images = [x["image"].permute(1, 2, 0).byte().numpy() for x in batched_inputs]
     sizes = [
         (x.get("height", image.shape[0]), x.get("width", image.shape[1]))

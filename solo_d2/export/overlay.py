@@ -1,4 +1,4 @@
-"""Instances drawn over images, and as COCO results: NumPy and OpenCV alone.
+"""Overlays of instances, and COCO results, with NumPy and OpenCV only.
 
 N instances of an image, H W its rows and columns.
 """
@@ -25,8 +25,8 @@ def draw_instances(
 
     Args:
         image: (H, W, 3) uint8 BGR.
-        found: what `Detector` found in it.
-        class_names: of the K classes.
+        found: results of `Detector`.
+        class_names: names of the K classes.
 
     Returns:
         (H, W, 3) uint8 BGR.
@@ -72,7 +72,7 @@ def _write(
 def coco_results(
     found: dict[str, NDArray[Any]], image_id: int, file_name: str, class_ids: Sequence[Any]
 ) -> list[dict[str, Any]]:
-    """Describe what `Detector` found in an image as COCO results, each with its file's name too.
+    """Convert results of `Detector` for an image to COCO results, with the name of its file.
 
     Returns:
         Dicts with image_id, file_name, category_id, bbox (XYWH), score and segmentation (RLE).
@@ -92,11 +92,11 @@ def coco_results(
 
 
 def encode_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
-    """A mask (H, W) as COCO's compressed run lengths: {"size": [H, W], "counts": text}.
+    """Encode a mask (H, W) as COCO's compressed run lengths: {"size": [H, W], "counts": text}.
 
-    The runs go down the columns, the first one counts zeros. From the fourth on each is given by
-    its difference to the one two before it, in groups of 5 bits, the lowest first, one letter each;
-    the sixth bit says that more follow.
+    Runs are column-major and start with zeros. From the fourth on, each is encoded as the
+    difference to the run two before, in groups of 5 bits, lowest first, one letter each; the sixth
+    bit marks continuation.
     """
     pixels = mask.T.reshape(-1)
     ends = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
@@ -109,11 +109,11 @@ def encode_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
 
 
 def _letters(value: int) -> str:
-    """A number of COCO's compressed run lengths."""
+    """Encode a number of COCO's compressed run lengths."""
     text = ""
     while True:
         bits, value = value & 31, value >> 5
-        # The highest of the 5 bits is the sign of what is left out.
+        # The highest of the 5 bits is the sign.
         if value == (-1 if bits & 16 else 0):
             return text + chr(48 + bits)
         text += chr(48 + 32 + bits)

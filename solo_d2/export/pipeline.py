@@ -1,13 +1,13 @@
-"""The whole inference of a SOLO model as one graph of fixed structure, for export.
+"""Inference of a SOLO model as one graph of fixed structure, for export.
 
-The steps are those of `solo_d2.inference`, with sizes that do not depend on what is in the image:
-instead of all candidates above the threshold the best `topk` pairs of cell and class are taken and
-those below the threshold count for nothing. An image with more candidates may therefore get
-slightly other results than in `MaskDecoder`; `num_candidates` tells.
+The steps are those of `solo_d2.inference`, with shapes that do not depend on the image: instead of
+all candidates above the threshold, the best `topk` (cell, class) pairs are selected, and those
+below the threshold get score 0. Images with more candidates (see `num_candidates`) may get slightly
+different results than in `MaskDecoder`.
 
 B images, H W rows and columns of the padded input, H' W' of the output, T cells, K classes, M
-candidates whose masks are made, N candidates that enter NMS, D detections of an image, h w rows and
-columns of the masks at the finest mask stride.
+candidates whose masks are computed, N candidates that enter NMS, D detections of an image, h w rows
+and columns of the masks at the finest mask stride.
 """
 
 from collections.abc import Callable
@@ -34,15 +34,15 @@ from solo_d2.utils.errors import ConfigError
 
 
 class Detections(NamedTuple):
-    """Outputs of the graph. Detections that are not there are zeros, behind those that are.
+    """Outputs of the graph. Detections are padded with zeros.
 
     Attributes:
-        scores: (B, D) float32, not rising.
+        scores: (B, D) float32, non-increasing.
         classes: (B, D) int64 in [0, K).
         boxes: (B, D, 4) float32, XYXY in output pixels, right and lower edge exclusive.
         masks: (B, D, H', W') bool.
-        num_detections: (B,) int64, how many of D are there.
-        num_candidates: (B,) int64, pairs of cell and class above the score threshold.
+        num_detections: (B,) int64, number of detections without padding.
+        num_candidates: (B,) int64, number of (cell, class) pairs above the score threshold.
     """
 
     scores: Tensor
@@ -54,7 +54,7 @@ class Detections(NamedTuple):
 
 
 class SoftDetections(NamedTuple):
-    """Outputs of the graph that leaves the last resize to its user; see `Detections`.
+    """Outputs of a graph without the final resize; see `Detections`.
 
     Attributes:
         masks: (B, D, h, w) float32 probabilities over the padded input.
@@ -68,7 +68,7 @@ class SoftDetections(NamedTuple):
 
 
 class ExportPipeline(nn.Module):
-    """A copy of a model, from the bytes of images to detections."""
+    """A copy of a model, from uint8 images to detections."""
 
     pixel_mean: Tensor
     pixel_std: Tensor
@@ -77,14 +77,14 @@ class ExportPipeline(nn.Module):
     def __init__(
         self, model: SOLO, *, topk: int | None = None, half: bool = False, soft_masks: bool = False
     ):
-        """Make the copy; the model stays as it is.
+        """Copy a model.
 
         Args:
-            model: any head, for masks, with Matrix or Fast NMS.
-            topk: M, candidates of an image whose masks are made; None for as many as enter NMS.
-            half: whether backbone and head compute in float16. All that follows them stays in
-                float32, and so do deformable convolutions: float16 cannot tell positions apart.
-            soft_masks: whether the graph ends with `SoftDetections`.
+            model: model with any head that predicts masks, and Matrix or Fast NMS.
+            topk: M, number of candidates whose masks are computed; None: as many as enter NMS.
+            half: whether backbone and head compute in float16. The following steps stay in float32,
+                as do deformable convolutions, whose positions need more precision.
+            soft_masks: whether the graph returns `SoftDetections`.
 
         Raises:
             ConfigError: a part of the model cannot be exported; the message names its key.
@@ -127,14 +127,14 @@ class ExportPipeline(nn.Module):
 
         Args:
             images: (B, 3, H, W) uint8 in the model's channel order, H and W multiples of the
-                backbone's divisor. What is outside of an image has no effect.
-            image_sizes: (B, 2) int64, height and width of each image, which lies at the upper left.
-            rows: (B, H') float32, the row of the image, in its pixels, that each row of the output
-                is sampled at; output rows outside of [0, height - 1] stay empty.
+                backbone's divisor. The padding has no effect.
+            image_sizes: (B, 2) int64, height and width of each image, at the upper left.
+            rows: (B, H') float32, the row of the image in pixels at which each output row is
+                sampled; rows outside [0, height - 1] stay empty. Not needed for soft masks.
             columns: (B, W') float32, likewise.
 
         Returns:
-            The detections, best first; without `rows` and `columns` if masks are soft.
+            The detections, best first.
         """
         outputs = self.head(self.backbone(self.normalise(images, image_sizes)))
         cells, classes, scores, num_candidates = self.choose(outputs.class_logits)
@@ -153,7 +153,7 @@ class ExportPipeline(nn.Module):
         return Detections(scores, classes, boxes, masks, *counts)
 
     def normalise(self, images: Tensor, image_sizes: Tensor) -> Tensor:
-        """(B, 3, H, W) float; the padding is 0 after the normalisation, as in training."""
+        """Normalize images to (B, 3, H, W) float, with 0 as padding, as in training."""
         rows = torch.arange(images.shape[2], device=images.device)
         columns = torch.arange(images.shape[3], device=images.device)
         in_height, in_width = rows < image_sizes[:, :1], columns < image_sizes[:, 1:]
@@ -162,18 +162,18 @@ class ExportPipeline(nn.Module):
         return torch.where(inside, pixels, 0).to(self.dtype)
 
     def cell_masks(self, outputs: HeadOutputs, cells: Tensor) -> Tensor:
-        """(B, M, h, w) float32 probabilities of the cells (B, M)."""
+        """Compute the probabilities (B, M, h, w) float32 of cells (B, M)."""
         return cast(Tensor, fixed_head_masks(self.head, outputs, cells))
 
     def choose(self, class_logits: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The best pairs of cell and class.
+        """Select the best (cell, class) pairs.
 
         Returns:
-            Cells, classes and scores, (B, M) each, by falling score, which is 0 for those that are
-            no candidates; and (B,) how many candidates there are.
+            Cells, classes and scores, (B, M) each, by descending score, 0 below the threshold; and
+            (B,) the number of candidates.
         """
         probs = class_probabilities(class_logits).flatten(1)
-        is_candidate = probs > self.score_thresh  # not what is NaN
+        is_candidate = probs > self.score_thresh  # False for NaN
         num_candidates = is_candidate.sum(dim=1)
         probs = torch.where(is_candidate, probs, 0)
         scores, index = probs.topk(min(self.topk, len(self.cell_strides) * self.num_classes))
@@ -182,24 +182,24 @@ class ExportPipeline(nn.Module):
     def score_and_suppress(
         self, probs: Tensor, cells: Tensor, classes: Tensor, scores: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Multiply scores by the maskness, mask NMS, final filter and cut.
+        """Multiply scores by the maskness, apply mask NMS, final filter and cut.
 
         Args:
             probs: (B, M, h, w) float32.
-            cells: (B, M), as the next two.
-            classes: of the cells.
-            scores: 0 for those that do not count.
+            cells: (B, M).
+            classes: (B, M).
+            scores: (B, M), 0 for pairs that are no candidates.
 
         Returns:
-            (B, D) scores, by falling score, 0 for none; and (B, D) which of M they are.
+            (B, D) scores, descending, 0 for none; and (B, D) the index of each among the M.
         """
         foreground = (probs > self.mask_thresh).float().flatten(2)
         areas = foreground.sum(dim=2)
         maskness = (foreground * probs.flatten(2)).sum(dim=2) / areas.clamp(min=1)
-        # A mask with a pixel that is NaN has a maskness that is NaN, too, and is left out.
+        # NaN pixels make the maskness NaN, and the mask is dropped.
         large = (areas > self.cell_strides[cells]) & (maskness >= 0)
         scores = torch.where(large, scores * maskness, 0)
-        # The small matrix of overlaps is brought into order rather than the masks.
+        # Sort the small matrix of overlaps rather than the masks.
         overlaps = foreground @ foreground.transpose(1, 2)
         scores, order = scores.topk(min(self.pre_nms_topk, scores.shape[1]))
         overlaps = take(take(overlaps, order).transpose(1, 2), order)
@@ -210,7 +210,7 @@ class ExportPipeline(nn.Module):
         return scores, take(order, best)
 
     def _upper_iou(self, overlaps: Tensor, areas: Tensor, classes: Tensor, valid: Tensor) -> Tensor:
-        """(B, N, N) IoU of each mask with the later ones that it competes with, else 0."""
+        """Compute (B, N, N) IoU of each mask with later ones of its class, else 0."""
         unions = areas[:, :, None] + areas[:, None, :] - overlaps
         competes = valid[:, :, None] & valid[:, None, :]
         if not self.class_agnostic:
@@ -222,7 +222,7 @@ class ExportPipeline(nn.Module):
     def paste(
         self, probs: Tensor, image_sizes: Tensor, rows: Tensor, columns: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Bring soft masks (B, D, h, w) to the output by one product along each axis.
+        """Resize soft masks (B, D, h, w) to the output by one product along each axis.
 
         Returns:
             (B, D, H', W') bool and (B, D, 4) float32 boxes.
@@ -237,19 +237,19 @@ class ExportPipeline(nn.Module):
 
 
 def axis_weights(positions: Tensor, sides: Tensor, size: int, stride: int) -> Tensor:
-    """How much each mask pixel counts for each output pixel along one axis.
+    """Compute the weight of each mask pixel for each output pixel along an axis.
 
-    The mask is enlarged bilinearly by its stride, the padding cut off, and the result sampled
+    The mask is upsampled bilinearly by its stride, the padding cropped, and the result sampled
     bilinearly; `solo_d2.export.pixels` does the same in NumPy.
 
     Args:
-        positions: (B, N) float32, where the image is sampled, in its pixels.
+        positions: (B, N) float32, sample positions in image pixels.
         sides: (B,) int64, pixels of the image.
         size: mask pixels.
-        stride: pixels of one mask pixel.
+        stride: stride of the masks in input pixels.
 
     Returns:
-        (B, N, size) float32; zeros where the position is outside of the image.
+        (B, N, size) float32; zeros for positions outside the image.
     """
     last = (sides - 1).to(positions.dtype)[:, None]
     inside = (positions >= 0) & (positions <= last)
@@ -268,7 +268,7 @@ def axis_weights(positions: Tensor, sides: Tensor, size: int, stride: int) -> Te
 
 
 def _spans(flags: Tensor) -> tuple[Tensor, Tensor]:
-    """First flag of each line (B, D, size) and one after the last, float32; 0 without a flag."""
+    """Return the first flag of each line (B, D, size) and one past the last, float32; 0 if none."""
     index = torch.arange(flags.shape[2], device=flags.device).float()
     stop = torch.where(flags, index + 1, 0).amax(dim=2)
     first = torch.where(flags, index, index[-1:]).amin(dim=2)
@@ -283,20 +283,20 @@ def _check_exportable(model: SOLO) -> None:
         )
     if isinstance(model, PanopticSOLO):
         raise ConfigError(
-            "MODEL.META_ARCHITECTURE is 'PanopticSOLO', but only instances are exported: set it to "
-            "'SOLO' to export those of the same weights"
+            "MODEL.META_ARCHITECTURE is 'PanopticSOLO', but only instances can be exported: set it "
+            "to 'SOLO' to export them with the same weights"
         )
     if model.decoder_params["contours"]:
         raise ConfigError("MODEL.SOLO.MASK_TARGET is 'contour', but only 'mask' is exported")
     if model.head.align not in (resize, resize_by_regions):
         raise ConfigError(
-            "MODEL.SOLO.HEAD.ALIGN is 'max_pool', whose windows an exported graph cannot adapt to "
-            "the size of the image; exported are 'interpolate' and 'region_grid'"
+            "MODEL.SOLO.HEAD.ALIGN is 'max_pool', which cannot be exported with dynamic sizes: use "
+            "'interpolate' or 'region_grid'"
         )
 
 
 def _build_decay(nms: "partial[Tensor]") -> Callable[[Tensor], Tensor]:
-    """From IoU (B, N, N), 0 on and below the diagonal, to factors (B, N) of the scores."""
+    """Return the function from IoU (B, N, N), 0 on and below the diagonal, to factors (B, N)."""
     params = nms.keywords
     if nms.func is matrix_nms:
         return partial(matrix_decay, kernel=params["kernel"], sigma=params["sigma"])
@@ -304,13 +304,13 @@ def _build_decay(nms: "partial[Tensor]") -> Callable[[Tensor], Tensor]:
         return lambda iou: (iou.amax(dim=-2) <= params["thresh"]).to(iou.dtype)
     name = getattr(nms.func, "__name__", str(nms.func)).removesuffix("_nms")
     raise ConfigError(
-        f"MODEL.SOLO.NMS.TYPE is {name!r}, which decides about one mask after another; a graph of "
-        "fixed structure can do 'matrix' and 'fast'"
+        f"MODEL.SOLO.NMS.TYPE is {name!r}, which processes masks sequentially; only 'matrix' and "
+        "'fast' can be exported"
     )
 
 
 class _EverySecond(nn.Module):
-    """`LastLevelMaxPool` without pooling, which would bind a trace to even or odd sizes."""
+    """`LastLevelMaxPool` without pooling, which would specialize a trace to even or odd sizes."""
 
     def __init__(self, pool: LastLevelMaxPool):
         super().__init__()
@@ -322,14 +322,14 @@ class _EverySecond(nn.Module):
 
 
 class _Float32(nn.Module):
-    """Runs a layer in float32 among layers of float16."""
+    """Run a layer in float32 among layers of float16."""
 
     def __init__(self, layer: nn.Module):
         super().__init__()
         self.layer = layer.float()
 
     def forward(self, x: Tensor) -> Tensor:
-        """As the layer."""
+        """Apply the layer."""
         return cast(Tensor, self.layer(x.float())).to(x.dtype)
 
 

@@ -1,6 +1,6 @@
-"""Pixels before and after the graph of an exported model: resizing as in Detectron2, masks, boxes.
+"""Pre- and postprocessing of exported models in NumPy: Detectron2's resizing, masks, boxes.
 
-NumPy alone. N instances of an image, H W its rows and columns, h w those of soft masks.
+N instances of an image, H W its rows and columns, h w those of soft masks.
 """
 
 from collections.abc import Sequence
@@ -8,22 +8,22 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-# Bits behind the point in Pillow's weights of 8-bit images.
+# Fractional bits of Pillow's weights for 8-bit images.
 WEIGHT_BITS = 22
 
 
 def input_size(size: tuple[int, int], min_size: int, max_size: int) -> tuple[int, int]:
-    """Height and width that Detectron2's ResizeShortestEdge gives an image.
+    """Compute height and width after Detectron2's ResizeShortestEdge.
 
     Args:
         size: height and width of the image.
-        min_size: of the short side; 0 leaves the image alone.
+        min_size: length of the short side; 0 for no resizing.
         max_size: limit of the long side.
     """
     if min_size == 0:
         return size
     scale = min_size / min(size)
-    # In its order of rounding.
+    # In Detectron2's order of rounding.
     height, width = (min_size if side == min(size) else scale * side for side in size)
     if max(height, width) > max_size:
         scale = max_size / max(height, width)
@@ -32,10 +32,10 @@ def input_size(size: tuple[int, int], min_size: int, max_size: int) -> tuple[int
 
 
 def resize_image(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Resize an image (H, W, C) uint8 to (H', W') as Pillow does with its bilinear filter.
+    """Resize an image (H, W, C) uint8 to (H', W') like Pillow's bilinear filter.
 
-    Unlike OpenCV's, the filter gets wider where the image shrinks. One axis is resized after the
-    other, rounded in between; Pillow 13 sometimes takes the rows first, and then differs by 1.
+    Unlike OpenCV's, the filter gets wider for downsampling. Columns are resized first, then rows,
+    with rounding in between; Pillow 13 sometimes starts with rows, and then differs by 1.
     """
     for axis in (1, 0):
         if image.shape[axis] != size[axis]:
@@ -63,7 +63,7 @@ def _resize_axis(image: NDArray[np.uint8], axis: int, size: int) -> NDArray[np.u
 
 
 def sample_positions(side: int, output_side: int) -> NDArray[np.float32]:
-    """Where each of the output's pixels lies along an axis of an image, (output_side,) float32."""
+    """Return the positions of output pixels along an axis of an image, (output_side,) float32."""
     pixels = np.arange(output_side, dtype=np.float32)
     if side != output_side:
         pixels = (pixels + np.float32(0.5)) * np.float32(side / output_side) - np.float32(0.5)
@@ -71,7 +71,7 @@ def sample_positions(side: int, output_side: int) -> NDArray[np.float32]:
 
 
 def stack_positions(positions: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """(B, longest) float32; -1, outside of the image, behind shorter ones."""
+    """Stack positions to (B, longest) float32, padded with -1, which is outside the image."""
     result = np.full((len(positions), max(map(len, positions))), -1, np.float32)
     for row, values in zip(result, positions, strict=True):
         row[: len(values)] = values
@@ -85,11 +85,11 @@ def paste_masks(
     output_size: tuple[int, int],
     thresh: float,
 ) -> NDArray[np.bool_]:
-    """Bring soft masks to the output size: enlarge, cut off the padding, resize, threshold.
+    """Resize soft masks to the output size: upsample, crop the padding, resize, threshold.
 
     Args:
         probs: (N, h, w) over the padded input.
-        stride: input pixels of one mask pixel.
+        stride: stride of the masks in input pixels.
         image_size: height and width of the image in the padded input.
         output_size: height and width of the result.
         thresh: a pixel is set above this probability.
@@ -117,13 +117,13 @@ def paste_masks(
 def axis_weights(
     positions: NDArray[np.float32], side: int, size: int, stride: int
 ) -> NDArray[np.float32]:
-    """How much each of `size` mask pixels counts for each output pixel along one axis.
+    """Compute the weight of each of `size` mask pixels for each output pixel along an axis.
 
     Args:
-        positions: (N,) in the image, see `sample_positions`.
+        positions: (N,) positions in the image, see `sample_positions`.
         side: pixels of the image.
         size: mask pixels.
-        stride: input pixels of one mask pixel.
+        stride: stride of the masks in input pixels.
 
     Returns:
         (N, size) float32.
@@ -141,7 +141,7 @@ def axis_weights(
 
 
 def mask_boxes(masks: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Tight boxes (N, 4), XYXY, right and lower edge exclusive; zeros for a mask without pixels."""
+    """Compute tight boxes (N, 4), XYXY, right and bottom edge exclusive; zeros for empty masks."""
     boxes = np.zeros((len(masks), 4), np.float32)
     for box, mask in zip(boxes, masks, strict=True):
         y, x = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))

@@ -1,10 +1,10 @@
-r"""Find the instances in image files with an exported model; save overlays and COCO results.
+r"""Find instances in image files with an exported model; save overlays and COCO results.
 
     python -m solo_d2.export.predict --onnx model.onnx --input photos/ --output overlays \
         --json results.json
 
-Needs only NumPy, OpenCV and ONNX Runtime or OpenVINO. The exit code is 0 if all went well, 1 if
-some file failed (the others are done), 2 if nothing could be started.
+Requires only NumPy, OpenCV and ONNX Runtime or OpenVINO. Exit codes: 0 for success, 1 if some files
+failed (the others are processed), 2 if the command could not start.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from solo_d2.export.runtimes import RUNTIMES
 from solo_d2.utils.commands import run_command
 from solo_d2.utils.files import save_text, whole_file
 
-# What is taken from a folder; a file that is named is read whatever its extension.
+# Extensions of images in a folder; files named explicitly may have any extension.
 EXTENSIONS = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
 
 
@@ -33,23 +33,23 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--onnx", required=True, metavar="FILE", help="what tools/export_model.py wrote")
+    add("--onnx", required=True, metavar="FILE", help="model file of tools/export_model.py")
     add("--input", nargs="+", required=True, metavar="PATH", help="image files and folders")
     add("--output", type=Path, metavar="DIR", help="folder for overlays, as PNG")
     add("--json", type=Path, metavar="FILE", help="write all results in COCO format")
-    add("--confidence-threshold", type=float, default=0.3, metavar="P", help="least score")
+    add("--confidence-threshold", type=float, default=0.3, metavar="P", help="minimum score")
     add("--runtime", choices=RUNTIMES, default="onnxruntime", help="default: %(default)s")
     add("--providers", nargs="+", metavar="NAME", help="of ONNX Runtime, best first, such as "
         "CUDAExecutionProvider; default: the CPU's")  # fmt: skip
-    add("--threads", type=int, default=0, metavar="N", help="of the CPU; default: as it has cores")
+    add("--threads", type=int, default=0, metavar="N", help="CPU threads; default: one per core")
     args = parser.parse_args(argv)
     if not (args.output or args.json):
-        parser.error("say what to do with the results: --output or --json")
+        parser.error("specify an output: --output or --json")
     return args
 
 
 def find_files(paths: Sequence[str]) -> list[Path]:
-    """The images that names of files and folders mean, each once; ValueError for a name of none."""
+    """Return the images of files and folders, each once; ValueError for a path without images."""
     files: dict[Path, None] = {}
     for name in paths:
         path = Path(name)
@@ -64,10 +64,10 @@ def find_files(paths: Sequence[str]) -> list[Path]:
 
 
 def overlay_names(files: Sequence[Path], folder: Path) -> list[Path]:
-    """Where the overlay of each file goes; ValueError if it would replace an image or another."""
+    """Return the path of each overlay; ValueError if it would replace an image or another one."""
     overlays = [folder / f"{file.stem}.png" for file in files]
     if len(set(overlays)) < len(files):
-        raise ValueError("--output: images of the same name need folders, and runs, of their own")
+        raise ValueError("--output: images with equal names need separate runs and output folders")
     inputs = {file.resolve() for file in files}
     for overlay in overlays:
         if overlay.resolve() in inputs:
@@ -76,7 +76,7 @@ def overlay_names(files: Sequence[Path], folder: Path) -> list[Path]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what the command line says; returns the exit code."""
+    """Run the command; return the exit code."""
     files = find_files(args.input)
     overlays = overlay_names(files, args.output) if args.output else [None] * len(files)
     detector = Detector.load(
@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Entry point; return the exit code."""
     args = parse_args(argv)
     return run_command("predict", lambda: run(args), errors=(ValueError,))
 

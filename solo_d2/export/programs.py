@@ -1,8 +1,8 @@
-"""Exported graphs as files: traced once by torch.export, written in one of several formats.
+"""Files of exported graphs: traced once by torch.export, written in one of several formats.
 
-Batch, height and width stay free: H and W are multiples of the backbone's divisor. "torch-export"
-and "aoti" want at least three times the divisor, because torch treats sizes of 1 as special cases
-and the coarsest feature would have one; "onnx" has no such bound.
+Batch, height and width are dynamic: H and W are multiples of the backbone's divisor. "torch-export"
+and "aoti" require at least three times the divisor, because torch specializes sizes of 1, which
+would occur in the coarsest feature; "onnx" has no such limit.
 """
 
 import json
@@ -24,16 +24,16 @@ from solo_d2.modeling.meta_arch.solo import SOLO
 from solo_d2.utils.errors import ConfigError
 from solo_d2.utils.user_code import from_user_code, note_part
 
-# The one in which ONNX has GridSample for deformable convolutions under its present name.
+# The first opset with the current GridSample, for deformable convolutions.
 OPSET = 20
-# Earlier ones fail at divisions by a free size.
+# Earlier versions fail at divisions by a dynamic size.
 OLDEST_TORCH = "2.7"
 METADATA_FILE = "metadata.json"
 
 
 @dataclass(frozen=True)
 class Export:
-    """A traced pipeline, what its users need to know, and the names of its outputs."""
+    """A traced pipeline, its metadata and the names of its outputs."""
 
     program: ExportedProgram
     info: ModelInfo
@@ -43,13 +43,13 @@ class Export:
 def describe(
     model: SOLO, pipeline: ExportPipeline, cfg: CfgNode, names: list[str], ids: list[Any]
 ) -> ModelInfo:
-    """Gather the metadata.
+    """Return the metadata of a model.
 
     Args:
         model: the model.
-        pipeline: made of it.
-        cfg: INPUT is read.
-        names: of the classes.
+        pipeline: pipeline of the model.
+        cfg: config of the model; INPUT is read.
+        names: names of the classes.
         ids: category ids of the classes.
     """
     return ModelInfo(
@@ -75,7 +75,7 @@ def describe(
 
 
 class _PlainTuple(nn.Module):
-    """A pipeline whose outputs are of no type of ours, so that its file needs none of our code."""
+    """A pipeline with plain tuples as outputs, so that files do not depend on this package."""
 
     def __init__(self, pipeline: ExportPipeline):
         super().__init__()
@@ -87,16 +87,16 @@ class _PlainTuple(nn.Module):
 
 @torch.no_grad()
 def trace(pipeline: ExportPipeline, info: ModelInfo) -> Export:
-    """Trace a pipeline with free batch, input and output sizes.
+    """Trace a pipeline with dynamic batch, input and output sizes.
 
     Raises:
         ConfigError: a part of the model cannot be traced, or torch is too old for it.
     """
     if torch.__version__ < OLDEST_TORCH:  # compared as versions
-        raise ConfigError(f"Export needs torch {OLDEST_TORCH}, and this is {torch.__version__}")
-    # Sides that are not alike in anything, so that nothing is taken for equal by chance.
+        raise ConfigError(f"Export requires torch {OLDEST_TORCH}; this is {torch.__version__}")
+    # Sides without common properties, so that none are taken for equal by chance.
     height, width = (info.square_size or info.size_divisor * number for number in (4, 7))
-    # One Dim in several places demands that they are equal.
+    # A shared Dim requires equal sizes.
     batch = Dim("batch", min=1)
     sides: dict[int, Any] = {0: batch}
     if not info.square_size:
@@ -113,8 +113,8 @@ def trace(pipeline: ExportPipeline, info: ModelInfo) -> Export:
         program = torch.export.export(
             _PlainTuple(pipeline), arguments, dynamic_shapes=(free,), strict=False
         )
-    except Exception as error:  # torch has many kinds for what it cannot trace
-        # Those of torch's own kinds say what cannot be traced.
+    except Exception as error:  # torch raises many types for code that it cannot trace
+        # Errors of torch's own types describe that code.
         if from_user_code(error) and not type(error).__module__.startswith("torch."):
             note_part(error, "The model cannot be traced")
             raise
@@ -146,14 +146,14 @@ def save_onnx(export: Export, path: Path) -> None:
 
 
 def save_program(export: Export, path: Path) -> None:
-    """Write torch.export's own file, to be loaded by `torch.export.load`."""
+    """Write a file for `torch.export.load`."""
     metadata = json.dumps(export.info.to_metadata())
-    with open(path, "wb") as file:  # given a name, it raises no OSError when the disk is full
+    with open(path, "wb") as file:  # given a path, it raises no OSError for a full disk
         torch.export.save(export.program, file, extra_files={METADATA_FILE: metadata})
 
 
 def save_aoti(export: Export, path: Path) -> None:
-    """Compile a package for the CPU of this machine; needs a C++ compiler, and minutes."""
+    """Compile a package for the CPU of this machine; requires a C++ compiler and takes minutes."""
     from torch._inductor import aoti_compile_and_package
 
     configs = {"aot_inductor.metadata": export.info.to_metadata()}
@@ -162,14 +162,14 @@ def save_aoti(export: Export, path: Path) -> None:
 
 
 def load_program(path: Path) -> Detector:
-    """Read what `save_program` wrote."""
+    """Load a file of `save_program`."""
     files = {METADATA_FILE: ""}
     program = torch.export.load(path, extra_files=files)
     return _torch_detector(program.module(), json.loads(files[METADATA_FILE] or "{}"), path)
 
 
 def load_aoti(path: Path) -> Detector:
-    """Read what `save_aoti` wrote."""
+    """Load a package of `save_aoti`."""
     from torch._inductor import aoti_load_package
 
     model = aoti_load_package(str(path))
@@ -188,7 +188,7 @@ def _torch_detector(graph: Callable[..., Any], metadata: dict[str, str], path: P
     return Detector(run, info)
 
 
-# By name on the command line, how a file is written and read.
+# Functions that write and load a file, by format name.
 FORMATS: dict[str, tuple[Callable[[Export, Path], None], Callable[[Path], Detector]]] = {
     "onnx": (save_onnx, load_detector),
     "torch-export": (save_program, load_program),

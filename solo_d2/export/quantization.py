@@ -1,8 +1,8 @@
-"""Exported ONNX files with 8-bit convolutions, for the CPU.
+"""Quantization of exported ONNX files to 8-bit convolutions, for the CPU.
 
-Every convolution of backbone and head computes in integers (uint8 inputs, int8 weights with a scale
-for each output channel). Norms, resizes and all that comes after the head (scores, areas, mask NMS,
-masks) stay in float32: these hold no convolution with weights of their own.
+All convolutions of backbone and head are computed in integers (uint8 inputs, int8 weights with a
+scale for each output channel). Norms, resizes and all steps after the head (scores, areas, mask
+NMS, masks) stay in float32.
 """
 
 import json
@@ -15,7 +15,7 @@ from solo_d2.export.onnx_model import load_detector, require_packages
 from solo_d2.export.runner import Arrays
 from solo_d2.utils.errors import ConfigError
 
-# Images whose activations set the scales, where their number is not given.
+# Default number of calibration images.
 CALIBRATION_IMAGES = 64
 
 
@@ -25,17 +25,17 @@ def quantize_onnx(
     """Write the 8-bit version of a float32 file.
 
     Args:
-        source: what tools/export_model.py wrote, in float32.
+        source: float32 file of tools/export_model.py.
         target: the file to write.
-        calibration: inputs of the graph (`Detector.graph_inputs`), from which the scale of each
-            convolution's input and output is taken once and for all; None: the scale of its input
-            is found anew in each run ("dynamic"), which takes time, and its output is float32.
-        reduce_range: 7-bit weights, for processors without VNNI instructions, whose sums of 8-bit
-            products can overflow.
+        calibration: inputs of the graph (`Detector.graph_inputs`) that determine fixed scales of
+            each convolution's input and output; None: the scale of its input is computed in each
+            run ("dynamic"), which takes time, and its output is float32.
+        reduce_range: whether to use 7-bit weights, for processors without VNNI instructions, whose
+            sums of 8-bit products can overflow.
 
     Raises:
         ConfigError: a package is missing, the file cannot be read, is not float32 or has no
-            convolution, or there is nothing to calibrate on.
+            convolution, or there are no calibration images.
     """
     require_packages("onnx", "onnxruntime")
     from onnxruntime import quantization
@@ -43,7 +43,7 @@ def quantize_onnx(
 
     precision = load_detector(source).info.precision
     if precision != "float32":
-        raise ConfigError(f"{source} is of {precision}, but only float32 files can be quantised")
+        raise ConfigError(f"{source} is of {precision}, but only float32 files can be quantized")
     with tempfile.TemporaryDirectory() as folder:
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(source, prepared, skip_symbolic_shape=True)
@@ -54,10 +54,10 @@ def quantize_onnx(
             "reduce_range": reduce_range,
         }
         kinds = quantization.QuantType
-        if calibration is None:  # ONNX Runtime's operator takes no signed weights
+        if calibration is None:  # ONNX Runtime's operator does not support signed weights
             quantization.quantize_dynamic(prepared, target, weight_type=kinds.QUInt8, **settings)
         else:
-            # The mean of the images' extremes: an outlier would make all steps coarser.
+            # The mean of the images' extremes, since an outlier would make all steps coarser.
             settings["extra_options"] = {"CalibMovingAverage": True}
             types = {"activation_type": kinds.QUInt8, "weight_type": kinds.QInt8}
             reader = _Reader(calibration)
@@ -71,19 +71,19 @@ def quantize_onnx(
 
 
 def _convolutions(path: Path, source: Path) -> list[str]:
-    """Names of the convolutions whose weights are constants."""
+    """Return the names of the convolutions with constant weights."""
     import onnx
 
     graph = onnx.load(str(path)).graph
     constants = {tensor.name for tensor in graph.initializer}
     names = [x.name for x in graph.node if x.op_type == "Conv" and x.input[1] in constants]
     if not names:
-        raise ConfigError(f"{source} has no convolution to quantise")
+        raise ConfigError(f"{source} has no convolution to quantize")
     return names
 
 
 class _Reader:
-    """Inputs one by one, as ONNX Runtime wants them: None behind the last."""
+    """Iterator over inputs with ONNX Runtime's interface, which returns None at the end."""
 
     def __init__(self, inputs: Iterable[Arrays]):
         self.inputs, self.count = iter(inputs), 0

@@ -1,13 +1,13 @@
-"""Image files for exported models, with NumPy and OpenCV alone.
+"""Reading image files for exported models, with NumPy and OpenCV only.
 
-Sizes, orientations and pixels are those of `solo_d2.utils.images`, which needs Pillow, for all
-ordinary files, but OpenCV differs in some others:
+For ordinary files, sizes, orientations and pixels are those of `solo_d2.utils.images`, which needs
+Pillow. Differences of OpenCV for other files:
 
-- CMYK is converted by another formula (a level on average); 16-bit images are divided by 256,
-  whatever depth their values have; float images are refused.
-- Damage inside of a JPEG's data gives wrong pixels without an error.
-- The limit of pixels is checked before decoding for PNG and JPEG. For other formats OpenCV has one
-  of its own, 2^30 (OPENCV_IO_MAX_IMAGE_PIXELS in the environment lowers it).
+- CMYK is converted by another formula (a difference of one level on average); 16-bit images are
+  always divided by 256; float images are rejected.
+- Damaged JPEG data gives wrong pixels without an error.
+- The limit of pixels is checked before decoding for PNG and JPEG. For other formats the limit of
+  OpenCV applies, 2^30 (OPENCV_IO_MAX_IMAGE_PIXELS in the environment lowers it).
 """
 
 from pathlib import Path
@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 MAX_PIXELS = 80_000_000
 
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
-# The marker before the coded pixels of a JPEG, the one behind them, and those of headers with its
-# size (all kinds of frames; between them are two that are none).
+# The markers before and after the coded pixels of a JPEG, and those of headers with its size (all
+# types of frames, without other markers in that range).
 _SCAN, _END = 0xDA, b"\xff\xd9"
 _FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
@@ -50,7 +50,7 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
 
 
 def _check_header(content: bytes) -> None:
-    """Refuse a PNG or JPEG that is too large, and a JPEG without an end: OpenCV 4 takes half."""
+    """Reject large PNGs and JPEGs, and truncated JPEGs, which OpenCV 4 decodes in part."""
     if content.startswith(_PNG):
         _check_size(content[16:20], content[20:24])
     if not content.startswith(_JPEG):
@@ -62,10 +62,10 @@ def _check_header(content: bytes) -> None:
             break
         if marker in _FRAMES:
             _check_size(content[place + 7 : place + 9], content[place + 5 : place + 7])
-        # Bytes of 255 may fill up; all other markers here come with the length of their segment.
+        # Bytes of 255 may be padding; all other markers here have the length of their segment.
         length = int.from_bytes(content[place + 2 : place + 4], "big")
         place += 1 if marker == 0xFF else 2 + length
-    # Inside of the coded pixels a byte of 255 is never followed by this.
+    # This sequence does not occur in coded pixels.
     if content.find(_END, place) < 0:
         raise ValueError("truncated: the JPEG has no end")
 

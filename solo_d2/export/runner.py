@@ -4,9 +4,8 @@
     for found in detector(["photo.jpg"]):
         print(found["scores"], [detector.info.class_names[k] for k in found["classes"]])
 
-All the model's settings are in the file's metadata. Images become the same pixels as in Detectron2,
-whose resizing is Pillow's (`solo_d2.export.pixels`); only the decoding of files is OpenCV's
-(`solo_d2.export.reading`).
+All settings of the model are in the file's metadata. Images are resized exactly as in Detectron2,
+which uses Pillow (`solo_d2.export.pixels`); files are decoded by OpenCV (`solo_d2.export.reading`).
 
 B images, D detections of the graph, N those of an image, H W rows and columns.
 """
@@ -31,50 +30,50 @@ from solo_d2.export.pixels import (
 from solo_d2.export.reading import read_image
 from solo_d2.export.runtimes import Arrays, open_session
 
-# What the graph takes and gives; with soft masks without the last ones.
+# Inputs and outputs of the graph; with soft masks, without `rows`, `columns` and `boxes`.
 INPUTS = ("images", "image_sizes", "rows", "columns")
 _OUTPUTS = ("scores", "classes", "masks", "num_detections", "num_candidates", "boxes")
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a model needs to be told and what its results mean; each field is in its metadata."""
+    """Settings of an exported model and its classes, stored as metadata under the field names."""
 
     class_names: list[str]  # by class index
     class_ids: list[Any]  # category id of each class in the json of its data set
-    input_format: str  # channel order that the graph expects, "BGR" or "RGB"
-    pixel_mean: list[float]  # in that order; the graph subtracts it
-    pixel_std: list[float]  # and divides by it
-    min_size: int  # length that images are resized to on their short side; 0 for no resizing
-    max_size: int  # most length of the long side then
-    size_divisor: int  # the sides of the padded input are multiples of it
-    square_size: int  # side of a padded input that must be square; 0 if it need not be
-    mask_stride: int  # input pixels of one pixel of the soft masks
-    soft_masks: bool  # whether the graph leaves the last resize to its user
+    input_format: str  # channel order of the graph's input, "BGR" or "RGB"
+    pixel_mean: list[float]  # in that order; subtracted by the graph
+    pixel_std: list[float]  # in that order; the graph divides by it
+    min_size: int  # length to which the short side of images is resized; 0 for no resizing
+    max_size: int  # maximum length of the long side
+    size_divisor: int  # divisor of the sides of the padded input
+    square_size: int  # side of the padded input if it must be square, else 0
+    mask_stride: int  # stride of the soft masks in input pixels
+    soft_masks: bool  # whether the graph omits the final resize
     precision: str  # "float32", "float16" or "int8"
-    topk: int  # candidates whose masks are made
-    pre_nms_topk: int  # of these, how many enter NMS
+    topk: int  # number of candidates whose masks are computed
+    pre_nms_topk: int  # maximum number of candidates that enter NMS
     max_detections: int  # D
-    score_thresh: float  # least class probability of a candidate
-    mask_thresh: float  # least probability of a mask's pixel
-    keep_thresh: float  # least score of a detection
+    score_thresh: float  # minimum class probability of a candidate
+    mask_thresh: float  # minimum probability of a mask's pixel
+    keep_thresh: float  # minimum score of a detection
 
     def to_metadata(self) -> dict[str, str]:
-        """Every field as json, under its name."""
+        """Return every field as json, by name."""
         return {key: json.dumps(value) for key, value in asdict(self).items()}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str], source: str) -> "ModelInfo":
-        """Read what `to_metadata` gave; other keys are left alone.
+        """Read the result of `to_metadata`; other keys are ignored.
 
         Raises:
-            ValueError: a field of `source` is missing, or has an impossible value.
+            ValueError: a field of `source` is missing or invalid.
         """
         names = [field.name for field in fields(cls)]
         missing = [name for name in names if name not in metadata]
         if missing:
             raise ValueError(
-                f"{source}: no model that tools/export_model.py has written: its metadata lacks "
+                f"{source} is no file of tools/export_model.py: its metadata lacks "
                 f"{', '.join(missing)}"
             )
         try:
@@ -86,7 +85,7 @@ class ModelInfo:
             wrong = ["class_ids"]
         if wrong:
             raise ValueError(
-                f"{source}: the metadata's {wrong[0]} is {metadata[wrong[0]]:.80}, which cannot be"
+                f"{source}: the metadata has an invalid {wrong[0]}: {metadata[wrong[0]]:.80}"
             )
         return cls(**values)
 
@@ -109,7 +108,7 @@ def _is_threshold(value: Any) -> bool:
     return type(value) in (int, float) and -1 <= value <= 1
 
 
-# By field, whether a value is possible. An untrusted file must not claim any amount of memory.
+# Tests for valid values, by field. An untrusted file must not request unlimited memory.
 _SIDE, _COUNT = 2**13, 2**31
 _POSSIBLE: dict[str, Callable[[Any], bool]] = {
     "class_names": _list_of(str),
@@ -130,12 +129,12 @@ class Detector:
     """An exported model, ready for images of any size."""
 
     def __init__(self, run: Callable[[Arrays], Arrays], info: ModelInfo):
-        """Wrap a graph, which maps inputs by name to outputs by name."""
+        """Wrap a graph that maps inputs by name to outputs by name."""
         self.run, self.info = run, info
 
     @classmethod
     def load(cls, path: str | Path, runtime: str = "onnxruntime", **options: Any) -> "Detector":
-        """Read an ONNX file.
+        """Load an ONNX file, which determines the computation and its memory.
 
         Args:
             path: the file.
@@ -144,13 +143,13 @@ class Detector:
 
         Raises:
             ValueError: the runtime is not installed, or the file is missing, no ONNX model, or not
-                one of this project. What it computes, and in how much memory, is up to the file.
+                exported by this project.
         """
         session = open_session(path, runtime, **options)
         info = ModelInfo.from_metadata(session.metadata, str(path))
         inputs, outputs = (INPUTS[:2], _OUTPUTS[:-1]) if info.soft_masks else (INPUTS, _OUTPUTS)
         if set(session.inputs) != set(inputs) or not set(outputs) <= set(session.outputs):
-            raise ValueError(f"{path}: its inputs and outputs are not those of its metadata")
+            raise ValueError(f"{path}: its inputs and outputs do not match its metadata")
         return cls(session.run, info)
 
     def __call__(
@@ -163,9 +162,9 @@ class Detector:
         """Find the instances of images, in one batch.
 
         Args:
-            images: names of files, or (H, W, 3) uint8.
-            channel_order: of the arrays, "RGB" or "BGR".
-            score_thresh: least score of what is returned; the model has its own too.
+            images: paths of files, or (H, W, 3) uint8.
+            channel_order: channel order of arrays, "RGB" or "BGR".
+            score_thresh: minimum score of results, in addition to the model's threshold.
 
         Returns:
             For each image, best first: scores (N,) float32, classes (N,) int64, boxes (N, 4)
@@ -173,8 +172,8 @@ class Detector:
             num_candidates, see `detect`.
 
         Raises:
-            ValueError: a file cannot be read, an array is no image, or the graph gives what a model
-                of this project cannot give.
+            ValueError: a file cannot be read, an array is no image, or the outputs of the graph are
+                invalid.
         """
         inputs, output_sizes = [], []
         for image in images:
@@ -196,7 +195,7 @@ class Detector:
         *,
         score_thresh: float = 0.0,
     ) -> list[Arrays]:
-        """Find the instances of images that have the model's size and channel order already.
+        """Find the instances of images in the model's size and channel order.
 
         Args:
             images: (H, W, 3) uint8 each.
@@ -204,8 +203,8 @@ class Detector:
             score_thresh: see `__call__`.
 
         Returns:
-            See `__call__`; num_candidates, () int64, is how many cells' classes exceeded the score
-            threshold. If these are more than `info.topk`, the least likely had no chance.
+            See `__call__`; num_candidates, () int64, is the number of (cell, class) pairs above the
+            score threshold. Only the best `info.topk` of them are processed.
         """
         if not images:
             return []
@@ -215,7 +214,7 @@ class Detector:
         for index, (image, size) in enumerate(zip(images, output_sizes, strict=True)):
             found = {name: value[index] for name, value in outputs.items()}
             scores = found["scores"]
-            # Scores do not rise.
+            # Scores are non-increasing.
             count = min(int(found["num_detections"]), int((scores >= score_thresh).sum()))
             masks = found["masks"][:count]
             if self.info.soft_masks:
@@ -231,7 +230,7 @@ class Detector:
     def graph_inputs(
         self, images: Sequence[NDArray[np.uint8]], output_sizes: Sequence[tuple[int, int]]
     ) -> Arrays:
-        """The inputs of the graph, by name, for a batch; see `detect`."""
+        """Return the inputs of the graph, by name, for a batch; see `detect`."""
         image_sizes = [(image.shape[0], image.shape[1]) for image in images]
         batch = np.zeros((len(images), 3, *self.padded_size(image_sizes)), np.uint8)
         for padded, image in zip(batch, images, strict=True):
@@ -244,14 +243,14 @@ class Detector:
         return inputs
 
     def padded_size(self, image_sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
-        """Height and width that hold all images, as the model needs them."""
+        """Return height and width of the padded batch."""
         divisor, square = self.info.size_divisor, self.info.square_size
         longest = [square or max(sides) for sides in zip(*image_sizes, strict=True)]
         height, width = (-(-side // divisor) * divisor for side in longest)
         return height, width
 
     def _require_possible(self, outputs: Arrays, output_sizes: Sequence[tuple[int, int]]) -> None:
-        """Refuse outputs that would be indices out of range, or arrays that don't fit together."""
+        """Raise a ValueError for indices out of range or arrays with inconsistent shapes."""
         shape, count = outputs["scores"].shape, len(output_sizes)
         shapes = {"classes": shape, "num_detections": (count,), "num_candidates": (count,)}
         masks = outputs["masks"].shape

@@ -1,4 +1,4 @@
-"""Detectron2 glue: backbones, heads, mask feature and meta-architectures, registered on import."""
+"""Detectron2 models: backbones, heads and meta-architectures, registered on import."""
 
 from solo_d2.config import add_solo_config
 from solo_d2.modeling import backbones as _backbones  # noqa: F401  (registers them)

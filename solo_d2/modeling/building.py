@@ -1,4 +1,4 @@
-"""Building parts of a model from a config: what cannot be built is a ConfigError."""
+"""Building parts of a model from a config, with a ConfigError for parts that can't be built."""
 
 import contextlib
 import inspect
@@ -14,7 +14,7 @@ from solo_d2.utils.errors import ConfigError, DatasetError, first_line
 from solo_d2.utils.user_code import from_user_code, is_of_user, note_part
 
 OF_USER = ("MODEL.BACKBONE",)
-# By MODEL.BACKBONE.NAME; all others of Detectron2 and of this project are ResNets.
+# By MODEL.BACKBONE.NAME; all other backbones of Detectron2 and this project are ResNets.
 _SECTIONS = {
     "build_solo_swin_fpn_backbone": "MODEL.SWIN",
     "build_solo_vit_backbone": "MODEL.VIT",
@@ -25,14 +25,13 @@ _SECTIONS = {
 
 @contextlib.contextmanager
 def refusing(described: str, by: Callable[..., Any] | None = None) -> Iterator[None]:
-    """Turn what Detectron2 and torch raise for unsuitable settings into a ConfigError.
+    """Turn errors of Detectron2 and torch for invalid settings into a ConfigError.
 
-    What code of the user raises keeps its traceback.
+    Errors raised by user code keep their traceback.
 
     Args:
-        described: what cannot be built then.
-        by: class or function that builds it. Errors of one of the user are left alone wherever
-            they are raised: its author made them, as by wrong arguments.
+        described: description of the part to build, for messages.
+        by: class or function that builds it. If it is user code, all errors are raised unchanged.
     """
     try:
         yield
@@ -46,10 +45,10 @@ def refusing(described: str, by: Callable[..., Any] | None = None) -> Iterator[N
 
 
 def build_backbone_and_head(cfg: CfgNode) -> tuple[Backbone, SOLOHeadBase]:
-    """Check the config and make the two parts that every model has.
+    """Check the config and build backbone and head.
 
     Raises:
-        ConfigError: keys have impossible values or do not fit each other.
+        ConfigError: keys have invalid values or contradict each other.
     """
     check_model_keys(cfg)
     sections = " and ".join(backbone_sections(cfg))
@@ -69,20 +68,21 @@ def read_params(
     node: CfgNode,
     keys: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Read the parameters of an NMS or a loss from the config keys of the same names in capitals.
+    """Read the parameters of an NMS or a loss from config keys with the same names in capitals.
 
     Args:
-        function: takes the inputs, then its parameters. Those without a key keep their defaults.
+        function: takes the inputs, then its parameters. Parameters without a key keep their
+            defaults.
         inputs: names of the inputs.
         section: name of the config section with the keys.
-        node: that section.
-        keys: keys by parameter, where they are named otherwise.
+        node: the section.
+        keys: keys of parameters with other names.
 
     Returns:
         The values by parameter.
 
     Raises:
-        ConfigError: a parameter has neither key nor default, or the function does not take the
+        ConfigError: a parameter has neither key nor default, or the function does not accept the
             inputs.
     """
     signature = inspect.signature(function)
@@ -97,21 +97,21 @@ def read_params(
             params[parameter.name] = node[key]
         elif parameter.default is parameter.empty:
             raise ConfigError(
-                f"{section}.{key} is missing, which the parameter {parameter.name!r} of {name} "
-                "takes: declare the key (docs/extending.md), or give the parameter a default"
+                f"{section}.{key} is missing, the key of the parameter {parameter.name!r} of "
+                f"{name}: declare it (docs/extending.md), or give the parameter a default"
             )
     try:
         signature.bind(*inputs, **params)
     except TypeError as error:
         raise ConfigError(
-            f"{section} chooses {name}{signature}, which must take {', '.join(inputs)} and then "
+            f"{section} selects {name}{signature}, which must accept {', '.join(inputs)} and then "
             f"its parameters: {error}"
         ) from error
     return params
 
 
 def backbone_sections(cfg: CfgNode) -> tuple[str, ...]:
-    """The config sections that describe the backbone; `OF_USER` for a backbone of the user."""
+    """Return the config sections of the backbone; `OF_USER` for a backbone of the user."""
     name = cfg.MODEL.BACKBONE.NAME
     if name not in BACKBONE_REGISTRY or is_of_user(BACKBONE_REGISTRY.get(name)):
         return OF_USER

@@ -1,8 +1,7 @@
-"""Refuses configs that cannot work when the model is built, naming key, value and what is allowed.
+"""Checks of the model's config keys; errors name key, value and allowed values.
 
-Ranges and choices of single keys stand in tables; what several keys must have in common follows in
-functions. What Detectron2 alone knows, such as how its backbones are made, is left to it, and its
-refusal becomes a ConfigError (`solo_d2.modeling.building`).
+Tables contain the ranges and choices of single keys, functions check combinations. Requirements of
+Detectron2's own code are left to it; its errors become a ConfigError (`solo_d2.modeling.building`).
 """
 
 import math
@@ -33,7 +32,7 @@ from solo_d2.modeling.layers import DEFORMS, GROUP_NORM_GROUPS
 from solo_d2.ops.backends import BACKENDS
 from solo_d2.targets import CELL_CONFLICTS, MASK_TARGETS
 
-# Those of Detectron2's; "" is none.
+# Norms of Detectron2; "" is none.
 NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
 
 SECTIONS = (
@@ -46,7 +45,7 @@ PANOPTIC_SECTIONS = ("MODEL.SEM_SEG_HEAD", "MODEL.PANOPTIC_FPN")
 
 
 def _all(rule: Rule, section: str, *names: str) -> dict[str, Rule]:
-    """The same rule for several keys of a section."""
+    """Return the same rule for several keys of a section."""
     return {f"{section}.{name}": rule for name in names}
 
 
@@ -73,7 +72,7 @@ RULES = {
     "MODEL.TIMM.NORM": one_of(TIMM_NORMS),
     "MODEL.SOLO.NUM_CLASSES": Rule(
         lambda number: number > 0,
-        "a positive number; 0 is filled in from the data set by train_net.py and the demo",
+        "a positive number; train_net.py and the demo replace 0 by that of the data set",
     ),
     **_all(each(at_least(1)), "MODEL.SOLO", "STRIDES", "NUM_GRIDS"),
     "MODEL.SOLO.CENTER_SCALE": at_least(0),
@@ -100,12 +99,12 @@ RULES = {
 PANOPTIC_RULES = {
     "MODEL.SEM_SEG_HEAD.NUM_CLASSES": Rule(
         lambda number: number >= 2,
-        "at least 2, the stuff classes and one for all things; 0 is filled in from the data set by "
-        "train_net.py and the demo",
+        "at least 2, the stuff classes and one for all things; train_net.py and the demo replace 0 "
+        "by that of the data set",
     ),
     "MODEL.SEM_SEG_HEAD.NORM": one_of(NORMS),
     "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT": at_least(0),
-    # At 1, and at 0, there would be segments without a pixel.
+    # Values of 1 here, and 0 below, would give empty segments.
     "MODEL.PANOPTIC_FPN.COMBINE.OVERLAP_THRESH": Rule(lambda x: 0 <= x < 1, "in [0, 1)"),
     "MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT": at_least(1, " pixel"),
     "MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH": PROBABILITY,
@@ -113,7 +112,7 @@ PANOPTIC_RULES = {
 
 
 def check_model_keys(cfg: CfgNode) -> None:
-    """Raise a ConfigError for the first key with a value that no model can have."""
+    """Raise a ConfigError for the first key with an invalid value."""
     registered = {
         "MODEL.BACKBONE.NAME": one_of(sorted(name for name, _ in BACKBONE_REGISTRY)),
         "MODEL.SOLO.HEAD.NAME": one_of(sorted(name for name, _ in SOLO_HEAD_REGISTRY)),
@@ -124,18 +123,18 @@ def check_model_keys(cfg: CfgNode) -> None:
 
 
 def check_model_config(cfg: CfgNode, backbone: Backbone) -> None:
-    """Raise a ConfigError for the first combination of keys that cannot work.
+    """Raise a ConfigError for the first invalid combination of keys.
 
     Args:
-        cfg: the config, which `check_model_keys` has accepted.
-        backbone: the one that is described there.
+        cfg: the config, already checked by `check_model_keys`.
+        backbone: the backbone of the config.
     """
     solo, shapes = cfg.MODEL.SOLO, backbone.output_shape()
     _check_levels(solo, shapes)
-    # A level's feature must not be empty, and its cells must lie over the same pixels.
+    # Features must not be empty, and the cells of a level must cover the same pixels.
     divisor, strides = backbone.size_divisibility, solo.STRIDES
     divides = divisor > 0 and all(divisor % stride == 0 for stride in strides)
-    allowed = f"divisors of {divisor}, to multiples of which the backbone pads images"
+    allowed = f"divisors of {divisor}: the backbone pads images to multiples of it"
     require(divides, "MODEL.SOLO.STRIDES", strides, allowed)
     _check_head(solo.HEAD)
     head = SOLO_HEAD_REGISTRY.get(solo.HEAD.NAME)
@@ -147,17 +146,17 @@ def check_model_config(cfg: CfgNode, backbone: Backbone) -> None:
 
 
 def check_panoptic_config(cfg: CfgNode, shapes: Mapping[str, ShapeSpec]) -> None:
-    """Raise a ConfigError for the first key of the semantic branch that cannot work.
+    """Raise a ConfigError for the first invalid key of the semantic branch.
 
     Args:
-        cfg: the config, which `check_model_config` has accepted.
+        cfg: the config, already checked by `check_model_config`.
         shapes: channels and stride of the backbone's features.
     """
     check_config(cfg, PANOPTIC_SECTIONS, PANOPTIC_RULES)
     semantic, solo, section = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.SOLO, "MODEL.SEM_SEG_HEAD"
     number, ignored, target = semantic.NUM_CLASSES, semantic.IGNORE_VALUE, solo.MASK_TARGET
     require(target == "mask", "MODEL.SOLO.MASK_TARGET", target, "'mask' for a panoptic model")
-    # Stuff maps have 8 bits; negative values mean that all of their pixels are labelled.
+    # Stuff maps have 8 bits; with a negative value all pixels are labeled.
     allowed = f"no label: below 0, or from NUM_CLASSES ({number}) to 255"
     holds = ignored < 0 or number <= ignored <= 255
     require(holds, f"{section}.IGNORE_VALUE", ignored, allowed)
@@ -182,10 +181,10 @@ def _check_levels(solo: CfgNode, shapes: Mapping[str, ShapeSpec]) -> None:
         require(len(solo[key]) == levels, f"MODEL.SOLO.{key}", solo[key], allowed)
     for pair in solo.SCALE_RANGES:
         ordered = len(pair) == 2 and 0 <= pair[0] <= pair[1]
-        require(ordered, "MODEL.SOLO.SCALE_RANGES", pair, "pairs [least, largest] in pixels")
+        require(ordered, "MODEL.SOLO.SCALE_RANGES", pair, "pairs [minimum, maximum] in pixels")
     channels = {name: shapes[name].channels for name in names}
     one_width = len(set(channels.values())) == 1
-    require(one_width, "MODEL.SOLO.IN_FEATURES", channels, "features of one width")
+    require(one_width, "MODEL.SOLO.IN_FEATURES", channels, "features with equal channels")
 
 
 def _check_head(head: CfgNode) -> None:
@@ -212,7 +211,7 @@ def _check_pyramid(key: str, names: Sequence[str], shapes: Mapping[str, ShapeSpe
     _check_known(key, names, shapes)
     strides = [shapes[name].stride for name in names]
     doubling = all(stride == strides[0] << level for level, stride in enumerate(strides))
-    allowed = "features from fine to coarse, the stride doubling from each to the next"
+    allowed = "features from fine to coarse, each with twice the stride of the one before"
     require(doubling, key, strides, allowed)
 
 

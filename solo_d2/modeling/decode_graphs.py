@@ -1,4 +1,4 @@
-"""Decoding as CUDA graphs: one launch instead of a hundred (`TEST.SPEED.COMPILE` "cuda-graphs")."""
+"""Decoding with CUDA graphs: one launch instead of a hundred (TEST.SPEED.COMPILE "cuda-graphs")."""
 
 import logging
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ from solo_d2.structures import HeadOutputs, Predictions, map_tensors
 
 logger = logging.getLogger("solo_d2")
 
-# Input sizes that have a graph of their own. Each keeps the head's outputs, the masks of all lanes
-# and the results: about 300 MiB for SOLOv2 at 800x1216.
+# Maximum number of input sizes with a graph. Each graph holds the head's outputs, the masks of all
+# lanes and the results: about 300 MiB for SOLOv2 at 800x1216.
 MOST_GRAPHS = 8
 
 
@@ -25,7 +25,7 @@ def _tensors(outputs: Any) -> list[Tensor]:
 
 
 def _is_plain(outputs: Any) -> bool:
-    """Whether `_tensors` finds all tensors."""
+    """Return whether `_tensors` finds all tensors of the outputs."""
     if isinstance(outputs, list):
         return all(_is_plain(part) for part in outputs)
     if is_dataclass(outputs):
@@ -37,7 +37,7 @@ def _is_plain(outputs: Any) -> bool:
 
 @dataclass(frozen=True)
 class _Graph:
-    """A recorded call: what it reads and what it writes."""
+    """A recorded call, with its inputs and results."""
 
     graph: Any
     inputs: list[Tensor]
@@ -46,11 +46,11 @@ class _Graph:
 
 
 class DecodeGraphs:
-    """Runs `MaskDecoder.decode_lanes`, from the second call of a size on as a CUDA graph.
+    """Run `MaskDecoder.decode_lanes` as a CUDA graph, from the second call with a size on.
 
-    A size is that of the padded batch, of its images and of their outputs. The first `MOST_GRAPHS`
-    sizes that come again get a graph, further ones run without. So does every call once a
-    recording fails, for example because the NMS waits for the device; a warning says why.
+    A size comprises the padded batch, its images and their outputs. The first `MOST_GRAPHS` sizes
+    that recur get a graph; others run without. If a recording fails, for example because the NMS
+    synchronizes, no more graphs are used, and a warning gives the reason.
     """
 
     def __init__(self) -> None:
@@ -60,12 +60,12 @@ class DecodeGraphs:
         self._fault = ""
 
     def __reduce__(self) -> tuple[type["DecodeGraphs"], tuple[()]]:
-        return DecodeGraphs, ()  # copies record their own
+        return DecodeGraphs, ()  # copies record their own graphs
 
     def __call__(
         self, decoder: MaskDecoder, outputs: HeadOutputs, sizes: Sequence[ImageSizes]
     ) -> tuple[list[Predictions], Tensor]:
-        """`decoder.decode_lanes(outputs, sizes)`; the next call overwrites what is returned."""
+        """Return `decoder.decode_lanes(outputs, sizes)`, overwritten by the next call."""
         if self._fault or not _is_plain(outputs):
             return decoder.decode_lanes(outputs, sizes)
         tensors = _tensors(outputs)
@@ -89,8 +89,8 @@ class DecodeGraphs:
     def _record(
         self, decoder: MaskDecoder, outputs: HeadOutputs, sizes: Sequence[ImageSizes]
     ) -> _Graph | None:
-        """Record a call; kernels were compiled in the first one."""
-        # All graphs use the same memory for what they don't keep: one runs after the other.
+        """Record a call; its kernels were compiled in the first call."""
+        # Graphs run one after another, so they share temporary memory.
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         with torch.inference_mode(False), torch.no_grad():
             inputs = map_tensors(torch.clone, outputs)

@@ -1,4 +1,4 @@
-"""Folds BatchNorms into the convolutions before them, for inference."""
+"""Folding of BatchNorms into the preceding convolutions, for inference."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -12,23 +12,22 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from solo_d2.modeling.backbones.timm import TimmBackbone, graph_nodes
 
 NORMS = (FrozenBatchNorm2d, nn.BatchNorm2d, nn.SyncBatchNorm)
-# Modules of Detectron2's whose children run in the order of their registration: a norm follows its
-# convolution. Other convolutions hold their norm.
+# Modules of Detectron2 whose children run in order of registration, each norm after its
+# convolution. Other convolutions contain their norm.
 NORM_AFTER_CONV = (regnet.SimpleStem, regnet.ResBottleneckBlock, regnet.BottleneckTransform)
 
 
 def fuse_batch_norms(model: nn.Module) -> int:
     """Fold each BatchNorm that follows a convolution into its weights and bias, in place.
 
-    Folded are the norms of Detectron2's and our convolutions, of RegNet's blocks and of timm's
-    models, frozen or not.
-    A norm of batch statistics (one that keeps no running ones) stays.
+    Supports convolutions of Detectron2 and this project, RegNet blocks and timm models, with frozen
+    norms or not. Norms without running statistics are kept.
 
     Args:
-        model: in eval mode; it cannot be trained on afterwards.
+        model: model in eval mode; it can't be trained afterwards.
 
     Returns:
-        How many were folded.
+        The number of folded norms.
     """
     count = sum(map(_fold_of_timm, [x for x in model.modules() if isinstance(x, TimmBackbone)]))
     for module in model.modules():
@@ -45,9 +44,9 @@ def fuse_batch_norms(model: nn.Module) -> int:
 
 
 def _fold_of_timm(backbone: TimmBackbone) -> int:
-    """Merge the branches of timm's blocks that can be, and fold norms that alone see a convolution.
+    """Reparameterize timm's blocks, and fold norms that are the only use of a convolution.
 
-    Which ones do is seen on the graph of a small image: their blocks follow no common order.
+    The autograd graph of a small image shows these, since timm's blocks have no common structure.
     """
     from timm.utils.model import reparameterize_model
 
@@ -63,7 +62,7 @@ def _fold_of_timm(backbone: TimmBackbone) -> int:
 
     hooks = []
     for name, module in backbone.net.named_modules():
-        # Subclasses that standardise their weights are no plain convolutions.
+        # Not subclasses, which may standardize their weights.
         if type(module).__name__ in ("Conv2d", "Conv2dSame"):
             hooks.append(module.register_forward_hook(note_conv))
         elif isinstance(module, NORMS):
@@ -87,7 +86,7 @@ def _fold_of_timm(backbone: TimmBackbone) -> int:
 
 
 def _fold(conv: nn.Conv2d, norm: Any) -> bool:
-    """Fold a norm into a convolution if it can be; returns whether it was."""
+    """Fold a norm into a convolution if possible; return whether it was folded."""
     if not isinstance(norm, NORMS) or norm.running_var is None:
         return False
     conv.weight, conv.bias = fuse_conv_bn_weights(

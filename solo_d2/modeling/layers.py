@@ -1,4 +1,4 @@
-"""Layers of all heads: convolutions with norms, towers, predictors."""
+"""Layers of the heads: convolutions with norms, towers, predictors."""
 
 import math
 from collections.abc import Sequence
@@ -18,33 +18,33 @@ GROUP_NORM_GROUPS = 32
 
 
 class GroupNorm(nn.GroupNorm):
-    """torch's, which itself refuses a map of one pixel if its groups have one channel."""
+    """GroupNorm without torch's check that rejects one pixel in groups of one channel."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise (B, C, H, W)."""
+        """Normalize (B, C, H, W)."""
         return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
 
 def make_norm(norm: str, channels: int) -> nn.Module | None:
-    """A norm of Detectron2's by its name; None for ""."""
+    """Create a norm of Detectron2 by name; None for ""."""
     if norm == "GN":
         return GroupNorm(GROUP_NORM_GROUPS, channels)
     return get_norm(norm, channels)
 
 
 class DeformConv2d(nn.Conv2d):
-    """Deformable convolution that trains and runs on any device.
+    """Deformable convolution for training and inference on any device.
 
-    A plain convolution predicts for each output pixel where each position of the kernel looks
-    (dy, dx, in pixels of the input, row by row of the kernel) and, if modulated, how much it counts
-    (logits). Its weights start at 0, so that the layer starts as a plain convolution, halved if
-    modulated. All groups share the offsets.
+    For each output pixel a plain convolution predicts the offset of each kernel position (dy, dx in
+    input pixels, row by row of the kernel) and, if modulated, the logit of its weight. It is
+    initialized with 0, so that the layer starts as a plain convolution, halved if modulated. All
+    groups share the offsets.
 
     Attributes:
         modulated: v2 rather than v1.
-        offset: the convolution that predicts offsets and logits.
-        norm: applied to the result, or None.
-        activation: applied last, or None.
+        offset: convolution that predicts offsets and logits.
+        norm: norm of the result, or None.
+        activation: final activation, or None.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class DeformConv2d(nn.Conv2d):
         activation: nn.Module | None = None,
         **window: Any,
     ):
-        """Make the layer; `window` is stride, padding and dilation as of `nn.Conv2d`."""
+        """Create the layer; `window` is stride, padding and dilation of `nn.Conv2d`."""
         super().__init__(in_channels, out_channels, kernel_size, groups=groups, bias=bias, **window)
         self.modulated, self.positions = modulated, kernel_size**2
         predicted = (3 if modulated else 2) * self.positions
@@ -91,13 +91,13 @@ class DeformConv2d(nn.Conv2d):
 def conv_norm_relu(
     in_channels: int, out_channels: int, *, norm: str, kernel_size: int = 3, deform: str = ""
 ) -> nn.Module:
-    """A convolution that keeps the size, then norm and ReLU; normal(0, 0.01) weights.
+    """Create a convolution of unchanged size, norm and ReLU, with normal(0, 0.01) weights.
 
     Args:
         in_channels: channels of the input.
-        out_channels: channels of the output; "GN" needs a multiple of 32.
-        norm: a norm of Detectron2 ("GN", "BN", "SyncBN", ...), or "" for a bias instead.
-        kernel_size: odd side of the kernel.
+        out_channels: channels of the output; a multiple of 32 for "GN".
+        norm: a norm of Detectron2 ("GN", "BN", "SyncBN", ...); "" for a bias instead.
+        kernel_size: side of the kernel, odd.
         deform: one of `DEFORMS`.
     """
     settings: dict[str, Any] = {
@@ -116,10 +116,10 @@ def conv_norm_relu(
 
 
 class ConvTower(nn.Sequential):
-    """3x3 convolutions with norm and ReLU, one after another.
+    """Sequence of 3x3 convolutions with norm and ReLU.
 
-    The first `num_coord_convs` get the coordinates of these axes (see `append_coords`) as well; the
-    last `num_deform_convs` are deformable, of a kind in `DEFORMS`.
+    The first `num_coord_convs` also get the coordinates `coords` (see `append_coords`); the last
+    `num_deform_convs` are deformable, of a kind in `DEFORMS`.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class ConvTower(nn.Sequential):
         super().__init__(*convs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, channels, H, W)."""
+        """Apply the convolutions: (B, C, H, W) to (B, channels, H, W)."""
         for conv, coords in zip(self, self.coords, strict=True):
             x = conv(append_coords(x, coords) if coords else x)
         return x
@@ -159,9 +159,9 @@ class ConvTower(nn.Sequential):
 def predictor(
     in_channels: int, out_channels: int, *, kernel_size: int = 3, prior_prob: float | None = None
 ) -> Conv2d:
-    """A plain convolution with bias that predicts logits or kernels.
+    """Create a convolution with bias that predicts logits or kernels.
 
-    Its logits start from `prior_prob` (focal loss paper, section 4.1), or from 0.
+    The bias is initialized for a probability of `prior_prob` (focal loss paper, section 4.1), or 0.
     """
     conv = Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
     init_conv(conv)
@@ -171,7 +171,7 @@ def predictor(
 
 
 def init_conv(conv: nn.Conv2d) -> None:
-    """Weights from normal(0, 0.01) and a bias of 0, as all published heads start."""
+    """Initialize weights with normal(0, 0.01) and bias with 0, as in all published heads."""
     nn.init.normal_(conv.weight, std=0.01)
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)

@@ -11,11 +11,11 @@ from solo_d2.ops.coords import append_coords
 
 
 class MaskFeatureBranch(nn.Module):
-    """Merges the features of a pyramid at the stride of the finest one.
+    """Merge the features of a pyramid at the stride of the finest one.
 
-    Each feature goes through (3x3 convolution, norm, ReLU, doubling) until it has the finest one's
-    stride; the finest one through one convolution. Their sum goes through a 1x1 convolution.
-    Doubling is linear, so the coarser features are summed before their last doubling.
+    (3x3 convolution, norm, ReLU, 2x upsampling) is applied to each feature until it has the finest
+    stride; the finest one gets one convolution. A 1x1 convolution is applied to their sum.
+    Upsampling is linear, so the coarser features are summed before their last upsampling.
     """
 
     def __init__(
@@ -29,16 +29,16 @@ class MaskFeatureBranch(nn.Module):
         coords: bool = True,
         deform: str = "",
     ):
-        """Make the branch.
+        """Create the branch.
 
         Args:
             in_channels: channels of each feature, finest first.
             strides: stride of each feature in input pixels, each twice the one before.
-            conv_dim: width of the 3x3 convolutions.
+            conv_dim: channels of the 3x3 convolutions.
             out_channels: E, channels of the result.
             norm: a norm of Detectron2.
             coords: whether the coarsest feature gets coordinate channels.
-            deform: kind of deformable convolution everywhere, or "".
+            deform: kind of deformable convolution, or "".
         """
         super().__init__()
         self.coords = coords
@@ -60,7 +60,7 @@ class MaskFeatureBranch(nn.Module):
         """Merge features (B, C, H, W), finest first.
 
         Returns:
-            (B, E, H, W) at the size of the finest feature, never negative.
+            (B, E, H, W) at the size of the finest feature, non-negative.
         """
         *finer, coarsest = features
         if self.coords:
@@ -79,8 +79,8 @@ class MaskFeatureBranch(nn.Module):
 class SeparateMaskFeatures(nn.Module):
     """A mask feature for each level, at twice the level's size (supplement: separate features).
 
-    The tower is SOLO's mask tower, shared by all levels; a 1x1 convolution follows as in
-    `MaskFeatureBranch`, whose arguments these are.
+    SOLO's mask tower, shared by all levels, followed by a 1x1 convolution. The arguments are those
+    of `MaskFeatureBranch`.
     """
 
     def __init__(
@@ -107,10 +107,10 @@ class SeparateMaskFeatures(nn.Module):
         )
 
     def forward(self, feature: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, E, 2H, 2W), never negative."""
+        """Compute the mask feature (B, E, 2H, 2W), non-negative, of a level (B, C, H, W)."""
         return self.output(doubled(self.tower(feature)))
 
 
 def doubled(feature: Tensor) -> Tensor:
-    """(B, C, H, W) to (B, C, 2H, 2W)."""
+    """Upsample (B, C, H, W) to (B, C, 2H, 2W)."""
     return F.interpolate(feature, scale_factor=2, mode="bilinear", align_corners=False)

@@ -1,9 +1,9 @@
 """The semantic branch of the panoptic model (SOLOv2, arXiv:2003.10152, section 3.2).
 
-"Adding the semantic segmentation branch, analogue to the mask feature branch" is all that the paper
-says, and its code was never released. What it leaves open follows Panoptic FPN (arXiv:1901.02446):
-the stuff classes and one class for all things, predicted by a 1x1 convolution at 1/4 scale, and a
-cross-entropy of pixels at the size of the input.
+The paper only says "adding the semantic segmentation branch, analogue to the mask feature branch",
+and its code was never released. The rest follows Panoptic FPN (arXiv:1901.02446): the stuff classes
+and one class for all things, predicted by a 1x1 convolution at 1/4 scale, and a pixel-wise
+cross-entropy at the input size.
 """
 
 from typing import cast
@@ -20,13 +20,13 @@ from solo_d2.structures import HeadOutputs
 
 
 class SemanticBranch(nn.Module):
-    """Predicts the semantic label of each pixel by a 1x1 convolution of a feature.
+    """Predict the semantic label of each pixel by a 1x1 convolution of a feature.
 
-    The feature is made of the backbone's features `in_features`, finest first, by `feature`; if
-    that is None, it is the head's mask feature.
+    The feature is computed by `feature` from the backbone features `in_features`, finest first; if
+    `feature` is None, it is the head's mask feature.
 
     Attributes:
-        stride: stride in input pixels of the feature and the prediction.
+        stride: stride of the feature and the prediction in input pixels.
     """
 
     def __init__(
@@ -38,18 +38,14 @@ class SemanticBranch(nn.Module):
         in_features: tuple[str, ...] = (),
         feature: MaskFeatureBranch | None = None,
     ):
-        """Make the branch; labels are the stuff classes and one for all things."""
+        """Create the branch; labels are the stuff classes and one for all things."""
         super().__init__()
         self.stride, self.in_features = stride, in_features
         self.feature = feature
         self.logits = predictor(channels, num_labels, kernel_size=1)
 
     def forward(self, features: dict[str, Tensor], outputs: HeadOutputs) -> Tensor:
-        """Predict logits from the backbone's features, or from what the head predicts.
-
-        Returns:
-            (B, C, H, W) at `stride`, label 0 for all things.
-        """
+        """Predict logits (B, C, H, W) at `stride`, with label 0 for all things."""
         if self.feature is None:
             return self.logits(cast(SOLOv2Outputs, outputs).mask_features[0])
         return self.logits(self.feature([features[name] for name in self.in_features]))
@@ -58,7 +54,7 @@ class SemanticBranch(nn.Module):
 def build_semantic_branch(
     cfg: CfgNode, input_shape: dict[str, ShapeSpec], head: SOLOHeadBase
 ) -> SemanticBranch:
-    """Make the branch that MODEL.SEM_SEG_HEAD, checked by `check_panoptic_config`, describes."""
+    """Build the branch of MODEL.SEM_SEG_HEAD, which `check_panoptic_config` has checked."""
     semantic = cfg.MODEL.SEM_SEG_HEAD
     if semantic.SHARE_MASK_FEATURE:
         return SemanticBranch(

@@ -1,7 +1,7 @@
 """Faster training (`SOLVER.CHANNELS_LAST`, `SOLVER.COMPILE`) and inference (`TEST.SPEED`).
 
-Inference speeds up backbone, head and semantic branch. What follows them (scores, areas, mask NMS
-and resizing) gets float32 whatever they compute in.
+`TEST.SPEED` applies to backbone, head and semantic branch. The following steps (scores, areas, mask
+NMS, resizing) always get float32.
 """
 
 import logging
@@ -27,25 +27,25 @@ logger = logging.getLogger("solo_d2")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Values of TEST.SPEED.FUSE_BN and CHANNELS_LAST.
 SWITCH = (None, "auto", True, False)
-# Values of TEST.SPEED.COMPILE, with their arguments of torch.compile.
+# Values of TEST.SPEED.COMPILE, with their arguments for torch.compile.
 COMPILE: dict[str, dict[str, Any]] = {
     "": {},
     "dynamic": {"dynamic": True},
     "static": {"dynamic": False},
     "cuda-graphs": {"dynamic": False, "mode": "reduce-overhead"},
 }
-# Values of SOLVER.COMPILE. CUDA graphs overwrite the outputs of the step before.
+# Values of SOLVER.COMPILE. CUDA graphs would overwrite the outputs of the previous step.
 TRAINING_COMPILE = {name: COMPILE[name] for name in ("", "dynamic", "static")}
 
 
 def speed_up_training(model: nn.Module, *, channels_last: bool, compile: str) -> nn.Module:
-    """Change how a model's network runs; what it computes and its state dict stay.
+    """Set memory format and compilation of a model's network, without changing its state dict.
 
-    Copies of the model, such as averaged ones, are not compiled.
+    Copies of the model, such as EMA models, are not compiled.
 
     Args:
-        model: any model of Detectron2's, before it is wrapped and before its optimizer is made.
-        channels_last: keep the channels of a pixel next to each other in memory.
+        model: any Detectron2 model, before it is wrapped and before its optimizer is created.
+        channels_last: whether to use torch.channels_last.
         compile: a key of `TRAINING_COMPILE`, for backbone, head and semantic branch.
 
     Returns:
@@ -61,7 +61,7 @@ def speed_up_training(model: nn.Module, *, channels_last: bool, compile: str) ->
 
 @dataclass(frozen=True)
 class SpeedOptions:
-    """What is done to a model, see TEST.SPEED; dtype is a key of `DTYPES`, compile of `COMPILE`."""
+    """Options of TEST.SPEED; `dtype` is a key of `DTYPES`, `compile` of `COMPILE`."""
 
     fuse_bn: bool = False
     channels_last: bool = False
@@ -70,7 +70,7 @@ class SpeedOptions:
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "SpeedOptions":
-        """Read TEST.SPEED, with what "auto" means on MODEL.DEVICE.
+        """Read TEST.SPEED, and resolve "auto" by MODEL.DEVICE.
 
         Raises:
             ConfigError: a value is unknown.
@@ -92,12 +92,12 @@ class SpeedOptions:
 
 
 def speed_up(model: SOLO, options: SpeedOptions) -> SOLO:
-    """Make a model run faster in inference, in place.
+    """Speed up inference of a model, in place.
 
     Args:
-        model: with its weights. With any option it is for inference alone from then on; it can
-            still be copied and pickled.
-        options: what to do.
+        model: model with its weights. With any option it can only be used for inference afterwards;
+            it can still be copied and pickled.
+        options: options to apply.
 
     Returns:
         The model.
@@ -127,33 +127,34 @@ def speed_up(model: SOLO, options: SpeedOptions) -> SOLO:
 def _check_device(device: torch.device, options: SpeedOptions) -> None:
     if options.compile == "cuda-graphs" and device.type != "cuda":
         raise ConfigError(
-            f"TEST.SPEED.COMPILE is 'cuda-graphs', but the model is on {device.type}, which has no "
-            "CUDA graphs: set MODEL.DEVICE to cuda, or TEST.SPEED.COMPILE to 'dynamic'"
+            f"TEST.SPEED.COMPILE is 'cuda-graphs', but the model is on {device.type}: set "
+            "MODEL.DEVICE to cuda, or TEST.SPEED.COMPILE to 'dynamic'"
         )
     if options.dtype == "bfloat16" and device.type == "cuda":
         if not torch.cuda.is_bf16_supported(including_emulation=False):
             raise ConfigError(
-                "TEST.SPEED.DTYPE is 'bfloat16', which this GPU cannot do: set it to 'float16'"
+                "TEST.SPEED.DTYPE is 'bfloat16', which this GPU does not support: set it to "
+                "'float16'"
             )
 
 
 class FastNetwork:
-    """Replaces the `network` of a model in eval mode; applies dtype, channels_last and compile."""
+    """Replacement of `SOLO.network` in eval mode, with dtype, channels_last and compile."""
 
     def __init__(self, model: SOLO, options: SpeedOptions):
         self.model, self.options = model, options
         self._compiled: Callable[[Tensor], NetworkOutputs] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_compiled": None}  # which cannot be pickled
+        return self.__dict__ | {"_compiled": None}  # compiled functions can't be pickled
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> NetworkOutputs:
-        """Run `SOLO.network`; the outputs are tensors of their own memory.
+        """Run `SOLO.network`; the outputs own their memory.
 
-        They are float32 on the CPU; on CUDA half precision stays for the product of the masks. They
-        are contiguous, except for SOLOv2's on the CPU, which stay channels last: the product of the
-        masks reads that layout equally fast.
+        They are float32 on the CPU; on CUDA half precision is kept for the product of the masks.
+        They are contiguous, except for those of SOLOv2 on the CPU, which stay channels last: the
+        product of the masks reads that layout equally fast.
 
         Raises:
             ConfigError: the network cannot be compiled.
@@ -169,11 +170,11 @@ class FastNetwork:
             outputs = self._compiled(images)
         except (TorchDynamoException, FailOnRecompileLimitHit) as error:
             raise ConfigError(_cannot_compile(mode, error)) from error
-        # The next run of a CUDA graph writes to the same memory.
+        # The next run of a CUDA graph overwrites the same memory.
         return self._tidy(outputs, images.device, copy=mode == "cuda-graphs")
 
     def _tidy(self, outputs: Any, device: torch.device, *, copy: bool = False) -> Any:
-        # On CUDA the product of kernels and maps takes half precision as it is and sums in float32.
+        # On CUDA the product of kernels and maps takes half precision and sums in float32.
         has_factors = type(self.model.head).mask_factors is not SOLOHeadBase.mask_factors
         dtype = None if device.type == "cuda" and has_factors else torch.float32
         is_read_as_is = device.type == "cpu" and self.model.head.has_mask_feature
@@ -191,7 +192,7 @@ class FastNetwork:
 
 
 def _cannot_compile(mode: str, error: Exception) -> str:
-    # torch 2.6 has another error for it.
+    # torch 2.6 raises another error.
     if type(error).__name__ in (FailOnRecompileLimitHit.__name__, "RecompileLimitExceeded"):
         return (
             f"TEST.SPEED.COMPILE is {mode!r}, but there are more sizes of padded batches than torch"

@@ -1,9 +1,9 @@
-"""Test-time augmentation: an image is seen at several sizes and mirrored, and results are merged.
+"""Test-time augmentation: results for several sizes of an image and its mirror image are merged.
 
-Detectron2's own merges boxes and asks a second head for masks. Here the instances of each view are
-brought to a common frame and merged by `ViewFusion`, which averages masks and scores. One NMS over
-the instances of all views was the alternative: it keeps the best of several masks and scores, gains
-little by it (docs/training.md), and needs memory for all views at once.
+Detectron2's TTA merges boxes and predicts masks with a second head. Here the instances of each view
+are resampled to a common frame and merged by `ViewFusion`, which averages masks and scores. The
+alternative, one NMS over the instances of all views, selects the best of several masks instead; it
+gains little (docs/training.md) and needs memory for all views at once.
 """
 
 from functools import partial
@@ -22,18 +22,17 @@ from solo_d2.utils.errors import ConfigError
 
 
 class SOLOWithTTA(nn.Module):
-    """A SOLO model, panoptic or not, that looks at each image in the views of TEST.AUG.
+    """Wrapper of a SOLO model, panoptic or not, for inference with the views of TEST.AUG.
 
-    It is called as the model itself, and gives the same results; the `sem_seg` of a panoptic model
-    is the logarithm of the views' mean probabilities. Masks are merged at the finest stride of the
-    largest view.
+    Inputs and outputs are those of the model; the `sem_seg` of a panoptic model is the logarithm of
+    the mean probabilities over views. Masks are merged at the finest stride of the largest view.
     """
 
     def __init__(self, cfg: CfgNode, model: nn.Module):
         """Wrap a model, with the views of TEST.AUG.
 
         Raises:
-            ConfigError: it is no SOLO model, or TEST.AUG names no view.
+            ConfigError: the model is no SOLO model, or TEST.AUG has no views.
         """
         super().__init__()
         if not isinstance(model, SOLO):
@@ -50,7 +49,7 @@ class SOLOWithTTA(nn.Module):
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Infer, on Detectron2's standard inputs.
 
-        Views are made from "image", which is best given at its own size (INPUT.MIN_SIZE_TEST 0).
+        Views are made from "image", which should have its original size (INPUT.MIN_SIZE_TEST 0).
         """
         return [self._infer(sample) for sample in batched_inputs]
 
@@ -88,7 +87,7 @@ class SOLOWithTTA(nn.Module):
         scores, classes, probs = fusion.result(
             keep_thresh=decoder.keep_thresh, most=decoder.max_detections
         )
-        # The frame is all image, without padding.
+        # The frame has no padding.
         input_size = (frame_size[0] * stride, frame_size[1] * stride)
         merged = decoder.paste(scores, classes, [probs], input_size, output_size)
         instances = to_instances(merged, output_size)

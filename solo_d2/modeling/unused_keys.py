@@ -1,7 +1,7 @@
-"""Config keys that a model of this project does not read, though its config may set them.
+"""Warning for config keys that are set but not read.
 
-They come with the configs of other models (MODEL.ROI_HEADS, MODEL.RPN, ...), or belong to another
-head, NMS, mask loss, backbone, optimizer or schedule than the chosen one.
+They belong to other models (MODEL.ROI_HEADS, MODEL.RPN, ...), or to another head, NMS, mask loss,
+backbone, optimizer or schedule than the selected one.
 """
 
 import inspect
@@ -26,8 +26,7 @@ from solo_d2.utils.user_code import is_of_user
 
 logger = logging.getLogger("solo_d2")
 
-# By section or key: what to set here instead; "" where there is nothing of the kind. The longest
-# one that fits a key counts.
+# The keys to set instead, by section or key; "" if there is no equivalent. The longest match wins.
 OTHER_MODELS = dict.fromkeys(
     (
         *("MODEL.MASK_ON", "MODEL.KEYPOINT_ON", "MODEL.LOAD_PROPOSALS", "MODEL.PROPOSAL_GENERATOR"),
@@ -66,7 +65,7 @@ OTHER_MODELS = dict.fromkeys(
     "MODEL.PANOPTIC_FPN.INSTANCE_LOSS_WEIGHT": "MODEL.SOLO.LOSS",
     "MODEL.PANOPTIC_FPN.COMBINE.ENABLED": "MODEL.META_ARCHITECTURE",
 }
-# By SOLVER.OPTIMIZER and SOLVER.LR_SCHEDULER_NAME: what belongs to other choices.
+# Keys of other choices, by SOLVER.OPTIMIZER and SOLVER.LR_SCHEDULER_NAME.
 BY_CHOICE: dict[str, dict[str, tuple[str, ...]]] = {
     "SOLVER.OPTIMIZER": {
         "SGD": ("MODEL.VIT.LR_DECAY", "MODEL.TIMM.LR_DECAY"),
@@ -78,23 +77,23 @@ BY_CHOICE: dict[str, dict[str, tuple[str, ...]]] = {
         "WarmupStepWithFixedGammaLR": ("SOLVER.STEPS", "SOLVER.BASE_LR_END"),
     },
 }
-# Our own configs set these for several models at once.
+# Keys that our configs set for several models at once.
 _SHARED = (
     *("MODEL.MASK_ON", "MODEL.RESNETS.OUT_FEATURES"),
     *("MODEL.SOLO.MASK_FEATURE.CONV_DIM", "MODEL.SOLO.MASK_FEATURE.OUT_CHANNELS"),
 )
-# Augmentation pads with it, whatever the model.
+# Read by augmentation for every model.
 _READ = ("MODEL.SEM_SEG_HEAD.IGNORE_VALUE",)
 
 
 def warn_of_unused_keys(
     cfg: Any, config_file: str | Path = "", overrides: Sequence[Any] = ()
 ) -> None:
-    """Name the keys that the user has set and that nothing reads, in one warning.
+    """Log one warning that lists the keys that the user has set but that are not read.
 
     Args:
-        cfg: the config with all its overrides.
-        config_file: what it was read from; the keys of our own files are not the user's.
+        cfg: the config with all overrides.
+        config_file: its file; keys in files of this project do not count.
         overrides: key, value, key, value, ... of the command line.
     """
     found = set_in_vain(cfg, config_file, overrides)
@@ -104,14 +103,14 @@ def warn_of_unused_keys(
     lines = [f"{key} {shown(values[key])}{hint and f' ({hint})'}" for key, hint in found.items()]
     logger.warning(
         f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} as configured does not read these "
-        f"keys, so they do nothing: {'; '.join(lines)}"
+        f"keys, so they have no effect: {'; '.join(lines)}"
     )
 
 
 def set_in_vain(
     cfg: Any, config_file: str | Path = "", overrides: Sequence[Any] = ()
 ) -> dict[str, str]:
-    """The keys of `warn_of_unused_keys`, each with a hint for the user, which may be empty."""
+    """Return the keys of `warn_of_unused_keys`, each with a hint, which may be empty."""
     if not is_solo(cfg):
         return {}
     by_choice = dict(_left_by_choices(cfg))
@@ -125,7 +124,7 @@ def set_in_vain(
             continue
         # YAML has lists where defaults are tuples.
         differs = key not in _SHARED and json.dumps(value) != json.dumps(defaults[key])
-        # Of another choice our own configs may have set a key.
+        # Our configs may have set keys of another choice.
         by_user = differs and (instead is not None or key in in_file)
         if (by_user or key in on_command_line) and not (key == "MODEL.MASK_ON" and value):
             found[key] = f"not with {choice}" if instead is None else instead and f"set {instead}"
@@ -133,7 +132,7 @@ def set_in_vain(
 
 
 def _left_by_choices(cfg: Any) -> Iterator[tuple[str, str]]:
-    """Sections and keys that belong to another choice than the config's, each with that choice."""
+    """Yield the sections and keys that the config's choices do not use, each with the choice."""
     model = cfg.MODEL
     if not is_panoptic(cfg):
         for section in ("MODEL.SEM_SEG_HEAD", "MODEL.PANOPTIC_FPN"):
@@ -159,7 +158,7 @@ def _left_by_choices(cfg: Any) -> Iterator[tuple[str, str]]:
 
 
 def _left_by_nms_and_loss(solo: Any) -> Iterator[tuple[str, str]]:
-    """The keys of the NMS and the mask loss that the chosen ones have no parameter for."""
+    """Yield the keys that are no parameters of the selected NMS and mask loss."""
     nms, loss = solo.NMS.TYPE, solo.LOSS.MASK_TYPE
     if nms in NMS:
         read = {name.upper() for name in inspect.signature(NMS[nms]).parameters}
@@ -170,7 +169,7 @@ def _left_by_nms_and_loss(solo: Any) -> Iterator[tuple[str, str]]:
 
 
 def _entry(key: str, table: Mapping[str, str]) -> str | None:
-    """What a table has for a key or the section that it is in; None if it has neither."""
+    """Return the entry of a table for a key or its innermost section; None if there is none."""
     while key:
         if key in table:
             return table[key]
@@ -179,7 +178,7 @@ def _entry(key: str, table: Mapping[str, str]) -> str | None:
 
 
 def _keys_of_file(config_file: str | Path) -> set[str]:
-    """The keys that a file of the user names itself."""
+    """Return the keys set in a config file of the user."""
     if not config_file:
         return set()
     file = find_config_file(str(config_file))

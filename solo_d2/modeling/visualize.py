@@ -1,4 +1,4 @@
-"""Pictures of training for TensorBoard."""
+"""Visualization of training for TensorBoard."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def draw_training_image(
 
     Args:
         inputs: one element of a training batch.
-        prediction: at the size of the image; the best `MAX_INSTANCES` are drawn.
+        prediction: predictions at the image size; the best `MAX_INSTANCES` are drawn.
         input_format: channel order of the image.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What all commands share: types of arguments, errors on one line, a clean end after SIGTERM."""
+"""Shared by all commands: argument types, one-line errors, clean exit on SIGTERM."""
 
 import argparse
 import atexit
@@ -20,31 +20,31 @@ from solo_d2.utils.errors import BadNumbersError, ConfigError, DatasetError
 from solo_d2.utils.files import describe
 from solo_d2.utils.user_code import from_user_code
 
-# Exit codes: of an error, of Ctrl-C and of SIGTERM (128 and the number of the signal).
+# Exit codes for errors, Ctrl-C and SIGTERM (128 + number of the signal).
 FAILED, INTERRUPTED, TERMINATED = 2, 130, 143
-# Seconds in which one SIGTERM counts.
+# Seconds in which further SIGTERMs are ignored.
 _SOON = 10.0
-# Seconds that a process has to end after SIGTERM.
+# Seconds until a process is killed after SIGTERM.
 _PATIENCE = 5.0
 Errors = tuple[type[Exception], ...]
-# Printed on one line wherever they come from.
+# Errors that are always printed on one line.
 _OWN: Errors = (BadNumbersError, ConfigError, DatasetError)
 
 
 def share_cores() -> None:
-    """Let OpenMP's threads sleep while they wait for one another, unless the user has decided.
+    """Let idle OpenMP threads sleep instead of spin, unless the user has set their policy.
 
-    By default they spin, which costs milliseconds in each operation while other programs use the
-    cores. The variable is read when torch is imported, and by programs that are started.
+    Spinning costs milliseconds per operation while other programs use the cores. The variable is
+    read when torch is imported, and by child processes.
     """
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
 class Terminated(SystemExit):
-    """SIGTERM has come, as SLURM, Kubernetes and `timeout` send it before they kill.
+    """Raised on SIGTERM, which SLURM, Kubernetes and `timeout` send before they kill.
 
-    Not an Exception, so that nothing takes it for a failure.
+    Not an Exception, so that it is not handled as a failure.
     """
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class Terminated(SystemExit):
 
 
 def positive(text: str) -> int:
-    """A whole number above 0."""
+    """Parse a positive integer."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
@@ -60,7 +60,7 @@ def positive(text: str) -> int:
 
 
 def probability(text: str) -> float:
-    """A number from 0 to 1."""
+    """Parse a number from 0 to 1."""
     value = float(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError("must be from 0 to 1")
@@ -70,14 +70,14 @@ def probability(text: str) -> float:
 def run_command(
     name: str, work: Callable[[], object], *, errors: Errors = (), failed: int = FAILED
 ) -> int:
-    """Run a command; print the errors that a user can mend on one line.
+    """Run a command and print errors that users can fix on one line.
 
     Args:
-        name: of the command, which begins its messages; "": the type of the error does.
-        work: may return an exit code; anything but a number is taken for 0.
+        name: name of the command, to prefix messages; "": the type of the error.
+        work: the command; may return an exit code, otherwise 0.
         errors: types to print on one line, besides those of `solo_d2.utils.errors` and OSError.
-            These and OSError are raised where code of the user is involved, like all other errors.
-        failed: exit code of such errors.
+            These and OSError are raised, like all other errors, if user code is involved.
+        failed: exit code for errors printed on one line.
 
     Returns:
         The exit code; `INTERRUPTED` after Ctrl-C and `TERMINATED` after SIGTERM.
@@ -88,7 +88,7 @@ def run_command(
             try:
                 result = work()
             except Exception as error:
-                if stopped():  # also of workers and other processes, whose end raises errors here
+                if stopped():  # the end of workers and other processes raises errors here
                     raise Terminated from error
                 raise
             return result if isinstance(result, int) else 0
@@ -113,47 +113,47 @@ def run_command(
 
 
 def _is_mendable(error: BaseException | None, mendable: Errors) -> bool:
-    """Whether an error is printed on one line, without its traceback."""
+    """Return whether an error is printed on one line, without its traceback."""
     return isinstance(error, _OWN) or (isinstance(error, mendable) and not from_user_code(error))
 
 
 def cause_of_end(exit_code: int) -> str:
-    """Say how a process ended, for messages: "with exit code 3" or "by SIGTERM".
+    """Describe the end of a process: "with exit code 3" or "by SIGTERM".
 
     Args:
-        exit_code: as `subprocess` and `multiprocessing` give it, or that of `run_command`.
+        exit_code: exit code of `subprocess`, `multiprocessing` or `run_command`.
     """
     number = {INTERRUPTED: signal.SIGINT, TERMINATED: signal.SIGTERM}.get(exit_code, -exit_code)
     if number <= 0:
         return f"with exit code {exit_code}"
     if number == signal.SIGKILL:
-        return "by SIGKILL (mostly because memory ran out)"
+        return "by SIGKILL (usually out of memory)"
     names = {int(known): known.name for known in signal.Signals}
     return f"by {names.get(number, f'signal {number}')}"  # real-time signals have no names
 
 
 @contextlib.contextmanager
 def _sigterm_raises() -> Iterator[Callable[[], bool]]:
-    """Raise `Terminated` in the main thread on SIGTERM, and end started processes too.
+    """Raise `Terminated` in the main thread on SIGTERM, and terminate child processes.
 
-    Signals soon after the first do nothing, as a job's manager and what started the job may both
-    send one. Yields a function that returns whether the signal has come.
+    Further signals are ignored for a while, since a job's manager and its launcher may both send
+    one. Yields a function that returns whether the signal was received.
     """
-    if threading.current_thread() is not threading.main_thread():  # signals are not for others
+    if threading.current_thread() is not threading.main_thread():  # only it receives signals
         yield lambda: False
         return
 
     owner, heard = os.getpid(), -math.inf
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
-        if os.getpid() != owner:  # just forked, and not to go on with what its parent was at
+        if os.getpid() != owner:  # just forked: it must not continue its parent's work
             os._exit(TERMINATED)
         nonlocal heard
         if time.monotonic() - heard < _SOON:
             return
         heard = time.monotonic()
         for process in multiprocessing.active_children():
-            if not process.daemon:  # those end with this one, as workers of loaders
+            if not process.daemon:  # daemons, such as workers of loaders, end with this process
                 process.terminate()
         raise Terminated
 
@@ -165,21 +165,21 @@ def _sigterm_raises() -> Iterator[Callable[[], bool]]:
 
 
 def _close_logs() -> None:
-    """Close log files, which may be on a full disk, before Detectron2 reports that at exit."""
+    """Close log files before Detectron2 does at exit, where a full disk would cause errors."""
     for handler in _log_files():
         with contextlib.suppress(OSError, ValueError):
             handler.stream.close()
 
 
 def shorten_log_errors() -> None:
-    """Report a log file that cannot be written once, not by a traceback for each record."""
+    """Report an unwritable log file once, instead of a traceback for each record."""
     for handler in _log_files():
         handler.handleError = partial(_report_once, handler)  # type: ignore[method-assign]
 
 
 def _report_once(handler: "logging.StreamHandler[Any]", record: logging.LogRecord) -> None:
     error = sys.exc_info()[1]
-    if not isinstance(error, OSError):  # a call that logs is wrong
+    if not isinstance(error, OSError):  # a wrong logging call
         type(handler).handleError(handler, record)
     elif not hasattr(handler, "reported"):
         handler.reported = True  # type: ignore[attr-defined]
@@ -188,7 +188,7 @@ def _report_once(handler: "logging.StreamHandler[Any]", record: logging.LogRecor
 
 
 def _log_files() -> "Iterator[logging.StreamHandler[Any]]":
-    """The open log files of Detectron2 and of this project."""
+    """Yield the handlers of open log files of Detectron2 and this project."""
     for name in ("detectron2", "fvcore", "solo_d2"):
         for handler in logging.getLogger(name).handlers:
             of_console = getattr(handler, "stream", None) in (None, sys.stdout, sys.stderr)
@@ -203,7 +203,7 @@ def _quiet_logging(mendable: Errors) -> Iterator[None]:
     def is_news(record: logging.LogRecord) -> bool:
         return not (record.exc_info and _is_mendable(record.exc_info[1], mendable))
 
-    loop = logging.getLogger("detectron2.engine.train_loop")  # it logs what training raises
+    loop = logging.getLogger("detectron2.engine.train_loop")  # logs errors of training
     loop.addFilter(is_news)
     try:
         yield

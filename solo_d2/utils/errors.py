@@ -1,4 +1,4 @@
-"""Errors that say what a user has to change; anything else that is raised is a defect of ours."""
+"""Errors that tell users what to change; any other error is a bug."""
 
 from collections.abc import Collection
 from typing import Any
@@ -8,18 +8,18 @@ _MOST_SHOWN = 200
 
 
 class ConfigError(ValueError):
-    """A config key cannot work; the message names key, value and what is allowed."""
+    """A config key is invalid; the message names key, value and allowed values."""
 
 
 class DatasetError(RuntimeError):
-    """A data set, annotation or image cannot be used; the message names file and remedy."""
+    """A data set, annotation or image cannot be used; the message names the file and a fix."""
 
 
 class UnreadableImageError(DatasetError):
     """An image file is missing, damaged or not an image; others of the data set can be used."""
 
     def __init__(self, message: str, file: str = "", reason: str = ""):
-        """Make the error; the message has file and reason too."""
+        """Create the error; the message contains file and reason too."""
         super().__init__(message)
         self.file, self.reason = file, reason
 
@@ -41,9 +41,9 @@ def first_line(error: BaseException) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return a value from outside for a message: printable, on one line, shortened."""
+    """Return a user's value for a message: printable, on one line, shortened."""
     try:
         text = repr(value)
-    except ValueError:  # Python writes no whole numbers of thousands of digits
+    except ValueError:  # Python does not print integers with thousands of digits
         return "a huge number"
     return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."

@@ -1,4 +1,4 @@
-"""Files written atomically."""
+"""Atomic writing of files."""
 
 import contextlib
 import errno
@@ -14,11 +14,11 @@ from typing import Any
 
 from solo_d2.utils.user_code import calls_user_code
 
-# How the names of files begin that are being written; hidden, so that nobody takes them for whole.
+# Prefix of files that are being written; hidden, so that they are not mistaken for complete files.
 UNFINISHED = ".unfinished-"
-# Seconds after which such a file of another machine is taken for one whose writer was killed.
+# Seconds after which such a file of another machine is considered abandoned.
 _ABANDONED = 24 * 3600.0
-# What writing raises where the disk or the place is the reason.
+# Errors of writing that are due to the disk or the location.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
 
@@ -27,18 +27,19 @@ _NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST
 def whole_file(path: Path | str) -> Iterator[Path]:
     """Write a file atomically, even if the process is killed or the power fails.
 
-    The content is on the disk before the file gets its name. What a killed writer leaves begins
-    with `UNFINISHED`, and is removed by the next process that writes to the folder (see `sweep`).
+    The content is on the disk before the file gets its name. Files of killed writers start with
+    `UNFINISHED`, and the next process that writes to the folder removes them (see `sweep`).
 
     Args:
-        path: the file to write or replace; its folder is made where it is missing. A device or
-            pipe, such as /dev/stdout, is written to as it is.
+        path: the file to write or replace; its folder is created if missing. Devices and pipes,
+            such as /dev/stdout, are written directly.
 
     Yields:
-        A temporary name with the same extension, in the same folder; `path` when the block ends.
+        A temporary path with the same extension, in the same folder, which is renamed to `path`
+        when the block ends.
 
     Raises:
-        OSError: it cannot be written; it names `path`, also where the block's error does not.
+        OSError: the file cannot be written; names `path` even if the block's error does not.
     """
     path = Path(path)
     if path.exists() and not path.is_file():
@@ -65,12 +66,12 @@ def save_text(path: Path | str, text: str) -> None:
 
 
 def save_json(path: Path | str, content: Mapping[str, Any]) -> None:
-    """Write a json file to be read by people too, atomically (see `whole_file`)."""
+    """Write an indented json file atomically (see `whole_file`)."""
     save_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def put_in_place(temporary: Path, path: Path) -> None:
-    """Give a file that is written its name, once its content is on the disk."""
+    """Give a file its final name, once its content is on the disk."""
     with open(temporary, "rb") as file:
         os.fsync(file.fileno())
     temporary.replace(path)
@@ -78,13 +79,13 @@ def put_in_place(temporary: Path, path: Path) -> None:
 
 @contextlib.contextmanager
 def naming(path: Path | str, temporary: Path | str | None = None) -> Iterator[None]:
-    """Make errors of writing a file or folder name it, with `temporary` as its name until then.
+    """Make errors of writing a file or folder name `path`, or replace the name `temporary` by it.
 
-    Those of a full disk name no file, and torch raises a RuntimeError instead.
+    Errors of a full disk name no file, and torch raises a RuntimeError instead.
 
     Raises:
-        OSError: with `path` as its file name; errors that name other files, and those of the user's
-            code that ours has called, stay as they are.
+        OSError: with `path` as its file name; errors that name other files, and those of user code
+            called in the block, are raised unchanged.
     """
     try:
         yield
@@ -100,35 +101,35 @@ def naming(path: Path | str, temporary: Path | str | None = None) -> Iterator[No
         while below is not None and below.tb_frame.f_code.co_filename == __file__:
             below = below.tb_next
         if calls_user_code(below):
-            raise  # its file is another one
+            raise  # about another file
         raise OSError(cause.errno, cause.strerror, os.fspath(path)) from error
 
 
 def describe(error: OSError) -> str:
-    """Return an error of the system on one line: the file, the reason and what to do."""
-    if error.errno is None:  # of our own, with all that
+    """Describe a system error on one line: the file, the reason and a fix."""
+    if error.errno is None:  # raised by this project, with a full message
         return str(error)
     reason = error.strerror or os.strerror(error.errno)
     text = f"{error.filename}: {reason}" if error.filename is not None else reason
     if error.errno in _NO_ROOM:
-        return f"{text}. It is not written; make room, or name another place"
+        return f"{text}. The file was not written: free some space, or choose another location"
     if error.errno in _NO_PLACE:
-        return f"{text}. Name another place, or change its permissions"
+        return f"{text}. Choose another location, or change its permissions"
     return text
 
 
 def unfinished(path: Path) -> Path:
-    """Return a new temporary name in the folder of a file; it names the process that writes."""
+    """Return a new temporary path in the folder of a file, which names the writing process."""
     name = f"{UNFINISHED}{_machine()}-{os.getpid()}-{secrets.token_hex(4)}{path.suffix}"
     return path.parent / name
 
 
 @functools.cache
 def sweep(folder: Path) -> None:
-    """Remove unfinished files of killed writers, once for each folder and process.
+    """Remove unfinished files of killed writers, once per folder and process.
 
-    On this machine it is known which have ended; files of other machines are removed a day after
-    they were last written to.
+    Files of processes on this machine are removed if the process has ended; files of other machines
+    one day after their last modification.
     """
     for leftover in folder.glob(f"{UNFINISHED}*"):
         with contextlib.suppress(OSError):  # gone, or not ours to remove
@@ -152,9 +153,9 @@ def _is_abandoned(leftover: Path) -> bool:
 
 @functools.cache
 def _machine() -> str:
-    """Return a name of this machine since its start, or of this container; "" if not on Linux.
+    """Return an id of this boot of the machine or container, in which process ids are valid.
 
-    Numbers of processes mean something within it alone.
+    "" if not on Linux.
     """
     try:
         start = Path("/proc/sys/kernel/random/boot_id").read_text()

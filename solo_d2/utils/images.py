@@ -1,9 +1,9 @@
-"""Reading image files of any kind as 8-bit RGB: what training, evaluation, API and demo all see.
+"""Reading image files as 8-bit RGB, for training, evaluation, API and demo.
 
 Neither torch nor Detectron2 is imported here. Sizes are (H, W), images (H, W, 3) uint8 RGB.
 
-Detectron2's own reader gives the same pixels for ordinary files. It makes 16-bit images white and
-float images black, reads a PNG whose checksum is wrong without a complaint, and has no limit.
+Detectron2's reader returns the same pixels for ordinary files. It turns 16-bit images white and
+float images black, accepts PNGs with wrong checksums, and has no size limit.
 """
 
 import contextlib
@@ -17,19 +17,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-# Decoders that may see a file. Others of Pillow start programs (EPS) or read old, rare formats.
+# Allowed decoders. Others of Pillow start programs (EPS) or read rare, old formats.
 FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "JPEG2000", "PPM", "AVIF")
-# Pillow's plugins are imported here and not when they are first needed: of two threads that import
-# them at once each may wait for the other for ever (python/cpython#106176).
+# Import Pillow's plugins here rather than on demand: two threads that import them at the same time
+# can deadlock (python/cpython#106176).
 Image.init()
-# What is taken from a folder of images; a file that is named is read whatever its extension.
+# Extensions of images in a folder; files named explicitly may have any extension.
 EXTENSIONS = frozenset(
     ".avif .bmp .dib .gif .jfif .jp2 .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()
 )
-# Larger images are refused before they are decoded: a small file can hold any number of pixels.
+# Larger images are rejected before decoding: a small file can contain any number of pixels.
 MAX_PIXELS = 80_000_000
 
-# Orientations of EXIF that swap height and width.
+# EXIF orientations that swap height and width.
 _TURNED = (5, 6, 7, 8)
 _DEPTHS = (8, 10, 12, 14, 16)
 
@@ -43,7 +43,7 @@ class TooManyPixelsError(ImageError):
 
 
 def limit_pixels(max_pixels: int) -> None:
-    """Set Pillow's own guard to the limit that `read_image` will be given, in the whole process."""
+    """Set Pillow's own limit for the whole process to the limit of `read_image`."""
     Image.MAX_IMAGE_PIXELS = max_pixels
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
@@ -51,14 +51,14 @@ def limit_pixels(max_pixels: int) -> None:
 def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Read an image file upright, as (H, W, 3) uint8 RGB.
 
-    The orientation of EXIF is applied. Of several frames the first is read. An alpha channel is
-    dropped, as Detectron2 does in training. Grey images of more than 8 bits and float images are
-    scaled, see `to_8_bit`.
+    Applies the EXIF orientation, reads the first of several frames and drops an alpha channel, like
+    Detectron2 in training. Gray images with more than 8 bits and float images are scaled, see
+    `to_8_bit`.
 
     Args:
-        path: the file; its content decides about the format, not its name.
-        max_pixels: most pixels that are decoded. If it is above `MAX_PIXELS`, and Pillow's own
-            limit for the whole process is lower, that is raised to it; else both limits count.
+        path: the file; the format is determined by its content.
+        max_pixels: maximum number of pixels. If it is above `MAX_PIXELS`, a lower limit of Pillow
+            for the whole process is raised to it; else both limits apply.
 
     Raises:
         ImageError: the file is empty, truncated, damaged, too large, or no image.
@@ -69,15 +69,15 @@ def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.
 
 
 def read_size(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Read (H, W) of an image as `read_image` returns it, from the header alone.
+    """Read (H, W) of the image that `read_image` returns, from the header only.
 
     Raises:
-        ImageError: the header shows that the image cannot be read; see `read_image`.
+        ImageError: the image cannot be read according to its header; see `read_image`.
     """
     with _opened(Path(path), max_pixels) as image:
         turned = False
-        if "exif" in image.info or image.format == "TIFF":  # else Pillow may decode it to look
-            with contextlib.suppress(Exception):  # damaged EXIF says nothing about the pixels
+        if "exif" in image.info or image.format == "TIFF":  # otherwise Pillow may decode the image
+            with contextlib.suppress(Exception):  # the pixels may be intact
                 turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
         width, height = image.size
         return (width, height) if turned else (height, width)
@@ -85,7 +85,7 @@ def read_size(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> tuple[int, i
 
 @contextlib.contextmanager
 def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
-    """Open an image; whatever goes wrong with it in the block is an ImageError."""
+    """Open an image; turn all errors in the block into an ImageError."""
     if max_pixels > MAX_PIXELS and Image.MAX_IMAGE_PIXELS is not None:
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
     try:
@@ -111,17 +111,17 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
         damaged = "not an image of a known format" if unknown else f"truncated or damaged ({error})"
         reason = error.strerror or damaged
         raise ImageError(f"{path}: {reason}") from error
-    except ValueError as error:  # of `to_8_bit`, or a mode that has no RGB
+    except ValueError as error:  # of `to_8_bit`, or for a mode without RGB conversion
         raise ImageError(f"{path}: {error}") from error
-    except Exception as error:  # Pillow's decoders raise many kinds on damaged files
+    except Exception as error:  # Pillow's decoders raise many types for damaged files
         raise ImageError(f"{path}: cannot be decoded ({type(error).__name__}: {error})") from error
 
 
 def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """Bring an image of any mode upright and to 8-bit RGB, see `read_image`."""
+    """Convert an image of any mode to upright 8-bit RGB, see `read_image`."""
     try:
         image = ImageOps.exif_transpose(image)
-    except Exception:  # noqa: S110  (damaged EXIF says nothing about the pixels)
+    except Exception:  # noqa: S110  (damaged EXIF; the pixels may be intact)
         pass
     if image.mode == "F" or image.mode.startswith("I"):
         grey = to_8_bit(np.asarray(image))
@@ -130,16 +130,15 @@ def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def to_8_bit(values: NDArray) -> NDArray[np.uint8]:
-    """Scale (H, W) grey values, integer or float, to (H, W) uint8 that looks as meant.
+    """Scale (H, W) gray values, integer or float, to uint8.
 
-    Integers are divided by the largest value of the smallest usual depth (8, 10, 12, 14 or 16 bits)
-    that holds them all; floats in [0, 1] count from 0 to 1, floats in [0, 255] are taken as they
-    are. Anything else is stretched from its least to its greatest value. ValueError if one is not
-    finite.
+    Integers are divided by the maximum of the smallest usual bit depth (8, 10, 12, 14 or 16) that
+    holds all values; floats in [0, 1] are multiplied by 255, floats in [0, 255] are kept. Other
+    values are stretched from their minimum to their maximum. ValueError for non-finite values.
     """
     low, high = float(values.min()), float(values.max())
     if not np.isfinite([low, high]).all():
-        raise ValueError("it has values that are not finite, so their range is unknown")
+        raise ValueError("it has non-finite values")
     if low < 0 or high >= 2**16 or (values.dtype.kind == "f" and high > 255):
         start, span = low, (high - low) or 1.0
     elif values.dtype.kind == "f":
@@ -151,10 +150,10 @@ def to_8_bit(values: NDArray) -> NDArray[np.uint8]:
 
 
 def write_image(file: Path | str, image: Image.Image, **options: Any) -> None:
-    """Write an image with Pillow's options, as its extension says unless `format` is given.
+    """Write an image with Pillow's options, in the format of the extension or `format`.
 
-    It is encoded in memory, since Pillow itself raises nothing on a full disk. OSError if the file
-    cannot be written.
+    Encodes in memory, since Pillow raises no error for a full disk. OSError if the file cannot be
+    written.
     """
     kind = options.pop("format", None) or Image.registered_extensions()[Path(file).suffix.lower()]
     content = io.BytesIO()

@@ -1,8 +1,7 @@
-"""Whether an exception comes from code of the user, whose traceback must not be hidden.
+"""Detection of exceptions from user code, whose traceback must not be hidden.
 
-Our commands print an error on one line where the user can mend it in a file, a key or a value. What
-the user's own code raises (a head, mapper, data set function, transform or hook) keeps its
-traceback, which its author needs.
+Commands print errors on one line if the user can fix a file, key or value. Errors of the user's own
+code (a head, mapper, data set function, transform or hook) keep their traceback.
 """
 
 import os
@@ -15,9 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-# Packages whose code calls what a config names: an error there is about the value.
+# Packages that call functions named in a config; errors there are about the value.
 _CALLERS = ("solo_d2", "detectron2")
-# Packages that these use; the standard library counts as one of them.
+# Packages that these use, in addition to the standard library.
 _LIBRARIES = (
     *("torch", "torchvision", "triton", "torchao", "numpy", "scipy", "pandas", "matplotlib"),
     *("PIL", "cv2", "imageio", "av", "timm", "huggingface_hub", "safetensors", "packaging"),
@@ -26,40 +25,40 @@ _LIBRARIES = (
     *("onnx", "onnx_ir", "onnxscript", "onnxruntime", "openvino", "tensorboard", "tqdm"),
     *("cloudpickle", "termcolor", "sympy", "networkx", "requests", "urllib3", "fsspec"),
 )
-# Files of a checkout of this project that are beside the package.
+# Files beside the package in a checkout of this project.
 _SCRIPTS = ("train_net.py", "tools", "demo")
-# These start commands and processes: through them scripts call functions of their own.
+# These run commands and processes, and call functions of the script that uses them.
 _STARTING = ("commands.py", "launch.py")
 _FRAME = re.compile(r'^  File "(.+)", line \d+, in ', re.MULTILINE)
 _HEAD = "Traceback (most recent call last):"
 
 
 def from_user_code(error: BaseException) -> bool:
-    """Return whether code of the user raised an error, or called or was called by what raised it.
+    """Return whether user code raised an error, or is in the call chain of the code that did.
 
-    A script that calls our commands, as train_net.py does, does not count for what they raise.
+    Scripts that call commands of this project, such as train_net.py, do not count.
     """
     owners = [_owner(file) for file in _frames(error.__traceback__)]
-    # Errors of data loader workers have their traceback as text, of which the last counts.
+    # Errors of data loader workers contain their traceback as text; the last one counts.
     _, head, text = str(error).rpartition(_HEAD)
     owners += [_owner(file) for file in (_FRAME.findall(text) if head else ())]
-    # A script of the user that calls us counts only if nothing of ours was called.
+    # A user script counts only if no code of `_CALLERS` was called.
     return _called_user(owners) if "caller" in owners else "user" in owners
 
 
 def calls_user_code(traceback: TracebackType | None) -> bool:
-    """Return whether our code or Detectron2's has called code of the user in a traceback."""
+    """Return whether code of `_CALLERS` called user code in a traceback."""
     return _called_user([_owner(file) for file in _frames(traceback)])
 
 
 def is_of_user(thing: Callable[..., Any]) -> bool:
-    """Return whether the user defines a class or function; unknown ones count as such."""
+    """Return whether a class or function is user code, or unknown."""
     module = sys.modules.get(getattr(thing, "__module__", None) or "")
     return _owner(getattr(module, "__file__", None) or "<unknown>") == "user"
 
 
 def note_part(error: BaseException, text: str) -> None:
-    """Add a line to an error's traceback, where Python can (3.11)."""
+    """Add a line to an error's traceback, from Python 3.11 on."""
     if sys.version_info >= (3, 11):
         error.add_note(text)
 
@@ -70,8 +69,8 @@ def _called_user(owners: list[str]) -> bool:
 
 @cache
 def _owner(file: str) -> str:
-    """Whose a file is: "caller" (see `_CALLERS`), "library" or "user"."""
-    if file.startswith("<"):  # made by a library, such as dataclasses, unless typed in
+    """Return the owner of a file: "caller" (see `_CALLERS`), "library" or "user"."""
+    if file.startswith("<"):  # generated, such as by dataclasses, unless entered interactively
         typed = file.startswith(("<stdin", "<ipython-input", "<unknown"))
         return "user" if typed else "library"
     path = os.path.realpath(file)
@@ -92,7 +91,7 @@ def _owner(file: str) -> str:
 
 
 def _folders(names: tuple[str, ...]) -> Iterator[str]:
-    """Where the imported ones of some packages are."""
+    """Yield the folders of those packages that are imported."""
     for name in names:
         module = sys.modules.get(name)
         for folder in getattr(module, "__path__", None) or ():

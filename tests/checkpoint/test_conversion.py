@@ -91,7 +91,7 @@ def test_command_reports_what_it_did(tmp_path, capsys):
         "format: SOLOv2 of AdelaiDet",
         "mapped: 333 parameters, 52 of them renamed",
         *("ignored: nothing", "missing: nothing", "left over: nothing", "solov2_R50_3x.yaml"),
-        "as in that config unless listed: NUM_GRIDS, SCALE_RANGES",
+        "taken from that config: NUM_GRIDS, SCALE_RANGES",
     ):
         assert line in printed
     cfg, _ = load(tmp_path / "solov2.yaml")

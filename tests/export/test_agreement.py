@@ -95,7 +95,7 @@ def test_missing_ones_count_unless_near_the_limit():
 
 def test_nothing_found_proves_nothing():
     expected, found = scene()
-    assert "prove nothing" in compared(expected[:0], some(found, slice(0))).faults()[0]
+    assert "no instance" in compared(expected[:0], some(found, slice(0))).faults()[0]
 
 
 def test_mixed_batch():

@@ -166,7 +166,7 @@ def test_a_failing_training_is_named_and_leaves_no_stamp(tmp_path, quickstart_wi
     [
         (
             "os.write(2, b'half a line'); os.kill(os.getpid(), 9)",
-            "by SIGKILL (mostly because memory ran out)",
+            "by SIGKILL (usually out of memory)",
         ),
         ("os.kill(os.getpid(), signal.SIGSEGV)", "by SIGSEGV"),
         ("os.kill(os.getpid(), signal.SIGTERM)", "by SIGTERM"),

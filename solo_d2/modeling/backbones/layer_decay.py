@@ -1,4 +1,4 @@
-"""Learning rates that fall from block to block of a transformer or another deep backbone."""
+"""Layer-wise decay of the learning rate in transformers and other deep backbones."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,15 +15,15 @@ from solo_d2.modeling.backbones.vit import build_solo_vit_backbone
 def layer_lr_factor(cfg: CfgNode, model: nn.Module) -> Callable[[str], float] | None:
     """Return a function from parameter names to factors of the learning rate.
 
-    It falls by MODEL.VIT.LR_DECAY or MODEL.TIMM.LR_DECAY from block to block, from the last to the
-    first (ViTDet, appendix).
+    The factor decays by MODEL.VIT.LR_DECAY or MODEL.TIMM.LR_DECAY from each block to the one before
+    (ViTDet, appendix).
 
     Args:
         cfg: the model's config.
-        model: the model, which knows the blocks of a backbone of timm.
+        model: the model, from which the blocks of a timm backbone are read.
 
     Returns:
-        The function; None for other backbones, and where all parameters learn alike.
+        The function; None for other backbones, or if all factors are 1.
 
     Raises:
         ConfigError: the blocks are unknown.
@@ -35,7 +35,7 @@ def layer_lr_factor(cfg: CfgNode, model: nn.Module) -> Callable[[str], float] | 
     if backbone is None or cfg.MODEL.TIMM.LR_DECAY == 1:
         return None
     groups = {f"backbone.bottom_up.net.{name}": i for name, i in backbone.groups().items()}
-    allowed = f"1.0: timm does not say which blocks {backbone.name} has"
+    allowed = f"1.0: timm does not list the blocks of {backbone.name}"
     require(bool(groups), "MODEL.TIMM.LR_DECAY", cfg.MODEL.TIMM.LR_DECAY, allowed)
     last = 1 + max(groups.values())
     return lambda name: cfg.MODEL.TIMM.LR_DECAY ** (last - groups.get(name, last))

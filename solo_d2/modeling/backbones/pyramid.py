@@ -1,7 +1,7 @@
-"""The feature pyramid on a backbone, and which of its levels the model reads.
+"""The feature pyramid of a backbone, and the levels that the model uses.
 
-Parameters of levels that nobody reads never get a gradient, over which DistributedDataParallel
-stumbles; they are frozen.
+Parameters of unused levels are frozen: they get no gradients, which DistributedDataParallel
+requires of trainable parameters.
 """
 
 import importlib.util
@@ -17,17 +17,17 @@ from solo_d2.utils.errors import ConfigError
 
 
 def build_fpn(cfg: CfgNode, bottom_up: Backbone) -> FPN:
-    """Put an FPN (arXiv:1612.03144) with one max-pooled level on top onto a backbone.
+    """Build an FPN (arXiv:1612.03144) with one additional max-pooled level.
 
-    Features are named by their stride, "p2" for 4 to "p6" for 64; how many there are depends on
-    MODEL.FPN.IN_FEATURES. Levels that the model does not read are frozen.
+    Features are named by their stride, "p2" for 4 to "p6" for 64; their number depends on
+    MODEL.FPN.IN_FEATURES. Levels that the model does not use are frozen.
 
     Args:
-        cfg: MODEL.FPN is read, and what says which levels the model reads.
+        cfg: MODEL.FPN and the keys that list the used levels are read.
         bottom_up: the backbone.
 
     Raises:
-        ConfigError: the backbone has no feature that MODEL.FPN.IN_FEATURES names.
+        ConfigError: MODEL.FPN.IN_FEATURES are not features of the backbone.
     """
     in_features = cfg.MODEL.FPN.IN_FEATURES
     shapes = bottom_up.output_shape()
@@ -52,26 +52,26 @@ def build_fpn(cfg: CfgNode, bottom_up: Backbone) -> FPN:
 
 
 def require_timm(backbone: str) -> None:
-    """Raise a ConfigError if timm is missing, which has models and layers of transformers."""
+    """Raise a ConfigError if the package timm is missing."""
     if importlib.util.find_spec("timm") is None:
-        raise ConfigError(f"The backbone {backbone} needs timm, which is missing: pip install timm")
+        raise ConfigError(f"The backbone {backbone} requires timm: pip install timm")
 
 
 def max_pooled_level(stride: int) -> LastLevelMaxPool:
-    """One more level, by max-pooling the level of this stride (Detectron2 knows 32 alone)."""
+    """Return a max-pooled level on top of that of a stride (Detectron2 supports 32 only)."""
     top = LastLevelMaxPool()
     top.in_feature = f"p{int(math.log2(stride))}"
     return top
 
 
 def read_features(cfg: CfgNode, pyramid: Backbone) -> set[str]:
-    """Return the features of a pyramid that the model of a config reads.
+    """Return the features of a pyramid that the model of a config uses.
 
-    A max-pooled level stands for the level that it is made from, too. Of other models, and of heads
-    that a function makes, nothing is known: they read all.
+    A max-pooled level uses the level below. Other models, and heads created by a function, are
+    assumed to use all features.
     """
     produced, solo = list(pyramid.output_shape()), cfg.MODEL.SOLO
-    known = solo.HEAD.NAME in SOLO_HEAD_REGISTRY  # else it is refused elsewhere
+    known = solo.HEAD.NAME in SOLO_HEAD_REGISTRY  # checked elsewhere
     head = SOLO_HEAD_REGISTRY.get(solo.HEAD.NAME) if known else None
     if not is_solo(cfg) or not hasattr(head, "has_mask_feature"):
         return set(produced)
@@ -88,7 +88,7 @@ def read_features(cfg: CfgNode, pyramid: Backbone) -> set[str]:
 def freeze_unread(fpn: FPN, read: set[str]) -> None:
     """Freeze the convolutions of an FPN that no level in `read` depends on.
 
-    An output convolution serves its own level, a lateral one also all finer levels.
+    An output convolution is used by its own level, a lateral one by all finer levels too.
     """
     used = False
     for level in list(fpn.output_shape())[: len(fpn.in_features)]:  # finest first

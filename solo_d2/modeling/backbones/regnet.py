@@ -1,4 +1,4 @@
-"""RegNet-FPN (arXiv:2003.13678), on Detectron2's RegNet."""
+"""RegNet-FPN (arXiv:2003.13678), with Detectron2's RegNet."""
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -11,14 +11,14 @@ from solo_d2.utils.errors import ConfigError, first_line
 
 @BACKBONE_REGISTRY.register()
 def build_solo_regnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """RegNetX, or RegNetY with MODEL.REGNET.SE_RATIO, whose stages are "s1" to "s4".
+    """Build RegNetX, or RegNetY with MODEL.REGNET.SE_RATIO, with stages "s1" to "s4".
 
     Args:
         cfg: MODEL.REGNET, MODEL.FPN and MODEL.BACKBONE.FREEZE_AT are read.
-        input_shape: channels of the images, of which RegNet knows 3 alone.
+        input_shape: channels of the images; RegNet supports 3 only.
 
     Raises:
-        ConfigError: the numbers make no RegNet, or MODEL.FPN.IN_FEATURES are not its features.
+        ConfigError: the parameters are invalid, or MODEL.FPN.IN_FEATURES are not its features.
     """
     keys = cfg.MODEL.REGNET
     try:
@@ -36,9 +36,9 @@ def build_solo_regnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
             norm=keys.NORM,
             out_features=cfg.MODEL.FPN.IN_FEATURES,
         )
-    except AssertionError as error:  # how Detectron2 refuses
+    except AssertionError as error:  # raised by Detectron2 for invalid parameters
         raise ConfigError(
-            f"MODEL.REGNET and MODEL.FPN.IN_FEATURES make no RegNet: {first_line(error)}"
+            f"MODEL.REGNET and MODEL.FPN.IN_FEATURES describe no RegNet: {first_line(error)}"
         ) from error
     last = regnet.stages_and_names[-1][1]
     if cfg.MODEL.FPN.IN_FEATURES[-1] != last:

@@ -1,7 +1,7 @@
-"""ResNet-FPN whose stages may be deformable, for training and inference on any device.
+"""ResNet-FPN with optional deformable stages, for training and inference on any device.
 
-Detectron2's own deformable stages need its compiled operator, whose modulated version refuses the
-CPU, and know bottleneck blocks only.
+Detectron2's deformable stages require its compiled operator, whose modulated version does not run
+on the CPU, and support bottleneck blocks only.
 """
 
 from typing import cast
@@ -19,10 +19,10 @@ STAGES = ("res2", "res3", "res4", "res5")
 
 
 class EvalBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm that always uses its running statistics, while scale and shift are trained.
+    """BatchNorm that always uses its running statistics; scale and shift are trained.
 
-    This is how the authors' models were trained (mmdetection's `norm_eval`): small batches do not
-    disturb the statistics of pretraining.
+    The authors' models were trained in this way (mmdetection's `norm_eval`), so that small batches
+    do not disturb the statistics of pretraining.
     """
 
     def train(self, mode: bool = True) -> "EvalBatchNorm2d":
@@ -32,10 +32,10 @@ class EvalBatchNorm2d(nn.BatchNorm2d):
 
 @BACKBONE_REGISTRY.register()
 def build_solo_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """Detectron2's ResNet-FPN, of any depth, with deformable convolutions on torchvision.
+    """Build Detectron2's ResNet-FPN of any depth, with `DeformConv2d` in deformable stages.
 
     In deformable stages (MODEL.RESNETS.DEFORM_ON_PER_STAGE, res2 to res5) the second convolution of
-    each block is deformable, plain (v1) or modulated (v2, DEFORM_MODULATED). Checkpoints keep their
+    each block is deformable, plain (v1) or modulated (v2, DEFORM_MODULATED). Parameters keep their
     names; `resN.i.conv2.offset` is new. MODEL.RESNETS.NORM may be "EvalBN" (`EvalBatchNorm2d`).
 
     Args:
@@ -47,7 +47,7 @@ def build_solo_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """
     resnets = cfg.MODEL.RESNETS
     deform_on = resnets.DEFORM_ON_PER_STAGE
-    allowed = f"one flag for each of {', '.join(STAGES)}"
+    allowed = f"one boolean for each of {', '.join(STAGES)}"
     fits = len(deform_on) == len(STAGES)
     require(fits, "MODEL.RESNETS.DEFORM_ON_PER_STAGE", deform_on, allowed)
     groups = resnets.DEFORM_NUM_GROUPS if any(deform_on) else 1
@@ -64,7 +64,7 @@ def build_solo_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
                 if isinstance(child, nn.BatchNorm2d):
                     setattr(module, name, EvalBatchNorm2d(child.num_features))
     for name, deform in zip(STAGES, deform_on, strict=True):
-        # A ResNet ends with the last stage that somebody reads.
+        # A ResNet ends with the last stage that is used.
         if deform and hasattr(resnet, name):
             _make_deformable(getattr(resnet, name), resnets.DEFORM_MODULATED)
     resnet.freeze(cfg.MODEL.BACKBONE.FREEZE_AT)  # the offsets too
@@ -72,7 +72,7 @@ def build_solo_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
 
 
 def _make_deformable(stage: nn.Sequential, modulated: bool) -> None:
-    """Replace the second convolution of each block of a stage; weights and norm stay."""
+    """Replace the second convolution of each block of a stage; weights and norm are kept."""
     for block in stage.children():
         conv = cast(Conv2d, block.conv2)
         block.conv2 = deform_conv = DeformConv2d(

@@ -1,4 +1,4 @@
-"""Swin-FPN (arXiv:2103.14030), on Detectron2's Swin Transformer."""
+"""Swin-FPN (arXiv:2103.14030), with Detectron2's Swin Transformer."""
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -11,7 +11,7 @@ from solo_d2.utils.errors import ConfigError
 
 @BACKBONE_REGISTRY.register()
 def build_solo_swin_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """Swin Transformer, whose stages are "p0" to "p3" for MODEL.FPN.IN_FEATURES.
+    """Build a Swin Transformer with stages "p0" to "p3" for MODEL.FPN.IN_FEATURES.
 
     MODEL.BACKBONE.FREEZE_AT: 0 nothing, 1 the patch embedding, 2 also the first stage, and so on.
 
@@ -50,7 +50,7 @@ def build_solo_swin_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     )
     fpn = build_fpn(cfg, swin)
     for stage in swin.out_indices:
-        # The norm of a stage serves its lateral convolution alone.
+        # The norm of a stage is used by its lateral convolution only.
         lateral = getattr(fpn, f"fpn_lateral{stage + 2}")  # stride 4 is level 2
         if not lateral.weight.requires_grad:
             getattr(swin, f"norm{stage}").requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Any backbone of timm that makes a pyramid of features, with an FPN."""
+"""Backbones of timm with features of several strides, with an FPN."""
 
 import difflib
 from collections.abc import Sequence
@@ -20,12 +20,12 @@ NORMS = ("BN", "SyncBN", "FrozenBN", "EvalBN")
 
 
 class TimmBackbone(Backbone):
-    """A model of timm whose features are named as those of Detectron2's ResNet.
+    """A timm model with features named like those of Detectron2's ResNet.
 
-    "res2" has stride 4, "res3" stride 8, and so on. Parameters keep timm's names, below `net`.
+    "res2" has stride 4, "res3" stride 8, and so on. Parameters keep timm's names, under `net`.
 
     Attributes:
-        name: of the model in timm.
+        name: name of the model in timm.
         net: the model without its classifier.
         fixed_norms: names of BatchNorms in `net` that always use their running statistics.
     """
@@ -43,15 +43,15 @@ class TimmBackbone(Backbone):
         """Wrap a model.
 
         Args:
-            name: of the model in timm.
-            net: a model of timm with `forward_intermediates`.
-            indices: of the features to make, finest first.
-            strides: of these features, in pixels.
-            divisor: height and width of images are multiples of it.
-            swap_channels: whether the images are BGR, since timm's models expect RGB.
+            name: name of the model in timm.
+            net: a timm model with `forward_intermediates`.
+            indices: indices of the features, finest first.
+            strides: strides of these features in pixels.
+            divisor: divisor of the height and width of images.
+            swap_channels: whether images are BGR; timm's models expect RGB.
 
         Raises:
-            ConfigError: the features form no pyramid, or the model is made for one image size.
+            ConfigError: the features form no pyramid, or the model supports a single image size.
         """
         super().__init__()
         self.name, self.net, self.indices = name, net, list(indices)
@@ -62,7 +62,7 @@ class TimmBackbone(Backbone):
             raise ConfigError(
                 f"MODEL.TIMM.NAME is {name!r}, whose features have the strides {list(strides)}, "
                 "but a pyramid needs powers of two, each twice the one before. For a plain ViT "
-                "there is MODEL.BACKBONE.NAME build_solo_vit_backbone"
+                "use MODEL.BACKBONE.NAME build_solo_vit_backbone"
             )
         self._out_features = [f"res{first + i}" for i in range(len(strides))]
         self._out_feature_strides = dict(zip(self._out_features, strides, strict=True))
@@ -70,30 +70,30 @@ class TimmBackbone(Backbone):
         self._out_feature_channels = {key: value.shape[1] for key, value in features.items()}
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Make the features of (B, 3, H, W), by their names."""
+        """Compute the features of images (B, 3, H, W), by name."""
         if self.swap_channels:
             images = images.flip(1)
         features = cast(Any, self.net).forward_intermediates(
             images, indices=self.indices, norm=False, output_fmt="NCHW", intermediates_only=True
         )
         if torch.compiler.is_compiling():
-            # Else the layout that LayerNorms leave binds an export to even or odd sizes.
+            # The layout after LayerNorms would specialize an export to even or odd sizes.
             features = [feature.contiguous() for feature in features]
         return dict(zip(self._out_features, features, strict=True))
 
     def train(self, mode: bool = True) -> "TimmBackbone":
-        """Change the mode, except that of `fixed_norms`."""
+        """Set the mode, except for `fixed_norms`."""
         super().train(mode)
         for name in self.fixed_norms if mode else ():
             self.net.get_submodule(name).eval()
         return self
 
     def trial(self) -> dict[str, Tensor]:
-        """The features of a small black image, with the graph of their gradients.
+        """Compute the features of a small black image, with their autograd graph.
 
         Raises:
-            ConfigError: the model does not take it, or features have other sizes than their
-                strides say.
+            ConfigError: the model rejects the image, or the sizes of features do not match their
+                strides.
         """
         size, strides = (2 * self.divisor, 3 * self.divisor), self._out_feature_strides
         device, training = next(self.parameters()).device, self.training
@@ -118,7 +118,7 @@ class TimmBackbone(Backbone):
         return features
 
     def groups(self) -> dict[str, int]:
-        """Number the stem 0 and the blocks after it, by the parameters of `net`; {} if unknown."""
+        """Return the block of each parameter of `net`, with 0 for the stem; {} if unknown."""
         from timm.models import group_parameters
 
         if not hasattr(self.net, "group_matcher"):
@@ -127,12 +127,12 @@ class TimmBackbone(Backbone):
         return cast(dict[str, int], group_parameters(self.net, matcher, reverse=True))
 
     def freeze(self, freeze_at: int, norm: str, read: Sequence[str]) -> None:
-        """Freeze stages, BatchNorms and what no feature depends on that is read.
+        """Freeze stages, BatchNorms and parameters that no used feature depends on.
 
         Args:
-            freeze_at: 0 freezes nothing, 1 the stem, 2 also what makes "res2", and so on.
+            freeze_at: 0 freezes nothing, 1 the stem, 2 also the layers of "res2", and so on.
             norm: one of `NORMS`.
-            read: the features that are read.
+            read: the features that are used.
         """
         behind = {key: self._parameters_behind(value) for key, value in self.trial().items()}
         used = set[str]().union(*(behind[feature] for feature in read))
@@ -154,14 +154,14 @@ class TimmBackbone(Backbone):
         self.train(self.training)
 
     def _parameters_behind(self, feature: Tensor) -> set[str]:
-        """The parameters of `net` that a feature depends on."""
+        """Return the parameters of `net` that a feature depends on."""
         names = {id(parameter): name for name, parameter in self.net.named_parameters()}
         leaves = (id(getattr(node, "variable", None)) for node in graph_nodes(feature.grad_fn))
         return {names[leaf] for leaf in leaves if leaf in names}
 
 
 def graph_nodes(last: Any) -> set[Any]:
-    """All nodes of a graph of autograd, given the `grad_fn` of a tensor."""
+    """Return all nodes of an autograd graph, given the `grad_fn` of a tensor."""
     found: set[Any] = set()
     left = [last]
     while left:
@@ -174,17 +174,17 @@ def graph_nodes(last: Any) -> set[Any]:
 
 @BACKBONE_REGISTRY.register()
 def build_solo_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """A model of timm, whose features are "res2" for stride 4 to "res5" for stride 32.
+    """Build a timm model with features "res2" (stride 4) to "res5" (stride 32), and an FPN.
 
-    MODEL.BACKBONE.FREEZE_AT: 0 nothing, 1 the stem, 2 also all that makes "res2", and so on.
+    MODEL.BACKBONE.FREEZE_AT: 0 nothing, 1 the stem, 2 also the layers of "res2", and so on.
 
     Args:
         cfg: MODEL.TIMM, MODEL.FPN, MODEL.BACKBONE.FREEZE_AT and INPUT.FORMAT are read.
         input_shape: channels of the images.
 
     Raises:
-        ConfigError: timm is missing, it has no such model, or the model makes no pyramid with the
-            features of MODEL.FPN.IN_FEATURES.
+        ConfigError: timm is missing, has no such model, or the features of MODEL.FPN.IN_FEATURES
+            form no pyramid.
     """
     keys = cfg.MODEL.TIMM
     require_timm(f"MODEL.TIMM.NAME {keys.NAME!r}")
@@ -193,7 +193,7 @@ def build_solo_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     strides = features.feature_info.reduction()
     names = [f"res{stride.bit_length() - 1}" for stride in strides]
     last = cfg.MODEL.FPN.IN_FEATURES[-1:]
-    if last and last[0] in names[:-1]:  # build no stage that is not read
+    if last and last[0] in names[:-1]:  # skip unused stages
         indices = tuple(range(names.index(last[0]) + 1))
         features = _create_features(cfg, input_shape.channels, out_indices=indices)
     net = features.model
@@ -210,7 +210,7 @@ def build_solo_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
         swap_channels=cfg.INPUT.FORMAT == "BGR",
     )
     fpn = build_fpn(cfg, bottom_up)
-    fpn._size_divisibility = strides[-1]  # some models make the stages that are not read, too
+    fpn._size_divisibility = strides[-1]  # some models compute unused stages too
     laterals = zip(fpn.in_features, fpn.lateral_convs[::-1], strict=True)
     read = [name for name, lateral in laterals if lateral.weight.requires_grad]
     bottom_up.freeze(cfg.MODEL.BACKBONE.FREEZE_AT, keys.NORM, read)
@@ -218,7 +218,7 @@ def build_solo_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
 
 
 def require_model(name: str) -> None:
-    """Raise a ConfigError if timm has no model of this name, naming those that are spelt alike."""
+    """Raise a ConfigError if timm has no model of this name, listing similar names."""
     import timm
 
     architecture, _, tag = name.partition(".")
@@ -231,12 +231,12 @@ def require_model(name: str) -> None:
         return
     raise ConfigError(
         f"MODEL.TIMM.NAME is {name!r}, but timm {timm.__version__} has no such {kind}"
-        + (f". Near are: {', '.join(near)}" if near else " (timm.list_models() has the names)")
+        + (f". Similar: {', '.join(near)}" if near else " (timm.list_models() lists the names)")
     )
 
 
 def _create_features(cfg: CfgNode, channels: int, **options: Any) -> Any:
-    """Make a model of timm with random weights and no classifier, in a wrapper for its features."""
+    """Create a timm model with random weights, in timm's wrapper for its features."""
     import timm
 
     name, rate = cfg.MODEL.TIMM.NAME, cfg.MODEL.TIMM.DROP_PATH_RATE
@@ -244,7 +244,7 @@ def _create_features(cfg: CfgNode, channels: int, **options: Any) -> Any:
     if rate > 0:
         options["drop_path_rate"] = rate
     try:
-        # Models with attention windows are otherwise made for one image size.
+        # Otherwise models with attention windows support a single image size.
         return timm.create_model(name, strict_img_size=False, **options)
     except TypeError as error:
         if "strict_img_size" not in str(error):
@@ -255,16 +255,15 @@ def _create_features(cfg: CfgNode, channels: int, **options: Any) -> Any:
         if "drop_path_rate" not in str(error):
             raise
         raise ConfigError(
-            f"MODEL.TIMM.DROP_PATH_RATE is {rate}, but must be 0.0: {name} leaves out no blocks"
+            f"MODEL.TIMM.DROP_PATH_RATE is {rate}, but must be 0.0: {name} has no drop path"
         ) from error
 
 
 def pixel_statistics(cfg: CfgNode) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of the images' channels, for values in [0, 255].
+    """Return the mean and standard deviation of image channels, for values in [0, 255].
 
-    Returns:
-        Those that timm's model was trained with, in the order of INPUT.FORMAT, if MODEL.TIMM says
-        so; else MODEL.PIXEL_MEAN and MODEL.PIXEL_STD.
+    Those of the timm model, in the order of INPUT.FORMAT, with MODEL.TIMM.OWN_NORMALIZATION; else
+    MODEL.PIXEL_MEAN and MODEL.PIXEL_STD.
     """
     if not uses_own_statistics(cfg):
         return cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD
@@ -277,11 +276,11 @@ def pixel_statistics(cfg: CfgNode) -> tuple[list[float], list[float]]:
 
 
 def uses_own_statistics(cfg: CfgNode) -> bool:
-    """Whether images are normalised as timm's model asks, rather than by MODEL.PIXEL_MEAN."""
+    """Return whether images are normalized for the timm model, not by MODEL.PIXEL_MEAN."""
     return bool(cfg.MODEL.BACKBONE.NAME == BUILDER and cfg.MODEL.TIMM.OWN_NORMALIZATION)
 
 
 def timm_backbone(model: nn.Module) -> TimmBackbone | None:
-    """The backbone of a model if it is one of timm's."""
+    """Return the backbone of a model if it is a timm model, else None."""
     bottom_up = getattr(getattr(model, "backbone", None), "bottom_up", None)
     return bottom_up if isinstance(bottom_up, TimmBackbone) else None

@@ -1,4 +1,4 @@
-"""The plain Vision Transformer with a simple pyramid (ViTDet, arXiv:2203.16527), of Detectron2."""
+"""Detectron2's plain Vision Transformer with a simple pyramid (ViTDet, arXiv:2203.16527)."""
 
 from functools import partial
 from typing import cast
@@ -22,13 +22,13 @@ class ViTPyramid(SimpleFeaturePyramid):
 
     @property
     def size_divisibility(self) -> int:
-        """The largest stride; Detectron2 announces it under a misspelt name."""
+        """The largest stride, which Detectron2 provides under a misspelled name."""
         return cast(int, self._size_divisibility)
 
 
 @BACKBONE_REGISTRY.register()
 def build_solo_vit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ViTPyramid:
-    """ViT, most of whose blocks look at windows, and a pyramid made of its last feature.
+    """Build a ViT with windowed and global attention blocks, and a pyramid from its last feature.
 
     MODEL.BACKBONE.FREEZE_AT: 0 nothing, 1 the patch and position embedding, 2 also the first
     block, and so on.
@@ -39,7 +39,7 @@ def build_solo_vit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ViTPyramid:
         input_shape: channels of the images.
 
     Raises:
-        ConfigError: the keys do not fit each other, or the package timm is missing.
+        ConfigError: the keys contradict each other, or the package timm is missing.
     """
     require_timm("ViT")
     keys = cfg.MODEL.VIT

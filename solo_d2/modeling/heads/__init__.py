@@ -1,4 +1,4 @@
-"""The heads; a new one is one file here, one entry in the registry and one YAML."""
+"""The heads. A new head is a file here, an entry in the registry and a YAML config."""
 
 from solo_d2.modeling.heads.base import (
     SOLO_HEAD_REGISTRY,

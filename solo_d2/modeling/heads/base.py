@@ -1,4 +1,4 @@
-"""What all heads share: the grid of each level, the class branch and its input."""
+"""Base classes of the heads: grids of the levels, class branch and its input."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -19,23 +19,23 @@ Outputs = TypeVar("Outputs", bound=HeadOutputs)
 
 SOLO_HEAD_REGISTRY = Registry("SOLO_HEAD")
 SOLO_HEAD_REGISTRY.__doc__ = """
-Heads: called with (cfg, input_shape), they return a `SOLOHeadBase`.
+Heads. Called with (cfg, input_shape), they return a `SOLOHeadBase`.
 """
 
 
 class SOLOHeadBase(nn.Module, ABC, Generic[Outputs]):
-    """A head predicts class logits for the cells of each level, and masks for chosen cells.
+    """Head that predicts class logits for the cells of each level, and masks for selected cells.
 
-    A head has a method `forward` and, for the masks, `mask_factors` or `masks`. The class branch is
+    A head implements `forward` and, for the masks, `mask_factors` or `masks`. The class branch is
     the same in all heads.
 
     Attributes:
         feature_strides: stride in input pixels of the backbone feature of each level.
         mask_strides: stride in input pixels of the masks of each level.
-        mask_groups: mask group of each level, not falling; see `MaskHead`.
+        mask_groups: mask group of each level, non-decreasing; see `MaskHead`.
     """
 
-    # Whether the keys of MODEL.SOLO.MASK_FEATURE mean something to the head.
+    # Whether the head reads the keys of MODEL.SOLO.MASK_FEATURE.
     has_mask_feature: ClassVar[bool] = False
 
     mask_strides: tuple[int, ...]
@@ -57,22 +57,22 @@ class SOLOHeadBase(nn.Module, ABC, Generic[Outputs]):
         deform: str = "",
         num_deform_convs: int = 1,
     ):
-        """Make what all heads have.
+        """Create the class branch.
 
         Args:
-            in_features: names of the backbone features, one for each level.
+            in_features: name of the backbone feature of each level.
             input_shape: channels and stride of the backbone features.
-            strides: stride at which the head sees each feature.
+            strides: stride to which the feature of each level is resized.
             num_grids: grid side S of each level.
             num_classes: K.
-            num_convs: convolutions of each tower.
-            conv_dim: their width.
-            norm: their norm, a name of Detectron2's.
-            prior_prob: probability of classes (and of mask pixels, where a head predicts them) at
-                the start.
-            align: how a feature is brought to S x S, a key of `ALIGNMENTS`.
+            num_convs: number of convolutions of each tower.
+            conv_dim: channels of the towers.
+            norm: norm of the towers, a name of Detectron2's.
+            prior_prob: initial probability of classes, and of mask pixels if the head predicts
+                them.
+            align: how a feature is resized to S x S, a key of `ALIGNMENTS`.
             deform: kind of deformable convolution in the towers, or "".
-            num_deform_convs: how many of each tower's last convolutions are deformable.
+            num_deform_convs: number of deformable convolutions at the end of each tower.
         """
         super().__init__()
         self.in_features = tuple(in_features)
@@ -116,13 +116,10 @@ class SOLOHeadBase(nn.Module, ABC, Generic[Outputs]):
 
     @abstractmethod
     def forward(self, features: dict[str, Tensor]) -> Outputs:
-        """Predict raw logits of the backbone's features, (B, C, H, W) each.
-
-        The same in training and inference.
-        """
+        """Predict raw logits from backbone features (B, C, H, W), in training and inference."""
 
     def masks(self, outputs: Outputs, image: int, cells: GridCells) -> Tensor:
-        """Make the masks of chosen cells; see `MaskHead`. A head without factors overrides this."""
+        """Compute the masks of cells; see `MaskHead`. Heads without factors override this."""
         factors = self.mask_factors(outputs, image, cells)
         assert factors
         return multiply_factors([factor.of_image(image) for factor in factors])
@@ -130,17 +127,17 @@ class SOLOHeadBase(nn.Module, ABC, Generic[Outputs]):
     def mask_factors(
         self, outputs: Outputs, image: int | Tensor, cells: GridCells
     ) -> Sequence[MaskFactor] | None:
-        """The factors of the masks, if they are a product; see `MaskHead`."""
+        """Return the factors of the masks if they are a product, else None; see `MaskHead`."""
         return None
 
     def class_branch(self, grid_feature: Tensor) -> Tensor:
-        """Class logits (B, K, S, S) of a level's feature (B, C, S, S)."""
+        """Predict class logits (B, K, S, S) from the feature (B, C, S, S) of a level."""
         return self.class_logits(self.class_tower(grid_feature))
 
     def level_features(self, features: dict[str, Tensor]) -> list[Tensor]:
-        """The feature of each level, (B, C, H, W), at the stride at which the head sees it.
+        """Resize the feature of each level, (B, C, H, W), to the stride of the level.
 
-        Published: P2 is halved, P6 brought to the size of P5, the others pass.
+        As published: P2 is halved, P6 is resized to the size of P5, the others are unchanged.
         """
         return [
             resize(features[name], self.size_at(stride, features))
@@ -148,14 +145,14 @@ class SOLOHeadBase(nn.Module, ABC, Generic[Outputs]):
         ]
 
     def size_at(self, stride: int, features: dict[str, Tensor]) -> tuple[int, int]:
-        """Height and width of the padded input at a stride."""
+        """Return height and width of the padded input at a stride."""
         height, width = features[self.in_features[0]].shape[-2:]
         finest = self.feature_strides[0]
         return height * finest // stride, width * finest // stride
 
 
 class LevelMasksHead(SOLOHeadBase[Outputs]):
-    """A head that makes the masks of each level from maps of that level, at twice its size."""
+    """Head that computes the masks of each level from maps of that level, at twice its size."""
 
     @configurable
     def __init__(
@@ -166,12 +163,12 @@ class LevelMasksHead(SOLOHeadBase[Outputs]):
         num_coord_convs: int = 1,
         **class_branch: Any,
     ):
-        """Make the head.
+        """Create the head.
 
         Args:
-            strides: even stride at which the head sees each feature.
+            strides: stride of each level, even; see `SOLOHeadBase`.
             num_grids: grid side S of each level.
-            num_coord_convs: convolutions of a mask tower that see coordinates, from the first.
+            num_coord_convs: number of convolutions at the start of a mask tower with coordinates.
             **class_branch: see `SOLOHeadBase`.
         """
         super().__init__(strides=strides, num_grids=num_grids, **class_branch)
@@ -187,45 +184,45 @@ class LevelMasksHead(SOLOHeadBase[Outputs]):
 
     @abstractmethod
     def _make_mask_branch(self, num_coord_convs: int) -> None:
-        """Make the layers that masks come from."""
+        """Create the layers of the mask branch."""
 
     def grid_logits(self, level_features: Sequence[Tensor]) -> list[Tensor]:
-        """Class logits (B, K, S, S) of each level."""
+        """Predict class logits (B, K, S, S) of each level."""
         levels = zip(level_features, self.num_grids, strict=True)
         return [self.class_branch(self.align(x, (side, side))) for x, side in levels]
 
     def mask_sizes(self, features: dict[str, Tensor]) -> list[tuple[int, int]]:
-        """Height and width of the masks of each level."""
+        """Return height and width of the masks of each level."""
         return [self.size_at(stride, features) for stride in self.mask_strides]
 
     def cells_of_level(self, cells: GridCells) -> Tensor:
-        """(P,) int64 in [0, S^2): cells of one level, counted from its first one."""
+        """Return the indices of cells within their level, (P,) int64 in [0, S^2)."""
         return cells.index - sum(side * side for side in self.num_grids[: cells.group])
 
 
 def has_mask_feature(name: str) -> bool:
-    """Whether a registered head (class, or function that makes one) reads MASK_FEATURE's keys."""
+    """Return whether a registered head (class or function) reads the keys of MASK_FEATURE."""
     return bool(getattr(SOLO_HEAD_REGISTRY.get(name), "has_mask_feature", False))
 
 
 def build_solo_head(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> SOLOHeadBase:
-    """Make the head that `MODEL.SOLO.HEAD.NAME` names."""
+    """Build the head of MODEL.SOLO.HEAD.NAME."""
     return SOLO_HEAD_REGISTRY.get(cfg.MODEL.SOLO.HEAD.NAME)(cfg, input_shape)
 
 
-# Samples of a cell in each direction: closer than the feature's pixels up to 5 pixels a cell, which
-# covers all published grids at 1333 pixels.
+# Samples per cell in each direction: denser than the feature's pixels for up to 5 pixels per cell,
+# which covers all published grids at 1333 pixels.
 REGION_SAMPLES = 5
 
 
 def resize_by_regions(feature: Tensor, size: tuple[int, int]) -> Tensor:
-    """Mean of dense bilinear samples in each cell (SOLO, ablations: region-grid interpolation)."""
+    """Average dense bilinear samples in each cell (SOLO, ablations: region-grid interpolation)."""
     height, width = (side * REGION_SAMPLES for side in size)
     samples = F.interpolate(feature, size=(height, width), mode="bilinear", align_corners=False)
     return F.avg_pool2d(samples, REGION_SAMPLES)
 
 
-# How a feature (B, C, H, W) is brought to the grid, (B, C, S, S).
+# How a feature (B, C, H, W) is resized to the grid (B, C, S, S).
 ALIGNMENTS: dict[str, Callable[[Tensor, tuple[int, int]], Tensor]] = {
     "interpolate": resize,
     "max_pool": F.adaptive_max_pool2d,

@@ -1,6 +1,6 @@
 """The heads of Decoupled SOLO (arXiv:1912.04488, section 4): a mask is a product of two maps.
 
-B images, L levels, S grid side, P chosen cells, C channels of the towers, H W size of a level's
+B images, L levels, S grid side, P selected cells, C channels of the towers, H W size of a level's
 masks.
 """
 
@@ -20,8 +20,8 @@ class DecoupledSOLOOutputs(HeadOutputs):
     """Outputs of the decoupled heads.
 
     Attributes:
-        column_logits: L tensors (B, S, H, W), a map for each column of the grid.
-        row_logits: the same for each row.
+        column_logits: L tensors (B, S, H, W), one map per column of the grid.
+        row_logits: likewise for rows.
     """
 
     column_logits: list[Tensor]
@@ -30,7 +30,7 @@ class DecoupledSOLOOutputs(HeadOutputs):
 
 @SOLO_HEAD_REGISTRY.register()
 class DecoupledSOLOHead(LevelMasksHead[DecoupledSOLOOutputs]):
-    """Class tower, and a mask tower for the columns (sees x) and one for the rows (sees y)."""
+    """Class tower, and mask towers for columns (with x coordinates) and rows (with y)."""
 
     def _make_mask_branch(self, num_coord_convs: int) -> None:
         self._make_mask_towers(num_coord_convs)
@@ -47,7 +47,7 @@ class DecoupledSOLOHead(LevelMasksHead[DecoupledSOLOOutputs]):
         self.row_tower = self._make_tower(coords="y", num_coord_convs=num_coord_convs)
 
     def mask_features(self, feature: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Features (B, C, H, W), H W = `size`, that the column and the row maps come from."""
+        """Return the features (B, C, *size) of the column and row maps."""
         return resize(self.column_tower(feature), size), resize(self.row_tower(feature), size)
 
     def forward(self, features: dict[str, Tensor]) -> DecoupledSOLOOutputs:
@@ -67,7 +67,7 @@ class DecoupledSOLOHead(LevelMasksHead[DecoupledSOLOOutputs]):
     def mask_factors(
         self, outputs: DecoupledSOLOOutputs, image: int | Tensor, cells: GridCells
     ) -> Sequence[MaskFactor]:
-        """The map of each cell's column and that of its row (equation 5)."""
+        """Return the maps of each cell's column and row (equation 5)."""
         cell, side = self.cells_of_level(cells), self.num_grids[cells.group]
         return (
             MaskFactor(outputs.column_logits[cells.group], cell % side),
@@ -77,12 +77,12 @@ class DecoupledSOLOHead(LevelMasksHead[DecoupledSOLOOutputs]):
 
 @SOLO_HEAD_REGISTRY.register()
 class DecoupledSOLOLightHead(DecoupledSOLOHead):
-    """The light head of the published code: both maps share a mask tower that sees x and y."""
+    """The light head of the published code: both maps share a mask tower with x and y."""
 
     def _make_mask_towers(self, num_coord_convs: int) -> None:
         self.mask_tower = self._make_tower(coords="xy", num_coord_convs=num_coord_convs)
 
     def mask_features(self, feature: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """The feature of both maps, twice; see `DecoupledSOLOHead.mask_features`."""
+        """Return the shared feature twice; see `DecoupledSOLOHead.mask_features`."""
         shared = resize(self.mask_tower(feature), size)
         return shared, shared

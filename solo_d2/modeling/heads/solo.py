@@ -1,7 +1,7 @@
-"""The head of SOLO (arXiv:1912.04488, section 3.2): a mask channel for each cell.
+"""The head of SOLO (arXiv:1912.04488, section 3.2): one mask channel per cell.
 
-B images, L levels, S grid side, P chosen cells, C channels of the mask tower, H W size of a level's
-masks.
+B images, L levels, S grid side, P selected cells, C channels of the mask tower, H W size of the
+masks of a level.
 """
 
 from collections.abc import Sequence
@@ -30,10 +30,10 @@ class SOLOOutputs(HeadOutputs):
 
 @SOLO_HEAD_REGISTRY.register()
 class SOLOHead(LevelMasksHead[SOLOOutputs]):
-    """Class tower and mask tower, and a 1x1 convolution to S * S masks for each level.
+    """Class tower, mask tower, and a 1x1 convolution to S * S masks for each level.
 
-    Of the S * S channels (1600 on the finest grid) only those of the chosen cells are computed: the
-    rows of a 1x1 convolution are independent, so this changes nothing but time and memory.
+    Only the channels of selected cells are computed, out of S * S (1600 on the finest grid). The
+    output channels of a convolution are independent, so results do not change.
     """
 
     def _make_mask_branch(self, num_coord_convs: int) -> None:
@@ -56,7 +56,7 @@ class SOLOHead(LevelMasksHead[SOLOOutputs]):
     def mask_factors(
         self, outputs: SOLOOutputs, image: int | Tensor, cells: GridCells
     ) -> Sequence[MaskFactor]:
-        """The cells' channels of the level's last convolution."""
+        """Return the channels of the level's last convolution for the cells."""
         conv = cast(nn.Conv2d, self.mask_logits[cells.group])
         chosen = self.cells_of_level(cells)
         kernels, bias = conv.weight[chosen].flatten(1), cast(Tensor, conv.bias)[chosen]

@@ -1,7 +1,7 @@
 """The head of SOLOv2 (arXiv:2003.10152, section 2.1): dynamic kernels on a mask feature.
 
-B images, L levels, S grid side, T cells of all levels, K classes, P chosen cells, E channels of the
-mask feature, D = side^2 * E kernel length, H W size of the mask feature.
+B images, L levels, S grid side, T cells of all levels, K classes, P selected cells, E channels of
+the mask feature, D = side^2 * E kernel length, H W size of the mask feature.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ class SOLOv2Outputs(HeadOutputs):
 
     Attributes:
         kernel_params: L tensors (B, D, S, S), no activation.
-        mask_features: (B, E, H, W), never negative: one if it is unified, else one for each level.
+        mask_features: (B, E, H, W), non-negative: one if it is unified, else one per level.
     """
 
     kernel_params: list[Tensor]
@@ -61,22 +61,22 @@ class SOLOv2Head(SOLOHeadBase[SOLOv2Outputs]):
         norm: str = "GN",
         **class_branch: Any,
     ):
-        """Make the head.
+        """Create the head.
 
         Args:
             input_shape: channels and stride of the backbone features.
-            strides: stride at which the head sees each feature.
+            strides: stride of each level, see `SOLOHeadBase`.
             num_grids: grid side S of each level.
             kernel_size: side of the dynamic kernels, 1 or 3.
             kernel_coords: whether the kernel tower gets coordinates.
             mask_feature_type: "unified", or "separate" for each level.
-            mask_in_features: unified: backbone features that are merged, finest first.
-            mask_num_convs: separate: convolutions of the mask tower.
-            mask_conv_dim: width of the mask feature's convolutions.
+            mask_in_features: backbone features to merge if unified, finest first.
+            mask_num_convs: number of convolutions of the mask tower if separate.
+            mask_conv_dim: channels of the mask feature's convolutions.
             mask_out_channels: E.
             mask_coords: whether the mask feature gets coordinates.
             mask_deform: kind of deformable convolution in the mask feature, or "".
-            norm: of all convolutions, a name of Detectron2's.
+            norm: norm of all convolutions, a name of Detectron2's.
             **class_branch: see `SOLOHeadBase`.
         """
         super().__init__(
@@ -134,7 +134,7 @@ class SOLOv2Head(SOLOHeadBase[SOLOv2Outputs]):
         class_logits, kernel_params = [], []
         level_features = self.level_features(features)
         for feature, side in zip(level_features, self.num_grids, strict=True):
-            # Alignment treats each channel alone, so the coordinates are aligned apart.
+            # Alignment is independent for each channel, so the coordinates are aligned separately.
             grid_feature = self.align(feature, (side, side))
             class_logits.append(self.class_branch(grid_feature))
             if self.kernel_coords:
@@ -157,8 +157,8 @@ class SOLOv2Head(SOLOHeadBase[SOLOv2Outputs]):
     def mask_factors(
         self, outputs: SOLOv2Outputs, image: int | Tensor, cells: GridCells
     ) -> Sequence[MaskFactor]:
-        """The cells' kernels on the mask feature (equation 1)."""
-        # Levels without cells have zero gradients: their towers need not compute them.
+        """Return the kernels of the cells on the mask feature (equation 1)."""
+        # Levels without cells have zero gradients, which need not be computed.
         kernel_params = [
             level if not cells.levels or i in cells.levels else level.detach()
             for i, level in enumerate(outputs.kernel_params)

@@ -19,7 +19,7 @@ from solo_d2.ops.panoptic_merge import merge_panoptic, resize_scores
 from solo_d2.structures import MicroBatch, NetworkOutputs
 from solo_d2.utils.errors import DatasetError
 
-# Of semantic scores: certain beyond any doubt, and far from float16's largest number.
+# Limit of semantic scores, far below the maximum of float16.
 LARGEST_LOGIT = 1e4
 
 
@@ -27,11 +27,11 @@ LARGEST_LOGIT = 1e4
 class PanopticSOLO(SOLO):
     """SOLO, Decoupled SOLO or SOLOv2 with a semantic branch.
 
-    `forward` is that of `SOLO`. For training, inputs also have "sem_seg", (H, W) int64, 0 for all
+    `forward` is that of `SOLO`. Training inputs also have "sem_seg", (H, W) int64, with 0 for all
     things, 1, 2, ... for stuff, or the ignored value; losses also have `loss_sem_seg`. Results are
-    those of Detectron2's PanopticFPN: also "sem_seg" (C, height, width) float32 logits, and
-    "panoptic_seg" as of `merge_panoptic`. `score_thresh`, if given, is the least score of
-    instances in the segmentation too.
+    those of Detectron2's PanopticFPN: they also have "sem_seg", (C, height, width) float32 logits,
+    and "panoptic_seg", see `merge_panoptic`. If given, `score_thresh` also applies to instances in
+    the panoptic segmentation.
     """
 
     predicts_stuff: ClassVar[bool] = True
@@ -46,12 +46,12 @@ class PanopticSOLO(SOLO):
         merge_params: dict[str, Any],
         **solo: Any,
     ):
-        """Make the model.
+        """Create the model.
 
         Args:
             semantic_branch: called with the backbone's features and the head's outputs.
-            semantic_loss_weight: of `loss_sem_seg`.
-            ignore_value: label of the pixels that do not count in training.
+            semantic_loss_weight: weight of `loss_sem_seg`.
+            ignore_value: label of pixels to ignore in training.
             merge_params: number of labels, thresholds and limits, see `merge_panoptic`.
             **solo: see `SOLO`.
         """
@@ -84,7 +84,7 @@ class PanopticSOLO(SOLO):
         }
 
     def network(self, images: Tensor) -> NetworkOutputs:
-        """Backbone, head and semantic branch; see `SOLO.network`."""
+        """Run backbone, head and semantic branch; see `SOLO.network`."""
         features = self.backbone(images)
         outputs = self.head(features)
         return NetworkOutputs(outputs, self.semantic_branch(features, outputs))
@@ -108,7 +108,7 @@ class PanopticSOLO(SOLO):
         outputs: NetworkOutputs,
         score_thresh: float | None = None,
     ) -> list[dict[str, Any]]:
-        """Make the results of inference; see `forward`."""
+        """Compute the results of inference; see `forward`."""
         results = super().postprocess(batched_inputs, images, outputs, score_thresh)
         logits = cast(Tensor, outputs.semantic_logits)
         return [
@@ -117,7 +117,7 @@ class PanopticSOLO(SOLO):
         ]
 
     def plan_micro_batches(self, micro_batches: Sequence[list[dict[str, Any]]]) -> list[MicroBatch]:
-        """As of `SOLO`, with the labelled pixels."""
+        """Extend the plans of `SOLO` by the number of labeled pixels."""
         labels = [x for inputs in micro_batches for x in semantic_labels(inputs)]
         num_labelled = sum(int((x != self.ignore_value).sum()) for x in labels)
         return [
@@ -131,7 +131,7 @@ class PanopticSOLO(SOLO):
         logits: Tensor,
         micro_batch: MicroBatch | None = None,
     ) -> Tensor:
-        """The weighted loss, at the size of the padded input; padding is ignored."""
+        """Compute the weighted loss at the size of the padded input, ignoring padding."""
         labels = self._pad(
             [x.to(self.device, non_blocking=True) for x in semantic_labels(batched_inputs)],
             micro_batch.padded_size if micro_batch else None,
@@ -155,13 +155,13 @@ class PanopticSOLO(SOLO):
         image_size: tuple[int, int],
         score_thresh: float | None = None,
     ) -> dict[str, Any]:
-        """The results of one image, at the output size.
+        """Compute the results of one image at the output size.
 
         Args:
-            instances: at the output size.
+            instances: instances at the output size.
             logits: (C, H, W) over the padded input; NaN and infinity become +-`LARGEST_LOGIT`.
-            image_size: height and width of the image in it.
-            score_thresh: least score of instances in the segmentation; None for the model's own.
+            image_size: height and width of the image in the padded input.
+            score_thresh: minimum score of instances in the segmentation; None: the model's.
         """
         own = {} if score_thresh is None else {"score_thresh": score_thresh}
         scores = resize_scores(
@@ -182,11 +182,11 @@ class PanopticSOLO(SOLO):
 
 
 def semantic_labels(batched_inputs: Sequence[dict[str, Any]]) -> list[Tensor]:
-    """The labels of each image of a batch; raise a DatasetError where one has none."""
+    """Return the labels of each image of a batch; DatasetError if one has none."""
     if not all("sem_seg" in x for x in batched_inputs):
         raise DatasetError(
-            "PanopticSOLO trains on semantic labels too, but an image comes without 'sem_seg': "
-            "name in DATASETS.TRAIN a data set that has sem_seg_file_name, such as "
+            "PanopticSOLO requires semantic labels for training, but an image has no 'sem_seg': "
+            "set DATASETS.TRAIN to a data set with sem_seg_file_name, such as "
             "coco_2017_train_panoptic_separated"
         )
     return [x["sem_seg"] for x in batched_inputs]

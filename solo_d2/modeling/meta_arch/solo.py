@@ -1,4 +1,4 @@
-"""The meta-architecture of all SOLO models: the table of contents of this project."""
+"""The meta-architecture of all SOLO models."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,7 +28,7 @@ from solo_d2.structures import (
 )
 from solo_d2.targets import assign_grid_targets
 
-# Keys of MODEL.SOLO.LOSS for parameters of mask losses that are named otherwise.
+# Keys of MODEL.SOLO.LOSS for parameters of mask losses with other names.
 LOSS_KEYS = {"pos_weight": "MASK_POS_WEIGHT", "alpha": "FOCAL_ALPHA", "gamma": "FOCAL_GAMMA"}
 
 
@@ -36,7 +36,7 @@ LOSS_KEYS = {"pos_weight": "MASK_POS_WEIGHT", "alpha": "FOCAL_ALPHA", "gamma": "
 class SOLO(nn.Module):
     """SOLO, Decoupled SOLO or SOLOv2, depending on the head."""
 
-    # Whether results have stuff too; what else depends on it asks `solo_d2.config.models`.
+    # Whether the model predicts stuff too; see `solo_d2.config.models`.
     predicts_stuff: ClassVar[bool] = False
     # Buffers, all on the model's device.
     pixel_mean: Tensor
@@ -62,22 +62,22 @@ class SOLO(nn.Module):
         input_format: str = "BGR",
         vis_period: int = 0,
     ):
-        """Make the model.
+        """Create the model.
 
         Args:
-            backbone: makes the features that the head reads.
+            backbone: computes the features for the head.
             head: predicts classes and masks.
             num_classes: K.
             scale_ranges: see `assign_grid_targets`.
             center_scale: see `assign_grid_targets`.
             cell_conflict: see `assign_grid_targets`.
-            mask_target: what the mask branch predicts, see `assign_grid_targets`.
+            mask_target: target of the mask branch, see `assign_grid_targets`.
             loss_params: mask loss, weights and focal parameters, see `solo_losses`.
             decoder_params: NMS, thresholds and limits, see `MaskDecoder`.
-            pixel_mean: subtracted from each channel, in the order of `input_format`.
-            pixel_std: divides each channel.
-            input_format: channel order of the images, for the pictures of training.
-            vis_period: iterations between two pictures of training; 0 for none.
+            pixel_mean: mean of each channel, in the order of `input_format`.
+            pixel_std: standard deviation of each channel.
+            input_format: channel order of the images, for visualization.
+            vis_period: iterations between visualizations of training; 0 for none.
         """
         super().__init__()
         self.backbone = backbone
@@ -144,7 +144,7 @@ class SOLO(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """The device of the model's buffers, where inputs are moved to."""
+        """The device of the model, to which inputs are moved."""
         return self.pixel_mean.device
 
     def forward(
@@ -154,43 +154,42 @@ class SOLO(nn.Module):
         *,
         score_thresh: float | None = None,
     ) -> Any:
-        """Train or infer, on Detectron2's standard inputs.
+        """Compute losses or predictions for Detectron2's standard inputs.
 
         Args:
-            batched_inputs: for each image "image", (C, H, W) in `input_format`; for training
+            batched_inputs: for each image "image", (C, H, W) in `input_format`; for training,
                 "instances" with gt_boxes, gt_classes and gt_masks (BitMasks or PolygonMasks); for
-                inference optionally "height" and "width" of the output.
-            micro_batch: for training with gradient accumulation, what `plan_micro_batches` returns
-                for these inputs.
-            score_thresh: for inference, least score of an instance where that is more than the
-                model's own; None for that.
+                inference, optionally "height" and "width" of the output.
+            micro_batch: for gradient accumulation, the plan of `plan_micro_batches` for these
+                inputs.
+            score_thresh: for inference, minimum score of an instance, if above the model's.
 
         Returns:
-            In training a dict of scalar losses; else for each image {"instances": Instances} with
+            In training, a dict of scalar losses; else for each image {"instances": Instances} with
             pred_masks (M, height, width) bool, pred_boxes, scores and pred_classes, best first.
         """
         if not self.training:
             images = self.preprocess_image(batched_inputs)
             outputs = self.network(images.tensor)
             return self.postprocess(batched_inputs, images, outputs, score_thresh)
-        # Before the network runs: the wait for counts then finds little to wait for, and the masks
-        # at full size are gone when activations come.
+        # Before the network runs: the synchronization is short then, and the masks at full size are
+        # freed before activations are allocated.
         micro_batch = micro_batch or self.plan_micro_batches([batched_inputs])[0]
         images = self.preprocess_image(batched_inputs, micro_batch.padded_size)
         return self._losses(batched_inputs, images, self.network(images.tensor), micro_batch)
 
     def network(self, images: Tensor) -> NetworkOutputs:
-        """Backbone and head: the part whose work does not depend on what is in the images.
+        """Run backbone and head, whose computation does not depend on the image content.
 
         Args:
-            images: (B, 3, H, W) float, normalised and padded.
+            images: (B, 3, H, W) float, normalized and padded.
         """
         return NetworkOutputs(self.head(self.backbone(images)))
 
     def preprocess_image(
         self, batched_inputs: list[dict[str, Any]], padded_size: tuple[int, int] | None = None
     ) -> ImageList:
-        """Normalise the images and pad them to one size, or to one that is at least that."""
+        """Normalize images and pad them to a common size, or to a given larger one."""
         images = [x["image"].to(self.device, non_blocking=True) for x in batched_inputs]
         images = [(x - self.pixel_mean) / self.pixel_std for x in images]
         return self._pad(images, padded_size)
@@ -198,7 +197,7 @@ class SOLO(nn.Module):
     def _pad(
         self, images: list[Tensor], padded_size: tuple[int, int] | None = None, value: float = 0.0
     ) -> ImageList:
-        """Put images (..., H, W) into one tensor of a size that the backbone takes."""
+        """Pad images (..., H, W) to a common size that the backbone supports."""
         backbone = self.backbone
         padded = ImageList.from_tensors(
             images, backbone.size_divisibility, value, backbone.padding_constraints
@@ -211,17 +210,17 @@ class SOLO(nn.Module):
 
     @torch.no_grad()
     def plan_micro_batches(self, micro_batches: Sequence[list[dict[str, Any]]]) -> list[MicroBatch]:
-        """Assign the targets of a batch, whose losses are the sums over its micro-batches.
+        """Assign the targets of a batch, whose losses are sums over its micro-batches.
 
         Args:
-            micro_batches: the training inputs of a batch, divided.
+            micro_batches: training inputs of each micro-batch.
 
         Returns:
-            What `forward` takes with the inputs of each micro-batch.
+            The argument `micro_batch` of `forward` for each micro-batch.
         """
         sizes = [x["image"].shape[-2:] for inputs in micro_batches for x in inputs]
         largest = [max(lengths) for lengths in zip(*sizes, strict=True)]
-        padded = self._pad([torch.empty(1, *largest, device="meta")])  # has a size, but no memory
+        padded = self._pad([torch.empty(1, *largest, device="meta")])  # a size without memory
         targets = [
             self.assign_targets([x["instances"] for x in inputs], padded)
             for inputs in micro_batches
@@ -242,7 +241,7 @@ class SOLO(nn.Module):
             outputs.head, micro_batch.targets, head=self.head, totals=totals, **self.loss_params
         )
         if micro_batch.index > 0:
-            return losses  # what follows is logged once for a batch
+            return losses  # the following is logged once per batch
         storage = get_event_storage()
         storage.put_scalar("targets/num_positive_cells", totals.num_positive_cells)
         storage.put_scalar("targets/num_mask_samples", totals.num_mask_samples)
@@ -273,14 +272,14 @@ class SOLO(nn.Module):
         )
 
     def gt_tensors(self, instances: Instances) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes (N, 4), classes (N,) and masks (N, H, W) bool of one image."""
-        if not instances.has("gt_masks"):  # what Detectron2's mapper makes of no annotation
+        """Return boxes (N, 4), classes (N,) and masks (N, H, W) bool of one image."""
+        if not instances.has("gt_masks"):  # Detectron2's mapper, for no annotations
             masks = torch.zeros(0, *instances.image_size, dtype=torch.bool)
         elif isinstance(instances.gt_masks, PolygonMasks):
             polygons = instances.gt_masks.polygons
             masks = BitMasks.from_polygon_masks(polygons, *instances.image_size).tensor
         else:
-            # Moved first: the masks of `SOLODatasetMapper` are small until they are read.
+            # Moved first: the masks of `SOLODatasetMapper` are cropped until they are read.
             masks = instances.gt_masks.to(self.device, non_blocking=True).tensor
         boxes, classes = instances.gt_boxes.tensor, instances.gt_classes
         boxes, classes, masks = (
@@ -295,12 +294,12 @@ class SOLO(nn.Module):
         outputs: NetworkOutputs,
         score_thresh: float | None = None,
     ) -> list[dict[str, Any]]:
-        """Make the results of inference; see `forward`."""
+        """Compute the results of inference; see `forward`."""
         output_sizes = [
             (x.get("height", size[0]), x.get("width", size[1]))
             for x, size in zip(batched_inputs, images.image_sizes, strict=True)
         ]
-        # The last filter, so that masks below the threshold are not made at all.
+        # Applied in the decoder, so that masks below the threshold are not computed.
         least = max(self.decoder_params["keep_thresh"], score_thresh or 0.0)
         decoder = replace(self.decoder, keep_thresh=least)
         predictions = decoder.decode(outputs.head, images.image_sizes, output_sizes)
@@ -311,7 +310,7 @@ class SOLO(nn.Module):
 
     @property
     def decoder(self) -> MaskDecoder:
-        """What makes instances of the head's outputs."""
+        """The decoder from head outputs to instances."""
         return MaskDecoder(
             head=self.head,
             cell_levels=self.cell_levels,
@@ -321,12 +320,7 @@ class SOLO(nn.Module):
 
 
 def to_instances(prediction: Predictions, size: tuple[int, int]) -> Instances:
-    """Wrap the predictions of one image for Detectron2.
-
-    Args:
-        prediction: at the output size.
-        size: that size, height and width.
-    """
+    """Convert the predictions of an image with output size (height, width) for Detectron2."""
     return Instances(
         size,
         pred_masks=prediction.masks,
