@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
@@ -69,12 +69,6 @@ def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield f"{prefix}{name}", value
 
 
-def similar(key: str, keys: Iterable[str]) -> str:
-    """Return the end of a message about an unknown key, with similar keys."""
-    close = get_close_matches(key, list(keys), n=3, cutoff=0.8)
-    return f"; there is {', '.join(close)}" if close else ""
-
-
 def wrong_type(value: Any, example: Any) -> str | None:
     """Return the required type if a value does not have the type of an example, else None.
 
@@ -103,8 +97,9 @@ def merge_reason(error: Exception, cfg: Mapping[str, Any]) -> str:
     text = " ".join(str(error.args[0] if isinstance(error, KeyError) else error).split())
     unknown = re.fullmatch(r"Non-existent (?:config )?key: (\S+)", text)
     if unknown:
-        close = similar(unknown[1], (key for key, _ in leaves(cfg)))
-        return f"{text}{close}; custom keys require --import MODULE (docs/extending.md)"
+        close = get_close_matches(unknown[1], [key for key, _ in leaves(cfg)], n=3, cutoff=0.8)
+        hint = f"; there is {', '.join(close)}" if close else ""
+        return f"{text}{hint}; custom keys require --import MODULE (docs/extending.md)"
     if isinstance(error, RecursionError):
         return "it is nested too deeply, or refers to itself (_BASE_)"
     if isinstance(error, (TypeError, AttributeError)) or not text:

@@ -149,8 +149,9 @@ class Trainer(DefaultTrainer):
         """Build Detectron2's hooks, and those for seeds, EMA and the best checkpoint."""
         solver, period = self.cfg.SOLVER, self.cfg.TEST.EVAL_PERIOD
         hooks, best, writers = [], None, []
-        if self.cfg.SEED >= 0:
-            hooks.append(CallbackHook(before_step=self._seed_step))
+        if (seed := self.cfg.SEED) >= 0:
+            step = CallbackHook(before_step=lambda x: seed_step(seed, x.iter, comm.get_rank()))
+            hooks.append(step)
         for hook in super().build_hooks():
             if isinstance(hook, PeriodicWriter):
                 writers = [hook]
@@ -235,10 +236,6 @@ class Trainer(DefaultTrainer):
     def categories(self) -> list[Category]:
         """Return the classes to save in checkpoints; see `solo_d2.data.classes`."""
         return training_categories(self.cfg)
-
-    @staticmethod
-    def _seed_step(trainer: "Trainer") -> None:
-        seed_step(trainer.cfg.SEED, trainer.iter, comm.get_rank())
 
     def _evaluate(self) -> "OrderedDict[str, Any]":
         self._last_eval_results = self.test(self.cfg, self.evaluated_model)

@@ -115,3 +115,11 @@ def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     if not torch.compiler.is_compiling() and tuple(maps.shape[-2:]) == tuple(size):
         return maps
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+
+
+def resize_to_output(
+    maps: Tensor, stride: int, image_size: tuple[int, int], output_size: tuple[int, int]
+) -> Tensor:
+    """Upsample maps (B, C, H, W) by their stride, crop the padding, and resize to the output."""
+    maps = resize(maps, (maps.shape[2] * stride, maps.shape[3] * stride))
+    return resize(maps[:, :, : image_size[0], : image_size[1]], output_size)

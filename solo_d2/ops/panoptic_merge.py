@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from solo_d2.ops.mask_factors import resize_to_output
 
 # Maximum float32 elements of `resize_scores` between its two steps (64 MiB), or one class.
 CHUNK_ELEMENTS = 1 << 24
@@ -154,9 +155,5 @@ def resize_scores(
     chunk = max(1, CHUNK_ELEMENTS // max(height * width, 1))
     for start in range(0, len(scores), chunk):
         part = scores[None, start : start + chunk].float()
-        part = F.interpolate(part, size=(height, width), mode="bilinear", align_corners=False)
-        part = part[:, :, : image_size[0], : image_size[1]]
-        if output_size != image_size:
-            part = F.interpolate(part, size=output_size, mode="bilinear", align_corners=False)
-        resized[start : start + chunk] = part[0]
+        resized[start : start + chunk] = resize_to_output(part, stride, image_size, output_size)[0]
     return resized

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from solo_d2.ops.backends import choose_backend
 from solo_d2.ops.binary_masks import zero_masks
+from solo_d2.ops.mask_factors import resize_to_output
 from solo_d2.ops.mask_geometry import boxes_of_lines, line_spans, mask_boxes
 from solo_d2.ops.threads import in_threads
 
@@ -82,10 +83,7 @@ def _paste_torch(
     chunk = max(1, CHUNK_ELEMENTS // max(height * width, output_size[0] * output_size[1]))
     for start in range(0, len(mask_probs), chunk):
         part = mask_probs[start : start + chunk, None]
-        part = F.interpolate(part, size=(height, width), mode="bilinear", align_corners=False)
-        part = part[:, :, : image_size[0], : image_size[1]]
-        if output_size != image_size:
-            part = F.interpolate(part, size=output_size, mode="bilinear", align_corners=False)
+        part = resize_to_output(part, stride, image_size, output_size)
         torch.gt(part[:, 0], thresh, out=out[start : start + chunk])
 
 
