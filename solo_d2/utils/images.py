@@ -138,7 +138,7 @@ def to_8_bit(values: NDArray) -> NDArray[np.uint8]:
     """
     low, high = float(values.min()), float(values.max())
     if not np.isfinite([low, high]).all():
-        raise ValueError("it has non-finite values")
+        raise ValueError("it has values that are not finite")
     if low < 0 or high >= 2**16 or (values.dtype.kind == "f" and high > 255):
         start, span = low, (high - low) or 1.0
     elif values.dtype.kind == "f":

@@ -52,8 +52,8 @@ def test_the_same_in_another_order():
     [
         ("scores", 1, 0.9 - 0.4 / 3 + 0.01, 4, "1 of 4 pairs.*0.001 in their score.*by 0.01"),
         ("masks", (2, slice(20, 22)), False, 4, r"less than 0.95 \(at least by 0.800\)"),
-        ("classes", 0, 3, 3, "1 instances are found by one"),
-        ("masks", 1, False, 3, "1 instances are found by one"),  # without a pixel, unlike the other
+        ("classes", 0, 3, 3, "1 instances are found by only one"),
+        ("masks", 1, False, 3, "1 instances are found by only one"),  # without a pixel, unlike the other
     ],
 )
 def test_what_differs_is_a_fault(name, index, value, matched, fault):
@@ -71,7 +71,7 @@ def test_masks_without_pixels_are_the_same_within_a_class():
     agreement = compared(expected, found)
     assert (agreement.matched, agreement.faults()) == (4, [])
     found["classes"][1] = 3
-    assert "1 instances are found by one" in compared(expected, found).faults()[0]
+    assert "1 instances are found by only one" in compared(expected, found).faults()[0]
 
 
 def test_one_of_many_may_be_off():
