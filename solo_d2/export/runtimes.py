@@ -1,4 +1,4 @@
-"""Open an ONNX file with ONNX Runtime or OpenVINO, on machines without torch too."""
+"""Opening ONNX files with ONNX Runtime or OpenVINO, without torch."""
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -10,16 +10,15 @@ from numpy.typing import NDArray
 
 Arrays = dict[str, NDArray[Any]]
 
-# The packages that can run a file, and what they are called.
+# Packages that can run a file, and their names.
 RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 
 
 class Session(NamedTuple):
-    """A file that is ready to run.
+    """A model that is ready to run.
 
     Attributes:
-        run: maps arrays by the names of the inputs to arrays by the names of the outputs. It may
-            be called from several threads.
+        run: maps arrays by input name to arrays by output name; may be called from several threads.
         inputs: names of the inputs.
         outputs: names of the outputs.
         metadata: the file's metadata.
@@ -46,7 +45,7 @@ def open_session(
         runtime: a key of `RUNTIMES`.
         threads: number of CPU threads; 0 lets the runtime choose.
         providers: ONNX Runtime's execution providers, best first; None for the CPU.
-        properties: of OpenVINO's CPU device, by name, such as "CACHE_DIR"; they override
+        properties: properties of OpenVINO's CPU device, such as "CACHE_DIR"; they override
             "INFERENCE_PRECISION_HINT": "f32".
 
     Raises:
@@ -72,7 +71,7 @@ def open_session(
     }
     try:
         session = openers[runtime]()
-    except Exception as error:  # both have many kinds, of no common base
+    except Exception as error:  # both raise many types without a common base class
         raise ValueError(f"{path}: {RUNTIMES[runtime]} cannot load it: {_line(error)}") from error
 
     def run(inputs: Arrays) -> Arrays:
@@ -90,7 +89,7 @@ def _open_onnxruntime(path: str, threads: int, providers: Sequence[str] | None) 
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # not how the graph was optimised
+    options.log_severity_level = 3  # no messages on graph optimization
     session = onnxruntime.InferenceSession(
         path, options, providers=list(providers or ["CPUExecutionProvider"])
     )
@@ -132,5 +131,5 @@ def _open_openvino(path: str, threads: int, properties: Mapping[str, Any]) -> Se
 
 
 def _line(error: Exception) -> str:
-    """The message of a runtime, on one line."""
+    """Return the message of a runtime on one line."""
     return " ".join(str(error).split())[:300]

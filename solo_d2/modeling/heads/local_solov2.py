@@ -1,10 +1,10 @@
 """SOLOv2 for many small objects: each cell's mask is limited to the surroundings of the cell.
 
-SOLOv2 (arXiv:2003.10152) has to learn from coordinates where a mask ends. With a hundred objects of
-a few pixels that takes long, and masks include neighbours. Here the logit of a cell's mask at
-distance d of the cell's center is lowered by sharpness * d^2, with a predicted sharpness. As that
-is a quadratic function of the pixel, it is a product of four more kernel parameters and channels of
-the mask feature, and all else stays as it is. This is not in the paper.
+SOLOv2 (arXiv:2003.10152) learns the extent of masks from coordinates. With a hundred objects of a
+few pixels this takes long, and masks include neighbors. Here the logit of a cell's mask at distance
+d from the cell's center is lowered by sharpness * d^2, with a predicted sharpness. This quadratic
+function of the pixel is a product of four additional kernel parameters and channels of the mask
+feature; everything else is unchanged. This is not in the paper.
 """
 
 from dataclasses import replace
@@ -30,7 +30,7 @@ _UNIT, _START = 4.0, -2.0
 class LocalSOLOv2Head(SOLOv2Head):
     """`SOLOv2Head` with masks that are limited to the surroundings of their cell.
 
-    Needs float32: the terms of the squared distance cancel out.
+    Requires float32, since the terms of the squared distance cancel out.
     """
 
     @configurable
@@ -42,7 +42,7 @@ class LocalSOLOv2Head(SOLOv2Head):
         mask_out_channels: int = 256,
         **others: Any,
     ):
-        """Make the head; see `SOLOv2Head`.
+        """Create the head; see `SOLOv2Head`.
 
         Raises:
             ConfigError: `kernel_size` is not 1, or `mask_feature_type` not "unified".
@@ -58,7 +58,7 @@ class LocalSOLOv2Head(SOLOv2Head):
         torch.nn.init.constant_(self.kernel_params.bias[-1:], _START)
 
     def forward(self, features: dict[str, Tensor]) -> SOLOv2Outputs:
-        """Predict as `SOLOv2Head`; kernels and mask feature have four more channels."""
+        """Predict like `SOLOv2Head`; kernels and mask feature have four more channels."""
         outputs = super().forward(features)
         feature = outputs.mask_features[0]
         scale = [0.5 * size / _UNIT for size in (feature.shape[-1], feature.shape[-2])]
@@ -73,8 +73,8 @@ class LocalSOLOv2Head(SOLOv2Head):
 def _append_distance(params: Tensor, position: Tensor) -> Tensor:
     """Replace the raw sharpness, the last channel of (B, D + 1, S, S), by four kernel parameters.
 
-    On channels x, y, x^2 + y^2 and 1 they are -sharpness * d^2. `position` (B, 2, H, W) is that of
-    pixels; interpolated to (S, S) it is that of cell centers.
+    Applied to channels x, y, x^2 + y^2 and 1 they give -sharpness * d^2. `position` (B, 2, H, W)
+    contains pixel positions; interpolated to (S, S), those of cell centers.
     """
     kernels, sharpness = params[:, :-1], F.softplus(params[:, -1:])
     center = F.interpolate(position, params.shape[-2:], mode="bilinear", align_corners=False)
