@@ -24,7 +24,7 @@ from pycocotools.coco import COCO
 from torch import Tensor
 
 from solo_d2.evaluation import average_precision as ap
-from solo_d2.evaluation.coco_results import FastCOCOEvaluator, coco_summary
+from solo_d2.evaluation.coco_results import coco_summary
 from solo_d2.ops.mask_geometry import mask_boxes
 from solo_d2.ops.rle import encode_masks
 from solo_d2.utils.errors import ConfigError
@@ -170,7 +170,7 @@ def _plain(coco_class: Any, evaluator: Any, truth: Any, results: Any, task: str)
 
 
 def _ours(evaluator: Any, truth: Any, results: Any, task: str) -> Any:
-    limits = FastCOCOEvaluator.max_predictions
+    limits = (1, 10, ap.COCO_MAX_PREDICTIONS)
     images = {image["id"]: image for image in truth["images"]}
     objects = ap.group(truth["annotations"], "category_id")
     predicted = ap.group(results, "category_id")
