@@ -8,6 +8,7 @@ from solo_d2.api.images import MAX_PIXELS
 from solo_d2.api.predictor import DEFAULT_SCORE_THRESH
 from solo_d2.config import add_import_argument
 from solo_d2.export.runtimes import RUNTIMES
+from solo_d2.modeling.tiles import Tiles
 from solo_d2.utils.commands import positive, probability
 from solo_d2.visualization.overlay import LABELS
 
@@ -41,6 +42,12 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     add("--weights", metavar="FILE", help="checkpoint; finds its config in the same folder")
     add("--onnx", metavar="FILE", help="exported model, instead of these")
     add("--runtime", choices=RUNTIMES, help="package that runs --onnx; default: onnxruntime")
+    add("--tiles", type=positive, metavar="SIZE", help="search large images in tiles of this side "
+        "in pixels, for small objects")  # fmt: skip
+    add("--tile-overlap", type=int, metavar="N", help="minimum overlap of tiles in pixels; "
+        "default: a quarter of the size")  # fmt: skip
+    add("--whole-image", action="store_true", help="with --tiles, search the whole image too, for "
+        "objects larger than the overlap")  # fmt: skip
     add("--confidence-threshold", type=probability, default=DEFAULT_SCORE_THRESH, metavar="P",
         help="minimum score; default: %(default)s")  # fmt: skip
 
@@ -90,13 +97,16 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error("add an output: --output, --json, --save-masks, --panoptic or --show")
     if args.input and args.max_frames:
         parser.error("--max-frames is for videos")
+    if args.tiles is None and (args.tile_overlap is not None or args.whole_image):
+        parser.error("--tile-overlap and --whole-image need --tiles")
     if not 0 < args.scale <= 16:
         parser.error("--scale must be above 0 and at most 16")
 
 
 def load_predictor(args: argparse.Namespace) -> Predictor:
     """Load the model; raises ConfigError or DatasetError as `Predictor` does."""
-    options = {"score_thresh": args.confidence_threshold, "on_device": True}
+    tiles = args.tiles and Tiles(args.tiles, args.tile_overlap, args.whole_image)
+    options = {"score_thresh": args.confidence_threshold, "on_device": True, "tiles": tiles}
     if args.onnx:
         return Predictor(args.onnx, runtime=args.runtime, **options)
     options |= {"device": args.device, "overrides": args.opts}

@@ -13,6 +13,7 @@ _HOME = {
     "matrix_nms": "solo_d2.ops.matrix_nms",
     "Predictor": "solo_d2.api.predictor",
     "Result": "solo_d2.api.results",
+    "Tiles": "solo_d2.modeling.tiles",
 }
 
 __all__ = [*_HOME, "__version__"]

@@ -21,6 +21,7 @@ COMMANDS = {
     "loading": "the training mapper and Detectron2's: images per second, bytes of a sample",
     "nms": "mask NMS",
     "postprocess": "from head outputs to final masks",
+    "tiles": "tiled inference and one pass over large pictures: AP, time, memory",
     "train": "a training step, target assignment and the mask loss",
 }
 

@@ -20,6 +20,7 @@ from solo_d2.api.loading import load_model
 from solo_d2.export.onnx_model import load_detector, to_instances
 from solo_d2.export.pixels import input_size, resize_image
 from solo_d2.modeling.speed import SpeedOptions, speed_up
+from solo_d2.modeling.tiles import Tiles
 from solo_d2.utils.errors import ConfigError
 
 Image = NDArray[np.uint8]
@@ -47,6 +48,9 @@ class TorchBackend:
         classes: names and ids of its classes.
         stuff: those of stuff; None if it is not panoptic.
         contours: whether its masks are contours.
+        tiles: how its config divides large images; None: not at all.
+        min_size: short side of inputs in pixels; 0: images are not resized.
+        max_size: limit of the long side.
     """
 
     def __init__(self, cfg: CfgNode):
@@ -61,6 +65,7 @@ class TorchBackend:
         self.classes = find_classes(cfg)
         self.stuff = find_stuff(cfg, self.classes)
         self.contours = cfg.MODEL.SOLO.MASK_TARGET == "contour"
+        self.tiles = Tiles.from_config(cfg)
         self.input_format = cfg.INPUT.FORMAT
         self.min_size, self.max_size = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
 
@@ -112,6 +117,7 @@ class OnnxBackend:
 
     stuff: Classes | None = None
     contours = False
+    tiles: Tiles | None = None
 
     def __init__(self, path: str | Path, runtime: str = "onnxruntime"):
         """Load the model.
@@ -127,6 +133,7 @@ class OnnxBackend:
         self.detector = load_detector(path, runtime)
         info = self.detector.info
         self.classes = Classes(info.class_names, info.class_ids)
+        self.min_size, self.max_size = info.min_size, info.max_size
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Sessions cannot be pickled.
@@ -136,7 +143,7 @@ class OnnxBackend:
         """Resize an image, in the model's channel order; and its size before."""
         info = self.detector.info
         height, width = image.shape[:2]
-        size = input_size((height, width), info.min_size, info.max_size)
+        size = input_size((height, width), self.min_size, self.max_size)
         pixels = image[:, :, ::-1] if info.input_format == "BGR" else image
         return resize_image(pixels, size), (height, width)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.data import transforms as T
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from solo_d2.api.inputs import OnError, Source, is_one_image, load_image, load_i
 from solo_d2.api.loading import CONFIG_EXTENSIONS, complete_config, find_config, make_config
 from solo_d2.api.results import Result, Segmentation
 from solo_d2.modeling.meta_arch import SOLO
+from solo_d2.modeling.tiles import Tiles, find_in_tiles, require_mergeable
 from solo_d2.ops.host_copies import to_host
 from solo_d2.utils.errors import ConfigError
 
@@ -75,6 +77,7 @@ class Predictor:
         class_names: Sequence[str] | None = None,
         overrides: Sequence[Any] = (),
         on_device: bool = False,
+        tiles: Tiles | int | None = None,
     ):
         """Load a model.
 
@@ -91,6 +94,9 @@ class Predictor:
             class_names: names that replace those saved with the model.
             overrides: KEY, VALUE, ... for the config.
             on_device: leave results on the model's device instead of copying them to the CPU.
+            tiles: search each image in tiles, for small objects in large images; an int is the side
+                of a tile in pixels (see `solo_d2.modeling.tiles`). `pred_masks` of the results is
+                then a `MaskCrops` on the CPU. None for TEST.TILES of the config.
 
         Raises:
             ConfigError: an argument cannot be used; the message names it.
@@ -98,10 +104,15 @@ class Predictor:
         """
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}, but must be at least 1")
+        tiles = Tiles(tiles) if isinstance(tiles, int) else tiles
         self.backend = _make_backend(model, weights, device, runtime, overrides)
         self.score_thresh = score_thresh
         self.batch_size = batch_size
         self.on_device = on_device
+        self.tiles = tiles or self.backend.tiles
+        if self.tiles is not None:
+            contours = self.backend.contours
+            require_mergeable(panoptic=self.stuff is not None, contours=contours)
         self.classes = _renamed(self.backend.classes, class_names)
 
     @property
@@ -152,18 +163,34 @@ class Predictor:
         return self._run([(image, name)])[0]
 
     def _run(self, images: Sequence[tuple[Image, str]]) -> list[Result]:
+        if self.tiles is None:
+            outputs = self._infer([image for image, _ in images])
+        else:
+            outputs = [{"instances": self._find_in_tiles(image)} for image, _ in images]
+        return [self._result(*both, output) for both, output in zip(images, outputs, strict=True)]
+
+    def _find_in_tiles(self, image: Image) -> Instances:
+        assert self.tiles is not None
+        return find_in_tiles(
+            image,
+            self.tiles,
+            lambda parts: [output["instances"] for output in self._infer(parts)],
+            T.ResizeShortestEdge(self.backend.min_size, self.backend.max_size),
+            batch_size=self.batch_size,
+        )
+
+    def _infer(self, images: Sequence[Image]) -> list[dict[str, Any]]:
         """Run images in batches of one padded size."""
-        prepared: list[Any] = [self.backend.prepare(image) for image, _ in images]
+        prepared: list[Any] = [self.backend.prepare(image) for image in images]
         groups: dict[tuple[int, int], list[int]] = {}
         for index, item in enumerate(prepared):
             groups.setdefault(self.backend.padded_size(item), []).append(index)
-        results: dict[int, Result] = {}
+        results: dict[int, dict[str, Any]] = {}
         for group in groups.values():
             for start in range(0, len(group), self.batch_size):
                 part = group[start : start + self.batch_size]
                 outputs = self.backend.run([prepared[i] for i in part], self.score_thresh)
-                for index, output in zip(part, outputs, strict=True):
-                    results[index] = self._result(*images[index], output)
+                results.update(zip(part, outputs, strict=True))
         return [results[index] for index in range(len(images))]
 
     def _result(self, image: Image, name: str, output: dict[str, Any]) -> Result:

@@ -18,7 +18,8 @@ from torch import Tensor
 from solo_d2.api.classes import Classes
 from solo_d2.data.panoptic_json import write_segment_ids
 from solo_d2.ops.host_copies import to_host
-from solo_d2.ops.mask_geometry import mask_boxes, stack_masks
+from solo_d2.ops.mask_crops import Window, crops_of, stack_masks, whole_masks
+from solo_d2.ops.mask_geometry import mask_boxes
 from solo_d2.ops.rle import encode_masks
 from solo_d2.utils.errors import ConfigError
 from solo_d2.utils.files import whole_file
@@ -69,7 +70,8 @@ class Result:
 
     Attributes:
         instances: Detectron2's, best first, with pred_masks (N, H, W) bool, pred_boxes (about the
-            masks), scores and pred_classes.
+            masks), scores and pred_classes. Of tiled inference pred_masks is a
+            `solo_d2.ops.mask_crops.MaskCrops`, whose `whole()` is that tensor.
         image: (H, W, 3) uint8 RGB, what it was found in.
         name: of the image's file; "" if it is from none.
         classes: names and category ids of the classes.
@@ -150,7 +152,7 @@ class Result:
             Dicts with class_name, class_index, category_id, score, box (XYXY in pixels, right and
             lower edge exclusive), mask, (H, W) bool of NumPy, and track_id if there is one.
         """
-        (masks,) = to_host([self.instances.pred_masks])
+        (masks,) = to_host([whole_masks(self.instances.pred_masks)])
         return [
             {
                 "class_name": self.classes.names[index],
@@ -207,9 +209,8 @@ class Result:
         Returns:
             For each instance its parts, each [x, y, x, y, ...] in pixels.
         """
-        (masks,) = to_host([self.instances.pred_masks])
-        boxes = self.instances.pred_boxes.tensor.int().tolist()
-        return [_polygons(mask, box) for mask, box in zip(masks.numpy(), boxes, strict=True)]
+        crops = crops_of(self.instances.pred_masks).to("cpu")
+        return [_polygons(*mask) for mask in zip(crops.parts(), crops.windows, strict=True)]
 
     def label_map(self, kind: str = "instances") -> NDArray[np.int32]:
         """Return the instance, or the class, that each pixel belongs to.
@@ -294,12 +295,11 @@ def _track_colors(instances: Instances) -> list[Color] | None:
     return [instance_color(number) for number in instances.track_ids.tolist()]
 
 
-def _polygons(mask: NDArray[np.bool_], box: Sequence[int]) -> list[list[float]]:
-    left, top, right, bottom = box
-    if right <= left:
+def _polygons(part: Tensor, window: Window) -> list[list[float]]:
+    if not part.numel():
         return []
-    part = np.ascontiguousarray(mask[top:bottom, left:right]).view(np.uint8)
-    lines, _ = cv2.findContours(part, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    pixels = np.ascontiguousarray(part.numpy()).view(np.uint8)
+    lines, _ = cv2.findContours(pixels, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     # From indices of pixels to their centres.
-    offset = (left + 0.5, top + 0.5)
+    offset = (window[0] + 0.5, window[1] + 0.5)
     return [(line[:, 0] + offset).flatten().tolist() for line in lines if len(line) >= 3]

@@ -33,6 +33,7 @@ def add_solo_config(cfg: CfgNode) -> None:
     _add_data_keys(cfg)
     _add_solver_keys(cfg)
     _add_speed_keys(cfg.TEST)
+    _add_tiles_keys(cfg.TEST)
 
 
 def _add_grid_keys(solo: CfgNode) -> None:
@@ -346,3 +347,19 @@ def _add_speed_keys(test: CfgNode) -> None:
     # "static" (one for each size of padded batches, for few sizes) or "cuda-graphs" (the same,
     # recorded as CUDA graphs).
     test.SPEED.COMPILE = ""
+
+
+def _add_tiles_keys(test: CfgNode) -> None:
+    # Tiled inference of large images with small objects (solo_d2/modeling/tiles.py), by
+    # `train_net.py --eval-only`, demo/demo.py and Predictor; training's evaluations and TEST.AUG
+    # ignore it. Each tile is resized by INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST as an image is.
+    test.TILES = CfgNode()
+    # Side of a tile in pixels of the original image; 0: no tiles. The scale of objects is as in
+    # training where tiles are as large as training images. TEST.DETECTIONS_PER_IMAGE is the limit
+    # of a tile.
+    test.TILES.SIZE = 0
+    # Pixels that neighbouring tiles share at least, less than SIZE; None: a quarter of SIZE.
+    # Objects up to this size are whole in some tile.
+    test.TILES.OVERLAP = None
+    # Whether objects larger than the overlap are taken from a pass over the whole image too.
+    test.TILES.WHOLE_IMAGE = False

@@ -9,12 +9,10 @@ from detectron2.structures import BitMasks, Boxes
 from numpy.typing import NDArray
 from torch import Tensor
 
-# Left, top, right and bottom of a mask in pixels; right and bottom are exclusive.
-Window = tuple[int, int, int, int]
-_EMPTY: Window = (0, 0, 0, 0)
+from solo_d2.ops.mask_crops import EMPTY, MaskCrops, Window
 
 
-class CroppedMasks(BitMasks):
+class CroppedMasks(MaskCrops, BitMasks):
     """Bitmasks that are cropped to their tight boxes until `tensor` is first read.
 
     Has Detectron2's interface and needs a fraction of the memory, because most objects cover a few
@@ -31,9 +29,7 @@ class CroppedMasks(BitMasks):
             windows: window of each mask, empty for a mask without pixels.
             image_size: height and width of the image.
         """
-        self.image_size = torch.Size(image_size)
-        self._windows = list(windows)
-        self._pixels = pixels
+        MaskCrops.__init__(self, pixels, windows, image_size)
         self._tensor: Tensor | None = None
 
     @property
@@ -41,76 +37,59 @@ class CroppedMasks(BitMasks):
         """(N, H, W) bool, on the device of the cropped masks."""
         masks = self._tensor
         if masks is None:
-            masks = self.tensor = self._uncropped()
+            masks = self.tensor = self.whole()
         return masks
 
     @tensor.setter
     def tensor(self, masks: Tensor) -> None:
-        self._tensor, self._pixels, self._windows = masks, masks.new_zeros(0), []
-
-    def _uncropped(self) -> Tensor:
-        masks = torch.zeros(len(self), *self.image_size, dtype=torch.bool, device=self.device)
-        # The loop does not synchronize with the device, and copies as few bytes as possible.
-        for mask, window, crop in zip(masks, self._windows, self._crops(), strict=True):
-            left, top, right, bottom = window
-            mask[top:bottom, left:right] = crop
-        return masks
-
-    def _crops(self) -> list[Tensor]:
-        """Return the pixels of each window."""
-        sizes = [(bottom - top, right - left) for left, top, right, bottom in self._windows]
-        parts = self._pixels.split([height * width for height, width in sizes])
-        return [part.view(size) for part, size in zip(parts, sizes, strict=True)]
+        self._tensor, self.pixels, self.windows = masks, masks.new_zeros(0), []
 
     @property
     def device(self) -> torch.device:
         """The device of the masks."""
-        return (self._pixels if self._tensor is None else self._tensor).device
+        return (self.pixels if self._tensor is None else self._tensor).device
 
     def to(self, *args: Any, **kwargs: Any) -> BitMasks:
         """Move the masks as `Tensor.to` does."""
         if self._tensor is not None:
             return BitMasks(self._tensor.to(*args, **kwargs))
-        pixels = self._pixels.to(*args, **kwargs).to(torch.bool)
-        return CroppedMasks(pixels, self._windows, self.image_size)
+        moved: CroppedMasks = super().to(*args, **kwargs)
+        return moved
 
     def pin_memory(self) -> BitMasks:
         """Copy the masks to pinned memory."""
         if self._tensor is not None:
             return BitMasks(self._tensor.pin_memory())
-        return CroppedMasks(self._pixels.pin_memory(), self._windows, self.image_size)
+        return CroppedMasks(self.pixels.pin_memory(), self.windows, self.image_size)
 
     def __getitem__(self, item: Any) -> BitMasks:
         """Select masks by an index, a slice, or a tensor of indices or booleans."""
         if self._tensor is not None:
             return BitMasks(self._tensor)[item]
-        item = item.cpu() if isinstance(item, Tensor) else item
-        chosen = torch.arange(len(self))[item].reshape(-1).tolist()
-        crops = self._crops()
-        pixels = torch.cat([self._pixels[:0], *(crops[index].reshape(-1) for index in chosen)])
-        return CroppedMasks(pixels, [self._windows[index] for index in chosen], self.image_size)
+        chosen: CroppedMasks = super().__getitem__(item)
+        return chosen
 
     def __len__(self) -> int:
-        return len(self._windows if self._tensor is None else self._tensor)
+        return len(self.windows if self._tensor is None else self._tensor)
 
     def nonempty(self) -> Tensor:
         """Return whether each mask has pixels, (N,) bool."""
         if self._tensor is not None:
-            return super().nonempty()
-        flags = [window != _EMPTY for window in self._windows]
+            return BitMasks.nonempty(self)
+        flags = [window != EMPTY for window in self.windows]
         return torch.tensor(flags, dtype=torch.bool, device=self.device)
 
     def get_bounding_boxes(self) -> Boxes:
         """Return the tight boxes, on the CPU; zeros for a mask without pixels."""
         if self._tensor is not None:
-            return super().get_bounding_boxes()
-        return Boxes(torch.tensor(self._windows, dtype=torch.float32).reshape(-1, 4))
+            return BitMasks.get_bounding_boxes(self)
+        return Boxes(self.boxes())
 
     def clip(self, window: Window) -> "CroppedMasks":
         """Return masks on the CPU, still cropped, without their pixels outside a window."""
         left, top, right, bottom = window
         parts = []
-        for (own_left, own_top, *_), crop in zip(self._windows, self._crops(), strict=True):
+        for (own_left, own_top, *_), crop in zip(self.windows, self.parts(), strict=True):
             x, y = max(left, own_left), max(top, own_top)
             rows = slice(y - own_top, max(bottom - own_top, 0))
             columns = slice(x - own_left, max(right - own_left, 0))
@@ -137,7 +116,7 @@ def crop_masks(
     for left, top, part in parts:
         columns, rows = (np.flatnonzero(part.any(axis=axis)) for axis in (0, 1))
         if not len(rows):
-            windows.append(_EMPTY)
+            windows.append(EMPTY)
             continue
         x, y, right, bottom = (int(i) for i in (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
         windows.append((left + x, top + y, left + right, top + bottom))

@@ -1,11 +1,11 @@
-"""Check the settings of INPUT, TEST.AUG and DATALOADER before images are read."""
+"""Check the settings of INPUT, TEST and DATALOADER before images are read."""
 
 from detectron2.config import CfgNode
 
 from solo_d2.config.check import check_config
 from solo_d2.config.rules import PROBABILITY, Rule, above, at_least, between, each, one_of, require
 
-SECTIONS = ("INPUT", "TEST.AUG", "DATALOADER", "MODEL.SEM_SEG_HEAD.IGNORE_VALUE")
+SECTIONS = ("INPUT", "TEST.AUG", "TEST.TILES", "DATALOADER", "MODEL.SEM_SEG_HEAD.IGNORE_VALUE")
 # Samplers of Detectron2 that need no other keys than its defaults.
 SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
 
@@ -32,6 +32,7 @@ RULES = {
     # Detectron2 cannot flip an image that is one pixel wide.
     "TEST.AUG.MIN_SIZES": each(at_least(2, " pixels"), empty=True),
     "TEST.AUG.MAX_SIZE": _PIXELS,
+    "TEST.TILES.SIZE": at_least(0, " pixels; 0 for no tiles"),
     "DATALOADER.NUM_WORKERS": at_least(0),
     "DATALOADER.MAX_UNREADABLE_IMAGES": at_least(0),
     "DATALOADER.SAMPLER_TRAIN": one_of(SAMPLERS),

@@ -24,12 +24,13 @@ from pycocotools import mask as coco_mask
 
 from solo_d2.config.models import is_panoptic
 from solo_d2.data.augmentation import build_train_augmentation, keep_a_pixel, moves_borders
-from solo_d2.data.cropped_masks import CroppedMasks, Window
+from solo_d2.data.cropped_masks import CroppedMasks
 from solo_d2.data.ignored import is_object
 from solo_d2.data.label_pngs import opened_labels, require_size
 from solo_d2.data.mask_transforms import transform_masks
 from solo_d2.data.other_models import without_other_inputs
 from solo_d2.data.segmentations import clean_segmentation, is_box, segmentation_box
+from solo_d2.ops.mask_crops import Window
 from solo_d2.utils.errors import ConfigError, DatasetError, UnreadableImageError
 from solo_d2.utils.images import MAX_PIXELS, ImageError, TooManyPixelsError, read_image
 from solo_d2.utils.user_code import from_user_code, note_part

@@ -12,6 +12,7 @@ from solo_d2.data.classes import is_category_list
 from solo_d2.data.input_checks import check_input_config
 from solo_d2.evaluation.average_precision import BACKENDS, COCO_MAX_PREDICTIONS
 from solo_d2.modeling.speed import TRAINING_COMPILE, SpeedOptions
+from solo_d2.modeling.tiles import Tiles
 
 OPTIMIZERS = ("SGD", "AdamW")
 # Values of SOLVER.AMP.DTYPE.
@@ -84,6 +85,7 @@ def check_run_config(cfg: CfgNode) -> None:
     check_config(cfg, SECTIONS, RULES)
     check_input_config(cfg)
     SpeedOptions.from_config(cfg)
+    Tiles.from_config(cfg)
     solver, processes = cfg.SOLVER, comm.get_world_size()
     batch, planned, base = solver.IMS_PER_BATCH, solver.REFERENCE_WORLD_SIZE, solver.BASE_LR
     images = batch // processes

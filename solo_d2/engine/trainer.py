@@ -43,6 +43,7 @@ from solo_d2.engine.training_data import build_train_loader, require_trainable
 from solo_d2.evaluation import build_evaluator, evaluate_dataset, evaluation_loader
 from solo_d2.modeling.backbones import layer_lr_factor
 from solo_d2.modeling.speed import SpeedOptions, speed_up, speed_up_training
+from solo_d2.modeling.tiles import SOLOWithTiles
 from solo_d2.modeling.tta import SOLOWithTTA
 from solo_d2.utils.errors import ConfigError
 
@@ -199,15 +200,13 @@ class Trainer(DefaultTrainer):
         Returns:
             The results of `test`, with _TTA appended to the outermost names.
         """
-        cfg = cfg.clone()
-        cfg.defrost()
-        cfg.INPUT.MIN_SIZE_TEST = 0  # views are made from the original image
         folder = Path(cfg.OUTPUT_DIR)
         evaluators = [
             cls.build_evaluator(cfg, name, str(folder / "inference_TTA" / name))
             for name in cfg.DATASETS.TEST
         ]
-        results = cls._evaluate_datasets(cfg, SOLOWithTTA(cfg, unwrap(model)), evaluators)
+        augmented = SOLOWithTTA(cfg, unwrap(model))
+        results = cls._evaluate_datasets(_at_own_size(cfg), augmented, evaluators)
         results = OrderedDict((f"{name}_TTA", value) for name, value in results.items())
         file = folder / "evaluation.json"
         save_metrics(cfg, results, json.loads(file.read_text()) if file.is_file() else {})
@@ -390,11 +389,23 @@ def load_weights(cfg: CfgNode, model: nn.Module) -> None:
     SOLOCheckpointer(model, save_dir=cfg.OUTPUT_DIR, whole=True).load(cfg.MODEL.WEIGHTS)
 
 
+def _at_own_size(cfg: CfgNode) -> CfgNode:
+    """Return a copy with which images are not resized: views and tiles are made from them."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.INPUT.MIN_SIZE_TEST = 0
+    return cfg
+
+
 def evaluate(cfg: CfgNode) -> "OrderedDict[str, Any]":
     """Load MODEL.WEIGHTS and evaluate on DATASETS.TEST; with TEST.AUG.ENABLED, with TTA too."""
     model = DefaultTrainer.build_model(cfg)
     load_weights(cfg, model)
-    results = Trainer.test(cfg, speed_up(model, SpeedOptions.from_config(cfg)))
+    model = speed_up(model, SpeedOptions.from_config(cfg))
+    if cfg.TEST.TILES.SIZE == 0:
+        results = Trainer.test(cfg, model)
+    else:
+        results = Trainer.test(_at_own_size(cfg), SOLOWithTiles(cfg, model))
     if cfg.TEST.AUG.ENABLED:
         results.update(Trainer.test_with_tta(cfg, model))
     return results

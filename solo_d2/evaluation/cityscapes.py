@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from solo_d2.data.cityscapes_format import FIRST_OBJECT, label_ids, read_instance_ids, truth_file
 from solo_d2.ops.host_copies import to_host
+from solo_d2.ops.mask_crops import whole_masks
 from solo_d2.utils.errors import DatasetError
 from solo_d2.utils.images import ImageError, read_size
 
@@ -85,7 +86,7 @@ class CityscapesEvaluator(DatasetEvaluator):
         index = index.reshape(ids.shape)
         shared, classes, scores = np.zeros((0, len(keys)), int), np.zeros(0, int), np.zeros(0)
         if found is not None and len(found):
-            fields = (found.pred_masks, found.pred_classes, found.scores)
+            fields = (whole_masks(found.pred_masks), found.pred_classes, found.scores)
             masks, classes, scores = (x.numpy() for x in to_host(fields))
             shared = np.stack([np.bincount(index[mask], minlength=len(keys)) for mask in masks])
         unlabelled = (keys < FIRST_OBJECT) & ~np.isin(keys, _EVALUATED)

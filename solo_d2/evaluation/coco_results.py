@@ -37,6 +37,7 @@ from solo_d2.evaluation.average_precision import (
     load_backend,
     usable_annotations,
 )
+from solo_d2.ops.mask_crops import MaskCrops
 from solo_d2.ops.rle import encode_masks
 from solo_d2.utils.errors import ConfigError, DatasetError
 from solo_d2.utils.files import save_text
@@ -57,7 +58,8 @@ def instances_to_coco_json(instances: Instances, image_id: int) -> list[dict[str
     without_masks = Instances(instances.image_size, **fields).to("cpu")
     results: list[dict[str, Any]] = coco_evaluation.instances_to_coco_json(without_masks, image_id)
     if instances.has("pred_masks"):
-        rles = encode_masks(instances.pred_masks.bool())
+        masks = instances.pred_masks
+        rles = encode_masks(masks if isinstance(masks, MaskCrops) else masks.bool())
         for result, rle in zip(results, rles, strict=True):
             # JSON has no bytes.
             result["segmentation"] = {**rle, "counts": rle["counts"].decode("ascii")}

@@ -1,11 +1,9 @@
-"""Geometry of masks: mass centers, boxes, downsampling, stacking.
+"""Geometry of masks: mass centers, boxes, downsampling.
 
-Vectorized over masks; only `stack_masks` synchronizes with the device.
+Vectorized over masks; nothing synchronizes with the device.
 
 Shape letters: N masks, H W rows and columns.
 """
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -113,28 +111,3 @@ def downsample_masks(masks: Tensor, stride: int, size: tuple[int, int]) -> Tenso
         taken = pairs[:, :, column::stride]
         count[:, :, : taken.shape[2]] += taken
     return count >= 2
-
-
-def stack_masks(masks: Tensor, boxes: Tensor, order: Sequence[int]) -> Tensor:
-    """Stack masks and return which one is on top at each pixel.
-
-    Args:
-        masks: (N, H, W) bool.
-        boxes: (N, 4) XYXY, integer-valued, around all pixels of each mask (`mask_boxes`).
-        order: indices of the masks to stack, from bottom to top.
-
-    Returns:
-        (H, W) uint8 for up to 255 masks in `order`, else int32, on the masks' device: 1 + the index
-        in `order` of the mask on top, 0 where there is none.
-    """
-    dtype = torch.uint8 if len(order) <= 255 else torch.int32
-    result = torch.zeros(masks.shape[1:], dtype=dtype, device=masks.device)
-    pixels = masks.view(torch.uint8)
-    # Synchronizes: the regions to read depend on the masks.
-    spans = boxes.long().tolist() if len(order) else []
-    for number, index in enumerate(order, start=1):
-        left, top, right, bottom = spans[index]
-        part = result[top:bottom, left:right]
-        # Numbers increase, so the larger one is on top.
-        torch.maximum(part, pixels[index, top:bottom, left:right].to(dtype) * number, out=part)
-    return result

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from solo_d2.ops.mask_crops import MaskCrops
 from solo_d2.ops.mask_geometry import mask_boxes
 from solo_d2.ops.threads import one_thread
 
@@ -23,7 +24,7 @@ MOST_GROUPS = 13
 PART_PIXELS = 1 << 28
 
 
-def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
+def encode_masks(masks: Tensor | MaskCrops) -> list[dict[str, Any]]:
     """Encode masks as `pycocotools.mask.encode` does.
 
     Args:
@@ -38,7 +39,7 @@ def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
     return [{"size": [*size], "counts": text} for text in _compress(*run_lengths(masks))]
 
 
-def run_lengths(masks: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def run_lengths(masks: Tensor | MaskCrops) -> tuple[np.ndarray, np.ndarray]:
     """Compute the run lengths of masks.
 
     On a GPU all masks are searched at once, with two synchronizations; on a CPU each mask is
@@ -52,12 +53,12 @@ def run_lengths(masks: Tensor) -> tuple[np.ndarray, np.ndarray]:
         and (N,) int64, the number of runs of each mask, at least 1.
     """
     num, num_pixels = len(masks), masks.shape[1] * masks.shape[2]
-    if masks.numel() == 0:
+    if num * num_pixels == 0:
         changes = np.zeros(0, dtype=np.int64)
-    elif masks.device.type != "cpu":
-        changes = _changes_at_once(masks).cpu().numpy()
-    else:
+    elif isinstance(masks, MaskCrops) or masks.device.type == "cpu":
         changes = _changes_in_boxes(masks)
+    else:
+        changes = _changes_at_once(masks).cpu().numpy()
     mask, place = np.divmod(changes, max(1, num_pixels))
     num_runs = np.bincount(mask, minlength=num) + 1
     stops = np.full(len(mask) + num, num_pixels, dtype=np.int64)
@@ -89,16 +90,20 @@ def _changes_at_once(masks: Tensor) -> Tensor:
     return torch.cat(found).sort().values
 
 
-def _changes_in_boxes(masks: Tensor) -> np.ndarray:
+def _changes_in_boxes(masks: Tensor | MaskCrops) -> np.ndarray:
     """Find the same within the box of each mask."""
     num, height, width = masks.shape
     found = [torch.zeros(0, dtype=torch.int64, device=masks.device)]
     with one_thread():
-        boxes = mask_boxes(masks).long().tolist()
-        for mask, (left, top, right, bottom) in enumerate(boxes):
+        if isinstance(masks, MaskCrops):
+            windows, parts = masks.windows, masks.parts()
+        else:
+            windows, parts = mask_boxes(masks).long().tolist(), None
+        for mask, (left, top, right, bottom) in enumerate(windows):
             if right == 0:
                 continue
-            pixels = masks[mask, top:bottom, left:right].view(torch.uint8)
+            part = masks[mask, top:bottom, left:right] if parts is None else parts[mask]
+            pixels = part.view(torch.uint8)
             edges = pixels.new_zeros(bottom - top + 1, right - left)
             edges[:-1] = pixels
             edges[1:] ^= pixels

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from detectron2.structures import Boxes, Instances
 from numpy.typing import NDArray
+from torch import Tensor
 
-from solo_d2.ops.host_copies import to_host
-from solo_d2.ops.mask_geometry import mask_boxes, stack_masks
+from solo_d2.ops.mask_crops import MaskCrops, crops_of, join_crops, stack_masks, whole_masks
 from solo_d2.visualization.colors import Color, instance_color, stuff_color
 from solo_d2.visualization.labels import LabelRoom
 from solo_d2.visualization.painting import paint
@@ -103,7 +103,7 @@ def deepest_point(mask: NDArray[np.bool_]) -> tuple[int, int]:
 
 def stuff_labels(stuff: Instances, names: Sequence[str]) -> tuple[list[str], NDArray[np.float32]]:
     """Return the name of each stuff mask and (N, 4) an empty box at its deepest point."""
-    places = [deepest_point(mask) for mask in stuff.pred_masks.cpu().numpy()]
+    places = [deepest_point(mask) for mask in whole_masks(stuff.pred_masks).cpu().numpy()]
     points = np.array([(x, y, x, y) for x, y in places], np.float32).reshape(-1, 4)
     return [names[label] for label in stuff.pred_classes.tolist()], points
 
@@ -117,16 +117,12 @@ def _enlarge(
     size = tuple(max(1, round(side * scale)) for side in image.shape[:2])
     kind = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
     picture = cv2.resize(image, size[::-1], interpolation=kind)
-    masks = torch.zeros(len(instances), *size, dtype=torch.bool)
-    (found,) = to_host([instances.pred_masks])
-    for large, mask in zip(masks.numpy(), found.numpy(), strict=True):
-        # Linear interpolation smooths mask borders, but would break thin contours.
-        way = cv2.INTER_LINEAR if smooth else cv2.INTER_NEAREST
-        large[:] = cv2.resize(mask.astype(np.float32), size[::-1], interpolation=way) > 0.5
+    # Interpolation smooths mask borders, but would break thin contours.
+    masks = crops_of(instances.pred_masks).to("cpu").resized(size, smooth=smooth)
     fields = {
         name: instances.get(name) for name in ("pred_classes", "scores") if instances.has(name)
     }
-    boxes = Boxes(mask_boxes(masks))
+    boxes = Boxes(masks.boxes())
     return picture.astype(np.uint8), Instances(size, pred_masks=masks, pred_boxes=boxes, **fields)
 
 
@@ -144,8 +140,14 @@ def lay_masks(
     by_size = areas.argsort(descending=True, stable=True)
     order = [*range(len(stuff)), *(len(stuff) + index for index in by_size.tolist())]
     if len(stuff):
-        masks = torch.cat([stuff.pred_masks, masks])
+        masks = _join(stuff.pred_masks, masks)
         boxes = torch.cat([stuff.pred_boxes.tensor, boxes])
     on_top = stack_masks(masks, boxes, order).cpu().numpy()
     room = LabelRoom(on_top, [math.inf] * len(stuff) + areas[by_size].tolist())
     return on_top, order, room
+
+
+def _join(a: Tensor | MaskCrops, b: Tensor | MaskCrops) -> Tensor | MaskCrops:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return torch.cat([a, b])
+    return join_crops([crops_of(a), crops_of(b)], a.shape[1:], a.device)

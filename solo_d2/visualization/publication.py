@@ -10,6 +10,7 @@ from detectron2.utils.visualizer import GenericMask, Visualizer
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from solo_d2.ops.mask_crops import whole_masks
 from solo_d2.visualization.colors import Color, instance_color, stuff_color
 from solo_d2.visualization.labels import LabelRoom
 from solo_d2.visualization.overlay import has_labels, instance_labels, lay_masks, stuff_labels
@@ -46,7 +47,7 @@ def draw_instances(
         if colors is None:
             colors = [instance_color(index) for index in range(len(instances))]
         if contours:
-            _draw_contours(visualizer, instances.pred_masks.numpy(), colors)
+            _draw_contours(visualizer, whole_masks(instances.pred_masks).numpy(), colors)
         else:
             _draw_masks(visualizer, _to_generic_masks(instances), colors)
         if draw_boxes:
@@ -129,7 +130,7 @@ def _draw_labels(
 
 def _to_generic_masks(instances: Instances) -> list[GenericMask]:
     height, width = instances.image_size
-    masks = list(instances.pred_masks.numpy())
+    masks = list(whole_masks(instances.pred_masks).numpy())
     if width == 2:  # Detectron2 would interpret such an array as points
         masks = [coco_mask.encode(np.asfortranarray(mask, np.uint8)) for mask in masks]
     return [GenericMask(mask, height, width) for mask in masks]

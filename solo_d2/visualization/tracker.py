@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from solo_d2.ops.mask_crops import MaskCrops
 from solo_d2.ops.mask_iou import match_pairs, pairwise_mask_iou
 
 # Longest side of the masks that are compared; larger ones are thinned out.
@@ -46,7 +47,7 @@ class MaskTracker:
         self._tracks: list[_Track] = []
         self._next = 0
 
-    def update(self, masks: Tensor, classes: Tensor) -> list[int]:
+    def update(self, masks: Tensor | MaskCrops, classes: Tensor) -> list[int]:
         """Number the instances of the next frame.
 
         Args:
@@ -58,7 +59,11 @@ class MaskTracker:
             N different numbers; the same as before for an instance that is known.
         """
         step = max(1, -(-max(masks.shape[1:]) // _SIDE))
-        small, labels = masks[:, ::step, ::step].contiguous(), classes.tolist()
+        if isinstance(masks, MaskCrops):
+            small = masks.whole(step)
+        else:
+            small = masks[:, ::step, ::step].contiguous()
+        labels = classes.tolist()
         if self._tracks and self._tracks[0].mask.shape != small.shape[1:]:
             self._tracks = []
         pairs = dict(self._match(small, classes))  # track -> instance

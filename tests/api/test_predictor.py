@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import solo_d2
-from solo_d2 import ConfigError, Predictor
+from solo_d2 import ConfigError, Predictor, Tiles
 from solo_d2.api.loading import find_config, make_config
 from tests.api.models import ROOT, picture, save, save_model
 from tests.api.test_inputs import write_video
@@ -243,3 +243,29 @@ def test_public_names_are_loaded_on_first_use():
     assert inspect.isclass(solo_d2.Result)
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         solo_d2.Nothing  # noqa: B018
+
+
+def test_tiles_are_those_of_the_argument_or_the_config(checkpoint):
+    options = {"device": "cpu", "score_thresh": 0.0}
+    image = picture(60, 90)
+    whole = Predictor(checkpoint, **options)(image)
+    tiled = Predictor(checkpoint, **options, tiles=90)(image)
+    assert torch.equal(tiled.instances.pred_masks.whole(), whole.instances.pred_masks)
+    assert tiled.to_coco() == whole.to_coco()
+    assert tiled.polygons() == whole.polygons()
+    assert (tiled.label_map() == whole.label_map()).all()
+    assert (tiled.draw(labels="always") == whole.draw(labels="always")).all()
+    assert (tiled.draw(scale=1.5) == whole.draw(scale=1.5)).all()
+    best, same_best = (x.filtered(float(x.instances.scores[1])) for x in (tiled, whole))
+    assert best.to_coco() == same_best.to_coco()
+    tiles = Tiles(40, 10, whole_image=True)
+    found = Predictor(checkpoint, **options, tiles=tiles, batch_size=4)(image)
+    keys = ["TEST.TILES.SIZE", 40, "TEST.TILES.OVERLAP", 10, "TEST.TILES.WHOLE_IMAGE", True]
+    alone = Predictor(checkpoint, **options, overrides=keys)(image)
+    assert len(found) == len(alone) > len(whole)
+    assert found.instances.image_size == (60, 90)
+    with pytest.raises(ConfigError, match="size of tiles is 0"):
+        Predictor("gone.pth", tiles=0)
+    panoptic = save_model(checkpoint.parent / "panoptic", panoptic=True)
+    with pytest.raises(ConfigError, match="panoptic"):
+        Predictor(panoptic, **options, tiles=40)

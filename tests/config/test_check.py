@@ -45,7 +45,7 @@ OF_A_RUN = {
     "INPUT.CROP.SIZE": [[1.5, 0.5], [0.5]], "INPUT.LSJ.SIZE": [0],
     "INPUT.LSJ.SCALE_RANGE": [[2.0, 0.1]], "INPUT.COPY_PASTE.PROB": [1.5],
     "TEST.EVAL_PERIOD": [-1], "TEST.AP_BACKEND": ["fast"], "TEST.AP_MAX_PREDICTIONS": [99],
-    "TEST.AUG.MAX_SIZE": [0],
+    "TEST.AUG.MAX_SIZE": [0], "TEST.TILES.SIZE": [-1, 64.0],
     "TEST.SPEED.DTYPE": ["int8", "bf16"], "TEST.SPEED.COMPILE": ["on"],
     "TEST.SPEED.FUSE_BN": ["yes"], "SOLVER.COMPILE": ["cuda-graphs"],
     "SEED": [2**32, "1"], "OUTPUT_DIR": ["", None],
@@ -112,6 +112,7 @@ COMBINATIONS = [
         {"SOLVER.LR_SCHEDULER_NAME": "WarmupCosineLR", "SOLVER.BASE_LR_END": 1.0},
         "SOLVER.BASE_LR_END",
     ),
+    ({"TEST.TILES.SIZE": 64, "TEST.TILES.OVERLAP": 64}, "TEST.TILES.OVERLAP"),
 ]
 
 

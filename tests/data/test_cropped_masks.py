@@ -31,7 +31,7 @@ def whole(num=6):
 def assert_cropped(found, expected):
     assert isinstance(found, CroppedMasks)
     assert len(found) == len(expected)
-    assert len(pickle.dumps(found)) < 2000 + int(found._pixels.numel())  # before `tensor` is read
+    assert len(pickle.dumps(found)) < 2000 + int(found.pixels.numel())  # before `tensor` is read
     assert found.nonempty().tolist() == BitMasks(expected).nonempty().tolist()
     boxes = BitMasks(expected).get_bounding_boxes().tensor
     assert torch.equal(found.get_bounding_boxes().tensor, boxes)
@@ -60,7 +60,7 @@ def test_parts_are_placed_and_trimmed():
     found = crop_masks([(18, 13, part), (0, 0, np.zeros((0, 0), bool))], SIZE)
     expected = torch.zeros(2, *SIZE, dtype=torch.bool)
     expected[0, 14:16, 20:22] = True
-    assert found._pixels.numel() == 4
+    assert found.pixels.numel() == 4
     assert_cropped(found, expected)
 
 

@@ -70,6 +70,19 @@ def test_threshold_filters_results_and_overlays(model, tmp_path):
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "none.png")), picture())
 
 
+def test_tiles(model, tmp_path, capsys):
+    args = ("--input", save(tmp_path / "a.png", picture(60, 90)), "--json", tmp_path / "a.json")
+    tiles = ("--tiles", 40, "--tile-overlap", 10, "--whole-image")
+    assert run(model, *args) == 0
+    whole = json.loads((tmp_path / "a.json").read_text())
+    assert run(model, *args, *tiles, "--save-masks", tmp_path, "--output", tmp_path / "o.png") == 0
+    assert len(json.loads((tmp_path / "a.json").read_text())) > len(whole)
+    assert run(model, *args, "--tiles", 40, "--tile-overlap", 40) == 2
+    assert "overlap of tiles is 40" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        run(model, *args, "--whole-image")
+
+
 def test_a_list_on_standard_input_and_masks(model, tmp_path, monkeypatch, capsys):
     files = [save(tmp_path / "in" / name) for name in ("a b.png", "c.jpg")]
     lines = "\n".join([*map(str, files), "", "gone.png"])

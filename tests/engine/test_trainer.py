@@ -43,6 +43,8 @@ def test_own_data_trains_and_evaluates_from_the_command_line_alone(shapes, tmp_p
     assert {"segm", "segm_TTA"} <= set(results)
     metrics = json.loads((tmp_path / "evaluation.json").read_text())
     assert {"segm/AP", "segm_TTA/AP"} <= set(metrics)
+    tiled = saved_run(tmp_path, "TEST.AUG.ENABLED", False, "TEST.TILES.SIZE", 64)
+    assert set(evaluate(setup(tiled))) == {"segm", "bbox"}
     assert "segm_TTA/AP50" in (tmp_path / "metrics.json").read_text()  # at the end of training too
 
 

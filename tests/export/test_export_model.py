@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from demo import demo
 from solo_d2 import ConfigError, Predictor
@@ -57,6 +58,9 @@ def test_predictor_is_the_detector(exported):
         assert result.image_size == found["masks"].shape[1:]
         assert np.array_equal(result.instances.pred_masks.numpy(), found["masks"])
         assert result.classes == Classes.of(CLASSES)  # of the checkpoint
+    whole = predictor(files[0]).instances.pred_masks
+    tiled = Predictor(exported.onnx, score_thresh=0.0, tiles=max(whole.shape))(files[0])
+    assert torch.equal(tiled.instances.pred_masks.whole(), whole)
     assert detector.info.class_ids == [2, 5, 8, 11, 14]
     with pytest.raises(ConfigError, match="missing.onnx does not exist"):
         Predictor("missing.onnx")

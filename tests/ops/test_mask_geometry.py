@@ -6,7 +6,8 @@ import torch
 from torch.nn import functional as F
 
 from solo_d2.ops.coords import append_coords
-from solo_d2.ops.mask_geometry import downsample_masks, mask_boxes, mask_centers, stack_masks
+from solo_d2.ops.mask_crops import stack_masks
+from solo_d2.ops.mask_geometry import downsample_masks, mask_boxes, mask_centers
 
 
 def random_masks(num, height, width, seed=0):

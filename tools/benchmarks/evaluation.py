@@ -150,7 +150,7 @@ def make_ways(
             package = importlib.import_module("faster_coco_eval")
             coco_class, plain = package.COCO, package.COCOeval_faster
         ways[f"plain, {name}"] = partial(_plain, coco_class, plain, truth, results, task)
-        ways[f"ours, {name}"] = partial(_ours, evaluator, truth, results, task)
+        ways[f"ours, {name}"] = partial(coco_metrics, evaluator, truth, results, task)
     return ways
 
 
@@ -169,8 +169,14 @@ def _plain(coco_class: Any, evaluator: Any, truth: Any, results: Any, task: str)
     return evaluation.stats[:12]
 
 
-def _ours(evaluator: Any, truth: Any, results: Any, task: str) -> Any:
-    limits = (1, 10, ap.COCO_MAX_PREDICTIONS)
+def coco_metrics(
+    evaluator: Any,
+    truth: Any,
+    results: Any,
+    task: str,
+    limits: tuple[int, ...] = (1, 10, ap.COCO_MAX_PREDICTIONS),
+) -> Any:
+    """Compute the twelve metrics in [0, 1] as this project's evaluation does."""
     images = {image["id"]: image for image in truth["images"]}
     objects = ap.group(truth["annotations"], "category_id")
     predicted = ap.group(results, "category_id")
