@@ -26,8 +26,8 @@ from solo_d2.data.coco_json import load_json, read_lists
 from solo_d2.data.problems import refuse_errors
 from solo_d2.data.segmentations import to_rle
 from solo_d2.evaluation.average_precision import group
-from solo_d2.utils.commands import run_command
 from solo_d2.utils.errors import DatasetError
+from tools.arguments import entry_point, plain_parser
 
 # IoU thresholds of the Data Science Bowl.
 THRESHOLDS = np.arange(0.5, 0.96, 0.05)
@@ -35,9 +35,7 @@ THRESHOLDS = np.arange(0.5, 0.96, 0.05)
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = plain_parser(__doc__)
     add = parser.add_argument
     add("--json", type=Path, required=True, metavar="FILE", help="objects in COCO format")
     add("--predictions", type=Path, required=True, metavar="FILE", help="results in COCO format")
@@ -124,11 +122,7 @@ def run(args: argparse.Namespace) -> None:
         print(f"{name:4}{value:6.1f}")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    args = parse_args(argv)
-    return run_command("score_instances", lambda: run(args))
-
+main = entry_point("score_instances", parse_args, run)
 
 if __name__ == "__main__":
     sys.exit(main())
