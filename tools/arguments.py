@@ -11,7 +11,9 @@ from solo_d2.utils.errors import ConfigError
 
 
 class RejectedError(Exception):
-    """Aborts the writing of a file that fails its check: the exit code is 1."""
+    """Ends a command whose result fails a check, with its own exit code."""
+
+    exit_code = 1
 
 
 def entry_point(
@@ -45,7 +47,7 @@ def entry_point(
                 return run(args)
             except RejectedError as error:
                 print(f"{name}: {error}", file=sys.stderr)
-                return 1
+                return error.exit_code
 
         return run_command(name, work, errors=errors)
 

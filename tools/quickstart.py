@@ -37,10 +37,10 @@ from solo_d2.utils.commands import (  # noqa: E402
     TERMINATED,
     Terminated,
     cause_of_end,
-    run_command,
 )
 from solo_d2.utils.files import save_text  # noqa: E402
 from solo_d2.visualization.text import text_font  # noqa: E402
+from tools.arguments import RejectedError, entry_point  # noqa: E402
 
 STAMP = "quickstart.json"
 # Rows and pairs (input, prediction) per row of the montage.
@@ -53,7 +53,7 @@ PATIENCE = 20.0
 EVALUATION = "evaluation.json"
 
 
-class QuickstartError(RuntimeError):
+class QuickstartError(RejectedError):
     """A step failed. The message names the step and its log."""
 
 
@@ -257,20 +257,6 @@ def format_table(result: Result, total_seconds: float) -> str:
     return "\n".join(f"{head:20}" + "".join(f"{x:>8}" for x in cells) for head, *cells in rows)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return the exit code."""
-    args = parse_args(argv)
-
-    def work() -> int:
-        try:
-            return run(args)
-        except StoppedError as error:
-            print(f"quickstart: {error}", file=sys.stderr)
-            return error.exit_code
-
-    return run_command("quickstart", work, errors=(QuickstartError,), failed=1)
-
-
 def run(args: argparse.Namespace) -> int:
     """Train, draw and print the results; return 1 if mask AP is below --min-ap."""
     start = time.monotonic()
@@ -284,6 +270,8 @@ def run(args: argparse.Namespace) -> int:
         return 1
     return 0
 
+
+main = entry_point("quickstart", parse_args, run)
 
 if __name__ == "__main__":
     sys.exit(main())
