@@ -24,7 +24,7 @@ from PIL import Image  # noqa: E402
 
 from solo_d2.data.shapes.drawing import THING_CLASSES, draw_image  # noqa: E402
 from solo_d2.data.whole_folder import only_writer, whole_folder  # noqa: E402
-from solo_d2.utils.errors import DatasetError  # noqa: E402
+from solo_d2.utils.errors import ConfigError, DatasetError  # noqa: E402
 from solo_d2.utils.images import write_image  # noqa: E402
 from tools.arguments import entry_point, plain_parser  # noqa: E402
 from tools.labels.labelled_folder import (  # noqa: E402
@@ -48,11 +48,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--class-name", metavar="NAME", help="class of all objects, for a folder per image")
     add("--example", type=int, metavar="N", help="generate N labelled images first")
     args = parser.parse_args(argv)
-    folders = args.labels is None and has_folder_for_each_image(args.images)
-    if folders and not args.class_name:
-        parser.error(f"{args.images} has a folder per image: add --class-name")
-    if args.class_name and not folders:
-        parser.error("--class-name needs --images with a folder per image, and no --labels")
+    if args.class_name and args.labels:
+        parser.error("--class-name cannot be used with --labels")
     args.labels = args.labels or args.images
     if not 0 < args.val_fraction < 1:
         parser.error("--val-fraction must be between 0 and 1")
@@ -89,7 +86,12 @@ def run(args: argparse.Namespace) -> None:
     """Run the command."""
     if args.example:
         write_example(args.images, args.labels, args.example)
-    if args.class_name:
+    folders = args.labels == args.images and has_folder_for_each_image(args.images)
+    if folders and not args.class_name:
+        raise ConfigError(f"{args.images} has a folder per image: add --class-name")
+    if args.class_name and not folders:
+        raise ConfigError(f"--class-name: {args.images} does not have a folder per image")
+    if folders:
         images = read_image_folders(args.images, args.class_name)
     else:
         images = read_labelled_folder(args.images, args.labels)

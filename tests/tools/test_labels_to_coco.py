@@ -293,11 +293,11 @@ def test_a_folder_for_each_image(bowl, tmp_path, capsys):
         names += [record["file_name"] for record in records]
         assert sum(len(x["annotations"]) for x in records) == (2 if "0a" in names[-1] else 1)
     assert sorted(names) == [str(bowl / "0a/images/0a.png"), str(bowl / "1b/images/1b.png")]
-    for wrong in ([], ["--class-name", "nucleus", "--labels", str(bowl)]):
-        with pytest.raises(SystemExit) as stop:
-            labels_to_coco.main([*arguments, *wrong])
-        assert stop.value.code == 2
+    for wrong in ([], ["--class-name", "nucleus", "--images", str(bowl / "0a")]):
+        assert labels_to_coco.main([*arguments, *wrong]) == 2
         assert "--class-name" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        labels_to_coco.main([*arguments, "--class-name", "nucleus", "--labels", str(bowl)])
 
 
 def test_masks_of_a_folder_may_overlap_or_be_missing(bowl):
