@@ -126,7 +126,8 @@ class Live:
     def draw(self, frame: Frame) -> Frame:
         """Draw the instances above the threshold."""
         assert frame.found is not None
-        frame.shown = frame.found.filtered(self.view.threshold, self.view.class_index)
+        only = self.view.class_index
+        frame.shown = frame.found.filtered(self.view.threshold, None if only is None else [only])
         if self.window is not None or self.writer is not None:
             frame.picture = frame.shown.draw(**self.args.drawing)
         return frame

@@ -26,13 +26,7 @@ from detectron2.data import DatasetCatalog  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 
 from solo_d2 import ConfigError, ImageError, Predictor  # noqa: E402
-from solo_d2.api.images import expand_inputs, plan_overlays, read_image, save_image  # noqa: E402
-from solo_d2.api.loading import make_config  # noqa: E402
-from solo_d2.data.catalog import check_datasets, register_datasets_of_config  # noqa: E402
-from solo_d2.data.unique_names import unique_names  # noqa: E402
-from solo_d2.utils.commands import positive, probability  # noqa: E402
-from tools.arguments import entry_point, model_parser  # noqa: E402
-from tools.figures.activations import (  # noqa: E402
+from solo_d2.api.activations import (  # noqa: E402
     choose_level,
     class_colors,
     compose,
@@ -41,6 +35,12 @@ from tools.figures.activations import (  # noqa: E402
     panel_size,
     record,
 )
+from solo_d2.api.images import expand_inputs, plan_overlays, read_image, save_image  # noqa: E402
+from solo_d2.api.loading import make_config  # noqa: E402
+from solo_d2.data.catalog import check_datasets, register_datasets_of_config  # noqa: E402
+from solo_d2.data.unique_names import unique_names  # noqa: E402
+from solo_d2.utils.commands import positive, probability  # noqa: E402
+from tools.arguments import entry_point, model_parser  # noqa: E402
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

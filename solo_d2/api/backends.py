@@ -3,9 +3,10 @@
 B images, H and W rows and columns. Images are (H, W, 3) uint8 RGB.
 """
 
+import copy
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from solo_d2.api.classes import Classes, find_classes, find_stuff
 from solo_d2.api.loading import load_model
 from solo_d2.export.onnx_model import load_detector, to_instances
 from solo_d2.export.pixels import input_size, resize_image
+from solo_d2.inference import build_nms
 from solo_d2.modeling.speed import SpeedOptions, speed_up
 from solo_d2.modeling.tiles import Tiles
 from solo_d2.utils.errors import ConfigError
@@ -74,6 +76,13 @@ class TorchBackend:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, lock=threading.Lock())
+
+    def with_nms(self, name: str, params: Mapping[str, Any]) -> "TorchBackend":
+        """Return a copy that shares weights and lock but uses another NMS, see `build_nms`."""
+        other = copy.copy(self)
+        other.lock, other.model = self.lock, copy.copy(self.model)
+        other.model.decoder_params = self.model.decoder_params | {"nms": build_nms(name, params)}
+        return other
 
     def prepare(self, image: Image) -> dict[str, Any]:
         """Make the network's input of an image, on the host."""

@@ -3,6 +3,7 @@
 B images, H and W rows and columns.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -127,6 +128,26 @@ class Predictor:
             raise AttributeError("an exported model has no torch module")
         return self.backend.model
 
+    def with_nms(self, name: str, **params: Any) -> "Predictor":
+        """Return a predictor that shares the model's weights but uses another mask NMS.
+
+        Args:
+            name: "matrix", "hard", "soft" or "fast".
+            **params: of that NMS, such as kernel, sigma and thresh, see `solo_d2.inference.NMS`;
+                those that it does not take are ignored.
+
+        Raises:
+            ConfigError: the NMS is unknown, or the model is an exported one, whose NMS is fixed.
+        """
+        if not isinstance(self.backend, TorchBackend):
+            raise ConfigError("The NMS of an exported model cannot be changed: export it again")
+        other = copy.copy(self)
+        try:
+            other.backend = self.backend.with_nms(name, params)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        return other
+
     def __call__(self, source: Source, *, channels: str = "BGR", on_error: OnError = None) -> Any:
         """Find the instances in one or many images.
 
@@ -214,8 +235,8 @@ def _on_host(instances: Instances, ids: Tensor | None) -> tuple[Instances, Tenso
     }
     copies = to_host([*tensors.values(), *([] if ids is None else [ids])])
     found = Instances(instances.image_size, **fields)
-    for name, copy in zip(tensors, copies, strict=False):
-        found.set(name, Boxes(copy) if isinstance(fields[name], Boxes) else copy)
+    for name, copied in zip(tensors, copies, strict=False):
+        found.set(name, Boxes(copied) if isinstance(fields[name], Boxes) else copied)
     return found.to("cpu"), None if ids is None else copies[-1]
 
 

@@ -3,7 +3,7 @@
 Shape letters: N instances, H and W rows and columns of the image.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -102,22 +102,25 @@ class Result:
         found = ", ".join(overlay.instance_labels(self.instances, self.classes.names)) or "nothing"
         return f"<Result {self.name or 'image'} ({height} x {width}): {found}>"
 
-    def filtered(self, least_score: float, class_index: int | None = None) -> "Result":
+    def filtered(
+        self, least_score: float, class_indices: Collection[int] | None = None
+    ) -> "Result":
         """Return a copy with only some of the instances; panoptic stuff is kept.
 
         Args:
             least_score: minimum score of the instances to keep.
-            class_index: class of the instances to keep; None for all.
+            class_indices: classes of the instances to keep; None for all.
         """
         keep = self.instances.scores >= least_score
-        if class_index is not None:
-            keep &= self.instances.pred_classes == class_index
+        classes = self.instances.pred_classes
+        if class_indices is not None:
+            keep &= torch.isin(classes, torch.tensor([*class_indices], device=classes.device))
         segments = [
             segment
             for segment in self._segments
             if not segment["isthing"]
             or segment["score"] >= least_score
-            and class_index in (None, segment["category_id"])
+            and (class_indices is None or segment["category_id"] in class_indices)
         ]
         return self._with(self.instances[keep], segments)
 

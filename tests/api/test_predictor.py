@@ -189,6 +189,21 @@ def test_threads_that_begin_later_have_the_number_of_the_process(predictor):
         torch.set_num_threads(before)
 
 
+def test_another_nms_shares_the_weights(checkpoint, predictor):
+    image = picture()
+    other = predictor.with_nms("matrix", kernel="linear")
+    overrides = ["MODEL.SOLO.NMS.TYPE", "matrix", "MODEL.SOLO.NMS.KERNEL", "linear"]
+    expected = Predictor(checkpoint, device="cpu", score_thresh=0.0, overrides=overrides)(image)
+    before = predictor(image)
+    assert same(other(image), expected)
+    assert not torch.equal(other(image).instances.scores, before.instances.scores)
+    assert same(predictor(image), before)
+    assert other.model.head is predictor.model.head
+    assert other.backend.lock is predictor.backend.lock
+    with pytest.raises(ConfigError, match="unknown mask NMS 'best'"):
+        predictor.with_nms("best")
+
+
 def test_predictors_are_pickled_with_their_weights_and_speed_options(checkpoint, predictor):
     image, options = picture(), ["TEST.SPEED.DTYPE", "bfloat16"]
     expected = predictor(image)

@@ -119,7 +119,7 @@ def test_filtering_is_by_score_and_class_and_stuff_stays():
     assert result.filtered(0.6).instances.pred_classes.tolist() == [0]
     kept = result.filtered(0.6)
     assert [segment["id"] for segment in kept.panoptic.segments] == [1, 3]
-    kept = result.filtered(0.0, 1)
+    kept = result.filtered(0.0, [1])
     assert kept.instances.pred_classes.tolist() == [1]
     assert [segment["id"] for segment in kept.panoptic.segments] == [2, 3]
     assert len(result) == 2
@@ -140,7 +140,7 @@ def test_track_numbers_go_everywhere_and_decide_colours(tmp_path):
     # The second instance first: by its place it has another colour, by its number the same.
     for tracked, same in ((False, False), (True, True)):
         both = plain.tracked([3, 4, 5]) if tracked else plain
-        alone = both.filtered(0.0, 1)
+        alone = both.filtered(0.0, [1])
         pixels = [result.draw(scale=6)[78, 120] for result in (both, alone)]
         assert (pixels[0] == pixels[1]).all() == same
 

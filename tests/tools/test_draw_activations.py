@@ -6,14 +6,8 @@ import torch
 from detectron2.modeling import build_model
 from PIL import Image
 
-from solo_d2.modeling import SOLO_HEAD_REGISTRY
-from solo_d2.structures import GridCells, HeadOutputs
-from solo_d2.utils.errors import ConfigError
-from solo_d2.visualization.colors import probability_colors
-from tests.modeling.tiny import NUM_CLASSES, image, tiny_config, tiny_model
-from tools import draw_activations as command
-from tools.figures import activations as module
-from tools.figures.activations import (
+from solo_d2.api import activations as module
+from solo_d2.api.activations import (
     LevelActivations,
     choose_level,
     class_colors,
@@ -26,6 +20,12 @@ from tools.figures.activations import (
     panel_size,
     record,
 )
+from solo_d2.modeling import SOLO_HEAD_REGISTRY
+from solo_d2.structures import GridCells, HeadOutputs
+from solo_d2.utils.errors import ConfigError
+from solo_d2.visualization.colors import probability_colors
+from tests.modeling.tiny import NUM_CLASSES, image, tiny_config, tiny_model
+from tools import draw_activations as command
 
 pytestmark = pytest.mark.detectron2
 

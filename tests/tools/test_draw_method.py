@@ -6,11 +6,12 @@ import torch
 from PIL import Image
 
 from solo_d2 import ConfigError
+from solo_d2.api.activations import cell_panels
 from solo_d2.data.shapes.folder import ShapesParams, ensure_shapes
+from solo_d2.visualization.canvas import Panel, Plate, arrange
 from tests.modeling.tiny import image, tiny_config, tiny_model
 from tools import draw_method
 from tools.figures import method
-from tools.figures.canvas import Panel, Plate, arrange
 
 pytestmark = pytest.mark.detectron2
 
@@ -114,10 +115,8 @@ def test_nms_colours_follow_its_factor(scene):
 def test_heads_without_kernels_show_their_masks(head):
     model = tiny_model(tiny_config(head), sure=True).eval()
     scene = method.make_scene(model, image())
-    found = model.decoder.suppress(method._candidates(model, scene))
-    level = int(model.cell_levels[found.cells[0]])
-    panels = method._kernel_row(model, scene, found.cells[:1], level, 100)
-    assert [panel.title for panel in panels][1:] == ["mask probability"]
+    panels = cell_panels(model.head, scene.outputs, scene.image, 2, (3, 4), 100)
+    assert [panel.title for panel in panels] == ["cell (3, 4) of p4", "mask probability"]
     assert method.draw_kernels(model, scene).shape[2] == 3
 
 

@@ -8,11 +8,11 @@ from detectron2.data.detection_utils import convert_image_to_rgb
 from numpy.typing import NDArray
 
 from solo_d2.utils.errors import DatasetError
+from solo_d2.visualization.canvas import Panel, Plate, arrange
 from solo_d2.visualization.colors import instance_color
 from solo_d2.visualization.text import write_labels
 from tools.dataset_check.objects import ASSIGNED, OUTCOMES
 from tools.dataset_check.run import Findings
-from tools.figures.canvas import Panel, Plate, arrange
 
 COLUMNS = 3
 # Height of a picture on the page, and of its letters, in pixels.

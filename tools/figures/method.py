@@ -15,28 +15,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from solo_d2.api.activations import cell_panels, class_colors
 from solo_d2.modeling.meta_arch.solo import SOLO
 from solo_d2.ops.candidates import class_probabilities, filter_scores
 from solo_d2.ops.mask_geometry import mask_centers
-from solo_d2.structures import Candidates, GridCells, GridTargets, HeadOutputs
+from solo_d2.structures import Candidates, GridTargets, HeadOutputs
 from solo_d2.utils.errors import ConfigError
-from tools.figures.activations import class_colors
-from tools.figures.canvas import (
+from solo_d2.visualization.canvas import (
+    GRID,
     Color,
     Panel,
     Plate,
     arrange,
-    as_square,
-    grey_map,
     heat_map,
-    signed_map,
 )
 
-GRID, PALE, WHITE, GREY = (120, 126, 138), (190, 190, 190), (255, 255, 255), (128, 128, 128)
+PALE, WHITE, GREY = (190, 190, 190), (255, 255, 255), (128, 128, 128)
 # Colours of a candidate that NMS keeps and of one that it removes.
 LEFT, TAKEN = (60, 200, 90), (235, 60, 50)
-# Channels of the mask feature to draw per kernel, and candidates of the NMS picture.
-NUM_CHANNELS, NUM_CANDIDATES = 4, 12
+# Candidates of the NMS picture.
+NUM_CANDIDATES = 12
 
 
 @dataclass(frozen=True)
@@ -152,7 +150,9 @@ def draw_kernels(
     rows = []
     for index in range(min(count, len(found))):
         cell, level = found.cells[index : index + 1], levels[index]
-        rows.append(_kernel_row(model, scene, cell, level, size))
+        first = sum(side * side for side in model.head.num_grids[:level])
+        row_column = divmod(int(cell) - first, model.head.num_grids[level])
+        rows.append(cell_panels(model.head, scene.outputs, scene.image, level, row_column, size))
     if not rows:
         raise ConfigError(
             "The model has no detections in this image: choose another, or train longer"
@@ -253,38 +253,6 @@ def _candidates(model: SOLO, scene: Scene) -> Candidates:
     return decoder.score_masks(
         scene.outputs, 0, Candidates(*filter_scores(probs, decoder.score_thresh))
     )
-
-
-@torch.no_grad()
-def _kernel_row(model: SOLO, scene: Scene, cell: Tensor, level: int, size: int) -> list[Panel]:
-    side = model.head.num_grids[level]
-    first = sum(s * s for s in model.head.num_grids[:level])
-    row, column = divmod(int(cell) - first, side)
-    height, width = scene.image.shape[:2]
-    pitch = height / side, width / side
-    plate = Plate(scene.image, size / max(height, width))
-    plate.grid(pitch, side, GRID)
-    left, top = column * pitch[1], row * pitch[0]
-    plate.rectangle((left, top, left + pitch[1], top + pitch[0]), (255, 220, 0), 3)
-    name = model.head.in_features[level]
-    panels = [Panel(plate.picture, f"cell ({row}, {column}) of {name}")]
-    cells = GridCells(cell, model.head.mask_groups[level])
-    factors = model.head.mask_factors(scene.outputs, 0, cells) or ()
-    if len(factors) == 1 and factors[0].is_product:
-        kernel, feature = factors[0].kernels[0].cpu(), factors[0].maps[0].cpu()
-        panels.append(
-            Panel(signed_map(as_square(kernel.numpy()), size), f"kernel: {len(kernel)} weights")
-        )
-        # Influence of each channel on the result.
-        weight = kernel.abs() * feature.flatten(1).std(dim=1)
-        for channel in weight.topk(min(NUM_CHANNELS, len(weight))).indices.tolist():
-            title = f"channel {channel}: {kernel[channel]:+.2f}"
-            panels.append(
-                Panel(grey_map((feature[channel] / feature[channel].max()).numpy(), size), title)
-            )
-    (mask,) = next(model.decoder.masks(scene.outputs, 0, cell))
-    panels.append(Panel(grey_map(mask.float().cpu().numpy(), size), "mask probability"))
-    return panels
 
 
 def _candidate_picture(scene: Scene, mask: Tensor, size: int, decay: float) -> NDArray[np.uint8]:

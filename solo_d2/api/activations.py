@@ -9,6 +9,7 @@ Images are (H, W, 3) uint8 RGB.
 
 import colorsys
 import contextlib
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,8 +25,16 @@ from solo_d2.inference import MASK_CHUNK_ELEMENTS
 from solo_d2.modeling.heads import SOLOHeadBase
 from solo_d2.structures import GridCells, HeadOutputs
 from solo_d2.utils.errors import ConfigError
+from solo_d2.visualization.canvas import (
+    GRID,
+    Panel,
+    Plate,
+    arrange,
+    as_square,
+    grey_map,
+    signed_map,
+)
 from solo_d2.visualization.colors import PAPER, probability_colors
-from tools.figures.canvas import Panel, arrange
 
 # Approximate width of a sheet in pixels by default, and minimum tile size.
 SHEET, LEAST_TILE = 1100, 10
@@ -37,8 +46,10 @@ MAX_SHEET = 12_000
 MAX_LEGEND = 12
 # Up to this many classes have evenly spaced hues.
 EVEN_HUES = 12
-# Colours of the picture, RGB.
-SHEET_GROUND = (58, 62, 70)
+# Channels of the mask feature to draw for a kernel.
+NUM_CHANNELS = 4
+# Colours of the pictures, RGB.
+SHEET_GROUND, CHOSEN = (58, 62, 70), (255, 220, 0)
 
 
 @dataclass
@@ -51,14 +62,16 @@ class Recording:
 
 @contextlib.contextmanager
 def record(model: nn.Module) -> Iterator[Recording]:
-    """Record the outputs of the head of a model inside the block."""
-    recording = Recording()
+    """Record the outputs of the head in calls that this thread makes inside the block."""
+    recording, owner = Recording(), threading.get_ident()
 
     def before(_: nn.Module, args: tuple[Any, ...]) -> None:
-        recording.image_sizes = [tuple(x["image"].shape[-2:]) for x in args[0]]
+        if threading.get_ident() == owner:
+            recording.image_sizes = [tuple(x["image"].shape[-2:]) for x in args[0]]
 
     def after(_: nn.Module, __: tuple[Any, ...], outputs: HeadOutputs) -> None:
-        recording.outputs = outputs
+        if threading.get_ident() == owner:
+            recording.outputs = outputs
 
     handles = [
         model.register_forward_pre_hook(before),
@@ -268,3 +281,52 @@ def compose(
     sheet_title = f"mask of each cell of level {activations.feature}"
     rows = [[Panel(left), Panel(sheet, sheet_title)], [Panel(paper, title), *legend]]
     return arrange(rows, font_size=font_size)
+
+
+@torch.no_grad()
+def cell_panels(
+    head: SOLOHeadBase,
+    outputs: HeadOutputs,
+    image: NDArray[np.uint8],
+    level: int,
+    cell: tuple[int, int],
+    size: int,
+) -> list[Panel]:
+    """Draw a cell, its kernel, the channels that the kernel weighs most, and the cell's mask.
+
+    Heads without kernels have the first and the last panel alone.
+
+    Args:
+        head: of the model.
+        outputs: what it predicts for one image.
+        image: the padded input, at any scale.
+        level: index of the level.
+        cell: row and column.
+        size: longer side of each panel in pixels.
+    """
+    (row, column), side = cell, head.num_grids[level]
+    height, width = image.shape[:2]
+    pitch = height / side, width / side
+    plate = Plate(image, size / max(height, width))
+    plate.grid(pitch, side, GRID)
+    left, top = column * pitch[1], row * pitch[0]
+    plate.rectangle((left, top, left + pitch[1], top + pitch[0]), CHOSEN, 3)
+    panels = [Panel(plate.picture, f"cell ({row}, {column}) of {head.in_features[level]}")]
+    first = sum(grid**2 for grid in head.num_grids[:level])
+    index = torch.tensor([first + row * side + column], device=outputs.class_logits[level].device)
+    cells = GridCells(index, head.mask_groups[level])
+    factors = head.mask_factors(outputs, 0, cells) or ()
+    if len(factors) == 1 and factors[0].is_product:
+        kernel, feature = factors[0].kernels[0].cpu(), factors[0].maps[0].cpu()
+        panels.append(
+            Panel(signed_map(as_square(kernel.numpy()), size), f"kernel: {len(kernel)} weights")
+        )
+        # Influence of each channel on the result.
+        weight = kernel.abs() * feature.flatten(1).std(dim=1)
+        for channel in weight.topk(min(NUM_CHANNELS, len(weight))).indices.tolist():
+            shades = (feature[channel] / feature[channel].max()).numpy()
+            title = f"channel {channel}: {kernel[channel]:+.2f}"
+            panels.append(Panel(grey_map(shades, size), title))
+    (mask,) = head.masks(outputs, 0, cells)
+    panels.append(Panel(grey_map(mask.float().cpu().numpy(), size), "mask probability"))
+    return panels

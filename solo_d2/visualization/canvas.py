@@ -17,6 +17,9 @@ from solo_d2.visualization.text import text_font
 
 Color = tuple[int, int, int]
 
+# Lines of a grid.
+GRID = (120, 126, 138)
+
 # OpenCV's drawing functions take coordinates in units of 2^-_SHIFT pixels.
 _SHIFT = 4
 
