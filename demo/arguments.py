@@ -19,14 +19,10 @@ def read_arguments(description: str, argv: Sequence[str] | None = None) -> argpa
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_import_argument(parser)
-    _add_model(parser)
+    add_model(parser)
     _add_source(parser)
     _add_outputs(parser)
-    add = parser.add_argument
-    add("--device", help="cpu or cuda; default: cuda if available")
-    add(
-        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config overrides"
-    )
+    add_model_options(parser)
     args = parser.parse_args(argv)
     if args.show is None:
         args.show = args.webcam is not None
@@ -36,7 +32,8 @@ def read_arguments(description: str, argv: Sequence[str] | None = None) -> argpa
     return args
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name the model, for `load_predictor`."""
     add = parser.add_argument_group("model").add_argument
     add("--config-file", metavar="FILE", help="YAML, such as config.yaml of a training")
     add("--weights", metavar="FILE", help="checkpoint; finds its config in the same folder")
@@ -50,6 +47,15 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "objects larger than the overlap")  # fmt: skip
     add("--confidence-threshold", type=probability, default=DEFAULT_SCORE_THRESH, metavar="P",
         help="minimum score; default: %(default)s")  # fmt: skip
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add how the model runs; --opts takes the rest of the command line, so it comes last."""
+    add = parser.add_argument
+    add("--device", help="cpu or cuda; default: cuda if available")
+    add(
+        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config overrides"
+    )
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
@@ -86,13 +92,20 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
         "slow for many instances")  # fmt: skip
 
 
-def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+def check_model(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End with an error unless the options name one model."""
     if bool(args.config_file or args.weights) == bool(args.onnx):
         parser.error("give the model: --config-file, --weights or both, or --onnx")
-    if args.onnx and (args.panoptic or args.device or args.opts):
-        parser.error("--onnx cannot be used with --panoptic, --device and --opts")
+    if args.onnx and (args.device or args.opts):
+        parser.error("--onnx cannot be used with --device and --opts")
     if args.runtime and not args.onnx:
         parser.error("--runtime is for --onnx")
+
+
+def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    check_model(parser, args)
+    if args.onnx and args.panoptic:
+        parser.error("--onnx cannot be used with --panoptic")
     if not (args.output or args.json or args.save_masks or args.panoptic or args.show):
         parser.error("add an output: --output, --json, --save-masks, --panoptic or --show")
     if args.input and args.max_frames:
