@@ -12,13 +12,7 @@ from solo_d2.engine import Trainer
 from solo_d2.engine.step import StepTrainer, step_options
 from solo_d2.engine.trainer import fused_sgd
 from solo_d2.utils.errors import ConfigError
-from tests.modeling.tiny import (
-    image,
-    panoptic_config,
-    tiny_config,
-    tiny_model,
-    with_sem_seg,
-)
+from tests.modeling.tiny import image, panoptic_config, tiny_config, tiny_model, with_sem_seg
 
 
 def batch():
@@ -32,10 +26,10 @@ def batch():
     return [with_sem_seg(sample) for sample in samples]
 
 
-def trainer_of(model, *, lr=0.1, optimizer=torch.optim.SGD, **options):
+def trainer_of(model, images=None, **options):
     model.train()
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    return StepTrainer(model, itertools.repeat(batch()), optimizer(parameters, lr=lr), **options)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    return StepTrainer(model, itertools.repeat(images or batch()), optimizer, **options)
 
 
 def step(trainer):
@@ -92,8 +86,9 @@ def test_mixed_precision_trains_on_the_cpu():
     seen = set()
     tower = next(m for m in model.head.modules() if isinstance(m, nn.Conv2d))
     tower.register_forward_hook(lambda _module, _inputs, output: seen.add(output.dtype))
-    found = step(trainer_of(model, num_micro_batches=2, precision=torch.bfloat16))
-    expected = step(trainer_of(exact))
+    images = [image(64, 96, num=4), image(48, 64, num=2, seed=1)]  # few: it is slow on the CPU
+    found = step(trainer_of(model, images, num_micro_batches=2, precision=torch.bfloat16))
+    expected = step(trainer_of(exact, images))
     assert seen == {torch.bfloat16}
     assert found["total_loss"] == pytest.approx(expected["total_loss"], rel=0.02)
     start = tiny_model().state_dict()

@@ -43,7 +43,6 @@ pytestmark = [pytest.mark.detectron2, pytest.mark.export]
 
 # Heads that are exported together, with all ways to make masks: 1x1 and 3x3 kernels, masks of each
 # level or of all, products of maps. Other heads and mask features differ in nothing that is traced.
-# The first is left to the long tests.
 ONE_LEVEL = (
     *("MODEL.SOLO.IN_FEATURES", ["p2"], "MODEL.SOLO.STRIDES", [8]),
     *("MODEL.SOLO.NUM_GRIDS", [8], "MODEL.SOLO.SCALE_RANGES", [[1, 512]]),
@@ -91,17 +90,14 @@ class Gallery(nn.Module):
         return tuple(results)
 
 
-@pytest.mark.parametrize(
-    "heads", [[*HEADS][1:], pytest.param([*HEADS], marks=pytest.mark.reliability)], ids=len
-)
-def test_heads_in_onnx(heads, tmp_path, monkeypatch):
+def test_every_head_in_onnx(tmp_path, monkeypatch):
     """The steps after the heads are the same for all: `exported` has them, and is optimised."""
     monkeypatch.setattr(torch.onnx, "export", partial(torch.onnx.export, optimize=False))
     onnx, onnxruntime = (pytest.importorskip(name) for name in ("onnx", "onnxruntime"))
     pytest.importorskip("onnxscript")
-    models = {name: small_model(*HEADS[name]) for name in heads}
+    models = {name: small_model(*overrides) for name, overrides in HEADS.items()}
     gallery = Gallery(ExportPipeline(x, half="float16" in name) for name, x in models.items())
-    info = describe(models[heads[0]], gallery.pipelines[0], small_config(), NAMES, IDS)
+    info = describe(models["solo"], gallery.pipelines[0], small_config(), NAMES, IDS)
     info = replace(info, soft_masks=True)
     names = ["deform", *(f"{kind} of {name}" for name in models for kind in ("classes", "masks"))]
     save_onnx(replace(trace(gallery, info), outputs=names), tmp_path / "heads.onnx")
