@@ -33,7 +33,7 @@ GRID_SIZE, PANEL_SIZE = 560, 180
 # Images whose results are kept, and seconds that gradio keeps files.
 NUM_KEPT, MAX_AGE = 2, 3600
 PROGRESS = gr.Progress()  # gradio looks for it among the defaults of a handler
-NOTHING = (None, [], None, None, None)
+NOTHING: tuple[Any, ...] = (None, [], None, None, None)
 # Of pictures; gradio's third one would share them on a website.
 BUTTONS = ["fullscreen", "download"]
 

@@ -34,36 +34,37 @@ class Predictor:
 
     A checkpoint of a training is enough: its config is in the same folder.
 
-    >>> from solo_d2 import Predictor
-    >>> predictor = Predictor("output/model_final.pth", score_thresh=0.4)
-    >>> result = predictor("photo.jpg")
-    >>> result.image_size
-    (48, 64)
-    >>> len(result) == len(result.instances.scores)
-    True
-    >>> sorted(result.to_dicts()[0])
-    ['box', 'category_id', 'class_index', 'class_name', 'mask', 'score']
-
-    Arrays and tensors are BGR, as in OpenCV and Detectron2, unless `channels` is "RGB".
-
-    >>> import cv2
-    >>> same = predictor(cv2.imread("photo.jpg"))
-    >>> bool((same.label_map() == result.label_map()).all())
-    True
-
-    For several images, a folder or a video, a call returns a list; `stream` yields the results.
-
-    >>> len(predictor(["photo.jpg", "photo.jpg"]))
-    2
-    >>> results = predictor(["photo.jpg", "gone.jpg"], on_error=print)
-    gone.jpg: No such file or directory
-    >>> for result in predictor.stream("photos/"):
-    ...     print(result.name, result.draw().shape)
-    photos/a.png (48, 64, 3)
-    photos/b.png (80, 40, 3)
-
     A predictor can be shared by threads; the model runs one batch at a time. A pickled predictor
     contains its weights or, for an exported model, the path of its file.
+
+    Examples:
+        >>> from solo_d2 import Predictor
+        >>> predictor = Predictor("output/model_final.pth", score_thresh=0.4)
+        >>> result = predictor("photo.jpg")
+        >>> result.image_size
+        (48, 64)
+        >>> len(result) == len(result.instances.scores)
+        True
+        >>> sorted(result.to_dicts()[0])
+        ['box', 'category_id', 'class_index', 'class_name', 'mask', 'score']
+
+        Arrays and tensors are BGR, as in OpenCV and Detectron2, unless `channels` is "RGB".
+
+        >>> import cv2
+        >>> same = predictor(cv2.imread("photo.jpg"))
+        >>> bool((same.label_map() == result.label_map()).all())
+        True
+
+        For several images, a folder or a video, a call returns a list; `stream` yields the results.
+
+        >>> len(predictor(["photo.jpg", "photo.jpg"]))
+        2
+        >>> results = predictor(["photo.jpg", "gone.jpg"], on_error=print)
+        gone.jpg: No such file or directory
+        >>> for result in predictor.stream("photos/"):
+        ...     print(result.name, result.draw().shape)
+        photos/a.png (48, 64, 3)
+        photos/b.png (80, 40, 3)
     """
 
     def __init__(

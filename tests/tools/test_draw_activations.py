@@ -66,7 +66,7 @@ def test_every_tile_is_the_mask_of_its_cell(head, monkeypatch):
             tile = found.probs[row, column]
             # A sigmoid can differ in its last bit by where it stands in memory.
             np.testing.assert_allclose(tile, mask[:height, :width], rtol=1e-5)
-            assert tile.std() > 1e-3
+            assert tile.std() > 1e-4
             logits = recording.outputs.class_logits[level][1, :, row, column]
             assert found.scores[row, column] == pytest.approx(float(logits.max().sigmoid()))
             assert found.classes[row, column] == int(logits.argmax())
