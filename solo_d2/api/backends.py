@@ -1,6 +1,6 @@
-"""Run a model by PyTorch or, if it is exported, by ONNX Runtime or OpenVINO.
+"""Run a model with PyTorch or, if it is exported, with ONNX Runtime or OpenVINO.
 
-B images, H and W rows and columns. Images are (H, W, 3) uint8 RGB.
+H and W are rows and columns. Images are (H, W, 3) uint8 RGB.
 """
 
 import copy
@@ -29,10 +29,10 @@ Image = NDArray[np.uint8]
 
 
 def model_input(image: Image, size: tuple[int, int], input_format: str) -> dict[str, Any]:
-    """Detectron2's input of an image whose results are wanted at its own size.
+    """Make Detectron2's input of an image; results have the size of the image.
 
     Args:
-        image: as of this module.
+        image: (H, W, 3) uint8 RGB.
         size: height and width of the network's input.
         input_format: "BGR" or "RGB".
     """
@@ -44,22 +44,22 @@ def model_input(image: Image, size: tuple[int, int], input_format: str) -> dict[
 
 
 class TorchBackend:
-    """A model of PyTorch, with its weights, and the resizing of its inputs.
+    """A PyTorch model with its weights, and the resizing of its inputs.
 
     Attributes:
-        classes: names and ids of its classes.
-        stuff: those of stuff; None if it is not panoptic.
-        contours: whether its masks are contours.
-        tiles: how its config divides large images; None: not at all.
-        min_size: short side of inputs in pixels; 0: images are not resized.
-        max_size: limit of the long side.
+        classes: names and ids of the classes.
+        stuff: names and ids of stuff; None if the model is not panoptic.
+        contours: whether the masks are contours.
+        tiles: the config's tiles for large images; None for no tiles.
+        min_size: short side of inputs in pixels; 0 for no resizing.
+        max_size: maximum long side in pixels.
     """
 
     def __init__(self, cfg: CfgNode):
         """Build the model and load its weights.
 
         Args:
-            cfg: complete, see `solo_d2.api.loading.complete_config`.
+            cfg: config completed by `solo_d2.api.loading.complete_config`.
         """
         self.lock = threading.Lock()
         self.model = load_model(cfg)
@@ -91,10 +91,10 @@ class TorchBackend:
         return model_input(image, size, self.input_format)
 
     def padded_size(self, prepared: dict[str, Any]) -> tuple[int, int]:
-        """Height and width that the network pads an input to, if it is alone.
+        """Return height and width of an input after padding, if it is alone in its batch.
 
-        The grid is laid over the padded input: inputs for which they are equal give the same
-        results in a batch as alone.
+        The grid covers the padded input, so inputs of one padded size give the same results in a
+        batch as alone.
         """
         backbone = self.model.backbone
         square = backbone.padding_constraints.get("square_size", 0)
@@ -110,8 +110,8 @@ class TorchBackend:
         """Run inputs of one padded size in one batch.
 
         Args:
-            batch: of `prepare`.
-            score_thresh: least score, where it is more than the model's own; None for that.
+            batch: inputs made by `prepare`.
+            score_thresh: minimum score, if above the model's own; None for the model's own.
 
         Returns:
             Detectron2's outputs, on the model's device.
@@ -122,7 +122,7 @@ class TorchBackend:
 
 
 class OnnxBackend:
-    """As `TorchBackend`, of an exported model, which knows its classes and input sizes."""
+    """An exported model, with the interface of `TorchBackend`."""
 
     stuff: Classes | None = None
     contours = False
@@ -132,11 +132,11 @@ class OnnxBackend:
         """Load the model.
 
         Args:
-            path: what tools/export_model.py wrote.
+            path: file written by tools/export_model.py.
             runtime: "onnxruntime" or "openvino".
 
         Raises:
-            ConfigError: it cannot be loaded.
+            ConfigError: the model cannot be loaded.
         """
         self.path, self.runtime = os.path.abspath(path), runtime
         self.detector = load_detector(path, runtime)
@@ -149,7 +149,7 @@ class OnnxBackend:
         return type(self), (self.path, self.runtime)
 
     def prepare(self, image: Image) -> tuple[Image, tuple[int, int]]:
-        """Resize an image, in the model's channel order; and its size before."""
+        """Resize an image in the model's channel order; also return its original size."""
         info = self.detector.info
         height, width = image.shape[:2]
         size = input_size((height, width), self.min_size, self.max_size)
@@ -167,7 +167,7 @@ class OnnxBackend:
         """See `TorchBackend`; the results are on the CPU.
 
         Raises:
-            ConfigError: the model cannot be run, or gives what cannot be.
+            ConfigError: the model cannot be run, or its output is invalid.
         """
         pixels, sizes = zip(*batch, strict=True)
         try:

@@ -1,4 +1,4 @@
-"""Places for labels that hide neither small instances nor each other.
+"""Place labels where they hide neither small instances nor each other.
 
 H and W are rows and columns of a picture.
 """
@@ -8,19 +8,19 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-# A label may cover at most this part of an instance's box.
+# Maximum share of an instance's box that a label may cover.
 _MOST_COVERED = 0.15
 
 
 class LabelRoom:
-    """Finds a place for one label after the other."""
+    """Free space for labels in a picture."""
 
     def __init__(self, on_top: NDArray[np.uint8 | np.int32], areas: Sequence[float]):
-        """Take the instances of a picture.
+        """Start without labels.
 
         Args:
-            on_top: (H, W), number of the instance that is seen at each pixel, from 1; 0 for none.
-            areas: of the boxes of instances 1, 2, ... in pixels; infinite for what labels may hide.
+            on_top: (H, W), number of the visible instance at each pixel, from 1; 0 for none.
+            areas: box areas of instances 1, 2, ... in pixels; infinite if labels may hide them.
         """
         self._on_top = on_top
         self._most = np.array([np.inf, *(_MOST_COVERED * area for area in areas)])
@@ -29,16 +29,17 @@ class LabelRoom:
     def take(
         self, box: NDArray[np.float32], sizes: Iterable[tuple[int, int]]
     ) -> tuple[int, int, int] | None:
-        """Take a place above, in or below an instance, for the first size that has one.
+        """Reserve a place above, in or below an instance for the first size that fits.
+
+        A label fits if it is inside the picture, overlaps no other label, is not larger than its
+        instance's box, and covers little of every instance.
 
         Args:
-            box: XYXY in pixels, of the instance.
-            sizes: height and width of its label, the preferred one first.
+            box: box of the instance, XYXY in pixels.
+            sizes: heights and widths of the label in order of preference.
 
         Returns:
-            Index of the size, left and top of the label. None: there is no place where the label is
-            in the picture, covers no other label, no more than its own box and only little of each
-            instance.
+            Index of the size, left and top of the label; None if no size fits.
         """
         rows, columns = self._on_top.shape
         left, top, right, bottom = box.tolist()

@@ -22,7 +22,7 @@ from solo_d2.visualization.labels import LabelRoom
 from solo_d2.visualization.painting import paint
 from solo_d2.visualization.text import text_size, write_labels
 
-# When instances get their class and score as text.
+# When to write class and score of instances.
 LABELS = ("auto", "always", "never")
 
 
@@ -43,17 +43,17 @@ def draw_instances(
 
     Args:
         image: (H, W, 3) uint8, RGB; not modified.
-        instances: on any device, with pred_masks (N, H, W), pred_boxes, pred_classes and scores. In
-            a panoptic segmentation the masks are the pixels that each has in it.
-        class_names: of the K classes.
-        stuff: likewise without scores, drawn in muted colours by label; None for no stuff.
-        stuff_names: of the labels of stuff.
+        instances: instances on any device, with pred_masks (N, H, W), pred_boxes, pred_classes and
+            scores. In a panoptic segmentation, masks are the pixels of each instance in it.
+        class_names: names of the K classes.
+        stuff: stuff without scores, drawn in muted colours by label; None for no stuff.
+        stuff_names: names of the stuff labels.
         scale: size of the result relative to the image; outlines and text stay sharp.
-        draw_boxes: whether boxes are drawn too.
-        colors: of the instances, RGB in [0, 1]. None: they go by the order of the instances.
-        contours: whether the masks are contours, to be drawn as they are.
-        labels: one of `LABELS`. "auto": no text where there is one class alone; otherwise labels
-            shrink, move or go where they would hide instances or each other, see `LabelRoom`.
+        draw_boxes: whether to draw boxes.
+        colors: N colours, RGB in [0, 1]; None to choose them by the order of the instances.
+        contours: whether the masks are contours, drawn as lines.
+        labels: one of `LABELS`. "auto" writes no text for a single class; otherwise it shrinks,
+            moves or skips labels that would hide instances or each other, see `LabelRoom`.
 
     Returns:
         (scale * H, scale * W, 3) uint8, RGB, rounded.
@@ -129,11 +129,11 @@ def _enlarge(
 def lay_masks(
     stuff: Instances, instances: Instances
 ) -> tuple[NDArray[np.uint8 | np.int32], list[int], LabelRoom]:
-    """Lay masks on each other: stuff, then instances by falling size of their boxes.
+    """Stack masks: stuff, then instances by decreasing box area.
 
     Returns:
-        (H, W), the number of the mask that is seen at each pixel, from 1, 0 for none; the masks by
-        their number, as indices into stuff and instances together; and the room for labels.
+        (H, W) number of the visible mask at each pixel, from 1, 0 for none; the masks by number,
+        as indices into stuff and instances together; and the room for labels.
     """
     masks, boxes = instances.pred_masks, instances.pred_boxes.tensor
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
