@@ -7,6 +7,7 @@ listed here. `python -m pytest -m reliability tests/config/test_fuzz.py` draws t
 import math
 import re
 import warnings
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -56,9 +57,17 @@ def light(cfg):
     return cfg
 
 
-BASES = {head: light(tiny_config(head)) for head in HEADS}
-BASES |= {f"panoptic {head}": light(panoptic_config(head)) for head in HEADS}
-BASES |= {kind: light(small(kind)) for kind in ("swin", "vit", "regnet")}
+MAKERS = {head: partial(tiny_config, head) for head in HEADS}
+MAKERS |= {f"panoptic {head}": partial(panoptic_config, head) for head in HEADS}
+MAKERS |= {kind: partial(small, kind) for kind in ("swin", "vit", "regnet")}
+BASES = sorted(MAKERS)
+
+
+@cache
+def base_config(name):
+    return light(MAKERS[name]())
+
+
 SECTIONS = (
     *("MODEL.SOLO", "MODEL.SEM_SEG_HEAD", "MODEL.PANOPTIC_FPN", "MODEL.BACKBONE", "MODEL.FPN"),
     *("MODEL.RESNETS", "MODEL.SWIN", "MODEL.VIT", "MODEL.REGNET", "MODEL.PIXEL_"),
@@ -66,7 +75,7 @@ SECTIONS = (
 )
 LEAVES = {
     key: value
-    for key, value in leaves(BASES[f"panoptic {HEADS[-1]}"])
+    for key, value in leaves(base_config(f"panoptic {HEADS[-1]}"))
     if key.startswith(SECTIONS) and "KEYPOINT" not in key
 }
 WORDS = sorted(
@@ -106,7 +115,7 @@ def changes(draw):
 
 
 CASES = {
-    "base": st.sampled_from(sorted(BASES)),
+    "base": st.sampled_from(BASES),
     "changed": changes(),
     "route": st.sampled_from(["attribute", "override", "text", "yaml"]),
 }
@@ -132,14 +141,14 @@ def dataset():
 def folder(tmp_path_factory):
     """The configs to start from as files."""
     folder = tmp_path_factory.mktemp("configs")
-    for name, cfg in BASES.items():
-        (folder / f"{name}.yaml").write_text(cfg.dump())
+    for name in BASES:
+        (folder / f"{name}.yaml").write_text(base_config(name).dump())
     return folder
 
 
 def changed_config(folder, base, changed, route):
     """The config with the changes, by Python code, a command line or a file."""
-    cfg, content = BASES[base].clone(), {"_BASE_": f"{base}.yaml"}
+    cfg, content = base_config(base).clone(), {"_BASE_": f"{base}.yaml"}
     for key, value in changed.items():
         if route in ("override", "text"):
             override(cfg, [key, value if route == "override" else str(value)])
@@ -231,7 +240,7 @@ EXAMPLES = settings(
 )
 
 
-@pytest.mark.parametrize("base", sorted(BASES))
+@pytest.mark.parametrize("base", BASES)
 def test_unchanged_configs_run(folder, base):
     assert run(folder, base, {}, "yaml") is None
 
