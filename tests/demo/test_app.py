@@ -23,7 +23,7 @@ pytestmark = pytest.mark.detectron2
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 CHROMIUM_OPTIONS = ["--no-sandbox", "--use-fake-device-for-media-stream",
                     "--use-fake-ui-for-media-stream"]  # fmt: skip
-PATIENCE = 20_000  # milliseconds
+PATIENCE = 60_000  # milliseconds
 
 
 @pytest.fixture(scope="module")
