@@ -39,6 +39,7 @@ LONGEST_FILES = (
     "engine/test_several_processes.py",
     "docs/test_extending.py",
     "engine/test_resume.py",
+    "demo/test_tutorial.py",
     "demo/test_app.py",
     "engine/test_determinism.py",
     "engine/test_trainer.py",
