@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -102,17 +103,27 @@ def _open_onnxruntime(path: str, threads: int, providers: Sequence[str] | None) 
     )
 
 
-def _open_openvino(path: str, threads: int, properties: Mapping[str, Any]) -> Session:
+@cache
+def _openvino_libraries() -> tuple[Any, Any, Any]:
+    """Return OpenVINO's core, frontend manager and ONNX frontend.
+
+    They are kept until the process ends: without them, freeing a model crashes it.
+    """
     import openvino
     from openvino.frontend import FrontEndManager
 
-    frontend = FrontEndManager().load_by_framework("onnx")  # other formats are not tried
+    manager = FrontEndManager()
+    return openvino.Core(), manager, manager.load_by_framework("onnx")  # no other formats
+
+
+def _open_openvino(path: str, threads: int, properties: Mapping[str, Any]) -> Session:
+    core, _, frontend = _openvino_libraries()
     model = frontend.convert(frontend.load(path))
     # Without the hint, processors with AMX compute in bfloat16.
     settings = {"INFERENCE_PRECISION_HINT": "f32", **properties}
     if threads:
         settings["INFERENCE_NUM_THREADS"] = threads
-    compiled = openvino.Core().compile_model(model, "CPU", settings)
+    compiled = core.compile_model(model, "CPU", settings)
     request, lock = compiled.create_infer_request(), threading.Lock()
 
     def run(inputs: Arrays) -> Arrays:

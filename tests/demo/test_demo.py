@@ -186,7 +186,7 @@ def test_odd_sizes(request, tmp_path, size, kind):
         (["--device", "tpu9"], "tpu9"),
         (["--opts", "MODEL.SOLO.NO_SUCH_KEY", "1"], "NO_SUCH_KEY"),
         (["--opts", "MODEL.SOLO.NUM_CLASSES"], "odd length"),
-        (["--opts", "MODEL.SOLO.NUM_CLASSES", "9"], r"for 7 classes.*has 9.*NUM_CLASSES to 7"),
+        (["--opts", "MODEL.SOLO.NUM_CLASSES", "9"], r"7 classes.*has 9.*NUM_CLASSES to 7"),
         (["--opts", "MODEL.META_ARCHITECTURE", "Nope"], "Nope"),
         (["--opts", "MODEL.SOLO.MASK_FEATURE.CONV_DIM", "64"], "other shapes"),
         (["--opts", "MODEL.SOLO.HEAD.NUM_CONVS", "2"], "are not in them"),
