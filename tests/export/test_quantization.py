@@ -59,7 +59,10 @@ def test_all_convolutions_and_nothing_else_have_8_bits_and_find_nearly_the_same(
     assert found.image_size == found.pred_masks.shape[1:] == OUTPUT_SIZE
     assert abs(len(found) - len(expected)) <= 5
     best = min(10, len(found))
-    torch.testing.assert_close(found.scores[:best], expected.scores[:best], rtol=0, atol=0.1)
+    # Without AVX-512, sums of 8-bit products saturate; 7 bits are for such processors.
+    saturates = kind == "static" and torch.backends.cpu.get_cpu_capability() == "AVX2"
+    bound = 0.1 if saturates else 0.05
+    torch.testing.assert_close(found.scores[:best], expected.scores[:best], rtol=0, atol=bound)
     with pytest.raises(ConfigError, match="is of int8, but only float32 files"):
         quantize_onnx(path, tmp_path / "again.onnx", None)
 

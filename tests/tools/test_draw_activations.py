@@ -52,6 +52,8 @@ def cell_mask(model, recording, level, row, column):
 def test_every_tile_is_the_mask_of_its_cell(head, monkeypatch):
     monkeypatch.setattr(module, "MASK_CHUNK_ELEMENTS", 7 * 24 * 32)  # several parts a level
     model = tiny_model(tiny_config(head), sure=True)
+    if head == "LocalSOLOv2Head":  # masks as wide as the image
+        torch.nn.init.constant_(model.head.kernel_params.bias[-1:], -10.0)
     # The second image is padded to the first one's size.
     recording = recorded(model, image(96, 128), image(64, 96))
     assert recording.image_sizes == [(96, 128), (64, 96)]
@@ -66,7 +68,7 @@ def test_every_tile_is_the_mask_of_its_cell(head, monkeypatch):
             tile = found.probs[row, column]
             # A sigmoid can differ in its last bit by where it stands in memory.
             np.testing.assert_allclose(tile, mask[:height, :width], rtol=1e-5)
-            assert tile.std() > 1e-4
+            assert tile.std() > 1e-3
             logits = recording.outputs.class_logits[level][1, :, row, column]
             assert found.scores[row, column] == pytest.approx(float(logits.max().sigmoid()))
             assert found.classes[row, column] == int(logits.argmax())
