@@ -4,8 +4,8 @@ Small objects of large images vanish when the whole image is scaled to the size 
 input. Each tile is resized as an image is, so objects keep their size, and the grid has as many
 cells for a tile as for an image.
 
-Neighbouring tiles see the same objects. A mask NMS between tiles leaves each object once: as a tile
-that sees it whole sees it, where there is one. Masks are cropped to their boxes, so memory does not
+Neighbouring tiles find the same objects. A mask NMS between tiles keeps each once, from a tile that
+contains all of it if there is one. Masks are cropped to their boxes, so memory does not
 grow with the size of the image times the number of objects.
 """
 
@@ -97,7 +97,7 @@ def _is_whole(value: Any) -> bool:
 
 
 def require_mergeable(*, panoptic: bool, contours: bool) -> None:
-    """Raise a ConfigError for a model whose results tiles do not have."""
+    """Raise a ConfigError for panoptic and contour models, whose results cannot be merged."""
     if panoptic or contours:
         kind = "panoptic" if panoptic else "a model of contours"
         raise ConfigError(
@@ -156,7 +156,7 @@ def _find_in_whole(
 
 
 def _is_cut(boxes: Tensor, window: Window, image_size: tuple[int, int], *, margin: int) -> Tensor:
-    """Whether each box (N, 4) ends at a border of its tile that is none of the image, (N,) bool."""
+    """Return whether each box (N, 4) touches an inner border of its tile, (N,) bool."""
     inner = torch.tensor(window).float()
     start, end = inner[:2], inner[2:]
     at_start = (boxes[:, :2] < start + margin) & (start > 0)
