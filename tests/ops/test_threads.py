@@ -94,9 +94,13 @@ def test_modes_and_errors_go_along(number):
         modes.append((torch.is_grad_enabled(), torch.is_inference_mode_enabled()))
         raise ValueError("in a thread")
 
-    for mode in (torch.no_grad(), torch.inference_mode()):
+    for mode, expected in (
+        (torch.no_grad(), (False, False)),
+        (torch.inference_mode(), (False, True)),
+    ):
+        modes.clear()
         with mode, pytest.raises(ValueError, match="in a thread"):
             in_threads(work)
         assert torch.get_num_threads() == number
-    assert set(modes[:number]) == {(False, False)}
-    assert set(modes[number:]) == {(False, True)}
+        assert 1 <= len(modes) <= number  # threads that have not begun stop after an error
+        assert set(modes) == {expected}
