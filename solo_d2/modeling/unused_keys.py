@@ -178,11 +178,16 @@ def _entry(key: str, table: Mapping[str, str]) -> str | None:
 
 
 def _keys_of_file(config_file: str | Path) -> set[str]:
-    """Return the keys set in a config file of the user."""
+    """Return the keys set in a config file of the user; none for a complete config.
+
+    A complete config, as training saves it, includes what our configs set for other choices.
+    """
     if not config_file:
         return set()
     file = find_config_file(str(config_file))
     if "://" in file or configs_folder().resolve() in Path(file).resolve().parents:
         return set()
     content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    return {key for key, _ in leaves(content)} if isinstance(content, dict) else set()
+    keys = {key for key, _ in leaves(content)} if isinstance(content, dict) else set()
+    is_complete = len(keys) > len(list(leaves(default_config()))) / 2
+    return set() if is_complete else keys
