@@ -1,6 +1,7 @@
 """Values that cannot work are refused by the name of their key, whatever way they came."""
 
 import pytest
+import yaml
 from detectron2.config import get_cfg
 
 from solo_d2.config import default_config, load_config, override
@@ -181,6 +182,7 @@ FILES = {
 @pytest.mark.parametrize("content", FILES, ids=lambda content: content[:30])
 def test_a_file_that_is_no_config_runs_nothing_and_is_named(tmp_path, monkeypatch, content):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(yaml, "SafeLoader", yaml.loader.SafeLoader)  # as users have it
     file = tmp_path / "config.yaml"
     file.write_text(content)
     text = refusal(load_config, str(file))
