@@ -3,7 +3,11 @@
 import copy
 import json
 import os
+import runpy
 import signal
+import sys
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import cv2
@@ -15,6 +19,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from solo_d2.data.unreadable import UNREADABLE
 from solo_d2.engine import Trainer, argument_parser, setup
@@ -33,6 +38,45 @@ ITERATIONS, CHECKPOINT, KILLED = 4, 2, 3
 
 def parse_args(*arguments):
     return argument_parser().parse_args([str(argument) for argument in arguments])
+
+
+def fork(start_processes):
+    """The function of torch, but processes start from one that has imported everything."""
+    get_context("forkserver").set_forkserver_preload(["tests.jobs"])
+
+    def start(fn, *args, **options):
+        fn = partial(_with_environ, dict(os.environ), fn)
+        return start_processes(fn, *args, **{**options, "start_method": "forkserver"})
+
+    return start
+
+
+def _with_environ(environ, function, *args):
+    os.environ.update(environ)
+    torch.set_num_threads(1)
+    return function(*args)
+
+
+def torchrun(num_processes, *words):
+    """Run train_net.py as torchrun does; the launcher itself would import torch first."""
+    options = {"nproc_per_node": num_processes, "max_restarts": 0, "start_method": "forkserver"}
+    options |= {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": "job"}
+    before = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    try:
+        elastic_launch(LaunchConfig(min_nodes=1, max_nodes=1, **options), _train_net)(*words)
+    finally:
+        for number, handler in before.items():
+            if signal.getsignal(number) != handler:
+                signal.signal(number, handler)
+
+
+def _train_net(*words):
+    sys.argv[:] = ["train_net.py", *words]
+    try:
+        runpy.run_path("train_net.py", run_name="__main__")
+    except SystemExit as end:
+        if end.code:
+            raise
 
 
 def main(args):

@@ -1,10 +1,6 @@
 """Jobs of two processes on the CPU: what they compute is what one process computes."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +8,6 @@ import torch
 from solo_d2.engine import Trainer, evaluate, setup
 from solo_d2.engine.launch import JobError, launch
 from tests import jobs
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -26,6 +20,15 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
+def forked():
+    """Processes that start without importing anything."""
+    with pytest.MonkeyPatch.context() as patch:
+        start = torch.multiprocessing.start_processes
+        patch.setattr(torch.multiprocessing, "start_processes", jobs.fork(start))
+        yield
+
+
+@pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("jobs")
     jobs.make_data(folder)
@@ -35,7 +38,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def killed(folder):
+def killed(folder, forked):
     """What two processes left before one of them was killed, and the error of the job."""
     args = jobs.parse_args(
         *("--config-file", folder / "config.yaml", "--num-processes", 2),
@@ -98,20 +101,8 @@ def test_a_killed_process_ends_the_job(killed, folder):
 @pytest.fixture(scope="module")
 def resumed(killed, folder):
     """The folder of the training that was killed, resumed by torchrun."""
-    options = ["--config-file", folder / "config.yaml", "--resume"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command = [*torchrun, "--nproc-per-node", 2, "train_net.py", *options]
-    done = subprocess.run(
-        [*map(str, command), "OUTPUT_DIR", folder / "several"],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=540,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-5000:]
+    words = "--config-file", folder / "config.yaml", "--resume", "OUTPUT_DIR", folder / "several"
+    jobs.torchrun(2, *map(str, words))
     return folder / "several"
 
 
