@@ -61,7 +61,7 @@ def open_page(browser, address, message):
     return page
 
 
-def test_runs_on_the_camera_and_agrees_with_the_runner(exported, browser, site):
+def test_runs_on_the_camera_and_agrees_with_the_runner(browser, exported, site):
     from solo_d2.export.runner import Detector
 
     folder, address = site
