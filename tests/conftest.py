@@ -37,8 +37,8 @@ NEEDS_DETECTRON2 = "Detectron2 is not installed (see `make help`)"
 LONGEST_FILES = (
     "export/test_programs.py",
     "engine/test_several_processes.py",
+    "config/test_configs.py",
     "docs/test_extending.py",
-    "engine/test_resume.py",
     "demo/test_tutorial.py",
     "demo/test_app.py",
     "engine/test_determinism.py",
@@ -46,7 +46,6 @@ LONGEST_FILES = (
     "tools/benchmarks/test_inference.py",
     "tools/ablations/test_tables.py",
     "test_wheel.py",
-    "test_pure_imports.py",
 )
 LONG = "long; `make reliability` or `pytest -m reliability` runs it"
 
