@@ -56,7 +56,7 @@ def check_python(source):
 
 
 def check_yaml(source):
-    content, cfg = yaml.safe_load(source), default_config()
+    content, cfg = yaml.safe_load(str(source)), default_config()
     if isinstance(content, dict) and set(content) & set(cfg):
         content.pop("_BASE_", None)
         cfg.merge_from_other_cfg(CfgNode(content))
