@@ -187,8 +187,7 @@ def crowd(num_classes):
     )
 
 
-@pytest.mark.parametrize("drawing", [overlay, publication])
-@pytest.mark.parametrize("num_classes", [1, 2])
+@pytest.mark.parametrize(("drawing", "num_classes"), [(overlay, 1), (overlay, 2), (publication, 2)])
 def test_labels_do_not_hide_a_crowd(drawing, num_classes):
     image = np.full((204, 204, 3), 128, dtype=np.uint8)
     names = ["nucleus", "other"][:num_classes]
