@@ -1,8 +1,6 @@
 """Traced graphs and files: the same instances as the model's, at sizes that were not traced."""
 
-import json
 import subprocess
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -25,7 +23,7 @@ from solo_d2.export.programs import (
     save_onnx,
     trace,
 )
-from solo_d2.export.runner import ModelInfo
+from solo_d2.export.runner import Detector
 from solo_d2.modeling.layers import DeformConv2d
 from tests.export.models import (
     IDS,
@@ -92,18 +90,8 @@ class Gallery(nn.Module):
         return tuple(results)
 
 
-@pytest.mark.parametrize("any_size", [False, pytest.param(True, marks=pytest.mark.reliability)])
-def test_every_head_in_onnx(any_size, tmp_path, monkeypatch):
-    """The steps after the heads are the same for all: `exported` has them, and is optimised.
-
-    Tracing all heads with dynamic sizes takes four times as long; `exported` has those too.
-    """
-    batches = [([(61, 150)], (64, 160)), ([(190, 100), (140, 128)], (192, 128))]
-    if not any_size:
-        export = torch.export.export
-        fixed = lambda *args, dynamic_shapes, **options: export(*args, **options)  # noqa: E731
-        monkeypatch.setattr(torch.export, "export", fixed)
-        batches = [([(61, 150), (128, 219)], (128, 224))]
+def test_every_head_in_onnx(tmp_path, monkeypatch):
+    """The steps after the heads are the same for all: `exported` has them, and is optimised."""
     monkeypatch.setattr(torch.onnx, "export", partial(torch.onnx.export, optimize=False))
     onnx, onnxruntime = (pytest.importorskip(name) for name in ("onnx", "onnxruntime"))
     pytest.importorskip("onnxscript")
@@ -117,7 +105,7 @@ def test_every_head_in_onnx(any_size, tmp_path, monkeypatch):
     assert {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16} <= types
     session = onnxruntime.InferenceSession(tmp_path / "heads.onnx")
     rng = np.random.default_rng(0)
-    for sizes, padded in batches:
+    for sizes, padded in (([(61, 150)], (64, 160)), ([(190, 100), (140, 128)], (192, 128))):
         inputs = {
             "images": rng.integers(0, 256, (len(sizes), 3, *padded), dtype=np.uint8),
             "image_sizes": np.array(sizes),
@@ -181,37 +169,41 @@ def test_torch_program_file(exported):
     assert_detector_agrees(exported.model, detector)
 
 
-def test_package_holds_the_graph_and_its_description(tmp_path):
-    """The C++ code of a small graph; `make reliability` compiles and runs that of a model."""
-    import torch._inductor.config
-
-    class Shifted(nn.Module):
-        def forward(self, images, image_sizes):
-            return images[:, :1, 0, 0] / 255 + 0.5, image_sizes
-
-    info = make_info(soft_masks=True)
-    inputs = torch.zeros(1, 3, 32, 64, dtype=torch.uint8), torch.tensor([[32, 64]])
-    program = torch.export.export(Shifted(), inputs)
-    with torch._inductor.config.patch({**QUICK, "aot_inductor.package_cpp_only": True}):
-        save_aoti(Export(program, info, ()), tmp_path / "model.pt2")
-    with zipfile.ZipFile(tmp_path / "model.pt2") as package:
-        files = {name: package.read(name) for name in package.namelist()}
-    (metadata,) = (json.loads(files[name]) for name in files if name.endswith("_metadata.json"))
-    assert ModelInfo.from_metadata(metadata, "model.pt2") == info
-    assert any(name.endswith(".cpp") for name in files)
-
-
-@pytest.mark.reliability
-def test_a_compiled_model_finds_the_same(exported, tmp_path):
+def compile_and_load(program, info, path):
     if subprocess.run(["c++", "--version"], capture_output=True, check=False).returncode:
         pytest.skip("needs a C++ compiler")
     import torch._inductor.config
 
-    info, program = load_detector(exported.onnx).info, torch.export.load(exported.program)
     with torch._inductor.config.patch(QUICK):
-        save_aoti(Export(program, info, ()), tmp_path / "model.pt2")
-    detector = load_aoti(tmp_path / "model.pt2")
+        save_aoti(Export(program, info, ()), path)
+    return load_aoti(path)
+
+
+@pytest.mark.slow
+def test_compiled_package(tmp_path):
+    """A small graph; `make reliability` compiles a model, which takes a minute."""
+
+    class Shifted(nn.Module):
+        def forward(self, images, image_sizes):
+            count = image_sizes[:, 0]
+            scores = images[:, :1, 0, 0] / 255 + 0.5
+            return scores, count[:, None] % 1, images[:, :1, ::4, ::4] / 255, count // count, count
+
+    info = make_info(soft_masks=True, max_detections=1)
+    image = images((32, 64))
+    inputs = Detector(None, info).graph_inputs(image, [(32, 64)])
+    program = torch.export.export(Shifted(), tuple(map(torch.from_numpy, inputs.values())))
+    detector = compile_and_load(program, info, tmp_path / "model.pt2")
     assert detector.info == info
+    (found,) = detector.detect(image, [(32, 64)])
+    np.testing.assert_allclose(found["scores"], image[0][0, 0, 0] / 255 + 0.5, rtol=1e-6)
+    assert found["masks"].shape == (1, 32, 64)
+
+
+@pytest.mark.reliability
+def test_a_compiled_model_finds_the_same(exported, tmp_path):
+    info, program = load_detector(exported.onnx).info, torch.export.load(exported.program)
+    detector = compile_and_load(program, info, tmp_path / "model.pt2")
     assert_detector_agrees(exported.model, detector)
 
 
