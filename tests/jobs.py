@@ -41,7 +41,7 @@ def parse_args(*arguments):
 
 
 def fork(start_processes):
-    """The function of torch, but processes start from one that has imported everything."""
+    """Wrap torch's `start_processes` to fork from a process that has imported everything."""
     get_context("forkserver").set_forkserver_preload(["tests.jobs"])
 
     def start(fn, *args, **options):
@@ -58,7 +58,7 @@ def _with_environ(environ, function, *args):
 
 
 def torchrun(num_processes, *words):
-    """Run train_net.py as torchrun does; the launcher itself would import torch first."""
+    """Run train_net.py as torchrun does, without a process of its own for the launcher."""
     options = {"nproc_per_node": num_processes, "max_restarts": 0, "start_method": "forkserver"}
     options |= {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": "job"}
     before = {number: signal.getsignal(number) for number in signal.valid_signals()}

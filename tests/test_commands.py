@@ -16,7 +16,7 @@ WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 @pytest.mark.detectron2
 def test_threads_of_a_training_sleep_while_they_wait():
-    """Torch is imported after the setting; to import torchvision then fails, to save seconds."""
+    """Torch is imported after the setting. Importing torchvision fails, which saves seconds."""
     environ = {key: value for key, value in os.environ.items() if key not in WAITING}
     program = "import runpy, sys; sys.modules['torchvision'] = None; "
     program += "runpy.run_path('train_net.py', run_name='__main__')"

@@ -9,8 +9,6 @@ belongs to the best prediction that covers it. All classes count as one; crowd r
 """
 
 import argparse
-import contextlib
-import io
 import math
 import sys
 from collections.abc import Sequence
@@ -23,12 +21,12 @@ if __name__ == "__main__":
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
-from pycocotools.coco import COCO
 
 from solo_d2.data.coco_json import read_lists
 from solo_d2.data.problems import refuse_errors
 from solo_d2.data.segmentations import to_rle
 from solo_d2.evaluation.average_precision import group
+from solo_d2.evaluation.coco_results import index_coco
 from solo_d2.evaluation.error_analysis import read_predictions
 from tools.arguments import entry_point, plain_parser
 
@@ -92,11 +90,7 @@ def score_image(truth: NDArray[np.int64], predicted: NDArray[np.int64]) -> dict[
 def score(json_file: Path, results_file: Path, min_score: float) -> dict[str, float]:
     """Compute the metrics of a data set, in percent; DatasetError for unusable files."""
     content = read_lists(str(json_file), refuse_errors(str(json_file)), json_file.stem)
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO()
-        truth.dataset = content
-        truth.createIndex()
-    results = read_predictions(results_file, truth)
+    results = read_predictions(results_file, index_coco(content))
     objects = group((a for a in content["annotations"] if not a.get("iscrowd")), "image_id")
     kept = (r for r in results if r["score"] >= min_score)
     predicted = group(sorted(kept, key=lambda r: -r["score"]), "image_id")

@@ -84,6 +84,11 @@ def read_ground_truth(dataset_name: str) -> COCO:
             {image["id"]: image for image in content["images"]},
             {category["id"] for category in content["categories"]},
         )
+    return index_coco(content)
+
+
+def index_coco(content: dict[str, Any]) -> COCO:
+    """Make pycocotools' `COCO` of the content of a JSON file, without its messages."""
     coco = COCO()
     coco.dataset = content
     with contextlib.redirect_stdout(io.StringIO()):

@@ -117,6 +117,9 @@ def set_in_vain(
     defaults = dict(leaves(default_config()))
     on_command_line = {str(key) for key in overrides[::2]}
     in_file = _keys_of_file(config_file)
+    if len(in_file) > len(defaults) / 2:
+        # A complete config, as training saves it, has what our own configs set for other choices.
+        in_file = set()
     found = {}
     for key, value in leaves(cfg):
         instead, choice = _entry(key, OTHER_MODELS), _entry(key, by_choice)
@@ -178,16 +181,11 @@ def _entry(key: str, table: Mapping[str, str]) -> str | None:
 
 
 def _keys_of_file(config_file: str | Path) -> set[str]:
-    """Return the keys set in a config file of the user; none for a complete config.
-
-    A complete config, as training saves it, includes what our configs set for other choices.
-    """
+    """Return the keys set in a config file of the user."""
     if not config_file:
         return set()
     file = find_config_file(str(config_file))
     if "://" in file or configs_folder().resolve() in Path(file).resolve().parents:
         return set()
     content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    keys = {key for key, _ in leaves(content)} if isinstance(content, dict) else set()
-    is_complete = len(keys) > len(list(leaves(default_config()))) / 2
-    return set() if is_complete else keys
+    return {key for key, _ in leaves(content)} if isinstance(content, dict) else set()

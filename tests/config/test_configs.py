@@ -66,7 +66,7 @@ def structure(cfg):
 
 
 def kind(cfg):
-    """What decides which code a step runs: names and switches, but no numbers."""
+    """Return what decides which code a step runs: names and switches, but no numbers."""
     words = {}
     for key, value in leaves(structure(cfg)):
         first = value[0] if isinstance(value, (list, tuple)) and value else value

@@ -21,7 +21,7 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def forked():
-    """Processes that start without importing anything."""
+    """Start processes by forking, which saves their imports."""
     with pytest.MonkeyPatch.context() as patch:
         start = torch.multiprocessing.start_processes
         patch.setattr(torch.multiprocessing, "start_processes", jobs.fork(start))
