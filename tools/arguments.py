@@ -2,12 +2,16 @@
 
 import argparse
 import logging
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from solo_d2.utils.commands import Errors, run_command
 from solo_d2.utils.errors import ConfigError
+
+# Seconds that a program has to end when this one is interrupted.
+PATIENCE = 20.0
 
 
 class RejectedError(Exception):
@@ -52,6 +56,20 @@ def entry_point(
         return run_command(name, work, errors=errors)
 
     return main
+
+
+def run_program(command: Sequence[str], **options: Any) -> int:
+    """Run a program and return its exit code; Ctrl-C and SIGTERM end it first."""
+    with subprocess.Popen(command, **options) as process:
+        try:
+            return process.wait()
+        except BaseException:
+            process.terminate()
+            try:
+                process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            raise
 
 
 def choose_dataset(given: str | None, cfg: Any, option: str, key: str = "TEST") -> str:

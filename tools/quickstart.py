@@ -13,7 +13,6 @@ import json
 import math
 import os
 import shlex
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -40,15 +39,13 @@ from solo_d2.utils.commands import (  # noqa: E402
 )
 from solo_d2.utils.files import save_text  # noqa: E402
 from solo_d2.visualization.text import text_font  # noqa: E402
-from tools.arguments import RejectedError, entry_point  # noqa: E402
+from tools.arguments import RejectedError, entry_point, run_program  # noqa: E402
 
 STAMP = "quickstart.json"
 # Rows and pairs (input, prediction) per row of the montage.
 ROWS, PAIRS = 4, 3
 # Size of overlays relative to the images; tile and gap in pixels.
 SCALE, SIDE, GAP = 3, 384, 12
-# Seconds that a terminated step has to end.
-PATIENCE = 20.0
 # Written by a training: name -> value of its last evaluation, null if undefined.
 EVALUATION = "evaluation.json"
 
@@ -112,29 +109,18 @@ def call(step: str, command: Sequence[str | Path], log: Path | None = None) -> N
     sys.stdout.flush()
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     place = f"its messages are above{f' and in {log}' if log else ''}"
-    with subprocess.Popen(words, env={**os.environ, "PYTHONPATH": path}) as process:
-        try:
-            code = process.wait()
-        except (KeyboardInterrupt, Terminated) as stop:
-            _end(process)
-            name, code = "SIGTERM", TERMINATED
-            if isinstance(stop, KeyboardInterrupt):
-                name, code = "Ctrl-C", INTERRUPTED
-            raise StoppedError(f"{step} was stopped by {name}; {place}", code) from None
+    try:
+        code = run_program(words, env={**os.environ, "PYTHONPATH": path})
+    except (KeyboardInterrupt, Terminated) as stop:
+        name, code = "SIGTERM", TERMINATED
+        if isinstance(stop, KeyboardInterrupt):
+            name, code = "Ctrl-C", INTERRUPTED
+        raise StoppedError(f"{step} was stopped by {name}; {place}", code) from None
     if code < 0:
         print(file=sys.stderr)  # its last line may be incomplete
     if code != 0:
         verb = "failed" if cause_of_end(code).startswith("with") else "was ended"
         raise QuickstartError(f"{step} {verb} {cause_of_end(code)}; {place}")
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    """Terminate a program and give it time to clean up."""
-    process.terminate()
-    try:
-        process.wait(PATIENCE)
-    except subprocess.TimeoutExpired:
-        process.kill()
 
 
 def train(args: argparse.Namespace) -> Result:

@@ -11,7 +11,7 @@ from solo_d2.utils.commands import Terminated, positive, run_command
 from solo_d2.utils.errors import ConfigError
 from solo_d2.utils.files import save_json, save_text
 from tools.ablations.report import format_report, format_table, make_lines, report_content
-from tools.ablations.runs import Launch, Outcome, Run, plan_runs, run_all
+from tools.ablations.runs import Launch, Outcome, Run, launch_program, plan_runs, run_all
 from tools.ablations.tables import Setting, Table, read_tables, settings
 from tools.benchmarks.common import markdown_table
 
@@ -49,7 +49,6 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         "--weights", type=Path, metavar="FILE", help="trained model for a table that only evaluates"
     )
     add("--output", type=Path, default=Path("output/ablations"), metavar="DIR")
-    add("--jobs", type=positive, default=1, metavar="N", help="parallel runs")
     add("--num-gpus", type=positive, default=1, metavar="N", help="GPUs per run")
     add("--retrain", action="store_true", help="repeat finished runs")
     add("--dry-run", action="store_true", help="print the commands of train_net.py and exit")
@@ -64,7 +63,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def main(argv: Sequence[str], launch: Launch | None = None) -> int:
+def main(argv: Sequence[str], launch: Launch = launch_program) -> int:
     """Run the command; return the exit code. For `launch` see `run_all`."""
     args = parse_args(argv)
 
@@ -99,7 +98,7 @@ def list_tables(tables: Iterable[Table]) -> str:
     )
 
 
-def rerun(table: Table, args: argparse.Namespace, launch: Launch | None = None) -> int:
+def rerun(table: Table, args: argparse.Namespace, launch: Launch = launch_program) -> int:
     """Run a table, print it and write it next to the runs; return the exit code."""
     check_arguments(table, args)
     rows = settings(table, base=args.base_config, quick=args.quick)
@@ -120,9 +119,7 @@ def rerun(table: Table, args: argparse.Namespace, launch: Launch | None = None) 
         for run in runs:
             print(f"# {run.label}\n{shlex.join(run.command(args.num_gpus))}")
         return 0
-    outcomes = run_all(
-        runs, jobs=args.jobs, num_gpus=args.num_gpus, again=args.retrain, launch=launch
-    )
+    outcomes = run_all(runs, num_gpus=args.num_gpus, again=args.retrain, launch=launch)
     page = write_report(table, rows, runs, outcomes, args, folder)
     print(f"\n{page}\n{folder / table.name}.md, .json")
     return int(any(outcome.result is None for outcome in outcomes))

@@ -8,25 +8,20 @@ import contextlib
 import hashlib
 import json
 import math
-import os
-import queue
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from solo_d2.config import load_config
 from solo_d2.data.whole_folder import lock_beside
 from solo_d2.utils.commands import cause_of_end
 from solo_d2.utils.files import save_json
 from tools.ablations.tables import ROOT, Setting
+from tools.arguments import run_program
 
 RESULT = "result.json"
 LOG = "console.log"
@@ -36,8 +31,8 @@ MODEL = "model_final.pth"
 # Code that results depend on.
 CODE = ("solo_d2/**/*.py", "train_net.py")
 
-# Runs a command, with its output in a file and extra environment variables; returns the exit code.
-Launch = Callable[[Sequence[str], Path, Mapping[str, str]], int]
+# Runs a command, with its output in a file; returns the exit code.
+Launch = Callable[[Sequence[str], Path], int]
 
 
 @dataclass(frozen=True)
@@ -61,8 +56,6 @@ class Run:
         """Return the command line of train_net.py."""
         command = [sys.executable, str(ROOT / "train_net.py"), "--config-file"]
         command += [str(self.config_file), "--num-gpus", str(num_gpus)]
-        if num_gpus > 1:
-            command += ["--dist-url", "auto"]  # separate port for parallel runs
         if self.weights:
             command += ["--eval-only"]
         elif resume:
@@ -176,110 +169,47 @@ def code_digest(root: Path = ROOT) -> str:
     return digest.hexdigest()[:16]
 
 
-def gpu_slots(jobs: int, num_gpus: int) -> list[dict[str, str]]:
-    """Return environment variables that assign GPUs to each parallel job."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    devices = visible if visible != [""] else [str(i) for i in range(torch.cuda.device_count())]
-    if jobs == 1 or len(devices) < num_gpus:
-        return [{} for _ in range(jobs)]
-    return [
-        {
-            "CUDA_VISIBLE_DEVICES": ",".join(
-                devices[(job * num_gpus + i) % len(devices)] for i in range(num_gpus)
-            )
-        }
-        for job in range(jobs)
-    ]
-
-
-class Processes:
-    """Start processes, and terminate the running ones on interruption."""
-
-    def __init__(self) -> None:
-        self._running: set[subprocess.Popen[bytes]] = set()
-        self._lock = threading.Lock()
-        self._stopped = False
-
-    def __call__(self, command: Sequence[str], log: Path, environ: Mapping[str, str]) -> int:
-        """Run a command with its output in a file; see `Launch`."""
-        with log.open("wb") as file:
-            with self._lock:
-                if self._stopped:
-                    return -1
-                process = subprocess.Popen(
-                    command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, **environ}
-                )
-                self._running.add(process)
-            try:
-                return process.wait()
-            finally:
-                with self._lock:
-                    self._running.discard(process)
-
-    def stop(self) -> None:
-        """Terminate running processes and start no more."""
-        with self._lock:
-            self._stopped = True
-            for process in self._running:
-                process.terminate()
+def launch_program(command: Sequence[str], log: Path) -> int:
+    """Run a command as a process; see `Launch`."""
+    with log.open("wb") as file:
+        return run_program(command, stdout=file, stderr=subprocess.STDOUT)
 
 
 def run_all(
     runs: Sequence[Run],
     *,
-    jobs: int = 1,
     num_gpus: int = 1,
     again: bool = False,
-    launch: Launch | None = None,
+    launch: Launch = launch_program,
     progress: Callable[[str], None] = print,
 ) -> list[Outcome]:
     """Execute runs, training runs first; a failure does not stop the others.
 
     Args:
         runs: see `plan_runs`.
-        jobs: number of parallel runs.
         num_gpus: GPUs of one run.
         again: whether to repeat finished runs.
-        launch: starts the trainer; None: as a process.
+        launch: starts the trainer.
         progress: receives messages about each run.
 
     Returns:
         The outcomes, in the order of `runs`.
     """
-    processes, code = Processes(), code_digest()
-    slots: queue.SimpleQueue[Mapping[str, str]] = queue.SimpleQueue()
-    for slot in gpu_slots(jobs, num_gpus):
-        slots.put(slot)
-
-    def work(run: Run) -> Outcome:
-        slot = slots.get()
+    code, outcomes = code_digest(), {}
+    for run in sorted(runs, key=lambda run: run.weights is not None):
         try:
             with lock_beside(run.folder):  # another table may execute the same run
                 outcome = None if again else _finished(run, code, progress)
                 if outcome is None:
                     progress(f"{run.label}: starting, see {run.folder / LOG}")
-                    result = _make(run, num_gpus, again, code, launch or processes, slot)
+                    result = _make(run, num_gpus, again, code, launch)
                     outcome = Outcome(run, result)
                     ap, minutes = result.metrics["segm/AP"], result.seconds / 60
                     progress(f"{run.label}: AP {ap:.1f} after {minutes:.1f} min")
-                return outcome
         except (RunError, OSError) as error:
             progress(f"{run.label}: failed: {error}")
-            return Outcome(run, None, error=str(error))
-        finally:
-            slots.put(slot)
-
-    outcomes = {}
-    with ThreadPoolExecutor(jobs) as pool:
-        try:
-            for phase in ([r for r in runs if not r.weights], [r for r in runs if r.weights]):
-                futures = {pool.submit(work, run): run for run in phase}
-                for future in as_completed(futures):
-                    outcomes[id(futures[future])] = future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            processes.stop()
-            raise
+            outcome = Outcome(run, None, error=str(error))
+        outcomes[id(run)] = outcome
     return [outcomes[id(run)] for run in runs]
 
 
@@ -294,9 +224,7 @@ def _finished(run: Run, code: str, progress: Callable[[str], None]) -> Outcome |
     return Outcome(run, result, reused=True)
 
 
-def _make(
-    run: Run, num_gpus: int, again: bool, code: str, launch: Launch, environ: Mapping[str, str]
-) -> Result:
+def _make(run: Run, num_gpus: int, again: bool, code: str, launch: Launch) -> Result:
     if run.weights and not run.weights.is_file():
         raise RunError(
             f"{run.weights} does not exist: its training failed, or the file was removed "
@@ -308,7 +236,7 @@ def _make(
     resume = not again and (run.folder / "last_checkpoint").is_file()
     log = run.folder / LOG
     start = time.monotonic()
-    exit_code = launch(run.command(num_gpus, resume=resume), log, environ)
+    exit_code = launch(run.command(num_gpus, resume=resume), log)
     seconds = time.monotonic() - start
     if exit_code != 0:
         raise RunError(f"ended {cause_of_end(exit_code)}: {last_line(log)} (see {log})")

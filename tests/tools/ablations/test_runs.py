@@ -5,8 +5,10 @@ import math
 import os
 import re
 import sys
-import threading
+import time
 from pathlib import Path
+from subprocess import Popen
+from unittest import mock
 
 import pytest
 from detectron2.config import get_cfg
@@ -17,9 +19,8 @@ from tools.ablations.command import main, parse_args
 from tools.ablations.report import Line, format_table, make_lines
 from tools.ablations.runs import (
     Outcome,
-    Processes,
     Result,
-    gpu_slots,
+    launch_program,
     plan_runs,
     read_result,
     run_all,
@@ -34,14 +35,12 @@ class FakeTrainer:
 
     def __init__(self):
         self.calls = []
-        self.environs = []
         self.failing = ""
 
-    def __call__(self, command, log, environ):
+    def __call__(self, command, log):
         pairs = dict(zip(command, command[1:], strict=False))
         folder = Path(pairs["OUTPUT_DIR"])
         self.calls.append(command)
-        self.environs.append(environ)
         log.write_text("begin\nall is well\n\n")
         if self.failing and self.failing in str(folder):
             (folder / "last_checkpoint").write_text("model_0000001.pth")
@@ -90,9 +89,7 @@ def test_a_row_is_a_call_of_the_trainer(tmp_path):
         *("MODEL.SOLO.HEAD.KERNEL_COORDS", "False", "MODEL.SOLO.MASK_FEATURE.COORDS", "False"),
         *("SEED", "7", "OUTPUT_DIR", str(none.folder)),
     ]
-    assert none.command(8, resume=True)[4:9] == [
-        *("--num-gpus", "8", "--dist-url", "auto", "--resume")
-    ]
+    assert none.command(8, resume=True)[4:7] == ["--num-gpus", "8", "--resume"]
 
 
 def test_values_reach_the_trainer_as_they_are(tmp_path):
@@ -180,7 +177,7 @@ def test_results_of_other_code_are_named(tmp_path, trainer, monkeypatch):
 
 
 def test_rows_without_training_share_the_model_of_their_seed(ablate, trainer, capsys):
-    assert ablate("nms", "--quick", "--seeds", "1", "2", "--jobs", "3") == 0
+    assert ablate("nms", "--quick", "--seeds", "1", "2") == 0
     calls = trainer.calls
     training = [c for c in calls if "--eval-only" not in c]
     assert calls[:2] == training
@@ -244,7 +241,7 @@ def test_seeds_end_where_words_begin(capsys):
         ["coord", "--seeds", "4", "5", "A.B", "1"],
         ["--seeds", "4", "5", "coord", "A.B", "1"],
         ["coord", "A.B", "1", "--seeds", "4", "5"],
-        ["coord", "--seeds", "4", "5", "--jobs", "1", "A.B", "1"],
+        ["coord", "--seeds", "4", "5", "--num-gpus", "1", "A.B", "1"],
     ):
         args = parse_args(words)
         assert (args.table, args.opts, args.seeds) == ("coord", ["A.B", "1"], [4, 5]), words
@@ -283,31 +280,24 @@ def test_the_trainer_leaves_the_figures_of_its_last_evaluation(tmp_path, monkeyp
     assert content == {"segm/AP": 12.5, "segm/APl": None}
 
 
-def test_a_process_writes_its_log_and_can_be_stopped(tmp_path):
-    processes = Processes()
+def test_a_process_writes_its_log_and_ends_with_the_command(tmp_path):
     log = tmp_path / "log"
-    code = "import os, sys; print(os.environ['COLOUR']); sys.exit(5)"
-    assert processes([sys.executable, "-c", code], log, {"COLOUR": "red"}) == 5
+    assert launch_program([sys.executable, "-c", "print('red'); raise SystemExit(5)"], log) == 5
     assert log.read_text() == "red\n"
-    codes = []
-    endless = [sys.executable, "-c", "print('here', flush=True); import time; time.sleep(600)"]
-    thread = threading.Thread(target=lambda: codes.append(processes(endless, log, {})))
-    thread.start()
-    while "here" not in log.read_text():
-        thread.join(0.05)
-    processes.stop()
-    thread.join(20)
-    assert codes
-    assert codes[0] != 0
-    assert processes(endless, log, {}) != 0  # nothing is started any more
+    code = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+    launched = Popen.wait
 
+    def interrupted(process, timeout=None):
+        if timeout is not None:
+            return launched(process, timeout)
+        while not log.read_text():
+            time.sleep(0.05)
+        raise KeyboardInterrupt
 
-def test_gpus_are_dealt_out(monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
-    assert [s["CUDA_VISIBLE_DEVICES"] for s in gpu_slots(3, 2)] == ["4,5", "6,7", "4,5"]
-    assert gpu_slots(1, 2) == [{}]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4")
-    assert gpu_slots(2, 2) == [{}, {}]
+    with mock.patch.object(Popen, "wait", interrupted), pytest.raises(KeyboardInterrupt):
+        launch_program([sys.executable, "-c", code], log)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(log.read_text()), 0)
 
 
 def outcome(run, *metrics):
