@@ -19,7 +19,7 @@ COMMANDS = {
     "gpu": "all measurements on a GPU: kernels, NMS, post-processing, models, training",
     "inference": "variants of a model: eager, half precision, compiled, ONNX, 8-bit",
     "loading": "the training mapper and Detectron2's: images per second, bytes of a sample",
-    "nms": "mask NMS",
+    "nms": "Matrix NMS",
     "postprocess": "from head outputs to final masks",
     "tiles": "tiled inference and one pass over large pictures: AP, time, memory",
     "train": "a training step, target assignment and the mask loss",

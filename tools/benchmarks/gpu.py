@@ -17,6 +17,7 @@ run at small sizes, which only tests the command.
 
 import argparse
 import functools
+import pprint
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -41,8 +42,6 @@ HAS_IMPORTS = False
 NUM_CLASSES = 80
 # Minimum seconds left to begin a part.
 LEAST_SECONDS = 5.0
-# Kernels to print; the file has more.
-PRINTED = 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         else:
             print(f"\n## {name}", flush=True)
             results[name] = run_part(functools.partial(PARTS[name], meter))
-        print_values(results[name])
+        pprint.pp(results[name], width=120, compact=True)
         save(args, results)
     wrong = [name for name, found in results.items() if is_wrong(found)]
     print(f"\nwrong: {', '.join(wrong) or 'nothing'}")
@@ -101,21 +100,6 @@ def is_wrong(found: Any) -> bool:
     if not isinstance(found, Mapping):
         return False
     return "error" in found or bool(found.get("wrong")) or any(map(is_wrong, found.values()))
-
-
-def print_values(found: Mapping[str, Any], indent: str = "") -> None:
-    """Print nested results: plain values on one line, of lists the first few."""
-    plain = {k: v for k, v in found.items() if not isinstance(v, dict | list)}
-    if plain:
-        shown = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in plain.items())
-        print(indent + ", ".join(shown), flush=True)
-    for key, value in found.items():
-        if isinstance(value, list):
-            for part in value[:PRINTED]:
-                print_values(part, f"{indent}  {key}: ")
-        elif value and key not in plain:
-            print(f"{indent}{key}:")
-            print_values(value, indent + "  ")
 
 
 def _nms(meter: Meter) -> dict[str, Any]:

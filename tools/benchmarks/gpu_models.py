@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from solo_d2.inference import MaskDecoder
+from tools.benchmarks.common import peak_memory
 from tools.benchmarks.gpu_timing import Meter
 from tools.benchmarks.head_outputs import NUM_GRIDS, KernelOutputs, make_outputs, to_device
 from tools.benchmarks.scenes import make_instances
@@ -104,7 +105,7 @@ def _run_variant(meter: Meter, config: str, size: Size, options: dict[str, Any])
             "waits": meter.waits(call),
             "network_ms": meter.back_to_back(network),
             "instances": num_found,
-            "peak_mib": meter.peak_mib(call),
+            "peak_bytes": peak_memory(call, meter.device),
         }
 
 
@@ -168,14 +169,15 @@ def _steps(
 
     with EventStorage():
         milliseconds = meter.back_to_back(step)
-        latency, waits, peak = meter.latency(step), meter.waits(step), meter.peak_mib(step)
+        latency, waits = meter.latency(step), meter.waits(step)
+        peak = peak_memory(step, meter.device)
     return {
         "batch": batch,
         "back_to_back_ms": milliseconds,
         "images_per_second": 1e3 * batch / milliseconds,
         "latency": latency,
         "waits": waits,
-        "peak_mib": peak,
+        "peak_bytes": peak,
     }
 
 

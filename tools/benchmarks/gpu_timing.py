@@ -13,7 +13,7 @@ WARM_UP, CALLS = 0.2, 100
 # Maximum seconds per measurement, and minimum number of calls.
 MOST_SECONDS, LEAST_CALLS = 10.0, 5
 # Profiled calls, and listed kernels.
-PROFILED, LISTED = 10, 40
+PROFILED, LISTED = 10, 10
 
 Call = Callable[[], Any]
 
@@ -160,12 +160,3 @@ class Meter:
                 for microseconds, number, name in rows[:LISTED]
             ],
         }
-
-    def peak_mib(self, call: Call) -> float | None:
-        """Return the peak device memory of a call in MiB; None on a CPU."""
-        if self.is_trial:
-            return None
-        torch.cuda.reset_peak_memory_stats(self.device)
-        call()
-        self.wait()
-        return torch.cuda.max_memory_allocated(self.device) / 2**20

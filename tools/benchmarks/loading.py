@@ -17,12 +17,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import cv2
 import numpy as np
 from detectron2.config import get_cfg
-from detectron2.data import DatasetMapper
+from detectron2.data import DatasetMapper, MapDataset
 from detectron2.structures import BoxMode
 from torch.utils.data import DataLoader
 
@@ -166,26 +166,13 @@ def pixels_that_differ(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
     return int((masks[0] != masks[1]).sum()) / max(1, int(masks[1].sum()))
 
 
-class _Mapped:
-    """One record, many times."""
-
-    def __init__(self, mapper: Mapper, record: Record, num: int):
-        self.mapper, self.record, self.num = mapper, record, num
-
-    def __len__(self) -> int:
-        return self.num
-
-    def __getitem__(self, _: int) -> dict[str, Any]:
-        return self.mapper(self.record)
-
-
 def _time_workers(
     mappers: Mapping[str, Mapper], record: Record, args: argparse.Namespace
 ) -> dict[str, Timing]:
     seconds: dict[str, list[float]] = {name: [] for name in mappers}
     for _ in range(args.repeats):
         for name, mapper in mappers.items():
-            items = cast(Any, _Mapped(mapper, record, args.images + 1))
+            items = MapDataset([record] * (args.images + 1), mapper)
             loader = iter(DataLoader(items, batch_size=None, num_workers=1))
             next(loader)  # the worker has started
             start = time.perf_counter()

@@ -1,10 +1,9 @@
-"""Compare mask NMS, including overlaps, with plain PyTorch written from the paper's pseudo-code.
+"""Compare Matrix NMS, including overlaps, with plain PyTorch written from the paper's pseudo-code.
 
 Shape letters: N masks, H and W rows and columns, K classes.
 
 Both are timed alternately on the same masks. "plain" is a float32 product of all masks with N x N
-matrices (SOLOv2, arXiv:2003.10152, section 2.2); for other types than matrix it is the reference
-backend. --peak-bandwidth and --peak-int8 of a GPU add the lower bound of the time to the table.
+matrices (SOLOv2, arXiv:2003.10152, section 2.2).
 """
 
 import argparse
@@ -15,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solo_d2.inference import NMS
 from solo_d2.ops.backends import choose_backend
 from solo_d2.ops.mask_geometry import mask_boxes
 from solo_d2.ops.mask_iou import mask_overlaps
+from solo_d2.ops.matrix_nms import matrix_nms
 from tools.benchmarks.common import add_common_arguments, compare, parse_size, run_cases
 from tools.benchmarks.scenes import make_scene
 
@@ -29,15 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--num", type=int, nargs="+", default=[100, 500, 2000])
     add("--size", type=parse_size, nargs="+", default=[(112, 152), (200, 304)])
     add("--classes", type=int, nargs="+", default=[1, 10, 80])
-    add("--type", choices=sorted(NMS), nargs="+", default=["matrix"])
-    add("--peak-bandwidth", type=float, help="GB/s of the GPU")
-    add("--peak-int8", type=float, help="dense TOPS of the GPU")
     add_common_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Measure all combinations, print the table, save the results."""
-    cases = itertools.product(args.size, args.num, args.classes, args.type)
+    cases = itertools.product(args.size, args.num, args.classes)
     run_cases(args, (_run_case(args, *case) for case in cases))
 
 
@@ -59,43 +55,29 @@ def plain_matrix_nms(
 
 
 def _run_case(
-    args: argparse.Namespace, size: tuple[int, int], num: int, num_classes: int, name: str
+    args: argparse.Namespace, size: tuple[int, int], num: int, num_classes: int
 ) -> dict[str, Any]:
     scene = tuple(x.to(args.device) for x in make_scene(num, size, num_classes, args.seed))
-    ours = partial(NMS[name], *scene)
-    plain = (
-        partial(plain_matrix_nms, *scene) if name == "matrix" else partial(ours, backend="torch")
-    )
-    result: dict[str, Any] = {
-        "type": name,
+    ways = {"ours": partial(matrix_nms, *scene), "plain": partial(plain_matrix_nms, *scene)}
+    return {
         "num": num,
         "size": list(size),
         "classes": num_classes,
         "backend": choose_backend("auto", args.device),
-        **compare({"ours": ours, "plain": plain}, args),
-        "agreement": agreement(name, scene),
+        **compare(ways, args),
+        "agreement": agreement(*scene),
     }
-    if args.peak_bandwidth and args.peak_int8:
-        seconds = work(*scene[:2]) / torch.tensor(
-            [1e9 * args.peak_bandwidth, 1e12 * args.peak_int8]
-        )
-        result["floor_ms"] = 1000 * float(seconds.max())
-        result["share_of_floor"] = result["floor_ms"] / result["milliseconds"]["ours"]["median"]
-    return result
 
 
-def agreement(name: str, scene: tuple[Tensor, ...]) -> dict[str, float]:
+def agreement(masks: Tensor, labels: Tensor, scores: Tensor) -> dict[str, float]:
     """Count pairs with different intersections and the largest score difference to plain."""
-    masks, labels, scores = scene
-    ours = NMS[name](*scene)
-    counts, expected = plain_matrix_nms(*scene)
-    if name != "matrix":
-        expected = NMS[name](*scene, backend="torch")
+    counts, expected = plain_matrix_nms(masks, labels, scores)
     competes = (labels[:, None] == labels[None, :]).triu()
     differs = (mask_overlaps(masks, labels) != counts) & competes
+    differences = (matrix_nms(masks, labels, scores) - expected).abs()
     return {
         "pairs_that_differ": int(differs.sum()),
-        "largest_score_difference": float((ours - expected).abs().max()) if len(scores) else 0.0,
+        "largest_score_difference": max(differences.tolist(), default=0.0),
     }
 
 

@@ -66,7 +66,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of images, except for the step (800x1216)",
     )
     add("--dense", type=int, default=300, help="objects (%(default)s)")
-    add("--bfloat16", action="store_true", help="autocast for loss and dense")
     add_common_arguments(parser)
     add("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE ...")
 
@@ -160,8 +159,7 @@ def run_mask_loss(args: argparse.Namespace, num_images: int, num: int) -> dict[s
     inputs = [*outputs.kernel_params, outputs.mask_feature]
 
     def with_gradients(loss: Callable[[], Tensor]) -> tuple[Tensor, ...]:
-        with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bfloat16):
-            value = loss()
+        value = loss()
         return value.detach(), *torch.autograd.grad(value, inputs)
 
     ours = partial(mask_loss_sum, outputs, targets, head=head)

@@ -40,21 +40,14 @@ def run(tmp_path, capsys):
 
 
 def test_nms(run):
-    types = ("matrix", "hard", "soft", "fast")
-    printed, saved = run(
-        "nms", f"--num 40 --size 24x37 --classes 1 3 --type {' '.join(types)} "
-        "--peak-bandwidth 1e3 --peak-int8 1e3"
-    )  # fmt: skip
-    assert "| matrix" in printed
+    printed, saved = run("nms", "--num 40 --size 24x37 --classes 1 3")
     results = saved["results"]
-    cases = [(x["classes"], x["type"]) for x in results]
-    assert cases == [(classes, name) for classes in (1, 3) for name in types]
+    assert [x["classes"] for x in results] == [1, 3]
     assert "| pairs that differ" in " ".join(printed.split())
     for result in results:
         assert result["agreement"]["pairs_that_differ"] == 0
         assert result["agreement"]["largest_score_difference"] < 1e-6
         assert result["milliseconds"]["ours"]["median"] > 0
-        assert 0 < result["share_of_floor"] < 1
 
 
 def test_postprocess(run):
