@@ -9,7 +9,7 @@ import torch
 from solo_d2.inference import MaskDecoder, build_nms
 from solo_d2.ops.candidates import class_probabilities, filter_scores
 from solo_d2.ops.mask_geometry import mask_boxes
-from solo_d2.structures import Candidates, cell_levels, map_tensors
+from solo_d2.structures import Candidates, cell_levels
 from tests.fakes import CountingHead, FixedMasks, kernel_outputs
 from tests.golden import levels, load_golden
 from tools.benchmarks.common import peak_memory
@@ -146,44 +146,6 @@ def test_a_cell_may_give_several_classes_and_makes_one_mask():
     assert result.classes.tolist() == [0, 1]
     assert (result.scores[0] > result.scores[1]).item()
     assert torch.equal(result.masks[0], result.masks[1])
-
-
-@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
-def test_modes_of_the_caller_reach_all_threads(mode):
-    decoder = make_decoder()
-    plain = golden_outputs()
-    expected = decoder.decode(plain, [(119, 151)] * 2, [(50, 60)] * 2)[0]
-    num_threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(3)
-        with mode():
-            kernels = [level.clone().requires_grad_() for level in plain.kernel_params]
-            feature = plain.mask_feature.clone().requires_grad_()
-            outputs = kernel_outputs(plain.class_logits, kernels, feature)
-            found = decoder.decode(outputs, [(119, 151)] * 2, [(50, 60)] * 2)[0]
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(num_threads)
-    assert torch.equal(found.masks, expected.masks)
-    assert torch.equal(found.boxes, expected.boxes)
-
-
-def test_triton_finds_the_same():
-    pytest.importorskip("triton")
-    settings = {"pre_nms_topk": 6, "max_detections": 4}  # few: the interpreter is slow
-    outputs = map_tensors(lambda x: x[:1], golden_outputs())
-    expected, found = (
-        make_decoder(**settings, backend=backend).decode(
-            outputs, sizes("", "image_size")[:1], [(30, 38)]
-        )
-        for backend in ("torch", "triton")
-    )
-    for a, b in zip(expected, found, strict=True):
-        assert len(a.scores) > 0
-        torch.testing.assert_close(a.scores, b.scores)
-        assert torch.equal(a.classes, b.classes)
-        assert (a.masks != b.masks).sum() <= 5
-        assert (a.boxes - b.boxes).abs().max() <= 1
 
 
 def _measure(num, *size):

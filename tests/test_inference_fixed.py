@@ -107,17 +107,6 @@ def test_triton_finds_what_the_reference_finds(product):
     assert_equal(expected, found, exact=False)
 
 
-@pytest.mark.parametrize("num", [0, 1])
-def test_hardly_any_candidate(num):
-    logits = [torch.full((1, 2, 4, 4), -9.0)]
-    logits[0][0, 0, :num, 0] = 3.0
-    outputs = kernel_outputs(logits, [torch.ones(1, 1, 4, 4)], torch.ones(1, 1, 8, 8))
-    expected, found = both_ways(make_decoder((4,), (8,)), outputs, [(30, 32)], [(15, 16)])
-    assert_equal(expected[0], found[0])
-    assert found[0].masks.shape == (num, 15, 16)
-    assert found[0].boxes.dtype == torch.float32
-
-
 def test_an_image_of_the_batch_with_more_candidates_than_lanes_is_decoded_as_needed(monkeypatch):
     outputs = head_outputs(0, [])
     for logits in outputs.class_logits:
@@ -206,10 +195,6 @@ def test_a_foreign_nms_sees_empty_masks_behind_the_candidates():
     assert (scores == 0).any()
     assert not masks[scores == 0].any()
     assert masks[scores > 0].flatten(1).any(dim=1).all()
-
-
-def test_params_of_nms_are_those_of_the_tests():
-    assert {build_nms(name, NMS_PARAMS).func for name in NMS} == set(NMS.values())
 
 
 class Watch(TorchDispatchMode):

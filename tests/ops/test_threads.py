@@ -95,6 +95,7 @@ def test_modes_and_errors_go_along(number):
         raise ValueError("in a thread")
 
     for mode, expected in (
+        (torch.enable_grad(), (False, False)),
         (torch.no_grad(), (False, False)),
         (torch.inference_mode(), (False, True)),
     ):
