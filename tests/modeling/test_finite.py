@@ -42,15 +42,6 @@ def test_a_bad_pixel_costs_its_own_image_alone(make_config, value):
     assert torch.equal(found[1]["instances"].pred_masks, expected["instances"].pred_masks)
 
 
-@pytest.mark.parametrize("where", ["backbone.fpn_output3.weight", "head.class_logits.bias"])
-@torch.no_grad()
-def test_bad_weights_give_nothing_that_is_not_finite(where):
-    model = tiny_model(panoptic_config(), sure=True).eval()
-    dict(model.named_parameters())[where].view(-1)[0] = NAN
-    for output in model([{"image": image()["image"]}]):
-        assert_finite(output)
-
-
 def test_semantic_scores_are_finite_and_the_good_ones_as_they_were():
     model = tiny_model(panoptic_config()).eval()
     nothing = model([{"image": image()["image"]}])[0]["instances"][:0]

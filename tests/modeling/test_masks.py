@@ -72,44 +72,18 @@ def test_a_head_without_factors_trains_and_infers_alike(name):
         assert (plain.pred_masks != by_factors.pred_masks).sum() <= 5
 
 
-def test_larger_kernels():
-    cfg = tiny_config()
-    cfg.MODEL.SOLO.HEAD.KERNEL_SIZE = 3
-    model = tiny_model(cfg, sure=True).eval()
-    (factor,) = model.head.mask_factors(outputs_of(model), 0, GridCells(torch.tensor([1, 2])))
-    assert not factor.is_product
-    assert factor.radius == 1
-    assert len(model([image()])[0]["instances"]) > 0
-
-
-@pytest.mark.parametrize("backend", ["torch", "tiled"])
-def test_backend_of_the_config_is_used(backend):
-    cfg = tiny_config()
-    cfg.MODEL.SOLO.MASK_BACKEND = backend
-    model = tiny_model(cfg, sure=True).eval()
-    assert model.decoder_params["backend"] == backend
-    found = model([image()])[0]["instances"]
-    expected = tiny_model(sure=True).eval()([image()])[0]["instances"]
-    assert len(found) == len(expected) > 0
-    assert (found.pred_masks != expected.pred_masks).sum() <= 5
-
-
-def separate_masks():
-    cfg = tiny_config()
-    cfg.MODEL.SOLO.MASK_FEATURE.TYPE = "separate"
-    return cfg
-
-
 @pytest.mark.parametrize("config", [*HEADS, "separate", "no factors"])
 def test_fixed_shapes_find_the_same_without_waiting(config, monkeypatch):
-    name = config if config in HEADS else "SOLOHead"
-    cfg = separate_masks() if config == "separate" else tiny_config(name)
-    cfg.MODEL.SOLO.NMS.BACKEND = "torch"
+    name = {"separate": "SOLOv2Head", "no factors": "SOLOHead"}.get(config, config)
+    cfg = tiny_config(name)
+    cfg.MODEL.SOLO.NMS.BACKEND = cfg.MODEL.SOLO.MASK_BACKEND = "torch"
+    cfg.MODEL.SOLO.MASK_FEATURE.TYPE = "separate" if config == "separate" else "unified"
     model = tiny_model(cfg, sure=True).eval()
     if config == "no factors":
         without_factors(model.head)
     outputs, sizes = outputs_of(model), [((96, 128), (60, 80))] * 2
     decoder = replace(model.decoder, lanes=2000, mask_thresh=0.4)
+    assert decoder.backend == "torch"
     expected, found = (
         replace(decoder, fixed=fixed).decode(outputs, *zip(*sizes, strict=True))
         for fixed in (False, True)
@@ -124,5 +98,5 @@ def test_fixed_shapes_find_the_same_without_waiting(config, monkeypatch):
             zeros = f"solo_d2.ops.{module}.zero_masks"
             monkeypatch.setattr(zeros, lambda shape, device: torch.zeros(shape, dtype=torch.bool))
         with Watch() as watch:
-            replace(decoder, fixed=True, backend="torch").decode_lanes(outputs, sizes[:1])
+            replace(decoder, fixed=True).decode_lanes(outputs, sizes[:1])
         print(f"{config}: {watch.counts.total()} operators in PyTorch alone")

@@ -6,7 +6,6 @@ from detectron2.modeling.meta_arch.panoptic_fpn import combine_semantic_and_inst
 from detectron2.modeling.postprocessing import sem_seg_postprocess
 from torch.nn import functional as F
 
-from solo_d2.losses import semantic_loss
 from solo_d2.ops import panoptic_merge
 from solo_d2.utils.errors import DatasetError
 from tests.modeling.tiny import (
@@ -50,20 +49,6 @@ def test_every_batch_trains_every_parameter(head, options, batch):
     assert set(losses) == {"loss_cls", "loss_mask", "loss_sem_seg"}
     assert (losses["loss_sem_seg"] == 0) == (batch == "no label")
     assert_all_learn(model, losses)
-
-
-def test_loss_is_the_mean_over_labelled_pixels_of_the_batch():
-    logits = torch.randn(2, NUM_LABELS, 6, 7, generator=torch.Generator().manual_seed(0))
-    labels = torch.arange(84).view(2, 6, 7) % NUM_LABELS
-    labels[0, 2:] = IGNORED  # so the images weigh differently
-    pixels = logits.permute(0, 2, 3, 1)[labels != IGNORED].double().log_softmax(dim=1)
-    truth = labels[labels != IGNORED]
-    expected = -pixels[torch.arange(len(truth)), truth].mean()
-    found = semantic_loss(logits, labels, ignore_value=IGNORED)
-    torch.testing.assert_close(found.double(), expected)
-    assert semantic_loss(logits.half(), labels, ignore_value=IGNORED).dtype == torch.float32
-    nothing = semantic_loss(logits, torch.full_like(labels, IGNORED), ignore_value=IGNORED)
-    assert nothing == 0
 
 
 def test_padding_and_ignored_pixels_have_no_loss():
@@ -145,15 +130,6 @@ def test_nothing_found():
     assert panoptic.dtype == torch.int32
     assert not panoptic.any()
     assert segments == []
-
-
-def test_autocast_gives_float32():
-    model = panoptic_model(sure=True)
-    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
-        losses, _ = losses_of(model, [with_sem_seg(image(64, 64))])
-        result = model.eval()([image(64, 64)])[0]
-    assert all(x.dtype == torch.float32 and x.isfinite() for x in losses.values())
-    assert result["sem_seg"].dtype == torch.float32
 
 
 def test_shared_mask_feature_adds_one_convolution():

@@ -1,7 +1,6 @@
 """The meta-architecture: batches of all kinds, gradients, empty results, state."""
 
 import copy
-import pickle
 import warnings
 
 import pytest
@@ -9,7 +8,15 @@ import torch
 from detectron2.structures import BitMasks, Instances, PolygonMasks
 
 from solo_d2.modeling import SOLO_HEAD_REGISTRY
-from tests.modeling.tiny import assert_all_learn, image, losses_of, tiny_config, tiny_model
+from tests.modeling.tiny import (
+    assert_all_learn,
+    image,
+    losses_of,
+    panoptic_config,
+    tiny_config,
+    tiny_model,
+    with_sem_seg,
+)
 
 pytestmark = pytest.mark.detectron2
 
@@ -95,23 +102,6 @@ def test_padding_moves_no_mask(head):
     assert (batched[1].pred_masks != alone.pred_masks).float().mean() < 1e-4
 
 
-@pytest.fixture(scope="module")
-def sure_model():
-    return tiny_model(sure=True).eval()
-
-
-@pytest.mark.parametrize("size", [(96, 128), (50, 70), (300, 401)])
-def test_results_are_at_the_output_size(size, sure_model):
-    with torch.no_grad():
-        sample = image() | {"height": size[0], "width": size[1]}
-        instances = sure_model([sample])[0]["instances"]
-    assert instances.image_size == size
-    assert instances.pred_masks.shape == (len(instances), *size)
-    assert instances.pred_masks.dtype == torch.bool
-    assert len(instances) > 0
-    assert (instances.scores.diff() <= 0).all()
-
-
 def test_nothing_found():
     model = tiny_model().eval()
     with torch.no_grad():
@@ -124,14 +114,15 @@ def test_nothing_found():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast(dtype):
-    model, batch = tiny_model(sure=True), [image(64, 64)]  # slow on the CPU
-    with torch.autocast("cpu", dtype=dtype):
+@pytest.mark.parametrize("make_config", [tiny_config, panoptic_config])
+def test_autocast(make_config, dtype):
+    model, batch = tiny_model(make_config(), sure=True), [with_sem_seg(image(64, 64))]  # slow
+    with torch.autocast("cpu", dtype=dtype), torch.no_grad():
         losses, _ = losses_of(model, batch)
-        with torch.no_grad():
-            results = model.eval()(batch)
+        (result,) = model.eval()(batch)
     assert all(x.dtype == torch.float32 and x.isfinite() for x in losses.values())
-    assert results[0]["instances"].scores.dtype == torch.float32
+    assert result["instances"].scores.dtype == torch.float32
+    assert result.get("sem_seg", result["instances"].scores).dtype == torch.float32
 
 
 @pytest.mark.gpu
@@ -160,11 +151,3 @@ def test_pictures_of_training():
         name, picture, _ = storage._vis_data[0]
         assert picture.shape == (3, 96, 256)
         assert "ground truth" in name
-
-
-def test_copies_and_pickles(sure_model):
-    sample = [image()]
-    with torch.no_grad():
-        expected = sure_model(sample)[0]["instances"].scores
-        for twin in (copy.deepcopy(sure_model), pickle.loads(pickle.dumps(sure_model))):
-            assert torch.equal(twin(sample)[0]["instances"].scores, expected)

@@ -75,15 +75,6 @@ def test_objects_across_seams_come_out_once_and_whole(size, batch_size):
     assert_whole(found, image, len(boxes))
 
 
-def test_a_sure_part_does_not_survive_beside_an_unsure_whole():
-    image = picture((64, 110), [(40, 10, 60, 30)])  # the first tile ends at 64, the second begins
-    tiles = Tiles(64, 18)  # at 46
-    assert [window[::2] for window in tiles.windows((64, 110))] == [(0, 64), (46, 110)]
-    found = find_in_tiles(image, tiles, oracle, AS_IT_IS)
-    assert_whole(found, image, 1)
-    assert found.scores.item() < oracle([image[:, 46:110]])[0].scores.item()
-
-
 @pytest.mark.parametrize("num_classes", [1, 2])
 def test_duplicates_of_two_tiles_are_those_of_one_class(num_classes):
     calls = []

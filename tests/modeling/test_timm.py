@@ -13,7 +13,14 @@ from solo_d2.modeling.backbones.timm import pixel_statistics
 from solo_d2.modeling.fusion import fuse_batch_norms
 from solo_d2.utils.errors import ConfigError
 from tests.config.test_configs import unread
-from tests.modeling.test_backbones import groups_of, read_levels, step, trainable, without_gradient
+from tests.modeling.test_backbones import (
+    assert_trains,
+    groups_of,
+    read_levels,
+    step,
+    trainable,
+    without_gradient,
+)
 from tests.modeling.tiny import image, tiny_config, tiny_model
 
 # timm takes half a second to import, so the tests do it, and collecting them does not.
@@ -48,20 +55,7 @@ def build(name, *overrides):
     "name", [*FAMILIES, *(pytest.param(x, marks=pytest.mark.reliability) for x in MORE_FAMILIES)]
 )
 def test_families_train(name):
-    cfg = timm_config(name, "SOLVER.OPTIMIZER", "AdamW")
-    model = step(cfg)
-    assert without_gradient(model) == []
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    Trainer.build_optimizer(cfg, model).step()
-    after = model.state_dict()
-    learning = {key for key in trainable(model) if key.startswith("backbone.bottom_up.net.")}
-    assert learning
-    assert any(not torch.equal(before[key], after[key]) for key in learning)
-    strides = {key: shape.stride for key, shape in model.backbone.output_shape().items()}
-    assert strides == {"p2": 4, "p3": 8, "p4": 16, "p5": 32, "p6": 64}
-    with torch.no_grad():
-        result = model.eval()([image(81, 100)])[0]["instances"]
-    assert result.pred_masks.shape[1:] == (81, 100)
+    assert_trains(timm_config(name, "SOLVER.OPTIMIZER", "AdamW"))
 
 
 def test_features_are_timms():

@@ -93,31 +93,6 @@ def rectangles(*spans, size=(4, 8)):
     return masks
 
 
-def test_by_hand():
-    masks = rectangles((0, 4), (2, 6), (3, 7), (4, 4))
-    semantic = torch.full((4, 8), 2)
-    panoptic, segments = merge(
-        masks, torch.tensor([0.5, 0.9, 0.7, 0.8]), torch.tensor([3, 1, 1, 0]), semantic, 0.5, 4, 0.2
-    )
-    # The second is first; three quarters of the third are taken; half of the first is not too much.
-    assert panoptic[0].tolist() == [2, 2, 1, 1, 1, 1, 3, 3]
-    best, second = ({"score": pytest.approx(score), "isthing": True} for score in (0.9, 0.5))
-    assert segments == [
-        {"id": 1, "category_id": 1, "instance_id": 1, **best},
-        {"id": 2, "category_id": 3, "instance_id": 0, **second},
-        {"id": 3, "isthing": False, "category_id": 2, "area": 8},
-    ]
-
-
-def test_equal_scores_keep_their_order():
-    masks = rectangles((0, 5), (0, 5), (0, 5))
-    panoptic, segments = merge(
-        masks, torch.full((3,), 0.5), torch.arange(3), torch.zeros(4, 8).long(), 0.5, 1, 0.5
-    )
-    assert [s["instance_id"] for s in segments] == [0]
-    assert panoptic.max() == 1
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("thresh", [0.3, 0.7])
 def test_a_score_is_compared_as_detectron2_does(thresh, dtype):

@@ -20,11 +20,15 @@ def check(masks, groups):
 
 
 @pytest.mark.parametrize(
-    ("num", "size"), [(1, (7, 13)), (17, (7, 13)), (130, (33, 35)), (1, (1, 1)), (17, (50, 83))]
+    ("num", "size", "classes"),
+    [
+        *((1, (7, 13), 3), (17, (7, 13), 3), (130, (33, 35), 3), (1, (1, 1), 3)),
+        (17, (50, 83), 3),
+        *(pytest.param(500, (200, 304), n, marks=pytest.mark.gpu) for n in (1, 10, 80)),
+    ],
 )
-def test_odd_sizes(num, size):
-    masks, groups, _ = random_case(num, num, *size, classes=3)
-    check(masks, groups)
+def test_odd_and_usual_sizes(num, size, classes):
+    check(*random_case(num, num, *size, classes)[:2])
 
 
 @given(
@@ -85,13 +89,6 @@ def test_chosen_rows(num, chosen, margin):
     result = mask_overlaps(masks.to(DEVICE), groups.to(DEVICE), rows=rows, backend="triton")
     expected = mask_overlaps(masks[index], groups, backend="torch")
     assert torch.equal(result.cpu().triu(), expected.triu())
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("classes", [1, 10, 80])
-def test_as_many_as_in_use(classes):
-    masks, groups, _ = random_case(500, 1, 200, 304, classes)
-    check(masks, groups)
 
 
 @pytest.mark.gpu
