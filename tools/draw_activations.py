@@ -53,7 +53,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--count", type=positive, default=1, metavar="N", help="number of images; default: 1")
     add("--output", required=True, metavar="PATH", help="folder, or a PNG or JPG for one image")
     add("--level", help="index or feature of the level; default: that of the most instances")
-    add("--tile", type=positive, metavar="PIXELS", help="longer side of a cell's mask")
     add("--confidence-threshold", type=probability, default=0.3, metavar="P",
         help="minimum score of instances in the result")  # fmt: skip
     return parser.parse_args(argv)
@@ -89,7 +88,7 @@ def draw(
         height, width = recording.image_sizes[0]
         boxes.scale(width / image.shape[1], height / image.shape[0])
         level = choose_level(recording.outputs, boxes.tensor, model.scale_ranges)
-    activations = level_activations(model.head, recording, level, tile=args.tile)
+    activations = level_activations(model.head, recording, level)
     colors = class_colors(len(names))
     picture = result.draw(
         publication=True,

@@ -40,8 +40,6 @@ from solo_d2.visualization.colors import PAPER, probability_colors
 SHEET, LEAST_TILE = 1100, 10
 # Minimum height of input and result in the picture, in pixels.
 LEAST_PANEL = 200
-# Maximum side of a sheet in pixels, without frames; it needs about 2 GB.
-MAX_SHEET = 12_000
 # Maximum number of classes in the legend.
 MAX_LEGEND = 12
 # Up to this many classes have evenly spaced hues.
@@ -135,17 +133,12 @@ def level_activations(
     """Compute the masks of all cells of a level, in chunks.
 
     `tile` is the longer side of the resized masks; None makes a sheet about `SHEET` wide. `image`
-    is the index in the batch. Raises ConfigError if the sheet would be larger than `MAX_SHEET`.
+    is the index in the batch.
     """
     outputs = recording.outputs
     side, stride = head.num_grids[level], head.mask_strides[level]
     height, width = recording.image_sizes[image]
     tile = tile or max(LEAST_TILE, SHEET // side)
-    if tile * side > MAX_SHEET:
-        raise ConfigError(
-            f"{side} x {side} tiles of {tile} pixels are too large for a picture: use tiles of at "
-            f"most {MAX_SHEET // side} pixels"
-        )
     scale = tile / max(height, width)
     size = max(1, round(scale * height)), max(1, round(scale * width))
     finest = min(head.mask_strides)

@@ -39,7 +39,7 @@ def read_checkpoint(file: str | Path) -> dict[str, Any]:
     """
     readers = {".pkl": _read_pickle, ".safetensors": _read_safetensors}
     try:
-        loaded = readers.get(Path(file).suffix, _read_torch)(str(file))
+        loaded = readers.get(Path(file).suffix, read_torch)(str(file))
         if not isinstance(loaded, Mapping):
             raise ValueError(f"it contains a {type(loaded).__name__}, no dict of tensors")
         rest = dict(loaded)
@@ -53,11 +53,6 @@ def read_checkpoint(file: str | Path) -> dict[str, Any]:
         raise
     except Exception as error:  # pickle and torch raise errors of many types for damaged files
         raise ValueError(f"it is damaged or no checkpoint: {first_line(error)}") from error
-
-
-def read_beside_tensors(file: str | Path) -> Any:
-    """Read a file of `torch.save` without the content of its tensors; may raise any error."""
-    return _read_torch(str(file), mmap=True)
 
 
 def _tensors(state: Mapping[Any, Any]) -> dict[str, Tensor]:
@@ -104,8 +99,11 @@ _CONTAINERS: dict[str, Callable[..., Any]] = {
 }
 
 
-def _read_torch(file: str, *, mmap: bool = False) -> Any:
-    """Load tensors and containers; placeholders replace other objects, such as mmengine's logs."""
+def read_torch(file: str, *, mmap: bool = False) -> Any:
+    """Load tensors and containers; placeholders replace other objects, such as mmengine's logs.
+
+    With `mmap`, the content of tensors is not read. May raise any error.
+    """
     others: list[str] = []
     if zipfile.is_zipfile(file):  # otherwise written by torch before 1.6, or no checkpoint
         with zipfile.ZipFile(file) as archive:

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 
-from solo_d2.checkpoint.reading import read_beside_tensors
+from solo_d2.checkpoint.reading import read_torch
 from solo_d2.data.classes import Category, is_category_list, stuff, things
 from solo_d2.utils.errors import ConfigError
 
@@ -29,7 +29,7 @@ def read_saved_classes(weights: str) -> list[Category]:
         return []
     try:
         file = PathManager.get_local_path(urlsplit(weights)._replace(query="").geturl())
-        loaded = read_beside_tensors(file)
+        loaded = read_torch(file, mmap=True)
     except Exception:  # torch and the network raise errors of many types
         return []
     found: Any = loaded.get(KEY) if isinstance(loaded, dict) else None

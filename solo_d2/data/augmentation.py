@@ -70,11 +70,6 @@ def build_train_augmentation(cfg: CfgNode) -> list[Any]:
     ]
 
 
-def moves_borders(cfg: CfgNode) -> bool:
-    """Return whether the training augmentation may crop objects, which changes their boxes."""
-    return bool(cfg.INPUT.CROP.ENABLED or cfg.INPUT.LSJ.ENABLED)
-
-
 def without_randomness(cfg: CfgNode) -> CfgNode:
     """Return a config with training images at their typical size: no flip, jitter or copy-paste.
 

@@ -12,9 +12,9 @@ from detectron2.data import MetadataCatalog
 from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
 from detectron2.structures import BoxMode
 from numpy.typing import NDArray
-from pycocotools import mask as coco_mask
 
 from solo_d2.data.label_pngs import opened_labels
+from solo_d2.data.panoptic_conversion import describe_mask
 from solo_d2.data.workers import in_threads
 from solo_d2.utils.errors import DatasetError
 
@@ -60,7 +60,8 @@ def load_cityscapes_format(name: str) -> list[dict[str, Any]]:
             label = key // FIRST_OBJECT if key >= FIRST_OBJECT else key
             if label in classes:
                 annotation = {"category_id": classes[label], "iscrowd": int(key < FIRST_OBJECT)}
-                annotations.append(annotation | _describe(ids == key))
+                described = {**describe_mask(ids == key), "bbox_mode": BoxMode.XYWH_ABS}
+                annotations.append(described | annotation)
         return {
             "file_name": str(file),
             "image_id": file.name,
@@ -70,9 +71,3 @@ def load_cityscapes_format(name: str) -> list[dict[str, Any]]:
         }
 
     return in_threads(load, files)
-
-
-def _describe(mask: NDArray[np.bool_]) -> dict[str, Any]:
-    rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
-    box = coco_mask.toBbox(rle).tolist()
-    return {"bbox": box, "bbox_mode": BoxMode.XYWH_ABS, "segmentation": rle}

@@ -23,7 +23,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from solo_d2.config.models import is_panoptic
-from solo_d2.data.augmentation import build_train_augmentation, keep_a_pixel, moves_borders
+from solo_d2.data.augmentation import build_train_augmentation, keep_a_pixel
 from solo_d2.data.cropped_masks import CroppedMasks
 from solo_d2.data.ignored import is_object
 from solo_d2.data.label_pngs import opened_labels, require_size
@@ -105,7 +105,8 @@ class SOLODatasetMapper(DatasetMapper):
         arguments["max_pixels"] = cfg.INPUT.MAX_PIXELS
         if is_train:
             arguments["augmentations"] = build_train_augmentation(cfg)
-        arguments["recompute_boxes"] = is_train and moves_borders(cfg)
+        crops = cfg.INPUT.CROP.ENABLED or cfg.INPUT.LSJ.ENABLED
+        arguments["recompute_boxes"] = is_train and crops
         if is_panoptic(cfg):
             arguments["num_sem_seg_classes"] = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
             arguments["sem_seg_ignore_value"] = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE

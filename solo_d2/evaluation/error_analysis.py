@@ -29,6 +29,7 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.evaluation.coco_evaluation import COCOeval_opt
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
+from tabulate import tabulate
 
 from solo_d2.data.coco_json import load_json
 from solo_d2.data.segmentations import is_number, to_rle
@@ -216,20 +217,18 @@ def mask_ap(ground_truth: COCO, predictions: Sequence[Prediction]) -> dict[str, 
 
 def format_table(analysis: Mapping[str, Any]) -> str:
     """Format the metrics, one line per correction; the last column is the gain in AP."""
-    rows = analysis["rows"]
-    name_width = max(map(len, rows)) + 2
-    lines = [
+    head = (
         "{num_images} images, {num_objects} objects, {num_predictions} predictions, of which "
-        "{num_unmatched} overlap none".format_map(analysis),
-        "",
-        " " * name_width + "".join(f"{name:>7}" for name in (*METRICS, "gain")),
-    ]
-    first = next(iter(rows.values()))["AP"]
-    for name, row in rows.items():
+        "{num_unmatched} overlap none"
+    )
+    rows, first = [], analysis["rows"]["as predicted"]["AP"]
+    for name, row in analysis["rows"].items():
         figures = [f"{row[metric]:.1f}" for metric in METRICS] + [f"{row['AP'] - first:+.1f}"]
-        cells = ["-" if "nan" in figure else figure for figure in figures]
-        lines.append(f"{name:{name_width}}" + "".join(f"{cell:>7}" for cell in cells))
-    return "\n".join(lines)
+        rows.append([name, *("-" if "nan" in figure else figure for figure in figures)])
+    align = ("left", *["right"] * (len(METRICS) + 1))
+    titles = ["", *METRICS, "gain"]
+    table = tabulate(rows, titles, tablefmt="plain", disable_numparse=True, colalign=align)
+    return f"{head.format_map(analysis)}\n\n{table}"
 
 
 def to_json(analysis: Mapping[str, Any]) -> dict[str, Any]:

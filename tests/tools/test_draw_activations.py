@@ -231,11 +231,13 @@ def test_command_writes_a_picture_of_each_image(model, photos, tmp_path):
     assert min(Image.open(out / "a.png").size) > 500
 
 
-def test_level_and_tile_decide_the_size(model, photos, tmp_path):
+def test_level_decides_the_size(model, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "LEAST_TILE", 120)
+    monkeypatch.setattr(module, "SHEET", 0)
     sizes = []
     for level in ("p3", "3"):
         file = tmp_path / f"{level}.png"
-        args = ("--level", level, "--tile", "120", "--output", file)
+        args = ("--level", level, "--output", file)
         assert run(model, "--input", photos[0], *args) == 0
         sizes.append(Image.open(file).size)
     # Sheets of 8 and 5 tiles of 90 x 120, frames of 5; the panels take half as much at the left.
@@ -252,7 +254,7 @@ def test_images_of_a_data_set(model, tmp_path, monkeypatch):
     from detectron2.data import DatasetCatalog
 
     DatasetCatalog.register("nine", lambda: [{"file_name": name} for name in names])
-    args = ("--dataset", "nine", "--count", "3", "--tile", "12")
+    args = ("--dataset", "nine", "--count", "3")
     assert run(model, *args, "--output", tmp_path / "out") == 0
     assert sorted(f.name for f in (tmp_path / "out").iterdir()) == ["0.png", "3.png", "6.png"]
 
@@ -261,7 +263,6 @@ def test_images_of_a_data_set(model, tmp_path, monkeypatch):
     ("args", "reason"),
     [
         (("--level", "p9"), "'p9' does not exist: choose from 0 (p2)"),
-        (("--tile", "9999"), "use tiles of at most"),
         (("--input", "nowhere.png"), "No image file matches --input nowhere.png"),
         (("--opts", "MODEL.SOLO.NO", "1"), "MODEL.SOLO.NO"),
     ],

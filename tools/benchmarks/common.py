@@ -57,18 +57,6 @@ def begin(args: argparse.Namespace, device: torch.device | None = None) -> dict[
     return machine
 
 
-def run_cases(args: argparse.Namespace, cases: Iterable[dict[str, Any]]) -> None:
-    """Measure cases, print their table, save the results."""
-    machine = begin(args)
-    results = []
-    for result in cases:
-        results.append(result)
-        print(".", end="", flush=True)
-    print("\n\nmilliseconds: median (interquartile range); MiB: peak beyond the inputs\n")
-    print(markdown_table([table_row(result) for result in results]))
-    save(args, {"machine": machine, "results": results})
-
-
 def save(args: argparse.Namespace, content: Mapping[str, Any]) -> None:
     """Write the results to --output, if given."""
     if args.output:

@@ -18,7 +18,15 @@ from solo_d2.ops.backends import choose_backend
 from solo_d2.ops.mask_geometry import mask_boxes
 from solo_d2.ops.mask_iou import mask_overlaps
 from solo_d2.ops.matrix_nms import matrix_nms
-from tools.benchmarks.common import add_common_arguments, compare, parse_size, run_cases
+from tools.benchmarks.common import (
+    add_common_arguments,
+    begin,
+    compare,
+    markdown_table,
+    parse_size,
+    save,
+    table_row,
+)
 from tools.benchmarks.scenes import make_scene
 
 
@@ -34,7 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Measure all combinations, print the table, save the results."""
     cases = itertools.product(args.size, args.num, args.classes)
-    run_cases(args, (_run_case(args, *case) for case in cases))
+    machine = begin(args)
+    results = [_run_case(args, *case) for case in cases]
+    print("\nmilliseconds: median (interquartile range); MiB: peak beyond the inputs\n")
+    print(markdown_table([table_row(result) for result in results]))
+    save(args, {"machine": machine, "results": results})
 
 
 def plain_matrix_nms(
@@ -58,13 +70,13 @@ def _run_case(
     args: argparse.Namespace, size: tuple[int, int], num: int, num_classes: int
 ) -> dict[str, Any]:
     scene = tuple(x.to(args.device) for x in make_scene(num, size, num_classes, args.seed))
-    ways = {"ours": partial(matrix_nms, *scene), "plain": partial(plain_matrix_nms, *scene)}
+    ours, plain = partial(matrix_nms, *scene), partial(plain_matrix_nms, *scene)
     return {
         "num": num,
         "size": list(size),
         "classes": num_classes,
         "backend": choose_backend("auto", args.device),
-        **compare(ways, args),
+        **compare({"ours": ours, "plain": plain}, args),
         "agreement": agreement(*scene),
     }
 

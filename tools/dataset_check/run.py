@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
-from torch.utils.data import DataLoader, Dataset
+from detectron2.data import MapDataset, MetadataCatalog
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from solo_d2.config.models import is_panoptic
@@ -52,21 +52,6 @@ class Findings:
     def training_fails(self) -> bool:
         """Whether training would raise an error."""
         return any(problem.severity == ERROR for problem in self.problems)
-
-
-class _Images(Dataset[Inspection]):
-    """The images of a data set as their findings."""
-
-    def __init__(self, records: Sequence[dict[str, Any]], inspector: Inspector, followed: set[int]):
-        self.records = records
-        self.inspector = inspector
-        self.followed = followed
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> Inspection:
-        return self.inspector.inspect(index, self.records[index], index in self.followed)
 
 
 def check_dataset(
@@ -122,9 +107,13 @@ def _check_images(
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = max(2, num_stuff)
     rule, num_classes = TargetRule(cfg), len(found.class_names)
     rule.params["num_classes"] = num_classes
-    found.inspector = Inspector(cfg, rule, num_classes)
+    found.inspector = inspector = Inspector(cfg, rule, num_classes)
+
+    def inspect(index: int) -> Inspection:
+        return inspector.inspect(index, found.records[index], index in followed)
+
     # One image per task, since processing times differ.
-    data = _Images(found.records, found.inspector, followed)
+    data = MapDataset(range(found.num_images), inspect)
     loader: DataLoader[Inspection] = DataLoader(data, batch_size=None, num_workers=workers)
     images = []
     for inspection in tqdm(loader, found.name, unit="image", mininterval=1.0):
