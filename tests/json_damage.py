@@ -11,11 +11,17 @@ HEIGHT, WIDTH = 20, 30
 SQUARE = [4.0, 3.0, 12.0, 3.0, 12.0, 9.0, 4.0, 9.0]
 
 
+def rle_of(mask):
+    """Compressed RLE of a mask, as json has it."""
+    rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+    return {"size": list(mask.shape), "counts": rle["counts"].decode()}
+
+
 def encoded(top, left, bottom, right):
-    """RLE of a rectangle, as json has it."""
-    mask = np.zeros((HEIGHT, WIDTH), np.uint8, order="F")
+    """RLE of a rectangle."""
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
     mask[top:bottom, left:right] = 1
-    return {"size": [HEIGHT, WIDTH], "counts": coco_mask.encode(mask)["counts"].decode()}
+    return rle_of(mask)
 
 
 def coco_content():

@@ -50,23 +50,20 @@ def added(*annotations):
 
 
 def by_key(records):
+    """With the keys of annotations in order."""
     return [
-        {**record, "annotations": [dict(sorted(a.items())) for a in record["annotations"]]}
-        for record in records
+        {**r, "annotations": [dict(sorted(a.items())) for a in r["annotations"]]} for r in records
     ]
 
 
 def test_equals_detectron2_on_a_good_file(dataset):
     content = added({"keypoints": [5, 6, 2, 0, 0, 0]})
-    content["images"] += [
-        {"id": 0, "file_name": "sub/c.png", "height": HEIGHT, "width": WIDTH},  # without objects
-    ]
+    empty = {"id": 0, "file_name": "sub/c.png", "height": HEIGHT, "width": WIDTH}
+    content["images"].append(empty)
     content["categories"].reverse()
     found = dataset(content)
-    expected = load_coco_json(
-        str(dataset.root / "a.json"), str(dataset.root / "images"), "test_theirs", ["id"]
-    )
-    assert by_key(found) == by_key(expected)
+    files = (str(dataset.root / name) for name in ("a.json", "images"))
+    assert by_key(found) == by_key(load_coco_json(*files, "test_theirs", ["id"]))
     ours, theirs = (MetadataCatalog.get(name) for name in (NAME, "test_theirs"))
     assert ours.thing_classes == theirs.thing_classes == ["cat", "dog"]
     assert ours.thing_dataset_id_to_contiguous_id == theirs.thing_dataset_id_to_contiguous_id
@@ -104,20 +101,19 @@ def test_annotations_that_cover_nothing_are_left_out_with_one_warning(dataset, c
     assert by_key(records) == by_key(dataset(coco_content()))
 
 
-@pytest.mark.parametrize(
-    ("change", "text"),
-    [
-        ({"segmentation": [[1, 1, 5, 5], SQUARE]}, "1 of 5 (20.0%) annotations have polygons"),
-        ({"segmentation": [[v + 500 for v in SQUARE]]}, "1 of 5 (20.0%) annotations lie outside"),
-        ({}, "1 of 5 (20.0%) annotations have the class and box of another"),
-    ],
-    ids=["a part that covers nothing", "outside the image", "annotated twice"],
-)
-def test_what_training_leaves_out_or_sees_twice_is_counted(dataset, caplog, change, text):
-    last = dataset(added(change))[0]["annotations"][-1]
-    (warning,) = [message for message in caplog.messages if text in message]
+LEFT_OUT = {
+    "have polygons": {"segmentation": [[1, 1, 5, 5], SQUARE]},
+    "lie outside": {"segmentation": [[v + 500 for v in SQUARE]]},
+    "have the class and box of another": {},
+}
+
+
+@pytest.mark.parametrize("text", LEFT_OUT)
+def test_what_training_leaves_out_or_sees_twice_is_counted(dataset, caplog, text):
+    last = dataset(added(LEFT_OUT[text]))[0]["annotations"][-1]
+    (warning,) = [m for m in caplog.messages if f"1 of 5 (20.0%) annotations {text}" in m]
     assert "annotation 50" in warning
-    if "polygons" in text:
+    if text == "have polygons":
         assert last["segmentation"] == [SQUARE]
 
 

@@ -14,8 +14,6 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.lvis import register_lvis_instances
-from detectron2.structures import Boxes, Instances
-from detectron2.utils.events import EventStorage
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -34,6 +32,7 @@ from solo_d2.evaluation import build_evaluator
 from solo_d2.evaluation.panoptic_quality import PanopticQualityEvaluator
 from solo_d2.utils.errors import ConfigError, DatasetError
 from tests import panoptic_files as files
+from tests.evaluation.made_up import rectangles
 from tests.json_damage import (
     HEIGHT,
     WIDTH,
@@ -45,7 +44,7 @@ from tests.json_damage import (
     lvis_content,
     put,
 )
-from tests.modeling.tiny import panoptic_config, tiny_config, tiny_model
+from tests.modeling.tiny import losses_of, panoptic_config, tiny_config, tiny_model
 from tools.dataset_check.page import draw_page
 from tools.dataset_check.report import format_findings, to_json
 from tools.dataset_check.run import check_dataset
@@ -55,7 +54,7 @@ pytestmark = pytest.mark.detectron2
 NAME = "test_fuzz"
 HOST = "images.cocodataset.org"
 COCO, LVIS, PANOPTIC = coco_content(), lvis_content(), files.content()
-QUICK = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+QUICK = settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 LONG = settings(QUICK, max_examples=1000)
 # Of each kind of json: changes or a damaged text, and whether it is LVIS's.
 KINDS = {
@@ -86,18 +85,12 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def setting():
-    """By whether the model is panoptic: config, mapper, and the losses of a batch."""
+    """By whether the model is panoptic: config and mapper."""
 
     def make(cfg):
         cfg.INPUT.MIN_SIZE_TRAIN = (48,)
         cfg.DATASETS.TRAIN = (NAME,)
-        model = tiny_model(cfg).train()
-
-        def losses_of(batch):
-            with EventStorage():
-                return [float(loss.detach()) for loss in model(batch).values()]
-
-        return cfg, SOLODatasetMapper(cfg, is_train=True), losses_of
+        return cfg, SOLODatasetMapper(cfg, is_train=True)
 
     panoptic = panoptic_config()
     panoptic.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 5
@@ -231,21 +224,14 @@ def test_panoptic_is_converted_or_refused(register_panoptic, setting, changes, r
 # --- long: what is called fine is trained on and evaluated
 
 
-def predictions():
-    """Of each class one that covers the square."""
-    found = Instances((HEIGHT, WIDTH))
-    mask = torch.zeros(HEIGHT, WIDTH, dtype=torch.bool)
-    mask[3:9, 4:12] = True
-    found.pred_boxes = Boxes(torch.tensor([[4.0, 3.0, 12.0, 9.0]] * 2))
-    found.pred_masks = mask.expand(2, -1, -1)
-    found.pred_classes = torch.tensor([0, 1])
-    found.scores = torch.tensor([0.9, 0.8])
-    return found
+def assert_trains(cfg, samples):
+    losses, _ = losses_of(tiny_model(cfg), [sample for sample in samples if sample])
+    assert all(loss.isfinite() for loss in losses.values())
 
 
 def use(setting, folder):
     """Check it with its images, train and evaluate: each works, or has said why not."""
-    cfg, mapper, losses_of = setting[0]
+    cfg, mapper = setting[0]
     found, findings = agree(mapper), check_dataset(cfg, NAME)
     json.dumps(to_json(findings))
     format_findings(findings, cfg).encode()
@@ -259,13 +245,14 @@ def use(setting, folder):
     there = [record for record in records if os.path.isfile(record["file_name"])]
     objects = any(not a["iscrowd"] for record in records for a in record["annotations"])
     assert findings.training_fails == (not (objects and all(map(fits_its_file, there))))
-    batch = [sample for sample in samples if sample is not None and len(class_names(NAME)) <= 5]
-    if batch:
-        assert all(map(math.isfinite, losses_of(batch)))
+    if any(samples) and len(class_names(NAME)) <= 5:
+        assert_trains(cfg, samples)
     evaluator = build_evaluator(cfg, NAME, str(folder / "evaluated"))
     evaluator.reset()
-    for record in records:
-        evaluator.process([record], [{"instances": predictions()}])
+    for record in records:  # of each class a prediction that covers the square
+        boxes = [(4, 3, 12, 9)] * 2
+        instances = rectangles((HEIGHT, WIDTH), *boxes, scores=[0.9, 0.8], classes=[0, 1])
+        evaluator.process([record], [{"instances": instances}])
     try:
         evaluator.evaluate()
     except ConfigError as error:
@@ -295,13 +282,13 @@ def truth_as_prediction(record):
 @given(changes=changes_of(PANOPTIC, max_size=5), repainted=REPAINTED)
 def test_what_is_called_fine_trains_panoptic(register_panoptic, setting, changes, repainted):
     register_panoptic(changed(PANOPTIC, changes), repainted)
-    _, mapper, losses_of = setting[1]
+    cfg, mapper = setting[1]
     found = agree(mapper)
     if found is None:
         return
     records, samples = found
     if any(samples):
-        assert all(map(math.isfinite, losses_of([sample for sample in samples if sample])))
+        assert_trains(cfg, samples)
     evaluator = PanopticQualityEvaluator(NAME)
     evaluator.reset()
     for record in records:

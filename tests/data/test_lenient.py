@@ -17,7 +17,6 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetMapper, MetadataCatalog
 from detectron2.data.datasets.coco import load_coco_json
 from detectron2.data.datasets.lvis import register_lvis_instances
-from detectron2.structures import Boxes, Instances
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
@@ -32,6 +31,7 @@ from solo_d2.evaluation.coco_results import FastCOCOEvaluator
 from solo_d2.evaluation.lvis_results import FastLVISEvaluator
 from solo_d2.utils.errors import DatasetError
 from tests import panoptic_files
+from tests.evaluation.made_up import rectangles
 from tests.json_damage import (
     HEIGHT,
     SQUARE,
@@ -140,13 +140,8 @@ def write(folder):
 
 def theirs(file, images):
     """Areas of the masks that Detectron2 trains on, by image."""
-    mapper = DatasetMapper(
-        is_train=True,
-        augmentations=[],
-        image_format="BGR",
-        use_instance_mask=True,
-        instance_mask_format="bitmask",
-    )
+    kind = {"use_instance_mask": True, "instance_mask_format": "bitmask"}
+    mapper = DatasetMapper(is_train=True, augmentations=[], image_format="BGR", **kind)
     areas = []
     for record in load_coco_json(str(file), str(images), f"{NAME}_theirs"):
         instances = mapper(copy.deepcopy(record))["instances"]
@@ -185,11 +180,9 @@ def evaluate(records):
         items = [item for item in record["annotations"] if not item["iscrowd"]]
         rles = [to_rle(item["segmentation"], HEIGHT, WIDTH) for item in items]
         masks = np.array([coco_mask.decode(rle) for rle in rles]).reshape(-1, HEIGHT, WIDTH) > 0
-        found = Instances((HEIGHT, WIDTH))
+        classes = [item["category_id"] for item in items]
+        found = rectangles((HEIGHT, WIDTH), *[(0, 0, 0, 0)] * len(items), classes=classes)
         found.pred_masks = torch.tensor(masks)
-        found.pred_boxes = Boxes(torch.zeros(len(items), 4))
-        found.pred_classes = torch.tensor([item["category_id"] for item in items])
-        found.scores = torch.ones(len(items))
         evaluator.process([record], [{"instances": found}])
     return evaluator.evaluate()["segm"]["AP"]
 

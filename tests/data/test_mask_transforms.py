@@ -10,6 +10,7 @@ from pycocotools import mask as coco_mask
 
 from solo_d2.data.mask_transforms import source_lines, transform_masks
 from solo_d2.data.segmentations import clean_segmentation
+from tests.json_damage import rle_of
 
 pytestmark = pytest.mark.detectron2
 
@@ -19,10 +20,8 @@ HEIGHT, WIDTH = 37, 53
 def shapes(height: int = HEIGHT, width: int = WIDTH) -> dict[str, NDArray[np.bool_]]:
     """Masks of every kind."""
     rng = np.random.default_rng(0)
-    masks = {
-        name: np.zeros((height, width), bool)
-        for name in ("box", "corners", "last pixel", "first pixel", "far parts", "row", "column")
-    }
+    names = ("box", "corners", "last pixel", "first pixel", "far parts", "row", "column")
+    masks = {name: np.zeros((height, width), bool) for name in names}
     masks["box"][5:20, 7:30] = True
     masks["corners"][[0, 0, -1, -1], [0, -1, 0, -1]] = True
     masks["last pixel"][-1, -1] = True
@@ -43,6 +42,12 @@ def resize(height: int, width: int, before: tuple[int, int] = (HEIGHT, WIDTH)) -
 
 
 FLIP = T.HFlipTransform(WIDTH)
+
+
+def rles(*masks: NDArray[np.bool_]) -> list[dict]:
+    return [rle_of(mask) for mask in masks]
+
+
 TRANSFORMS = {
     "nothing": [],
     "colours": [T.NoOpTransform(), T.BlendTransform(np.zeros(3), 0.5, 0.5)],
@@ -67,14 +72,6 @@ TRANSFORMS = {
     "extent": [T.ExtentTransform((3.5, 2.5, 40, 30), (30, 20))],
     "rotation, down": [T.RotationTransform(HEIGHT, WIDTH, 90), resize(20, 20, (WIDTH, HEIGHT))],
 }
-
-
-def rles(*masks: NDArray[np.bool_]) -> list[dict]:
-    found = []
-    for mask in masks:
-        rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
-        found.append({"size": list(mask.shape), "counts": rle["counts"].decode()})
-    return found
 
 
 def by_decoding(segmentation, transforms, shape):

@@ -30,21 +30,19 @@ def coco_truth(num_images=12, seed=0):
     images, annotations = [], []
     for image_id in rng.permutation(num_images).tolist():
         height, width = rng.integers(60, 260, 2).tolist()
-        images.append(
-            {"id": image_id + 1, "file_name": f"{image_id}.jpg", "height": height, "width": width}
-        )
+        image = {"id": image_id + 1, "file_name": f"{image_id}.jpg"}
+        images.append({**image, "height": height, "width": width})
         full = image_id == FULL - 1  # of one category
         for _ in range(8 if full else 0 if image_id == 0 else rng.integers(1, 9)):
             mask = ellipse(rng, height, width)
             rle = coco_mask.encode(mask)
             crowd = int(rng.random() < 0.15)
             category = int(rng.choice([c for c in CATEGORIES if c != UNSEEN]))
-            category = CATEGORIES[0] if full else category
             annotations.append(
                 {
                     "id": len(annotations) + 1,
                     "image_id": image_id + 1,
-                    "category_id": category,
+                    "category_id": CATEGORIES[0] if full else category,
                     "iscrowd": crowd,
                     "area": float(coco_mask.area(rle)),
                     "bbox": coco_mask.toBbox(rle).tolist(),

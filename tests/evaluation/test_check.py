@@ -1,5 +1,6 @@
 """What the evaluation would fail on is refused before the first iteration."""
 
+import contextlib
 import json
 import logging
 
@@ -96,30 +97,23 @@ def missing_image(folder):
     (folder / "2.jpg").unlink()
 
 
-@pytest.mark.parametrize("period", [0, 4])
 @pytest.mark.parametrize("name", [*FAULTS, "missing image"])
-def test_val_fault_is_refused_before_anything_is_written(data, tmp_path, name, period):
-    damage = None if name in FAULTS else missing_image
-    root = data(*FAULTS.get(name, ()), damage=damage)
-    args = run_config(root, tmp_path / "config", "TEST.EVAL_PERIOD", period)
-    args.opts += ["OUTPUT_DIR", str(tmp_path / "out")]
-    with pytest.raises(DatasetError, match="instances_val.json"):
-        setup(args)
-    args.eval_only = True
-    with pytest.raises(DatasetError, match="instances_val.json"):
-        setup(args)
+def test_val_fault_is_refused_before_anything_is_written(data, tmp_path, name):
+    root = data(*FAULTS.get(name, ()), damage=None if name in FAULTS else missing_image)
+    args = run_config(root, tmp_path / "config", "OUTPUT_DIR", tmp_path / "out")
+    for args.eval_only, period in ((False, 0), (False, 4), (True, 0)):
+        args.opts += ["TEST.EVAL_PERIOD", str(period)]
+        with pytest.raises(DatasetError, match="instances_val.json"):
+            setup(args)
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("eval_only", [True, False])
-def test_own_data_without_annotations_are_for_predictions_alone(data, tmp_path, eval_only):
+def test_own_data_without_annotations_are_for_predictions_alone(data, tmp_path):
     args = run_config(data(gone("annotations")), tmp_path / "out")
-    args.eval_only = eval_only
-    if eval_only:
-        setup(args)
-        return
     with pytest.raises(DatasetError, match=r"instances_val.json .*'annotations'"):
         setup(args)
+    args.eval_only = True
+    setup(args)
 
 
 @pytest.mark.parametrize("by", [register_coco_format, register_coco_instances])
@@ -153,8 +147,8 @@ def test_the_check_of_data_sets_says_the_same(data, tmp_path, capsys):
 
 @pytest.mark.parametrize("name", [*BUILT_IN, "missing image"])
 def test_val_fault_of_a_data_set_that_detectron2_loads(data, name):
-    damage = None if name in BUILT_IN else missing_image
-    register(data(*BUILT_IN.get(name, ()), damage=damage), by=register_coco_instances)
+    root = data(*BUILT_IN.get(name, ()), damage=None if name in BUILT_IN else missing_image)
+    register(root, by=register_coco_instances)
     with pytest.raises(DatasetError, match="annotation|2.jpg"):
         check_test_data(tiny_config(), [NAMES[0]])
 
@@ -275,17 +269,8 @@ def test_png_fault_of_a_panoptic_data_set_that_detectron2_loads(tmp_path, fault)
         "thing_dataset_id_to_contiguous_id": {3: 0, 5: 1},
         "stuff_dataset_id_to_contiguous_id": {0: 0, 9: 1, 21: 2},
     }
-    register_coco_panoptic_separated(
-        "check_val",
-        metadata,
-        str(root / "images"),
-        str(root / "panoptic"),
-        str(root / "panoptic.json"),
-        str(folder / "stuff"),
-        str(folder / "instances.json"),
-    )
-    if fault is None:
-        check_test_data(stuff_config(), ["check_val_separated"])
-        return
-    with pytest.raises(DatasetError):
+    paths = [root / name for name in ("images", "panoptic", "panoptic.json")]
+    paths += [folder / "stuff", folder / "instances.json"]
+    register_coco_panoptic_separated("check_val", metadata, *map(str, paths))
+    with contextlib.nullcontext() if fault is None else pytest.raises(DatasetError):
         check_test_data(stuff_config(), ["check_val_separated"])

@@ -21,6 +21,7 @@ from solo_d2.evaluation.contours import (
 from solo_d2.ops.contours import contour_masks
 from solo_d2.utils.errors import DatasetError
 from tests.evaluation import made_up
+from tests.json_damage import rle_of
 
 SIZE = (60, 80)  # a diagonal of 100 pixels
 TOLERANCE = 2
@@ -61,19 +62,14 @@ def figures(contours, true, *, scores=None, classes=None, true_classes=None, cro
 
 def test_perfect():
     both = contours_of(SQUARE, (50, 5, 70, 55))
-    assert figures(both[::-1], both) == {
-        "F": 100,
-        "precision": 100,
-        "recall": 100,
-        "threshold": 1,
-    }
+    expected = {"F": 100, "precision": 100, "recall": 100, "threshold": 1}
+    assert figures(both[::-1], both) == expected
 
 
 @pytest.mark.parametrize(("shift", "expected"), [(0, 100), (TOLERANCE, 100), (TOLERANCE + 1, 0)])
 def test_shifted(shift, expected):
     found = figures(lines_of(30 + shift), lines_of(30))
-    assert (found["F"], found["recall"]) == (expected, expected)
-    assert found["precision"] == expected
+    assert [found[key] for key in ("F", "precision", "recall")] == [expected] * 3
 
 
 def test_distance_is_euclidean():
@@ -106,14 +102,14 @@ def test_no_objects(boxes):
     assert all(math.isnan(value) for value in found.values())
 
 
-def test_another_class_does_not_match():
-    found = figures(contours_of(SQUARE), contours_of(SQUARE), classes=[1])
-    assert (found["F"], found["precision"], found["recall"]) == (0, 0, 0)
-
-
-def test_a_duplicate_is_wrong():
-    found = figures(contours_of(SQUARE, SQUARE), contours_of(SQUARE))
-    assert (found["precision"], found["recall"]) == (50, 100)
+@pytest.mark.parametrize(
+    ("predicted", "classes", "expected"),
+    [((SQUARE,), [1], (0, 0)), ((SQUARE, SQUARE), [0, 0], (50, 100))],
+    ids=["another class", "a duplicate"],
+)
+def test_what_does_not_match(predicted, classes, expected):
+    found = figures(contours_of(*predicted), contours_of(SQUARE), classes=classes)
+    assert (found["precision"], found["recall"]) == expected
 
 
 def test_the_better_score_chooses_first_and_takes_the_best():
@@ -149,20 +145,20 @@ def test_crowd_regions():
 @pytest.fixture
 def dataset(tmp_path):
     """Two images with the same objects."""
-    crowd = coco_mask.encode(np.asfortranarray(masks_of((45, 5, 75, 35))[0], np.uint8))
-    rle = {**crowd, "counts": crowd["counts"].decode()}
+    region = (45, 5, 75, 35)
+    crowd = {"iscrowd": 1, "segmentation": rle_of(masks_of(region)[0])}
     content = {
         "images": made_up.images_of(SIZE, 3, 5),
         "annotations": [
             made_up.rectangle(1, SQUARE, 3, 7),
-            made_up.rectangle(2, (45, 5, 75, 35), 3, 7, iscrowd=1, segmentation=rle),
+            made_up.rectangle(2, region, 3, 7, **crowd),
             made_up.rectangle(3, SQUARE, 5, 7),
         ],
         "categories": [{"id": 2, "name": "cat"}, {"id": 7, "name": "dog"}],
     }
     (tmp_path / "contours.json").write_text(json.dumps(content))
     for key in (3, 5):
-        (tmp_path / f"{key}.jpg").write_bytes(b"")
+        (tmp_path / f"{key}.jpg").touch()
     register_coco_format("contours_val", tmp_path / "contours.json", tmp_path)
     return "contours_val"
 
@@ -198,11 +194,9 @@ def test_evaluator_of_a_model_of_contours(dataset, tmp_path):
 def test_tolerance_is_a_share_of_the_diagonal_rounded_up(dataset, shift, near):
     evaluator = ContourEvaluator(dataset)
     x0, y0, x1, y1 = SQUARE
-    evaluator.process(
-        [{"image_id": 3}], [{"instances": instances((x0 + shift, y0, x1 + shift, y1))}]
-    )
-    figures = evaluator.evaluate()["contours"]
-    assert (figures["F"] == 100) == near
+    found = instances((x0 + shift, y0, x1 + shift, y1))
+    evaluator.process([{"image_id": 3}], [{"instances": found}])
+    assert (evaluator.evaluate()["contours"]["F"] == 100) == near
 
 
 def test_what_does_not_belong_to_the_data_set_is_named(dataset):

@@ -1,5 +1,6 @@
 """Errors of predictions made by hand: each correction mends what it names and nothing else."""
 
+import copy
 import json
 import math
 
@@ -7,8 +8,6 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import MetadataCatalog
-from detectron2.modeling import build_model
-from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
@@ -29,8 +28,9 @@ from solo_d2.evaluation.error_analysis import (
     to_json,
 )
 from solo_d2.utils.errors import ConfigError, DatasetError
-from tests.evaluation.made_up import images_of, rectangle
-from tests.modeling.tiny import NUM_CLASSES, tiny_config
+from tests.evaluation.made_up import images_of, masks_of, rectangle
+from tests.modeling.tiny import NUM_CLASSES, tiny_config, tiny_model
+from tests.pictures import picture, save
 from tools import analyze_errors as command
 
 pytestmark = pytest.mark.detectron2
@@ -44,14 +44,12 @@ HALF_A = (2, 2, 12, 12)
 
 
 def rle(box):
-    mask = np.zeros((HEIGHT, WIDTH), dtype=np.uint8, order="F")
-    mask[box[1] : box[3], box[0] : box[2]] = 1
-    return coco_mask.encode(mask)
+    (mask,) = masks_of((HEIGHT, WIDTH), box).numpy()
+    return coco_mask.encode(np.asfortranarray(mask, np.uint8))
 
 
 def annotation(key, box, category=CAT, image=3, crowd=0):
-    code = rle(box)
-    changes = {"segmentation": {**code, "counts": code["counts"].decode()}} if crowd else {}
+    changes = {"segmentation": as_json(prediction(box))[0]["segmentation"]} if crowd else {}
     return rectangle(key, box, image, category, iscrowd=crowd, **changes)
 
 
@@ -69,12 +67,15 @@ def truth(*annotations):
 
 
 def prediction(box, score=0.9, category=CAT, image=3):
-    return {
-        "image_id": image,
-        "category_id": category,
-        "score": score,
-        "segmentation": rle(box),
-    }
+    place = {"image_id": image, "category_id": category}
+    return {**place, "score": score, "segmentation": rle(box)}
+
+
+def as_json(*predictions):
+    predictions = copy.deepcopy(predictions)
+    for each in predictions:
+        each["segmentation"]["counts"] = each["segmentation"]["counts"].decode()
+    return list(predictions)
 
 
 def ap(ground_truth, *predictions, **options):
@@ -114,13 +115,10 @@ def test_each_fault_is_corrected_by_its_correction_alone(case):
 
 
 def test_background_stays_as_it_is():
-    ground_truth = truth(annotation(1, A))
-    predictions = [prediction(C, 0.95), prediction(A, 0.9)]
-    analysis = analyze_errors(ground_truth, predictions)
+    analysis = analyze_errors(truth(annotation(1, A)), [prediction(C, 0.95), prediction(A, 0.9)])
     assert analysis["num_unmatched"] == 1
-    assert [row["AP"] for row in analysis["rows"].values()] == [pytest.approx(50)] * len(
-        CORRECTIONS
-    )
+    found = [row["AP"] for row in analysis["rows"].values()]
+    assert found == pytest.approx([50] * len(CORRECTIONS))
 
 
 def test_match_is_the_largest_iou_of_any_class_in_the_same_image():
@@ -135,9 +133,8 @@ def test_match_is_the_largest_iou_of_any_class_in_the_same_image():
 
 def test_crowd_is_never_taken():
     ground_truth = truth(annotation(1, A, crowd=1), annotation(2, HALF_A))
-    matches = match_predictions(ground_truth, [prediction(A), prediction(A, image=5)])
-    assert matches[0]["id"] == 2
-    assert matches[1] is None
+    first, second = match_predictions(ground_truth, [prediction(A), prediction(A, image=5)])
+    assert (first["id"], second) == (2, None)
     only_crowd = truth(annotation(1, A, crowd=1))
     assert match_predictions(only_crowd, [prediction(A)]) == [None]
     assert analyze_errors(ground_truth, [prediction(A)])["num_objects"] == 1
@@ -186,38 +183,37 @@ def dataset(tmp_path):
     """The config of a tiny model and a registered data set of two images."""
     annotations = content(annotation(1, A), annotation(2, B, DOG), annotation(3, C, DOG, image=5))
     annotations["categories"] += [{"id": 10 + i, "name": f"{i}"} for i in range(NUM_CLASSES - 2)]
-    (tmp_path / "images").mkdir()
     for key in (3, 5):
-        Image.fromarray(np.full((HEIGHT, WIDTH, 3), 99, np.uint8)).save(
-            tmp_path / f"images/{key}.png"
-        )
-    json_file = tmp_path / "annotations.json"
-    json_file.write_text(json.dumps(annotations))
+        save(tmp_path / f"images/{key}.png", picture(HEIGHT, WIDTH))
+    (tmp_path / "annotations.json").write_text(json.dumps(annotations))
+    entry = ["errors_val", *(str(tmp_path / name) for name in ("annotations.json", "images"))]
     cfg = tiny_config()
-    cfg.DATASETS.COCO_FORMAT = [["errors_val", str(json_file), str(tmp_path / "images")]]
+    cfg.DATASETS.COCO_FORMAT = [entry]
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (), ("errors_val",)
     cfg.OUTPUT_DIR = str(tmp_path / "output")
     cfg.INPUT.MIN_SIZE_TEST, cfg.DATALOADER.NUM_WORKERS = 0, 0
     cfg.MODEL.SOLO.HEAD.PRIOR_PROB = 0.7
-    register_coco_format(*cfg.DATASETS.COCO_FORMAT[0])
+    register_coco_format(*entry)
     (tmp_path / "config.yaml").write_text(cfg.dump())
     return cfg
 
 
-def as_json(*predictions):
-    return json.dumps(
-        [
-            {**p, "segmentation": {**p["segmentation"], "counts": counts}}
-            for p in predictions
-            for counts in [p["segmentation"]["counts"].decode()]
-        ]
-    )
+@pytest.fixture
+def found(tmp_path):
+    """Write predictions or text: `found(*predictions)`; the file."""
+
+    def write(*predictions):
+        file = tmp_path / "found.json"
+        text = predictions[0] if isinstance(predictions[0], str) else json.dumps(predictions)
+        file.write_text(text)
+        return file
+
+    return write
 
 
-def test_as_predicted_is_what_the_evaluator_says(dataset, tmp_path):
-    found = [prediction(HALF_A, 0.8), prediction(A, 0.6), prediction(C, 0.7, DOG, 5)]
-    file = tmp_path / "found.json"
-    file.write_text(as_json(*found))
+def test_as_predicted_is_what_the_evaluator_says(dataset, found, tmp_path):
+    predictions = prediction(HALF_A, 0.8), prediction(A, 0.6), prediction(C, 0.7, DOG, 5)
+    file = found(*as_json(*predictions))
     ground_truth = load_ground_truth(dataset, "errors_val")
     evaluator = build_evaluator(dataset, "errors_val", str(tmp_path / "evaluation"))
     evaluator.reset()
@@ -232,51 +228,32 @@ def test_as_predicted_is_what_the_evaluator_says(dataset, tmp_path):
     assert figures == pytest.approx({key: wanted[key] for key in figures}, nan_ok=True)
 
 
-def test_polygons_are_predictions_too(dataset, tmp_path):
-    polygon = annotation(1, A)["segmentation"]
-    file = tmp_path / "found.json"
-    entry = {"image_id": 3, "category_id": CAT, "score": 1, "segmentation": polygon}
-    file.write_text(json.dumps([entry]))
+def test_polygons_are_predictions_too(dataset, found):
+    place = {"image_id": 3, "category_id": CAT, "score": 1}
+    file = found({**place, "segmentation": annotation(1, A)["segmentation"]})
     ground_truth = load_ground_truth(dataset, "errors_val")
     assert read_predictions(file, ground_truth) == [prediction(A, 1)]
 
 
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({"image_id": 4}, "image_id 4 is not in the annotations"),
-        ({"category_id": 0}, "category_id 0 is not in the annotations"),
-        ({"score": None}, "score is None"),
-        (
-            {"segmentation": {"size": [9, 9], "counts": "Q1"}},
-            r"'size' is \[9, 9\], the image has 40",
-        ),
-    ],
-)
-def test_unfit_predictions_are_named(dataset, tmp_path, change, reason):
+UNFIT = [
+    ({"image_id": 4}, "prediction 1: .*image_id 4 is not in the annotations"),
+    ({"category_id": 0}, "prediction 1: .*category_id 0 is not in the annotations"),
+    ({"score": None}, "prediction 1: .*score is None"),
+    ({"segmentation": {"size": [9, 9], "counts": "Q1"}}, r"prediction 1: .*'size' is \[9, 9\], th"),
+    ({"segmentation": None}, "segmentation"),
+    ("[5]", "image_id"),
+    ("{}", "no list of predictions"),
+    ("[", "cannot be read"),
+]
+
+
+@pytest.mark.parametrize(("change", "reason"), UNFIT)
+def test_unfit_predictions_are_named(dataset, found, change, reason):
     ground_truth = load_ground_truth(dataset, "errors_val")
-    entries = json.loads(as_json(prediction(A), prediction(B)))
-    entries[1].update(change)
-    file = tmp_path / "found.json"
-    file.write_text(json.dumps(entries))
-    with pytest.raises(DatasetError, match=rf"found\.json: prediction 1: .*{reason}"):
+    good, bad = as_json(prediction(A), prediction(B))
+    file = found(change) if isinstance(change, str) else found(good, {**bad, **change})
+    with pytest.raises(DatasetError, match=rf"found\.json.*{reason}"):
         read_predictions(file, ground_truth)
-
-
-def test_boxes_alone_other_json_and_no_json_are_named(dataset, tmp_path):
-    ground_truth = load_ground_truth(dataset, "errors_val")
-    file = tmp_path / "found.json"
-    for text, reason in (
-        ('[{"image_id": 3, "category_id": 2, "score": 1, "bbox": [0, 0, 1, 1]}]', "segmentation"),
-        ("[5]", "image_id"),
-        ("{}", "no list of predictions"),
-        ("[", "cannot be read"),
-    ):
-        file.write_text(text)
-        with pytest.raises(DatasetError, match=reason):
-            read_predictions(file, ground_truth)
-    with pytest.raises(DatasetError, match=r"nowhere\.json cannot be read"):
-        read_predictions("nowhere.json", ground_truth)
 
 
 def test_other_rules_and_models_of_contours_are_refused(dataset, monkeypatch):
@@ -293,9 +270,8 @@ def run(tmp_path, *args):
     return command.main(["--config-file", str(tmp_path / "config.yaml"), *map(str, args)])
 
 
-def test_command_on_predictions(dataset, tmp_path, capsys):
-    file = tmp_path / "found.json"
-    file.write_text(as_json(prediction(HALF_A), prediction(B, category=DOG)))
+def test_command_on_predictions(dataset, found, tmp_path, capsys):
+    file = found(*as_json(prediction(HALF_A), prediction(B, category=DOG)))
     assert run(tmp_path, "--predictions", file, "--output", tmp_path / "out") == 0
     assert "errors_val: 2 images, 3 objects, 2 predictions" in capsys.readouterr().out
     saved = json.loads((tmp_path / "out/errors.json").read_text())
@@ -305,17 +281,16 @@ def test_command_on_predictions(dataset, tmp_path, capsys):
 
 
 def test_command_with_a_model(dataset, tmp_path, capsys):
-    torch.manual_seed(0)
-    torch.save({"model": build_model(dataset).state_dict()}, tmp_path / "model.pth")
+    torch.save({"model": tiny_model(dataset).state_dict()}, tmp_path / "model.pth")
     args = ("--weights", tmp_path / "model.pth", "--device", "cpu", "--output", tmp_path / "out")
     assert run(tmp_path, *args) == 0
     saved = json.loads((tmp_path / "out/errors.json").read_text())
-    predictions = json.loads((tmp_path / "out/coco_instances_results.json").read_text())
-    assert saved["num_predictions"] == len(predictions) > 0
+    file = tmp_path / "out/coco_instances_results.json"
+    num = saved["num_predictions"]
+    assert num == len(json.loads(file.read_text())) > 0
     assert "true masks and classes" in capsys.readouterr().out
-    assert run(tmp_path, "--predictions", tmp_path / "out/coco_instances_results.json") == 0
-    again = capsys.readouterr().out
-    assert f"{len(predictions)} predictions" in again
+    assert run(tmp_path, "--predictions", file) == 0
+    assert f"{num} predictions" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,6 @@
 import json
 import logging
 
-import cv2
-import numpy as np
 import pytest
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog
@@ -18,6 +16,7 @@ from solo_d2.evaluation import build_evaluator, evaluate_dataset, evaluation_loa
 from solo_d2.evaluation.run import SkippingModel
 from solo_d2.utils.errors import DatasetError
 from tests.evaluation.made_up import images_of, rectangle, rectangles
+from tests.pictures import picture, save
 
 NAME = "run_val"
 SIZE = (40, 60)
@@ -33,9 +32,8 @@ def cfg(tmp_path):
         "categories": [{"id": 1, "name": "cat"}],
     }
     (tmp_path / "a.json").write_text(json.dumps(content))
-    for key in (1, 3, 4):
-        cv2.imwrite(str(tmp_path / f"{key}.png"), np.full((*SIZE, 3), 50 * key, np.uint8))
-    cv2.imwrite(str(tmp_path / "3.png"), np.zeros((50, 70, 3), np.uint8))
+    for key, size in ((1, SIZE), (3, (50, 70)), (4, SIZE)):
+        save(tmp_path / f"{key}.png", picture(*size))
     (tmp_path / "2.png").write_text("no image")
     register_coco_format(NAME, tmp_path / "a.json", tmp_path)
     DatasetCatalog.get(NAME)

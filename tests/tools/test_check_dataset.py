@@ -13,6 +13,7 @@ from solo_d2.data.coco_format import register_coco_format
 from solo_d2.data.ignored import find_ignored
 from solo_d2.engine import Trainer
 from solo_d2.utils.errors import DatasetError
+from tests.evaluation.made_up import images_of, masks_of, rectangle
 from tests.modeling.tiny import tiny_config
 from tools import check_dataset
 from tools.dataset_check.objects import (
@@ -37,6 +38,7 @@ from tools.dataset_check.proposal import (
 pytestmark = pytest.mark.detectron2
 
 SIZE = (96, 128)
+OUTSIDE_BOX = (520, 520, 570, 570)
 STRIDES = [8, 8, 16, 32, 32]
 PUBLISHED_RANGES = [[1, 96], [48, 192], [96, 384], [192, 768], [384, 2048]]
 
@@ -44,16 +46,14 @@ PUBLISHED_RANGES = [[1, 96], [48, 192], [96, 384], [192, 768], [384, 2048]]
 # --- what becomes of objects
 
 
-def instances(boxes, size=SIZE):
+def instances(*boxes):
     """Rectangles (XYXY)."""
-    masks = torch.zeros(len(boxes), *size, dtype=torch.bool)
-    for mask, (left, top, right, bottom) in zip(masks, boxes, strict=True):
-        mask[top:bottom, left:right] = True
-    result = Instances(size)
-    result.gt_boxes = Boxes(torch.tensor(boxes).float().reshape(-1, 4))
-    result.gt_classes = torch.zeros(len(boxes), dtype=torch.int64)
-    result.gt_masks = BitMasks(masks)
-    return result
+    return Instances(
+        SIZE,
+        gt_boxes=Boxes(torch.tensor(boxes).float().reshape(-1, 4)),
+        gt_classes=torch.zeros(len(boxes), dtype=torch.int64),
+        gt_masks=BitMasks(masks_of(SIZE, *boxes)),
+    )
 
 
 RANGES = {"SCALE_RANGES": [[1, 24], [12, 30], [24, 39], [48, 160], [96, 512]]}
@@ -82,7 +82,7 @@ def test_what_becomes_of_objects(keys, boxes, expected):
         cfg.MODEL.SOLO[key] = value
     rule = TargetRule(cfg)
     assert rule.padded_size(75, 100) == SIZE  # the model's
-    assert rule.objects(instances(boxes))["outcome"].tolist() == expected
+    assert rule.objects(instances(*boxes))["outcome"].tolist() == expected
 
 
 # --- proposals
@@ -110,21 +110,14 @@ def test_shared_cells_by_hand():
 
 @pytest.mark.parametrize(
     ("largest", "base"),
-    [
-        (384, 48),  # as in COCO at 800 pixels
-        (224, 28),  # as at 448 pixels
-        (40, 24),  # not below 3 strides
-        (2000, 96),  # nor above 12
-    ],
+    # As in COCO at 800 pixels and at 448; not below 3 strides, nor above 12.
+    [(384, 48), (224, 28), (40, 24), (2000, 96)],
 )
 def test_ranges_put_a_tenth_of_the_objects_into_the_last_level(largest, base):
     scales = np.r_[np.full(899, 5.0), np.full(101, float(largest))]
-    other = [[1, 2], [1, 2], [1, 2], [1, 2], [1, 2]]
-    found = propose_ranges(scales, other, STRIDES)
-    doubled = [base * 2**level for level in range(5)]
-    assert found[0] == [1, doubled[1]]
-    assert found[1:4] == [[doubled[i], doubled[i + 2]] for i in range(3)]
-    assert found[4] == [doubled[3], 2048]
+    lows = [base * 2**level for level in range(5)]
+    expected = [[1, lows[1]], *([lows[i], lows[i + 2]] for i in range(3)), [lows[3], 2048]]
+    assert propose_ranges(scales, [[1, 2]] * 5, STRIDES) == expected
 
 
 def test_ranges_that_fit_are_kept():
@@ -169,25 +162,20 @@ def test_a_proposal_counts_before_and_after():
 # --- the command
 
 
-SQUARE = [20.0, 20.0, 70.0, 20.0, 70.0, 70.0, 20.0, 70.0]
+BOX = (20, 20, 70, 70)
 
 
-def annotation(key, segmentation, image=1, category=1, box=(20, 20, 50, 50), **others):
-    fields = {"id": key, "image_id": image, "category_id": category, "iscrowd": 0, "area": 2500.0}
-    return {**fields, "bbox": list(box), "segmentation": segmentation, **others}
-
-
-def good_content():
+def good_content(**others):
+    crowd = {"size": [96, 128], "counts": [2000, 300, 9988]}
     return {
-        "images": [
-            {"id": key, "file_name": f"{key}.png", "height": 96, "width": 128} for key in (1, 2, 3)
-        ],
+        "images": images_of(SIZE, 1, 2, 3, extension="png"),
         "annotations": [
-            annotation(1, [SQUARE]),
-            annotation(2, [SQUARE], image=2, category=2),
-            annotation(3, {"size": [96, 128], "counts": [2000, 300, 9988]}, image=2, iscrowd=1),
+            rectangle(1, BOX, 1, 1),
+            rectangle(2, BOX, 2, 2),
+            rectangle(3, BOX, 2, 1, iscrowd=1, segmentation=crowd),
         ],
         "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+        **others,
     }
 
 
@@ -203,12 +191,12 @@ def check(tmp_path):
     cfg.MODEL.SOLO.NUM_CLASSES = 0
     cfg.INPUT.MIN_SIZE_TRAIN = (96,)
     (tmp_path / "config.yaml").write_text(cfg.dump())
+    given = {"config-file": "config.yaml", "train-json": "a.json", "train-images": "images"}
+    given |= {"output": "output"}
+    words = [word for key, name in given.items() for word in (f"--{key}", str(tmp_path / name))]
 
     def run(content, *arguments):
         (tmp_path / "a.json").write_text(json.dumps(content))
-        given = {"config-file": "config.yaml", "train-json": "a.json", "train-images": "images"}
-        given |= {"output": "output"}
-        words = [word for key, name in given.items() for word in (f"--{key}", str(tmp_path / name))]
         code = check_dataset.main([*words, "--workers", "0", *arguments])
         file = output / "report.json"
         datasets = json.loads(file.read_text())["datasets"] if file.is_file() else []
@@ -221,18 +209,14 @@ def check(tmp_path):
 def test_a_good_data_set(check, capsys):
     code, report = check(good_content())
     assert code == 0
-    assert report["num_images"] == 3
-    assert report["num_annotations"] == 3
-    assert report["num_crowds"] == 1
-    assert report["num_objects"] == 2
-    assert report["num_images_without_objects"] == 1
+    counts = {"images": 3, "annotations": 3, "crowds": 1, "objects": 2, "images_without_objects": 1}
+    assert {key: report[f"num_{key}"] for key in counts} == counts
     assert report["problems"]["error"] == report["problems"]["skipped"] == {}
     assert list(report["problems"]["notice"]) == ["many crowds"]
     assert not any(report["lost_objects"].values())
     assert (report["fits"], report["lost_share"]) == (True, 0)
     assert "larger_images" not in report
-    page = cv2.imread(str(check.output / "custom_train.jpg"))
-    assert page.shape[0] > 320
+    assert cv2.imread(str(check.output / "custom_train.jpg")).shape[0] > 320
     printed = capsys.readouterr().out
     assert "All 2 objects of 3 images are assigned to cells." in printed
     assert "Training would work." in printed
@@ -243,26 +227,23 @@ def spoil(content):
 
     All kinds of bad entries: tests/data/test_bad_annotations.py.
     """
-    for key, name, size in (
-        (4, "missing.png", SIZE),
-        (5, "text.png", SIZE),
-        (6, "3.png", (128, 96)),
-    ):
-        content["images"].append(
-            {"id": key, "file_name": name, "height": size[0], "width": size[1]}
-        )
+    content["images"] += images_of(SIZE, 4, 5, extension="png") + images_of(SIZE[::-1], 6)
+    for image, name in zip(content["images"][3:], ("missing", "text", "3"), strict=True):
+        image["file_name"] = f"{name}.png"
+    parts = rectangle(22, BOX, 3, 1, bbox=[19, 20, 50, 50])
+    parts["segmentation"].append([1, 1, 2, 2])
     content["annotations"] += [
-        annotation(10, [SQUARE], image=70),
-        annotation(11, [SQUARE], category=9),
-        annotation(12, [[5, 5, 9, 9]]),
-        annotation(13, [[5, 5, float("nan"), 9, 9, 9]]),
-        annotation(14, [[value + 500 for value in SQUARE]], box=(520, 520, 50, 50)),
-        annotation(16, {"size": [128, 96], "counts": [12288]}),
-        annotation(20, [SQUARE], image=3, box=(20, 20, 70, 70)),
-        annotation(21, [SQUARE], image=3, box=(20, 20, 70, 70)),
-        annotation(22, [SQUARE, [1, 1, 2, 2]], image=3, box=(19, 20, 50, 50)),
-        annotation(23, [SQUARE], image=3, box=(100, 5, 20, 20)),
-        annotation(24, [[value * 2 for value in SQUARE]], image=3, box=(40, 40, 100, 100)),
+        rectangle(10, BOX, 70, 1),
+        rectangle(11, BOX, 1, 9),
+        rectangle(12, BOX, 1, 1, segmentation=[[5, 5, 9, 9]]),
+        rectangle(13, BOX, 1, 1, segmentation=[[5, 5, float("nan"), 9, 9, 9]]),
+        rectangle(14, OUTSIDE_BOX, 1, 1),
+        rectangle(16, BOX, 1, 1, segmentation={"size": [128, 96], "counts": [12288]}),
+        rectangle(20, BOX, 3, 1, bbox=[20, 20, 70, 70]),
+        rectangle(21, BOX, 3, 1, bbox=[20, 20, 70, 70]),
+        parts,
+        rectangle(23, BOX, 3, 1, bbox=[100, 5, 20, 20]),
+        rectangle(24, (40, 40, 140, 140), 3, 1),
     ]
     content["categories"] += [{"id": 2, "name": "cow"}, {"id": 4, "name": "cat"}]
 
@@ -314,7 +295,7 @@ def test_everything_that_is_wrong_is_listed(check, capsys):
     assert "Training would fail." in printed
 
 
-def test_names_that_no_font_has(check, capsys):
+def test_names_that_no_font_has(check):
     content = good_content()
     content["categories"][0]["name"] = "猫 \U0001f408\n"
     content["categories"][1]["name"] = "a" * 5000
@@ -342,8 +323,8 @@ def test_objects_that_are_not_followed(check, arguments):
 
 def test_workers_find_the_same(check):
     content = good_content()
-    content["annotations"].append(annotation(4, [SQUARE], image=3, box=(20, 20, 50, 51)))
-    content["annotations"].append(annotation(5, [SQUARE], image=3))
+    content["annotations"].append(rectangle(4, BOX, 3, 1, bbox=[20, 20, 50, 51]))
+    content["annotations"].append(rectangle(5, BOX, 3, 1))
     (check.images / "2.png").write_text("no image")
     _, alone = check(content)
     _, together = check(content, "--workers", "2")
@@ -362,11 +343,14 @@ def test_more_unreadable_files_than_training_tolerates(check):
     assert problem["reason"] == f"2, and {limit} is 1"
 
 
+def squares(places, side):
+    return [rectangle(k, (x, y, x + side, y + side), 1, 1) for k, (x, y) in enumerate(places, 1)]
+
+
 def dense_content():
     """An image with many small squares."""
-    places = np.random.default_rng(0).integers(2, [126, 94], (150, 2)).tolist()
-    squares = [square(key, x - 2, y - 2, 4) for key, (x, y) in enumerate(places, start=1)]
-    return {**good_content(), "annotations": squares}
+    places = np.random.default_rng(0).integers(0, [124, 92], (150, 2)).tolist()
+    return good_content(annotations=squares(places, 4))
 
 
 @pytest.mark.parametrize("sides", ["(96,)", "(0,)"], ids=["resized", "not resized"])
@@ -398,14 +382,9 @@ def test_a_config_that_loses_objects_does_not_fit_and_proposals_hold_what_they_s
     assert with_larger["lost_share"] == pytest.approx(larger["lost_share"])
 
 
-def square(key, x, y, side):
-    polygon = [x, y, x + side, y, x + side, y + side, x, y + side]
-    return annotation(key, [polygon], box=(x, y, side, side))
-
-
 def test_other_training_sizes_are_looked_at(check):
     content = good_content()
-    content["annotations"].append(square(4, 5, 5, 10))
+    content["annotations"].append(rectangle(4, (5, 5, 15, 15), 1, 1))
     _, report = check(content, "INPUT.MIN_SIZE_TRAIN", "(8, 96, 96)")
     assert report["lost_share"] == 0
     assert report["lost_share_at_short_sides"] == {"8": 1.0}
@@ -413,29 +392,21 @@ def test_other_training_sizes_are_looked_at(check):
 
 
 def test_objects_are_followed_through_crops(check):
-    corners = [(1, 1), (117, 1), (1, 85), (117, 85)]
-    squares = [square(key, x, y, 10) for key, (x, y) in enumerate(corners, start=1)]
+    corners = good_content(annotations=squares([(1, 1), (117, 1), (1, 85), (117, 85)], 10))
     crop = ("INPUT.CROP.ENABLED", "True", "INPUT.CROP.TYPE", "absolute")
-    content = {**good_content(), "annotations": squares}
-    _, report = check(content, *crop, "INPUT.CROP.SIZE", "[60, 60]")
+    _, report = check(corners, *crop, "INPUT.CROP.SIZE", "[60, 60]")
     assert report["num_objects"] < 4  # some are not in the crop
     assert not report["lost_objects"][OUTCOMES[VANISHED]]
 
 
-BOXES = [annotation(1, []), annotation(2, [[]], image=2)]
-CROWDS = [annotation(1, [SQUARE], iscrowd=1), good_content()["annotations"][2]]
-OUTSIDE_ALONE = [annotation(1, [[value + 500 for value in SQUARE]])]
-
-
+BOXES = [rectangle(key, BOX, key, key, segmentation=[[]] * (key - 1)) for key in (1, 2)]
+CROWDS = [rectangle(1, BOX, 1, 1, iscrowd=1), good_content()["annotations"][2]]
+# Annotations, the kind of problem, and what is said, also by the training.
 NOTHING = {
     "no annotation": ([], "no objects", "none of the 3 images has an annotation"),
     "boxes alone": (BOXES, "no objects", "boxes but no masks"),
     "crowds alone": (CROWDS, "no objects", "only crowd regions"),
-    "outside of the images": (
-        OUTSIDE_ALONE,
-        "no object is assigned to a cell",
-        "lies outside the image",
-    ),
+    "outside": ([rectangle(1, OUTSIDE_BOX, 1, 1)], "no object is assigned to a cell", ""),
 }
 
 
@@ -443,26 +414,22 @@ NOTHING = {
 @pytest.mark.parametrize("case", NOTHING)
 def test_nothing_to_train_on(check, case, filtered):
     annotations, kind, reason = NOTHING[case]
-    content = {**good_content(), "annotations": annotations}
-    code, report = check(content, "DATALOADER.FILTER_EMPTY_ANNOTATIONS", str(filtered))
+    key = "DATALOADER.FILTER_EMPTY_ANNOTATIONS"
+    code, report = check(good_content(annotations=annotations), key, str(filtered))
     assert code == 1
     (problem,) = report["problems"]["error"][kind]
-    assert reason in problem["reason"]
+    assert (reason or "lies outside the image") in problem["reason"]
     # Training refuses it too.
     cfg = tiny_config()
-    cfg.MODEL.SOLO.NUM_CLASSES = 2
-    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = filtered
-    cfg.DATALOADER.NUM_WORKERS = 0
-    cfg.DATASETS.TRAIN = ("custom_train",)
-    cfg.OUTPUT_DIR = str(check.output)
-    said = "no object is assigned" if "assigned" in kind else reason
-    with pytest.raises(DatasetError, match=said):
+    cfg.merge_from_list([key, filtered, "MODEL.SOLO.NUM_CLASSES", 2, "DATALOADER.NUM_WORKERS", 0])
+    cfg.DATASETS.TRAIN, cfg.OUTPUT_DIR = ("custom_train",), str(check.output)
+    with pytest.raises(DatasetError, match=reason or "no object is assigned"):
         Trainer(cfg)
 
 
 def test_objects_of_one_of_several_training_sets_are_enough(check, tmp_path):
     file = tmp_path / "background.json"
-    file.write_text(json.dumps({**good_content(), "annotations": []}))
+    file.write_text(json.dumps(good_content(annotations=[])))
     register_coco_format("test_background", file, check.images)
     arguments = ("--dataset", "test_background", "DATASETS.TRAIN", "('custom_train',)")
     assert check(good_content(), *arguments)[0] == 0
@@ -472,10 +439,9 @@ def test_objects_of_one_of_several_training_sets_are_enough(check, tmp_path):
     ("crowds", "category", "noticed"), [(5, 0, False), (6, 0, True), (5, 1, True), (0, 0, False)]
 )
 def test_few_crowds_as_in_coco_are_no_notice(crowds, category, noticed):
-    annotations = [{"id": key, "category_id": 0} for key in range(100 - crowds)]
-    annotations += [
-        {"id": 100 + key, "category_id": category, "iscrowd": 1} for key in range(crowds)
-    ]
+    annotations = [{"id": key, "category_id": 0} for key in range(100)]
+    for annotation in annotations[100 - crowds :]:
+        annotation |= {"category_id": category, "iscrowd": 1}
     records = [{"file_name": "a.png", "image_id": 1, "annotations": annotations}]
     problems = find_ignored("a", records, ["cat", "dog"])
     assert bool(problems) == noticed
@@ -498,18 +464,16 @@ def test_what_cannot_be_checked_is_one_line(check, capsys, arguments, message):
     assert message in line
 
 
-def test_a_data_set_of_dicts_is_checked_entry_by_entry(check, capsys):
+def test_a_data_set_of_dicts_is_checked_entry_by_entry(check):
+    square = rectangle(1, BOX, 1, 0)["segmentation"]
     record = {"file_name": str(check.images / "1.png"), "height": 96, "width": 128, "image_id": 1}
-    common = {"bbox": [20.0, 20.0, 50.0, 50.0], "bbox_mode": 1}
     record["annotations"] = [
-        {**common, "category_id": 0, "segmentation": [SQUARE]},
-        {**common, "category_id": 2, "segmentation": [SQUARE]},
-        {**common, "category_id": 1, "segmentation": 5},
+        {"bbox": [20.0] * 2 + [50.0] * 2, "bbox_mode": 1, "category_id": key, "segmentation": given}
+        for key, given in ((0, square), (2, square), (1, 5))
     ]
     DatasetCatalog.register("test_dicts", lambda: [record])
     MetadataCatalog.get("test_dicts").thing_classes = ["cat", "dog"]
-    code, _ = check(good_content(), "--dataset", "test_dicts")
-    assert code == 1
+    assert check(good_content(), "--dataset", "test_dicts")[0] == 1
     report, other = json.loads((check.output / "report.json").read_text())["datasets"]
     assert (report["dataset"], other["dataset"]) == ("test_dicts", "custom_train")
     assert {kind: len(found) for kind, found in report["problems"]["error"].items()} == {

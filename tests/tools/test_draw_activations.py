@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from detectron2.modeling import build_model
+from detectron2.data import DatasetCatalog
 from PIL import Image
 
 from solo_d2.api import activations as module
@@ -25,6 +25,7 @@ from solo_d2.structures import GridCells, HeadOutputs
 from solo_d2.utils.errors import ConfigError
 from solo_d2.visualization.colors import probability_colors
 from tests.modeling.tiny import NUM_CLASSES, image, tiny_config, tiny_model
+from tests.pictures import picture, save
 from tools import draw_activations as command
 
 pytestmark = pytest.mark.detectron2
@@ -101,13 +102,9 @@ def made_by_hand(side=3, height=16, width=20):
     rng = np.random.default_rng(0)
     scores = np.zeros((side, side), dtype=np.float32)
     scores[1, 2], scores[2, 0] = 0.6, 0.3
-    return LevelActivations(
-        feature="p4",
-        probs=rng.random((side, side, height, width), dtype=np.float32),
-        scores=scores,
-        classes=np.arange(side**2).reshape(side, side) % NUM_CLASSES,
-        cell_size=(1 / side, 1 / side),
-    )
+    probs = rng.random((side, side, height, width), dtype=np.float32)
+    classes = np.arange(side**2).reshape(side, side) % NUM_CLASSES
+    return LevelActivations("p4", probs, scores, classes, cell_size=(1 / side, 1 / side))
 
 
 def test_sheet_has_each_mask_and_frames_about_the_right_cells():
@@ -149,7 +146,9 @@ def test_picture_holds_input_result_and_sheet():
     picture = np.full((32, 40, 3), 200, dtype=np.uint8)
     result = np.full((64, 80, 3), (10, 20, 30), dtype=np.uint8)
     names = [f"class {i}" for i in range(NUM_CLASSES)]
-    whole = compose(picture, result, found, names, COLORS, score_thresh=0.5)
+    whole, nothing = (
+        compose(picture, result, found, names, COLORS, score_thresh=thresh) for thresh in (0.5, 0.9)
+    )
     sheet = draw_sheet(found, COLORS, score_thresh=0.5)
     height, width = panel_size(found)
     assert (whole == (10, 20, 30)).all(axis=2).sum() == height * width
@@ -157,36 +156,28 @@ def test_picture_holds_input_result_and_sheet():
     bottom = sheet.shape[0] + 14 + round(1.35 * max(12, sheet.shape[1] // 64))
     place = whole[bottom - sheet.shape[0] : bottom, -14 - sheet.shape[1] : -14]
     assert np.array_equal(place, sheet)
-    legend = whole[bottom + 20 :]
-    assert (legend == COLORS[found.classes[1, 2]]).all(axis=2).any()
-    nothing = compose(picture, result, found, names, COLORS, score_thresh=0.9)[bottom + 20 :]
-    assert not (nothing == COLORS[found.classes[1, 2]]).all(axis=2).any()
+    color = COLORS[found.classes[1, 2]]
+    assert (whole[bottom + 20 :] == color).all(axis=2).any()  # the legend
+    assert not (nothing[bottom + 20 :] == color).all(axis=2).any()
 
 
-def test_level_of_the_most_instances():
-    ranges = [[1, 20], [10, 40], [30, 100]]
-    outputs = HeadOutputs(
-        class_logits=[torch.full((1, 2, 3, 3), value) for value in (-3.0, -1.0, -2.0)],
-        mask_size=(8, 8),
-    )
-
-    def boxes(*sides):
-        return torch.tensor([[5.0, 5, 5 + s, 5 + s] for s in sides]).reshape(-1, 4)
-
-    assert choose_level(outputs, boxes(50, 60, 5), ranges) == 2
-    assert choose_level(outputs, boxes(15, 35), ranges) == 1  # in the ranges of both
-    assert choose_level(outputs, boxes(15), ranges) == 0  # of equal ones the finer
-    assert choose_level(outputs, boxes(), ranges) == 1  # the highest class score
-    assert choose_level(outputs, boxes(500), ranges) == 1
+@pytest.mark.parametrize(
+    ("sides", "level"),
+    # In the ranges of two levels; of equal ones the finer; without any the highest class score.
+    [((50, 60, 5), 2), ((15, 35), 1), ((15,), 0), ((), 1), ((500,), 1)],
+)
+def test_level_of_the_most_instances(sides, level):
+    logits = [torch.full((1, 2, 3, 3), value) for value in (-3.0, -1.0, -2.0)]
+    boxes = torch.tensor([[5.0, 5, 5 + side, 5 + side] for side in sides]).reshape(-1, 4)
+    outputs = HeadOutputs(class_logits=logits, mask_size=(8, 8))
+    assert choose_level(outputs, boxes, [[1, 20], [10, 40], [30, 100]]) == level
 
 
 def test_levels_are_named_by_index_or_feature(sure_model):
     head = sure_model.head
     assert [find_level(head, name) for name in ("0", "4", "p2", "p5")] == [0, 4, 0, 3]
     for name in ("5", "-1", "p7", ""):
-        with pytest.raises(
-            ConfigError, match=r"'.*' does not exist: choose from 0 \(p2\), 1 \(p3\)"
-        ):
+        with pytest.raises(ConfigError, match=r"'.*' does not exist: choose from 0 \(p2\), 1 \(p"):
             find_level(head, name)
 
 
@@ -201,23 +192,15 @@ def model(tmp_path_factory):
     cfg.MODEL.SOLO.HEAD.PRIOR_PROB = 0.7
     cfg.INPUT.MIN_SIZE_TEST, cfg.TEST.DETECTIONS_PER_IMAGE = 0, 3
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ()
-    torch.manual_seed(0)
-    torch.save({"model": build_model(cfg).state_dict()}, folder / "model.pth")
+    torch.save({"model": tiny_model(cfg).state_dict()}, folder / "model.pth")
     (folder / "config.yaml").write_text(cfg.dump())
-    return [
-        *("--config-file", str(folder / "config.yaml")),
-        *("--weights", str(folder / "model.pth"), "--device", "cpu"),
-    ]
+    files = ("--config-file", str(folder / "config.yaml"), "--weights", str(folder / "model.pth"))
+    return [*files, "--device", "cpu"]
 
 
 @pytest.fixture
 def photos(tmp_path):
-    files = [tmp_path / "in" / name for name in ("a.png", "b.png")]
-    files[0].parent.mkdir()
-    for seed, file in enumerate(files):
-        pixels = np.random.default_rng(seed).integers(0, 256, (48, 64, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(file)
-    return files
+    return [save(tmp_path / f"in/{name}.png", picture(48, 64)) for name in "ab"]
 
 
 def run(model, *args):
@@ -246,13 +229,8 @@ def test_level_decides_the_size(model, photos, tmp_path, monkeypatch):
         assert side * 101 < size[1] < 1.3 * side * 101
 
 
-def test_images_of_a_data_set(model, tmp_path, monkeypatch):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    names = [str(tmp_path / f"{index}.png") for index in range(9)]
-    for name in names:
-        Image.fromarray(np.zeros((48, 64, 3), dtype=np.uint8)).save(name)
-    from detectron2.data import DatasetCatalog
-
+def test_images_of_a_data_set(model, tmp_path):
+    names = [str(save(tmp_path / f"{index}.png", picture(48, 64))) for index in range(9)]
     DatasetCatalog.register("nine", lambda: [{"file_name": name} for name in names])
     args = ("--dataset", "nine", "--count", "3")
     assert run(model, *args, "--output", tmp_path / "out") == 0
@@ -264,6 +242,7 @@ def test_images_of_a_data_set(model, tmp_path, monkeypatch):
     [
         (("--level", "p9"), "'p9' does not exist: choose from 0 (p2)"),
         (("--input", "nowhere.png"), "No image file matches --input nowhere.png"),
+        (("--input", __file__), "test_draw_activations.py: not an image"),
         (("--opts", "MODEL.SOLO.NO", "1"), "MODEL.SOLO.NO"),
     ],
 )
@@ -274,10 +253,3 @@ def test_command_names_what_is_wrong_and_leaves_nothing(
     assert run(model, "--input", photos[0], "--output", output, *args) == 2
     assert reason in capsys.readouterr().err
     assert not output.exists()
-
-
-def test_damaged_images_are_named(model, tmp_path, capsys):
-    bad = tmp_path / "bad.png"
-    bad.write_bytes(b"no image")
-    assert run(model, "--input", bad, "--output", tmp_path / "out.png") == 2
-    assert "bad.png: not an image" in capsys.readouterr().err

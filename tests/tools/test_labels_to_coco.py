@@ -11,6 +11,7 @@ from pycocotools import mask as coco_mask
 
 from solo_d2.data.coco_format import load_coco_format
 from solo_d2.utils.errors import DatasetError
+from tests.pictures import EXIF_ORIENTATION, picture, save
 from tools import labels_to_coco
 from tools.labels.labelled_folder import (
     class_names_of,
@@ -27,10 +28,9 @@ SIZE = (20, 30)
 @pytest.fixture
 def folders(tmp_path):
     images, labels = tmp_path / "images", tmp_path / "labels"
-    images.mkdir()
-    labels.mkdir()
     for name in ("a.jpg", "b.png"):
-        Image.new("RGB", SIZE[::-1]).save(images / name)
+        save(images / name, picture(*SIZE))
+    labels.mkdir()
     return images, labels
 
 
@@ -72,18 +72,17 @@ def test_labelme_shapes(folders):
     png = io.BytesIO()
     Image.fromarray(np.ones((4, 6), bool)).save(png, "PNG")
     data = base64.b64encode(png.getvalue()).decode()
-    (labels / "a.json").write_text(
-        labelme(
-            shape("dog", SQUARE),
-            shape("dog", [[20, 15], [12, 5]], "rectangle"),
-            shape("disc", [[15, 10], [15, 15]], "circle"),
-            shape("cat", SQUARE, group=1),
-            shape("cat", [[20, 10], [28, 10], [28, 18]], group=1),
-            shape("blob", [[24, 1], [29, 4]], "mask", mask=data),
-            shape("both", [[24, 1], [29, 4]], "mask", group=2, mask=data),
-            shape("both", SQUARE, group=2),
-        )
-    )
+    shapes = [
+        shape("dog", SQUARE),
+        shape("dog", [[20, 15], [12, 5]], "rectangle"),
+        shape("disc", [[15, 10], [15, 15]], "circle"),
+        shape("cat", SQUARE, group=1),
+        shape("cat", [[20, 10], [28, 10], [28, 18]], group=1),
+        shape("blob", [[24, 1], [29, 4]], "mask", mask=data),
+        shape("both", [[24, 1], [29, 4]], "mask", group=2, mask=data),
+        shape("both", SQUARE, group=2),
+    ]
+    (labels / "a.json").write_text(labelme(*shapes))
     objects = read_labelled_folder(images, labels)[0].objects
     assert [name for name, _ in objects] == ["dog", "dog", "disc", "cat", "blob", "both"]
     dog, rectangle, disc, cat, blob, both = (fields for _, fields in objects)
@@ -156,8 +155,7 @@ def test_other_files_among_the_labels_are_no_labels(folders):
     images, labels = folders
     for folder in folders:
         (folder / "train.json").write_text('{"images": []}')
-    (images / "more").mkdir()
-    Image.new("L", (3, 3)).save(images / "more" / "z.png")
+    save(images / "more" / "z.png")
     assert len(read_labelled_folder(images, labels)) == 2
     assert len(read_labelled_folder(images, images)) == 2
 
@@ -173,51 +171,32 @@ def test_all_that_cannot_be_used_is_named_at_once(folders, tmp_path, capsys):
     (labels / "c.json").write_text(labelme())
     words = ["--images", str(images), "--labels", str(labels), "--output", str(tmp_path / "out")]
     assert labels_to_coco.main(words) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert "6 labels" in lines[0]
-    for part, text in zip(
-        ["c.json", "a.json: shape 1", "a.json: shape 3", "b.json", "x_1.PNG", "x_2.bmp"],
-        lines[1:],
-        strict=True,
-    ):
-        assert part in text
+    first, *lines = capsys.readouterr().err.splitlines()
+    assert "6 labels" in first
+    parts = ["c.json", "a.json: shape 1", "a.json: shape 3", "b.json", "x_1.PNG", "x_2.bmp"]
+    assert all(part in text for part, text in zip(parts, lines, strict=True))
     assert not (tmp_path / "out").exists()
     (labels / "a.json").write_text(labelme(*[line] * 200))
     assert labels_to_coco.main(words) == 2
     assert len(capsys.readouterr().err.splitlines()) < 60
 
 
-MASKS = {
-    "is an empty mask": mask_image((0, 0, 0, 0)),
-    "has 5 x 5 pixels.*20 x 30": Image.new("L", (5, 5), 1),
-    "cannot be read": None,
-}
+def put(image, file):
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("text") if image is None else image.save(file)
 
 
-@pytest.mark.parametrize("reason", MASKS)
-def test_refuses_masks(folders, reason):
-    images, labels = folders
-    (labels / "a").mkdir()
-    (labels / "a" / "x_1.png").write_text("text")
-    if MASKS[reason] is not None:
-        MASKS[reason].save(labels / "a" / "x_1.png")
-    with pytest.raises(DatasetError, match=rf"x_1\.png {reason}"):
-        read_labelled_folder(images, labels)
-
-
+# What is said, and what is done to the folders before.
 FOLDERS = {
-    "does not exist": lambda images, labels: labels.rmdir(),
-    "has no images": lambda images, labels: [file.unlink() for file in images.iterdir()],
-    r"c\.json: no image has this name": lambda images, labels: (labels / "c.json").write_text(
-        labelme()
-    ),
-    "several images are called a": lambda images, labels: Image.new("L", (3, 3)).save(
-        images / "a.png"
-    ),
-    r"a\.jpg cannot be read as an image": lambda images, labels: (images / "a.jpg").write_text(
-        "text"
-    ),
-    "No image has": lambda images, labels: None,
+    r"x_1\.png is an empty mask": lambda _, d: put(mask_image((0, 0, 0, 0)), d / "a/x_1.png"),
+    r"x_1\.png has 5 x 5 .*20 x 30": lambda _, d: put(Image.new("L", (5, 5), 1), d / "a/x_1.png"),
+    r"x_1\.png cannot be read": lambda _, d: put(None, d / "a/x_1.png"),
+    "does not exist": lambda _, d: d.rmdir(),
+    "has no images": lambda images, _: [file.unlink() for file in images.iterdir()],
+    r"c\.json: no image has this name": lambda _, d: (d / "c.json").write_text(labelme()),
+    "several images are called a": lambda images, _: save(images / "a.png"),
+    r"a\.jpg cannot be read as an image": lambda images, _: put(None, images / "a.jpg"),
+    "No image has": lambda *_: None,
 }
 
 
@@ -231,15 +210,15 @@ def test_refuses_folders(folders, reason):
 def test_image_that_exif_turns(folders):
     images, labels = folders
     exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", SIZE).save(images / "a.jpg", exif=exif)  # 30 high, 20 wide, lying
+    exif[EXIF_ORIENTATION] = 6
+    save(images / "a.jpg", picture(*SIZE[::-1]), exif=exif)  # 30 high, 20 wide, lying
     assert read_labelled_folder(images, labels)[0].size == SIZE
 
 
 def test_split_stays_when_images_are_added(folders):
     images, labels = folders
     for index in range(60):
-        Image.new("RGB", SIZE[::-1]).save(images / f"{index}.png")
+        save(images / f"{index}.png", picture(*SIZE))
     found = read_labelled_folder(images, labels)
     train, val = split_images(found, 0.2)
     assert (len(train), len(val)) == (50, 12)
@@ -275,11 +254,9 @@ def bowl(tmp_path):
     """Two images in the layout of the Data Science Bowl."""
     root = tmp_path / "stage1_train"
     for name, boxes in (("0a", [(1, 2, 9, 8), (12, 2, 20, 9)]), ("1b", [(0, 0, 5, 5)])):
-        for part in ("images", "masks"):
-            (root / name / part).mkdir(parents=True)
-        Image.new("RGBA", SIZE[::-1], "gray").save(root / name / "images" / f"{name}.png")
+        save(root / name / "images" / f"{name}.png", np.full((*SIZE, 4), 128, np.uint8))
         for number, box in enumerate(boxes):
-            mask_image(box).save(root / name / "masks" / f"f_{number}.png")
+            put(mask_image(box), root / name / "masks" / f"f_{number}.png")
     return root
 
 
@@ -311,17 +288,12 @@ def test_masks_of_a_folder_may_overlap_or_be_missing(bowl):
 def test_faults_of_folders_are_listed(bowl, tmp_path, capsys):
     (bowl / "1b/images/1b.png").unlink()
     mask_image((0, 0, 0, 0)).save(bowl / "0a/masks/empty.png")
-    mask_image((0, 0, 9, 9)).resize((10, 10)).save(bowl / "0a/masks/small.png")
-    (bowl / "2c/images").mkdir(parents=True)
-    Image.new("L", SIZE[::-1]).save(bowl / "2c/images/2c.png")
+    Image.new("L", (10, 10), 255).save(bowl / "0a/masks/small.png")
+    save(bowl / "2c/images/2c.png", picture(*SIZE))
     arguments = ["--images", str(bowl), "--output", str(tmp_path), "--class-name", "nucleus"]
     assert labels_to_coco.main(arguments) == 2
     printed = capsys.readouterr().err
-    for words in (
-        f"{bowl / '1b/images'} must have one image",
-        "empty.png",
-        "small.png has 10 x 10 pixels",
-        "2c has no folder masks",
-    ):
+    for words in (f"{bowl / '1b/images'} must have one image", "empty.png",
+        "small.png has 10 x 10 pixels", "2c has no folder masks"):  # fmt: skip
         assert words in printed
     assert not (tmp_path / "train.json").exists()

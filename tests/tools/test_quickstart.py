@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
+from tests.pictures import picture, save
 from tools import quickstart
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -18,17 +18,16 @@ METRICS = {"segm/AP": 60.0, "segm/AP50": 80.0, "segm/APl": math.nan, "bbox/AP": 
 
 @pytest.fixture
 def shapes(tmp_path, monkeypatch):
-    """A data set of three images, of which two have two objects."""
+    """A data set of three images, of which two have two objects or more."""
     root = tmp_path / "datasets" / "shapes"
-    (root / "val").mkdir(parents=True)
-    (root / "annotations").mkdir()
     objects = {"a.jpg": 2, "b.jpg": 1, "c.jpg": 3}
     for name in objects:
-        Image.fromarray(np.zeros((20, 30, 3), dtype=np.uint8)).save(root / "val" / name)
+        save(root / "val" / name, picture(20, 30))
     content = {
         "images": [{"id": i, "file_name": name} for i, name in enumerate(objects)],
         "annotations": [{"image_id": i} for i, n in enumerate(objects.values()) for _ in range(n)],
     }
+    (root / "annotations").mkdir()
     (root / "annotations" / "instances_val.json").write_text(json.dumps(content))
     monkeypatch.setenv("DETECTRON2_DATASETS", str(root.parent))
     return root
@@ -49,10 +48,9 @@ def steps(monkeypatch, shapes):
             numbers = {k: None if math.isnan(v) else v for k, v in METRICS.items()}
             (output / quickstart.EVALUATION).write_text(json.dumps(numbers))
         else:
+            folder = Path(words[words.index("--output") + 1])
             for file in map(Path, words[words.index("--input") + 1 :]):
-                Path(words[words.index("--output") + 1]).mkdir(exist_ok=True)
-                overlay = Path(words[words.index("--output") + 1]) / file.name
-                Image.fromarray(np.full((60, 90, 3), 200, dtype=np.uint8)).save(overlay)
+                save(folder / file.name, picture(60, 90))
 
     monkeypatch.setattr(quickstart, "call", call)
     return done
@@ -75,46 +73,42 @@ def test_montage_has_an_input_beside_its_prediction():
 
 
 def test_fingerprint_changes_with_config_base_overrides_and_code(tmp_path):
-    (tmp_path / "solo_d2").mkdir()
+    def digest(*opts, **files):
+        for name, text in files.items():
+            (tmp_path / name.replace("_", ".")).write_text(text)
+        return quickstart.fingerprint(tmp_path / "config.yaml", opts, tmp_path)
+
     code = tmp_path / "solo_d2" / "a.py"
+    code.parent.mkdir()
     code.write_text("a = 1")
-    base, config = tmp_path / "base.yaml", tmp_path / "config.yaml"
-    base.write_text("SEED: 1")
-    config.write_text("_BASE_: base.yaml")
-
-    def digest(*opts):
-        return quickstart.fingerprint(config, opts, tmp_path)
-
-    seen = [digest(), digest("SEED", "2")]
-    base.write_text("SEED: 3")
-    seen.append(digest())
+    seen = [digest(base_yaml="SEED: 1", config_yaml="_BASE_: base.yaml"), digest("SEED", "2")]
+    seen.append(digest(base_yaml="SEED: 3"))
     code.write_text("a = 2")
     seen.append(digest())
     assert len(set(seen)) == 4
-    (tmp_path / "README.md").write_text("not code")
-    assert digest() == seen[-1]
+    assert digest(README_md="not code") == seen[-1]
 
 
-def test_a_finished_training_is_used_again(tmp_path, steps, monkeypatch, capsys):
+def test_a_finished_training_is_used_again(tmp_path, steps, capsys):
     output = tmp_path / "output"
     panoptic = str(ROOT / "configs/quickstart/panoptic_shapes.yaml")
     assert quickstart.parse_args(["--config-file", panoptic]).output == Path("output/panoptic")
-    assert quickstart.main(["--output", str(output)]) == 0
+
+    def trainings(*words):
+        steps.clear()
+        assert quickstart.main(["--output", str(output), *words]) == 0
+        return steps.count("Training")
+
+    assert trainings() == 1
     out = capsys.readouterr().out
     assert f"montage: {output / 'montage.png'}" in out
     assert "60.0    55.5" in out
-    assert [name for name in ("a.jpg", "b.jpg", "c.jpg") if (output / "demo" / name).exists()] == [
-        "a.jpg",
-        "c.jpg",
-    ]
-    assert quickstart.main(["--output", str(output)]) == 0
-    assert steps == ["Training", "The demo", "The demo"]
-    assert quickstart.main(["--output", str(output), "--retrain"]) == 0
-    assert quickstart.main(["--output", str(output), "SEED", "7"]) == 0
-    assert steps.count("Training") == 3
+    assert sorted(file.name for file in (output / "demo").iterdir()) == ["a.jpg", "c.jpg"]
+    assert trainings() == 0
+    assert steps == ["The demo"]
+    assert trainings("--retrain") == trainings("SEED", "7") == 1
     (output / quickstart.STAMP).write_text("{half")
-    assert quickstart.main(["--output", str(output), "SEED", "7"]) == 0
-    assert steps.count("Training") == 4
+    assert trainings("SEED", "7") == 1
 
 
 def test_panoptic_figures_are_shown_where_there_are_some():
@@ -161,17 +155,15 @@ def test_a_failing_training_is_named_and_leaves_no_stamp(tmp_path, quickstart_wi
     assert not (tmp_path / "output" / quickstart.STAMP).exists()
 
 
+KILL = "os.kill(os.getpid(), signal.{})"
+
+
 @pytest.mark.parametrize(
     ("end", "cause"),
     [
-        (
-            "os.write(2, b'half a line'); os.kill(os.getpid(), 9)",
-            "by SIGKILL (usually out of memory)",
-        ),
-        ("os.kill(os.getpid(), signal.SIGSEGV)", "by SIGSEGV"),
-        ("os.kill(os.getpid(), signal.SIGTERM)", "by SIGTERM"),
-        ("sys.exit(143)", "by SIGTERM"),
-        ("sys.exit(130)", "by SIGINT"),
+        (f"os.write(2, b'half a line'); {KILL.format('SIGKILL')}", "by SIGKILL (usually out of m"),
+        *((KILL.format(name), f"by {name}") for name in ("SIGSEGV", "SIGTERM")),
+        *(("sys.exit(143)", "by SIGTERM"), ("sys.exit(130)", "by SIGINT")),
     ],
 )
 def test_a_training_that_is_ended_by_a_signal_is_named(tmp_path, quickstart_with, end, cause):

@@ -11,26 +11,35 @@ from solo_d2.visualization import overlay, publication
 from solo_d2.visualization.colors import instance_color
 from solo_d2.visualization.labels import LabelRoom
 from solo_d2.visualization.text import text_size, write, write_labels
+from tests.evaluation.made_up import masks_of
 
 RED, BLUE = (1.0, 0.0, 0.0), (0.0, 0.0, 1.0)
 
 
+def instances_of(masks, classes=None, scores=None):
+    num = len(masks)
+    return Instances(
+        tuple(masks.shape[1:]),
+        pred_masks=masks,
+        pred_boxes=Boxes(mask_boxes(masks)),
+        scores=torch.full((num,), 0.5) if scores is None else scores,
+        pred_classes=torch.zeros(num).long() if classes is None else torch.as_tensor(classes),
+    )
+
+
+def gray(height, width):
+    return np.full((height, width, 3), 128, np.uint8)
+
+
 @pytest.mark.parametrize("drawing", [overlay, publication])
 def test_contours_are_lines_not_areas(drawing):
-    masks = torch.zeros(3, 200, 240, dtype=torch.bool)
-    masks[0, 40:160, 30:150] = True
+    masks = masks_of((200, 240), (30, 40, 150, 160), (170, 100, 220, 180), (0, 0, 0, 0))
     masks[0, 70:130, 60:120] = False  # a hole has a line too
-    masks[1, 100:180, 170:220] = True  # the third one has no pixel
-    found = Instances(
-        (200, 240),
-        pred_masks=contour_masks(masks),
-        pred_boxes=Boxes(torch.tensor([[30.0, 40, 150, 160], [170, 100, 220, 180], [0, 0, 0, 0]])),
-        scores=torch.tensor([0.9, 0.8, 0.7]),
-        pred_classes=torch.tensor([1, 0, 0]),
-    )
-    image = np.full((200, 240, 3), 128, dtype=np.uint8)
+    found = instances_of(masks, [1, 0, 0])
+    found.pred_masks = contour_masks(masks)
+    colors = [RED, BLUE, BLUE]
     drawn = drawing.draw_instances(
-        image, found, ["a", "b"], scale=2, colors=[RED, BLUE, BLUE], contours=True
+        gray(200, 240), found, ["a", "b"], scale=2, colors=colors, contours=True
     )
     assert drawn.shape == (400, 480, 3)
     for row, column, channel in ((200, 61, 0), (200, 119, 0), (280, 341, 2)):  # left sides
@@ -42,25 +51,17 @@ def test_contours_are_lines_not_areas(drawing):
 
 @pytest.mark.parametrize("drawing", [overlay, publication])
 def test_stuff_has_one_colour_in_every_image_and_things_lie_on_it(drawing):
-    image = np.full((40, 50, 3), 128, dtype=np.uint8)
-
-    def instances(box, label, **more):
-        mask = torch.zeros(1, 40, 50, dtype=torch.bool)
-        mask[0, box[1] : box[3], box[0] : box[2]] = True
-        boxes = Boxes(torch.tensor([box]).float())
-        label = torch.tensor([label])
-        return Instances((40, 50), pred_masks=mask, pred_boxes=boxes, pred_classes=label, **more)
-
-    nothing = instances((0, 0, 1, 1), 0, scores=torch.tensor([1.0]))[:0]
-    thing = instances((25, 20, 45, 38), 0, scores=torch.tensor([0.8]))
+    nothing, thing, everywhere, left = (
+        instances_of(masks_of((40, 50), *boxes), [label] * len(boxes))
+        for label, boxes in (
+            *((0, []), (0, [(25, 20, 45, 38)])),
+            *((2, [(0, 0, 50, 40)]), (2, [(0, 0, 20, 40)])),
+        )
+    )
     names = ["things", "", ""]  # without text over the pixels
     pictures = [
-        drawing.draw_instances(image, found, ["a"], stuff=instances(box, 2), stuff_names=names)
-        for found, box in [
-            (nothing, (0, 0, 50, 40)),
-            (nothing, (0, 0, 20, 40)),
-            (thing, (0, 0, 20, 40)),
-        ]
+        drawing.draw_instances(gray(40, 50), found, ["a"], stuff=stuff, stuff_names=names)
+        for found, stuff in ((nothing, everywhere), (nothing, left), (thing, left))
     ]
     assert (pictures[0][30, 5] == pictures[1][30, 5]).all()
     assert (pictures[1][30, 5] != 128).any()
@@ -70,23 +71,17 @@ def test_stuff_has_one_colour_in_every_image_and_things_lie_on_it(drawing):
 
 @pytest.mark.parametrize("drawing", [overlay, publication])
 def test_drawing_is_the_same_every_time_and_scales(drawing):
-    masks = torch.zeros(2, 40, 50, dtype=torch.bool)
-    masks[0, 5:30, 5:30] = True  # the second mask has no pixel
-    found = Instances(
-        (40, 50),
-        pred_masks=masks,
-        pred_boxes=Boxes(torch.tensor([[5.0, 5, 30, 30], [0, 0, 0, 0]])),
-        scores=torch.tensor([0.9, 0.2]),
-        pred_classes=torch.tensor([1, 0]),
+    masks = masks_of((40, 50), (5, 5, 30, 30), (0, 0, 0, 0))
+    found, names = instances_of(masks, [1, 0], torch.tensor([0.9, 0.2])), ["a", "b"]
+    first, second, boxes = (
+        drawing.draw_instances(gray(40, 50), found, names, scale=3, draw_boxes=draw_boxes)
+        for draw_boxes in (False, False, True)
     )
-    image = np.full((40, 50, 3), 128, dtype=np.uint8)
-    first = drawing.draw_instances(image, found, ["a", "b"], scale=3)
-    second = drawing.draw_instances(image, found, ["a", "b"], scale=3, draw_boxes=True)
-    assert first.shape == second.shape == (120, 150, 3)
-    assert (first != second).any()
-    np.testing.assert_array_equal(first, drawing.draw_instances(image, found, ["a", "b"], scale=3))
+    assert first.shape == boxes.shape == (120, 150, 3)
+    assert (first != boxes).any()
+    np.testing.assert_array_equal(first, second)
     assert (first[100:, 120:] == 128).all()
-    assert overlay.instance_labels(found, ["a", "b"]) == ["b 90%", "a 20%"]
+    assert overlay.instance_labels(found, names) == ["b 90%", "a 20%"]
 
 
 def test_a_label_of_stuff_stands_inside():
@@ -97,21 +92,8 @@ def test_a_label_of_stuff_stands_inside():
     assert 22 <= y <= 27
 
 
-def instances_of(masks):
-    num = len(masks)
-    return Instances(
-        tuple(masks.shape[1:]),
-        pred_masks=masks,
-        pred_boxes=Boxes(mask_boxes(masks)),
-        scores=torch.full((num,), 0.5),
-        pred_classes=torch.zeros(num, dtype=torch.int64),
-    )
-
-
 def test_pixels_are_mixed_edges_are_full_and_the_smaller_mask_is_on_top():
-    masks = torch.zeros(2, 80, 120, dtype=torch.bool)
-    masks[0, 50:56, 60:70] = True
-    masks[1, 20:80, 5:115] = True
+    masks = masks_of((80, 120), (60, 50, 70, 56), (5, 20, 115, 80))
     image = np.full((80, 120, 3), 100, np.uint8)
     before = image.copy()
     drawn = overlay.draw_instances(image, instances_of(masks), [""], colors=[RED, BLUE])
@@ -171,34 +153,20 @@ def test_colours_of_neighbours_differ():
     assert np.abs(colors[1:] - colors[:-1]).max(axis=1).min() > 0.2
 
 
-def crowd(num_classes):
-    """100 instances of 17 pixels, in rows."""
-    boxes = [[20 * (i % 10) + 2, 20 * (i // 10) + 2] for i in range(100)]
-    boxes = torch.tensor([[x, y, x + 17, y + 17] for x, y in boxes]).float()
-    masks = torch.zeros(100, 204, 204, dtype=torch.bool)
-    for mask, (left, top, right, bottom) in zip(masks, boxes.int().tolist(), strict=True):
-        mask[top:bottom, left:right] = True
-    return Instances(
-        (204, 204),
-        pred_masks=masks,
-        pred_boxes=Boxes(boxes),
-        scores=torch.linspace(1, 0.5, 100),
-        pred_classes=torch.arange(100) % num_classes,
-    )
-
-
 @pytest.mark.parametrize(("drawing", "num_classes"), [(overlay, 1), (overlay, 2), (publication, 2)])
 def test_labels_do_not_hide_a_crowd(drawing, num_classes):
-    image = np.full((204, 204, 3), 128, dtype=np.uint8)
-    names = ["nucleus", "other"][:num_classes]
-    drawn = {
-        labels: drawing.draw_instances(image, crowd(num_classes), names, labels=labels)
+    corners = [(20 * (i % 10) + 2, 20 * (i // 10) + 2) for i in range(100)]
+    masks = masks_of((204, 204), *((x, y, x + 17, y + 17) for x, y in corners))
+    crowd = instances_of(masks, torch.arange(100) % num_classes, torch.linspace(1, 0.5, 100))
+    image, names = gray(204, 204), ["nucleus", "other"][:num_classes]
+    auto, always, never = (
+        drawing.draw_instances(image, crowd, names, labels=labels)
         for labels in ("auto", "always", "never")
-    }
-    assert (drawn["auto"] == drawn["never"]).all()
-    assert (drawn["always"] != drawn["never"]).any()
+    )
+    assert (auto == never).all()
+    assert (always != never).any()
     with pytest.raises(ValueError, match="'some'"):
-        drawing.draw_instances(image, crowd(1), names, labels="some")
+        drawing.draw_instances(image, crowd, names, labels="some")
 
 
 def test_labels_shrink_before_they_go():
@@ -228,15 +196,13 @@ def test_labels_move_where_they_would_hide_neighbours_or_each_other():
 
 @pytest.mark.parametrize("num_classes", [2, 3])
 def test_text_of_a_loose_crowd_covers_no_instance(num_classes):
-    size, image = (600, 1200), np.full((600, 1200, 3), 128, np.uint8)
-    masks = torch.zeros(24, *size, dtype=torch.bool)
-    for index, mask in enumerate(masks):
-        row, column = 140 * (index // 6) + 30, 200 * (index % 6) + 10
-        mask[row : row + 60, column : column + 60] = True
-    found = instances_of(masks)
-    found.pred_classes = torch.arange(24) % num_classes
+    corners = [(200 * (i % 6) + 10, 140 * (i // 6) + 30) for i in range(24)]
+    masks = masks_of((600, 1200), *((x, y, x + 60, y + 60) for x, y in corners))
+    found = instances_of(masks, torch.arange(24) % num_classes)
     names = ["nucleus", "other", "third"][:num_classes]
-    drawn = [overlay.draw_instances(image, found, names, labels=x) for x in ("auto", "never")]
-    text = (drawn[0] != drawn[1]).any(axis=2)
+    auto, never = (
+        overlay.draw_instances(gray(600, 1200), found, names, labels=x) for x in ("auto", "never")
+    )
+    text = (auto != never).any(axis=2)
     assert text.any()
     assert not text[masks.any(dim=0).numpy()].any()

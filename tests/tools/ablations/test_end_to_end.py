@@ -32,7 +32,7 @@ def tiny_base(folder):
     return file
 
 
-def train(command, log, environ):
+def train(command, log):
     """Train in this process."""
     train_net.main(argument_parser().parse_args(command[2:]))
     return 0

@@ -90,9 +90,6 @@ def test_a_row_is_a_call_of_the_trainer(tmp_path):
         *("SEED", "7", "OUTPUT_DIR", str(none.folder)),
     ]
     assert none.command(8, resume=True)[4:7] == ["--num-gpus", "8", "--resume"]
-
-
-def test_values_reach_the_trainer_as_they_are(tmp_path):
     command = plan("realtime", tmp_path)[0].command()
     pairs = dict(zip(command, command[1:], strict=False))
     assert pairs["MODEL.SOLO.HEAD.DEFORM"] == ""
@@ -124,19 +121,16 @@ def test_equal_runs_of_several_tables_share_a_folder(tmp_path):
 
 
 def test_finished_rows_are_used_again(ablate, trainer, capsys):
-    assert ablate("coord", "--quick", "--seeds", "1", "2") == 0
-    assert len(trainer.rows()) == 8
-    assert ablate("coord", "--quick", "--seeds", "1", "2", "3") == 0
-    assert sorted(trainer.rows()) == [
-        *("solov2_R50_3x", "solov2_coord_feature", "solov2_coord_kernel", "solov2_coord_none")
-    ]
-    assert ablate("coord", "--quick") == 0
-    assert trainer.rows() == []
+    def rows(*words):
+        assert ablate("coord", "--quick", *words) == 0
+        return sorted(trainer.rows())
+
+    every = [f"solov2_{x}" for x in ("R50_3x", "coord_feature", "coord_kernel", "coord_none")]
+    assert len(rows("--seeds", "1", "2")) == 8
+    assert rows("--seeds", "1", "2", "3") == every
+    assert rows() == []
     assert "none, seed 1: finished before" in capsys.readouterr().out
-    assert ablate("coord", "--quick", "--retrain") == 0
-    assert len(trainer.calls) == 4
-    assert ablate("coord", "--quick", "SOLVER.BASE_LR", "0.1") == 0
-    assert len(trainer.rows()) == 8
+    assert rows("--retrain") == rows("SOLVER.BASE_LR", "0.1") == every
 
 
 def test_an_interrupted_row_goes_on(ablate, trainer, capsys):
@@ -149,8 +143,8 @@ def test_an_interrupted_row_goes_on(ablate, trainer, capsys):
     assert len(trainer.rows()) == 4
     trainer.failing = ""
     assert ablate("coord", "--quick") == 0
-    assert len(trainer.calls) == 1
-    assert "--resume" in trainer.calls[0]
+    (call,) = trainer.calls
+    assert "--resume" in call
     trainer.calls.clear()
     assert ablate("coord", "--quick", "--retrain") == 0
     assert not any("--resume" in call for call in trainer.calls)
@@ -177,39 +171,34 @@ def test_results_of_other_code_are_named(tmp_path, trainer, monkeypatch):
 
 
 def test_rows_without_training_share_the_model_of_their_seed(ablate, trainer, capsys):
-    assert ablate("nms", "--quick", "--seeds", "1", "2") == 0
-    calls = trainer.calls
-    training = [c for c in calls if "--eval-only" not in c]
-    assert calls[:2] == training
-    for call in calls[2:]:
+    words = ("nms", "--quick", "--seeds", "1", "2")
+    trainer.failing = "solov2_R50_3x"
+    assert ablate(*words[:2]) == 1
+    assert len(trainer.calls) == 1
+    assert "Hard-NMS, seed 1: failed: " in capsys.readouterr().out
+    trainer.failing = ""
+    trainer.calls.clear()
+    assert ablate(*words) == 0
+    assert len(trainer.calls) == 8
+    training, evaluating = trainer.calls[:2], trainer.calls[2:]
+    assert not any("--eval-only" in call for call in training)
+    for call in evaluating:
         pairs = dict(zip(call, call[1:], strict=False))
         weights = Path(pairs["MODEL.WEIGHTS"])
         assert weights.is_file()
         assert f"_seed{pairs['SEED']}_" in str(weights)
         assert pairs["MODEL.SOLO.NMS.TYPE"] in ("hard", "soft", "fast")
-    assert len(calls) == 8
     trainer.calls.clear()
-    model = Path(training[0][-1]) / "model_final.pth"
-    model.unlink()  # to save space
-    assert ablate("nms", "--quick", "--seeds", "1", "2") == 0
+    weights = Path(training[0][-1]) / "model_final.pth"
+    weights.unlink()  # to save space
+    assert ablate(*words) == 0
     assert trainer.calls == []
-    model.write_bytes(b"trained again")
-    assert ablate("nms", "--quick", "--seeds", "1", "2") == 0
+    weights.write_bytes(b"trained again")
+    assert ablate(*words) == 0
     assert len(trainer.calls) == 3
-
-
-def test_rows_whose_shared_training_failed(ablate, trainer, capsys):
-    trainer.failing = "solov2_R50_3x"
-    assert ablate("nms", "--quick") == 1
-    assert len(trainer.calls) == 1
-    assert "Hard-NMS, seed 1: failed: " in capsys.readouterr().out
-
-
-def test_given_weights_are_evaluated_once(ablate, trainer, tmp_path):
-    weights = tmp_path / "model.pth"
-    weights.write_bytes(b"a")
-    assert ablate("nms", "--weights", str(weights), "--seeds", "1", "2") == 0
-    assert len(trainer.calls) == 4
+    trainer.calls.clear()
+    assert ablate(*words[:1], "--weights", str(weights), *words[2:]) == 0
+    assert len(trainer.calls) == 4  # given weights are evaluated once
     assert all("--eval-only" in call for call in trainer.calls)
 
 
@@ -238,12 +227,12 @@ def test_arguments_that_do_not_fit(ablate, trainer, capsys, words, message):
 
 def test_seeds_end_where_words_begin(capsys):
     for words in (
-        ["coord", "--seeds", "4", "5", "A.B", "1"],
-        ["--seeds", "4", "5", "coord", "A.B", "1"],
-        ["coord", "A.B", "1", "--seeds", "4", "5"],
-        ["coord", "--seeds", "4", "5", "--num-gpus", "1", "A.B", "1"],
+        "coord --seeds 4 5 A.B 1",
+        "--seeds 4 5 coord A.B 1",
+        "coord A.B 1 --seeds 4 5",
+        "coord --seeds 4 5 --num-gpus 1 A.B 1",
     ):
-        args = parse_args(words)
+        args = parse_args(words.split())
         assert (args.table, args.opts, args.seeds) == ("coord", ["A.B", "1"], [4, 5]), words
     assert parse_args([]).table is None
     assert parse_args(["coord"]).seeds == [1]
@@ -300,32 +289,30 @@ def test_a_process_writes_its_log_and_ends_with_the_command(tmp_path):
         os.kill(int(log.read_text()), 0)
 
 
-def outcome(run, *metrics):
-    result = Result({"segm/AP": metrics[0]}, 1.0, "") if metrics else None
-    return Outcome(run, result)
+def outcome(run, *aps):
+    return Outcome(run, Result({"segm/AP": aps[0]}, 1.0, "") if aps else None)
 
 
 def test_statistics_by_hand(tmp_path):
     rows = settings(TABLES["coord"], quick=True)
     runs = {(r.row, r.seed): r for r in plan("coord", tmp_path, seeds=[1, 2, 3])}
+    found = {
+        "none": [[30.0], [32.0], [34.0]],
+        "kernel": [[40.0], []],
+        "feature": [[math.nan], [3.0]],
+        "both": [[]],
+    }
     outcomes = [
-        outcome(runs["none", 1], 30.0),
-        outcome(runs["none", 2], 32.0),
-        outcome(runs["none", 3], 34.0),
-        outcome(runs["kernel", 1], 40.0),
-        outcome(runs["kernel", 2]),
-        outcome(runs["feature", 1], math.nan),
-        outcome(runs["feature", 2], 3.0),
-        outcome(runs["both", 1]),
+        outcome(runs[row, seed], *aps)
+        for row, of_row in found.items()
+        for seed, aps in enumerate(of_row, start=1)
     ]
     none, kernel, feature, both = make_lines(rows, outcomes)
     assert (none.mean, none.deviation, none.planned) == (32.0, 2.0, 3)  # (4 + 0 + 4) / (3 - 1)
     assert (kernel.mean, len(kernel.values), kernel.planned) == (40.0, 1, 2)
-    assert math.isnan(kernel.deviation)
-    assert math.isnan(feature.mean)
-    assert math.isnan(feature.deviation)
     assert both.values == ()
-    assert math.isnan(both.mean)
+    undefined = (kernel.deviation, feature.mean, feature.deviation, both.mean)
+    assert all(map(math.isnan, undefined))
 
 
 def test_table_text():
