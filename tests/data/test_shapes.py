@@ -197,7 +197,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, stamp):
 
 def test_a_killed_writer_leaves_nothing_half(tmp_path):
     root = tmp_path / "shapes"
-    process = start_writer(root, 100_000)
+    process = start_writer(root, folder.WORTH_WORKERS - 1)
     deadline = time.monotonic() + 30
     while not list(tmp_path.glob(".shapes.tmp-*/new/train/*0001.jpg")):
         assert process.poll() is None, process.stderr.read()
