@@ -29,11 +29,12 @@ from solo_d2.engine.step import StepTrainer
 from solo_d2.evaluation.coco_results import FastCOCOEvaluator
 from solo_d2.evaluation.lvis_results import FastLVISEvaluator
 from solo_d2.utils.errors import BadNumbersError, DatasetError
+from tests.engine import runs
 from tests.evaluation.made_up import CATEGORIES, coco_truth, lvis_truth, predictions
 from tests.json_damage import save_boxes
 from tests.modeling.tiny import image, panoptic_config, tiny_config, tiny_model, with_sem_seg
 
-ITERATIONS, CHECKPOINT, KILLED = 4, 2, 3
+ITERATIONS, CHECKPOINT, KILLED = 4, 2, 3  # the first two as in tests/engine/runs.py
 
 
 def parse_args(*arguments):
@@ -210,19 +211,11 @@ def make_data(folder):
 def write_config(folder):
     """A training of that data; few iterations, and predictions that are not sure."""
     cfg = tiny_config()
-    cfg.MODEL.SOLO.NUM_CLASSES = 0
     cfg.MODEL.SOLO.SCORE_THRESH_TEST = cfg.MODEL.SOLO.KEEP_THRESH_TEST = 0.001
     cfg.DATASETS.COCO_FORMAT = [
         [f"job_{split}", f"{folder}/{split}.json", f"{folder}/{split}"]
         for split in ("train", "val")
     ]
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("job_train",), ("job_val",)
-    cfg.SOLVER.IMS_PER_BATCH = cfg.SOLVER.REFERENCE_IMS_PER_BATCH = 4
-    cfg.SOLVER.MAX_ITER, cfg.SOLVER.CHECKPOINT_PERIOD = ITERATIONS, CHECKPOINT
-    cfg.SOLVER.WARMUP_ITERS = 0
-    cfg.DATALOADER.NUM_WORKERS = 0
-    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST = (96,), 96
     cfg.TEST.EVAL_PERIOD = ITERATIONS
-    cfg.SEED = 7
-    (folder / "config.yaml").write_text(cfg.dump())
-    return folder / "config.yaml"
+    return runs.write_config(folder, cfg, sizes=(96,)).rename(folder / "config.yaml")

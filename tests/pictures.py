@@ -4,6 +4,7 @@ import io
 import struct
 import zlib
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -17,6 +18,18 @@ def picture(height=48, width=64, seed=0):
 def save(path, array=None, **options):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(picture() if array is None else array).save(path, **options)
+    return path
+
+
+def write_video(path, num=5, rate=12.5, frames=None):
+    """Frames, by default as many whose grey level is 40 times their number."""
+    frames = frames or [np.full((48, 64, 3), 40 * index % 256, np.uint8) for index in range(num)]
+    codec = "MJPG" if path.suffix == ".avi" else "mp4v"
+    size = frames[0].shape[1::-1]
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), rate, size)
+    for frame in frames:
+        writer.write(frame)
+    writer.release()
     return path
 
 

@@ -9,20 +9,9 @@ from PIL import Image
 from solo_d2 import ImageError
 from solo_d2.api.inputs import is_one_image, load_image, load_images
 from solo_d2.api.video import Video, is_video
-from tests.pictures import bad_pictures, picture, save
+from tests.pictures import bad_pictures, picture, save, write_video
 
 pytestmark = pytest.mark.detectron2
-
-
-def write_video(path, num=5, size=(48, 64), rate=12.5):
-    """Frames whose grey level is 40 times their number."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    codec = "MJPG" if path.suffix == ".avi" else "mp4v"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), rate, size[::-1])
-    for index in range(num):
-        writer.write(np.full((*size, 3), 40 * index % 256, np.uint8))
-    writer.release()
-    return path
 
 
 def test_every_kind_of_image_gives_the_same_pixels(tmp_path):

@@ -13,7 +13,7 @@ import solo_d2
 from solo_d2 import ConfigError, Predictor, Tiles
 from solo_d2.api.loading import find_config, make_config
 from tests.api.models import ROOT, picture, save, save_model
-from tests.api.test_inputs import write_video
+from tests.pictures import write_video
 
 pytestmark = pytest.mark.detectron2
 
@@ -170,23 +170,6 @@ def test_eight_threads_get_what_one_gets(predictor):
         found = list(pool.map(predictor, images * 4))
     for index, result in enumerate(found):
         assert same(result, expected[index % len(images)])
-
-
-def test_threads_that_begin_later_have_the_number_of_the_process(predictor):
-    """As those of a server that starts one for each request."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(4)
-    try:
-        for _ in range(5):
-            with ThreadPoolExecutor(2) as pool:
-                number, found = (
-                    pool.submit(torch.get_num_threads),
-                    pool.submit(predictor, picture()),
-                )
-                assert number.result() == 4
-                assert len(found.result()) > 0
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_another_nms_shares_the_weights(checkpoint, predictor):

@@ -49,6 +49,9 @@ def narrow(cfg):
         *((solo.MASK_FEATURE, "OUT_CHANNELS"), (model.FPN, "OUT_CHANNELS")),
     ):
         node[key] = min(node[key], 64)
+    for key in ("NUM_CONVS", "NUM_DEFORM_CONVS"):
+        solo.HEAD[key] = min(solo.HEAD[key], 2)
+    model.ROI_BOX_HEAD.FC_DIM = 64
     model.VIT.EMBED_DIM, model.SWIN.EMBED_DIM = model.VIT.EMBED_DIM // 8, model.SWIN.EMBED_DIM // 4
     if model.RESNETS.DEPTH > 34:  # the narrower ones have a width that Detectron2 fixes
         model.RESNETS.DEPTH, model.RESNETS.STEM_OUT_CHANNELS = 50, 8

@@ -13,8 +13,7 @@ from PIL import Image
 from demo import app
 from solo_d2.api.classes import Classes
 from tests.api.models import picture, save
-from tests.api.test_inputs import write_video
-from tests.pictures import png_of_size
+from tests.pictures import png_of_size, write_video
 
 sync_api = pytest.importorskip("playwright.sync_api")
 

@@ -12,7 +12,7 @@ from solo_d2.api.video import Video
 from solo_d2.utils.commands import Terminated
 from tests.api.models import picture
 from tests.api.models import run_demo as run
-from tests.api.test_inputs import write_video
+from tests.pictures import write_video
 
 pytestmark = pytest.mark.detectron2
 
@@ -20,12 +20,7 @@ pytestmark = pytest.mark.detectron2
 @pytest.fixture
 def clip(tmp_path):
     """Seven frames of noise that does not move."""
-    path = tmp_path / "clip.mp4"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 12.5, (64, 48))
-    for _ in range(7):
-        writer.write(picture())
-    writer.release()
-    return path
+    return write_video(tmp_path / "clip.mp4", frames=[picture()] * 7)
 
 
 def frames_of(path):

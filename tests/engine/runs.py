@@ -15,8 +15,8 @@ def run_model():
     return cfg
 
 
-def write_config(output, cfg=None):
-    """A training of four iterations, as a file in its folder."""
+def write_config(output, cfg=None, sizes=(64, 80, 96)):
+    """A training of four iterations on images of some sizes, as a file in its folder."""
     cfg = cfg or run_model()
     cfg.MODEL.SOLO.NUM_CLASSES = 0
     cfg.SOLVER.IMS_PER_BATCH = cfg.SOLVER.REFERENCE_IMS_PER_BATCH = 4
@@ -24,8 +24,7 @@ def write_config(output, cfg=None):
     cfg.SOLVER.CHECKPOINT_PERIOD = 2
     cfg.SOLVER.WARMUP_ITERS = 0
     cfg.DATALOADER.NUM_WORKERS = 0
-    cfg.INPUT.MIN_SIZE_TRAIN = (64, 80, 96)
-    cfg.INPUT.MIN_SIZE_TEST = 96
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST = sizes, 96
     cfg.SEED = 7
     cfg.OUTPUT_DIR = str(output)
     output.mkdir(parents=True, exist_ok=True)

@@ -1,22 +1,17 @@
 """Videos of strangers name no other files; tests/config/test_check.py has configs."""
 
-import cv2
-import numpy as np
 import pytest
 
 from solo_d2.api.video import Video
 from solo_d2.utils.images import ImageError
+from tests.pictures import write_video
 
 
 @pytest.fixture
 def secret(tmp_path, monkeypatch):
     """A video of three frames in the working folder."""
     monkeypatch.chdir(tmp_path)
-    writer = cv2.VideoWriter("secret.avi", cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
-    for value in (0, 100, 200):
-        writer.write(np.full((48, 64, 3), value, np.uint8))
-    writer.release()
-    return tmp_path / "secret.avi"
+    return write_video(tmp_path / "secret.avi", num=3)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from unittest import mock
 
-import cv2
 import numpy as np
 import torch
 from detectron2.modeling import build_model
@@ -26,6 +25,7 @@ from solo_d2.utils.files import save_text
 from tests import jobs, panoptic_files
 from tests.api.models import arguments, panoptic_cfg, picture, save, save_model
 from tests.export.models import small_config, small_model
+from tests.pictures import write_video
 from tools import convert_panoptic, export_model, labels_to_coco
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,11 +95,7 @@ def prepare_demo(source):
     save_model(source / "model")
     for index in range(2):
         save(source / "images" / f"{index}.png", picture(seed=index))
-    codec = cv2.VideoWriter.fourcc(*"MJPG")
-    writer = cv2.VideoWriter(str(source / "video.avi"), codec, 10, (64, 48))
-    for index in range(3):
-        writer.write(picture(seed=index))
-    writer.release()
+    write_video(source / "video.avi", frames=[picture(seed=index) for index in range(3)])
 
 
 def stills(folder):
