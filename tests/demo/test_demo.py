@@ -262,14 +262,6 @@ def test_panoptic_overlays_and_segments(panoptic_model, tmp_path):
     assert kinds == {0, 1}
 
 
-def test_panoptic_threshold_is_that_of_things(panoptic_model, tmp_path):
-    args = ("--input", save(tmp_path / "a.png"), "--panoptic", tmp_path / "out")
-    assert run(panoptic_model, *args, threshold="1") == 0
-    (entry,) = json.loads((tmp_path / "out" / "panoptic.json").read_text())["annotations"]
-    assert entry["segments_info"]
-    assert not any("score" in segment for segment in entry["segments_info"])
-
-
 def test_a_model_without_stuff_has_no_segments(model, tmp_path, capsys):
     args = ("--input", save(tmp_path / "a.png"), "--panoptic", tmp_path / "out")
     assert run(model, *args) == 2

@@ -18,16 +18,8 @@ from solo_d2.export.pipeline import ExportPipeline
 from solo_d2.export.runner import Detector
 from tests.export.exported import CLASSES, model_arguments
 from tests.export.models import pipeline_detector
-from tests.export.test_runner import run_without_torch
 
 pytestmark = [pytest.mark.detectron2, pytest.mark.export]
-
-
-RUN = """
-from solo_d2.export.runner import Detector
-found = Detector.load(sys.argv[1])([sys.argv[2]])[0]
-print(len(found["scores"]), found["masks"].sum())
-"""
 
 
 def run_demo(output, images, *model):
@@ -66,13 +58,6 @@ def test_predictor_is_the_detector(exported):
         Predictor("missing.onnx")
     with pytest.raises(AttributeError, match="no torch module"):
         predictor.model  # noqa: B018
-
-
-def test_runs_without_torch(exported):
-    image = exported.folder / "images" / "a.png"
-    found = Detector.load(exported.onnx)([image])[0]
-    number, pixels = run_without_torch(RUN, exported.onnx, image).split()
-    assert (int(number), int(pixels)) == (len(found["scores"]), found["masks"].sum())
 
 
 @pytest.fixture

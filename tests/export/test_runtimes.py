@@ -20,13 +20,8 @@ sys.exit(predict.main(sys.argv[1:]))
 """
 
 
-@pytest.fixture
-def _needs_openvino():
-    pytest.importorskip("openvino")
-
-
-@pytest.mark.usefixtures("_needs_openvino")
 def test_openvino_agrees_with_the_model_and_onnx_runtime(exported):
+    pytest.importorskip("openvino")
     detectors = [Detector.load(exported.onnx, name, threads=1) for name in runtimes.RUNTIMES]
     assert detectors[0].info == detectors[1].info
     assert_detector_agrees(exported.model, detectors[1])
@@ -39,17 +34,18 @@ def test_openvino_agrees_with_the_model_and_onnx_runtime(exported):
         }
 
 
-@pytest.mark.usefixtures("_needs_openvino")
-def test_predictor_and_demo_take_the_runtime(exported, tmp_path):
+@pytest.mark.parametrize("runtime", runtimes.RUNTIMES)
+def test_predictor_and_demo_take_the_runtime_which_needs_no_torch(exported, tmp_path, runtime):
     from demo import demo
     from solo_d2 import Predictor
 
+    pytest.importorskip(runtime)
     file = exported.folder / "images" / "a.png"
-    predictor = Predictor(exported.onnx, runtime="openvino", score_thresh=0.2)
+    predictor = Predictor(exported.onnx, runtime=runtime, score_thresh=0.2)
     predictor = pickle.loads(pickle.dumps(predictor))
-    assert predictor.backend.runtime == "openvino"
+    assert predictor.backend.runtime == runtime
     scores = predictor(file).instances.scores.tolist()
-    arguments = ["--onnx", exported.onnx, "--runtime", "openvino", "--input", file]
+    arguments = ["--onnx", exported.onnx, "--runtime", runtime, "--input", file]
     arguments = [*map(str, arguments), "--confidence-threshold", "0.2", "--json"]
     assert demo.main([*arguments, str(tmp_path / "demo.json")]) == 0
     run_without_torch(RUN, *arguments, tmp_path / "predict.json")
