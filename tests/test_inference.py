@@ -53,12 +53,15 @@ def sizes(run, name):
     return [tuple(GOLDEN[f"{run}img{b}.{name}"].tolist()) for b in (0, 1)]
 
 
-@pytest.mark.parametrize("has_factors", [False, True])
+@pytest.mark.parametrize(
+    ("has_factors", "fixed", "lanes"),
+    [(False, False, 0), (True, False, 0), (True, True, 1000), (True, True, 40)],
+)
 @pytest.mark.parametrize("backend", ["torch", "tiled"])
 @pytest.mark.parametrize("run", RUNS)
-def test_instances_equal_published(run, backend, has_factors):
+def test_instances_equal_published(run, backend, has_factors, fixed, lanes):
     head = KernelHead((4,) * 5, has_factors=has_factors)
-    decoder = make_decoder(**RUNS[run], backend=backend, head=head)
+    decoder = make_decoder(**RUNS[run], backend=backend, head=head, fixed=fixed, lanes=lanes)
     image_sizes, output_sizes = sizes(run, "image_size"), sizes(run, "output_size")
     results = decoder.decode(golden_outputs(), image_sizes, output_sizes)
     for image, (result, size) in enumerate(zip(results, output_sizes, strict=True)):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from solo_d2.inference import NMS, build_nms
 from solo_d2.ops.candidates import class_probabilities
-from solo_d2.structures import HeadOutputs, map_tensors
+from solo_d2.structures import HeadOutputs
 from tests.fakes import kernel_outputs
 from tests.test_inference import NMS_PARAMS, make_decoder
 from tools.benchmarks.head_outputs import KernelHead
@@ -86,24 +86,6 @@ def test_scores_and_boxes_are_finite(nms, backend, product, seed, spoilt, kernel
     assert len(untouched.scores) > 0
     for name in ("scores", "classes", "masks", "boxes"):
         assert torch.equal(getattr(found[1], name), getattr(untouched, name))
-
-
-@pytest.mark.parametrize("part", ["classes", "kernels", "feature"])
-def test_triton_too(part):
-    pytest.importorskip("triton")
-    # Few candidates: the interpreter is slow.
-    made, reference = (
-        replace(decoder("matrix", name, product=True), score_thresh=0.8, pre_nms_topk=6)
-        for name in ("triton", "torch")
-    )
-    outputs = map_tensors(lambda x: x[:1], head_outputs(0, [(part, 0.1, float("nan"))]))
-    (found,), (expected,) = (
-        which.decode(outputs, [(46, 62)], [(22, 30)]) for which in (made, reference)
-    )
-    assert_finite([found])
-    assert len(found.scores) == len(expected.scores)
-    assert torch.equal(found.classes, expected.classes)
-    torch.testing.assert_close(found.scores, expected.scores)
 
 
 @pytest.mark.parametrize("nms", NMS)

@@ -156,15 +156,6 @@ def test_other_images_go_on_when_drawing_or_saving_fails(model, tmp_path, monkey
     assert "No space left" in err
 
 
-def test_json_and_overlays_of_earlier_runs_survive_a_failing_one(model, tmp_path, monkeypatch):
-    old = tmp_path / "all.json"
-    old.write_text("old")
-    monkeypatch.setattr(records.json, "dumps", lambda *a, **k: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        run(model, "--input", save(tmp_path / "a.png"), "--json", old)
-    assert old.read_text() == "old"
-
-
 @pytest.mark.parametrize("kind", ["model", "panoptic_model"])
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (2, 3), (1, 300), (300, 1)])
 def test_odd_sizes(request, tmp_path, size, kind):

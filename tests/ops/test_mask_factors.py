@@ -18,15 +18,6 @@ def test_dynamic_conv_equals_a_loop_over_kernels(side):
         torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("side", [1, 3])
-def test_dynamic_conv_of_no_kernels_keeps_the_graph(side):
-    feature = torch.randn(6, 9, 8, requires_grad=True)
-    kernels = torch.randn(4, side * side * 6, requires_grad=True)
-    dynamic_conv(kernels[:0], feature).sum().backward()
-    assert not feature.grad.any()
-    assert not kernels.grad.any()
-
-
 @pytest.mark.parametrize("size", [None, (5, 9), (18, 16)])
 def test_factors_are_resized_before_they_are_multiplied(size):
     maps = torch.randn(2, 6, 9, 8)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from solo_d2.ops import rle
-from solo_d2.ops.rle import encode_masks, run_lengths
+from solo_d2.ops.rle import encode_masks
 
 coco = pytest.importorskip("pycocotools.mask")
 
@@ -63,13 +63,6 @@ def test_strided_masks():
     masks = torch.rand(6, 20, 30, generator=torch.Generator().manual_seed(0)) > 0.4
     for view in (masks.transpose(1, 2), masks[::2, ::3, 1::2], masks.expand(6, 20, 30)[:, 5:]):
         assert encode_masks(view) == by_pycocotools(view)
-
-
-def test_runs_by_hand():
-    masks = torch.tensor([[[0, 1, 1], [0, 1, 0]], [[1, 0, 0], [0, 0, 1]]]).bool()
-    counts, num_runs = run_lengths(masks)
-    assert counts.tolist() == [2, 3, 1] + [0, 1, 4, 1]
-    assert num_runs.tolist() == [3, 4]
 
 
 class Waits(TorchDispatchMode):
