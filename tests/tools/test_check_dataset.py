@@ -349,7 +349,7 @@ def squares(places, side):
 
 def dense_content():
     """An image with many small squares."""
-    places = np.random.default_rng(0).integers(0, [124, 92], (150, 2)).tolist()
+    places = np.random.default_rng(0).integers(0, [60, 44], (50, 2)).tolist()
     return good_content(annotations=squares(places, 4))
 
 
@@ -363,7 +363,7 @@ def test_a_config_that_loses_objects_does_not_fit_and_proposals_hold_what_they_s
     assert report["fits"] is False
     assert report["lost_share"] > 0.4
     lost = report["lost_objects"]
-    assert sum(map(len, lost.values())) == pytest.approx(150 * report["lost_share"])
+    assert sum(map(len, lost.values())) == pytest.approx(50 * report["lost_share"])
     assert len(lost[OUTCOMES[NO_CELL]]) > len(lost[OUTCOMES[NO_MASK]]) > 0
     assert "Training would run, but" in capsys.readouterr().out
     proposal, larger = report["proposal"], report["larger_images"]
