@@ -4,14 +4,15 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.structures import BoxMode
-from pycocotools import mask as coco_mask
 
-from solo_d2 import add_solo_config
+from solo_d2.config import default_config
 from solo_d2.data import SOLODatasetMapper
 from solo_d2.data.augmentation import usual_short_side, without_randomness
 from solo_d2.utils.errors import ConfigError
+from tests.evaluation.made_up import rectangle
+from tests.json_damage import rle_of
+from tests.pictures import save
 
 pytestmark = pytest.mark.detectron2
 
@@ -19,8 +20,7 @@ HEIGHT, WIDTH, SIZE = 40, 60, 96
 
 
 def config(*overrides):
-    cfg = get_cfg()
-    add_solo_config(cfg)
+    cfg = default_config()
     cfg.INPUT.LSJ.ENABLED = True
     cfg.INPUT.LSJ.SIZE = SIZE
     cfg.merge_from_list(list(overrides))
@@ -31,22 +31,17 @@ def config(*overrides):
 def record(tmp_path):
     """White objects on black: one as a polygon, beyond the right border, and one as RLE."""
     mask = np.zeros((HEIGHT, WIDTH), np.uint8)
-    mask[8:24, 10:30] = 1
-    image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
-    image[8:24, 10:30] = image[26:38, 40:] = 255
-    cv2.imwrite(str(tmp_path / "a.png"), image)
-    common = {"bbox_mode": BoxMode.XYWH_ABS, "iscrowd": 0, "category_id": 0}
-    polygon = [40.0, 26.0, 70.0, 26.0, 70.0, 38.0, 40.0, 38.0]
-    rle = coco_mask.encode(np.asfortranarray(mask))
-    return {
-        "file_name": str(tmp_path / "a.png"),
-        "height": HEIGHT,
-        "width": WIDTH,
-        "annotations": [
-            {**common, "bbox": [10.0, 8.0, 20.0, 16.0], "segmentation": rle},
-            {**common, "bbox": [40.0, 26.0, 30.0, 12.0], "segmentation": [polygon]},
-        ],
-    }
+    mask[8:24, 10:30] = 255
+    image = mask.copy()
+    image[26:38, 40:] = 255
+    file = save(tmp_path / "a.png", image[..., None].repeat(3, 2))
+    mode, rle = {"bbox_mode": BoxMode.XYWH_ABS}, rle_of(mask > 0)
+    annotations = [
+        rectangle(1, (10, 8, 30, 24), 1, 0, segmentation=rle, **mode),
+        rectangle(2, (40, 26, 70, 38), 1, 0, **mode),
+    ]
+    size = {"height": HEIGHT, "width": WIDTH}
+    return {"file_name": str(file), **size, "annotations": annotations}
 
 
 def test_objects_stay_on_their_pixels_at_every_scale(record):
@@ -109,8 +104,7 @@ def test_usual_short_side():
 def test_no_image_is_too_narrow(tmp_path, size, kind):
     file = tmp_path / "a.png"
     cv2.imwrite(str(file), np.full((*size, 3), 90, np.uint8))
-    cfg = get_cfg()
-    add_solo_config(cfg)
+    cfg = default_config()
     given = cfg.INPUT
     given.MIN_SIZE_TRAIN, given.MAX_SIZE_TRAIN = (64,), 96
     given.MIN_SIZE_TEST, given.MAX_SIZE_TEST = 64, 96

@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog
 from detectron2.structures import BitMasks, Boxes, Instances
 
-from solo_d2 import add_solo_config
+from solo_d2.config import default_config
 from solo_d2.data import SOLODatasetMapper
 from solo_d2.data.copy_paste import CopyPaste, paste_instances, wrap_with_copy_paste
 from solo_d2.engine.training_data import build_train_loader
@@ -112,8 +111,7 @@ def test_probabilities_and_the_choice_of_the_other_image():
 
 
 def config(*overrides):
-    cfg = get_cfg()
-    add_solo_config(cfg)
+    cfg = default_config()
     cfg.INPUT.MIN_SIZE_TRAIN = (32, 40)
     cfg.merge_from_list(["DATALOADER.NUM_WORKERS", 0, "SOLVER.IMS_PER_BATCH", 2, "SEED", 3])
     cfg.merge_from_list(list(overrides))

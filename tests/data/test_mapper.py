@@ -6,7 +6,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.data import DatasetMapper, MapDataset
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, BoxMode, PolygonMasks
@@ -14,7 +13,7 @@ from PIL import ExifTags, Image
 from pycocotools import mask as coco_mask
 from torch.utils.data import DataLoader
 
-from solo_d2 import add_solo_config
+from solo_d2.config import default_config
 from solo_d2.data import SOLODatasetMapper
 from solo_d2.utils.errors import ConfigError, DatasetError, UnreadableImageError
 
@@ -56,8 +55,7 @@ def annotation(segmentation, **others):
 
 
 def config(mask_format="bitmask", size=HEIGHT, crop=False):
-    cfg = get_cfg()
-    add_solo_config(cfg)
+    cfg = default_config()
     cfg.INPUT.MASK_FORMAT = mask_format
     cfg.INPUT.MIN_SIZE_TRAIN = (size,)
     cfg.INPUT.MAX_SIZE_TRAIN = 10_000

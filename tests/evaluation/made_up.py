@@ -1,6 +1,7 @@
 """Ground truth and predictions that meet every rule of COCO's and LVIS's evaluation."""
 
 import importlib.util
+import json
 
 import cv2
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from pycocotools import mask as coco_mask
 
+from solo_d2.data.coco_format import register_coco_format
 from solo_d2.evaluation.average_precision import BACKENDS
 
 CATEGORIES = (2, 3, 5, 7, 11, 13)
@@ -73,6 +75,16 @@ def images_of(size, *ids, extension="jpg"):
     named = {key: f"{key}.{extension}" for key in ids}
     height, width = size
     return [{"id": k, "file_name": f, "height": height, "width": width} for k, f in named.items()]
+
+
+def register_json(folder, name, content):
+    """Register a data set in COCO's format, with a file for each image; its name."""
+    file = folder / f"{name}.json"
+    file.write_text(json.dumps(content))
+    for image in content["images"]:
+        (folder / image["file_name"]).touch()
+    register_coco_format(name, file, folder)
+    return name
 
 
 def masks_of(size, *boxes):

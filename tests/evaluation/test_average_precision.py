@@ -8,16 +8,14 @@ import types
 
 import numpy as np
 import pytest
-from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_lvis_instances
 from detectron2.evaluation import COCOEvaluator
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from solo_d2 import add_solo_config
+from solo_d2.config import default_config
 from solo_d2.data import check_datasets
-from solo_d2.data.coco_format import register_coco_format
 from solo_d2.engine import Trainer
 from solo_d2.evaluation import build_evaluator
 from solo_d2.evaluation.average_precision import (
@@ -38,6 +36,7 @@ from tests.evaluation.made_up import (
     coco_truth,
     lvis_truth,
     predictions,
+    register_json,
 )
 from tests.json_damage import HEIGHT, WIDTH, lvis_content
 from tests.modeling.tiny import tiny_config, tiny_model
@@ -114,20 +113,18 @@ def test_equals_pycocotools(truth, results, backend, task):
 @pytest.fixture
 def register(tmp_path):
     def register(name, content, kind="coco"):
+        if kind == "coco":
+            register_json(tmp_path, name, content)
+            DatasetCatalog.get(name)
+            return name
         json_file = tmp_path / f"{name}.json"
         json_file.write_text(json.dumps(content))
-        for image in content["images"]:
-            (tmp_path / image["file_name"]).touch()
-        if kind == "lvis":
-            DatasetCatalog.register(name, list)
-            MetadataCatalog.get(name).set(
-                evaluator_type="lvis",
-                json_file=str(json_file),
-                thing_dataset_id_to_contiguous_id={key: i for i, key in enumerate(CATEGORIES)},
-            )
-        else:
-            register_coco_format(name, json_file, tmp_path)
-            DatasetCatalog.get(name)
+        DatasetCatalog.register(name, list)
+        MetadataCatalog.get(name).set(
+            evaluator_type="lvis",
+            json_file=str(json_file),
+            thing_dataset_id_to_contiguous_id={key: i for i, key in enumerate(CATEGORIES)},
+        )
         return name
 
     return register
@@ -225,8 +222,7 @@ def lvis_case():
 def test_lvis_equals_its_rules(lvis_case, register, tmp_path):
     truth, results, expected = lvis_case
     name = register("ap_lvis", truth, "lvis")
-    cfg = get_cfg()
-    add_solo_config(cfg)
+    cfg = default_config()
     evaluator = build_evaluator(cfg, name, str(tmp_path / "out"))
     assert isinstance(evaluator, FastLVISEvaluator)
     found = evaluate(evaluator, results)

@@ -5,14 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.builtin import register_all_cityscapes
 from detectron2.structures import BoxMode, Instances
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from solo_d2 import add_solo_config
+from solo_d2.config import default_config
 from solo_d2.data import check_datasets
 from solo_d2.data.cityscapes_format import label_ids
 from solo_d2.evaluation import build_evaluator
@@ -121,8 +120,7 @@ def test_instances_are_those_of_the_pngs(folder):
     ids = np.full(SIZE, 7)
     ids[10:30, 20:50], ids[40:45, 60:70], ids[50:60, :9] = 26003, 24, 29001
     write(folder, 1, ids)
-    cfg = get_cfg()
-    add_solo_config(cfg)
+    cfg = default_config()
     assert isinstance(build_evaluator(cfg, NAME), CityscapesEvaluator)
     check_datasets([NAME])
     (record,) = DatasetCatalog.get(NAME)

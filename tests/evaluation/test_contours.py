@@ -1,16 +1,13 @@
 """Contour figures: cases counted by hand, the matching, and the evaluator on a data set."""
 
-import json
 import math
 
 import numpy as np
 import pytest
-from detectron2.config import get_cfg
 from detectron2.evaluation import DatasetEvaluators
 from pycocotools import mask as coco_mask
 
-from solo_d2 import add_solo_config
-from solo_d2.data.coco_format import register_coco_format
+from solo_d2.config import default_config
 from solo_d2.evaluation import build_evaluator
 from solo_d2.evaluation.contours import (
     ContourEvaluator,
@@ -156,11 +153,7 @@ def dataset(tmp_path):
         ],
         "categories": [{"id": 2, "name": "cat"}, {"id": 7, "name": "dog"}],
     }
-    (tmp_path / "contours.json").write_text(json.dumps(content))
-    for key in (3, 5):
-        (tmp_path / f"{key}.jpg").touch()
-    register_coco_format("contours_val", tmp_path / "contours.json", tmp_path)
-    return "contours_val"
+    return made_up.register_json(tmp_path, "contours_val", content)
 
 
 def instances(*boxes, size=SIZE):
@@ -170,8 +163,7 @@ def instances(*boxes, size=SIZE):
 
 
 def test_evaluator_of_a_model_of_contours(dataset, tmp_path):
-    cfg = get_cfg()
-    add_solo_config(cfg)
+    cfg = default_config()
     cfg.OUTPUT_DIR = str(tmp_path / "output")
     cfg.MODEL.SOLO.MASK_TARGET = "contour"
     evaluator = build_evaluator(cfg, dataset)

@@ -2,18 +2,17 @@
 
 import json
 import math
+from functools import partial
 
 import pytest
-from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.coco import load_coco_json
 from detectron2.evaluation import COCOEvaluator
 
-from solo_d2 import add_solo_config
-from solo_d2.data.coco_format import register_coco_format
+from solo_d2.config import default_config
 from solo_d2.evaluation import build_evaluator
 from solo_d2.utils.errors import ConfigError, DatasetError
-from tests.evaluation.made_up import images_of, rectangle, rectangles
+from tests.evaluation.made_up import images_of, rectangle, rectangles, register_json
 
 pytestmark = pytest.mark.detectron2
 
@@ -33,22 +32,14 @@ def annotations(without=None, box=BOX):
 
 @pytest.fixture
 def cfg(tmp_path):
-    cfg = get_cfg()
-    add_solo_config(cfg)
+    cfg = default_config()
     cfg.OUTPUT_DIR = str(tmp_path / "output")
     return cfg
 
 
 @pytest.fixture
 def register(tmp_path):
-    def register(name, content):
-        json_file = tmp_path / f"{name}.json"
-        json_file.write_text(json.dumps(content))
-        (tmp_path / "3.jpg").write_bytes(b"")
-        register_coco_format(name, json_file, tmp_path)
-        return name
-
-    return register
+    return partial(register_json, tmp_path)
 
 
 @pytest.fixture

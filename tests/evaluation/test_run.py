@@ -4,11 +4,10 @@ import json
 import logging
 
 import pytest
-from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog
 from torch import nn
 
-from solo_d2 import add_solo_config
+from solo_d2.config import default_config
 from solo_d2.data.coco_format import register_coco_format
 from solo_d2.data.unreadable import UNREADABLE
 from solo_d2.engine import Trainer
@@ -37,8 +36,7 @@ def cfg(tmp_path):
     (tmp_path / "2.png").write_text("no image")
     register_coco_format(NAME, tmp_path / "a.json", tmp_path)
     DatasetCatalog.get(NAME)
-    cfg = get_cfg()
-    add_solo_config(cfg)
+    cfg = default_config()
     cfg.INPUT.MIN_SIZE_TEST = 0
     cfg.OUTPUT_DIR = str(tmp_path / "output")
     cfg.DATALOADER.NUM_WORKERS = 0

@@ -7,6 +7,7 @@ import torch
 
 from solo_d2.data.classes import dataset_categories
 from tests.checkpoint import published
+from tests.evaluation.made_up import images_of, rectangle
 from tests.pictures import picture, save
 from tools import verify_published
 
@@ -15,22 +16,14 @@ from tools import verify_published
 def coco(tmp_path):
     """COCO's layout and classes, with two small images of an object each."""
     root = tmp_path / "coco"
-    (root / "annotations").mkdir(parents=True)
-    (root / "val2017").mkdir()
-    images, annotations = [], []
     for number in (1, 2):
         save(root / f"val2017/{number}.png", picture(seed=number))
-        images.append({"id": number, "file_name": f"{number}.png", "height": 48, "width": 64})
-        corners = [10.0, 10.0, 40.0, 10.0, 40.0, 30.0, 10.0, 30.0]
-        annotations.append(
-            {"id": number, "image_id": number, "category_id": 1, "iscrowd": 0, "area": 600.0,
-             "bbox": [10.0, 10.0, 30.0, 20.0], "segmentation": [corners]}
-        )  # fmt: skip
     content = {
-        "images": images,
-        "annotations": annotations,
+        "images": images_of((48, 64), 1, 2, extension="png"),
+        "annotations": [rectangle(number, (10, 10, 40, 30), number, 1) for number in (1, 2)],
         "categories": dataset_categories("coco_2017_val"),
     }
+    (root / "annotations").mkdir()
     (root / "annotations/instances_val2017.json").write_text(json.dumps(content))
     return root
 
@@ -44,10 +37,15 @@ def weights(tmp_path):
     return folder
 
 
-def test_each_checkpoint_stands_beside_its_published_ap(coco, weights, tmp_path, capsys):
+def test_each_checkpoint_stands_beside_its_published_ap(
+    coco, weights, tmp_path, monkeypatch, capsys
+):
     torch.save({"model": published.adelaidet()}, weights / "SOLOv2_R50_3x.pth")
     (weights / "broken_1x.pth").write_bytes(b"no checkpoint")
     torch.save({"state_dict": published.authors("solo")}, weights / "SOLO_R50.pth")
+    small = ["INPUT.MIN_SIZE_TEST", 96, "DATALOADER.NUM_WORKERS", 0]
+    load = verify_published.load_config
+    monkeypatch.setattr(verify_published, "load_config", lambda path, x: load(path, x + small))
     output = tmp_path / "verified.json"
     arguments = [str(weights), str(coco), "--device", "cpu", "--output", str(output)]
     assert verify_published.main(arguments) == 1  # two can't be evaluated, which loses no other
