@@ -1,17 +1,18 @@
 """The mapper: masks of every kind, images without objects, unreadable files."""
 
 import copy
+import pickle
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetMapper, MapDataset
+from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, BoxMode, PolygonMasks
 from PIL import ExifTags, Image
 from pycocotools import mask as coco_mask
-from torch.utils.data import DataLoader
+from torch._utils import ExceptionWrapper
 
 from solo_d2.config import default_config
 from solo_d2.data import SOLODatasetMapper
@@ -278,9 +279,11 @@ def test_other_formats_are_refused(image_format):
 
 def test_the_message_survives_a_worker_of_the_loader(record, tmp_path):
     (tmp_path / "a.png").write_bytes(truncated())
-    data = MapDataset([record], SOLODatasetMapper(config()))
+    with pytest.raises(DatasetError) as error:
+        SOLODatasetMapper(config())(record)
+    sent = pickle.dumps(ExceptionWrapper((error.type, error.value, error.tb), "in a worker"))
     with pytest.raises(DatasetError, match=r"a\.png cannot be read: truncated or damaged"):
-        next(iter(DataLoader(data, num_workers=1, collate_fn=list)))
+        pickle.loads(sent).reraise()
 
 
 # --- stuff maps

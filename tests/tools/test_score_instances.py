@@ -5,8 +5,9 @@ import math
 
 import numpy as np
 import pytest
-from pycocotools import mask as coco_mask
 
+from tests.evaluation.made_up import images_of, rectangle
+from tests.json_damage import rle_of
 from tools import score_instances
 
 pytestmark = pytest.mark.detectron2
@@ -44,23 +45,20 @@ def test_image(truth, predicted, ious, aji, bowl):
 
 
 def test_command(tmp_path, capsys):
-    def rle(start, end):
-        mask = np.zeros(SIZE, np.uint8, order="F")
-        mask[:, start:end] = 1
-        code = coco_mask.encode(mask)
-        return {**code, "counts": code["counts"].decode()}
+    def mask(*ends):
+        return {"segmentation": rle_of(columns(ends) > 0)}
 
     truth = {
-        "images": [{"id": 1, "file_name": "a.png", "height": SIZE[0], "width": SIZE[1]}],
+        "images": images_of(SIZE, 1),
         "annotations": [
-            {"id": i, "image_id": 1, "category_id": 1, "iscrowd": 0, "segmentation": rle(*r)}
-            for i, r in enumerate([(0, 4), (10, 14)], start=1)
+            rectangle(i, (*ends, 0, 0), 1, 1, **mask(*ends))
+            for i, ends in enumerate([(0, 4), (10, 14)], start=1)
         ],
         "categories": [{"id": 1, "name": "nucleus"}],
     }
     results = [
-        {"image_id": 1, "category_id": 1, "score": score, "segmentation": rle(*r)}
-        for score, r in [(0.5, (2, 9)), (0.9, (0, 4)), (0.1, (10, 14))]
+        {"image_id": 1, "category_id": 1, "score": score, **mask(*ends)}
+        for score, ends in [(0.5, (2, 9)), (0.9, (0, 4)), (0.1, (10, 14))]
     ]
     (tmp_path / "truth.json").write_text(json.dumps(truth))
     (tmp_path / "results.json").write_text(json.dumps(results))
