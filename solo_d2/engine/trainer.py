@@ -42,7 +42,12 @@ from solo_d2.engine.step import StepTrainer, step_options, unwrap
 from solo_d2.engine.training_data import build_train_loader, require_trainable
 from solo_d2.evaluation import build_evaluator, evaluate_dataset, evaluation_loader
 from solo_d2.modeling.backbones import layer_lr_factor
-from solo_d2.modeling.speed import SpeedOptions, speed_up, speed_up_training
+from solo_d2.modeling.speed import (
+    SpeedOptions,
+    speed_up,
+    speed_up_training,
+    uses_winograd_in_training,
+)
 from solo_d2.modeling.tiles import SOLOWithTiles
 from solo_d2.modeling.tta import SOLOWithTTA
 from solo_d2.utils.errors import ConfigError
@@ -96,11 +101,16 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> Any:
-        """Build the model, with the compilation and memory layout of SOLVER."""
+        """Build the model, with the memory layout, convolutions and compilation of SOLVER."""
         model_class(cfg)
         model = super().build_model(cfg)
         solver = cfg.SOLVER
-        return speed_up_training(model, channels_last=solver.CHANNELS_LAST, compile=solver.COMPILE)
+        return speed_up_training(
+            model,
+            channels_last=solver.CHANNELS_LAST,
+            compile=solver.COMPILE,
+            winograd=uses_winograd_in_training(cfg, model),
+        )
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> DataLoader[Any]:

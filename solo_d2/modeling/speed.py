@@ -1,11 +1,13 @@
-"""Faster training (`SOLVER.CHANNELS_LAST`, `SOLVER.COMPILE`) and inference (`TEST.SPEED`).
+"""Faster training (`SOLVER.CHANNELS_LAST`, `WINOGRAD`, `COMPILE`) and inference (`TEST.SPEED`).
 
 `TEST.SPEED` applies to backbone, head and semantic branch. The following steps (scores, areas, mask
 NMS, resizing) always get float32.
 """
 
 import logging
+import platform
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,14 +21,16 @@ from solo_d2.modeling.decode_graphs import DecodeGraphs
 from solo_d2.modeling.fusion import fuse_batch_norms
 from solo_d2.modeling.heads import SOLOHeadBase
 from solo_d2.modeling.meta_arch.solo import SOLO
+from solo_d2.ops.winograd import WinogradConvolutions, is_wide
 from solo_d2.structures import NetworkOutputs, map_tensors
 from solo_d2.utils.errors import ConfigError, first_line
 
 logger = logging.getLogger("solo_d2")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# Values of TEST.SPEED.FUSE_BN and CHANNELS_LAST.
+# Values of TEST.SPEED.FUSE_BN, CHANNELS_LAST and WINOGRAD, and of SOLVER.WINOGRAD.
 SWITCH = (None, "auto", True, False)
+AUTOMATIC = (None, "auto")
 # Values of TEST.SPEED.COMPILE, with their arguments for torch.compile.
 COMPILE: dict[str, dict[str, Any]] = {
     "": {},
@@ -38,8 +42,10 @@ COMPILE: dict[str, dict[str, Any]] = {
 TRAINING_COMPILE = {name: COMPILE[name] for name in ("", "dynamic", "static")}
 
 
-def speed_up_training(model: nn.Module, *, channels_last: bool, compile: str) -> nn.Module:
-    """Set memory format and compilation of a model's network, without changing its state dict.
+def speed_up_training(
+    model: nn.Module, *, channels_last: bool, compile: str, winograd: bool = False
+) -> nn.Module:
+    """Set memory format and implementation of a model's network, without changing its state dict.
 
     Copies of the model, such as EMA models, are not compiled.
 
@@ -47,16 +53,61 @@ def speed_up_training(model: nn.Module, *, channels_last: bool, compile: str) ->
         model: any Detectron2 model, before it is wrapped and before its optimizer is created.
         channels_last: whether to use torch.channels_last.
         compile: a key of `TRAINING_COMPILE`, for backbone, head and semantic branch.
+        winograd: whether these use `WinogradConvolutions`, for training in float32 on a CPU
+            without `compile`; the model becomes channels_last.
 
     Returns:
         The model.
     """
-    if channels_last:
+    if channels_last or winograd:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if compile:
-        for part in model.children():
+    for part in model.children():
+        if winograd:
+            hooks = _WinogradHooks()
+            part.register_forward_pre_hook(hooks.enter)
+            part.register_forward_hook(hooks.leave, always_call=True)
+        if compile:
             part.compile(**TRAINING_COMPILE[compile])
     return model
+
+
+def uses_winograd_in_training(cfg: CfgNode, model: nn.Module) -> bool:
+    """Resolve SOLVER.WINOGRAD for a model.
+
+    None and "auto" mean a model in float32 on an x86 CPU, without compilation, if most
+    trained 3x3 convolutions have many channels.
+
+    Raises:
+        ConfigError: SOLVER.WINOGRAD is unknown, or True with SOLVER.COMPILE.
+    """
+    solver = cfg.SOLVER
+    rule = one_of(SWITCH)
+    require(rule.holds(solver.WINOGRAD), "SOLVER.WINOGRAD", solver.WINOGRAD, rule.allowed)
+    if solver.WINOGRAD not in AUTOMATIC:
+        _check_winograd("SOLVER", solver.WINOGRAD, solver.COMPILE)
+        return bool(solver.WINOGRAD)
+    are_wide = [
+        is_wide(conv.weight)
+        for conv in model.modules()
+        if isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3) and conv.weight.requires_grad
+    ]
+    is_plain = not solver.AMP.ENABLED and not solver.COMPILE
+    return is_plain and _is_x86(cfg.MODEL.DEVICE) and sum(are_wide) > 0.8 * len(are_wide)
+
+
+class _WinogradHooks:
+    """Forward hooks that run a module within `WinogradConvolutions`, in training mode."""
+
+    def __init__(self) -> None:
+        self.context = WinogradConvolutions()
+
+    def enter(self, module: nn.Module, *_: Any) -> None:
+        if module.training:
+            self.context.__enter__()
+
+    def leave(self, module: nn.Module, *_: Any) -> None:
+        if module.training:
+            self.context.__exit__(None, None, None)
 
 
 @dataclass(frozen=True)
@@ -67,27 +118,33 @@ class SpeedOptions:
     channels_last: bool = False
     dtype: str = "float32"
     compile: str = ""
+    winograd: bool = False
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "SpeedOptions":
         """Read TEST.SPEED, and resolve "auto" by MODEL.DEVICE.
 
         Raises:
-            ConfigError: a value is unknown.
+            ConfigError: a value is unknown, or WINOGRAD is True with COMPILE.
         """
         speed = cfg.TEST.SPEED
-        choices = {"FUSE_BN": SWITCH, "CHANNELS_LAST": SWITCH, "DTYPE": DTYPES, "COMPILE": COMPILE}
+        switches = dict.fromkeys(("FUSE_BN", "CHANNELS_LAST", "WINOGRAD"), SWITCH)
+        choices = {**switches, "DTYPE": DTYPES, "COMPILE": COMPILE}
         for key, known in choices.items():
             rule = one_of(known)
             require(rule.holds(speed[key]), f"TEST.SPEED.{key}", speed[key], rule.allowed)
         device = cfg.MODEL.DEVICE.partition(":")[0]
         nhwc = device == "cpu" or (device == "cuda" and speed.DTYPE != "float32")
-        automatic = (None, "auto")
+        winograd = _is_x86(device) and speed.DTYPE == "float32" and not speed.COMPILE
+        if speed.WINOGRAD not in AUTOMATIC:
+            _check_winograd("TEST.SPEED", speed.WINOGRAD, speed.COMPILE)
+            winograd = speed.WINOGRAD
         return cls(
-            fuse_bn=True if speed.FUSE_BN in automatic else speed.FUSE_BN,
-            channels_last=nhwc if speed.CHANNELS_LAST in automatic else speed.CHANNELS_LAST,
+            fuse_bn=True if speed.FUSE_BN in AUTOMATIC else speed.FUSE_BN,
+            channels_last=(nhwc if speed.CHANNELS_LAST in AUTOMATIC else speed.CHANNELS_LAST),
             dtype=speed.DTYPE,
             compile=speed.COMPILE,
+            winograd=winograd,
         )
 
 
@@ -113,6 +170,7 @@ def speed_up(model: SOLO, options: SpeedOptions) -> SOLO:
     logger.info(
         f"TEST.SPEED: {folded} BatchNorms folded, channels "
         f"{'last' if options.channels_last else 'first'}, {options.dtype}"
+        + (", Winograd convolutions" if options.winograd else "")
         + (f", compiled ({options.compile})" if options.compile else "")
     )
     if options.channels_last:
@@ -122,6 +180,18 @@ def speed_up(model: SOLO, options: SpeedOptions) -> SOLO:
     if options.compile == "cuda-graphs":
         model.decoder_params = model.decoder_params | {"run_lanes": DecodeGraphs()}
     return model
+
+
+def _is_x86(device: str) -> bool:
+    # Libraries for other CPUs have fast convolutions of their own.
+    return device == "cpu" and platform.machine().lower() in ("x86_64", "amd64")
+
+
+def _check_winograd(section: str, winograd: bool, compile: str) -> None:
+    if winograd and compile:
+        raise ConfigError(
+            f"{section}.WINOGRAD is True, but must be False with {section}.COMPILE {compile!r}"
+        )
 
 
 def _check_device(device: torch.device, options: SpeedOptions) -> None:
@@ -143,6 +213,7 @@ class FastNetwork:
 
     def __init__(self, model: SOLO, options: SpeedOptions):
         self.model, self.options = model, options
+        self._convolutions = WinogradConvolutions(keep_kernels=True) if options.winograd else None
         self._compiled: Callable[[Tensor], NetworkOutputs] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -187,7 +258,8 @@ class FastNetwork:
         if self.options.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         dtype = DTYPES[self.options.dtype]
-        with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
+        autocast = torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32)
+        with autocast, self._convolutions or nullcontext():
             return type(self.model).network(self.model, images)
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import platform
 
 import pytest
 import torch
@@ -21,7 +22,9 @@ from solo_d2.modeling.speed import (
     SpeedOptions,
     speed_up,
     speed_up_training,
+    uses_winograd_in_training,
 )
+from solo_d2.ops import winograd
 from solo_d2.utils.errors import ConfigError
 from tests.config.test_configs import Recorder
 from tests.export.models import small_model
@@ -103,6 +106,7 @@ def assert_same(found, expected, *, score, pixels):
     ("options", "score", "pixels"),
     [
         ({"channels_last": True}, 1e-5, 1e-3),
+        ({"channels_last": True, "winograd": True}, 1e-5, 1e-3),
         ({"dtype": "bfloat16"}, 0.05, 0.05),
         ({"fuse_bn": True, "channels_last": True, "dtype": "bfloat16"}, 0.05, 0.05),
     ],
@@ -210,23 +214,31 @@ def test_cuda_graphs_need_cuda():
     [("cpu", "float32", True), ("cuda", "float32", False), ("cuda:1", "float16", True)],
 )
 @pytest.mark.parametrize("automatic", [None, "auto"])
-def test_auto_depends_on_the_device(device, dtype, channels_last, automatic):
+def test_auto_depends_on_the_device(device, dtype, channels_last, automatic, monkeypatch):
     cfg = tiny_config()
     cfg.MODEL.DEVICE, cfg.TEST.SPEED.DTYPE = device, dtype
-    cfg.TEST.SPEED.FUSE_BN = cfg.TEST.SPEED.CHANNELS_LAST = automatic
+    keys = [f"TEST.SPEED.{key}" for key in ("FUSE_BN", "CHANNELS_LAST", "WINOGRAD")]
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    override(cfg, [x for key in keys for x in (key, automatic)])
     check_config(cfg, ["TEST.SPEED"], {})
-    assert SpeedOptions.from_config(cfg) == SpeedOptions(True, channels_last, dtype)
+    expected = SpeedOptions(True, channels_last, dtype, winograd=device == "cpu")
+    assert SpeedOptions.from_config(cfg) == expected
+    monkeypatch.setattr(platform, "machine", lambda: "arm64")
+    assert not SpeedOptions.from_config(cfg).winograd
     for value in (True, False):
-        cfg.TEST.SPEED.FUSE_BN = cfg.TEST.SPEED.CHANNELS_LAST = None
-        override(cfg, ["TEST.SPEED.FUSE_BN", value, "TEST.SPEED.CHANNELS_LAST", str(value)])
+        for key in keys:
+            override(cfg, [key, None])
+            override(cfg, [key, str(value)])
         check_config(cfg, ["TEST.SPEED"], {})
-        assert SpeedOptions.from_config(cfg) == SpeedOptions(value, value, dtype)
+        assert SpeedOptions.from_config(cfg) == SpeedOptions(value, value, dtype, winograd=value)
 
 
 def test_what_was_chosen_is_logged(caplog):
     caplog.set_level("INFO", "solo_d2")
     speed_up(small_model(), SpeedOptions(fuse_bn=True))
     assert "TEST.SPEED: 0 BatchNorms folded, channels first, float32" in caplog.text
+    speed_up(small_model(), SpeedOptions(winograd=True))
+    assert "float32, Winograd convolutions" in caplog.text
 
 
 def test_an_evaluation_alone_uses_them(monkeypatch, tmp_path):
@@ -246,7 +258,8 @@ def test_an_evaluation_alone_uses_them(monkeypatch, tmp_path):
     evaluate(cfg)
     assert isinstance(models[0].network, FastNetwork)
     assert norms_of(models[0]) == []
-    assert seen == {f"SPEED.{key}" for key in ("FUSE_BN", "CHANNELS_LAST", "DTYPE", "COMPILE")}
+    keys = ("FUSE_BN", "CHANNELS_LAST", "WINOGRAD", "DTYPE", "COMPILE")
+    assert seen == {f"SPEED.{key}" for key in keys}
     assert "network" not in vars(Trainer.build_model(cfg))
 
 
@@ -330,3 +343,81 @@ def test_config_reaches_the_model():
         weight = model.head.class_tower[0].weight
         assert weight.is_contiguous(memory_format=torch.channels_last) == expected
         assert (model.backbone._compiled_call_impl is not None) == expected
+
+
+def wide_model(**solver):
+    """A model whose head takes Winograd's convolutions, on the first level."""
+    cfg = tiny_config()
+    cfg.MODEL.SOLO.HEAD.CONV_DIM = cfg.MODEL.FPN.OUT_CHANNELS = 128
+    cfg.MODEL.SOLO.NUM_GRIDS = [24, *cfg.MODEL.SOLO.NUM_GRIDS[1:]]
+    override(cfg, [x for key, value in solver.items() for x in (f"SOLVER.{key}", value)])
+    torch.manual_seed(0)
+    return cfg, Trainer.build_model(cfg)
+
+
+@pytest.fixture
+def convolved(monkeypatch):
+    """Sizes of the inputs of Winograd's convolutions."""
+    seen, real = [], winograd.convolve
+    monkeypatch.setattr(winograd, "convolve", lambda *x: seen.append(x[0].shape) or real(*x))
+    return seen
+
+
+def test_winograd_gives_the_same_losses_and_gradients(convolved):
+    batch, results = [image(seed=1), image(seed=2)], []
+    for is_used in (False, True):
+        _, model = wide_model(WINOGRAD=is_used)
+        losses, _ = losses_of(model, batch)
+        weights = [p for p in model.parameters() if p.requires_grad]
+        gradients = torch.autograd.grad(sum(losses.values()), weights, allow_unused=True)
+        results.append((losses, gradients))
+        assert bool(convolved) == is_used
+    torch.testing.assert_close(results[0], results[1], rtol=1e-3, atol=1e-5)
+    convolved.clear()
+    model.eval()([image()])
+    assert not convolved  # TEST.SPEED is for inference
+
+
+def test_winograd_is_left_after_an_error():
+    _, model = wide_model(WINOGRAD=True)
+    model.head.register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        losses_of(model, [image()])
+    assert torch.overrides._get_current_function_mode() is None
+
+
+@pytest.mark.parametrize(
+    ("solver", "device", "is_used"),
+    [
+        ({}, "cpu", True),
+        ({"WINOGRAD": "auto"}, "cpu", True),
+        ({"WINOGRAD": False}, "cpu", False),
+        ({"AMP.ENABLED": True}, "cpu", False),
+        ({"COMPILE": "dynamic"}, "cpu", False),
+        ({}, "cuda", False),
+        ({"WINOGRAD": True}, "cuda", True),
+    ],
+)
+def test_winograd_in_training_depends_on_model_and_device(solver, device, is_used, monkeypatch):
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    cfg, _ = wide_model(**solver)
+    cfg.MODEL.DEVICE = device
+    convs = {"in_channels": 128, "out_channels": 128, "kernel_size": 3}
+    wide, narrow = nn.Conv2d(**convs), nn.Conv2d(**convs | {"out_channels": 8})
+    assert uses_winograd_in_training(cfg, nn.Sequential(wide)) == is_used
+    is_forced = solver.get("WINOGRAD") is True
+    assert uses_winograd_in_training(cfg, nn.Sequential(wide, narrow)) == is_forced
+
+
+@pytest.mark.parametrize("section", ["SOLVER", "TEST.SPEED"])
+@pytest.mark.parametrize(("winograd", "compile"), [("yes", ""), (True, "dynamic")])
+def test_what_winograd_excludes_is_named(section, winograd, compile):
+    cfg = tiny_config()
+    override(cfg, [f"{section}.WINOGRAD", winograd, f"{section}.COMPILE", compile])
+    with pytest.raises(ConfigError, match=f"{section}.WINOGRAD is"):
+        read_speed_options(cfg)
+
+
+def read_speed_options(cfg):
+    SpeedOptions.from_config(cfg)
+    uses_winograd_in_training(cfg, nn.Sequential())
