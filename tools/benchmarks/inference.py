@@ -57,6 +57,7 @@ EAGER = "eager"
 OPTIONS: dict[str, dict[str, Any]] = {
     "fused": {"fuse_bn": True},
     "channels_last": {"channels_last": True},
+    "winograd": {"winograd": True},
     "bf16": {"dtype": "bfloat16"},
     "fp16": {"dtype": "float16"},
     "compiled": {"compile": "dynamic"},
@@ -72,7 +73,7 @@ ONNX = {
     "openvino": ("openvino", "onnx"),
     "openvino-int8": ("openvino", "onnx-int8"),
 }
-DEFAULT_VARIANTS = ("fused", "channels_last", "bf16", "compiled", "cuda-graphs", *ONNX)
+DEFAULT_VARIANTS = ("fused", "channels_last", "winograd", "bf16", "compiled", "cuda-graphs", *ONNX)
 # Height and width of noise: COCO's typical 480x640, resized as for published models.
 NOISE_SIZE = (800, 1067)
 # Numbers of COCO, for random models whose config takes them from a data set.
