@@ -76,9 +76,6 @@ def test_no_categories_are_the_datas_fault():
         with pytest.raises(DatasetError, match="test_odd") as error:
             resolve_num_classes(cfg)
         assert "NUM_CLASSES" not in str(error.value)
-
-
-def test_no_instances_in_a_data_set():
     DatasetCatalog.register("test_stuff", list)
     with pytest.raises(DatasetError, match="'test_stuff' has no thing_classes"):
         resolve_num_classes(config(["test_stuff"]))

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from tests.evaluation.made_up import images_of
 from tools import object_pairs
 
 pytestmark = pytest.mark.detectron2
@@ -18,10 +19,9 @@ def write(path, boxes, **changes):
         {"id": i, "image_id": i // 4, "category_id": 1, "bbox": box, "iscrowd": 0} | changes
         for i, box in enumerate(boxes)
     ]
-    images = [{"id": i, "file_name": f"{i}.jpg", "height": 300, "width": 300} for i in range(2)]
     categories = [{"id": 1, "name": "thing"}]
-    content = {"images": images, "annotations": annotations, "categories": categories}
-    path.write_text(json.dumps(content))
+    content = {"images": images_of((300, 300), 0, 1), "annotations": annotations}
+    path.write_text(json.dumps({**content, "categories": categories}))
     return str(path)
 
 

@@ -5,10 +5,11 @@ import json
 
 import numpy as np
 import pytest
-from PIL import Image
 from pycocotools import mask as coco_mask
 
 from solo_d2.utils.errors import ConfigError
+from tests.evaluation.made_up import images_of, rectangle
+from tests.pictures import save
 from tools.benchmarks.tiles import lay_out
 
 pytestmark = pytest.mark.detectron2
@@ -16,18 +17,13 @@ pytestmark = pytest.mark.detectron2
 
 def arguments(folder, **more):
     """Two images with a white object each, and one of another size."""
-    images = [{"id": n, "file_name": f"{n}.png", "height": 20, "width": 30} for n in (1, 2)]
-    images.append({"id": 3, "file_name": "3.png", "height": 9, "width": 9})
     annotations = []
-    for image in images[:2]:
-        left, top, width, height = 3 * image["id"], 5, 10, 8
+    for key in (1, 2):
         pixels = np.zeros((20, 30, 3), np.uint8)
-        pixels[top : top + height, left : left + width] = 255
-        Image.fromarray(pixels).save(folder / image["file_name"])
-        right, bottom = left + width, top + height
-        polygon = [left, top, right, top, right, bottom, left, bottom]
-        entry = {"id": image["id"], "image_id": image["id"], "category_id": 4, "iscrowd": 0}
-        annotations.append({**entry, "segmentation": [polygon], "bbox": [left, top, width, height]})
+        pixels[5:13, 3 * key : 3 * key + 10] = 255
+        save(folder / f"{key}.png", pixels)
+        annotations.append(rectangle(key, (3 * key, 5, 3 * key + 10, 13), key, 4))
+    images = images_of((20, 30), 1, 2, extension="png") + images_of((9, 9), 3, extension="png")
     content = {"images": images, "annotations": annotations}
     content["categories"] = [{"id": 4, "name": "blob"}]
     (folder / "truth.json").write_text(json.dumps(content))
