@@ -97,7 +97,7 @@ def make_tiny(lazy, shapes, output):
         register_coco_format(name, json_file, f"{shapes}/{part}")
         lazy.dataloader[split].dataset.names = name
         lazy.dataloader[split].num_workers = 0
-        lazy.dataloader[split].mapper.augmentations[0].short_edge_length = 96
+        lazy.dataloader[split].mapper.augmentations[0].short_edge_length = 48
     backbone, levels = lazy.model.backbone, lazy.model.head.input_shape
     backbone.bottom_up.stages.pop("stride_in_1x1")  # bottlenecks alone have it
     for name in lazy.model.head.in_features:
