@@ -162,8 +162,8 @@ class WinogradConvolutions(TorchFunctionMode):
         """Create the context.
 
         Args:
-            keep_kernels: for inference with fixed weights: without gradients, transform kernels
-                once and keep them (four times the memory of the weights).
+            keep_kernels: for inference: without gradients, keep transformed kernels until their
+                weight changes (four times the memory of the weights).
         """
         super().__init__()
         self.keep_kernels = keep_kernels
@@ -202,9 +202,11 @@ class WinogradConvolutions(TorchFunctionMode):
             return torch.conv2d(input, weight, bias, *options)
         if not self.keep_kernels or torch.is_grad_enabled():
             return winograd_conv2d(input, weight, bias)
-        kernels = self._kernels.get(weight)
-        if kernels is None:
-            kernels = self._kernels[weight] = transform_kernels(weight)
+        version = None if weight.is_inference() else weight._version
+        kept_version, kernels = self._kernels.get(weight, (None, None))
+        if kernels is None or kept_version != version:
+            kernels = transform_kernels(weight)
+            self._kernels[weight] = version, kernels
         return convolve(input, kernels, bias)
 
 
@@ -219,7 +221,8 @@ class _Scratch(threading.local):
         buffer = self.buffers.get(name)
         if buffer is None or len(buffer) < size:
             self.buffers.pop(name, None)
-            buffer = self.buffers[name] = torch.empty(size)
+            with torch.inference_mode(False):  # else it could not be used outside that mode
+                buffer = self.buffers[name] = torch.empty(size)
         return buffer[:size].view(shape)
 
 

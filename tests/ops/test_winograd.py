@@ -138,6 +138,23 @@ def test_kernels_are_kept_for_inference(monkeypatch):
         with twin, torch.no_grad():
             torch.testing.assert_close(conv(x), F.conv2d(x, conv.weight, conv.bias, padding=1))
     assert len(made) == 3
+    conv.weight.zero_()
+    with context, torch.no_grad():
+        assert not (conv(x) - conv.bias[:, None, None]).any()
+
+
+def test_works_after_inference_mode(monkeypatch):
+    monkeypatch.setattr(winograd, "_scratch", winograd._Scratch())
+    conv, x = nn.Conv2d(**WIDE), random(1, 128, 24, 24)
+    context = WinogradConvolutions(keep_kernels=True)
+    with context, torch.inference_mode():
+        expected = conv(x)
+    with context, torch.no_grad():
+        assert torch.equal(conv(x), expected)
+    winograd_conv2d(x, conv.weight).sum().backward()
+    with context, torch.inference_mode():
+        made_there = nn.Conv2d(**WIDE)
+        assert not made_there(x).requires_grad
 
 
 def test_gradients_of_other_convolutions_need_the_default_format(monkeypatch):
