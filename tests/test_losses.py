@@ -250,3 +250,14 @@ def test_a_loss_may_look_at_neighboring_pixels():
 def test_unknown_mask_loss():
     with pytest.raises(ValueError, match="'iou'.*dice, bce, focal"):
         build_mask_loss("iou", {})
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_is_close_to_float32(dtype):
+    outputs, targets = golden_inputs(), golden_targets()
+    expected = losses_of(outputs, targets)
+    with torch.autocast("cpu", dtype):
+        found = losses_of(outputs, targets)
+    for name, loss in found.items():
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, expected[name], rtol=1e-2, atol=0)

@@ -258,3 +258,20 @@ def test_a_model_without_stuff_has_no_segments(model, tmp_path, capsys):
     assert run(model, *args) == 2
     assert "--panoptic needs a panoptic model" in capsys.readouterr().err
     assert not (tmp_path / "out" / "panoptic.json").exists()
+
+
+def test_json_and_overlays_of_earlier_runs_survive_a_failing_one(model, tmp_path, monkeypatch):
+    old = tmp_path / "all.json"
+    old.write_text("old")
+    monkeypatch.setattr(records.json, "dumps", lambda *a, **k: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(model, "--input", save(tmp_path / "a.png"), "--json", old)
+    assert old.read_text() == "old"
+
+
+def test_panoptic_threshold_is_that_of_things(panoptic_model, tmp_path):
+    args = ("--input", save(tmp_path / "a.png"), "--panoptic", tmp_path / "out")
+    assert run(panoptic_model, *args, threshold="1") == 0
+    (entry,) = json.loads((tmp_path / "out" / "panoptic.json").read_text())["annotations"]
+    assert entry["segments_info"]
+    assert not any("score" in segment for segment in entry["segments_info"])

@@ -1,5 +1,6 @@
 """The demo on videos and cameras: a generated video, a fake camera, a file as a camera."""
 
+import itertools
 import json
 
 import cv2
@@ -249,3 +250,18 @@ def test_a_camera_opens_a_window_unless_there_is_no_display(model, camera, tmp_p
     assert run(model, "--webcam") == 0
     assert shown[-1] is None
     assert len(shown) == 2
+
+
+def test_an_error_in_the_middle_leaves_no_video(model, clip, tmp_path, monkeypatch):
+    count = itertools.count()
+    find = live.Live.find
+
+    def fail(self, frame):
+        if next(count) == 3:
+            raise ZeroDivisionError("in the middle")
+        return find(self, frame)
+
+    monkeypatch.setattr(live.Live, "find", fail)
+    with pytest.raises(ZeroDivisionError):
+        run(model, "--video-input", clip, "--output", tmp_path / "out.mp4")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["clip.mp4"]

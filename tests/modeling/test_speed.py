@@ -363,7 +363,8 @@ def convolved(monkeypatch):
     return seen
 
 
-def test_winograd_gives_the_same_losses_and_gradients(convolved):
+def test_winograd_gives_the_same_losses_and_gradients(convolved, caplog):
+    caplog.set_level("INFO", "solo_d2")
     batch, results = [image(seed=1), image(seed=2)], []
     for is_used in (False, True):
         _, model = wide_model(WINOGRAD=is_used)
@@ -371,7 +372,7 @@ def test_winograd_gives_the_same_losses_and_gradients(convolved):
         weights = [p for p in model.parameters() if p.requires_grad]
         gradients = torch.autograd.grad(sum(losses.values()), weights, allow_unused=True)
         results.append((losses, gradients))
-        assert bool(convolved) == is_used
+        assert bool(convolved) == ("SOLVER.WINOGRAD" in caplog.text) == is_used
     torch.testing.assert_close(results[0], results[1], rtol=1e-3, atol=1e-5)
     convolved.clear()
     model.eval()([image()])
