@@ -93,7 +93,7 @@ def test_configs_of_the_folder_and_of_the_tables_are_the_same():
     }.items(),
 )
 def test_figures_of_the_papers(table, values):
-    assert [row.paper["AP"] for row in TABLES[table].rows] == values
+    assert [row.paper["AP"] for row in TABLES[table].rows if row.paper] == values
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_figures_of_the_papers(table, values):
         ("coordconv", "0", [0]),
         ("alignment", "region grid", ["region_grid"]),
         ("grid", "24", [["res3", "res4", "res5"], ["p3"], [8], [24], [[1, 2048]]]),
-        ("nms", "Fast NMS", ["fast"]),
+        ("nms", "Fast NMS", ["fast", "gaussian"]),
     ],
 )
 def test_values_of_rows(table, row, expected):
