@@ -1,5 +1,7 @@
 """Check the settings of INPUT, TEST and DATALOADER before images are read."""
 
+from importlib.util import find_spec
+
 from detectron2.config import CfgNode
 
 from solo_d2.config.check import check_config
@@ -83,6 +85,10 @@ def _check_crop(cfg: CfgNode) -> None:
         True,
         "False with INPUT.LSJ.ENABLED: large scale jitter crops by itself",
     )
+    mask_format, is_cropped = cfg.INPUT.MASK_FORMAT, crop.ENABLED or jitter.ENABLED
+    can_crop = mask_format == "bitmask" or find_spec("shapely") is not None
+    allowed = "'bitmask' with crops: Detectron2 needs the package shapely to crop polygons"
+    require(can_crop or not is_cropped, "INPUT.MASK_FORMAT", mask_format, allowed)
     ignored = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
     require(
         not jitter.ENABLED or 0 <= ignored <= 255,

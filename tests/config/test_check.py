@@ -1,5 +1,7 @@
 """Values that cannot work are refused by the name of their key, whatever way they came."""
 
+from importlib.util import find_spec
+
 import pytest
 import yaml
 from detectron2.config import get_cfg
@@ -114,6 +116,11 @@ COMBINATIONS = [
         "SOLVER.BASE_LR_END",
     ),
     ({"TEST.TILES.SIZE": 64, "TEST.TILES.OVERLAP": 64}, "TEST.TILES.OVERLAP"),
+    *(
+        ({"INPUT.MASK_FORMAT": "polygon", f"INPUT.{crop}.ENABLED": True}, "INPUT.MASK_FORMAT")
+        for crop in ("CROP", "LSJ")
+        if find_spec("shapely") is None
+    ),
 ]
 
 

@@ -140,8 +140,9 @@ def test_equals_detectron2s_mapper_where_that_works(record):
         assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("mask_format", ["bitmask", "polygon"])
-@pytest.mark.parametrize("crop", [False, True])
+@pytest.mark.parametrize(
+    ("mask_format", "crop"), [("bitmask", False), ("bitmask", True), ("polygon", False)]
+)
 @pytest.mark.parametrize(
     "annotations",
     [
