@@ -53,13 +53,13 @@ def speed_up_training(
         model: any Detectron2 model, before it is wrapped and before its optimizer is created.
         channels_last: whether to use torch.channels_last.
         compile: a key of `TRAINING_COMPILE`, for backbone, head and semantic branch.
-        winograd: whether these use `WinogradConvolutions`, for training in float32 on a CPU
-            without `compile`; the model becomes channels_last.
+        winograd: whether these use `WinogradConvolutions` on images in torch.channels_last, for
+            training in float32 on a CPU without `compile`.
 
     Returns:
         The model.
     """
-    if channels_last or winograd:
+    if channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if winograd:
         logger.info("SOLVER.WINOGRAD: training uses Winograd convolutions and channels last")
@@ -98,14 +98,23 @@ def uses_winograd_in_training(cfg: CfgNode, model: nn.Module) -> bool:
 
 
 class _WinogradHooks:
-    """Forward hooks that run a module within `WinogradConvolutions`, in training mode."""
+    """Forward hooks that run a module within `WinogradConvolutions`, in training mode.
+
+    Only images become channels_last, and features with them. Weights do not, because those of other
+    convolutions than 1x1 would be copied to the default format in each step.
+    """
 
     def __init__(self) -> None:
         self.context = WinogradConvolutions()
 
-    def enter(self, module: nn.Module, *_: Any) -> None:
-        if module.training:
-            self.context.__enter__()
+    def enter(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        if not module.training:
+            return inputs
+        self.context.__enter__()
+        return tuple(
+            x.contiguous(memory_format=torch.channels_last) if isinstance(x, Tensor) else x
+            for x in inputs
+        )
 
     def leave(self, module: nn.Module, *_: Any) -> None:
         if module.training:

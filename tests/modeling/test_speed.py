@@ -363,17 +363,21 @@ def convolved(monkeypatch):
     return seen
 
 
-def test_winograd_gives_the_same_losses_and_gradients(convolved, caplog):
+def test_winograd_gives_the_same_losses_and_nearly_the_same_gradients(convolved, caplog):
     caplog.set_level("INFO", "solo_d2")
     batch, results = [image(seed=1), image(seed=2)], []
     for is_used in (False, True):
         _, model = wide_model(WINOGRAD=is_used)
         losses, _ = losses_of(model, batch)
         weights = [p for p in model.parameters() if p.requires_grad]
-        gradients = torch.autograd.grad(sum(losses.values()), weights, allow_unused=True)
+        gradients = torch.autograd.grad(sum(losses.values()), weights, materialize_grads=True)
         results.append((losses, gradients))
         assert bool(convolved) == ("SOLVER.WINOGRAD" in caplog.text) == is_used
-    torch.testing.assert_close(results[0], results[1], rtol=1e-3, atol=1e-5)
+    (expected, of_expected), (found, of_found) = results
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+    for one, other in zip(of_found, of_expected, strict=True):
+        # An activation near 0 may fall on the other side of the ReLU.
+        assert (one - other).norm() <= 0.05 * other.norm() + 1e-5
     convolved.clear()
     model.eval()([image()])
     assert not convolved  # TEST.SPEED is for inference

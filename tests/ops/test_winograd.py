@@ -57,14 +57,11 @@ def test_only_needed_gradients_are_computed():
     )
 
 
-def test_as_exact_as_a_direct_convolution():
+def test_error_is_below_that_of_the_usual_points():
+    """With 0, 1, -1, 2 and -2 it is 1.9e-6; with these points 1.0e-6, relative to the outputs."""
     x, weight = random(1, 256, 24, 24).relu(), random(64, 256, 3, 3) / 48
     exact = F.conv2d(x.double(), weight.double(), padding=1)
-    errors = [
-        float((y - exact).square().mean().sqrt())
-        for y in (winograd_conv2d(x, weight), F.conv2d(x, weight, padding=1))
-    ]
-    assert errors[0] < 3 * errors[1]
+    assert (winograd_conv2d(x, weight) - exact).norm() < 1.4e-6 * exact.norm()
 
 
 @pytest.fixture
