@@ -2,13 +2,13 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import build_model
 
 from solo_d2.config import load_config
 from solo_d2.data import SOLODatasetMapper, register_coco_format
@@ -47,11 +47,14 @@ def plain(value):
 
 
 def test_model_is_that_of_the_yaml(lazy, cfg):
-    built, expected = instantiate(lazy.model), build_model(cfg)
+    built = LazyTrainer.build_model(SimpleNamespace(lazy=lazy), cfg)
+    expected = Trainer.build_model(cfg)
     shapes = [{k: v.shape for k, v in m.state_dict().items()} for m in (built, expected)]
     assert shapes[0] == shapes[1]
     trained = [{k for k, v in m.named_parameters() if v.requires_grad} for m in (built, expected)]
     assert trained[0] == trained[1]
+    hooks = [len(m.head._forward_pre_hooks) for m in (built, expected)]  # Winograd's convolutions
+    assert hooks[0] == hooks[1]
     for key in (
         *("num_classes", "scale_ranges", "center_scale", "cell_conflict", "mask_target"),
         *("input_format", "loss_params", "decoder_params"),
