@@ -122,36 +122,28 @@ class LevelActivations:
 
 
 @torch.no_grad()
-def level_activations(
-    head: SOLOHeadBase,
-    recording: Recording,
-    level: int,
-    *,
-    tile: int | None = None,
-    image: int = 0,
-) -> LevelActivations:
-    """Compute the masks of all cells of a level, in chunks.
+def level_activations(head: SOLOHeadBase, recording: Recording, level: int) -> LevelActivations:
+    """Compute the masks of all cells of a level, in chunks, for the first image.
 
-    `tile` is the longer side of the resized masks; None makes a sheet about `SHEET` wide. `image`
-    is the index in the batch.
+    Masks are resized such that a sheet is about `SHEET` wide.
     """
     outputs = recording.outputs
     side, stride = head.num_grids[level], head.mask_strides[level]
-    height, width = recording.image_sizes[image]
-    tile = tile or max(LEAST_TILE, SHEET // side)
+    height, width = recording.image_sizes[0]
+    tile = max(LEAST_TILE, SHEET // side)  # longer side
     scale = tile / max(height, width)
     size = max(1, round(scale * height)), max(1, round(scale * width))
     finest = min(head.mask_strides)
     padded = outputs.mask_size[0] * finest, outputs.mask_size[1] * finest
     padded_tile = max(size[0], round(scale * padded[0])), max(size[1], round(scale * padded[1]))
 
-    class_probs = outputs.class_logits[level][image].float().sigmoid()
+    class_probs = outputs.class_logits[level][0].float().sigmoid()
     first = sum(grid**2 for grid in head.num_grids[:level])
     index = torch.arange(first, first + side**2, device=class_probs.device)
     chunk = max(1, MASK_CHUNK_ELEMENTS // (padded[0] * padded[1] // stride**2))
     tiles = []
     for part in index.split(chunk):
-        probs = head.masks(outputs, image, GridCells(part, head.mask_groups[level])).float()
+        probs = head.masks(outputs, 0, GridCells(part, head.mask_groups[level])).float()
         probs = F.interpolate(probs[None], padded_tile, mode="bilinear", antialias=True)[0]
         tiles.append(probs[:, : size[0], : size[1]])
     scores, classes = class_probs.max(dim=0)

@@ -41,12 +41,12 @@ def recorded(model, *samples):
 
 
 def cell_mask(model, recording, level, row, column):
-    """(H, W) of one cell of the last image, padding included."""
+    """(H, W) of one cell of the first image, padding included."""
     head = model.head
     index = sum(side**2 for side in head.num_grids[:level]) + row * head.num_grids[level] + column
     cells = GridCells(torch.tensor([index]), head.mask_groups[level])
     with torch.no_grad():
-        return head.masks(recording.outputs, len(recording.image_sizes) - 1, cells)[0].numpy()
+        return head.masks(recording.outputs, 0, cells)[0].numpy()
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -55,13 +55,15 @@ def test_every_tile_is_the_mask_of_its_cell(head, monkeypatch):
     model = tiny_model(tiny_config(head), sure=True)
     if head == "LocalSOLOv2Head":  # masks as wide as the image
         torch.nn.init.constant_(model.head.kernel_params.bias[-1:], -10.0)
-    # The second image is padded to the first one's size.
-    recording = recorded(model, image(96, 128), image(64, 96))
-    assert recording.image_sizes == [(96, 128), (64, 96)]
+    monkeypatch.setattr(module, "SHEET", 0)
+    # The first image is padded to the second one's size.
+    recording = recorded(model, image(64, 96), image(96, 128))
+    assert recording.image_sizes == [(64, 96), (96, 128)]
     for level, side in enumerate(model.head.num_grids):
         stride = model.head.mask_strides[level]
         height, width = 64 // stride, 96 // stride
-        found = level_activations(model.head, recording, level, tile=width, image=1)
+        monkeypatch.setattr(module, "LEAST_TILE", width)
+        found = level_activations(model.head, recording, level)
         assert found.feature == f"p{level + 2}"
         assert found.probs.shape == (side, side, height, width)
         for row, column in ((0, 0), (1, 2), (side - 1, side - 2)):
@@ -70,7 +72,7 @@ def test_every_tile_is_the_mask_of_its_cell(head, monkeypatch):
             # A sigmoid can differ in its last bit by where it stands in memory.
             np.testing.assert_allclose(tile, mask[:height, :width], rtol=1e-5)
             assert tile.std() > 1e-3
-            logits = recording.outputs.class_logits[level][1, :, row, column]
+            logits = recording.outputs.class_logits[level][0, :, row, column]
             assert found.scores[row, column] == pytest.approx(float(logits.max().sigmoid()))
             assert found.classes[row, column] == int(logits.argmax())
 
@@ -80,10 +82,12 @@ def sure_model():
     return tiny_model(sure=True)
 
 
-def test_small_tiles_keep_proportions_and_mean(sure_model):
+def test_small_tiles_keep_proportions_and_mean(sure_model, monkeypatch):
     model = sure_model
     recording = recorded(model, image(96, 128))
-    found = level_activations(model.head, recording, 2, tile=8)
+    monkeypatch.setattr(module, "LEAST_TILE", 8)
+    monkeypatch.setattr(module, "SHEET", 0)
+    found = level_activations(model.head, recording, 2)
     assert found.probs.shape == (6, 6, 6, 8)
     mask = cell_mask(model, recording, 2, 3, 4)
     assert found.probs[3, 4].mean() == pytest.approx(mask.mean(), abs=0.05)
