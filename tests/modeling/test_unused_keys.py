@@ -160,7 +160,7 @@ def test_one_warning_for_the_keys_of_the_users_file(tmp_path, caplog):
 
 def test_other_models_and_heads_of_the_user_may_read_any_key(monkeypatch):
     key = "MODEL.ROI_HEADS.NUM_CLASSES"
-    zoo = load_config("configs/comparison/mask_rcnn_R18_persons.yaml", [key, 3])
+    zoo = load_config("configs/comparison/mask_rcnn_EfficientNetLite0_photos.yaml", [key, 3])
     assert set_in_vain(zoo, overrides=[key, 3]) == {}
 
     class HeadOfUser(SOLOv2Head):

@@ -1,7 +1,7 @@
 """Mask R-CNN's mask head with the Dice loss of SOLO, to compare the methods with equal losses.
 
 Train it with `train_net.py --import tools/ablations/dice_mask_head.py` and the config
-configs/comparison/mask_rcnn_R18_persons_dice.yaml.
+configs/comparison/mask_rcnn_EfficientNetLite0_photos_dice.yaml.
 """
 
 from typing import Any

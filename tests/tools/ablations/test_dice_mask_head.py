@@ -10,7 +10,7 @@ from tests.modeling.tiny import image
 
 
 def test_trains_with_and_without_objects():
-    cfg = load_config("configs/comparison/mask_rcnn_R18_persons_dice.yaml")
+    cfg = load_config("configs/comparison/mask_rcnn_EfficientNetLite0_photos_dice.yaml")
     cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "cpu", ""
     model = build_model(cfg).train()
     head = model.roi_heads.mask_head
