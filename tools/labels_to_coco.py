@@ -86,11 +86,15 @@ def run(args: argparse.Namespace) -> None:
     """Run the command."""
     if args.example:
         write_example(args.images, args.labels, args.example)
+    if not args.images.is_dir():
+        raise DatasetError(f"The folder {args.images.absolute()} does not exist")
     folders = args.labels == args.images and has_folder_for_each_image(args.images)
     if folders and not args.class_name:
         raise ConfigError(f"{args.images} has a folder per image: add --class-name")
     if args.class_name and not folders:
-        raise ConfigError(f"--class-name: {args.images} does not have a folder per image")
+        raise ConfigError(
+            f"--class-name: {args.images} must have a folder per image, and no image beside them"
+        )
     if folders:
         images = read_image_folders(args.images, args.class_name)
     else:

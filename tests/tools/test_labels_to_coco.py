@@ -67,6 +67,39 @@ def test_masks(folders, mode):
     assert coco_mask.decode(fields["segmentation"])[5:11, 4:14].all()
 
 
+@pytest.mark.parametrize("mode", ["LA", "RGBA", "P"])
+def test_what_is_transparent_or_black_is_outside(folders, mode):
+    images, labels = folders
+    mask = mask_image((4, 5, 14, 11))
+    image = Image.new(mode[:-1], SIZE[::-1], "white") if mode != "P" else mask.convert("P")
+    if mode == "P":  # black is color 1, as optimizers of PNGs may choose
+        image = Image.fromarray(1 - np.asarray(mask) // 255, "P")
+        image.putpalette([255, 255, 255, 0, 0, 0])
+    else:
+        image.putalpha(mask)
+    put(image, labels / "b" / "cat_1.png")
+    _, found = read_labelled_folder(images, labels)
+    assert found.objects[0][1]["area"] == 60
+
+
+def test_a_soft_border_is_inside(folders):
+    images, labels = folders
+    mask = np.asarray(mask_image((4, 5, 14, 11))).copy()
+    mask[4, 4:14] = 99
+    put(Image.fromarray(mask), labels / "b" / "cat_1.png")
+    _, found = read_labelled_folder(images, labels)
+    assert found.objects[0][1]["area"] == 70
+
+
+def map_image(mode):
+    ids = np.zeros(SIZE, np.uint8)
+    ids[2:8, 3:9], ids[10:15, 3:9] = 1, 2
+    image = Image.fromarray(ids, mode)
+    if mode == "P":
+        image.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
+    return image
+
+
 def test_labelme_shapes(folders):
     images, labels = folders
     png = io.BytesIO()
@@ -197,6 +230,13 @@ FOLDERS = {
     "several images are called a": lambda images, _: save(images / "a.png"),
     r"a\.jpg cannot be read as an image": lambda images, _: put(None, images / "a.jpg"),
     "No image has": lambda *_: None,
+    r"x_1\.png has several values": lambda _, d: put(map_image("L"), d / "a/x_1.png"),
+    r"x_2\.png has several values": lambda _, d: put(map_image("P"), d / "a/x_2.png"),
+    r"1\.png has no class .* CLASS_1\.png": lambda _, d: put(
+        mask_image((0, 0, 4, 4)), d / "a/1.png"
+    ),
+    r"a\.png is not read: labels": lambda _, d: put(mask_image((0, 0, 4, 4)), d / "a.png"),
+    r"b\.txt is not read: labels": lambda _, d: put(None, d / "b.txt"),
 }
 
 
@@ -205,6 +245,12 @@ def test_refuses_folders(folders, reason):
     FOLDERS[reason](*folders)
     with pytest.raises(DatasetError, match=reason):
         class_names_of(read_labelled_folder(*folders))
+
+
+def test_copies_of_images_are_no_labels(folders):
+    images, labels = folders
+    (labels / "a.jpg").write_bytes((images / "a.jpg").read_bytes())
+    assert [image.objects for image in read_labelled_folder(images, labels)] == [[], []]
 
 
 def test_image_that_exif_turns(folders):

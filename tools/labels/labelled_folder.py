@@ -14,6 +14,7 @@ An image without labels has no objects. A folder per image, as in the 2018 Data 
 """
 
 import contextlib
+import filecmp
 import hashlib
 import json
 from collections import Counter
@@ -33,6 +34,7 @@ from tools.labels.labelme import DAMAGE, decode_mask, read_labelme, words
 
 # EXIF tag of the orientation, and its values for rotations by 90 degrees.
 ORIENTATION, QUARTER_TURNS = 0x0112, (5, 6, 7, 8)
+LABEL_FORMATS = "labels of NAME.jpg are NAME.json of labelme, or PNGs of masks in a folder NAME"
 # Maximum number of problems in a message.
 _LISTED = 50
 
@@ -66,6 +68,7 @@ def read_labelled_folder(images: Path, labels: Path) -> list[LabelledImage]:
         )
     strays = (p for p in _strays(labels, counts) if labels != images or not p.is_dir())
     problems = [f"{stray}: no image has this name" for stray in strays]
+    problems += _unread(files, labels)
     found = [_read_image(file, labels, problems) for file in files]
     _refuse(problems)
     return found
@@ -130,6 +133,18 @@ def _strays(labels: Path, stems: Container[str]) -> Iterator[Path]:
                     yield path
 
 
+def _unread(images: Iterable[Path], labels: Path) -> Iterator[str]:
+    """Yield a line for each label of another format than those that are read."""
+    content = {path.name: path for path in _visible(labels)}
+    by_stem = {path.stem: path for path in content.values() if path.is_file()}
+    for image in images:
+        other = by_stem.get(image.stem)
+        if other is None or image.stem in content or f"{image.stem}.json" in content:
+            continue
+        if not filecmp.cmp(image, other, shallow=False):  # no copy of the image
+            yield f"{other} is not read: {LABEL_FORMATS}"
+
+
 def split_images(
     images: Sequence[LabelledImage], val_fraction: float
 ) -> tuple[list[LabelledImage], list[LabelledImage]]:
@@ -168,7 +183,9 @@ def class_names_of(images: Iterable[LabelledImage]) -> list[str]:
     """Return all class names, sorted."""
     names = sorted({name for image in images for name, _ in image.objects})
     if not names:
-        raise DatasetError("No image has a labelled object")
+        raise DatasetError(
+            f"No image has a labelled object: {LABEL_FORMATS}, directly in the folder of the labels"
+        )
     return names
 
 
@@ -187,6 +204,8 @@ def _read_image(
         problems.append(str(error))
     for mask in _visible(folder) if size[0] and folder.is_dir() else ():
         try:
+            if masks is None and mask.stem.isdecimal():
+                raise DatasetError(f"{mask} has no class in its name: call it CLASS_{mask.name}")
             if mask.suffix.lower() == ".png":
                 objects.append(_read_mask(mask, size))
             elif mask.suffix.lower() in EXTENSIONS:

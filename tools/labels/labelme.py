@@ -20,6 +20,10 @@ from solo_d2.utils.errors import DatasetError, first_line, shown
 
 # Errors of Pillow for damaged files, and for decompression bombs.
 DAMAGE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+# Pillow's modes of pixels that are no values.
+_PLAIN_MODES = {"1": "L", "P": "RGBA", "PA": "RGBA"}
+# Largest values of masks of 8 and 16 bits.
+_WHITE = (255, 65535)
 # Corners of the polygon that approximates a circle.
 CIRCLE_CORNERS = 64
 # Shapes whose points, if three or more, are the corners of a polygon. labelme has the first two
@@ -31,16 +35,24 @@ _Part = list[float] | NDArray[np.bool_]
 
 
 def decode_mask(source: Any, name: Path | str) -> NDArray[np.bool_]:
-    """Return (H, W) bool: non-zero pixels, or non-transparent ones with an alpha channel."""
+    """Return (H, W) bool: pixels that are neither black nor transparent.
+
+    Raises DatasetError if the file is unreadable, or a map of several objects: values or colors
+    without white, which soft borders would end in.
+    """
     try:
         with Image.open(source) as image:
-            pixels = np.asarray(image)
-            has_alpha = image.mode in ("LA", "RGBA")
+            plain = image.convert(_PLAIN_MODES.get(image.mode, image.mode))
+            pixels, has_alpha = np.atleast_3d(np.asarray(plain)), plain.mode in ("LA", "RGBA")
     except DAMAGE as error:
         raise DatasetError(f"{name} cannot be read as a mask: {error}") from error
-    if pixels.ndim == 2:
-        return pixels != 0
-    return np.asarray((pixels[..., :-1] if has_alpha else pixels).any(axis=2))
+    if has_alpha:
+        pixels = pixels[..., :-1] * (pixels[..., -1:] != 0)
+    mask = np.asarray(pixels.any(axis=2))
+    inside = pixels[mask]
+    if len(inside) and inside.max() not in _WHITE and (inside != inside[0]).any():
+        raise DatasetError(f"{name} has several values, as a map of objects: write a PNG of each")
+    return mask
 
 
 def read_labelme(
