@@ -13,10 +13,11 @@ from tqdm import tqdm
 from demo import window
 from demo.arguments import load_predictor
 from demo.pipeline import Pipeline
-from demo.records import Records, check_places
+from demo.records import PNG_FOLDER, Records, check_places
 from solo_d2 import ConfigError, ImageError, Predictor
 from solo_d2.api.images import expand_inputs, output_names, plan_overlays, read_image, save_image
 from solo_d2.api.results import Result
+from solo_d2.api.video import is_video
 from solo_d2.utils.errors import first_line
 from solo_d2.utils.user_code import from_user_code
 
@@ -86,6 +87,8 @@ class Stills:
 
     def read(self, still: Still) -> None:
         """Decode the file."""
+        if is_video(still.file):
+            raise ImageError(f"{still.file}: is a video: use --video-input")
         still.image = read_image(still.file, max_pixels=self.args.max_pixels)
 
     def find(self, still: Still) -> None:
@@ -131,10 +134,31 @@ def plan(args: Namespace, files: Sequence[Path]) -> list[Still]:
     return [Still(number, *part) for number, part in enumerate(parts)]
 
 
+def require_distinct(args: Namespace, stills: Sequence[Still]) -> None:
+    """Raise ConfigError if an output would replace an image or the file of another option."""
+    owners = {still.file.resolve(): "--input" for still in stills}
+    folders = {
+        "--save-masks": args.save_masks,
+        "--panoptic": args.panoptic and Path(args.panoptic) / PNG_FOLDER,
+    }
+    places = [("--output", still.overlay) for still in stills if still.overlay is not None]
+    for option, folder in folders.items():
+        places += [(option, Path(folder) / still.png) for still in stills if folder]
+    if args.json:
+        places.append(("--json", Path(args.json)))
+    for option, place in places:
+        owner = owners.setdefault(place.resolve(), option)
+        if owner != option:
+            raise ConfigError(
+                f"{option} would replace {place}, a file of {owner}: choose another place"
+            )
+
+
 def run(args: Namespace) -> int:
     """Run the demo on images; return the number of failures."""
     files, missing = find_files(args.input)
     stills = plan(args, files)
+    require_distinct(args, stills)
     check_places(args)
     predictor = load_predictor(args)
     records = Records(args, predictor.classes, predictor.stuff)

@@ -120,7 +120,9 @@ def plan_overlays(output: str | None, files: Sequence[Path]) -> list[Path | None
 
 
 def require_writable(path: Path) -> None:
-    """Create the folder of a file; ConfigError if that fails or the folder is read-only."""
+    """Create the folder of a file; ConfigError if the file cannot be written there."""
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder: add the name of a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

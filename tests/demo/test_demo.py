@@ -75,7 +75,8 @@ def test_tiles(model, tmp_path, capsys):
     tiles = ("--tiles", 40, "--tile-overlap", 10, "--whole-image")
     assert run(model, *args) == 0
     whole = json.loads((tmp_path / "a.json").read_text())
-    assert run(model, *args, *tiles, "--save-masks", tmp_path, "--output", tmp_path / "o.png") == 0
+    more = ("--save-masks", tmp_path / "masks", "--output", tmp_path / "o.png")
+    assert run(model, *args, *tiles, *more) == 0
     assert len(json.loads((tmp_path / "a.json").read_text())) > len(whole)
     assert run(model, *args, "--tiles", 40, "--tile-overlap", 40) == 2
     assert "overlap of tiles is 40" in capsys.readouterr().err
@@ -205,6 +206,33 @@ def test_output_that_cannot_be(model, tmp_path, capsys):
     for part in ("is a file, but there are 2", "would replace", "PNG or JPG", "cannot be created"):
         assert part in err
     assert first.read_bytes() == before
+
+
+def test_outputs_replace_neither_images_nor_each_other(model, tmp_path, capsys):
+    file = save(tmp_path / "in" / "a.png")
+    before, out = file.read_bytes(), tmp_path / "out"
+    for args in (
+        ("--save-masks", file.parent),
+        ("--json", file),
+        ("--output", out, "--save-masks", out),
+        ("--save-masks", out, "--json", out / "a.png"),
+    ):
+        assert run(model, "--input", file, *args) == 2
+        assert "would replace" in capsys.readouterr().err
+    assert file.read_bytes() == before
+    assert not out.exists() or not list(out.iterdir())
+
+
+def test_a_folder_for_json_is_refused_before_the_work(model, tmp_path, capsys):
+    assert run(model, "--input", save(tmp_path / "a.png"), "--json", tmp_path) == 2
+    assert "is a folder" in capsys.readouterr().err
+
+
+def test_a_video_among_images_says_which_option_reads_it(model, tmp_path, capsys):
+    (tmp_path / "a.mp4").write_bytes(b"video")
+    args = ("--input", tmp_path / "a.mp4", save(tmp_path / "b.png"), "--json", tmp_path / "c.json")
+    assert run(model, *args) == 1
+    assert "a.mp4: is a video: use --video-input" in capsys.readouterr().err
 
 
 def test_without_a_display_show_says_so_and_goes_on(model, tmp_path, monkeypatch, capsys):
