@@ -20,7 +20,7 @@ from solo_d2.export.overlay import coco_results, draw_instances
 from solo_d2.export.reading import read_image
 from solo_d2.export.runner import Detector
 from solo_d2.export.runtimes import RUNTIMES
-from solo_d2.utils.commands import run_command
+from solo_d2.utils.commands import probability, run_command
 from solo_d2.utils.files import save_text, whole_file
 
 # Extensions of images in a folder; files named explicitly may have any extension.
@@ -37,7 +37,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--input", nargs="+", required=True, metavar="PATH", help="image files and folders")
     add("--output", type=Path, metavar="DIR", help="folder for overlays, as PNG")
     add("--json", type=Path, metavar="FILE", help="write all results in COCO format")
-    add("--confidence-threshold", type=float, default=0.3, metavar="P", help="minimum score")
+    add("--confidence-threshold", type=probability, default=0.3, metavar="P", help="minimum score")
     add("--runtime", choices=RUNTIMES, default="onnxruntime", help="default: %(default)s")
     add("--providers", nargs="+", metavar="NAME", help="of ONNX Runtime, best first, such as "
         "CUDAExecutionProvider; default: the CPU's")  # fmt: skip
@@ -79,18 +79,21 @@ def run(args: argparse.Namespace) -> int:
     """Run the command; return the exit code."""
     files = find_files(args.input)
     overlays = overlay_names(files, args.output) if args.output else [None] * len(files)
+    if args.json and (args.json.is_dir() or args.json.resolve() in {x.resolve() for x in files}):
+        raise ValueError(f"--json {args.json} is a folder or an image: name another file")
     detector = Detector.load(
         args.onnx, args.runtime, providers=args.providers, threads=args.threads
     )
+    thresh = args.confidence_threshold
     results: list[dict[str, Any]] = []
     failures = []
     for image_id, (file, overlay) in enumerate(zip(files, overlays, strict=True)):
         try:
             image = read_image(file)
+            (found,) = detector([image], channel_order="BGR", score_thresh=thresh)
         except ValueError as error:
-            failures.append(str(error))
+            failures.append(f"{file}: " + str(error).removeprefix(f"{file}: "))
             continue
-        found = detector([image], channel_order="BGR", score_thresh=args.confidence_threshold)[0]
         if overlay is not None:
             with whole_file(overlay) as path:
                 drawn = draw_instances(image, found, detector.info.class_names)

@@ -1,5 +1,7 @@
 """The reader that needs OpenCV alone, beside the one of everything else."""
 
+from unittest.mock import Mock
+
 import cv2
 import numpy as np
 import pytest
@@ -70,3 +72,40 @@ def test_a_folder_named_as_an_image_is_no_image(tmp_path):
     found = predict.find_files([str(tmp_path)])
     assert tmp_path / "0.jpg" not in found
     assert len(found) > 20
+
+
+@pytest.mark.parametrize("name", ["folder", "0.png"])
+def test_json_that_would_be_lost_or_replace_an_image(tmp_path, capsys, name):
+    (tmp_path / "folder").mkdir()
+    image = tmp_path / "0.png"
+    Image.fromarray(scene()).save(image)
+    before = image.read_bytes()
+    args = ["--onnx", "gone.onnx", "--input", str(image), "--json", str(tmp_path / name)]
+    assert predict.main(args) == 2
+    assert f"--json {tmp_path / name} is a folder or an image" in capsys.readouterr().err
+    assert image.read_bytes() == before
+
+
+def test_an_image_that_the_model_cannot_take_leaves_the_others(tmp_path, monkeypatch, capsys):
+    for name in "ab":
+        Image.fromarray(scene()).save(tmp_path / f"{name}.png")
+    empty = {
+        "classes": np.zeros(0, np.int64),
+        "scores": np.zeros(0, np.float32),
+        "boxes": np.zeros((0, 4), np.float32),
+        "masks": np.zeros((0, 48, 64), bool),
+    }
+    detector = Mock(side_effect=[ValueError("out of memory"), [empty]])
+    monkeypatch.setattr(predict.Detector, "load", lambda *_, **__: detector)
+    output = tmp_path / "all.json"
+    args = ["--onnx", "m.onnx", "--input", str(tmp_path), "--json", str(output)]
+    assert predict.main(args) == 1
+    assert f"{tmp_path / 'a.png'}: out of memory" in capsys.readouterr().err
+    assert output.read_text() == "[]"
+
+
+def test_a_threshold_is_a_probability():
+    with pytest.raises(SystemExit):
+        predict.parse_args(
+            ["--onnx", "m", "--input", "a", "--json", "b", "--confidence-threshold", "30"]
+        )
