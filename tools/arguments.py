@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from solo_d2.utils.commands import Errors, run_command
-from solo_d2.utils.errors import ConfigError
+from solo_d2.utils.errors import ConfigError, DatasetError
 
 # Seconds that a program has to end when this one is interrupted.
 PATIENCE = 20.0
@@ -73,13 +73,17 @@ def run_program(command: Sequence[str], **options: Any) -> int:
 
 
 def choose_dataset(given: str | None, cfg: Any, option: str, key: str = "TEST") -> str:
-    """Return the data set of an option or the first of DATASETS.`key`, and check that it exists."""
+    """Return the data set of an option or the first of DATASETS.`key`; it must have images."""
+    from detectron2.data import DatasetCatalog
+
     from solo_d2.data.catalog import check_datasets
 
     name = given or next(iter(cfg.DATASETS[key]), None)
     if name is None:
         raise ConfigError(f"DATASETS.{key} is empty: add {option}")
     check_datasets([name])
+    if not DatasetCatalog.get(name):
+        raise DatasetError(f"Data set '{name}' has no images")
     return str(name)
 
 

@@ -27,9 +27,13 @@ if __name__ == "__main__":
 from solo_d2 import ConfigError, DatasetError, ImageError  # noqa: E402
 from solo_d2.api.backends import model_input  # noqa: E402
 from solo_d2.api.classes import find_classes  # noqa: E402
-from solo_d2.api.images import expand_inputs, read_image  # noqa: E402
+from solo_d2.api.images import expand_inputs, read_image, require_writable  # noqa: E402
 from solo_d2.api.loading import load_model, make_config  # noqa: E402
-from solo_d2.data.catalog import register_datasets_of_config  # noqa: E402
+from solo_d2.data.catalog import (  # noqa: E402
+    register_datasets_of_config,
+    require_model_classes,
+    resolve_num_classes,
+)
 from solo_d2.engine import Trainer  # noqa: E402
 from solo_d2.evaluation.build import build_evaluator  # noqa: E402
 from solo_d2.export.agreement import TOLERANCES, Agreement, mixed_batch  # noqa: E402
@@ -39,6 +43,7 @@ from solo_d2.export.programs import EXTENSIONS, FORMATS, describe, trace  # noqa
 from solo_d2.export.runner import Detector  # noqa: E402
 from solo_d2.modeling.meta_arch import SOLO  # noqa: E402
 from solo_d2.utils.files import whole_file  # noqa: E402
+from solo_d2.utils.images import read_size  # noqa: E402
 from tools.arguments import RejectedError, choose_dataset, entry_point, model_parser  # noqa: E402
 
 # Images of DATASETS.TEST to compare by default.
@@ -85,6 +90,7 @@ def run(args: argparse.Namespace) -> None:
     classes = find_classes(cfg)
     info = describe(model, pipeline, cfg, classes.names, classes.json_ids)
     save, load = FORMATS[args.format]
+    require_writable(args.output)
     print(f"Tracing and writing {args.format}, {info.precision} ...", flush=True)
     with whole_file(args.output) as path:
         save(trace(pipeline, info), path)
@@ -102,6 +108,8 @@ def choose_inputs(args: argparse.Namespace, cfg: CfgNode) -> Iterable[list[dict[
         files, missing = expand_inputs(args.check_images)
         if missing:
             raise ConfigError(f"No image file matches --check-images {' '.join(missing)}")
+        for file in files:  # before the export, which takes minutes
+            read_size(file)
         return read_files(cfg, files)
     register_datasets_of_config(cfg)
     try:
@@ -110,6 +118,9 @@ def choose_inputs(args: argparse.Namespace, cfg: CfgNode) -> Iterable[list[dict[
         if args.check_dataset:
             raise
         raise DatasetError(f"{error}. Or add --check-images") from error
+    if args.check_dataset:
+        require_model_classes(cfg, [name])
+        resolve_num_classes(cfg, [name])
     loader = Trainer.build_test_loader(cfg, name)
     if args.check_dataset:
         return loader

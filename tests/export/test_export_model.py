@@ -156,6 +156,38 @@ def test_what_cannot_start_is_named(export, images, tmp_path, args, message, cap
     assert not (tmp_path / "out").exists()
 
 
+def no_trace(*_):
+    raise AssertionError("the check comes before the export")
+
+
+def test_data_to_compare_on_is_checked_before_the_export(
+    export, export_tool, export_folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(export_tool, "trace", no_trace)
+    (tmp_path / "bad.png").write_text("no image")
+    assert export("--check-images", export_folder / "images", tmp_path / "bad.png") == 2
+    assert "bad.png: not an image" in capsys.readouterr().err
+    content = {"images": [], "annotations": [], "categories": CLASSES}
+    for name, change in {"test_empty": {}, "test_other": {"categories": CLASSES[:2]}}.items():
+        image = {"id": 1, "file_name": "a.png", "height": 70, "width": 100}
+        more = {"images": [image]} if change else {}
+        (tmp_path / f"{name}.json").write_text(json.dumps(content | more | change))
+        entry = [name, str(tmp_path / f"{name}.json"), str(export_folder / "images")]
+        assert export("--check-dataset", name, "--opts", "DATASETS.COCO_FORMAT", [entry]) == 2
+    err = capsys.readouterr().err
+    assert "'test_empty' has no images" in err
+    assert "The classes of the model and data set 'test_other' differ" in err
+
+
+def test_an_output_that_cannot_be_written_is_known_before_the_export(
+    export, export_tool, images, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(export_tool, "trace", no_trace)
+    (tmp_path / "folder.pt2").mkdir()
+    assert export(*images, "--output", tmp_path / "folder.pt2") == 2
+    assert "folder.pt2 is a folder" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "args",
     [
