@@ -6,7 +6,7 @@ r"""Draw the mask that each cell of a level predicts, and the result (SOLO paper
     python tools/draw_activations.py --config-file output/quickstart/config.yaml \
         --weights output/quickstart/model_final.pth --dataset shapes_val --count 8 --output cells
 
-The exit code is 2 if something is missing or cannot be used.
+Unreadable images are skipped. The exit code is then 1; it is 2 if nothing could be started.
 """
 
 import argparse
@@ -37,10 +37,10 @@ from solo_d2.api.activations import (  # noqa: E402
 )
 from solo_d2.api.images import expand_inputs, plan_overlays, read_image, save_image  # noqa: E402
 from solo_d2.api.loading import make_config  # noqa: E402
-from solo_d2.data.catalog import check_datasets, register_datasets_of_config  # noqa: E402
+from solo_d2.data.catalog import register_datasets_of_config  # noqa: E402
 from solo_d2.data.unique_names import unique_names  # noqa: E402
 from solo_d2.utils.commands import positive, probability  # noqa: E402
-from tools.arguments import entry_point, model_parser  # noqa: E402
+from tools.arguments import choose_dataset, entry_point, model_parser  # noqa: E402
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -50,12 +50,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", nargs="+", metavar="PATH", help="image files, folders, globs")
     source.add_argument("--dataset", metavar="NAME", help="use images of a registered data set")
-    add("--count", type=positive, default=1, metavar="N", help="number of images; default: 1")
+    add("--count", type=positive, metavar="N", help="number of images of --dataset; default: 1")
     add("--output", required=True, metavar="PATH", help="folder, or a PNG or JPG for one image")
     add("--level", help="index or feature of the level; default: that of the most instances")
     add("--confidence-threshold", type=probability, default=0.3, metavar="P",
         help="minimum score of instances in the result")  # fmt: skip
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.input and args.count:
+        parser.error("--count is for --dataset")
+    return args
 
 
 def find_files(args: argparse.Namespace, cfg: CfgNode) -> list[Path]:
@@ -66,9 +69,8 @@ def find_files(args: argparse.Namespace, cfg: CfgNode) -> list[Path]:
             raise ConfigError(f"No image file matches --input {' '.join(missing)}")
         return files
     register_datasets_of_config(cfg)
-    check_datasets([args.dataset])
-    samples = DatasetCatalog.get(args.dataset)
-    count = min(args.count, len(samples))  # spread evenly
+    samples = DatasetCatalog.get(choose_dataset(args.dataset, cfg, "--dataset"))
+    count = min(args.count or 1, len(samples))  # spread evenly
     return [Path(samples[i * len(samples) // count]["file_name"]) for i in range(count)]
 
 
@@ -98,21 +100,30 @@ def draw(
     return compose(image, picture, activations, names, colors, score_thresh=score_thresh)
 
 
-def run(args: argparse.Namespace) -> None:
-    """Run the command."""
+def run(args: argparse.Namespace) -> int:
+    """Run the command; return 1 if an image cannot be read, otherwise 0."""
     cfg = make_config(args.config_file, args.weights, device=args.device, overrides=args.opts)
     files = find_files(args, cfg)
     outputs = plan_overlays(args.output, files)
     predictor = Predictor(cfg, device=args.device, score_thresh=args.confidence_threshold)
+    predictor.tiles = None  # the cells are those of the whole image
     if args.level is not None:
         find_level(predictor.model.head, args.level)  # before an image is read
     thresh = cfg.MODEL.SOLO.SCORE_THRESH_TEST
+    failed = 0
     for file, output in zip(files, outputs, strict=True):
-        save_image(str(output), draw(args, predictor, read_image(file), thresh))
+        try:
+            image = read_image(file)
+        except ImageError as error:
+            print(f"draw_activations: skipped {error}", file=sys.stderr)
+            failed = 1
+            continue
+        save_image(str(output), draw(args, predictor, image, thresh))
         print(f"{file} -> {output}")
+    return failed
 
 
-main = entry_point("draw_activations", parse_args, run, errors=(ImageError,))
+main = entry_point("draw_activations", parse_args, run)
 
 if __name__ == "__main__":
     sys.exit(main())

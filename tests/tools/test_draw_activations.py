@@ -241,12 +241,41 @@ def test_images_of_a_data_set(model, tmp_path):
     assert sorted(f.name for f in (tmp_path / "out").iterdir()) == ["0.png", "3.png", "6.png"]
 
 
+def test_an_unreadable_image_leaves_the_others(model, photos, tmp_path, capsys):
+    args = ("--input", __file__, *photos, "--output", tmp_path / "out")
+    assert run(model, *args) == 1
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "b.png"]
+    assert "test_draw_activations.py: not an image" in capsys.readouterr().err
+
+
+def test_a_data_set_without_images(model, tmp_path, capsys):
+    DatasetCatalog.register("none", lambda: [])
+    assert run(model, "--dataset", "none", "--output", tmp_path / "out") == 2
+    assert "'none' has no images" in capsys.readouterr().err
+
+
+def test_count_is_for_data_sets(photos, tmp_path):
+    with pytest.raises(SystemExit):
+        command.parse_args(
+            ["--config-file", "c", "--input", "a.png", "--count", "2", "--output", "b"]
+        )
+
+
+def test_cells_are_those_of_the_whole_image(model, photos, tmp_path):
+    pictures = []
+    for tiles in ("0", "32"):
+        file = tmp_path / f"{tiles}.png"
+        args = ("--input", photos[0], "--output", file)
+        assert run(model, *args, "--opts", "TEST.TILES.SIZE", tiles) == 0
+        pictures.append(file.read_bytes())
+    assert pictures[0] == pictures[1]
+
+
 @pytest.mark.parametrize(
     ("args", "reason"),
     [
         (("--level", "p9"), "'p9' does not exist: choose from 0 (p2)"),
         (("--input", "nowhere.png"), "No image file matches --input nowhere.png"),
-        (("--input", __file__), "test_draw_activations.py: not an image"),
         (("--opts", "MODEL.SOLO.NO", "1"), "MODEL.SOLO.NO"),
     ],
 )
