@@ -5,6 +5,7 @@ import argparse
 from detectron2.config import CfgNode
 from PIL import Image
 
+from solo_d2.api.images import require_writable
 from solo_d2.config import load_config, override
 from solo_d2.data.arguments import apply_dataset_arguments
 from solo_d2.data.catalog import (
@@ -39,6 +40,8 @@ def check(args: argparse.Namespace) -> bool:
         raise ConfigError(
             "DATASETS.TRAIN and DATASETS.TEST are empty: add --dataset or --train-json"
         )
+    if args.output:
+        require_writable(args.output / "report.json")
     check_datasets(names)
     problems = []
     try:
