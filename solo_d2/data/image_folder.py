@@ -46,6 +46,8 @@ class ImageFolder:
         self.root = os.fspath(root)
         self._listings: dict[str, set[str]] = {}
         self._composed: dict[str, dict[str, str]] = {}
+        # Names by themselves and by their stem, without regard to case, for each folder.
+        self._similar: dict[str, dict[str, str]] = {}
         self._unusual: Counter[str] = Counter()
 
     def find(self, name: str) -> str | None:
@@ -76,9 +78,16 @@ class ImageFolder:
         """Return a hint for a missing file, as the end of a message; "" without one."""
         name = name.replace("\\", "/")
         folder, base = os.path.split(os.path.join(self.root, name))
-        for other in self._listing(folder):
-            if other.casefold() == base.casefold():
-                return f". {shown(other)} exists: upper and lower case must match"
+        if folder not in self._similar:
+            names = self._listing(folder)
+            by_stem = {os.path.splitext(other)[0].casefold(): other for other in names}
+            self._similar[folder] = by_stem | {other.casefold(): other for other in names}
+        for key in (base.casefold(), os.path.splitext(base)[0].casefold()):
+            other = self._similar[folder].get(key)
+            if other is not None:
+                same = other.casefold() == base.casefold()
+                what = "upper and lower case" if same else "the extension"
+                return f". {shown(other)} exists: {what} must match"
         if base in self._listing(self.root):
             return f". {shown(base)} is directly in the folder: remove the folder from the names"
         return ""

@@ -281,6 +281,8 @@ def test_names_of_files(tmp_path):
         assert found is None or root.joinpath(found).samefile(root / expected), name
     assert "'x.jpg'" in folder.hint("X.jpg")
     assert "'x.jpg'" in folder.hint("train\\x.jpg")
+    assert "'x.jpg' exists: the extension" in folder.hint("X.png")
+    assert "'x.jpg' exists: the extension" in folder.hint("x")
     assert folder.hint("none.jpg") == ""
 
 
