@@ -7,6 +7,7 @@ loading turns the first error into an exception, the check of a data set lists a
 
 import contextlib
 import functools
+import itertools
 import logging
 import os
 from collections.abc import Container, Iterable
@@ -70,6 +71,8 @@ _WARNINGS = {
 }
 # Why an annotation of a data set for object detection covers nothing.
 BOX_ONLY = "there is a box but no mask"
+# Maximum and minimum number of annotations for `_check_units`, and tolerance of boxes in pixels.
+_FIRST, _FEW, _SAME = 1000, 3, 2.0
 # LVIS: categories of an image in which not every object is annotated, and that are not in it.
 LVIS_KEYS = ("not_exhaustive_category_ids", "neg_category_ids")
 _LVIS_FIELDS = tuple(
@@ -198,8 +201,9 @@ def read_records(
     is_lvis = metadata.get("evaluator_type") == "lvis"
     content = read_lists(json_file, report, metadata.get("name", ""))
     if not os.path.isdir(image_root):
+        what = "not a folder" if os.path.exists(image_root) else "missing"
         raise DatasetError(
-            f"The image folder of {json_file} is missing: looked for "
+            f"The image folder of {json_file} is {what}: looked for "
             f"{os.path.abspath(image_root)}. " + where_datasets_are("")
         )
     annotations = content.get("annotations", [])
@@ -212,6 +216,7 @@ def read_records(
     _compare_classes(records, metadata, report, by_name=not is_lvis)
     _add_images(records, content["images"], image_root, report, is_lvis)
     _add_annotations(records, annotations, report)
+    _check_units(records, report)
     _notice_repetitions(records, report)
     return records
 
@@ -375,6 +380,30 @@ def _keypoints(keypoints: Any) -> list[float]:
         reason = "'keypoints' must be numbers x, y, v, x, y, v, ..."
         raise Refusal("annotation with invalid 'keypoints'", reason)
     return [value if index % 3 == 2 else value + 0.5 for index, value in enumerate(keypoints)]
+
+
+def _check_units(records: Records, report: Report) -> None:
+    """Report boxes of corners instead of sizes, and polygons relative to the image.
+
+    A file is written by one program, so the first annotations decide.
+    """
+    first = itertools.islice((a for r in records.by_id.values() for a in r["annotations"]), _FIRST)
+    corners, relative = [], []
+    for annotation in first:
+        segmentation = annotation["segmentation"]
+        x, y, width, height = segmentation_box(segmentation)
+        if max(x, y) > 2 * _SAME:  # otherwise both forms are about the same
+            expected = (x, y, x + width, y + height)
+            pairs = zip(annotation["bbox"], expected, strict=True)
+            corners.append(all(abs(a - b) <= _SAME for a, b in pairs))
+        if isinstance(segmentation, list):
+            relative.append(min(x, y) >= 0 and max(x + width, y + height) <= 1)
+    if len(corners) >= _FEW and all(corners):
+        reason = "every 'bbox' is [x0, y0, x1, y1], but must be [x, y, width, height]"
+        report(Problem("boxes of another form", "'annotations'", reason))
+    if len(relative) >= _FEW and all(relative):
+        reason = "all polygons are between 0 and 1, but their coordinates must be pixels"
+        report(Problem("polygons in another unit", "'annotations'", reason))
 
 
 def _notice_repetitions(records: Records, report: Report) -> None:

@@ -145,6 +145,11 @@ def read_lists(
                 reason = f"every entry must be an object, it is {shown(entry)}"
                 report(Problem("entry of another form", _place(part, place), reason))
         content[part] = [entry for entry in content[part] if isinstance(entry, dict)]
+    if not panoptic and any("segments_info" in entry for entry in content.get("annotations", [])):
+        raise DatasetError(
+            f"{json_file} is a panoptic file ('segments_info'), not one of instances: pass it with "
+            "--train-panoptic-json or --val-panoptic-json, or in DATASETS.COCO_PANOPTIC_FORMAT"
+        )
     _normalize(json_file, content)
     return content
 

@@ -178,3 +178,48 @@ def test_damaged_counts_never_reach_pycocotools():
         except ValueError:
             continue
         assert clean is None or coco_mask.decode(copy.deepcopy(clean)).shape == (HEIGHT, WIDTH)
+
+
+def shifted(change):
+    """Content whose annotations are four squares away from the corner, changed."""
+    content = coco_content()
+    first = content["annotations"][0]
+    content["annotations"] = []
+    for key in range(4):
+        x, y = 5 + key, 6
+        polygon = [x, y, x + 6, y, x + 6, y + 5, x, y + 5]
+        item = {**first, "id": key, "segmentation": [polygon], "bbox": [x, y, 6, 5]}
+        content["annotations"].append(item)
+        change(item)
+    return content
+
+
+def test_boxes_of_corners_are_refused(dataset):
+    def corners(item):
+        x, y, width, height = item["bbox"]
+        item["bbox"] = [x, y, x + width, y + height]
+
+    assert len(dataset(shifted(lambda _: None), "test_sizes")[0]["annotations"]) == 4
+    with pytest.raises(DatasetError, match=r"a\.json: .*\[x, y, width, height\]"):
+        dataset(shifted(corners))
+
+
+def test_relative_polygons_are_refused(dataset):
+    def relative(item):
+        item["segmentation"] = [[value / 100 for value in item["segmentation"][0]]]
+
+    with pytest.raises(DatasetError, match=r"a\.json: .*between 0 and 1.* must be pixels"):
+        dataset(shifted(relative))
+
+
+def test_a_panoptic_file_names_its_option(dataset):
+    content = coco_content()
+    content["annotations"] = [{"image_id": 1, "file_name": "a.png", "segments_info": []}]
+    with pytest.raises(DatasetError, match=r"a\.json is a panoptic file.*--train-panoptic-json"):
+        dataset(content)
+
+
+def test_a_file_in_place_of_the_image_folder(dataset):
+    dataset(coco_content())
+    with pytest.raises(DatasetError, match="is not a folder"):
+        load_coco_format(NAME, dataset.root / "a.json", dataset.root / "a.json")
