@@ -19,6 +19,8 @@ from solo_d2.data.workers import in_threads
 from solo_d2.utils.errors import DatasetError
 
 _IMAGE, _TRUTH = "_leftImg8bit.png", "_gtFine_instanceIds.png"
+# Pillow's modes of grey PNGs of 8 and 16 bits.
+_MODES = ("L", "P", "I", "I;16", "I;16B")
 # The id of an object is 1000 * label + number, that of a group without individual ids the label.
 FIRST_OBJECT = 1000
 
@@ -37,7 +39,7 @@ def truth_file(gt_dir: str | Path, image: str | Path) -> Path:
 
 def read_instance_ids(file: Path) -> NDArray[np.int32]:
     """Read a PNG of instance ids, (H, W) int32; see `FIRST_OBJECT`. DatasetError if that fails."""
-    with opened_labels(file) as image:
+    with opened_labels(file, _MODES) as image:
         return np.asarray(image).astype(np.int32)
 
 

@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 
 from solo_d2.config import default_config
 from solo_d2.data import check_datasets
-from solo_d2.data.cityscapes_format import label_ids
+from solo_d2.data.cityscapes_format import label_ids, read_instance_ids
 from solo_d2.evaluation import build_evaluator
 from solo_d2.evaluation.cityscapes import CityscapesEvaluator
 from solo_d2.utils.errors import DatasetError
@@ -151,3 +151,9 @@ def test_files_that_are_missing_or_broken_are_named(folder):
     ):
         with pytest.raises(DatasetError, match=truth.name):
             use()
+
+
+def test_a_color_png_is_no_png_of_instance_ids(tmp_path):
+    Image.new("RGB", SIZE[::-1]).save(tmp_path / "a.png")
+    with pytest.raises(DatasetError, match=r"a\.png has the mode 'RGB'"):
+        read_instance_ids(tmp_path / "a.png")
