@@ -4,6 +4,7 @@ Records and metadata are those of Detectron2's "separated" panoptic data sets: i
 maps in which class 0 means all things.
 """
 
+import contextlib
 import functools
 import logging
 import os
@@ -18,6 +19,7 @@ from solo_d2.data.coco_json import some
 from solo_d2.data.locations import datasets_root
 from solo_d2.data.panoptic_conversion import (
     INSTANCES,
+    STAMP,
     STUFF,
     default_folder,
     ensure_converted,
@@ -123,7 +125,36 @@ def _load_converted(name: str, folder: Path) -> list[dict[str, Any]]:
     ensure_converted(
         metadata.panoptic_json, metadata.panoptic_root, folder, image_root=metadata.image_root
     )
-    return load_panoptic(name)
+    again = (
+        f"python tools/convert_panoptic.py --json {metadata.panoptic_json} "
+        f"--png-dir {metadata.panoptic_root} --images {metadata.image_root} --output {folder} "
+        "--force"
+    )
+    try:
+        records = load_panoptic(name)
+    except DatasetError as error:
+        if os.fspath(folder / INSTANCES) not in str(error):
+            raise
+        # The images may be elsewhere since the conversion.
+        raise DatasetError(f"{error}. If images were moved, convert again: {again}") from error
+    _warn_of_newer_pngs(records, folder, again)
+    return records
+
+
+def _warn_of_newer_pngs(records: list[dict[str, Any]], folder: Path, again: str) -> None:
+    """Warn of PNGs that may have changed since the conversion."""
+    converted, newer = os.path.getmtime(folder / STAMP), []
+    for record in records:
+        with contextlib.suppress(OSError):  # training does not read them
+            if os.path.getmtime(record["pan_seg_file_name"]) > converted:
+                newer.append(os.path.basename(record["pan_seg_file_name"]))
+    if newer:
+        message = (
+            f"{len(newer)} of {len(records)} panoptic PNGs are newer than their conversion in "
+            f"{folder}, which training reads: {some(newer)}. If they have changed, convert again: "
+            + again
+        )
+        log_first_n(logging.WARNING, message, key="message", name=__name__)
 
 
 def load_panoptic(name: str) -> list[dict[str, Any]]:

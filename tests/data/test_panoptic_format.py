@@ -1,5 +1,8 @@
 """Data sets in COCO's panoptic format: registration, records, class counts, checks."""
 
+import os
+import time
+
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -97,6 +100,31 @@ def test_text_ids_and_folders_of_cities_as_in_cityscapes(tmp_path):
     records = DatasetCatalog.get("test_city")
     assert [record["image_id"] for record in records] == ["aachen_1", "aachen_2"]
     assert records[1]["file_name"] == str(root / "images" / "aachen" / "2.jpg")
+
+
+def test_images_that_were_moved_after_the_conversion(tmp_path):
+    root = files.write(tmp_path / "data")
+    register_panoptic_format("test_mine", *paths(root))
+    DatasetCatalog.get("test_mine")
+    (root / "images" / "city").mkdir()
+    for name in ("1.jpg", "2.jpg"):
+        (root / "images" / name).rename(root / "images" / "city" / name)
+    with pytest.raises(DatasetError, match=r"1\.jpg is missing .* convert again: python tools/"):
+        DatasetCatalog.get("test_mine")
+
+
+def test_pngs_that_are_newer_than_the_conversion(tmp_path, caplog):
+    root = files.write(tmp_path / "data")
+    register_panoptic_format("test_mine", *paths(root))
+    DatasetCatalog.get("test_mine")
+    assert not [text for text in caplog.messages if "newer" in text]
+    later = time.time() + 100
+    os.utime(root / "panoptic" / "2.png", (later, later))
+    DatasetCatalog.get("test_mine")
+    (warning,) = [text for text in caplog.messages if "newer" in text]
+    assert "1 of 2 panoptic PNGs" in warning
+    assert "2.png" in warning
+    assert "--force" in warning
 
 
 def test_a_name_that_is_taken(tmp_path):
