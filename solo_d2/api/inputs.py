@@ -88,7 +88,12 @@ def load_images(
     if is_one_image(source):
         images = [source]
     elif not isinstance(source, (str, Path)):
-        for part in _parts(source):
+        try:
+            parts = _parts(source)
+        except ImageError as error:
+            _tell(error, on_error)
+            return
+        for part in parts:
             yield from load_images(part, channels, on_error)
         return
     elif is_video(source):
@@ -130,7 +135,8 @@ def _parts(source: Any) -> Iterator[Any]:
     except TypeError as error:
         if from_user_code(error):
             raise
-        raise ImageError(f"an image cannot be made of a {type(source).__name__}") from None
+        read = ": cv2.imread returns it for unreadable files" if source is None else ""
+        raise ImageError(f"an image cannot be made of a {type(source).__name__}{read}") from None
 
 
 def _array_of(tensor: Tensor) -> NDArray[np.uint8]:

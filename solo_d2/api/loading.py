@@ -71,8 +71,7 @@ def find_config(checkpoint: str | Path) -> Path:
     written by a training. Raises ConfigError if neither or no checkpoint exists.
     """
     path = Path(checkpoint)
-    if not path.is_file():
-        raise ConfigError(f"The weights file {path} does not exist")
+    _require_weights(path)
     beside = [path.with_suffix(".yaml"), path.parent / "config.yaml"]
     for config in beside:
         if config.is_file():
@@ -119,5 +118,12 @@ def choose_device(wanted: str | None) -> str:
 def _check_weights_exist(weights: str) -> None:
     if not weights:
         raise ConfigError("MODEL.WEIGHTS is empty: pass a trained checkpoint with --weights FILE")
-    if "://" not in weights and not Path(weights).is_file():
-        raise ConfigError(f"The weights file {weights} does not exist (--weights or MODEL.WEIGHTS)")
+    if "://" not in weights:
+        _require_weights(Path(weights))
+
+
+def _require_weights(path: Path) -> None:
+    if path.is_dir():
+        raise ConfigError(f"The weights {path} are a folder: name a file in it, as model_final.pth")
+    if not path.is_file():
+        raise ConfigError(f"The weights file {path} does not exist (--weights or MODEL.WEIGHTS)")

@@ -19,6 +19,7 @@ from solo_d2.api.classes import Classes
 from solo_d2.api.inputs import OnError, Source, is_one_image, load_image, load_images
 from solo_d2.api.loading import CONFIG_EXTENSIONS, complete_config, find_config, make_config
 from solo_d2.api.results import Result, Segmentation
+from solo_d2.config.rules import PROBABILITY, require
 from solo_d2.modeling.meta_arch import SOLO
 from solo_d2.modeling.tiles import Tiles, find_in_tiles, require_mergeable
 from solo_d2.ops.host_copies import to_host
@@ -106,6 +107,9 @@ class Predictor:
         """
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}, but must be at least 1")
+        if score_thresh is not None:
+            held = PROBABILITY.holds(score_thresh)
+            require(held, "score_thresh", score_thresh, PROBABILITY.allowed)
         tiles = Tiles(tiles) if isinstance(tiles, int) else tiles
         self.backend = _make_backend(model, weights, device, runtime, overrides)
         self.score_thresh = score_thresh

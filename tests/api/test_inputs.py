@@ -150,3 +150,9 @@ def test_bad_images_among_many_are_told_of_and_left_out(tmp_path):
         assert sum(f"{name}: " in str(error) for error in errors) == 1, name
     with pytest.raises(ImageError):
         list(load_images(sources, "BGR"))
+
+
+def test_what_cv2_returns_for_a_bad_file_is_told_of_and_left_out():
+    errors, image = [], np.zeros((4, 5, 3), np.uint8)
+    assert len(list(load_images([image, None, image], "BGR", errors.append))) == 2
+    assert "cv2.imread" in str(errors[0])

@@ -91,6 +91,8 @@ def test_a_config_of_the_checkpoints_name_comes_first(tmp_path):
         (["a.onnx"], {"device": "cuda"}, "runs on the CPU"),
         (["a.pth", "b.pth"], {}, "are both weights"),
         (["a.pth"], {"batch_size": 0}, "batch_size is 0"),
+        (["a.pth"], {"score_thresh": 30}, r"score_thresh is 30, .*\[0, 1\]"),
+        (["."], {}, "are a folder: name a file in it"),
     ],
 )
 def test_what_cannot_be_a_model_says_why(arguments, options, message):
