@@ -69,8 +69,9 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--max-frames", type=positive, metavar="N", help="maximum number of frames of a video"
     )
-    group.add_argument("--max-pixels", type=positive, default=MAX_PIXELS, metavar="N",
-        help="maximum image size")  # fmt: skip
+    group.add_argument(
+        "--max-pixels", type=positive, metavar="N", help="maximum size of an image of --input"
+    )
 
 
 def _add_outputs(parser: argparse.ArgumentParser) -> None:
@@ -110,6 +111,9 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error("add an output: --output, --json, --save-masks, --panoptic or --show")
     if args.input and args.max_frames:
         parser.error("--max-frames is for videos")
+    if args.max_pixels and not args.input:
+        parser.error("--max-pixels is for images")
+    args.max_pixels = args.max_pixels or MAX_PIXELS
     if args.tiles is None and (args.tile_overlap is not None or args.whole_image):
         parser.error("--tile-overlap and --whole-image need --tiles")
     if not 0 < args.scale <= 16:

@@ -188,6 +188,8 @@ def run(args: Namespace) -> int:
     if output:
         require_writable(output)
     check_places(args)
+    if args.json and Path(args.json).resolve() == Path(args.video_input or "").resolve():
+        raise ConfigError(f"--json {args.json} would replace the video")
     window = Window() if args.show and can_show() else None
     if window is None and not (output or args.json or args.save_masks or args.panoptic):
         raise ConfigError("No window is available and no output is set: add --output or --json")

@@ -76,6 +76,18 @@ def test_a_damaged_video_is_reported_and_what_was_read_is_kept(model, tmp_path, 
     assert (tmp_path / "all.json").exists()
 
 
+def test_json_does_not_replace_the_video(model, clip, capsys):
+    before = clip.read_bytes()
+    assert run(model, "--video-input", clip, "--json", clip) == 2
+    assert "would replace the video" in capsys.readouterr().err
+    assert clip.read_bytes() == before
+
+
+def test_max_pixels_are_for_images():
+    with pytest.raises(SystemExit):
+        demo.parse_args(["--weights", "a", "--webcam", "--json", "b", "--max-pixels", "9"])
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
