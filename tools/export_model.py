@@ -43,7 +43,6 @@ from solo_d2.export.programs import EXTENSIONS, FORMATS, describe, trace  # noqa
 from solo_d2.export.runner import Detector  # noqa: E402
 from solo_d2.modeling.meta_arch import SOLO  # noqa: E402
 from solo_d2.utils.files import whole_file  # noqa: E402
-from solo_d2.utils.images import read_size  # noqa: E402
 from tools.arguments import RejectedError, choose_dataset, entry_point, model_parser  # noqa: E402
 
 # Images of DATASETS.TEST to compare by default.
@@ -91,6 +90,8 @@ def run(args: argparse.Namespace) -> None:
     info = describe(model, pipeline, cfg, classes.names, classes.json_ids)
     save, load = FORMATS[args.format]
     require_writable(args.output)
+    if cfg.TEST.TILES.SIZE:
+        print("TEST.TILES is not exported: pass --tiles to the demo", file=sys.stderr)
     print(f"Tracing and writing {args.format}, {info.precision} ...", flush=True)
     with whole_file(args.output) as path:
         save(trace(pipeline, info), path)
@@ -109,7 +110,7 @@ def choose_inputs(args: argparse.Namespace, cfg: CfgNode) -> Iterable[list[dict[
         if missing:
             raise ConfigError(f"No image file matches --check-images {' '.join(missing)}")
         for file in files:  # before the export, which takes minutes
-            read_size(file)
+            read_image(file)
         return read_files(cfg, files)
     register_datasets_of_config(cfg)
     try:

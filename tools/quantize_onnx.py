@@ -63,6 +63,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.output.suffix != ".onnx":
         parser.error("--output must end in .onnx")
+    if args.output.resolve() == args.model.resolve():
+        parser.error("--output would replace --model")
     if args.calibration_images < 1:
         parser.error("--calibration-images must be at least 1")
     return args

@@ -179,6 +179,13 @@ def test_data_to_compare_on_is_checked_before_the_export(
     assert "The classes of the model and data set 'test_other' differ" in err
 
 
+def test_tiles_are_not_exported(export, export_tool, images, monkeypatch, capsys):
+    monkeypatch.setattr(export_tool, "trace", no_trace)
+    with pytest.raises(AssertionError):
+        export(*images, "--opts", "TEST.TILES.SIZE", 64)
+    assert "TEST.TILES is not exported" in capsys.readouterr().err
+
+
 def test_an_output_that_cannot_be_written_is_known_before_the_export(
     export, export_tool, images, tmp_path, monkeypatch, capsys
 ):

@@ -128,3 +128,5 @@ def test_the_tool_names_what_is_missing(run_tool, capsys):
     assert message in capsys.readouterr().err
     with pytest.raises(SystemExit):
         tool.parse_args(["--config-file", "c", "--model", "m.onnx", "--output", "a.pt2"])
+    with pytest.raises(SystemExit):
+        tool.parse_args(["--config-file", "c", "--model", "m.onnx", "--output", "./m.onnx"])
