@@ -53,6 +53,7 @@ class TorchBackend:
         tiles: the config's tiles for large images; None for no tiles.
         min_size: short side of inputs in pixels; 0 for no resizing.
         max_size: maximum long side in pixels.
+        keep_thresh: minimum score of the model's own results.
     """
 
     def __init__(self, cfg: CfgNode):
@@ -68,6 +69,7 @@ class TorchBackend:
         self.stuff = find_stuff(cfg, self.classes)
         self.contours = cfg.MODEL.SOLO.MASK_TARGET == "contour"
         self.tiles = Tiles.from_config(cfg)
+        self.keep_thresh = float(cfg.MODEL.SOLO.KEEP_THRESH_TEST)
         self.input_format = cfg.INPUT.FORMAT
         self.min_size, self.max_size = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
 
@@ -143,6 +145,7 @@ class OnnxBackend:
         info = self.detector.info
         self.classes = Classes(info.class_names, info.class_ids)
         self.min_size, self.max_size = info.min_size, info.max_size
+        self.keep_thresh = info.keep_thresh
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Sessions cannot be pickled.

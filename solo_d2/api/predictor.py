@@ -4,6 +4,7 @@ B images, H and W rows and columns.
 """
 
 import copy
+import logging
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -24,6 +25,8 @@ from solo_d2.modeling.meta_arch import SOLO
 from solo_d2.modeling.tiles import Tiles, find_in_tiles, require_mergeable
 from solo_d2.ops.host_copies import to_host
 from solo_d2.utils.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_SCORE_THRESH = 0.3
 # Number of batches to read ahead, to group images of one size.
@@ -112,6 +115,12 @@ class Predictor:
             require(held, "score_thresh", score_thresh, PROBABILITY.allowed)
         tiles = Tiles(tiles) if isinstance(tiles, int) else tiles
         self.backend = _make_backend(model, weights, device, runtime, overrides)
+        if 0 < (score_thresh or 0) < self.backend.keep_thresh:
+            logger.warning(
+                "score_thresh is %g, but the model itself keeps scores from %g on "
+                "(MODEL.SOLO.KEEP_THRESH_TEST)",
+                *(score_thresh, self.backend.keep_thresh),
+            )
         self.score_thresh = score_thresh
         self.batch_size = batch_size
         self.on_device = on_device

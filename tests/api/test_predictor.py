@@ -121,6 +121,15 @@ def test_threshold_can_be_changed_and_none_is_the_configs(checkpoint, predictor)
     assert torch.equal(own(image).instances.scores, scores)
 
 
+def test_a_threshold_below_the_configs_is_said(checkpoint, caplog):
+    overrides = ["MODEL.SOLO.KEEP_THRESH_TEST", 0.2]
+    for thresh in (None, 0.0, 0.2):
+        Predictor(checkpoint, device="cpu", score_thresh=thresh, overrides=overrides)
+    assert "KEEP_THRESH_TEST" not in caplog.text
+    Predictor(checkpoint, device="cpu", score_thresh=0.1, overrides=overrides)
+    assert "score_thresh is 0.1, but the model itself keeps scores from 0.2" in caplog.text
+
+
 @pytest.mark.parametrize("panoptic", [False, True])
 def test_a_threshold_of_a_call_leaves_the_model_as_it_is(tmp_path, panoptic):
     own = Predictor(save_model(tmp_path, panoptic=panoptic), device="cpu", score_thresh=0.99)
