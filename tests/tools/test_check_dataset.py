@@ -295,6 +295,19 @@ def test_everything_that_is_wrong_is_listed(check, capsys):
     assert "Training would fail." in printed
 
 
+def test_test_images_that_are_training_images_are_counted(check, tmp_path, capsys):
+    val = ("--val-json", str(tmp_path / "a.json"), "--val-images", str(check.images))
+    assert check(good_content(), "--json-only", *val)[0] == 0
+    printed = capsys.readouterr().out
+    assert "test images that are training images too" in printed
+    assert "data set 'custom_val': 3 of 3: " in printed
+
+
+def test_an_output_that_cannot_be_written_is_known_before_the_check(check, tmp_path, capsys):
+    assert check(good_content(), "--output", str(tmp_path / "a.json"))[0] == 2
+    assert "a.json" in capsys.readouterr().err
+
+
 def test_names_that_no_font_has(check):
     content = good_content()
     content["categories"][0]["name"] = "猫 \U0001f408\n"

@@ -1,6 +1,8 @@
 """Run tools/check_dataset.py: from arguments to output, files and the exit code."""
 
 import argparse
+import os
+from collections.abc import Sequence
 
 from detectron2.config import CfgNode
 from PIL import Image
@@ -13,7 +15,8 @@ from solo_d2.data.catalog import (
     register_datasets_of_config,
     resolve_num_classes,
 )
-from solo_d2.data.problems import Problem
+from solo_d2.data.coco_json import some
+from solo_d2.data.problems import NOTICE, Problem
 from solo_d2.evaluation.check import check_test_data
 from solo_d2.modeling.unused_keys import warn_of_unused_keys
 from solo_d2.utils.errors import ConfigError, DatasetError
@@ -51,6 +54,7 @@ def check(args: argparse.Namespace) -> bool:
     trained = {*args.dataset, *cfg.DATASETS.TRAIN}
     all_findings = [_check_one(cfg, name, args, name in trained) for name in dict.fromkeys(names)]
     all_findings[0].problems += problems
+    _notice_shared_images(cfg, all_findings)
     refuse_nothing(cfg, [found for found in all_findings if found.name in trained])
     for found in all_findings:
         print("\n" + format_findings(found, cfg))
@@ -65,6 +69,23 @@ def check(args: argparse.Namespace) -> bool:
         print(f"\nAll findings are in {report}")
     print("\n" + format_conclusion(all_findings))
     return any(found.training_fails for found in all_findings)
+
+
+def _notice_shared_images(cfg: CfgNode, all_findings: Sequence[Findings]) -> None:
+    """Report test images that are also training images."""
+    train, test = (
+        {os.path.realpath(record["file_name"]): found for found in part for record in found.records}
+        for part in (
+            [found for found in all_findings if found.name in names]
+            for names in (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
+        )
+    )
+    shared = sorted(train.keys() & test.keys())
+    if shared:
+        reason = f"{len(shared)} of {len(test)}: {some(shared)}"
+        kind = "test images that are training images too"
+        where = f"data set '{test[shared[0]].name}'"
+        test[shared[0]].problems.append(Problem(kind, where, reason, NOTICE))
 
 
 def _check_one(cfg: CfgNode, name: str, args: argparse.Namespace, is_trained: bool) -> Findings:
