@@ -12,6 +12,9 @@ from solo_d2.modeling.tiles import Tiles
 from solo_d2.utils.commands import positive, probability
 from solo_d2.visualization.overlay import LABELS
 
+# Smaller tiles are probably meant as their number.
+_SMALLEST_TILE = 16
+
 
 def read_arguments(description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line; `argv` None takes that of this process."""
@@ -99,6 +102,8 @@ def check_model(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
         parser.error("give the model: --config-file, --weights or both, or --onnx")
     if args.onnx and (args.device or args.opts):
         parser.error("--onnx cannot be used with --device and --opts")
+    if args.tiles and args.tiles < _SMALLEST_TILE:
+        parser.error(f"--tiles is the side of a tile, at least {_SMALLEST_TILE} pixels")
     if args.runtime and not args.onnx:
         parser.error("--runtime is for --onnx")
 

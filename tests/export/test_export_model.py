@@ -215,6 +215,7 @@ def test_arguments_that_do_not_fit(export_tool, args):
         ["--onnx", "m.onnx", "--config-file", "c"],
         ["--onnx", "m.onnx", "--weights", "w"],
         ["--onnx", "m.onnx", "--panoptic", "folder"],
+        ["--onnx", "m.onnx", "--tiles", "4"],
     ],
 )
 def test_demo_arguments_that_do_not_fit(args, capsys):
