@@ -19,7 +19,12 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from solo_d2.data.panoptic_conversion import ensure_converted, write_stuff_maps  # noqa: E402
+from solo_d2.data.panoptic_conversion import (  # noqa: E402
+    STAMP,
+    default_folder,
+    ensure_converted,
+    write_stuff_maps,
+)
 from tools.arguments import entry_point, plain_parser  # noqa: E402
 
 
@@ -48,9 +53,13 @@ def run(args: argparse.Namespace) -> None:
     if args.stuff_only:
         folder = write_stuff_maps(args.json, args.png_dir, args.output)
     else:
+        stamp = Path(args.output or default_folder(args.png_dir)) / STAMP
+        before = stamp.stat().st_mtime_ns if stamp.is_file() else None
         folder = ensure_converted(
             args.json, args.png_dir, args.output, image_root=args.images, force=args.force
         )
+        if before == stamp.stat().st_mtime_ns:
+            print("The JSON is unchanged: nothing was converted. --force converts again")
     print(f"The conversion is in {folder.absolute()}")
 
 

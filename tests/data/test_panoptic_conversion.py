@@ -226,7 +226,11 @@ def test_the_command(tmp_path, capsys):
     root = files.write(tmp_path / "data")
     arguments = ["--json", str(root / "panoptic.json"), "--png-dir", str(root / "panoptic")]
     assert convert_panoptic.main(arguments) == 0
-    assert str(root / "panoptic_converted") in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert str(root / "panoptic_converted") in printed
+    assert "--force" not in printed
+    assert convert_panoptic.main(arguments) == 0
+    assert "nothing was converted. --force" in capsys.readouterr().out
     stuff = root / "panoptic_stuff"
     assert convert_panoptic.main([*arguments, "--output", str(stuff), "--stuff-only"]) == 0
     assert sorted(path.name for path in stuff.iterdir()) == ["1.png", "2.png"]
