@@ -1,11 +1,12 @@
 """Loading configs: defaults, YAML files and overrides."""
 
 from collections.abc import Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import yaml
 from detectron2.config import CfgNode, get_cfg
-from yaml import YAMLError
 
 from solo_d2.config.defaults import add_solo_config
 from solo_d2.config.extensions import ADDED_KEYS
@@ -49,11 +50,40 @@ def find_config_file(config_file: str) -> str:
     )
 
 
+class _CheckedFiles(CfgNode):
+    """Reads a config and its bases; ConfigError for repeated keys, of which YAML keeps the last."""
+
+    @classmethod
+    def _open_cfg(cls, filename: str) -> StringIO:
+        with super()._open_cfg(filename) as file:
+            text = file.read()
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if not isinstance(root, yaml.MappingNode):
+            raise ConfigError(f"{filename} has no keys: a config consists of lines KEY: VALUE")
+        _require_unique_keys(root, filename, "")
+        return StringIO(text)
+
+
+def _require_unique_keys(node: yaml.MappingNode, file: str, prefix: str) -> None:
+    lines: dict[str, int] = {}
+    for key, value in node.value:
+        name, line = f"{prefix}{key.value}", key.start_mark.line + 1
+        if name in lines:
+            raise ConfigError(
+                f"{file} has {name} twice, in lines {lines[name]} and {line}: merge them, as YAML "
+                "ignores all but the last"
+            )
+        lines[name] = line
+        if isinstance(value, yaml.MappingNode):
+            _require_unique_keys(value, file, f"{name}.")
+
+
 def load_config(config_file: str, overrides: Sequence[Any] = ()) -> CfgNode:
     """Load a YAML config on top of the defaults of Detectron2 and this project.
 
     Args:
-        config_file: see `find_config_file`; YAML that would run code is rejected.
+        config_file: see `find_config_file`; YAML that repeats keys or would run code is
+            rejected.
         overrides: see `override`.
 
     Raises:
@@ -62,10 +92,11 @@ def load_config(config_file: str, overrides: Sequence[Any] = ()) -> CfgNode:
     config_file = find_config_file(config_file)
     cfg = default_config()
     try:
+        _CheckedFiles.load_yaml_with_base(config_file)
         cfg.merge_from_file(config_file, allow_unsafe=False)
     except ConfigError:
         raise
-    except (*MERGE_ERRORS, OSError, YAMLError) as error:
+    except (*MERGE_ERRORS, OSError, yaml.YAMLError) as error:
         if from_user_code(error):  # such as a handler of URLs
             raise
         raise ConfigError(f"{config_file}: {merge_reason(error, cfg)}") from error
