@@ -5,6 +5,7 @@ from importlib.util import find_spec
 import pytest
 import yaml
 from detectron2.config import get_cfg
+from detectron2.utils import comm
 
 from solo_d2.config import default_config, load_config, override
 from solo_d2.data.input_checks import check_input_config
@@ -158,6 +159,12 @@ def test_what_is_allowed_at_the_borders_passes():
     check_model_keys(cfg)
 
 
+def test_evaluation_uses_any_number_of_processes(monkeypatch):
+    monkeypatch.setattr(comm, "get_world_size", lambda: 3)
+    assert "multiple of the 3 processes" in refusal(check_run_config, default_config())
+    check_run_config(default_config(), training=False)
+
+
 def test_a_config_without_our_keys_names_the_function_that_adds_them():
     assert "add_solo_config" in refusal(check_run_config, get_cfg())
 
@@ -174,6 +181,8 @@ FILES = {
     "_BASE_: gone.yaml": "gone.yaml",
     "_BASE_: 3": "",
     "VERSION: x": "",
+    "SOLVER: {MAX_ITER: 1}\nSEED: 1\nSOLVER: {BASE_LR: 0.1}": "SOLVER twice, in lines 1 and 3",
+    "SOLVER: {MAX_ITER: 1, MAX_ITER: 2}": "SOLVER.MAX_ITER twice",
     "MODEL: {SOLO: {NMS: [}}": "",
     "MODEL: !!python/object/apply:os.mkdir [MADE]": "os.mkdir",
     "MODEL: !!python/object/new:os.mkdir {args: [MADE]}": "os.mkdir",
