@@ -46,19 +46,28 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
     metrics = []
     for number, line in enumerate(lines, start=1):
         try:
-            metrics.append(json.loads(line))
-        except ValueError:
+            values = json.loads(line)
+            int(values["iteration"])
+            metrics.append(values)
+        except (ValueError, TypeError, KeyError):
             # The last line may be incomplete if the training runs or was killed.
             if number < len(lines):
-                raise ConfigError(f"{file}, line {number} is not JSON") from None
+                raise ConfigError(
+                    f"{file}, line {number} is no metrics of an iteration in JSON"
+                ) from None
     return metrics
 
 
 def curve(metrics: Sequence[dict[str, float]], key: str) -> tuple[list[int], list[float]]:
-    """Return iterations and values of a key; after a resume the last value of an iteration."""
-    values = {int(line["iteration"]): line[key] for line in metrics if key in line}
-    iterations = sorted(values)
-    return iterations, [values[i] for i in iterations]
+    """Return iterations and values of a key, without those that a resume or a restart replaced."""
+    values: dict[int, float] = {}
+    for line in metrics:
+        if key in line:
+            iteration = int(line["iteration"])
+            while values and next(reversed(values)) >= iteration:
+                values.popitem()
+            values[iteration] = line[key]
+    return list(values), list(values.values())
 
 
 def plot(runs: dict[str, list[dict[str, float]]], keys: Sequence[str]) -> Figure:
@@ -79,7 +88,9 @@ def plot(runs: dict[str, list[dict[str, float]]], keys: Sequence[str]) -> Figure
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
-    names = args.names or [folder.name for folder in args.folders]
+    names = args.names or [folder.resolve().name for folder in args.folders]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"Trainings have the same name ({', '.join(names)}): set --names")
     runs = {name: read_metrics(folder) for name, folder in zip(names, args.folders, strict=True)}
     save_figure(plot(runs, args.keys), args.output)
 

@@ -28,6 +28,8 @@ from solo_d2.data.segmentations import to_rle
 from solo_d2.evaluation.average_precision import group
 from solo_d2.evaluation.coco_results import index_coco
 from solo_d2.evaluation.error_analysis import read_predictions
+from solo_d2.utils.commands import probability
+from solo_d2.utils.errors import DatasetError
 from tools.arguments import entry_point, plain_parser
 
 # IoU thresholds of the Data Science Bowl.
@@ -40,7 +42,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--json", type=Path, required=True, metavar="FILE", help="objects in COCO format")
     add("--predictions", type=Path, required=True, metavar="FILE", help="results in COCO format")
-    add("--min-score", type=float, default=0.3, metavar="S", help="default: %(default)s")
+    add("--min-score", type=probability, default=0.3, metavar="S", help="default: %(default)s")
     return parser.parse_args(argv)
 
 
@@ -90,8 +92,21 @@ def score_image(truth: NDArray[np.int64], predicted: NDArray[np.int64]) -> dict[
 def score(json_file: Path, results_file: Path, min_score: float) -> dict[str, float]:
     """Compute the metrics of a data set, in percent; DatasetError for unusable files."""
     content = read_lists(str(json_file), refuse_errors(str(json_file)), json_file.stem)
+    for image in content["images"]:
+        if not {"height", "width"} <= image.keys():
+            raise DatasetError(f"{json_file}: image {image['id']} has no 'height' and 'width'")
     results = read_predictions(results_file, index_coco(content))
-    objects = group((a for a in content["annotations"] if not a.get("iscrowd")), "image_id")
+    annotations = [a for a in content["annotations"] if not a.get("iscrowd")]
+    masks = [a for a in annotations if a.get("segmentation")]
+    if not masks:
+        raise DatasetError(f"{json_file} has no objects with masks to compare with")
+    if len(masks) < len(annotations):
+        print(
+            f"score_instances: {len(annotations) - len(masks)} of {len(annotations)} annotations "
+            f"of {json_file} have no 'segmentation' and are left out",
+            file=sys.stderr,
+        )
+    objects = group(masks, "image_id")
     kept = (r for r in results if r["score"] >= min_score)
     predicted = group(sorted(kept, key=lambda r: -r["score"]), "image_id")
     scores = []

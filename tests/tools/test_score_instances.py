@@ -66,5 +66,23 @@ def test_command(tmp_path, capsys):
     assert score_instances.main(files) == 0
     # The best prediction is on top; the third is below the threshold: 1 match of 2 and 2.
     assert capsys.readouterr().out.split() == "PQ 50.0 SQ 100.0 RQ 50.0 AJI 30.8 DSB 33.3".split()
+    truth["annotations"] += [rectangle(3, (0, 0, 4, 4), 1, 1, segmentation=[])]
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    assert score_instances.main(files) == 0
+    out, error = capsys.readouterr()
+    assert out.startswith("PQ    50.0")
+    assert "1 of 3 annotations" in error
     (tmp_path / "results.json").write_text("{}")
     assert score_instances.main(files) == 2
+    assert "results.json" in capsys.readouterr().err
+    (tmp_path / "results.json").write_text("[]")
+    truth["annotations"] = []
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    assert score_instances.main(files) == 2
+    assert "truth.json has no objects" in capsys.readouterr().err
+    del truth["images"][0]["height"]
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    assert score_instances.main(files) == 2
+    assert "image 1 has no 'height'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        score_instances.main([*files, "--min-score", "30"])
