@@ -31,12 +31,14 @@ if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
 from solo_d2.api.images import ImageError, output_names, read_image, save_image  # noqa: E402
+from solo_d2.config import load_config  # noqa: E402
 from solo_d2.utils.commands import (  # noqa: E402
     INTERRUPTED,
     TERMINATED,
     Terminated,
     cause_of_end,
 )
+from solo_d2.utils.errors import ConfigError  # noqa: E402
 from solo_d2.utils.files import save_text  # noqa: E402
 from solo_d2.visualization.text import text_font  # noqa: E402
 from tools.arguments import RejectedError, entry_point, run_program  # noqa: E402
@@ -83,9 +85,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--retrain", action="store_true", help="train even if the model exists")
     add("opts", nargs=argparse.REMAINDER, help="KEY VALUE ... of the config")
     args = parser.parse_args(argv)
-    if args.output is None:
-        config = CfgNode.load_yaml_with_base(str(args.config_file))
-        args.output = Path(config.get("OUTPUT_DIR", "output/quickstart"))
+    try:
+        config = load_config(str(args.config_file), args.opts)
+    except ConfigError as error:
+        parser.error(str(error))
+    args.output = args.output or Path(config.OUTPUT_DIR)
     return args
 
 

@@ -194,3 +194,11 @@ finally:
     assert (found, len(err)) == (code, 1)
     assert f"Training was stopped by {name}; " in err[0]
     assert gone.exists()
+
+
+@pytest.mark.parametrize("words", [["--config-file", "gone.yaml"], ["SOLVER.MAX_ITR", "5"]])
+def test_a_wrong_config_is_named_before_training(words, capsys):
+    with pytest.raises(SystemExit):
+        quickstart.parse_args(words)
+    message = capsys.readouterr().err
+    assert any(word in message for word in ("gone.yaml", "SOLVER.MAX_ITR; there is"))
