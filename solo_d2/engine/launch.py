@@ -5,6 +5,7 @@ Processes with GPUs exchange gradients by NCCL, others by gloo.
 
 import argparse
 import contextlib
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -64,9 +65,9 @@ def launch(main: Main, args: argparse.Namespace) -> Any:
         JobError: a process was killed, or failed and printed a message.
         ProcessRaisedException: `main` raised; with the traceback of the process.
     """
-    timeout = timedelta(minutes=args.dist_timeout)
     under_torchrun = "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
     _check_options(args, under_torchrun)
+    timeout = timedelta(minutes=args.dist_timeout)
     if under_torchrun:
         return _join(main, args, timeout)
     count, machines = args.num_processes or args.num_gpus or 1, args.num_machines or 1
@@ -95,6 +96,19 @@ def _check_options(args: argparse.Namespace, under_torchrun: bool) -> None:
         )
     if args.num_gpus is not None and args.num_processes is not None:
         raise ConfigError("--num-gpus is for GPUs, --num-processes for the CPU: use one of them")
+    for name, least in (("num_processes", 1), ("num_gpus", 0), ("num_machines", 1)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise ConfigError(
+                f"--{name.replace('_', '-')} is {value}, but must be at least {least}"
+            )
+    if not 0 < args.dist_timeout < math.inf:
+        raise ConfigError(f"--dist-timeout is {args.dist_timeout}, but must be above 0 minutes")
+    if args.machine_rank and args.machine_rank >= (args.num_machines or 1):
+        raise ConfigError(
+            f"--machine-rank is {args.machine_rank}, but must be below --num-machines "
+            f"({args.num_machines or 1})"
+        )
     if (args.num_gpus or 1) > max(1, torch.cuda.device_count()):
         raise ConfigError(
             f"--num-gpus is {args.num_gpus}, but torch finds {torch.cuda.device_count()} GPUs. For "
@@ -147,7 +161,10 @@ def distribute(model: nn.Module) -> nn.Module:
 
 
 def check_device(device: str) -> None:
-    """Raise a ConfigError if the job's processes cannot exchange tensors of MODEL.DEVICE."""
+    """Raise a ConfigError if MODEL.DEVICE is no GPU of this machine, or not for its processes."""
+    index, count = torch.device(device).index, torch.cuda.device_count()
+    if device.startswith("cuda") and index is not None and index >= count:
+        raise ConfigError(f"MODEL.DEVICE is {device}, but torch finds {count} GPUs")
     if comm.get_world_size() == 1:
         return
     backend = dist.get_backend()

@@ -24,6 +24,11 @@ def four_gpus_and_no_starter(monkeypatch):
         (["--num-gpus", 2], {"RANK": "0", "WORLD_SIZE": "2"}, "--num-gpus"),
         (["--dist-url", "tcp://x:1"], {"RANK": "0", "WORLD_SIZE": "2"}, "--dist-url"),
         ([], {"SLURM_STEP_NUM_TASKS": "2"}, "SLURM_STEP_NUM_TASKS"),
+        (["--num-processes", 0], {}, "--num-processes is 0"),
+        (["--num-gpus", -1], {}, "--num-gpus is -1"),
+        (["--machine-rank", 1], {}, "--machine-rank is 1"),
+        (["--dist-timeout", 0], {}, "--dist-timeout is 0"),
+        (["--dist-timeout", "nan"], {}, "--dist-timeout is nan"),
     ],
 )
 def test_contradictory_settings_are_named(monkeypatch, arguments, environ, named):
@@ -95,3 +100,9 @@ def test_device_that_the_processes_are_not_for(monkeypatch, backend, device, nam
     with pytest.raises(ConfigError, match=named):
         check_device(device)
     check_device({"cuda": "cpu", "cpu": "cuda"}[device])
+
+
+def test_a_gpu_that_does_not_exist():
+    check_device("cuda:3")
+    with pytest.raises(ConfigError, match="MODEL.DEVICE is cuda:4"):
+        check_device("cuda:4")
