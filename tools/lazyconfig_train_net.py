@@ -36,7 +36,7 @@ from solo_d2.engine.lazy import (  # noqa: E402
     trainer_config,
 )
 from solo_d2.engine.reservation import holds_training, reserve  # noqa: E402
-from solo_d2.engine.setup import log_to  # noqa: E402
+from solo_d2.engine.setup import choose_weights, log_to  # noqa: E402
 from solo_d2.modeling.building import refusing  # noqa: E402
 from solo_d2.utils.commands import run_command  # noqa: E402
 from solo_d2.utils.errors import ConfigError  # noqa: E402
@@ -58,6 +58,9 @@ def main(args: argparse.Namespace) -> Any:
     with refusing(f"The lazy config {args.config_file}, changed by {args.opts},"):
         lazy = LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
     cfg = trainer_config(lazy)
+    cfg.defrost()
+    choose_weights(cfg, args)
+    cfg.freeze()
     check_device(cfg.MODEL.DEVICE)
     check_lazy_test_data(lazy)
     if not args.eval_only:

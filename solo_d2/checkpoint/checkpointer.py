@@ -18,7 +18,7 @@ from solo_d2.checkpoint.saved_classes import KEY
 from solo_d2.checkpoint.timm import convert_timm
 from solo_d2.data.classes import Category
 from solo_d2.modeling.backbones.timm import timm_backbone
-from solo_d2.utils.errors import ConfigError, first_line
+from solo_d2.utils.errors import ConfigError, first_line, listed
 from solo_d2.utils.files import naming, put_in_place, save_text, sweep, unfinished
 from solo_d2.utils.user_code import from_user_code
 
@@ -125,7 +125,7 @@ class SOLOCheckpointer(DetectionCheckpointer):
         """Return the last checkpoint of the folder; "" if there is none.
 
         Raises:
-            ConfigError: `last_checkpoint` names a file elsewhere.
+            ConfigError: `last_checkpoint` names a file elsewhere, or none that exists.
         """
         note = os.path.join(self.save_dir, "last_checkpoint")
         try:
@@ -140,6 +140,12 @@ class SOLOCheckpointer(DetectionCheckpointer):
                 raise ConfigError(
                     f"{note} names {name!r:.200}, which is not in its folder: write the file name "
                     "of a checkpoint in that folder to it"
+                )
+            if not os.path.isfile(file):
+                found = sorted(path.name for path in Path(self.save_dir).glob("model_*.pth"))
+                raise ConfigError(
+                    f"{note} names {name!r:.200}, which does not exist: write the file name of "
+                    f"another checkpoint to it ({listed(found) or 'the folder has none'})"
                 )
         return file
 
@@ -203,6 +209,12 @@ class SOLOCheckpointer(DetectionCheckpointer):
                     f"{source.title} goes with {key} {wanted}, but the model has {actual}: expect "
                     "worse results"
                 )
+
+
+def last_checkpoint(folder: str) -> str:
+    """Return the last checkpoint of an OUTPUT_DIR; "" if there is none."""
+    checkpointer = SOLOCheckpointer(nn.Module(), folder)
+    return checkpointer.get_checkpoint_file() if checkpointer.has_checkpoint() else ""
 
 
 def _model_setting(model: nn.Module, key: str) -> Any:

@@ -77,16 +77,17 @@ RULES = {
 }
 
 
-def check_run_config(cfg: CfgNode) -> None:
+def check_run_config(cfg: CfgNode, *, training: bool = True) -> None:
     """Raise a ConfigError for the first invalid key, or combination of keys, of a run.
 
-    Keys of the model are checked when it is built.
+    Keys of the model are checked when it is built. Without `training`, the batch size need not be
+    a multiple of the number of processes.
     """
     check_config(cfg, SECTIONS, RULES)
     check_input_config(cfg)
     SpeedOptions.from_config(cfg)
     Tiles.from_config(cfg)
-    solver, processes = cfg.SOLVER, comm.get_world_size()
+    solver, processes = cfg.SOLVER, comm.get_world_size() if training else 1
     batch, planned, base = solver.IMS_PER_BATCH, solver.REFERENCE_WORLD_SIZE, solver.BASE_LR
     images = batch // processes
     cosine = solver.LR_SCHEDULER_NAME == "WarmupCosineLR"

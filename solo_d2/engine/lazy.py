@@ -22,7 +22,7 @@ from solo_d2.data.catalog import require_model_classes
 from solo_d2.data.classes import Category
 from solo_d2.data.own_loaders import use_own_loaders
 from solo_d2.engine.bad_step import RunRecord
-from solo_d2.engine.checks import FULL_MODEL
+from solo_d2.engine.checks import FULL_MODEL, check_run_config
 from solo_d2.engine.metrics import save_metrics
 from solo_d2.engine.trainer import Trainer, load_weights
 from solo_d2.engine.training_data import explaining_no_data
@@ -95,10 +95,11 @@ def trainer_config(lazy: DictConfig) -> CfgNode:
                 override(cfg, [key, value])
             except ConfigError as error:
                 raise ConfigError(f"{name} is {shown(value)}: {error}") from error
-    if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     if cfg.SEED < 0:
         cfg.SEED = comm.shared_random_seed()
+    check_run_config(cfg, training=False)
     cfg.freeze()
     return cfg
 

@@ -11,6 +11,7 @@ from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from solo_d2.checkpoint.checkpointer import last_checkpoint
 from solo_d2.checkpoint.saved_classes import adopt_saved_classes
 from solo_d2.config import add_import_argument, find_config_file, load_config, override
 from solo_d2.config.extensions import import_extension
@@ -59,7 +60,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = load_config(args.config_file)
     apply_dataset_arguments(cfg, args)
     override(cfg, args.opts)
-    check_run_config(cfg)
+    check_run_config(cfg, training=not args.eval_only)
+    choose_weights(cfg, args)
     register_datasets_of_config(cfg)
     used = tuple(cfg.DATASETS.TEST) if args.eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     _require_test_data(cfg, args)
@@ -75,8 +77,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if not args.eval_only:
         reserve(cfg.OUTPUT_DIR)
     log_to(cfg.OUTPUT_DIR)
-    if not torch.cuda.is_available() and cfg.MODEL.DEVICE == "cuda":
-        logger.warning("No GPU is available: MODEL.DEVICE changes from cuda to cpu")
+    if not torch.cuda.is_available() and cfg.MODEL.DEVICE.startswith("cuda"):
+        logger.warning(f"No GPU is available: MODEL.DEVICE changes from {cfg.MODEL.DEVICE} to cpu")
         cfg.MODEL.DEVICE = "cpu"
     warn_of_unused_keys(cfg, args.config_file, args.opts)
     scale_schedule(cfg, given=args.opts[::2])
@@ -84,6 +86,22 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg.freeze()
     _begin(cfg, args)
     return cfg
+
+
+def choose_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Set MODEL.WEIGHTS to the last checkpoint with --eval-only and --resume, as Detectron2 does.
+
+    Raises:
+        ConfigError: MODEL.WEIGHTS, or the last checkpoint that --resume needs, does not exist.
+    """
+    last = last_checkpoint(cfg.OUTPUT_DIR) if args.resume else ""
+    if last and args.eval_only:
+        logger.info(f"--resume: the last checkpoint {last} is evaluated")
+        cfg.MODEL.WEIGHTS = last
+    weights = cfg.MODEL.WEIGHTS
+    exists = "://" in weights or Path(weights.partition("?")[0]).is_file()
+    if weights and not last and not exists:
+        raise ConfigError(f"The weights {weights} of MODEL.WEIGHTS do not exist")
 
 
 def _require_test_data(cfg: CfgNode, args: argparse.Namespace) -> None:

@@ -174,7 +174,7 @@ class Trainer(DefaultTrainer):
             hooks.append(PeriodicCheckpointer(self.checkpointer, solver.CHECKPOINT_PERIOD))
         hooks.append(EvalHook(period, self._evaluate))
         if period > 0 and comm.is_main_process():
-            metric = best_metric(self.cfg)
+            metric = self._best_metric()
             best = ResumableBestCheckpointer(period, self.checkpointer, metric)
             hooks.append(best)
         if solver.EARLY_STOPPING_PATIENCE > 0:
@@ -301,7 +301,12 @@ class Trainer(DefaultTrainer):
 
     def _best_of(self) -> list[str]:
         """Return the metric and data sets that determine the best checkpoint."""
-        return [best_metric(self.cfg), *self.cfg.DATASETS.TEST]
+        return [self._best_metric(), *self.cfg.DATASETS.TEST]
+
+    def _best_metric(self) -> str:
+        """Return the key of the best checkpoint's metric in the results of `test`."""
+        names, metric = self.cfg.DATASETS.TEST, best_metric(self.cfg)
+        return f"{names[0]}/{metric}" if len(names) > 1 else metric
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a saved state, with the schedule and options of the config.
@@ -338,7 +343,16 @@ class Trainer(DefaultTrainer):
             ConfigError: the weights can't be used, or SOLVER.EMA has changed.
         """
         rest = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
-        if resume and self.checkpointer.has_checkpoint():
+        folder, has_checkpoint = self.cfg.OUTPUT_DIR, self.checkpointer.has_checkpoint()
+        if resume != has_checkpoint:
+            logger.warning(
+                f"OUTPUT_DIR {folder} has no checkpoint to resume: training starts from the "
+                "beginning"
+                if resume
+                else f"OUTPUT_DIR {folder} has checkpoints of an earlier training, which this one "
+                "overwrites: to continue it, use --resume"
+            )
+        if resume and has_checkpoint:
             self.start_iter = self.iter + 1
             self._compare_with_checkpoint(rest)
         if self.ema is not None and not self._trained.loaded:

@@ -1,10 +1,12 @@
 """The best checkpoint, early stopping and the average of the weights."""
 
 import json
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from solo_d2.config import load_config
 from solo_d2.engine import Trainer, setup
 from solo_d2.engine.hooks import EMA
 from tests.engine.runs import run_config, train
@@ -46,6 +48,26 @@ def test_stops_after_evaluations_without_a_better_one(shapes, tmp_path, monkeypa
     assert trainer.start_iter == 4
     assert load(tmp_path / "model_final.pth")["iteration"] == 6
     assert list(left) == [60.0]  # and no evaluation is made twice
+
+
+def test_of_several_data_sets_the_first_decides(shapes, tmp_path, monkeypatch):
+    scores = iter((10.0, 30.0, 20.0, 20.0))
+
+    def test(*_):
+        first = next(scores)
+        both = {"custom_val": first, "second": 40 - first}
+        return {name: {"segm": {"AP": score}} for name, score in both.items()}
+
+    monkeypatch.setattr(Trainer, "test", classmethod(test))
+    opts = ("TEST.EVAL_PERIOD", 1, "SOLVER.MAX_ITER", 9, "SOLVER.EARLY_STOPPING_PATIENCE", 2)
+    names = ("DATASETS.TEST", "('custom_val', 'second')")
+    args = run_config(shapes, tmp_path, *opts, *names)
+    cfg = load_config(args.config_file)
+    cfg.DATASETS.COCO_FORMAT = [["second", args.val_json, args.val_images]]
+    Path(args.config_file).write_text(cfg.dump())
+    train(setup(args))
+    assert load(tmp_path / "model_best.pth")["iteration"] == 1
+    assert load(tmp_path / "model_final.pth")["iteration"] == 3
 
 
 def test_average_of_weights_by_hand():

@@ -62,6 +62,21 @@ def states(trainer):
     return {names[p]: state for p, state in trainer._trainer.optimizer.state.items()}
 
 
+def test_a_folder_with_other_checkpoints_than_expected_is_warned_of(first, shapes, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(first, folder, ignore=shutil.ignore_patterns("log.txt"))
+    args = run_config(shapes, folder, *BASE)
+    Trainer(setup(args)).resume_or_load(resume=False)
+    assert "checkpoints of an earlier training" in (folder / "log.txt").read_text()
+    args.resume = True
+    (folder / "last_checkpoint").write_text("model_0000009.pth")
+    with pytest.raises(ConfigError, match=r"model_0000009.pth'.* does not exist.*model_best.pth"):
+        setup(args)
+    args = run_config(shapes, tmp_path / "empty", *BASE)
+    Trainer(setup(args)).resume_or_load(resume=True)
+    assert "has no checkpoint to resume" in (tmp_path / "empty/log.txt").read_text()
+
+
 def test_without_changes_nothing_is_dropped(first, resume):
     assert (first / "last_checkpoint").read_text() == "model_best.pth"  # saved after the last step
     saved = torch.load(first / "model_best.pth", weights_only=True)

@@ -72,6 +72,12 @@ def test_a_saved_model_is_evaluated_on_other_data_of_its_classes_alone(shapes, t
         item[key] = 10 * item[key]
     (tmp_path / "other.json").write_text(json.dumps(content))
     data = "--val-json", tmp_path / "other.json", "--val-images", shapes / "val"
+    resumed = argument_parser().parse_args(
+        ["--config-file", f"{tmp_path}/config.yaml", "--eval-only", "--resume", *map(str, data)]
+        + ["MODEL.WEIGHTS", "gone.pth"]
+    )
+    with restored():
+        assert setup(resumed).MODEL.WEIGHTS == f"{tmp_path}/model_final.pth"
     # What it was trained on may be gone.
     text = (tmp_path / "config.yaml").read_text()
     (tmp_path / "config.yaml").write_text(text.replace("instances_train", "gone"))
@@ -211,6 +217,7 @@ def test_keys_of_the_command_line_are_not_scaled(shapes, tmp_path):
         (["SOLVER.ACCUMULATE_STEPS", 5], ConfigError, ["ACCUMULATE_STEPS is 5", "to the", "4"]),
         (["SOLVER.EARLY_STOPPING_PATIENCE", 3], ConfigError, ["PATIENCE is 3", "EVAL_PERIOD"]),
         (["DATASETS.TRAIN", ("nothing",)], DatasetError, ["nothing"]),
+        (["MODEL.WEIGHTS", "gone.pth"], ConfigError, ["gone.pth of MODEL.WEIGHTS"]),
     ],
 )
 def test_bad_settings_are_named_before_training(shapes, tmp_path, opts, error, named):
