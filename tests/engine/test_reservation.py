@@ -76,8 +76,9 @@ def test_workers_that_outlive_a_killed_training_hold_nothing(tmp_path):
 
 
 def test_nothing_of_a_running_training_is_touched(shapes, tmp_path):
-    for name in ("config.yaml", "log.txt", "last_checkpoint"):
+    for name in ("config.yaml", "log.txt", "model_final.pth"):
         (tmp_path / name).write_text("of the first")
+    (tmp_path / "last_checkpoint").write_text("model_final.pth")
     args = run_config(shapes, tmp_path, "SEED", "-1")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with process(lambda: reserve(tmp_path)) as first:

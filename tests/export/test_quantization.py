@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from detectron2.data import DatasetCatalog
 
 from solo_d2.data import catalog
 from solo_d2.data.classes import make_categories
@@ -89,6 +90,7 @@ def run_tool(exported, tmp_path, monkeypatch):
 
         monkeypatch.setattr(tool.Trainer, "build_test_loader", classmethod(loader))
         monkeypatch.setattr(catalog, "check_datasets", lambda names: None)
+        monkeypatch.setattr(DatasetCatalog, "get", lambda name: [{}])
         monkeypatch.setattr(catalog, "categories", lambda name: make_categories(classes, IDS))
         monkeypatch.setattr(tool, "main_metric", lambda cfg, name, model, metric: next(left))
         cfg = small_config("DATASETS.TRAIN", ("first",), "DATASETS.TEST", ("second",))
