@@ -160,7 +160,7 @@ def write_report(
     base = args.base_config or (table.quick_base if args.quick else None)
     seeds = sorted({run.seed for run in runs})
     conditions = {
-        "base": str(base or "the paper's settings"),
+        "base": str(base or "each row's config"),
         "seeds": seeds,
         "max_iter": args.max_iter or None,
         "opts": list(args.opts),
