@@ -124,6 +124,8 @@ def _check_weights_exist(weights: str) -> None:
 
 def _require_weights(path: Path) -> None:
     if path.is_dir():
-        raise ConfigError(f"The weights {path} are a folder: name a file in it, as model_final.pth")
+        raise ConfigError(
+            f"The weights {path} are a folder: name a file in it, such as model_final.pth"
+        )
     if not path.is_file():
         raise ConfigError(f"The weights file {path} does not exist (--weights or MODEL.WEIGHTS)")

@@ -101,7 +101,7 @@ def choose_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
     weights = cfg.MODEL.WEIGHTS
     exists = "://" in weights or Path(weights.partition("?")[0]).is_file()
     if weights and not last and not exists:
-        raise ConfigError(f"The weights {weights} of MODEL.WEIGHTS do not exist")
+        raise ConfigError(f"MODEL.WEIGHTS is {weights}, which is not a file")
 
 
 def _require_test_data(cfg: CfgNode, args: argparse.Namespace) -> None:

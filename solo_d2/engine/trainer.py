@@ -344,14 +344,12 @@ class Trainer(DefaultTrainer):
         """
         rest = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         folder, has_checkpoint = self.cfg.OUTPUT_DIR, self.checkpointer.has_checkpoint()
-        if resume != has_checkpoint:
-            logger.warning(
-                f"OUTPUT_DIR {folder} has no checkpoint to resume: training starts from the "
-                "beginning"
-                if resume
-                else f"OUTPUT_DIR {folder} has checkpoints of an earlier training, which this one "
-                "overwrites: to continue it, use --resume"
-            )
+        if resume and not has_checkpoint:
+            text = "OUTPUT_DIR %s has no checkpoint to resume: training starts from the beginning"
+            logger.warning(text, folder)
+        elif has_checkpoint and not resume:
+            text = "OUTPUT_DIR %s has checkpoints of an earlier training, which this one overwrites"
+            logger.warning(text + ": to continue it, use --resume", folder)
         if resume and has_checkpoint:
             self.start_iter = self.iter + 1
             self._compare_with_checkpoint(rest)

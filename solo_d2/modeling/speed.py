@@ -100,8 +100,8 @@ def uses_winograd_in_training(cfg: CfgNode, model: nn.Module) -> bool:
 class _WinogradHooks:
     """Forward hooks that run a module within `WinogradConvolutions`, in training mode.
 
-    Only images become channels_last, and features with them. Weights do not, because those of other
-    convolutions than 1x1 would be copied to the default format in each step.
+    Images become channels_last, and so do the features computed from them. Weights keep the default
+    format, to which other convolutions than 1x1 would have to copy them in each step.
     """
 
     def __init__(self) -> None:
@@ -112,7 +112,9 @@ class _WinogradHooks:
             return inputs
         self.context.__enter__()
         return tuple(
-            x.contiguous(memory_format=torch.channels_last) if isinstance(x, Tensor) else x
+            x.contiguous(memory_format=torch.channels_last)
+            if isinstance(x, Tensor) and x.dim() == 4
+            else x
             for x in inputs
         )
 

@@ -7,9 +7,9 @@ of the multiplications (section 4.1 of the paper):
     Y = A' [(G w G') * (B' X B)] A
 
 X is a window, w a kernel, Y a tile, and * multiplies the 36 positions separately. The matrices
-follow from points at which polynomials are evaluated. In float32 the error is 1e-6 of the outputs,
-half of that with the usual points 0, 1, -1, 2 and -2, and at most six times that of a direct
-convolution (random images and kernels of 256 channels).
+follow from points at which polynomials are evaluated. In float32 the relative error is 1e-6: half
+as large as with the usual points 0, 1, -1, 2 and -2, and up to six times as large as that of a
+direct convolution (random images and kernels of 256 channels).
 
 N images, C input and O output channels, H W size, T tiles.
 """

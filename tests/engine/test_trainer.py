@@ -217,7 +217,7 @@ def test_keys_of_the_command_line_are_not_scaled(shapes, tmp_path):
         (["SOLVER.ACCUMULATE_STEPS", 5], ConfigError, ["ACCUMULATE_STEPS is 5", "to the", "4"]),
         (["SOLVER.EARLY_STOPPING_PATIENCE", 3], ConfigError, ["PATIENCE is 3", "EVAL_PERIOD"]),
         (["DATASETS.TRAIN", ("nothing",)], DatasetError, ["nothing"]),
-        (["MODEL.WEIGHTS", "gone.pth"], ConfigError, ["gone.pth of MODEL.WEIGHTS"]),
+        (["MODEL.WEIGHTS", "gone.pth"], ConfigError, ["MODEL.WEIGHTS is gone.pth"]),
     ],
 )
 def test_bad_settings_are_named_before_training(shapes, tmp_path, opts, error, named):

@@ -375,9 +375,10 @@ def test_winograd_gives_the_same_losses_and_nearly_the_same_gradients(convolved,
         assert bool(convolved) == ("SOLVER.WINOGRAD" in caplog.text) == is_used
     (expected, of_expected), (found, of_found) = results
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
-    for one, other in zip(of_found, of_expected, strict=True):
-        # An activation near 0 may fall on the other side of the ReLU.
-        assert (one - other).norm() <= 0.05 * other.norm() + 1e-5
+    errors = [float((a - b).norm() / b.norm().clamp(min=1e-4))
+              for a, b in zip(of_found, of_expected, strict=True)]  # fmt: skip
+    assert sorted(errors)[len(errors) // 2] < 1e-3
+    assert max(errors) < 0.05  # an activation near 0 may fall on the other side of the ReLU
     convolved.clear()
     model.eval()([image()])
     assert not convolved  # TEST.SPEED is for inference
