@@ -72,7 +72,7 @@ _WARNINGS = {
 # Why an annotation of a data set for object detection covers nothing.
 BOX_ONLY = "there is a box but no mask"
 # Maximum and minimum number of annotations for `_check_units`, and tolerance of boxes in pixels.
-_FIRST, _FEW, _SAME = 1000, 3, 2.0
+_MOST_CHECKED, _LEAST_CHECKED, _BOX_TOLERANCE = 1000, 3, 2.0
 # LVIS: categories of an image in which not every object is annotated, and that are not in it.
 LVIS_KEYS = ("not_exhaustive_category_ids", "neg_category_ids")
 _LVIS_FIELDS = tuple(
@@ -387,21 +387,21 @@ def _check_units(records: Records, report: Report) -> None:
 
     A file is written by one program, so the first annotations decide.
     """
-    first = itertools.islice((a for r in records.by_id.values() for a in r["annotations"]), _FIRST)
+    annotations = (a for record in records.by_id.values() for a in record["annotations"])
     corners, relative = [], []
-    for annotation in first:
+    for annotation in itertools.islice(annotations, _MOST_CHECKED):
         segmentation = annotation["segmentation"]
         x, y, width, height = segmentation_box(segmentation)
-        if max(x, y) > 2 * _SAME:  # otherwise both forms are about the same
+        if max(x, y) > 2 * _BOX_TOLERANCE:  # otherwise both forms are about the same
             expected = (x, y, x + width, y + height)
             pairs = zip(annotation["bbox"], expected, strict=True)
-            corners.append(all(abs(a - b) <= _SAME for a, b in pairs))
+            corners.append(all(abs(a - b) <= _BOX_TOLERANCE for a, b in pairs))
         if isinstance(segmentation, list):
             relative.append(min(x, y) >= 0 and max(x + width, y + height) <= 1)
-    if len(corners) >= _FEW and all(corners):
+    if len(corners) >= _LEAST_CHECKED and all(corners):
         reason = "every 'bbox' is [x0, y0, x1, y1], but must be [x, y, width, height]"
         report(Problem("boxes of another form", "'annotations'", reason))
-    if len(relative) >= _FEW and all(relative):
+    if len(relative) >= _LEAST_CHECKED and all(relative):
         reason = "all polygons are between 0 and 1, but their coordinates must be pixels"
         report(Problem("polygons in another unit", "'annotations'", reason))
 
