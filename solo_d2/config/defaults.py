@@ -316,6 +316,9 @@ def _add_solver_keys(cfg: CfgNode) -> None:
     # Whether 3x3 convolutions use Winograd's algorithm, in the format torch.channels_last: True,
     # False, or None or "auto" (in float32 on an x86 CPU, for models with many channels).
     cfg.SOLVER.WINOGRAD = None
+    # Whether GroupNorms and ReLUs of the head are computed twice, which needs less memory: True,
+    # False, or None or "auto" (on a CPU, without COMPILE).
+    cfg.SOLVER.RECOMPUTE = None
     # torch.compile of backbone, head and semantic branch in training: "" for none, "dynamic" (one
     # program for all sizes) or "static" (one for each size of padded batches, for few sizes).
     cfg.SOLVER.COMPILE = ""

@@ -29,7 +29,7 @@ from solo_d2.engine.training_data import explaining_no_data
 from solo_d2.evaluation.check import check_evaluation
 from solo_d2.evaluation.run import NotingMapper, evaluate_dataset
 from solo_d2.modeling.building import refusing
-from solo_d2.modeling.speed import speed_up_training, uses_winograd_in_training
+from solo_d2.modeling.speed import speed_up_training, training_options
 from solo_d2.utils.errors import ConfigError, DatasetError, shown
 
 logger = logging.getLogger("solo_d2")
@@ -121,10 +121,9 @@ class LazyTrainer(Trainer):
         self._trainer.record = RunRecord(self.cfg.OUTPUT_DIR, config="", seed=self.cfg.SEED)
 
     def build_model(self, cfg: CfgNode) -> nn.Module:  # type: ignore[override]
-        """Build the model of the config on its device, with SOLVER.WINOGRAD "auto"."""
+        """Build the model of the config on its device, with the default keys of SOLVER."""
         model = _build_model(self.lazy, cfg)
-        winograd = uses_winograd_in_training(cfg, model)
-        return speed_up_training(model, channels_last=False, compile="", winograd=winograd)
+        return speed_up_training(model, **training_options(cfg, model))
 
     def build_train_loader(self, cfg: CfgNode) -> Any:  # type: ignore[override]
         """Build the loader of the config."""

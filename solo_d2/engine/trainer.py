@@ -46,7 +46,7 @@ from solo_d2.modeling.speed import (
     SpeedOptions,
     speed_up,
     speed_up_training,
-    uses_winograd_in_training,
+    training_options,
 )
 from solo_d2.modeling.tiles import SOLOWithTiles
 from solo_d2.modeling.tta import SOLOWithTTA
@@ -101,16 +101,10 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> Any:
-        """Build the model, with the memory layout, convolutions and compilation of SOLVER."""
+        """Build the model; keys of SOLVER set how it computes in training."""
         model_class(cfg)
         model = super().build_model(cfg)
-        solver = cfg.SOLVER
-        return speed_up_training(
-            model,
-            channels_last=solver.CHANNELS_LAST,
-            compile=solver.COMPILE,
-            winograd=uses_winograd_in_training(cfg, model),
-        )
+        return speed_up_training(model, **training_options(cfg, model))
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> DataLoader[Any]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from solo_d2.ops.coords import append_coords
 from solo_d2.ops.deform_conv import deform_conv
+from solo_d2.ops.recompute import recomputed
 
 # Kinds of convolution: plain, deformable (arXiv:1703.06211), modulated deformable
 # (arXiv:1811.11168).
@@ -30,6 +31,25 @@ def make_norm(norm: str, channels: int) -> nn.Module | None:
     if norm == "GN":
         return GroupNorm(GROUP_NORM_GROUPS, channels)
     return get_norm(norm, channels)
+
+
+class NormedConv2d(Conv2d):
+    """Convolution of Detectron2, of which a GroupNorm and the activation are `recomputed`."""
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether norm and activation can be computed again without side effects."""
+        return isinstance(self.norm, nn.GroupNorm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve (B, C, H, W)."""
+        if not self.recomputes:
+            return super().forward(x)
+        return recomputed(self._normalize, self._conv_forward(x, self.weight, self.bias))
+
+    def _normalize(self, x: Tensor) -> Tensor:
+        x = self.norm(x)
+        return x if self.activation is None else self.activation(x)
 
 
 class DeformConv2d(nn.Conv2d):
@@ -110,7 +130,7 @@ def conv_norm_relu(
     if deform:
         conv: nn.Conv2d = DeformConv2d(*sides, modulated=deform == "v2", **settings)
     else:
-        conv = Conv2d(*sides, **settings)
+        conv = NormedConv2d(*sides, **settings)
     init_conv(conv)
     return conv
 

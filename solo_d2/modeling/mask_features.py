@@ -6,8 +6,9 @@ from typing import cast
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from solo_d2.modeling.layers import ConvTower, conv_norm_relu
+from solo_d2.modeling.layers import ConvTower, NormedConv2d, conv_norm_relu
 from solo_d2.ops.coords import append_coords
+from solo_d2.ops.recompute import recomputed
 
 
 class MaskFeatureBranch(nn.Module):
@@ -73,7 +74,7 @@ class MaskFeatureBranch(nn.Module):
         finest, *halves = merged
         if halves:
             finest = doubled(sum(halves[1:], halves[0])).add_(finest)
-        return self.output(finest)
+        return output_feature(self.output, finest)
 
 
 class SeparateMaskFeatures(nn.Module):
@@ -108,7 +109,14 @@ class SeparateMaskFeatures(nn.Module):
 
     def forward(self, feature: Tensor) -> Tensor:
         """Compute the mask feature (B, E, 2H, 2W), non-negative, of a level (B, C, H, W)."""
-        return self.output(doubled(self.tower(feature)))
+        return output_feature(self.output, doubled(self.tower(feature)))
+
+
+def output_feature(output: nn.Module, feature: Tensor) -> Tensor:
+    """Apply the last convolution, norm and ReLU, all of which are cheap to compute again."""
+    if isinstance(output, NormedConv2d) and output.recomputes:
+        return recomputed(output, feature, by_image=True)
+    return output(feature)
 
 
 def doubled(feature: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Faster training (`SOLVER.CHANNELS_LAST`, `WINOGRAD`, `COMPILE`) and inference (`TEST.SPEED`).
+"""Faster and leaner training (keys of `SOLVER`) and faster inference (`TEST.SPEED`).
 
 `TEST.SPEED` applies to backbone, head and semantic branch. The following steps (scores, areas, mask
 NMS, resizing) always get float32.
@@ -20,7 +20,9 @@ from solo_d2.config.rules import one_of, require
 from solo_d2.modeling.decode_graphs import DecodeGraphs
 from solo_d2.modeling.fusion import fuse_batch_norms
 from solo_d2.modeling.heads import SOLOHeadBase
+from solo_d2.modeling.layers import NormedConv2d
 from solo_d2.modeling.meta_arch.solo import SOLO
+from solo_d2.ops.recompute import Recomputing
 from solo_d2.ops.winograd import WinogradConvolutions, is_wide
 from solo_d2.structures import NetworkOutputs, map_tensors
 from solo_d2.utils.errors import ConfigError, first_line
@@ -43,7 +45,12 @@ TRAINING_COMPILE = {name: COMPILE[name] for name in ("", "dynamic", "static")}
 
 
 def speed_up_training(
-    model: nn.Module, *, channels_last: bool, compile: str, winograd: bool = False
+    model: nn.Module,
+    *,
+    channels_last: bool,
+    compile: str,
+    winograd: bool = False,
+    recompute: bool = False,
 ) -> nn.Module:
     """Set memory format and implementation of a model's network, without changing its state dict.
 
@@ -55,6 +62,7 @@ def speed_up_training(
         compile: a key of `TRAINING_COMPILE`, for backbone, head and semantic branch.
         winograd: whether these use `WinogradConvolutions` on images in torch.channels_last, for
             training in float32 on a CPU without `compile`.
+        recompute: whether the model runs within `Recomputing`, without `compile`.
 
     Returns:
         The model.
@@ -66,61 +74,91 @@ def speed_up_training(
     hooks = _WinogradHooks()
     for part in model.children():
         if winograd:
-            part.register_forward_pre_hook(hooks.enter)
-            part.register_forward_hook(hooks.leave, always_call=True)
+            hooks.register(part)
         if compile:
             part.compile(**TRAINING_COMPILE[compile])
+    if recompute:
+        logger.info("SOLVER.RECOMPUTE: norms of the head are computed twice to save memory")
+        _ContextHooks(Recomputing()).register(model)
     return model
 
 
-def uses_winograd_in_training(cfg: CfgNode, model: nn.Module) -> bool:
-    """Resolve SOLVER.WINOGRAD for a model.
+def training_options(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+    """Return the arguments of `speed_up_training` for a model, by the keys of SOLVER.
 
-    None and "auto" turn it on for float32 on an x86 CPU without compilation, if more than 80 % of
-    the trained 3x3 convolutions have enough channels (`is_wide`).
+    None and "auto" turn WINOGRAD on for float32 on an x86 CPU without compilation, if more than
+    80 % of the trained 3x3 convolutions have enough channels (`is_wide`), and RECOMPUTE on a CPU
+    without compilation, if the head has a GroupNorm.
 
     Raises:
-        ConfigError: SOLVER.WINOGRAD is unknown, or True with SOLVER.COMPILE.
+        ConfigError: WINOGRAD or RECOMPUTE is unknown, or True with COMPILE.
     """
     solver = cfg.SOLVER
-    rule = one_of(SWITCH)
-    require(rule.holds(solver.WINOGRAD), "SOLVER.WINOGRAD", solver.WINOGRAD, rule.allowed)
-    if solver.WINOGRAD not in AUTOMATIC:
-        _check_winograd("SOLVER", solver.WINOGRAD, solver.COMPILE)
-        return bool(solver.WINOGRAD)
-    are_wide = [
-        is_wide(conv.weight)
-        for conv in model.modules()
-        if isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3) and conv.weight.requires_grad
-    ]
-    is_plain = not solver.AMP.ENABLED and not solver.COMPILE
-    return is_plain and _is_x86(cfg.MODEL.DEVICE) and sum(are_wide) > 0.8 * len(are_wide)
+    for key in ("WINOGRAD", "RECOMPUTE"):
+        rule = one_of(SWITCH)
+        require(rule.holds(solver[key]), f"SOLVER.{key}", solver[key], rule.allowed)
+        _check_without_compile("SOLVER", solver, key)
+    winograd, recompute = solver.WINOGRAD, solver.RECOMPUTE
+    if winograd in AUTOMATIC:
+        are_wide = [
+            is_wide(conv.weight)
+            for conv in model.modules()
+            if isinstance(conv, nn.Conv2d)
+            and conv.kernel_size == (3, 3)
+            and conv.weight.requires_grad
+        ]
+        is_plain = not solver.AMP.ENABLED and not solver.COMPILE
+        winograd = is_plain and _is_x86(cfg.MODEL.DEVICE) and sum(are_wide) > 0.8 * len(are_wide)
+    has_norms = any(isinstance(part, NormedConv2d) and part.recomputes for part in model.modules())
+    if recompute in AUTOMATIC:
+        recompute = has_norms and cfg.MODEL.DEVICE == "cpu" and not solver.COMPILE
+    elif recompute and not has_norms:
+        logger.warning("SOLVER.RECOMPUTE has no effect: the head has no GroupNorm")
+    return {
+        "channels_last": solver.CHANNELS_LAST,
+        "compile": solver.COMPILE,
+        "winograd": bool(winograd),
+        "recompute": bool(recompute),
+    }
 
 
-class _WinogradHooks:
-    """Forward hooks that run a module within `WinogradConvolutions`, in training mode.
+class _ContextHooks:
+    """Forward hooks that run a module within a context, in training mode."""
+
+    def __init__(self, context: Any):
+        self.context = context
+
+    def register(self, module: nn.Module) -> None:
+        module.register_forward_pre_hook(self.enter)
+        module.register_forward_hook(self.leave, always_call=True)
+
+    def enter(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        if module.training:
+            self.context.__enter__()
+        return inputs
+
+    def leave(self, module: nn.Module, *_: Any) -> None:
+        if module.training:
+            self.context.__exit__(None, None, None)
+
+
+class _WinogradHooks(_ContextHooks):
+    """Hooks for `WinogradConvolutions`.
 
     Images become channels_last, and so do the features computed from them. Weights keep the default
     format, to which other convolutions than 1x1 would have to copy them in each step.
     """
 
     def __init__(self) -> None:
-        self.context = WinogradConvolutions()
+        super().__init__(WinogradConvolutions())
 
     def enter(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        if not module.training:
-            return inputs
-        self.context.__enter__()
         return tuple(
             x.contiguous(memory_format=torch.channels_last)
-            if isinstance(x, Tensor) and x.dim() == 4
+            if module.training and isinstance(x, Tensor) and x.dim() == 4
             else x
-            for x in inputs
+            for x in super().enter(module, inputs)
         )
-
-    def leave(self, module: nn.Module, *_: Any) -> None:
-        if module.training:
-            self.context.__exit__(None, None, None)
 
 
 @dataclass(frozen=True)
@@ -149,8 +187,8 @@ class SpeedOptions:
         device = cfg.MODEL.DEVICE.partition(":")[0]
         nhwc = device == "cpu" or (device == "cuda" and speed.DTYPE != "float32")
         winograd = _is_x86(device) and speed.DTYPE == "float32" and not speed.COMPILE
+        _check_without_compile("TEST.SPEED", speed, "WINOGRAD")
         if speed.WINOGRAD not in AUTOMATIC:
-            _check_winograd("TEST.SPEED", speed.WINOGRAD, speed.COMPILE)
             winograd = speed.WINOGRAD
         return cls(
             fuse_bn=True if speed.FUSE_BN in AUTOMATIC else speed.FUSE_BN,
@@ -200,10 +238,10 @@ def _is_x86(device: str) -> bool:
     return device == "cpu" and platform.machine().lower() in ("x86_64", "amd64")
 
 
-def _check_winograd(section: str, winograd: bool, compile: str) -> None:
-    if winograd and compile:
+def _check_without_compile(section: str, node: CfgNode, key: str) -> None:
+    if node[key] is True and node.COMPILE:
         raise ConfigError(
-            f"{section}.WINOGRAD is True, but must be False with {section}.COMPILE {compile!r}"
+            f"{section}.{key} is True, but must be False with {section}.COMPILE {node.COMPILE!r}"
         )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from solo_d2.ops.mask_factors import MaskFactor, multiply_factors
+from solo_d2.ops.recompute import autocast_settings
 
 # 4-byte values per pixel while the gradient of a strip is computed: for a mask (probability,
 # target, products, gradients) and for a map (cast copy, gradient). Measured, including the
@@ -129,15 +130,9 @@ class _SumMasks(torch.autograd.Function):
     ) -> Tensor:
         ctx.plan = plan
         ctx.save_for_backward(targets, instances, *inputs)
-        device = targets.device.type
         # The backward pass runs outside the caller's autocast but must compute the same masks. The
         # cache of autocast would keep a copy of every strip.
-        ctx.autocast = {
-            "device_type": device,
-            "dtype": torch.get_autocast_dtype(device),
-            "enabled": torch.is_autocast_enabled(device),
-            "cache_enabled": False,
-        }
+        ctx.autocast = autocast_settings(targets.device.type)
         sums: list[Tensor] = []
         with torch.autocast(**ctx.autocast):
             for strip in plan.strips(inputs):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from solo_d2.config import override
 from solo_d2.config.check import check_config
@@ -15,14 +16,14 @@ from solo_d2.engine import Trainer, evaluate
 from solo_d2.engine import trainer as trainer_module
 from solo_d2.modeling import SOLO_HEAD_REGISTRY
 from solo_d2.modeling.fusion import fuse_batch_norms
-from solo_d2.modeling.layers import DeformConv2d
+from solo_d2.modeling.layers import DeformConv2d, conv_norm_relu
 from solo_d2.modeling.speed import (
     TRAINING_COMPILE,
     FastNetwork,
     SpeedOptions,
     speed_up,
     speed_up_training,
-    uses_winograd_in_training,
+    training_options,
 )
 from solo_d2.ops import winograd
 from solo_d2.utils.errors import ConfigError
@@ -410,20 +411,54 @@ def test_winograd_in_training_depends_on_model_and_device(solver, device, is_use
     cfg.MODEL.DEVICE = device
     convs = {"in_channels": 128, "out_channels": 128, "kernel_size": 3}
     wide, narrow = nn.Conv2d(**convs), nn.Conv2d(**convs | {"out_channels": 8})
-    assert uses_winograd_in_training(cfg, nn.Sequential(wide)) == is_used
+    assert training_options(cfg, nn.Sequential(wide))["winograd"] == is_used
     is_forced = solver.get("WINOGRAD") is True
-    assert uses_winograd_in_training(cfg, nn.Sequential(wide, narrow)) == is_forced
+    assert training_options(cfg, nn.Sequential(wide, narrow))["winograd"] == is_forced
 
 
-@pytest.mark.parametrize("section", ["SOLVER", "TEST.SPEED"])
-@pytest.mark.parametrize(("winograd", "compile"), [("yes", ""), (True, "dynamic")])
-def test_what_winograd_excludes_is_named(section, winograd, compile):
+def test_recomputed_norms_give_the_same_losses_and_gradients_in_less_memory():
+    batch, results = [image(seed=1), image(seed=2)], []
+    for is_used in (False, True):
+        _, model = wide_model(RECOMPUTE=is_used, WINOGRAD=False)
+        weights = [p for p in model.parameters() if p.requires_grad]
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as memory:
+            losses, _ = losses_of(model, batch)
+        total = sum(x.self_cpu_memory_usage for x in memory.key_averages())  # freed: negative
+        gradients = torch.autograd.grad(sum(losses.values()), weights, materialize_grads=True)
+        results.append((losses, gradients, total))
+    (expected, of_expected, total), (found, of_found, reduced) = results
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    torch.testing.assert_close(of_found, of_expected, rtol=1e-4, atol=1e-5)
+    assert reduced < 0.8 * total
+
+
+@pytest.mark.parametrize(
+    ("solver", "norm", "device", "is_used"),
+    [
+        ({}, "GN", "cpu", True),
+        ({}, "BN", "cpu", False),
+        ({"COMPILE": "dynamic"}, "GN", "cpu", False),
+        ({}, "GN", "cuda", False),
+        ({"RECOMPUTE": True}, "GN", "cuda", True),
+        ({"RECOMPUTE": False}, "GN", "cpu", False),
+    ],
+)
+def test_recomputing_depends_on_norm_and_device(solver, norm, device, is_used):
+    cfg, _ = wide_model(**solver)
+    cfg.MODEL.DEVICE = device
+    layer = nn.Sequential(conv_norm_relu(32, 32, norm=norm))
+    assert training_options(cfg, layer)["recompute"] == is_used
+
+
+@pytest.mark.parametrize("key", ["SOLVER.RECOMPUTE", "SOLVER.WINOGRAD", "TEST.SPEED.WINOGRAD"])
+@pytest.mark.parametrize(("value", "compile"), [("yes", ""), (True, "dynamic")])
+def test_what_compilation_excludes_is_named(key, value, compile):
     cfg = tiny_config()
-    override(cfg, [f"{section}.WINOGRAD", winograd, f"{section}.COMPILE", compile])
-    with pytest.raises(ConfigError, match=f"{section}.WINOGRAD is"):
+    override(cfg, [key, value, f"{key.rpartition('.')[0]}.COMPILE", compile])
+    with pytest.raises(ConfigError, match=f"{key} is"):
         read_speed_options(cfg)
 
 
 def read_speed_options(cfg):
     SpeedOptions.from_config(cfg)
-    uses_winograd_in_training(cfg, nn.Sequential())
+    training_options(cfg, nn.Sequential())

@@ -133,6 +133,12 @@ class SOLOv2Head(SOLOHeadBase[SOLOv2Outputs]):
         """Predict class logits, kernels and the mask feature; see `SOLOHeadBase.forward`."""
         class_logits, kernel_params = [], []
         level_features = self.level_features(features)
+        if self.is_unified:
+            inputs = [[features[name] for name in self.mask_in_features]]
+        else:
+            inputs = level_features
+        # First, so that its gradients come last, when those of the towers have freed their memory.
+        mask_features = [self.mask_feature(x) for x in inputs]
         for feature, side in zip(level_features, self.num_grids, strict=True):
             # Alignment is independent for each channel, so the coordinates are aligned separately.
             grid_feature = self.align(feature, (side, side))
@@ -141,11 +147,6 @@ class SOLOv2Head(SOLOHeadBase[SOLOv2Outputs]):
                 coords = self.align(coord_maps(feature), (side, side))
                 grid_feature = torch.cat([grid_feature, coords], dim=1)
             kernel_params.append(self.kernel_params(self.kernel_tower(grid_feature)))
-        if self.is_unified:
-            inputs = [[features[name] for name in self.mask_in_features]]
-        else:
-            inputs = level_features
-        mask_features = [self.mask_feature(x) for x in inputs]
         finest = self.mask_groups[self.mask_strides.index(min(self.mask_strides))]
         return SOLOv2Outputs(
             class_logits=class_logits,
