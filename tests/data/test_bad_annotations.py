@@ -103,8 +103,10 @@ REFUSED = {
         "empty": put(*SEGMENTATION, value={}),
     },
     "RLE of another size": {
-        **of([30, 20], [20], 600, "20", [None, 30], [20.5, 30], where=(*RLE, *SIZE)),
-        **of([100, 30], [600, 1], [-30, 630], [[600]], [2**63 - 1] * 2, where=(*RUNS, *COUNTS)),
+        **of([30, 20], [20], 20, 600, "20", [None, 30], [20.5, 30], where=(*RLE, *SIZE)),
+        **of([100, 30], [600, 1], [-30, 630], [[600]], where=(*RUNS, *COUNTS)),
+        # Sums that overflow.
+        **of([2**63 - 1] * 2, [2**63 - 1, 2**63 - 1, 602], where=(*RUNS, *COUNTS)),
         **of([], "", where=(*RUNS, *COUNTS)),
     },
     "RLE damaged": {
@@ -148,6 +150,7 @@ NOTICED = {
 
 # Training takes it, and there is nothing to say; more: READ in test_lenient.py.
 BOXES = ("ab", [], [1, 2, -3, 4], [NAN] * 4, ["1"] * 4, [1, 1, 0, 4])
+BOXES += ([1, 10**400, 2, 2],)
 TAKEN = {
     **of(-5, 0, 2**24, 10**30, "text", where=("categories", 0), key="info"),
     **of(*BOXES, where=POLYGONS, key="bbox"),

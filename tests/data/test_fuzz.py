@@ -42,7 +42,6 @@ from tests.json_damage import (
     coco_content,
     damaged_text,
     lvis_content,
-    put,
 )
 from tests.modeling.tiny import losses_of, panoptic_config, tiny_config, tiny_model
 from tools.dataset_check.page import draw_page
@@ -178,31 +177,6 @@ def fits_its_file(record):
     if not os.path.isfile(record["file_name"]):
         return False
     return Image.open(record["file_name"]).size == (record["width"], record["height"])
-
-
-FOUND = [
-    put("annotations", 1, "segmentation", "size", value=20),
-    put("annotations", 0, "segmentation", 0, 1, value=1e9),
-    put("annotations", 0, "bbox", value=[1, 10**400, 2, 2]),
-    put("annotations", 2, "segmentation", "counts", value=[2**63 - 1, 2**63 - 1, 602]),
-]
-FOUND_PANOPTIC = [
-    put("annotations", 0, "segments_info", 1, "iscrowd", value=None),
-    put("categories", 0, "color", value=5),
-    put("annotations", 1, "file_name", value="./1.jpg"),
-]
-
-
-@pytest.mark.parametrize("change", FOUND)
-def test_what_was_found_earlier(register, setting, change):
-    register(changed(COCO, [change]))
-    agree(setting[0][1])
-
-
-@pytest.mark.parametrize("change", FOUND_PANOPTIC)
-def test_what_was_found_earlier_in_panoptic_files(register_panoptic, setting, change):
-    register_panoptic(changed(PANOPTIC, [change]), [])
-    agree(setting[1][1])
 
 
 @pytest.mark.parametrize("kind", KINDS)

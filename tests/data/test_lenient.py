@@ -232,9 +232,13 @@ def test_lvis_files_are_read_alike(folder, write):
 
 @pytest.mark.parametrize(
     ("data", "cause"),
-    [(b"\x1f\x8b\x08abc", "gzip"), ('{"images": "caf\xe9"}'.encode("latin-1"), "utf-8"),
-     (b'{"images": 1}\n{"images": 2}', "JSON Lines")],
-)  # fmt: skip
+    [
+        (b"\x1f\x8b\x08abc", "gzip"),
+        ('{"images": "caf\xe9"}'.encode("latin-1"), "utf-8"),
+        (b'{"images": 1}\n{"images": 2}', "JSON Lines"),
+        *((text, r"b\.json is not valid JSON") for text in (b"", b'{"images": [', b"[" * 200_000)),
+    ],
+)
 def test_other_files_are_refused_with_their_cause(folder, data, cause):
     (folder / "b.json").write_bytes(data)
     with pytest.raises(DatasetError, match=cause):

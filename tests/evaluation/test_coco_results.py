@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from detectron2.evaluation import COCOEvaluator
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json as by_detectron2
 from detectron2.structures import Boxes, Instances
 
-from solo_d2.evaluation.coco_results import FastCOCOEvaluator, instances_to_coco_json
+from solo_d2.evaluation.coco_results import instances_to_coco_json
 
 pytestmark = pytest.mark.detectron2
 
@@ -27,20 +26,3 @@ def instances(num, masks=True):
 def test_equal_those_of_detectron2(num, masks):
     found = instances(num, masks)
     assert instances_to_coco_json(found, 7) == by_detectron2(found, 7)
-
-
-class Recorder(FastCOCOEvaluator):
-    """The evaluator without a data set."""
-
-    def __init__(self):
-        self._cpu_device = torch.device("cpu")
-        self._predictions = []
-
-
-def test_evaluator_takes_the_same():
-    inputs = [{"image_id": 3}, {"image_id": 8}]
-    outputs = [{"instances": instances(4)}, {"instances": instances(0), "sem_seg": None}]
-    fast, plain = Recorder(), Recorder()
-    fast.process(inputs, outputs)
-    COCOEvaluator.process(plain, inputs, outputs)
-    assert fast._predictions == plain._predictions

@@ -342,8 +342,3 @@ def test_a_model_of_instances_alone_is_evaluated_on_them(dataset, tmp_path):
     evaluator.reset()
     evaluator.process([ONE], [{"instances": instances((0, 2, 3, 4))}])
     assert set(evaluator.evaluate()) == {"segm", "bbox"}
-
-
-def test_standard_panoptic_data_sets_are_refused(tmp_path):
-    with pytest.raises(DatasetError, match="name 'coco_2017_val_panoptic_separated'"):
-        build_evaluator(config(tmp_path), "coco_2017_val_panoptic")

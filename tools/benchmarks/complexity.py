@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from detectron2.data.transforms import ResizeShortestEdge
 from torch.utils.flop_counter import FlopCounterMode
 
 from solo_d2.engine import Trainer
@@ -58,6 +59,5 @@ def input_size(cfg: Any) -> tuple[int, int]:
     short, longest = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
     if short == 0:  # images stay as they are
         return IMAGE_SIZE
-    scale = min(short / min(IMAGE_SIZE), longest / max(IMAGE_SIZE))
-    height, width = (int(side * scale + 0.5) for side in IMAGE_SIZE)
+    height, width = ResizeShortestEdge.get_output_shape(*IMAGE_SIZE, short, longest)
     return height, width

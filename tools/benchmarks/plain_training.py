@@ -57,7 +57,7 @@ def plain_targets(
         first = 0
         for side, scales, stride in zip(num_grids, scale_ranges, mask_strides, strict=True):
             chosen: dict[Any, tuple[int, NDArray[np.uint8]]] = {}
-            for cell, n in _assign_level(box, mask, padded_size, side, scales, center_scale):
+            for cell, n in assign_level(box, mask, padded_size, side, scales, center_scale):
                 class_map[first + cell] = label[n]
                 key = cell if cell_conflict == "last" else (cell, n)
                 chosen[key] = first + cell, _downsample(mask[n], stride, padded_size)
@@ -72,7 +72,7 @@ def plain_targets(
     return replace(targets, classes=torch.stack(class_maps).to(device))
 
 
-def _assign_level(
+def assign_level(
     boxes: NDArray[np.float32],
     masks: NDArray[np.bool_],
     padded_size: tuple[int, int],
@@ -80,7 +80,10 @@ def _assign_level(
     scales: Sequence[float],
     center_scale: float,
 ) -> list[tuple[int, int]]:
-    """Return (cell, instance) of all assignments of one level, instance by instance."""
+    """Return (cell, instance) of all assignments of one level, instance by instance.
+
+    The slow reference of `assign_grid_targets`, written from facts about the published code.
+    """
     height, width = padded_size
     samples = []
     for n, (box, mask) in enumerate(zip(boxes, masks, strict=True)):

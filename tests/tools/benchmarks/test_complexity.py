@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from detectron2.data.transforms import ResizeShortestEdge
 from torch import nn
 
 from solo_d2.modeling.layers import DeformConv2d
@@ -47,13 +46,3 @@ def test_a_model_is_the_sum_of_its_convolutions():
     assert measured.parameters == sum(p.numel() for p in model.parameters())
     assert measured.input_size == (96, 128)
     assert cfg.MODEL.DEVICE == "cpu"
-
-
-@pytest.mark.parametrize(("short", "longest"), [(800, 1333), (448, 768), (800, 1000), (333, 444)])
-def test_input_size_is_detectron2s(short, longest):
-    cfg = tiny_config()
-    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = short, longest
-    expected = ResizeShortestEdge.get_output_shape(480, 640, short, longest)
-    assert complexity.input_size(cfg) == expected
-    cfg.INPUT.MIN_SIZE_TEST = 0
-    assert complexity.input_size(cfg) == (480, 640)
