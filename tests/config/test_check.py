@@ -47,7 +47,8 @@ OF_A_RUN = {
     "INPUT.MIN_SIZE_TRAIN": [(), (-640,), (8000,)], "INPUT.MIN_SIZE_TEST": [8000],
     "INPUT.RANDOM_FLIP": ["both"], "INPUT.CROP.TYPE": ["half"],
     "INPUT.CROP.SIZE": [[1.5, 0.5], [0.5]], "INPUT.LSJ.SIZE": [0],
-    "INPUT.LSJ.SCALE_RANGE": [[2.0, 0.1]], "INPUT.COPY_PASTE.PROB": [1.5],
+    "INPUT.LSJ.SCALE_RANGE": [[2.0, 0.1], [0.0, 0.5], [1.0]], "INPUT.COPY_PASTE.PROB": [1.5],
+    "INPUT.COPY_PASTE.INSTANCE_PROB": [-0.1],
     "TEST.EVAL_PERIOD": [-1], "TEST.AP_BACKEND": ["fast"], "TEST.AP_MAX_PREDICTIONS": [99],
     "TEST.AUG.MAX_SIZE": [0], "TEST.TILES.SIZE": [-1, 64.0],
     "TEST.SPEED.DTYPE": ["int8", "bf16"], "TEST.SPEED.COMPILE": ["on"],
@@ -97,12 +98,6 @@ def test_a_model(key):
         assert key in refusal(Trainer.build_model, cfg)
 
 
-def test_what_libraries_refuse_names_the_section():
-    cfg = tiny_config()
-    cfg.MODEL.RESNETS.NUM_GROUPS = 7
-    assert "MODEL.RESNETS" in refusal(Trainer.build_model, cfg)
-
-
 COMBINATIONS = [
     ({"INPUT.LSJ.ENABLED": True, "INPUT.CROP.ENABLED": True}, "INPUT.CROP.ENABLED"),
     (
@@ -110,6 +105,7 @@ COMBINATIONS = [
         "MODEL.SEM_SEG_HEAD.IGNORE_VALUE",
     ),
     ({"INPUT.MIN_SIZE_TRAIN_SAMPLING": "range"}, "INPUT.MIN_SIZE_TRAIN"),
+    ({"INPUT.COPY_PASTE.PROB": 0.5, "INPUT.MASK_FORMAT": "polygon"}, "INPUT.MASK_FORMAT"),
     ({"SOLVER.NESTEROV": True, "SOLVER.MOMENTUM": 0.0}, "SOLVER.MOMENTUM"),
     ({"SOLVER.REFERENCE_WORLD_SIZE": 3}, "SOLVER.REFERENCE_WORLD_SIZE"),
     (

@@ -77,17 +77,9 @@ def test_scale_one_fits_the_square(record):
     assert torch.equal(SOLODatasetMapper(stuff)(record)["image"], sample["image"])
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("INPUT.CROP.ENABLED", True),
-        ("INPUT.LSJ.SIZE", 0),
-        *(("INPUT.LSJ.SCALE_RANGE", value) for value in ([2.0, 0.5], [0.0, 0.5], [1.0])),
-    ],
-)
-def test_what_cannot_work_is_refused(key, value):
-    with pytest.raises(ConfigError, match=f"{key} is "):
-        SOLODatasetMapper(config(key, value))
+def test_what_cannot_work_is_refused():
+    with pytest.raises(ConfigError, match="INPUT.LSJ.SIZE is 0"):
+        SOLODatasetMapper(config("INPUT.LSJ.SIZE", 0))
 
 
 def test_usual_short_side():

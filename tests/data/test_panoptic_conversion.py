@@ -183,19 +183,6 @@ def test_done_once_until_the_json_changes(tmp_path):
     assert [a["category_id"] for a in read_instances(folder)["annotations"]] == [3, 3]
 
 
-def test_a_failed_conversion_keeps_the_old_one(tmp_path):
-    def contents():
-        return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-    root = files.write(tmp_path / "data")
-    folder = convert(root)
-    (root / "panoptic" / "2.png").unlink()
-    before = contents()
-    with pytest.raises(DatasetError, match="missing"):
-        convert(root, force=True)
-    assert contents() == before
-
-
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     root = files.write(tmp_path / "data")
     images = root / "images"

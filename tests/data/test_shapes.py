@@ -4,10 +4,8 @@ import errno
 import hashlib
 import json
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import cv2
@@ -193,23 +191,6 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, stamp):
     with pytest.raises(DatasetError, match=str(root)):
         folder.ensure_shapes(root, SMALL, force=True)
     assert contents(root) == before
-
-
-def test_a_killed_writer_leaves_nothing_half(tmp_path):
-    root = tmp_path / "shapes"
-    process = start_writer(root, folder.WORTH_WORKERS - 1)
-    deadline = time.monotonic() + 30
-    while not list(tmp_path.glob(".shapes.tmp-*/new/train/*0001.jpg")):
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert not root.exists()
-    assert len(leftovers(root)) == 1
-    folder.ensure_shapes(root, SMALL)
-    assert leftovers(root) == []
-    assert len(list((root / "train").iterdir())) == 6
 
 
 def test_writers_at_once_make_one_data_set_with_the_same_bytes(small, tmp_path):
