@@ -51,6 +51,15 @@ BACKENDS = {
 }
 
 
+def index_coco(content: dict[str, Any]) -> COCO:
+    """Make pycocotools' `COCO` of the content of a JSON file, without its messages."""
+    coco = COCO()
+    coco.dataset = content
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    return coco
+
+
 def load_backend(name: str) -> tuple[str, Callable[..., Any]]:
     """Import an evaluator.
 
@@ -171,12 +180,9 @@ def category_curves(
         for number, (entry, item) in enumerate(zip(entries, items, strict=True), 1):
             # Evaluators take the id 0 for "not matched".
             entry |= {"id": number, "image_id": numbers[item["image_id"]], "category_id": 1}
-        coco = COCO()
         # The frequency is a key of LVIS.
         categories = [{"id": 1, "frequency": "f"}]
-        coco.dataset = {"images": images, "annotations": entries, "categories": categories}
-        coco.createIndex()
-        return coco
+        return index_coco({"images": images, "annotations": entries, "categories": categories})
 
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = evaluator(data(objects, truth), data(found, predictions), iou_type)

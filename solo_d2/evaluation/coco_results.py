@@ -33,6 +33,7 @@ from solo_d2.evaluation.average_precision import (
     Curves,
     category_curves,
     group,
+    index_coco,
     join_curves,
     load_backend,
     usable_annotations,
@@ -85,15 +86,6 @@ def read_ground_truth(dataset_name: str) -> COCO:
             {category["id"] for category in content["categories"]},
         )
     return index_coco(content)
-
-
-def index_coco(content: dict[str, Any]) -> COCO:
-    """Make pycocotools' `COCO` of the content of a JSON file, without its messages."""
-    coco = COCO()
-    coco.dataset = content
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco.createIndex()
-    return coco
 
 
 class FastCOCOEvaluator(COCOEvaluator):

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
-from pycocotools.coco import COCO
 
 from demo import demo, records, stills
 from demo.arguments import load_predictor
 from solo_d2.api import images as api_images
 from solo_d2.data.panoptic_json import read_segment_ids
+from solo_d2.evaluation.average_precision import index_coco
 from solo_d2.visualization import overlay as overlays
 from tests.api.models import NUM_LABELS, ROOT, bad_files, picture, save
 from tests.api.models import run_demo as run
@@ -41,13 +41,9 @@ def test_overlays_and_json(model, tmp_path):
     assert {r["image_id"] for r in results} == {0, 1}
     assert {Path(r["file_name"]).name for r in results} == {"a.png", "b.jpg"}
     assert {r["category_id"] for r in results} <= set(range(1, 8))  # ids of shapes start at 1
-    truth = COCO()
-    truth.dataset = {
-        "images": [{"id": 0, "height": 48, "width": 64}, {"id": 1, "height": 80, "width": 40}],
-        "categories": [{"id": i} for i in range(1, 8)],
-        "annotations": [],
-    }
-    truth.createIndex()
+    images = [{"id": 0, "height": 48, "width": 64}, {"id": 1, "height": 80, "width": 40}]
+    categories = [{"id": i} for i in range(1, 8)]
+    truth = index_coco({"images": images, "categories": categories, "annotations": []})
     loaded = truth.loadRes(results)
     for annotation in loaded.loadAnns(loaded.getAnnIds()):
         assert loaded.annToMask(annotation).any()

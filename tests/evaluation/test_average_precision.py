@@ -11,7 +11,6 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_lvis_instances
 from detectron2.evaluation import COCOEvaluator
-from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from solo_d2.config import default_config
@@ -22,6 +21,7 @@ from solo_d2.evaluation.average_precision import (
     BACKENDS,
     category_curves,
     group,
+    index_coco,
     join_curves,
     load_backend,
     usable_annotations,
@@ -58,20 +58,13 @@ def results(truth):
     return predictions(truth)
 
 
-def as_coco(content):
-    coco = COCO()
-    coco.dataset = copy.deepcopy(content)
-    coco.createIndex()
-    return coco
-
-
 def by_pycocotools(truth, results, task):
     """Its own way: all categories at once."""
     results = copy.deepcopy(results)
     if task == "segm":
         for result in results:
             del result["bbox"]  # its area would be taken for that of the mask
-    coco = as_coco(truth)
+    coco = index_coco(copy.deepcopy(truth))
     evaluation = COCOeval(coco, coco.loadRes(results), task)
     evaluation.evaluate()
     evaluation.accumulate()

@@ -9,10 +9,10 @@ import pytest
 import torch
 from detectron2.data import MetadataCatalog
 from pycocotools import mask as coco_mask
-from pycocotools.coco import COCO
 
 from solo_d2.data.coco_format import register_coco_format
 from solo_d2.evaluation import build_evaluator
+from solo_d2.evaluation.average_precision import index_coco
 from solo_d2.evaluation.error_analysis import (
     CLASSES,
     CORRECTIONS,
@@ -60,10 +60,7 @@ def content(*annotations):
 
 
 def truth(*annotations):
-    ground_truth = COCO()
-    ground_truth.dataset = content(*annotations)
-    ground_truth.createIndex()
-    return ground_truth
+    return index_coco(content(*annotations))
 
 
 def prediction(box, score=0.9, category=CAT, image=3):

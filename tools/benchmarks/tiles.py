@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 
 from solo_d2 import Predictor, Tiles
-from solo_d2.evaluation.average_precision import load_backend
+from solo_d2.evaluation.average_precision import index_coco, load_backend
 from solo_d2.ops.mask_crops import crops_of, join_crops
 from solo_d2.ops.rle import encode_masks
 from solo_d2.utils.errors import ConfigError
@@ -71,9 +71,7 @@ def run(args: argparse.Namespace) -> None:
 
 def lay_out(args: argparse.Namespace) -> tuple[list[NDArray[np.uint8]], dict[str, Any]]:
     """Return the pictures, (H, W, 3) RGB, and their ground truth in COCO format."""
-    coco = COCO()
-    coco.dataset = json.loads(args.truth.read_bytes())
-    coco.createIndex()
+    coco = index_coco(json.loads(args.truth.read_bytes()))
     fitting = [x for x in coco.imgs.values() if (x["height"], x["width"]) == args.cell]
     if not fitting:
         raise ConfigError(f"{args.truth} has no image of --cell {args.cell}")
