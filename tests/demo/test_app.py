@@ -1,7 +1,6 @@
 """The demo's page in headless Chromium, with a tiny random model that finds something."""
 
 import json
-import shutil
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,13 +14,8 @@ from solo_d2.api.classes import Classes
 from tests.api.models import picture, save
 from tests.pictures import png_of_size, write_video
 
-sync_api = pytest.importorskip("playwright.sync_api")
-
 pytestmark = pytest.mark.detectron2
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-CHROMIUM_OPTIONS = ["--no-sandbox", "--use-fake-device-for-media-stream",
-                    "--use-fake-ui-for-media-stream"]  # fmt: skip
 PATIENCE = 60_000  # milliseconds
 
 
@@ -40,16 +34,6 @@ def page_url(model, tmp_path_factory):
         yield served.local_url
         served.close(verbose=False)
         assert list(Path.cwd().iterdir()) == []
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium: apt-get install chromium")
-    with sync_api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_OPTIONS)
-        yield started
-        started.close()
 
 
 @pytest.fixture

@@ -12,24 +12,9 @@ import pytest
 pytestmark = [pytest.mark.detectron2, pytest.mark.export]
 
 WEB = Path(__file__).resolve().parents[2] / "demo" / "web"
-CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
 # Pixels that a page's `detect` can use, as a picture has them.
 DETECT = """([data, height, width]) => detect({data, height, width}).then(found => found.map(
     ({score, name, mask}) => [score, name, mask.reduce((sum, inside) => sum + inside, 0)]))"""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("Chromium is not installed")
-    if not (WEB / "node_modules" / "onnxruntime-web").is_dir():
-        pytest.skip("onnxruntime-web is not installed: run npm install in demo/web")
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=chromium, args=["--no-sandbox", *CAMERA])
-        yield browser
-        browser.close()
 
 
 class _Handler(SimpleHTTPRequestHandler):
@@ -40,6 +25,8 @@ class _Handler(SimpleHTTPRequestHandler):
 @pytest.fixture
 def site(tmp_path):
     """Serves a copy of the page; the folder, and the address."""
+    if not (WEB / "node_modules" / "onnxruntime-web").is_dir():
+        pytest.skip("onnxruntime-web is not installed: run npm install in demo/web")
     shutil.copy(WEB / "index.html", tmp_path)
     (tmp_path / "node_modules").symlink_to(WEB / "node_modules")
     handler = partial(_Handler, directory=tmp_path)

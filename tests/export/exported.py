@@ -47,14 +47,12 @@ def export_folder(tmp_path_factory):
 
 
 def make_files(folder):
-    import torch
-
     from tests.export.models import small_config, small_model
+    from tests.modeling.tiny import save_checkpoint
 
     cfg = small_config("DATASETS.TRAIN", (), "DATASETS.TEST", ())
     cfg.merge_from_list(["INPUT.MIN_SIZE_TEST", 96, "INPUT.MAX_SIZE_TEST", 160])
-    torch.save({"model": small_model().state_dict(), "classes": CLASSES}, folder / "model.pth")
-    (folder / "config.yaml").write_text(cfg.dump())
+    save_checkpoint(folder, cfg, small_model(), classes=CLASSES)
     _save_pictures(folder / "images")
 
 

@@ -91,13 +91,14 @@ SIZE, OUTPUT_SIZE = (120, 224), (135, 233)
 
 def detectron2_inputs(seed=0):
     """A batch of two images as Detectron2's inputs."""
+    return as_inputs(images(SIZE, SIZE, seed=seed), [OUTPUT_SIZE] * 2)
+
+
+def as_inputs(batch, output_sizes):
+    """Detectron2's inputs of images (H, W, 3)."""
     return [
-        {
-            "image": torch.from_numpy(pixels.transpose(2, 0, 1).copy()),
-            "height": OUTPUT_SIZE[0],
-            "width": OUTPUT_SIZE[1],
-        }
-        for pixels in images(SIZE, SIZE, seed=seed)
+        {"image": torch.from_numpy(image.transpose(2, 0, 1).copy()), "height": h, "width": w}
+        for image, (h, w) in zip(batch, output_sizes, strict=True)
     ]
 
 
@@ -108,15 +109,7 @@ def blank(height, width):
 @torch.no_grad()
 def expected_of(model, batch, output_sizes):
     """What the model finds in images (H, W, 3) that have its size and channel order."""
-    inputs = [
-        {
-            "image": torch.from_numpy(image.transpose(2, 0, 1).astype("float32")),
-            "height": size[0],
-            "width": size[1],
-        }
-        for image, size in zip(batch, output_sizes, strict=True)
-    ]
-    return [result["instances"] for result in model(inputs)]
+    return [result["instances"] for result in model(as_inputs(batch, output_sizes))]
 
 
 def pipeline_detector(pipeline, info):

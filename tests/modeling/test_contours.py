@@ -5,20 +5,19 @@ import torch
 from detectron2.structures import ImageList
 
 from solo_d2.engine import BEST_METRIC
-from solo_d2.inference import MaskDecoder, build_nms
 from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY
 from solo_d2.ops.contours import contour_masks
 from solo_d2.ops.mask_geometry import mask_boxes
-from solo_d2.structures import HeadOutputs, cell_levels
+from solo_d2.structures import HeadOutputs
 from solo_d2.targets import MASK_TARGETS
 from tests.fakes import FixedMasks
 from tests.modeling.tiny import assert_all_learn, image, losses_of, tiny_config, tiny_model
+from tests.test_inference import make_decoder
 
 pytestmark = pytest.mark.detectron2
 
 
 HEADS = [name for name, _ in SOLO_HEAD_REGISTRY]
-NMS_PARAMS = {"class_agnostic": False, "backend": "torch", "kernel": "gaussian", "sigma": 2.0}
 STRIDE = 4
 
 
@@ -74,18 +73,9 @@ def decode(probs, **changes):
     """Instances of one image whose cells, all of one class, have these soft masks."""
     side = int(len(probs) ** 0.5)
     logits = torch.linspace(2.0, 3.0, len(probs)).view(1, 1, side, side)  # all survive point NMS
-    decoder = MaskDecoder(
-        **{
-            "head": FixedMasks(probs[None], (STRIDE,), (0,)),
-            "cell_levels": cell_levels([side]),
-            "strides": torch.tensor([8.0]),
-            "nms": build_nms("matrix", NMS_PARAMS),
-            "mask_thresh": 0.3,
-            "keep_thresh": 0.3,
-            "contours": True,
-            **changes,
-        }
-    )
+    settings = {"mask_thresh": 0.3, "keep_thresh": 0.3, "contours": True, **changes}
+    head = FixedMasks(probs[None], (STRIDE,), (0,))
+    decoder = make_decoder([side], [8], head=head, **settings)
     height, width = probs.shape[1:]
     size = (STRIDE * height, STRIDE * width)
     return decoder.decode(HeadOutputs([logits], (height, width)), [size], [size])[0]

@@ -5,17 +5,18 @@ import torch
 from detectron2.layers import ShapeSpec
 
 from solo_d2.checkpoint.formats import ADELAIDET, MMDETECTION, SOLO_AUTHORS
-from solo_d2.inference import MaskDecoder, build_nms
 from solo_d2.losses import solo_losses
 from solo_d2.modeling.heads import DecoupledSOLOHead, DecoupledSOLOLightHead, SOLOHead, SOLOv2Head
 from solo_d2.modeling.heads.decoupled_solo import DecoupledSOLOOutputs
 from solo_d2.ops.candidates import class_probabilities
 from solo_d2.ops.mask_factors import MaskFactor
-from solo_d2.structures import GridCells, HeadOutputs, cell_levels
+from solo_d2.structures import GridCells, HeadOutputs
 from solo_d2.targets import assign_grid_targets
+from tests import test_inference
 from tests.checkpoint import published
 from tests.fakes import FixedMasks
 from tests.golden import levels, load_golden
+from tests.test_inference import make_decoder
 
 pytestmark = pytest.mark.detectron2
 
@@ -72,17 +73,6 @@ def golden_head(name, source=SOLO_AUTHORS):
         return head, head({key: golden[key] for key in FEATURES}), golden
 
 
-def make_decoder(head, grids, strides, kernel="gaussian", **changes):
-    params = {"kernel": kernel, "sigma": 2.0, "class_agnostic": False, "backend": "auto"}
-    return MaskDecoder(
-        head=head,
-        cell_levels=cell_levels(grids),
-        strides=strides.float(),
-        nms=build_nms("matrix", params),
-        **changes,
-    )
-
-
 def cells_of_level(level):
     start = sum(s * s for s in GRIDS[:level])
     return GridCells(torch.arange(start, start + GRIDS[level] ** 2), level)
@@ -131,7 +121,7 @@ def test_masks_equal_published(name):
 @pytest.mark.parametrize("name", HEADS)
 def test_masks_at_a_quarter_equal_published(name):
     head, outputs, golden = golden_head(f"{name}_forward")
-    decoder = make_decoder(head, GRIDS, torch.tensor(STRIDES))
+    decoder = make_decoder(GRIDS, STRIDES, head=head)
     for level, side in enumerate(GRIDS):
         if name == "solo_head":
             expected = golden[f"eval.ins_pred.{level}"][0]
@@ -225,7 +215,7 @@ def test_losses_and_gradients_equal_published(name):
 
 RUNS = {
     "": {},
-    "linear.": {"kernel": "linear"},
+    "linear.": test_inference.RUNS["linear."],
     "update0.6.": {"keep_thresh": 0.6},
     "limits.": {"pre_nms_topk": 12, "max_detections": 6},
     "empty_score.": {"score_thresh": 0.995},
@@ -244,7 +234,7 @@ def test_instances_equal_published(name, run):
         pairs = zip(levels(golden, "seg_pred_x"), levels(golden, "seg_pred_y"), strict=True)
         soft = torch.cat([(y[:, :, None] * x[:, None]).flatten(1, 2) for x, y in pairs], dim=1)
     head = FixedMasks(soft, (4,) * 5, (0,) * 5)
-    decoder = make_decoder(head, grids, golden["strides"], **RUNS[run])
+    decoder = make_decoder(grids, golden["strides"].tolist(), head=head, **RUNS[run])
     outputs = HeadOutputs(levels(golden, "cate_logits"), tuple(golden["mask_feat_size"].tolist()))
     sizes = [
         [tuple(golden[f"img{b}.{key}"][:2].tolist()) for b in (0, 1)]

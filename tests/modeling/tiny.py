@@ -1,6 +1,7 @@
 """Tiny random models and inputs."""
 
 import copy
+from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -11,6 +12,7 @@ from detectron2.utils.events import EventStorage
 
 from solo_d2 import add_solo_config
 
+BASES = Path(__file__).resolve().parents[2] / "configs/base"
 NUM_CLASSES = 5
 NUM_LABELS = 4  # of the semantic branch
 IGNORED = 255
@@ -24,7 +26,7 @@ def tiny_config(head: str = "SOLOv2Head") -> CfgNode:
     """A model of 32 channels that accepts 96x128 images."""
     cfg = get_cfg()
     add_solo_config(cfg)
-    cfg.merge_from_file("configs/base/solov2_fpn.yaml")
+    cfg.merge_from_file(str(BASES / "solov2_fpn.yaml"))
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.RESNETS.DEPTH = 18
     cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
@@ -45,7 +47,7 @@ def tiny_config(head: str = "SOLOv2Head") -> CfgNode:
 def panoptic_config(head: str = "SOLOv2Head") -> CfgNode:
     """The same with a semantic branch."""
     cfg = tiny_config(head)
-    cfg.merge_from_file("configs/base/panoptic_fpn.yaml")
+    cfg.merge_from_file(str(BASES / "panoptic_fpn.yaml"))
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = NUM_LABELS
     cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM = 32
     return cfg
@@ -79,6 +81,14 @@ def _build(cfg, sure):
                 torch.nn.init.normal_(module.weight, std=0.2)
                 torch.nn.init.zeros_(module.bias)
     return model
+
+
+def save_checkpoint(folder, cfg, model, **content):
+    """Write model.pth, with other content, and config.yaml; returns the checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save({"model": model.state_dict(), **content}, folder / "model.pth")
+    (folder / "config.yaml").write_text(cfg.dump())
+    return folder / "model.pth"
 
 
 def image(height: int = 96, width: int = 128, *, num: int = 3, seed: int = 0, **extra):

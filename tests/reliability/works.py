@@ -10,8 +10,8 @@ from unittest import mock
 
 import numpy as np
 import torch
-from detectron2.modeling import build_model
 
+import tests.export.models  # noqa: F401  (registers its backbone)
 import train_net
 from demo import demo
 from solo_d2.checkpoint.convert import Plan, write_conversion
@@ -24,7 +24,8 @@ from solo_d2.utils.commands import run_command
 from solo_d2.utils.files import save_text
 from tests import jobs, panoptic_files
 from tests.api.models import arguments, panoptic_cfg, picture, save, save_model
-from tests.export.models import small_config, small_model
+from tests.export.exported import make_files as prepare_export
+from tests.modeling.tiny import save_checkpoint, tiny_model
 from tests.pictures import write_video
 from tools import convert_panoptic, export_model, labels_to_coco
 
@@ -139,13 +140,7 @@ def prepare_evaluation(source):
     cfg.DATASETS.TEST = ("kept_val",)
     cfg.TEST.KEEP_PANOPTIC_PREDICTIONS = True
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 5
-    torch.manual_seed(0)
-    _save_model(source, cfg, build_model(cfg))
-
-
-def _save_model(source, cfg, model):
-    torch.save({"model": model.state_dict()}, source / "model.pth")
-    (source / "config.yaml").write_text(cfg.dump())
+    save_checkpoint(source, cfg, tiny_model(cfg))
 
 
 def evaluation(folder):
@@ -157,16 +152,6 @@ def _train(folder, *more):
     command = words(*command, "OUTPUT_DIR", folder / "out", "DATALOADER.NUM_WORKERS", 0)
     args = argument_parser().parse_args(command)
     return run_command("", lambda: launch(train_net.main, args), errors=(JobError,), failed=1)
-
-
-def prepare_export(source):
-    cfg = small_config()
-    cfg.merge_from_list(["DATASETS.TRAIN", (), "DATASETS.TEST", ()])
-    cfg.merge_from_list(["INPUT.MIN_SIZE_TEST", 96, "INPUT.MAX_SIZE_TEST", 160])
-    _save_model(source, cfg, small_model())
-    y, x = np.mgrid[:70, :100]  # smooth, so that model and export find the same
-    pixels = np.stack([2 * x, 2 * y, x + y], axis=2).clip(0, 255).astype(np.uint8)
-    save(source / "images" / "a.png", pixels)
 
 
 def export(folder):

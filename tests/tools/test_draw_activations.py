@@ -24,7 +24,8 @@ from solo_d2.modeling import SOLO_HEAD_REGISTRY
 from solo_d2.structures import GridCells, HeadOutputs
 from solo_d2.utils.errors import ConfigError
 from solo_d2.visualization.colors import probability_colors
-from tests.modeling.tiny import NUM_CLASSES, image, tiny_config, tiny_model
+from tests.api.models import arguments
+from tests.modeling.tiny import NUM_CLASSES, image, save_checkpoint, tiny_config, tiny_model
 from tests.pictures import picture, save
 from tools import draw_activations as command
 
@@ -196,10 +197,7 @@ def model(tmp_path_factory):
     cfg.MODEL.SOLO.HEAD.PRIOR_PROB = 0.7
     cfg.INPUT.MIN_SIZE_TEST, cfg.TEST.DETECTIONS_PER_IMAGE = 0, 3
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ()
-    torch.save({"model": tiny_model(cfg).state_dict()}, folder / "model.pth")
-    (folder / "config.yaml").write_text(cfg.dump())
-    files = ("--config-file", str(folder / "config.yaml"), "--weights", str(folder / "model.pth"))
-    return [*files, "--device", "cpu"]
+    return arguments(save_checkpoint(folder, cfg, tiny_model(cfg)))
 
 
 @pytest.fixture

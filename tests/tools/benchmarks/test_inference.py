@@ -13,7 +13,7 @@ from solo_d2.export import programs
 from solo_d2.modeling.speed import FastNetwork, SpeedOptions
 from solo_d2.utils.errors import ConfigError
 from tests.export.models import detectron2_inputs
-from tests.modeling.tiny import tiny_config, tiny_model
+from tests.modeling.tiny import save_checkpoint, tiny_config, tiny_model
 from tools import benchmark
 from tools.benchmarks import inference
 from tools.benchmarks.inference import speed_options
@@ -30,9 +30,7 @@ def config(tmp_path_factory):
     folder = tmp_path_factory.mktemp("config")
     cfg = tiny_config()
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("first",), ("second",)
-    (folder / "config.yaml").write_text(cfg.dump())
-    torch.save({"model": tiny_model(cfg, sure=True).state_dict()}, folder / "model.pth")
-    return folder / "config.yaml"
+    return save_checkpoint(folder, cfg, tiny_model(cfg, sure=True)).with_name("config.yaml")
 
 
 def run(config, output, *arguments):
