@@ -10,16 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from solo_d2.ops.mask_crops import MaskCrops
 from solo_d2.ops.mask_geometry import mask_boxes
 from solo_d2.ops.threads import one_thread
 
-# A run is encoded in groups of 5 bits, lowest first; adding 48 makes a group a character.
-GROUP_BITS, FIRST_CHARACTER = 5, 48
-# Maximum groups of a 64-bit number.
-MOST_GROUPS = 13
 # Pixels searched at once on a GPU, more than 100 masks of 1280x1333.
 PART_PIXELS = 1 << 28
 
@@ -33,10 +30,11 @@ def encode_masks(masks: Tensor | MaskCrops) -> list[dict[str, Any]]:
     Returns:
         For each mask {"size": [H, W], "counts": bytes}.
     """
-    if len(masks) == 0:
-        return []
     size = list(masks.shape[1:])
-    return [{"size": [*size], "counts": text} for text in _compress(*run_lengths(masks))]
+    runs, num_runs = run_lengths(masks)
+    parts = np.split(runs.astype(np.uint32), np.cumsum(num_runs))[:-1]
+    codes = [{"size": size, "counts": part} for part in parts]
+    return coco_mask.frPyObjects(codes, *size) if codes else []
 
 
 def run_lengths(masks: Tensor | MaskCrops) -> tuple[np.ndarray, np.ndarray]:
@@ -118,28 +116,3 @@ def _changes_in_boxes(masks: Tensor | MaskCrops) -> np.ndarray:
         changes = np.delete(changes, np.concatenate([equal, equal + 1]))
     index, place = np.divmod(changes, height * width + 1)
     return (changes - index)[place < height * width]
-
-
-def _compress(counts: np.ndarray, num_runs: np.ndarray) -> list[bytes]:
-    """Encode the runs of each mask; from the fourth on, as the difference to the run two before."""
-    first = np.cumsum(num_runs) - num_runs
-    rank = np.arange(len(counts)) - np.repeat(first, num_runs)
-    values = counts.copy()
-    later = np.flatnonzero(rank > 2)
-    values[later] -= counts[later - 2]
-    groups = np.zeros((len(counts), MOST_GROUPS), dtype=np.uint8)
-    num_groups = np.zeros(len(counts), dtype=np.int64)
-    left = np.arange(len(counts))
-    for group in range(MOST_GROUPS):
-        bits = values & ((1 << GROUP_BITS) - 1)
-        values = values >> GROUP_BITS
-        # The highest bit of the last group is the sign.
-        more = np.where(bits >> (GROUP_BITS - 1), values != -1, values != 0)
-        groups[left, group] = bits + (more << GROUP_BITS) + FIRST_CHARACTER
-        num_groups[left] = group + 1
-        left, values = left[more], values[more]
-        if len(left) == 0:
-            break
-    text = groups[np.arange(MOST_GROUPS) < num_groups[:, None]].tobytes()
-    stops = np.cumsum(np.add.reduceat(num_groups, first))
-    return [text[a:b] for a, b in zip([0, *stops[:-1].tolist()], stops.tolist(), strict=True)]
