@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from solo_d2.ops.mask_crops import MaskCrops
@@ -30,6 +29,8 @@ def encode_masks(masks: Tensor | MaskCrops) -> list[dict[str, Any]]:
     Returns:
         For each mask {"size": [H, W], "counts": bytes}.
     """
+    from pycocotools import mask as coco_mask  # `run_lengths` works without
+
     size = list(masks.shape[1:])
     runs, num_runs = run_lengths(masks)
     parts = np.split(runs.astype(np.uint32), np.cumsum(num_runs))[:-1]

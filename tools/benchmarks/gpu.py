@@ -7,7 +7,7 @@ is missing. --output is rewritten after each part. No part begins after --minute
   correctness  every kernel compared with plain PyTorch: odd sizes, one mask and none, NaN, half
                precision, uninitialised memory, a second GPU if available
   nms          Matrix NMS with overlaps: one call, a CUDA graph, its kernels, plain PyTorch
-  postprocess  the same from logits to final masks at 800x1216, and RLE
+  postprocess  the same from logits to final masks at 800x1216, and run lengths
   inference    whole models in several precisions and as CUDA graphs, on a scene with objects
   training     training steps, and how often one synchronises with the device
 
@@ -27,6 +27,7 @@ import torch
 
 from solo_d2.ops.backends import choose_backend
 from solo_d2.ops.matrix_nms import matrix_nms
+from solo_d2.ops.rle import run_lengths
 from solo_d2.utils.errors import ConfigError
 from tools.benchmarks import gpu_checks, gpu_models
 from tools.benchmarks.common import save
@@ -144,7 +145,7 @@ def _postprocess(meter: Meter) -> dict[str, Any]:
     found["times faster than plain"] = found["plain"]["median_ms"] / found["latency"]["median_ms"]
     prediction = call()[0]
     found["instances"] = len(prediction.scores)
-    found["RLE"] = meter.latency(functools.partial(ours.rle, prediction))
+    found["run lengths"] = meter.latency(functools.partial(run_lengths, prediction.masks))
     return found
 
 
