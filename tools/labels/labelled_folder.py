@@ -23,20 +23,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from solo_d2.data.coco_json import load_json, some
 from solo_d2.data.panoptic_conversion import describe_mask
 from solo_d2.utils.errors import DatasetError
 from solo_d2.utils.files import save_text
-from solo_d2.utils.images import EXTENSIONS
-from tools.labels.labelme import DAMAGE, decode_mask, read_labelme, words
+from solo_d2.utils.images import EXTENSIONS, ImageError, read_size
+from tools.labels.labelme import decode_mask, read_labelme, words
 
-# EXIF tag of the orientation, and its values for rotations by 90 degrees.
-ORIENTATION, QUARTER_TURNS = 0x0112, (5, 6, 7, 8)
 LABEL_FORMATS = "labels of NAME.jpg are NAME.json of labelme, or PNGs of masks in a folder NAME"
 # Maximum number of problems in a message.
 _LISTED = 50
+# Pillow's own limit; INPUT.MAX_PIXELS limits what is trained on.
+_MOST_PIXELS = 178_956_970
 
 
 @dataclass(frozen=True)
@@ -197,10 +195,10 @@ def _read_image(
     objects: list[tuple[str, dict[str, Any]]] = []
     size = 0, 0
     try:
-        size = _upright_size(file)
+        size = read_size(file, max_pixels=_MOST_PIXELS)
         if json_file.is_file():
             objects += read_labelme(json_file, size, problems)
-    except DatasetError as error:
+    except (DatasetError, ImageError) as error:
         problems.append(str(error))
     for mask in _visible(folder) if size[0] and folder.is_dir() else ():
         try:
@@ -213,16 +211,6 @@ def _read_image(
         except DatasetError as error:
             problems.append(str(error))
     return LabelledImage(file.name, size, objects)
-
-
-def _upright_size(file: Path) -> tuple[int, int]:
-    try:
-        with Image.open(file) as image:
-            width, height = image.size
-            turned = image.getexif().get(ORIENTATION) in QUARTER_TURNS
-    except DAMAGE as error:
-        raise DatasetError(f"{file} cannot be read as an image: {error}") from error
-    return (width, height) if turned else (height, width)
 
 
 def _read_mask(file: Path, size: tuple[int, int]) -> tuple[str, dict[str, Any]]:
