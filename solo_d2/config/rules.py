@@ -100,6 +100,10 @@ def merge_reason(error: Exception, cfg: Mapping[str, Any]) -> str:
         close = get_close_matches(unknown[1], [key for key, _ in leaves(cfg)], n=3, cutoff=0.8)
         hint = f"; there is {', '.join(close)}" if close else ""
         return f"{text}{hint}; custom keys require --import MODULE (docs/extending.md)"
+    types = re.escape("Type mismatch (<class 'float'> vs. <class 'int'>)")
+    number = re.fullmatch(rf"{types} .* vs. (-?\d+)\) for config key: (\S+)", text)
+    if number:
+        return f"{number[2]} is {number[1]}, but must have a decimal point: {number[1]}.0"
     if isinstance(error, RecursionError):
         return "it is nested too deeply, or refers to itself (_BASE_)"
     if isinstance(error, (TypeError, AttributeError)) or not text:

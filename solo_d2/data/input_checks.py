@@ -61,6 +61,8 @@ def check_input_config(cfg: CfgNode) -> None:
         # The short side can never be longer than the limit of the long side.
         sides = [value] if isinstance(value, int) else value
         require(max(sides, default=0) <= limit, key, value, f"at most {largest} ({limit})")
+    allowed = "one or more sizes with TEST.AUG.ENABLED, one for each view"
+    require(not views.ENABLED or len(test_sizes) > 0, "TEST.AUG.MIN_SIZES", test_sizes, allowed)
     if given.MIN_SIZE_TRAIN_SAMPLING == "range":
         sides = given.MIN_SIZE_TRAIN
         ordered = len(sides) == 2 and sides[0] <= sides[1]

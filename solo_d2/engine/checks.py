@@ -7,12 +7,14 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from solo_d2.config.check import check_config
+from solo_d2.config.models import is_panoptic, is_solo
 from solo_d2.config.rules import Rule, above, at_least, between, one_of, require
 from solo_d2.data.classes import is_category_list
 from solo_d2.data.input_checks import check_input_config
 from solo_d2.evaluation.average_precision import BACKENDS, COCO_MAX_PREDICTIONS
 from solo_d2.modeling.speed import TRAINING_COMPILE, SpeedOptions
 from solo_d2.modeling.tiles import Tiles
+from solo_d2.utils.errors import ConfigError
 
 OPTIMIZERS = ("SGD", "AdamW")
 # Values of SOLVER.AMP.DTYPE.
@@ -87,6 +89,8 @@ def check_run_config(cfg: CfgNode, *, training: bool = True) -> None:
     check_input_config(cfg)
     SpeedOptions.from_config(cfg)
     Tiles.from_config(cfg)
+    if training:
+        _check_losses(cfg)
     solver, processes = cfg.SOLVER, comm.get_world_size() if training else 1
     batch, planned, base = solver.IMS_PER_BATCH, solver.REFERENCE_WORLD_SIZE, solver.BASE_LR
     images = batch // processes
@@ -105,7 +109,7 @@ def check_run_config(cfg: CfgNode, *, training: bool = True) -> None:
             f"from 1 to the number of images per process ({images})",
         ),
         ("MOMENTUM", solver.MOMENTUM > 0 or not accelerated, "above 0 with SOLVER.NESTEROV"),
-        ("BASE_LR", base > 0 or not cosine, "above 0 with WarmupCosineLR"),
+        ("BASE_LR", base > 0 or not training, "above 0, or nothing is trained"),
         (
             "BASE_LR_END",
             solver.BASE_LR_END <= base or not cosine,
@@ -118,6 +122,19 @@ def check_run_config(cfg: CfgNode, *, training: bool = True) -> None:
         ),
     ):
         require(holds, f"SOLVER.{key}", solver[key], allowed)
+
+
+def _check_losses(cfg: CfgNode) -> None:
+    """Raise a ConfigError if the weights of all losses are 0."""
+    if not is_solo(cfg):
+        return
+    weights = {
+        f"MODEL.SOLO.LOSS.{x}_WEIGHT": cfg.MODEL.SOLO.LOSS[f"{x}_WEIGHT"] for x in ("CLS", "MASK")
+    }
+    if is_panoptic(cfg):
+        weights["MODEL.SEM_SEG_HEAD.LOSS_WEIGHT"] = cfg.MODEL.SEM_SEG_HEAD.LOSS_WEIGHT
+    if not any(weights.values()):
+        raise ConfigError(f"{', '.join(weights)} are 0, so nothing is trained: set one above 0")
 
 
 def _is_device(name: str) -> bool:

@@ -77,6 +77,11 @@ BY_CHOICE: dict[str, dict[str, tuple[str, ...]]] = {
         "WarmupStepWithFixedGammaLR": ("SOLVER.STEPS", "SOLVER.BASE_LR_END"),
     },
 }
+# Sections that ENABLED switches off.
+SWITCHED = (
+    *("INPUT.CROP", "INPUT.LSJ", "SOLVER.AMP", "SOLVER.CLIP_GRADIENTS", "SOLVER.EMA"),
+    *("TEST.AUG", "TEST.PRECISE_BN"),
+)
 # Keys that our configs set for several models at once.
 _SHARED = (
     *("MODEL.MASK_ON", "MODEL.RESNETS.OUT_FEATURES"),
@@ -144,6 +149,7 @@ def _left_by_choices(cfg: Any) -> Iterator[tuple[str, str]]:
         section, name = key.split(".")
         value = cfg[section][name]
         yield from ((left, f"{key} {value}") for left in choices.get(value, ()))
+    yield from _left_by_switches(cfg)
     yield from _left_by_nms_and_loss(model.SOLO)
     backbone, head = model.BACKBONE.NAME, model.SOLO.HEAD.NAME
     read = backbone_sections(cfg)
@@ -158,6 +164,22 @@ def _left_by_choices(cfg: Any) -> Iterator[tuple[str, str]]:
         of_dynamic = ("MASK_FEATURE", "HEAD.KERNEL_SIZE", "HEAD.KERNEL_COORDS")
         for name in ("HEAD.NUM_COORD_CONVS",) if dynamic else of_dynamic:
             yield f"MODEL.SOLO.{name}", f"MODEL.SOLO.HEAD.NAME {head}"
+
+
+def _left_by_switches(cfg: Any) -> Iterator[tuple[str, str]]:
+    """Yield the keys of features that are switched off."""
+    for section in SWITCHED:
+        first, name = section.split(".")
+        if not cfg[first][name].ENABLED:
+            for key in set(cfg[first][name]) - {"ENABLED"}:
+                yield f"{section}.{key}", f"{section}.ENABLED False"
+    if cfg.INPUT.COPY_PASTE.PROB == 0:
+        yield "INPUT.COPY_PASTE.INSTANCE_PROB", "INPUT.COPY_PASTE.PROB 0"
+    if cfg.TEST.TILES.SIZE == 0:
+        for key in ("OVERLAP", "WHOLE_IMAGE"):
+            yield f"TEST.TILES.{key}", "TEST.TILES.SIZE 0"
+    if cfg.DATALOADER.SAMPLER_TRAIN != "RepeatFactorTrainingSampler":
+        yield "DATALOADER.REPEAT_THRESHOLD", f"SAMPLER_TRAIN {cfg.DATALOADER.SAMPLER_TRAIN}"
 
 
 def _left_by_nms_and_loss(solo: Any) -> Iterator[tuple[str, str]]:

@@ -113,6 +113,12 @@ COMBINATIONS = [
         "SOLVER.BASE_LR_END",
     ),
     ({"TEST.TILES.SIZE": 64, "TEST.TILES.OVERLAP": 64}, "TEST.TILES.OVERLAP"),
+    ({"TEST.AUG.ENABLED": True, "TEST.AUG.MIN_SIZES": ()}, "TEST.AUG.MIN_SIZES"),
+    ({"SOLVER.BASE_LR": 0.0}, "SOLVER.BASE_LR"),
+    (
+        {"MODEL.SOLO.LOSS.CLS_WEIGHT": 0.0, "MODEL.SOLO.LOSS.MASK_WEIGHT": 0.0},
+        "MODEL.SOLO.LOSS.CLS_WEIGHT",
+    ),
     *(
         ({"INPUT.MASK_FORMAT": "polygon", f"INPUT.{crop}.ENABLED": True}, "INPUT.MASK_FORMAT")
         for crop in ("CROP", "LSJ")
@@ -159,6 +165,11 @@ def test_evaluation_uses_any_number_of_processes(monkeypatch):
     monkeypatch.setattr(comm, "get_world_size", lambda: 3)
     assert "multiple of the 3 processes" in refusal(check_run_config, default_config())
     check_run_config(default_config(), training=False)
+
+
+def test_a_whole_number_for_a_float_is_named_with_its_correction():
+    with pytest.raises(ConfigError, match="SOLVER.BASE_LR is 1, .* 1.0"):
+        override(default_config(), ["SOLVER.BASE_LR", "1"])
 
 
 def test_a_config_without_our_keys_names_the_function_that_adds_them():

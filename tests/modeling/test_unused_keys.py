@@ -93,9 +93,11 @@ def test_keys_that_are_named_are_not_read(base):
     prepare(cfg)
     assert "SOLVER.BASE_LR" in seen
     # The first two are looked at to ask Detectron2 for neither, the mean for the number of
-    # channels, the others for their ranges.
+    # channels, the type of clipping before ENABLED, the others for their ranges.
     looked_at = {"MODEL.KEYPOINT_ON", "MODEL.LOAD_PROPOSALS", "MODEL.SOLO.HEAD.NUM_COORD_CONVS"}
     looked_at |= {"MODEL.SOLO.NMS.THRESH", "MODEL.SOLO.LOSS.MASK_POS_WEIGHT", "MODEL.PIXEL_MEAN"}
+    looked_at |= {"INPUT.CROP.TYPE", "INPUT.CROP.SIZE", "TEST.AUG.MAX_SIZE"}
+    looked_at |= {"SOLVER.CLIP_GRADIENTS.CLIP_TYPE"}
     assert named & seen <= looked_at
 
 
@@ -125,6 +127,10 @@ OTHERS = {
     "TEST.KEYPOINT_OKS_SIGMAS": ([0.1], ""),
     "MODEL.SOLO.NMS.THRESH": (0.6, "MODEL.SOLO.NMS.TYPE matrix"),
     "MODEL.SOLO.LOSS.MASK_POS_WEIGHT": (3.0, "MODEL.SOLO.LOSS.MASK_TYPE dice"),
+    "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": (5.0, "SOLVER.CLIP_GRADIENTS.ENABLED False"),
+    "INPUT.COPY_PASTE.INSTANCE_PROB": (0.9, "INPUT.COPY_PASTE.PROB 0"),
+    "TEST.TILES.OVERLAP": (9, "TEST.TILES.SIZE 0"),
+    "DATALOADER.REPEAT_THRESHOLD": (0.5, "TrainingSampler"),
 }
 
 
