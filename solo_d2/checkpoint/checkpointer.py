@@ -28,6 +28,9 @@ _LOAD_ERRORS = (
     *(AssertionError, RuntimeError, MemoryError, pickle.UnpicklingError, ImportError),
 )
 
+# What `last_checkpoint` is called while a training that overwrites it has no checkpoint.
+EARLIER = "last_checkpoint.earlier"
+
 # Backbones whose names are matched by Detectron2's heuristics; parameters may be missing.
 BY_ENDS = Format("a backbone, by the ends of its names", (), (), whole=False, absent=(".*",))
 
@@ -215,6 +218,23 @@ def last_checkpoint(folder: str) -> str:
     """Return the last checkpoint of an OUTPUT_DIR; "" if there is none."""
     checkpointer = SOLOCheckpointer(nn.Module(), folder)
     return checkpointer.get_checkpoint_file() if checkpointer.has_checkpoint() else ""
+
+
+def set_aside_last_checkpoint(folder: str) -> None:
+    """Rename `last_checkpoint`, so that --resume never continues another training than the last."""
+    note = Path(folder, "last_checkpoint")
+    if note.is_file():
+        note.replace(note.with_name(EARLIER))
+
+
+def require_no_earlier(folder: str) -> None:
+    """Raise a ConfigError if only a training that was overwritten has checkpoints in a folder."""
+    if Path(folder, EARLIER).is_file() and not Path(folder, "last_checkpoint").exists():
+        raise ConfigError(
+            f"The last training in OUTPUT_DIR {folder} has no checkpoint to resume, only the one "
+            f"before it has. To continue that one, rename {EARLIER} to last_checkpoint; otherwise "
+            "start without --resume"
+        )
 
 
 def _model_setting(model: nn.Module, key: str) -> Any:

@@ -1,6 +1,7 @@
 """Build the config of a run from the command line: data sets, schedule scaling, seed."""
 
 import argparse
+import json
 import logging
 from collections.abc import Collection
 from pathlib import Path
@@ -11,11 +12,11 @@ from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from solo_d2.checkpoint.checkpointer import last_checkpoint
+from solo_d2.checkpoint.checkpointer import last_checkpoint, require_no_earlier
 from solo_d2.checkpoint.saved_classes import adopt_saved_classes
 from solo_d2.config import add_import_argument, find_config_file, load_config, override
 from solo_d2.config.extensions import import_extension
-from solo_d2.config.rules import require
+from solo_d2.config.rules import leaves, require
 from solo_d2.data import check_datasets, register_datasets_of_config, resolve_num_classes
 from solo_d2.data.arguments import add_dataset_arguments, apply_dataset_arguments
 from solo_d2.data.catalog import require_model_classes, training_categories
@@ -25,10 +26,13 @@ from solo_d2.engine.reservation import holds_training, reserve
 from solo_d2.evaluation.check import check_test_data
 from solo_d2.modeling.unused_keys import warn_of_unused_keys
 from solo_d2.utils.commands import shorten_log_errors
-from solo_d2.utils.errors import ConfigError
+from solo_d2.utils.errors import ConfigError, listed, shown
 from solo_d2.utils.files import save_text
 
 logger = logging.getLogger("solo_d2")
+
+# Keys that may change when a training is resumed; it does not read MODEL.WEIGHTS.
+_USUAL_CHANGES = ("OUTPUT_DIR", "MODEL.WEIGHTS", "SOLVER.MAX_ITER")
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -83,6 +87,10 @@ def setup(args: argparse.Namespace) -> CfgNode:
     warn_of_unused_keys(cfg, args.config_file, args.opts)
     scale_schedule(cfg, given=args.opts[::2])
     resolve_seed(cfg, resume=args.resume)
+    if not args.eval_only:
+        _warn_of_training(cfg)
+        if args.resume:
+            _log_changes(cfg)
     cfg.freeze()
     _begin(cfg, args)
     return cfg
@@ -98,6 +106,13 @@ def choose_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
     if last and args.eval_only:
         logger.info(f"--resume: the last checkpoint {last} is evaluated")
         cfg.MODEL.WEIGHTS = last
+    elif args.resume and not last:
+        require_no_earlier(cfg.OUTPUT_DIR)
+    if not last and args.eval_only and args.resume and not cfg.MODEL.WEIGHTS:
+        raise ConfigError(
+            f"--resume: OUTPUT_DIR {cfg.OUTPUT_DIR} has no checkpoint to evaluate; set OUTPUT_DIR "
+            "to the folder of a training, or MODEL.WEIGHTS"
+        )
     weights = cfg.MODEL.WEIGHTS
     exists = "://" in weights or Path(weights.partition("?")[0]).is_file()
     if weights and not last and not exists:
@@ -113,6 +128,44 @@ def _require_test_data(cfg: CfgNode, args: argparse.Namespace) -> None:
     patience = cfg.SOLVER.EARLY_STOPPING_PATIENCE
     allowed = "0 without data to evaluate on: set --val-json or DATASETS.TEST"
     require(patience == 0, "SOLVER.EARLY_STOPPING_PATIENCE", patience, allowed)
+
+
+def _warn_of_training(cfg: CfgNode) -> None:
+    """Warn of keys that a training cannot follow."""
+    solver, period = cfg.SOLVER, cfg.TEST.EVAL_PERIOD
+    if solver.WARMUP_ITERS > solver.MAX_ITER:
+        logger.warning(
+            f"SOLVER.WARMUP_ITERS is {solver.WARMUP_ITERS}, but SOLVER.MAX_ITER is "
+            f"{solver.MAX_ITER}: training ends before the learning rate reaches BASE_LR"
+        )
+    if 0 < solver.MAX_ITER <= solver.EARLY_STOPPING_PATIENCE * period:
+        logger.warning(
+            f"SOLVER.EARLY_STOPPING_PATIENCE {solver.EARLY_STOPPING_PATIENCE} has no effect: with "
+            f"TEST.EVAL_PERIOD {period}, training ends at SOLVER.MAX_ITER {solver.MAX_ITER} first"
+        )
+    if cfg.TEST.TILES.SIZE:
+        logger.warning(
+            "TEST.TILES has no effect on evaluations during training: use --eval-only for tiles"
+        )
+
+
+def _log_changes(cfg: CfgNode) -> None:
+    """Log the keys that differ from OUTPUT_DIR/config.yaml, which an earlier run has written."""
+    saved = Path(cfg.OUTPUT_DIR) / "config.yaml"
+    if not saved.is_file():
+        return
+    try:
+        before = dict(leaves(load_config(str(saved))))
+    except ConfigError as error:
+        logger.warning(f"The earlier config cannot be compared: {error}")
+        return
+    changes = []
+    for key, value in leaves(cfg):
+        old, new = (json.dumps(x, default=str) for x in (before.get(key), value))
+        if old != new and key not in _USUAL_CHANGES:  # JSON has no tuples, like YAML
+            changes.append(f"{key} {shown(before.get(key))} -> {shown(value)}")
+    if changes:
+        logger.warning(f"Keys that differ from those in {saved}: {listed(changes)}")
 
 
 def log_to(folder: str) -> None:

@@ -18,7 +18,11 @@ from detectron2.utils import comm
 from torch import nn
 from torch.utils.data import DataLoader
 
-from solo_d2.checkpoint.checkpointer import SOLOCheckpointer
+from solo_d2.checkpoint.checkpointer import (
+    SOLOCheckpointer,
+    require_no_earlier,
+    set_aside_last_checkpoint,
+)
 from solo_d2.checkpoint.saved_classes import KEY as CLASSES_KEY
 from solo_d2.config.models import model_class
 from solo_d2.data import SOLODatasetMapper
@@ -260,11 +264,15 @@ class Trainer(DefaultTrainer):
         folder = self.cfg.OUTPUT_DIR
         reserve(folder)
         try:
-            self.save_config()  # not before: a training that is refused must not change the file
+            # Not before: a training that is refused must not change the files.
+            self.save_config()
+            if self.start_iter == 0 and comm.is_main_process():
+                set_aside_last_checkpoint(folder)
             if self.start_iter >= self.max_iter and not Path(folder, "model_final.pth").is_file():
                 # The training was killed between its last step and this file.
                 self.checkpointer.save("model_final", iteration=self.max_iter - 1)
-            return super().train()
+            # Not DefaultTrainer.train, which verifies TEST.EXPECTED_RESULTS.
+            return TrainerBase.train(self, self.start_iter, self.max_iter)
         except EndOfTraining:  # right after an evaluation
             if self.cfg.TEST.AUG.ENABLED:
                 self._evaluate_with_tta()
@@ -339,6 +347,7 @@ class Trainer(DefaultTrainer):
         rest = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         folder, has_checkpoint = self.cfg.OUTPUT_DIR, self.checkpointer.has_checkpoint()
         if resume and not has_checkpoint:
+            require_no_earlier(folder)
             text = "OUTPUT_DIR %s has no checkpoint to resume: training starts from the beginning"
             logger.warning(text, folder)
         elif has_checkpoint and not resume:

@@ -77,6 +77,24 @@ def test_a_folder_with_other_checkpoints_than_expected_is_warned_of(first, shape
     assert "has no checkpoint to resume" in (tmp_path / "empty/log.txt").read_text()
 
 
+@pytest.mark.parametrize("eval_only", [False, True])
+def test_an_overwritten_training_is_not_resumed(first, shapes, tmp_path, monkeypatch, eval_only):
+    """A training that ends before its first checkpoint hides those of the one before it."""
+    folder = tmp_path / "copy"
+    shutil.copytree(first, folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "run_step", lambda self: 1 / 0)
+        trainer = Trainer(setup(run_config(shapes, folder, *BASE)))
+        trainer.resume_or_load(resume=False)
+        with pytest.raises(ZeroDivisionError):
+            trainer.train()
+    args = run_config(shapes, folder, "--resume", *["--eval-only"][:eval_only], *BASE)
+    with pytest.raises(ConfigError, match="rename last_checkpoint.earlier to last_checkpoint"):
+        setup(args)
+    (folder / "last_checkpoint.earlier").rename(folder / "last_checkpoint")
+    assert setup(args).SEED == 7
+
+
 def test_without_changes_nothing_is_dropped(first, resume):
     assert (first / "last_checkpoint").read_text() == "model_best.pth"  # saved after the last step
     saved = torch.load(first / "model_best.pth", weights_only=True)
@@ -128,6 +146,7 @@ def test_learning_rate_and_options_are_those_that_are_given(resume):
     assert {group["weight_decay"] for group in optimizer.param_groups} >= {0.5}
     assert all(state["step"] == DONE for state in states(trainer).values())
     assert "lr 0.001 -> 0.01" in log
+    assert "config.yaml: SOLVER.BASE_LR 0.001 -> 0.01" in log
     trainer.train()
     logged = [value for value, _ in trainer.storage.history("lr").values()]
     # Of the six iterations the last four: the end of the warm-up, the rate, and a tenth of it.

@@ -226,6 +226,30 @@ def test_bad_settings_are_named_before_training(shapes, tmp_path, opts, error, n
     assert all(text in str(caught.value) for text in named)
 
 
+@pytest.mark.parametrize(
+    ("opts", "named"),
+    [
+        (["SOLVER.WARMUP_ITERS", 9], "SOLVER.WARMUP_ITERS is 9, but SOLVER.MAX_ITER is 4"),
+        (["SOLVER.EARLY_STOPPING_PATIENCE", 2, "TEST.EVAL_PERIOD", 2], "PATIENCE 2 has no effect"),
+        (["TEST.TILES.SIZE", 64], "TEST.TILES has no effect"),
+    ],
+)
+def test_keys_without_effect_on_a_training_are_warned_of(shapes, tmp_path, opts, named):
+    setup(run_config(shapes, tmp_path, *opts))
+    assert named in (tmp_path / "log.txt").read_text()
+
+
+def test_expected_results_are_not_verified(shapes, tmp_path, monkeypatch):
+    monkeypatch.setattr(Trainer, "test", classmethod(lambda *_: {"segm": {"AP": 1.0}}))
+    opts = ["TEST.EXPECTED_RESULTS", [["bbox", "AP", 9.0, 1.0]], "SOLVER.MAX_ITER", 1]
+    Trainer(setup(run_config(shapes, tmp_path, *opts))).train()
+
+
+def test_no_checkpoint_to_evaluate_is_an_error(shapes, tmp_path):
+    with pytest.raises(ConfigError, match="no checkpoint to evaluate"):
+        setup(run_config(shapes, tmp_path, "--eval-only", "--resume"))
+
+
 def test_missing_coco_is_one_line_that_says_where_it_looked(tmp_path, capsys):
     args = argument_parser().parse_args(["--config-file", "configs/coco/solov2_R50_3x.yaml"])
     args.opts = ["OUTPUT_DIR", str(tmp_path / "out")]
