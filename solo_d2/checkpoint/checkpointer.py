@@ -31,6 +31,9 @@ _LOAD_ERRORS = (
 # What `last_checkpoint` is called while a training that overwrites it has no checkpoint.
 EARLIER = "last_checkpoint.earlier"
 
+# Parameters of panoptic models that models of instances do not have.
+STUFF_BRANCH = "semantic_branch."
+
 # Backbones whose names are matched by Detectron2's heuristics; parameters may be missing.
 BY_ENDS = Format("a backbone, by the ends of its names", (), (), whole=False, absent=(".*",))
 
@@ -197,8 +200,13 @@ class SOLOCheckpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: dict[str, Any]) -> None:
         """Load the weights if they fit, else raise a ConfigError and load nothing."""
         state, source = checkpoint.pop("model"), checkpoint.pop("source")
+        allow: Sequence[str] | None = self.allow
+        if self.whole:
+            own, allow = self.model.state_dict(), self.allow or None
+            # Instances of a panoptic model, predicted by MODEL.META_ARCHITECTURE SOLO.
+            state = {k: v for k, v in state.items() if k in own or not k.startswith(STUFF_BRANCH)}
         required = None if self.whole else source
-        self.restarted = load_matching(self.model, state, required, allow=self.allow)
+        self.restarted = load_matching(self.model, state, required, allow=allow)
         if self.restarted:
             modules = sorted({".".join(name.split(".")[:2]) for name in self.restarted})
             self.logger.info(

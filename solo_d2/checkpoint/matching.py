@@ -35,8 +35,11 @@ class Match:
     shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
     fresh: list[str]
 
-    def problem(self) -> str:
-        """Describe what does not fit, and how to fix it, on one line; "" if everything fits."""
+    def problem(self, *, can_allow: bool = True) -> str:
+        """Describe what does not fit, and how to fix it, on one line; "" if everything fits.
+
+        Without `can_allow`, MODEL.WEIGHTS_ALLOW is not read, so it is no remedy.
+        """
         differing = [*self.shapes, *self.missing, *self.unexpected]
         if not differing:
             return ""
@@ -63,7 +66,7 @@ class Match:
             (self.unexpected, "of their parameters are not in the model"),
         )
         texts = [f"{len(names)} {text}: {listed(names, 3)}" for names, text in problems if names]
-        return f"{'; '.join(texts)}. To allow this: {allow}"
+        return "; ".join(texts) + (f". To allow this: {allow}" if can_allow else "")
 
 
 def match(
@@ -115,9 +118,19 @@ def match(
 
 
 def load_matching(
-    model: nn.Module, state: Mapping[str, Tensor], source: Format | None, *, allow: Sequence[str]
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    source: Format | None,
+    *,
+    allow: Sequence[str] | None,
 ) -> list[str]:
-    """Load weights into a model, or nothing if they do not fit; see `match` for the arguments.
+    """Load weights into a model, or nothing if they do not fit.
+
+    Args:
+        model: the model.
+        state: see `match`.
+        source: see `match`.
+        allow: see `match`; None if the user cannot allow differences.
 
     Returns:
         Names of the parameters that keep their initial values.
@@ -125,8 +138,8 @@ def load_matching(
     Raises:
         ConfigError: the weights do not fit.
     """
-    found = match(state, model.state_dict(), source, allow=allow)
-    problem = found.problem()
+    found = match(state, model.state_dict(), source, allow=allow or ())
+    problem = found.problem(can_allow=allow is not None)
     if problem:
         raise ConfigError(problem)
     model.load_state_dict(found.loadable, strict=False)

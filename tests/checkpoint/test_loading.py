@@ -112,7 +112,7 @@ def test_backbones_arrive_and_the_rest_keeps_its_start(name, resnet50, tmp_path)
         if source is CAFFE2 and ".running_" in key:  # it has none: they are part of the affine
             expected = torch.full_like(value, float(key.endswith("var")))
         assert torch.equal(value, expected), key
-    with pytest.raises(ConfigError, match=r"not in them: .*head\."):
+    with pytest.raises(ConfigError, match=r"not in them: .*fpn_"):
         SOLOCheckpointer(resnet50, whole=True).load(str(tmp_path / name))
     # Nor does one of another depth fit.
     last = re.compile(r"(layer3\.|res4[._])5")
@@ -226,7 +226,19 @@ def test_a_panoptic_model_starts_from_an_instance_model(own):
     model = tiny_model(panoptic_config())
     with pytest.raises(ConfigError, match=r"WEIGHTS_ALLOW.*semantic_branch\.logits\.\*"):
         SOLOCheckpointer(model).load(str(own[1]))
+    with pytest.raises(ConfigError) as caught:  # inference does not read MODEL.WEIGHTS_ALLOW
+        SOLOCheckpointer(model, whole=True).load(str(own[1]))
+    assert "WEIGHTS_ALLOW" not in str(caught.value)
     SOLOCheckpointer(model, allow=["semantic_branch.*"]).load(str(own[1]))
+
+
+def test_the_instances_of_a_panoptic_model_need_no_branch_for_stuff(tmp_path):
+    panoptic, model = tiny_model(panoptic_config()), tiny_model(tiny_config())
+    torch.nn.init.ones_(panoptic.head.class_logits.bias)
+    torch.save({"model": panoptic.state_dict()}, tmp_path / "panoptic.pth")
+    SOLOCheckpointer(model, whole=True).load(str(tmp_path / "panoptic.pth"))
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, panoptic.state_dict()[name]), name
 
 
 def test_training_goes_on_and_other_content_is_returned(own):
