@@ -36,8 +36,8 @@ OUTPUT_EXTENSIONS = (".jpg", ".jpeg", ".png")
 def expand_inputs(patterns: Iterable[str]) -> tuple[list[Path], list[str]]:
     """Expand files, folders and globs to files.
 
-    An existing path is never treated as a glob. Folders are not searched recursively; use `**` in
-    a glob.
+    An existing path is never treated as a glob. Folders are not searched recursively (use `**` in
+    a glob), and their hidden files are left out.
 
     Args:
         patterns: paths of files or folders, or globs.
@@ -56,7 +56,9 @@ def expand_inputs(patterns: Iterable[str]) -> tuple[list[Path], list[str]]:
 def _expand(pattern: str) -> list[Path]:
     path = Path(pattern)
     if path.is_dir():
-        return sorted(f for f in path.iterdir() if f.suffix.lower() in EXTENSIONS and f.is_file())
+        # Hidden files are no images of the user: macOS adds a ._photo.jpg for each photo.jpg.
+        files = (f for f in path.iterdir() if f.suffix.lower() in EXTENSIONS and f.is_file())
+        return sorted(f for f in files if not f.name.startswith("."))
     if path.is_file():
         return [path]
     return sorted(f for f in map(Path, glob.glob(pattern, recursive=True)) if f.is_file())

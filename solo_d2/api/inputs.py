@@ -4,7 +4,7 @@ H and W are rows and columns.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -130,6 +130,8 @@ def _tell(error: ImageError, on_error: OnError) -> None:
 
 
 def _parts(source: Any) -> Iterator[Any]:
+    if isinstance(source, (bytes, Mapping)):  # neither is a sequence of images
+        raise ImageError(f"an image cannot be made of a {type(source).__name__}")
     try:
         return iter(source)
     except TypeError as error:

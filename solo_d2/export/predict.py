@@ -56,7 +56,9 @@ def find_files(paths: Sequence[str]) -> list[Path]:
         inside = sorted(path.iterdir()) if path.is_dir() else [path]
         inside = [x for x in inside if x.is_file()]
         if path.is_dir():
-            inside = [x for x in inside if x.suffix.lower() in EXTENSIONS]
+            # Not the ._photo.jpg that macOS adds for each photo.jpg.
+            named = [x for x in inside if not x.name.startswith(".")]
+            inside = [x for x in named if x.suffix.lower() in EXTENSIONS]
         if not inside:
             raise ValueError(f"--input {name}: no image file")
         files.update(dict.fromkeys(inside))

@@ -12,6 +12,7 @@ def test_files_folders_and_globs_each_file_once(tmp_path):
     first, second = save(tmp_path / "b.png"), save(tmp_path / "a.JPG")
     odd = save(tmp_path / "x[1].png")
     (tmp_path / "note.txt").write_text("no image")
+    (tmp_path / "._a.JPG").write_text("metadata of macOS")
     (tmp_path / "folder.png").mkdir()
     found, missing = images.expand_inputs(
         [str(first), str(tmp_path), str(tmp_path / "*.png"), str(odd), "nowhere/*.png"]

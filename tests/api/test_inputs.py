@@ -55,6 +55,8 @@ def test_grey_arrays_and_modes_of_pillow():
         (torch.full((3, 4, 5), -1.0), "values in \\[0, 255\\]"),
         (torch.zeros(3, 4, 5, dtype=torch.int64), "uint8 or of floats"),
         (3, "cannot be made of a int"),
+        ({"image": torch.zeros(3, 4, 5)}, "cannot be made of a dict"),
+        (b"bytes of a file", "cannot be made of a bytes"),
         ("gone.png", "gone.png"),
     ],
 )

@@ -69,7 +69,9 @@ def test_a_jpeg_without_its_end_is_refused_even_if_opencv_would_take_half(tmp_pa
 def test_a_folder_named_as_an_image_is_no_image(tmp_path):
     good_pictures(tmp_path)
     (tmp_path / "0.jpg").mkdir()
+    (tmp_path / "._1.jpg").write_text("metadata of macOS")
     found = predict.find_files([str(tmp_path)])
+    assert not any(file.name.startswith(".") for file in found)
     assert tmp_path / "0.jpg" not in found
     assert len(found) > 20
 
