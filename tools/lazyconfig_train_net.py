@@ -56,7 +56,13 @@ def main(args: argparse.Namespace) -> Any:
     if not Path(args.config_file).is_file():
         raise ConfigError(f"--config-file {args.config_file or '(none)'} does not exist")
     with refusing(f"The lazy config {args.config_file}, changed by {args.opts},"):
-        lazy = LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
+        lazy = LazyConfig.load(args.config_file)
+        parts = set(lazy)
+        lazy = LazyConfig.apply_overrides(lazy, args.opts)
+    if added := sorted(set(lazy) - parts):
+        raise ConfigError(
+            f"{', '.join(added)}: no part of the lazy config, which has {sorted(parts)}"
+        )
     cfg = trainer_config(lazy)
     cfg.defrost()
     choose_weights(cfg, args)

@@ -11,7 +11,7 @@ from detectron2.config import CfgNode, get_cfg
 from solo_d2.config.defaults import add_solo_config
 from solo_d2.config.extensions import ADDED_KEYS
 from solo_d2.config.rules import MERGE_ERRORS, merge_reason
-from solo_d2.utils.errors import ConfigError, shown
+from solo_d2.utils.errors import ConfigError, listed, shown
 from solo_d2.utils.user_code import from_user_code
 
 
@@ -39,6 +39,10 @@ def find_config_file(config_file: str) -> str:
     """
     if not config_file:
         raise ConfigError("No config is given: pass one of configs/ with --config-file FILE")
+    if config_file.endswith(".py"):
+        raise ConfigError(
+            f"{config_file} is a lazy config: run tools/lazyconfig_train_net.py, or name YAML"
+        )
     if "://" in config_file or Path(config_file).is_file():
         return config_file
     name = config_file.removeprefix("configs/")
@@ -114,6 +118,9 @@ def override(cfg: CfgNode, overrides: Sequence[Any]) -> None:
     Raises:
         ConfigError: a key is unknown, or a value has the wrong type.
     """
+    options = [x for x in overrides if isinstance(x, str) and x.startswith("--")]
+    if options:
+        raise ConfigError(f"{listed(options)} must stand before the overrides KEY VALUE")
     try:
         cfg.merge_from_list(list(overrides))
     except MERGE_ERRORS as error:

@@ -97,7 +97,8 @@ def merge_reason(error: Exception, cfg: Mapping[str, Any]) -> str:
     text = " ".join(str(error.args[0] if isinstance(error, KeyError) else error).split())
     unknown = re.fullmatch(r"Non-existent (?:config )?key: (\S+)", text)
     if unknown:
-        close = get_close_matches(unknown[1], [key for key, _ in leaves(cfg)], n=3, cutoff=0.8)
+        keys = {key.upper(): key for key, _ in leaves(cfg)}
+        close = [keys[x] for x in get_close_matches(unknown[1].upper(), keys, n=3, cutoff=0.8)]
         hint = f"; there is {', '.join(close)}" if close else ""
         return f"{text}{hint}; custom keys require --import MODULE (docs/extending.md)"
     types = re.escape("Type mismatch (<class 'float'> vs. <class 'int'>)")

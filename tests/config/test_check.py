@@ -167,11 +167,6 @@ def test_evaluation_uses_any_number_of_processes(monkeypatch):
     check_run_config(default_config(), training=False)
 
 
-def test_a_whole_number_for_a_float_is_named_with_its_correction():
-    with pytest.raises(ConfigError, match="SOLVER.BASE_LR is 1, .* 1.0"):
-        override(default_config(), ["SOLVER.BASE_LR", "1"])
-
-
 def test_a_config_without_our_keys_names_the_function_that_adds_them():
     assert "add_solo_config" in refusal(check_run_config, get_cfg())
 
@@ -228,6 +223,9 @@ def test_honest_aliases_and_bases_are_read(tmp_path):
     [
         (["SOLVER.BASE_LR"], "SOLVER.BASE_LR"),
         (["SOLVER.BASE_L", 1.0], "there is SOLVER.BASE_LR"),
+        (["solver.max_iter", 1], "there is SOLVER.MAX_ITER"),
+        (["SOLVER.MAX_ITER", 1, "--resume"], "--resume must stand before"),
+        (["SOLVER.BASE_LR", "1"], "SOLVER.BASE_LR is 1, but must have a decimal point: 1.0"),
         (["MODEL.WEIGHTS.", "a"], "MODEL.WEIGHTS."),
         (["MODEL.SOLO.NMS", 3], "MODEL.SOLO.NMS"),
         ([3, 3], "3 3"),

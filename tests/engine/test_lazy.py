@@ -15,7 +15,7 @@ from solo_d2.data import SOLODatasetMapper, register_coco_format
 from solo_d2.engine import Trainer
 from solo_d2.engine.lazy import LazyTrainer, trainer_config
 from solo_d2.utils.errors import BadNumbersError, ConfigError, DatasetError
-from tools import replay_step
+from tools import lazyconfig_train_net, replay_step
 
 FILE = "configs/lazy/solov2_R50_1x.py"
 
@@ -172,6 +172,12 @@ def test_keys_that_are_unknown_bad_or_missing_are_named(lazy):
     del lazy.lr_multiplier
     with pytest.raises(ConfigError, match="has no lr_multiplier"):
         trainer_config(lazy)
+
+
+def test_overrides_of_no_part_are_refused():
+    args = lazyconfig_train_net.parse_args(["--config-file", FILE, "optimzer.lr=0.1"])
+    with pytest.raises(ConfigError, match=r"optimzer: no part .*'optimizer'"):
+        lazyconfig_train_net.main(args)
 
 
 @pytest.mark.parametrize(
