@@ -14,6 +14,7 @@ be used, nothing is written and the exit code is 2.
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -108,6 +109,9 @@ def run(args: argparse.Namespace) -> None:
         print(f"{args.output / part}.json: {len(members)} images, {empty} of them without objects, "
               f"{count} objects")  # fmt: skip
     print(f"classes: {', '.join(names)}")
+    spellings = Counter(name.casefold() for name in names)
+    if alike := [name for name in names if spellings[name.casefold()] > 1]:
+        print(f"warning: classes that differ in upper and lower case only: {', '.join(alike)}")
 
 
 main = entry_point("labels_to_coco", parse_args, run)

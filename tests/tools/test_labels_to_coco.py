@@ -52,6 +52,17 @@ def shape(label, points, kind="polygon", group=None, **more):
 SQUARE = [[2, 3], [10, 3], [10, 9], [2, 9]]
 
 
+def test_classes_that_differ_in_case_only_are_warned_of(folders, tmp_path, capsys):
+    images, labels = folders
+    (labels / "a.json").write_text(labelme(shape("Car", SQUARE), shape("bus", SQUARE)))
+    (labels / "b.json").write_text(labelme(shape("car", SQUARE)))
+    options = ("--images", images, "--labels", labels, "--output", tmp_path / "out")
+    assert labels_to_coco.main([str(option) for option in options]) == 0
+    assert "warning: classes that differ in upper and lower case only: Car, car" in (
+        capsys.readouterr().out
+    )
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "RGB", "LA", "RGBA", "P"])
 def test_masks(folders, mode):
     images, labels = folders
