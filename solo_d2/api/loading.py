@@ -10,6 +10,7 @@ from detectron2.modeling import build_model
 
 from solo_d2.checkpoint.checkpointer import SOLOCheckpointer
 from solo_d2.checkpoint.saved_classes import adopt_saved_classes
+from solo_d2.checkpoint.saved_config import beside, warn_of_other_settings
 from solo_d2.config import load_config
 from solo_d2.config.models import is_panoptic, model_class
 from solo_d2.data.catalog import resolve_num_classes
@@ -56,6 +57,7 @@ def complete_config(
     if weights is not None:
         cfg.MODEL.WEIGHTS = str(weights)
     _check_weights_exist(cfg.MODEL.WEIGHTS)
+    warn_of_other_settings(cfg)
     cfg.MODEL.DEVICE = choose_device(device)
     adopt_saved_classes(cfg, overrides)
     lacks_labels = is_panoptic(cfg) and cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 0
@@ -72,12 +74,12 @@ def find_config(checkpoint: str | Path) -> Path:
     """
     path = Path(checkpoint)
     _require_weights(path)
-    beside = [path.with_suffix(".yaml"), path.parent / "config.yaml"]
-    for config in beside:
+    places = beside(path)
+    for config in places:
         if config.is_file():
             return config
     raise ConfigError(
-        f"There is no config beside {path}: neither {beside[0].name} nor {beside[1].name} exists. "
+        f"There is no config beside {path}: neither {places[0].name} nor {places[1].name} exists. "
         "Pass the config that it was trained with"
     )
 

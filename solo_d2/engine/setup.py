@@ -1,7 +1,6 @@
 """Build the config of a run from the command line: data sets, schedule scaling, seed."""
 
 import argparse
-import json
 import logging
 from collections.abc import Collection
 from pathlib import Path
@@ -14,9 +13,10 @@ from detectron2.utils.logger import setup_logger
 
 from solo_d2.checkpoint.checkpointer import last_checkpoint, require_no_earlier
 from solo_d2.checkpoint.saved_classes import adopt_saved_classes
+from solo_d2.checkpoint.saved_config import differences, warn_of_other_settings
 from solo_d2.config import add_import_argument, find_config_file, load_config, override
 from solo_d2.config.extensions import import_extension
-from solo_d2.config.rules import leaves, require
+from solo_d2.config.rules import require
 from solo_d2.data import check_datasets, register_datasets_of_config, resolve_num_classes
 from solo_d2.data.arguments import add_dataset_arguments, apply_dataset_arguments
 from solo_d2.data.catalog import require_model_classes, training_categories
@@ -26,7 +26,7 @@ from solo_d2.engine.reservation import holds_training, reserve
 from solo_d2.evaluation.check import check_test_data
 from solo_d2.modeling.unused_keys import warn_of_unused_keys
 from solo_d2.utils.commands import shorten_log_errors
-from solo_d2.utils.errors import ConfigError, listed, shown
+from solo_d2.utils.errors import ConfigError, listed
 from solo_d2.utils.files import save_text
 
 logger = logging.getLogger("solo_d2")
@@ -85,6 +85,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         logger.warning(f"No GPU is available: MODEL.DEVICE changes from {cfg.MODEL.DEVICE} to cpu")
         cfg.MODEL.DEVICE = "cpu"
     warn_of_unused_keys(cfg, args.config_file, args.opts)
+    warn_of_other_settings(cfg)
     scale_schedule(cfg, given=args.opts[::2])
     resolve_seed(cfg, resume=args.resume)
     if not args.eval_only:
@@ -131,7 +132,7 @@ def _require_test_data(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 
 def _warn_of_training(cfg: CfgNode) -> None:
-    """Warn of keys that a training cannot follow."""
+    """Warn of values that are valid but most likely not meant."""
     solver, period = cfg.SOLVER, cfg.TEST.EVAL_PERIOD
     if solver.WARMUP_ITERS > solver.MAX_ITER:
         logger.warning(
@@ -142,6 +143,11 @@ def _warn_of_training(cfg: CfgNode) -> None:
         logger.warning(
             f"SOLVER.EARLY_STOPPING_PATIENCE {solver.EARLY_STOPPING_PATIENCE} has no effect: with "
             f"TEST.EVAL_PERIOD {period}, training ends at SOLVER.MAX_ITER {solver.MAX_ITER} first"
+        )
+    if 0 < max(cfg.MODEL.PIXEL_MEAN) <= 1:
+        logger.warning(
+            f"MODEL.PIXEL_MEAN {cfg.MODEL.PIXEL_MEAN} is for images in [0, 1], but they are in "
+            "[0, 255]: multiply it and MODEL.PIXEL_STD by 255"
         )
     if cfg.TEST.TILES.SIZE:
         logger.warning(
@@ -155,15 +161,11 @@ def _log_changes(cfg: CfgNode) -> None:
     if not saved.is_file():
         return
     try:
-        before = dict(leaves(load_config(str(saved))))
+        found = differences(load_config(str(saved)), cfg)
     except ConfigError as error:
         logger.warning(f"The earlier config cannot be compared: {error}")
         return
-    changes = []
-    for key, value in leaves(cfg):
-        old, new = (json.dumps(x, default=str) for x in (before.get(key), value))
-        if old != new and key not in _USUAL_CHANGES:  # JSON has no tuples, like YAML
-            changes.append(f"{key} {shown(before.get(key))} -> {shown(value)}")
+    changes = [text for key, text in found.items() if key not in _USUAL_CHANGES]
     if changes:
         logger.warning(f"Keys that differ from those in {saved}: {listed(changes)}")
 

@@ -19,6 +19,7 @@ from solo_d2.checkpoint.formats import (
     TORCHVISION,
     recognise,
 )
+from solo_d2.checkpoint.saved_config import warn_of_other_settings
 from solo_d2.utils.errors import ConfigError
 from tests.checkpoint import published
 from tests.modeling.tiny import panoptic_config, tiny_config, tiny_model
@@ -247,6 +248,22 @@ def test_training_goes_on_and_other_content_is_returned(own):
     checkpointer.save("again", iteration=8)
     assert checkpointer.resume_or_load("")["iteration"] == 8
     checkpointer.load("")
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "weights.yaml"])
+def test_settings_that_differ_from_the_config_beside_the_weights_are_told(name, tmp_path, caplog):
+    cfg = tiny_config()
+    cfg.MODEL.WEIGHTS = str(tmp_path / "weights.pth")
+    warn_of_other_settings(cfg)  # no config
+    (tmp_path / name).write_text(cfg.dump())
+    cfg.MODEL.SOLO.SCORE_THRESH_TEST = 0.2
+    warn_of_other_settings(cfg)  # not a setting of the weights
+    assert not caplog.records
+    cfg.MODEL.SOLO.NUM_GRIDS, cfg.INPUT.FORMAT = [9, 8, 6, 4, 2], "RGB"
+    warn_of_other_settings(cfg)
+    (record,) = caplog.records
+    for text in (name, "NUM_GRIDS", "[9, 8, 6, 4, 2]", "INPUT.FORMAT 'BGR' -> 'RGB'"):
+        assert text in record.getMessage()
 
 
 def test_settings_that_do_not_fit_the_source_are_told(resnet50, tmp_path, caplog):
