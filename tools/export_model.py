@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from tqdm import tqdm
 
@@ -92,6 +93,7 @@ def run(args: argparse.Namespace) -> None:
     require_writable(args.output)
     if cfg.TEST.TILES.SIZE:
         print("TEST.TILES is not exported: pass --tiles to the demo", file=sys.stderr)
+    batches = require_instances(model, batches)
     print(f"Tracing and writing {args.format}, {info.precision} ...", flush=True)
     with whole_file(args.output) as path:
         save(trace(pipeline, info), path)
@@ -126,6 +128,22 @@ def choose_inputs(args: argparse.Namespace, cfg: CfgNode) -> Iterable[list[dict[
     if args.check_dataset:
         return loader
     return list(itertools.islice(loader, DEFAULT_IMAGES))
+
+
+@torch.no_grad()
+def require_instances(
+    model: SOLO, batches: Iterable[list[dict[str, Any]]]
+) -> Iterator[list[dict[str, Any]]]:
+    """Return the batches, or raise a RejectedError if the model finds no instance in any."""
+    rest, seen = iter(batches), []
+    for inputs in rest:
+        seen.append(inputs)
+        if any(len(output["instances"]) for output in model(inputs)):
+            return itertools.chain(seen, rest)
+    raise RejectedError(
+        f"the model finds no instance in the {len(seen)} images to compare on: choose others with "
+        "--check-images, or train it longer"
+    )
 
 
 def read_files(cfg: CfgNode, files: Sequence[Path]) -> Iterator[list[dict[str, Any]]]:

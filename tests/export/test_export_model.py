@@ -108,6 +108,12 @@ def test_too_few_candidates_are_explained(export, images, tmp_path, capsys):
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_a_model_that_finds_nothing_is_not_traced(export, images, monkeypatch, capsys):
+    monkeypatch.setattr("tools.export_model.trace", lambda *_: pytest.fail("traced"))
+    assert export(*images, "--opts", "MODEL.SOLO.SCORE_THRESH_TEST", 1.0) == 1
+    assert "finds no instance in the 2 images" in capsys.readouterr().err
+
+
 @pytest.fixture
 def truth(export_folder, tmp_path):
     """Arguments that name a data set whose truth is what the model finds."""
