@@ -14,7 +14,7 @@ from solo_d2.utils.errors import ConfigError, listed
 # trained with the detector only.
 _BACKBONE = r"backbone\.(bottom_up|net)\.(?!.*\.offset\.).*"
 # The layer whose shape depends on the number of classes.
-_CLASS_LAYER = {"head.class_logits.bias", "head.class_logits.weight"}
+CLASS_LAYER = {"head.class_logits.bias", "head.class_logits.weight"}
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class Match:
         parts = [(name, name.split(".")[:-1][:2]) for name in differing]
         patterns = {".".join([*part, "*"]) if part else name for name, part in parts}
         allow = f'MODEL.WEIGHTS_ALLOW "{sorted(patterns)}"'
-        if set(differing) <= _CLASS_LAYER and _CLASS_LAYER <= set(self.shapes):
-            found, wanted = (shape[0] for shape in self.shapes[min(_CLASS_LAYER)])
+        if set(differing) <= CLASS_LAYER and CLASS_LAYER <= set(self.shapes):
+            found, wanted = (shape[0] for shape in self.shapes[min(CLASS_LAYER)])
             return (
                 f"they have {found} classes, but the model has {wanted}: set "
                 f"MODEL.SOLO.NUM_CLASSES to {found}, or use the config saved beside them; to train "

@@ -23,6 +23,7 @@ from solo_d2.checkpoint.checkpointer import (
     require_no_earlier,
     set_aside_last_checkpoint,
 )
+from solo_d2.checkpoint.matching import CLASS_LAYER
 from solo_d2.checkpoint.saved_classes import KEY as CLASSES_KEY
 from solo_d2.config.models import model_class
 from solo_d2.data import SOLODatasetMapper
@@ -353,6 +354,7 @@ class Trainer(DefaultTrainer):
         elif has_checkpoint and not resume:
             text = "OUTPUT_DIR %s has checkpoints of an earlier training, which this one overwrites"
             logger.warning(text + ": to continue it, use --resume", folder)
+        self._compare_classes(rest)
         if resume and has_checkpoint:
             self.start_iter = self.iter + 1
             self._compare_with_checkpoint(rest)
@@ -370,6 +372,18 @@ class Trainer(DefaultTrainer):
             )
         self._trainer.data_loader.batch_sampler.start_batch = self._images_before // batch_size
 
+    def _compare_classes(self, rest: dict[str, Any]) -> None:
+        """Warn if weights of other classes were loaded; `rest` is the file's other content."""
+        saved = rest.get(CLASSES_KEY)
+        if not saved or CLASS_LAYER & set(self.checkpointer.restarted):
+            return
+        differing = difference(saved, self.categories(), ("the checkpoint", "DATASETS.TRAIN"))
+        if differing:
+            logger.warning(
+                f"The classes differ: {differing}. Each class continues from the weights of the "
+                "class with the same index"
+            )
+
     def _compare_with_checkpoint(self, rest: dict[str, Any]) -> None:
         """Log differences to the training that is resumed; `rest` is its other saved state."""
         weights, folder = self.cfg.MODEL.WEIGHTS, self.cfg.OUTPUT_DIR
@@ -377,14 +391,6 @@ class Trainer(DefaultTrainer):
             f"Training continues after {self.start_iter} iterations"
             + (f"; MODEL.WEIGHTS {weights} is ignored" if weights else "")
         )
-        saved = rest.get(CLASSES_KEY)
-        titles = ("the checkpoint", "DATASETS.TRAIN")
-        differing = difference(saved, self.categories(), titles) if saved else ""
-        if differing:
-            logger.warning(
-                f"The classes differ: {differing}. Each class continues from the weights of the "
-                "class with the same index"
-            )
         if self.start_iter > self.max_iter:
             logger.warning(
                 f"SOLVER.MAX_ITER is {self.max_iter}, but the checkpoint in {folder} already has "

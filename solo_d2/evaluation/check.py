@@ -86,7 +86,7 @@ def check_evaluation(
 
 
 def _check_images(name: str, max_pixels: int) -> None:
-    """Raise for missing images; warn of unreadable images and data without objects."""
+    """Raise for missing images, or if none is readable; warn of unreadable ones and no objects."""
     check_datasets([name])
     records = DatasetCatalog.get(name)
     metadata = MetadataCatalog.get(name)
@@ -114,6 +114,8 @@ def _check_images(name: str, max_pixels: int) -> None:
         return None
 
     problems = [line for line in in_threads(problem, local) if line is not None]
+    if problems and len(problems) == len(records):
+        raise DatasetError(f"None {of_images} can be read, such as {problems[0]}")
     if problems:
         logger.warning(
             f"{len(problems)} {of_images} cannot be read. The evaluation counts them as images "

@@ -153,7 +153,7 @@ def test_learning_rate_and_options_are_those_that_are_given(resume):
     assert logged == pytest.approx([0.007, 0.01, 0.001, 0.001])
 
 
-def test_another_optimizer_batch_size_and_schedule(resume, monkeypatch):
+def test_another_optimizer_batch_size_and_schedule(first, resume, shapes, tmp_path, monkeypatch):
     """The optimizer starts anew; the order of images, the length and the classes are compared."""
     classes = training_categories
 
@@ -171,6 +171,10 @@ def test_another_optimizer_batch_size_and_schedule(resume, monkeypatch):
         *("classes differ", "new name", classes(trainer.cfg)[0]["name"]),
     ):
         assert said in log
+    args = run_config(shapes, tmp_path / "next", *BASE, "MODEL.WEIGHTS", first / "model_final.pth")
+    Trainer(setup(args)).resume_or_load(resume=False)
+    log = (tmp_path / "next/log.txt").read_text()
+    assert "classes differ" in log  # also without --resume, unless the class layer starts anew
 
 
 def test_a_changed_batch_size_is_warned_of_once(resume):

@@ -164,17 +164,19 @@ def test_right_data_passes_and_leaves_no_file(data, tmp_path, monkeypatch, name)
     assert sorted(root.rglob("*")) == before
 
 
-def test_unreadable_images_are_listed_in_one_warning(data, caplog):
+def test_unreadable_images_are_listed_in_one_warning_unless_all_are(data, caplog):
     def damage(folder):
-        (folder / "1.jpg").write_bytes(b"no image")
         Image.new("RGB", (HEIGHT, WIDTH)).save(folder / "2.jpg")
 
-    register(data(damage=damage))
+    root = data(damage=damage)
+    register(root)
     check_test_data(tiny_config(), [NAMES[0]])
     (message,) = {r.getMessage() for r in caplog.records if r.levelno == logging.WARNING}
-    assert "2 of the 2 images" in message
-    assert "1.jpg" in message
+    assert "1 of the 2 images" in message
     assert "2.jpg has 60 x 40 pixels" in message
+    (root / "val/1.jpg").write_bytes(b"no image")
+    with pytest.raises(DatasetError, match=r"None of the 2 images .*1\.jpg: not an image"):
+        check_test_data(tiny_config(), [NAMES[0]])
 
 
 def turned(folder):
