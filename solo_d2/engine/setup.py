@@ -2,11 +2,12 @@
 
 import argparse
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -144,6 +145,12 @@ def _warn_of_training(cfg: CfgNode) -> None:
             f"SOLVER.EARLY_STOPPING_PATIENCE {solver.EARLY_STOPPING_PATIENCE} has no effect: with "
             f"TEST.EVAL_PERIOD {period}, training ends at SOLVER.MAX_ITER {solver.MAX_ITER} first"
         )
+    trained, tested = (_sources(cfg.DATASETS[part]) for part in ("TRAIN", "TEST"))
+    if shared := sorted(trained & tested):
+        logger.warning(
+            f"DATASETS.TEST contains data of DATASETS.TRAIN, {listed(shared)}: its metrics do not "
+            "say how well the model generalises"
+        )
     if 0 < max(cfg.MODEL.PIXEL_MEAN) <= 1:
         logger.warning(
             f"MODEL.PIXEL_MEAN {cfg.MODEL.PIXEL_MEAN} is for images in [0, 1], but they are in "
@@ -153,6 +160,11 @@ def _warn_of_training(cfg: CfgNode) -> None:
         logger.warning(
             "TEST.TILES has no effect on evaluations during training: use --eval-only for tiles"
         )
+
+
+def _sources(names: Iterable[str]) -> set[str]:
+    """Return the annotation files of data sets, or their names if they have none."""
+    return {str(MetadataCatalog.get(name).get("json_file") or name) for name in names}
 
 
 def _log_changes(cfg: CfgNode) -> None:

@@ -232,6 +232,7 @@ def test_bad_settings_are_named_before_training(shapes, tmp_path, opts, error, n
         (["SOLVER.WARMUP_ITERS", 9], "SOLVER.WARMUP_ITERS is 9, but SOLVER.MAX_ITER is 4"),
         (["SOLVER.EARLY_STOPPING_PATIENCE", 2, "TEST.EVAL_PERIOD", 2], "PATIENCE 2 has no effect"),
         (["TEST.TILES.SIZE", 64], "TEST.TILES has no effect"),
+        (["DATASETS.TEST", ("custom_train",)], "TEST contains data of DATASETS.TRAIN"),
         (["MODEL.PIXEL_MEAN", [0.5, 0.4, 0.4]], "PIXEL_MEAN [0.5, 0.4, 0.4] is for images in [0"),
     ],
 )
