@@ -10,6 +10,7 @@ temporary folder, which is removed at the end. Needs `pip install -e ".[app]"`.
 
 import argparse
 import os
+import socket
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -82,10 +83,21 @@ def serve(args: argparse.Namespace, folder: Path) -> Any:
     return page
 
 
+def require_address(host: str, port: int | None) -> None:
+    """Raise a ConfigError if nothing can be served at an address, before the model is loaded."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port or 0), family=family).close()
+    except (OSError, OverflowError) as error:
+        given = f"--host {host}" + (f" --port {port}" if port else "")
+        raise ConfigError(f"{given} cannot be used: {error}") from error
+
+
 def run(args: argparse.Namespace) -> None:
     """Serve the page until Ctrl-C or SIGTERM."""
     if find_spec("gradio") is None:
         raise ConfigError("The package gradio is missing: pip install 'solo_d2[app]'")
+    require_address(args.host, args.port)
     with tempfile.TemporaryDirectory(prefix="solo_d2_app_") as folder:
         # gradio reads both when it is imported.
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}

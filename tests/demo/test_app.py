@@ -1,6 +1,7 @@
 """The demo's page in headless Chromium, with a tiny random model that finds something."""
 
 import json
+import socket
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -120,6 +121,13 @@ def test_two_visitors_at_once(visit, tmp_path):
         wait_for_message(page, size)
     names = [{e["file_name"] for e in json.loads(download(page, "json"))} for page in pages]
     assert names == [{"48.png"}, {"40.png"}]
+
+
+def test_an_address_that_cannot_be_served_is_refused_first(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        for port in (taken.getsockname()[1], 99_999):
+            assert app.main(["--onnx", "missing.onnx", "--port", str(port)]) == 2
+            assert f"--port {port} cannot be used" in capsys.readouterr().err
 
 
 def test_exported_models_have_no_tab_of_the_network(tmp_path):
