@@ -5,7 +5,7 @@ B images, H and W rows and columns.
 
 import copy
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,10 @@ from solo_d2.api.classes import Classes
 from solo_d2.api.inputs import OnError, Source, is_one_image, load_image, load_images
 from solo_d2.api.loading import CONFIG_EXTENSIONS, complete_config, find_config, make_config
 from solo_d2.api.results import Result, Segmentation
+from solo_d2.config import default_config
+from solo_d2.config.check import check_config
 from solo_d2.config.rules import PROBABILITY, require
+from solo_d2.modeling.checks import RULES
 from solo_d2.modeling.meta_arch import SOLO
 from solo_d2.modeling.tiles import Tiles, find_in_tiles, require_mergeable
 from solo_d2.ops.host_copies import to_host
@@ -151,10 +154,12 @@ class Predictor:
                 those that it does not take are ignored.
 
         Raises:
-            ConfigError: the NMS is unknown, or the model is an exported one, whose NMS is fixed.
+            ConfigError: the NMS is unknown, a parameter is unknown to all NMS or invalid, or the
+                model is an exported one, whose NMS is fixed.
         """
         if not isinstance(self.backend, TorchBackend):
             raise ConfigError("The NMS of an exported model cannot be changed: export it again")
+        _check_nms(params)
         other = copy.copy(self)
         try:
             other.backend = self.backend.with_nms(name, params)
@@ -280,6 +285,17 @@ def _make_backend(
         raise ConfigError(f"{model} and {weights} are both weights: name a config (.yaml) first")
     config = find_config(model)
     return TorchBackend(make_config(config, model, device=device, overrides=overrides))
+
+
+def _check_nms(params: Mapping[str, Any]) -> None:
+    """Raise a ConfigError for a parameter that is no key of MODEL.SOLO.NMS, or is invalid."""
+    section, cfg = "MODEL.SOLO.NMS", default_config()
+    known = sorted(key.lower() for key in cfg.MODEL.SOLO.NMS if key != "TYPE")
+    for name, value in params.items():
+        require(name in known, "A parameter of the NMS", name, f"one of {', '.join(known)}")
+        cfg.MODEL.SOLO.NMS[name.upper()] = value
+    rules = {key: rule for key, rule in RULES.items() if key.startswith(section)}
+    check_config(cfg, (section,), rules)
 
 
 def _renamed(classes: Classes, names: Sequence[str] | None) -> Classes:

@@ -111,6 +111,10 @@ class Result:
             least_score: minimum score of the instances to keep.
             class_indices: classes of the instances to keep; None for all.
         """
+        if any(isinstance(index, str) for index in class_indices or ()):
+            raise ValueError(
+                "class_indices are numbers; a name's is result.classes.names.index(name)"
+            )
         keep = self.instances.scores >= least_score
         classes = self.instances.pred_classes
         if class_indices is not None:
@@ -247,8 +251,10 @@ class Result:
             track_id if there is one).
 
         Raises:
-            ConfigError: the model is not panoptic.
+            ConfigError: the model is not panoptic, or the file is no PNG.
         """
+        if Path(path).suffix.lower() != ".png":
+            raise ConfigError(f"{path} must end in .png: other formats do not keep segment ids")
         if self.panoptic is None or self.stuff is None:
             raise ConfigError(
                 "A panoptic PNG needs a panoptic model, and this model is not panoptic"

@@ -196,6 +196,13 @@ def test_another_nms_shares_the_weights(checkpoint, predictor):
     assert other.backend.lock is predictor.backend.lock
     with pytest.raises(ConfigError, match="unknown mask NMS 'best'"):
         predictor.with_nms("best")
+    for params, named in (
+        ({"tresh": 0.5}, "'tresh', but must be one of .*thresh"),
+        ({"thresh": 5}, "MODEL.SOLO.NMS.THRESH is 5"),
+        ({"sigma": "2"}, "MODEL.SOLO.NMS.SIGMA is '2'"),
+    ):
+        with pytest.raises(ConfigError, match=named):
+            predictor.with_nms("soft", **params)
 
 
 def test_predictors_are_pickled_with_their_weights_and_speed_options(checkpoint, predictor):

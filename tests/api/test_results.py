@@ -123,6 +123,10 @@ def test_filtering_is_by_score_and_class_and_stuff_stays():
     assert kept.instances.pred_classes.tolist() == [1]
     assert [segment["id"] for segment in kept.panoptic.segments] == [2, 3]
     assert len(result) == 2
+    with pytest.raises(ValueError, match="numbers"):
+        result.filtered(0.0, ["cat"])
+    with pytest.raises(ConfigError, match="must end in .png"):
+        result.save_panoptic("a.jpg")
 
 
 def test_track_numbers_go_everywhere_and_decide_colours(tmp_path):
