@@ -6,6 +6,7 @@ import logging
 from detectron2.config import CfgNode
 
 from solo_d2.data.catalog import DATASET_FORMATS
+from solo_d2.data.classes import is_category_list, stuff, things
 from solo_d2.utils.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -29,8 +30,9 @@ def apply_dataset_arguments(cfg: CfgNode, args: argparse.Namespace) -> list[str]
     """Set the DATASETS keys from --train-json, --train-images and so on, in place.
 
     The data sets are named custom_train and custom_val; entries of these names in the config are
-    replaced. With training data but without validation data, names in DATASETS.TEST that the config
-    does not define are removed, with a warning, since they belong to other data.
+    replaced. Training data also resets the classes that an earlier training has filled in. With
+    training data but without validation data, names in DATASETS.TEST that the config does not
+    define are removed, with a warning, since they belong to other data.
 
     Returns:
         The names of the data sets.
@@ -60,6 +62,8 @@ def apply_dataset_arguments(cfg: CfgNode, args: argparse.Namespace) -> list[str]
         datasets[kind] = [*datasets[kind], [name, *(given[part] for part in present)]]
         datasets[key] = (name,)
         names.append(name)
+    if "custom_train" in names:
+        _forget_classes(cfg)
     if names == ["custom_train"]:
         own = [entry[0] for key in DATASET_FORMATS for entry in datasets.get(key, ())]
         others = [name for name in datasets.TEST if name not in own]
@@ -68,3 +72,15 @@ def apply_dataset_arguments(cfg: CfgNode, args: argparse.Namespace) -> list[str]
             text = "No --val-json is given: %s of the config will not be evaluated"
             logger.warning(text, ", ".join(others))
     return names
+
+
+def _forget_classes(cfg: CfgNode) -> None:
+    """Reset MODEL.CLASSES of a saved config, and the numbers of classes that agree with it."""
+    model, saved = cfg.MODEL, cfg.MODEL.CLASSES
+    if not is_category_list(saved) or not saved:
+        return
+    if model.SOLO.NUM_CLASSES == len(things(saved)):
+        model.SOLO.NUM_CLASSES = 0
+    if model.SEM_SEG_HEAD.NUM_CLASSES == 1 + len(stuff(saved)):
+        model.SEM_SEG_HEAD.NUM_CLASSES = 0
+    model.CLASSES = []

@@ -32,8 +32,9 @@ from solo_d2.utils.files import save_text
 
 logger = logging.getLogger("solo_d2")
 
-# Keys that may change when a training is resumed; it does not read MODEL.WEIGHTS.
-_USUAL_CHANGES = ("OUTPUT_DIR", "MODEL.WEIGHTS", "SOLVER.MAX_ITER")
+# Keys that may change when a training is resumed; it does not read MODEL.WEIGHTS, and compares the
+# classes with those of the checkpoint.
+_USUAL_CHANGES = ("OUTPUT_DIR", "MODEL.WEIGHTS", "MODEL.CLASSES", "SOLVER.MAX_ITER")
 
 
 def argument_parser() -> argparse.ArgumentParser:

@@ -93,6 +93,23 @@ def test_a_saved_model_is_evaluated_on_other_data_of_its_classes_alone(shapes, t
         setup(saved_run(tmp_path, *data))
 
 
+def test_a_saved_config_trains_on_data_with_other_classes(shapes, tmp_path):
+    with restored():
+        Trainer(setup(run_config(shapes, tmp_path))).save_config()
+    data = []
+    for part in ("train", "val"):
+        content = json.loads((shapes / f"annotations/instances_{part}.json").read_text())
+        content["categories"].append({"id": 99, "name": "new"})
+        (tmp_path / f"{part}.json").write_text(json.dumps(content))
+        data += [f"--{part}-json", f"{tmp_path}/{part}.json"]
+        data += [f"--{part}-images", f"{shapes}/{part}"]
+    options = ["--config-file", f"{tmp_path}/config.yaml", *data]
+    with restored():
+        assert setup(argument_parser().parse_args(options)).MODEL.SOLO.NUM_CLASSES == 8
+    with restored(), pytest.raises(ConfigError, match="MODEL.SOLO.NUM_CLASSES is 7"):
+        setup(argument_parser().parse_args([*options, "MODEL.SOLO.NUM_CLASSES", "7"]))
+
+
 def test_without_validation_data_nothing_is_evaluated(shapes, tmp_path):
     args = run_config(shapes, tmp_path, "TEST.EVAL_PERIOD", 2)
     args.val_json = args.val_images = None
