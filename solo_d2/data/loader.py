@@ -67,7 +67,13 @@ def make_train_loader(
         sampler = TrainingSampler(len(dataset), seed=seed)
     groups = [0] * len(dataset)
     if aspect_ratio_grouping:
-        groups = [int(d["width"] > d["height"]) for d in dataset]
+        try:
+            groups = [int(d["width"] > d["height"]) for d in dataset]
+        except KeyError as error:
+            raise DatasetError(
+                f"An image of DATASETS.TRAIN has no {error}: add it, or set "
+                "DATALOADER.ASPECT_RATIO_GROUPING False"
+            ) from error
     return TrainLoader(
         SeededDataset(dataset, mapper, seed=seed, groups=groups, max_unreadable=max_unreadable),
         batch_sampler=GroupedBatchSampler(sampler, groups, total_batch_size // processes),

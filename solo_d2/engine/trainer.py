@@ -46,6 +46,7 @@ from solo_d2.engine.setup import save_config
 from solo_d2.engine.step import StepTrainer, step_options, unwrap
 from solo_d2.engine.training_data import build_train_loader, require_trainable
 from solo_d2.evaluation import build_evaluator, evaluate_dataset, evaluation_loader
+from solo_d2.evaluation.build import evaluator_type
 from solo_d2.modeling.backbones import layer_lr_factor
 from solo_d2.modeling.speed import (
     SpeedOptions,
@@ -76,6 +77,11 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode):
         """Build model, data loader, optimizer and hooks; ConfigError for an invalid value."""
         check_run_config(cfg)
+        bases = type(self).__mro__
+        overridden = {name for base in bases[: bases.index(Trainer)] for name in vars(base)}
+        if not overridden & {"test", "build_evaluator"}:
+            for name in cfg.DATASETS.TEST:
+                evaluator_type(name)  # the evaluation would raise the same error
         # Not DefaultTrainer.__init__, which supports neither `StepTrainer` nor processes on CPUs.
         TrainerBase.__init__(self)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
@@ -430,6 +436,8 @@ def _at_own_size(cfg: CfgNode) -> CfgNode:
 
 def evaluate(cfg: CfgNode) -> "OrderedDict[str, Any]":
     """Load MODEL.WEIGHTS and evaluate on DATASETS.TEST; with TEST.AUG.ENABLED, with TTA too."""
+    for name in cfg.DATASETS.TEST:
+        evaluator_type(name)
     model = DefaultTrainer.build_model(cfg)
     load_weights(cfg, model)
     model = speed_up(model, SpeedOptions.from_config(cfg))

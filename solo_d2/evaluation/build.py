@@ -45,17 +45,7 @@ def build_evaluator(
             the model's (MODEL.CLASSES).
         DatasetError: the data set is not registered, or its annotation file is missing.
     """
-    if dataset_name not in DatasetCatalog:
-        raise DatasetError(f"Data set '{dataset_name}' is not registered")
-    kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
-    if kind not in EVALUATORS:
-        found = "has no evaluator_type" if kind is None else f"has evaluator_type '{kind}'"
-        raise ConfigError(
-            f"Data set '{dataset_name}' {found} in its metadata; supported are "
-            f"{', '.join(sorted(EVALUATORS))}. Set it by "
-            f"MetadataCatalog.get('{dataset_name}').evaluator_type = 'coco', or leave the data set "
-            "out of DATASETS.TEST"
-        )
+    kind = evaluator_type(dataset_name)
     if output_folder is None:
         output_folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
     require_model_classes(cfg, [dataset_name])
@@ -64,6 +54,22 @@ def build_evaluator(
         # Built after the other evaluator, which checks that the data set exists.
         return DatasetEvaluators([ContourEvaluator(dataset_name), evaluator])
     return evaluator
+
+
+def evaluator_type(dataset_name: str) -> str:
+    """Return a data set's key in `EVALUATORS`; see `build_evaluator` for the errors."""
+    if dataset_name not in DatasetCatalog:
+        raise DatasetError(f"Data set '{dataset_name}' is not registered")
+    kind: str | None = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    if kind in EVALUATORS:
+        return kind
+    found = "has no evaluator_type" if kind is None else f"has evaluator_type '{kind}'"
+    raise ConfigError(
+        f"Data set '{dataset_name}' {found} in its metadata; supported are "
+        f"{', '.join(sorted(EVALUATORS))}. Set it by "
+        f"MetadataCatalog.get('{dataset_name}').evaluator_type = 'coco', or leave the data set "
+        "out of DATASETS.TEST"
+    )
 
 
 def _build_coco(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:

@@ -96,6 +96,12 @@ def _check_images(name: str, max_pixels: int) -> None:
         raise DatasetError(f"{described} has no images to evaluate on")
     if any("annotations" in x for x in records) and len(without_objects(records)) == len(records):
         logger.warning(f"{described} has no objects, so average precision on it is undefined (NaN)")
+    without_id = sum("image_id" not in record for record in records)
+    if without_id and metadata.get("evaluator_type") in EVALUATORS:
+        raise DatasetError(
+            f"{described}: {without_id} of {len(records)} images have no 'image_id', which the "
+            "evaluation needs"
+        )
     of_images = f"of the {len(records)} images of data set '{name}'"
     local = [record for record in records if "://" not in record["file_name"]]
     missing = [x["file_name"] for x in local if not os.path.exists(x["file_name"])]

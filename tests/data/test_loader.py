@@ -1,11 +1,12 @@
 """The training loader: pinned memory (order and resume are tested with the trainer)."""
 
+import pytest
 import torch
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from torch import Tensor
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from solo_d2.data.loader import PinnableBatch
+from solo_d2.data.loader import PinnableBatch, make_train_loader
 from solo_d2.utils.errors import DatasetError
 
 
@@ -39,3 +40,10 @@ def test_all_tensors_of_a_batch_are_pinned(monkeypatch):
     assert torch.equal(own.gt_masks.tensor, instances.gt_masks.tensor)
     assert found[0]["file_name"] == "a.jpg"
     assert found[1]["instances"].gt_masks.polygons[0][0].tolist() == [0, 0, 5, 0, 5, 3]
+
+
+def test_images_without_a_size_are_named():
+    with pytest.raises(DatasetError, match="no 'width'.*ASPECT_RATIO_GROUPING"):
+        make_train_loader(
+            [{"file_name": "a.jpg"}], None, total_batch_size=1, seed=0, max_unreadable=0
+        )

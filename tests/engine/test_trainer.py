@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from detectron2.data import DatasetCatalog
 
 from solo_d2.config import default_config, load_config
 from solo_d2.data.classes import dataset_categories
@@ -256,6 +257,19 @@ def test_bad_settings_are_named_before_training(shapes, tmp_path, opts, error, n
 def test_keys_that_do_not_suit_a_training_are_warned_of(shapes, tmp_path, opts, named):
     setup(run_config(shapes, tmp_path, *opts))
     assert named in (tmp_path / "log.txt").read_text()
+
+
+def test_data_without_an_evaluator_is_refused_before_training(shapes, tmp_path):
+    class WithOwnEvaluator(Trainer):
+        build_evaluator = classmethod(lambda *_: None)
+
+    cfg = setup(run_config(shapes, tmp_path)).clone()
+    cfg.defrost()
+    cfg.DATASETS.TEST = ("bare",)
+    DatasetCatalog.register("bare", lambda: [])
+    with pytest.raises(ConfigError, match="'bare' has no evaluator_type"):
+        Trainer(cfg)
+    WithOwnEvaluator(cfg)
 
 
 def test_expected_results_are_not_verified(shapes, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import logging
 import numpy as np
 import pytest
 from detectron2.config import LazyConfig
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import (
     register_coco_instances,
     register_coco_panoptic_separated,
@@ -176,6 +177,14 @@ def test_unreadable_images_are_listed_in_one_warning_unless_all_are(data, caplog
     assert "2.jpg has 60 x 40 pixels" in message
     (root / "val/1.jpg").write_bytes(b"no image")
     with pytest.raises(DatasetError, match=r"None of the 2 images .*1\.jpg: not an image"):
+        check_test_data(tiny_config(), [NAMES[0]])
+
+
+def test_images_without_an_id_are_refused(data):
+    root = data()
+    DatasetCatalog.register(NAMES[0], lambda: [{"file_name": f"{root}/val/1.jpg"}])
+    MetadataCatalog.get(NAMES[0]).set(thing_classes=["cat"], evaluator_type="coco")
+    with pytest.raises(DatasetError, match="1 of 1 images have no 'image_id'"):
         check_test_data(tiny_config(), [NAMES[0]])
 
 
