@@ -21,7 +21,7 @@ from torch import nn
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from solo_d2.utils.commands import run_command
-from solo_d2.utils.errors import ConfigError
+from solo_d2.utils.errors import ConfigError, first_line
 
 Main = Callable[[argparse.Namespace], Any]
 
@@ -161,10 +161,16 @@ def distribute(model: nn.Module) -> nn.Module:
 
 
 def check_device(device: str) -> None:
-    """Raise a ConfigError if MODEL.DEVICE is no GPU of this machine, or not for its processes."""
+    """Raise a ConfigError if MODEL.DEVICE is not available, or not for the processes."""
     index, count = torch.device(device).index, torch.cuda.device_count()
     if device.startswith("cuda") and index is not None and index >= count:
         raise ConfigError(f"MODEL.DEVICE is {device}, but torch finds {count} GPUs")
+    if not device.startswith(("cpu", "cuda")):
+        try:
+            torch.zeros(1, device=device).tolist()
+        except (RuntimeError, AssertionError, ImportError) as error:
+            reason = first_line(error)
+            raise ConfigError(f"MODEL.DEVICE is {device}, but cannot be used: {reason}") from error
     if comm.get_world_size() == 1:
         return
     backend = dist.get_backend()

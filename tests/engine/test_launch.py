@@ -102,7 +102,9 @@ def test_device_that_the_processes_are_not_for(monkeypatch, backend, device, nam
     check_device({"cuda": "cpu", "cpu": "cuda"}[device])
 
 
-def test_a_gpu_that_does_not_exist():
+def test_a_device_that_does_not_exist():
     check_device("cuda:3")
     with pytest.raises(ConfigError, match="MODEL.DEVICE is cuda:4"):
         check_device("cuda:4")
+    with pytest.raises(ConfigError, match="MODEL.DEVICE is meta, but cannot be used"):
+        check_device("meta")
