@@ -91,7 +91,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     scale_schedule(cfg, given=args.opts[::2])
     resolve_seed(cfg, resume=args.resume)
     if not args.eval_only:
-        _warn_of_training(cfg)
+        _tell_about_training(cfg)
         if args.resume:
             _log_changes(cfg)
     cfg.freeze()
@@ -133,8 +133,8 @@ def _require_test_data(cfg: CfgNode, args: argparse.Namespace) -> None:
     require(patience == 0, "SOLVER.EARLY_STOPPING_PATIENCE", patience, allowed)
 
 
-def _warn_of_training(cfg: CfgNode) -> None:
-    """Warn of values that are valid but most likely not meant."""
+def _tell_about_training(cfg: CfgNode) -> None:
+    """Tell about values that are valid but have no effect, or are most likely not meant."""
     solver, period = cfg.SOLVER, cfg.TEST.EVAL_PERIOD
     if solver.WARMUP_ITERS > solver.MAX_ITER:
         logger.warning(
@@ -158,9 +158,7 @@ def _warn_of_training(cfg: CfgNode) -> None:
             "[0, 255]: multiply it and MODEL.PIXEL_STD by 255"
         )
     if cfg.TEST.TILES.SIZE:
-        logger.warning(
-            "TEST.TILES has no effect on evaluations during training: use --eval-only for tiles"
-        )
+        logger.info("TEST.TILES has no effect during training: only --eval-only uses tiles")
 
 
 def _sources(names: Iterable[str]) -> set[str]:
