@@ -175,8 +175,8 @@ def test_keys_that_are_unknown_bad_or_missing_are_named(lazy):
 
 
 def test_overrides_of_no_part_are_refused():
-    args = lazyconfig_train_net.parse_args(["--config-file", FILE, "optimzer.lr=0.1"])
-    with pytest.raises(ConfigError, match=r"optimzer: no part .*'optimizer'"):
+    args = lazyconfig_train_net.parse_args(["--config-file", FILE, "optimizr.lr=0.1"])
+    with pytest.raises(ConfigError, match=r"optimizr: no part .*'optimizer'"):
         lazyconfig_train_net.main(args)
 
 
