@@ -13,7 +13,7 @@ from solo_d2.data.classes import is_category_list
 from solo_d2.data.input_checks import check_input_config
 from solo_d2.evaluation.average_precision import BACKENDS, COCO_MAX_PREDICTIONS
 from solo_d2.modeling.speed import TRAINING_COMPILE, SpeedOptions
-from solo_d2.modeling.tiles import Tiles
+from solo_d2.modeling.tiles import Tiles, require_mergeable
 from solo_d2.utils.errors import ConfigError
 
 OPTIMIZERS = ("SGD", "AdamW")
@@ -88,7 +88,9 @@ def check_run_config(cfg: CfgNode, *, training: bool = True) -> None:
     check_config(cfg, SECTIONS, RULES)
     check_input_config(cfg)
     SpeedOptions.from_config(cfg)
-    Tiles.from_config(cfg)
+    if Tiles.from_config(cfg) is not None and is_solo(cfg):
+        contours = cfg.MODEL.SOLO.MASK_TARGET == "contour"
+        require_mergeable(panoptic=is_panoptic(cfg), contours=contours)
     if training:
         _check_losses(cfg)
     solver, processes = cfg.SOLVER, comm.get_world_size() if training else 1
