@@ -28,7 +28,7 @@ class Recomputing(saved_tensors_hooks):
     """Context of a forward pass in which `recomputed` saves memory."""
 
     def __init__(self) -> None:
-        super().__init__(_pack, lambda saved: saved.get())
+        super().__init__(_pack, _unpack)
 
     def __enter__(self) -> None:
         _state.is_on = True
@@ -111,6 +111,10 @@ class _Recipe:
 def _pack(tensor: Tensor) -> _Saved | _Recipe:
     recipe: _Recipe | None = getattr(tensor, "recipe", None)
     return recipe if recipe and recipe.version == tensor._version else _Saved.of(tensor)
+
+
+def _unpack(saved: _Saved | _Recipe) -> Tensor:
+    return saved.get()
 
 
 def _call_outside(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -420,6 +420,7 @@ def test_recomputed_norms_give_the_same_losses_and_gradients_in_less_memory():
     batch, results = [image(seed=1), image(seed=2)], []
     for is_used in (False, True):
         _, model = wide_model(RECOMPUTE=is_used, WINOGRAD=False)
+        model = pickle.loads(pickle.dumps(model))
         weights = [p for p in model.parameters() if p.requires_grad]
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as memory:
             losses, _ = losses_of(model, batch)
