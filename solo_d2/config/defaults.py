@@ -317,7 +317,7 @@ def _add_solver_keys(cfg: CfgNode) -> None:
     # False, or None or "auto" (in float32 on an x86 CPU, for models with many channels).
     cfg.SOLVER.WINOGRAD = None
     # Whether GroupNorms and ReLUs of the head are computed twice, which needs less memory: True,
-    # False, or None or "auto" (on a CPU, without COMPILE).
+    # False, or None or "auto" (on a CPU, for models with many channels, without COMPILE).
     cfg.SOLVER.RECOMPUTE = None
     # torch.compile of backbone, head and semantic branch in training: "" for none, "dynamic" (one
     # program for all sizes) or "static" (one for each size of padded batches, for few sizes).

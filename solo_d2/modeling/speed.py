@@ -86,9 +86,9 @@ def speed_up_training(
 def training_options(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
     """Return the arguments of `speed_up_training` for a model, by the keys of SOLVER.
 
-    None and "auto" turn WINOGRAD on for float32 on an x86 CPU without compilation, if more than
-    80 % of the trained 3x3 convolutions have enough channels (`is_wide`), and RECOMPUTE on a CPU
-    without compilation, if the head has a GroupNorm.
+    None and "auto" turn both on for models with many channels on a CPU without compilation: if more
+    than 80 % of the trained 3x3 convolutions have enough (`is_wide`). WINOGRAD needs float32 and an
+    x86 CPU, RECOMPUTE a head with a GroupNorm.
 
     Raises:
         ConfigError: WINOGRAD or RECOMPUTE is unknown, or True with COMPILE.
@@ -98,20 +98,18 @@ def training_options(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
         rule = one_of(SWITCH)
         require(rule.holds(solver[key]), f"SOLVER.{key}", solver[key], rule.allowed)
         _check_without_compile("SOLVER", solver, key)
-    winograd, recompute = solver.WINOGRAD, solver.RECOMPUTE
+    winograd, recompute, device = solver.WINOGRAD, solver.RECOMPUTE, cfg.MODEL.DEVICE
+    are_wide = [
+        is_wide(conv.weight)
+        for conv in model.modules()
+        if isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3) and conv.weight.requires_grad
+    ]
+    suits = sum(are_wide) > 0.8 * len(are_wide) and not solver.COMPILE
     if winograd in AUTOMATIC:
-        are_wide = [
-            is_wide(conv.weight)
-            for conv in model.modules()
-            if isinstance(conv, nn.Conv2d)
-            and conv.kernel_size == (3, 3)
-            and conv.weight.requires_grad
-        ]
-        is_plain = not solver.AMP.ENABLED and not solver.COMPILE
-        winograd = is_plain and _is_x86(cfg.MODEL.DEVICE) and sum(are_wide) > 0.8 * len(are_wide)
+        winograd = suits and not solver.AMP.ENABLED and _is_x86(device)
     has_norms = any(isinstance(part, NormedConv2d) and part.recomputes for part in model.modules())
     if recompute in AUTOMATIC:
-        recompute = has_norms and cfg.MODEL.DEVICE == "cpu" and not solver.COMPILE
+        recompute = suits and has_norms and device == "cpu"
     elif recompute and not has_norms:
         logger.warning("SOLVER.RECOMPUTE has no effect: the head has no GroupNorm")
     return {

@@ -444,11 +444,13 @@ def test_recomputed_norms_give_the_same_losses_and_gradients_in_less_memory():
         ({"RECOMPUTE": False}, "GN", "cpu", False),
     ],
 )
-def test_recomputing_depends_on_norm_and_device(solver, norm, device, is_used):
+def test_recomputing_depends_on_model_and_device(solver, norm, device, is_used):
     cfg, _ = wide_model(**solver)
     cfg.MODEL.DEVICE = device
-    layer = nn.Sequential(conv_norm_relu(32, 32, norm=norm))
-    assert training_options(cfg, layer)["recompute"] == is_used
+    wide = nn.Sequential(conv_norm_relu(128, 128, norm=norm))
+    assert training_options(cfg, wide)["recompute"] == is_used
+    narrow = nn.Sequential(conv_norm_relu(32, 32, norm=norm))
+    assert training_options(cfg, narrow)["recompute"] == (solver.get("RECOMPUTE") is True)
 
 
 @pytest.mark.parametrize("key", ["SOLVER.RECOMPUTE", "SOLVER.WINOGRAD", "TEST.SPEED.WINOGRAD"])
