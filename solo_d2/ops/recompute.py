@@ -1,9 +1,9 @@
 """Values that are computed again for the gradient instead of kept.
 
 In models with many channels, GroupNorm and ReLU take little of a training step's time, but what
-they keep is half of the memory of the head's activations. `recomputed` keeps the input of a function, rather than what is computed
-from it. Within `Recomputing`, operations that would keep the result for their own gradient, such as
-the next convolution, keep how to compute it again.
+they keep is half of the memory of the head's activations. `recomputed` keeps the input of a
+function, rather than what is computed from it. Within `Recomputing`, operations that would keep the
+result for their own gradient, such as the next convolution, keep how to compute it again.
 """
 
 import threading
