@@ -56,7 +56,7 @@ def expand_inputs(patterns: Iterable[str]) -> tuple[list[Path], list[str]]:
 def _expand(pattern: str) -> list[Path]:
     path = Path(pattern)
     if path.is_dir():
-        # Hidden files are no images of the user: macOS adds a ._photo.jpg for each photo.jpg.
+        # Hidden files are not the user's images: macOS adds a ._photo.jpg for each photo.jpg.
         files = (f for f in path.iterdir() if f.suffix.lower() in EXTENSIONS and f.is_file())
         return sorted(f for f in files if not f.name.startswith("."))
     if path.is_file():

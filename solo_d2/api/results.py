@@ -113,7 +113,7 @@ class Result:
         """
         if any(isinstance(index, str) for index in class_indices or ()):
             raise ValueError(
-                "class_indices are numbers; a name's is result.classes.names.index(name)"
+                "class_indices must be numbers: use result.classes.names.index(name) for a name"
             )
         keep = self.instances.scores >= least_score
         classes = self.instances.pred_classes

@@ -41,7 +41,7 @@ def find_config_file(config_file: str) -> str:
         raise ConfigError("No config is given: pass one of configs/ with --config-file FILE")
     if config_file.endswith(".py"):
         raise ConfigError(
-            f"{config_file} is a lazy config: run tools/lazyconfig_train_net.py, or name YAML"
+            f"{config_file} is a lazy config: run tools/lazyconfig_train_net.py, or pass YAML"
         )
     if "://" in config_file or Path(config_file).is_file():
         return config_file

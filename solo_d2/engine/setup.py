@@ -32,8 +32,8 @@ from solo_d2.utils.files import save_text
 
 logger = logging.getLogger("solo_d2")
 
-# Keys that may change when a training is resumed; it does not read MODEL.WEIGHTS, and compares the
-# classes with those of the checkpoint.
+# Keys whose changes are not logged when a training is resumed: MODEL.WEIGHTS is not read then, and
+# the classes are compared with those of the checkpoint.
 _USUAL_CHANGES = ("OUTPUT_DIR", "MODEL.WEIGHTS", "MODEL.CLASSES", "SOLVER.MAX_ITER")
 
 
@@ -91,7 +91,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     scale_schedule(cfg, given=args.opts[::2])
     resolve_seed(cfg, resume=args.resume)
     if not args.eval_only:
-        _tell_about_training(cfg)
+        _log_doubtful_values(cfg)
         if args.resume:
             _log_changes(cfg)
     cfg.freeze()
@@ -133,8 +133,8 @@ def _require_test_data(cfg: CfgNode, args: argparse.Namespace) -> None:
     require(patience == 0, "SOLVER.EARLY_STOPPING_PATIENCE", patience, allowed)
 
 
-def _tell_about_training(cfg: CfgNode) -> None:
-    """Tell about values that are valid but have no effect, or are most likely not meant."""
+def _log_doubtful_values(cfg: CfgNode) -> None:
+    """Log valid values that have no effect, or that are probably a mistake."""
     solver, period = cfg.SOLVER, cfg.TEST.EVAL_PERIOD
     if solver.WARMUP_ITERS > solver.MAX_ITER:
         logger.warning(

@@ -151,11 +151,14 @@ class _WinogradHooks(_ContextHooks):
         super().__init__(WinogradConvolutions())
 
     def enter(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        super().enter(module, inputs)
+        if not module.training:
+            return inputs
         return tuple(
             x.contiguous(memory_format=torch.channels_last)
-            if module.training and isinstance(x, Tensor) and x.dim() == 4
+            if isinstance(x, Tensor) and x.dim() == 4
             else x
-            for x in super().enter(module, inputs)
+            for x in inputs
         )
 
 

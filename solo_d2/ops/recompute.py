@@ -1,9 +1,9 @@
 """Values that are computed again for the gradient instead of kept.
 
-In models with many channels, GroupNorm and ReLU take little of a training step's time, but what
-they keep is half of the memory of the head's activations. `recomputed` keeps the input of a
-function, rather than what is computed from it. Within `Recomputing`, operations that would keep the
-result for their own gradient, such as the next convolution, keep how to compute it again.
+In models with many channels, GroupNorm and ReLU take little of a training step's time, but their
+results are about half of the memory of the head's activations. `recomputed` keeps the input of a
+function for its gradient, and nothing else. The next operation, such as a convolution, usually
+keeps the function's result; within `Recomputing`, it keeps how to compute that result again.
 """
 
 import threading
@@ -96,7 +96,7 @@ class _Saved:
 
 @dataclass(frozen=True)
 class _Recipe:
-    """How to compute a tensor again, which had a version then."""
+    """How to compute a tensor again; `version` tells whether that was changed in place since."""
 
     function: Callable[[Tensor], Tensor]
     x: _Saved

@@ -33,7 +33,8 @@ from tools.labels.labelme import decode_mask, read_labelme, words
 LABEL_FORMATS = "labels of NAME.jpg are NAME.json of labelme, or PNGs of masks in a folder NAME"
 # Maximum number of problems in a message.
 _LISTED = 50
-# Pillow's own limit; INPUT.MAX_PIXELS limits what is trained on.
+# Twice Pillow's MAX_IMAGE_PIXELS, from which on it raises an error by default. INPUT.MAX_PIXELS
+# limits the images of a training.
 _MOST_PIXELS = 178_956_970
 
 
