@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from solo_d2 import Predictor
 from solo_d2.api.images import MAX_PIXELS
@@ -102,6 +103,10 @@ def check_model(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
         parser.error("give the model: --config-file, --weights or both, or --onnx")
     if args.onnx and (args.device or args.opts):
         parser.error("--onnx cannot be used with --device and --opts")
+    if args.onnx and Path(args.onnx).suffix.lower() != ".onnx":
+        parser.error(
+            f"--onnx {args.onnx}: its name must end in .onnx; use --weights for a checkpoint"
+        )
     if args.tiles and args.tiles < _SMALLEST_TILE:
         parser.error(f"--tiles is the side of a tile, at least {_SMALLEST_TILE} pixels")
     if args.runtime and not args.onnx:

@@ -1,5 +1,6 @@
 """Load models for inference: configs, weights and devices."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from solo_d2.data.input_checks import check_input_config
 from solo_d2.modeling.meta_arch import SOLO
 from solo_d2.modeling.unused_keys import warn_of_unused_keys
 from solo_d2.utils.errors import ConfigError
+
+logger = logging.getLogger("solo_d2")
 
 CONFIG_EXTENSIONS = (".yaml", ".yml")
 
@@ -58,6 +61,10 @@ def complete_config(
         cfg.MODEL.WEIGHTS = str(weights)
     _check_weights_exist(cfg.MODEL.WEIGHTS)
     warn_of_other_settings(cfg)
+    if cfg.TEST.AUG.ENABLED:
+        logger.warning(
+            "TEST.AUG.ENABLED has no effect here: only evaluations have test-time augmentation"
+        )
     cfg.MODEL.DEVICE = choose_device(device)
     adopt_saved_classes(cfg, overrides)
     lacks_labels = is_panoptic(cfg) and cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 0

@@ -2,7 +2,7 @@
 
 import argparse
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -77,7 +77,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         require_model_classes(cfg, used)
     resolve_num_classes(cfg, used)
     if not args.eval_only:
-        cfg.MODEL.CLASSES = training_categories(cfg)
+        _set_classes(cfg, args.opts)
     check_test_data(cfg, needs_metrics=not args.eval_only)
     # OUTPUT_DIR is created only now, so that a run that is refused leaves nothing behind.
     if not args.eval_only:
@@ -120,6 +120,22 @@ def choose_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
     exists = "://" in weights or Path(weights.partition("?")[0]).is_file()
     if weights and not last and not exists:
         raise ConfigError(f"MODEL.WEIGHTS is {weights}, which is not a file")
+
+
+def _set_classes(cfg: CfgNode, overrides: Sequence[str]) -> None:
+    """Set MODEL.CLASSES to the classes of the training data.
+
+    Others in the config, which may come from an earlier training, are logged. Raises ConfigError if
+    they are among the overrides of the command line.
+    """
+    given = [dict(category) for category in cfg.MODEL.CLASSES]
+    cfg.MODEL.CLASSES = training_categories(cfg)
+    if not given or given == cfg.MODEL.CLASSES:
+        return
+    differs = f"MODEL.CLASSES has other classes than the training data set {cfg.DATASETS.TRAIN[0]}"
+    if "MODEL.CLASSES" in overrides[::2]:
+        raise ConfigError(f"{differs}: a training takes the data set's, so remove the key")
+    logger.warning(f"{differs}: those of the data set are used")
 
 
 def _require_test_data(cfg: CfgNode, args: argparse.Namespace) -> None:

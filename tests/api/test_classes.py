@@ -113,11 +113,13 @@ def test_classes_of_the_checkpoint_win_over_the_config_and_the_command_line_over
     cfg = load_config(str(config))
     cfg.MODEL.CLASSES = others
     cfg.MODEL.SOLO.NUM_CLASSES = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 0
+    cfg.TEST.AUG.ENABLED = True
     completed = complete_config(cfg, checkpoint)
     assert find_classes(completed).names == NAMES
     assert completed.MODEL.SOLO.NUM_CLASSES == 7
     assert completed.MODEL.SEM_SEG_HEAD.NUM_CLASSES == NUM_LABELS
     assert "MODEL.CLASSES has other classes" in caplog.text
+    assert "TEST.AUG.ENABLED has no effect here" in caplog.text
     given = make_config(config, checkpoint, overrides=["MODEL.CLASSES", str(others)])
     assert find_classes(given).names == list("tuvwxyz")
     cfg.MODEL.SOLO.NUM_CLASSES = 3

@@ -178,7 +178,7 @@ def test_a_frame_is_repeated_until_the_video_is_as_long_as_its_source():
         rate, num_frames = 10.0, 0
 
     demo_live = object.__new__(live.Live)
-    demo_live.args, demo_live.writer = demo.parse_args(["--onnx", "m", "--webcam"]), Writer
+    demo_live.args, demo_live.writer = demo.parse_args(["--onnx", "m.onnx", "--webcam"]), Writer
     times = []
     for seconds in (0.0, 0.1, 0.55, 0.56):
         times.append(demo_live._times(live.Frame(0, seconds, None)))

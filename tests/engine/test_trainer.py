@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 from pathlib import Path
 
 import cv2
@@ -11,7 +12,7 @@ import torch
 from detectron2.data import DatasetCatalog
 
 from solo_d2.config import default_config, load_config
-from solo_d2.data.classes import dataset_categories
+from solo_d2.data.classes import dataset_categories, make_categories
 from solo_d2.data.loader import GroupedBatchSampler
 from solo_d2.engine import Trainer, argument_parser, evaluate, scale_schedule, setup
 from solo_d2.engine.launch import launch
@@ -20,7 +21,7 @@ from solo_d2.engine.trainer import load_weights
 from solo_d2.evaluation import build_evaluator
 from solo_d2.utils.commands import run_command
 from solo_d2.utils.errors import ConfigError, DatasetError
-from tests.engine.runs import run_config, run_model, train
+from tests.engine.runs import parse, run_config, run_model, train, write_config
 from tests.isolation import restored
 from tests.json_damage import save_boxes
 from tests.modeling.tiny import tiny_config, tiny_model
@@ -47,6 +48,23 @@ def test_own_data_trains_and_evaluates_from_the_command_line_alone(shapes, tmp_p
     tiled = saved_run(tmp_path, "TEST.AUG.ENABLED", False, "TEST.TILES.SIZE", 64)
     assert set(evaluate(setup(tiled))) == {"segm", "bbox"}
     assert "segm_TTA/AP50" in (tmp_path / "metrics.json").read_text()  # at the end of training too
+
+
+def test_the_training_data_determines_the_classes(shapes, tmp_path, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(logging.getLogger("solo_d2"), "warning", warnings.append)
+    others = make_categories(["disc"], [1])
+    with pytest.raises(ConfigError, match=r"MODEL\.CLASSES has other classes .*remove the key"):
+        setup(run_config(shapes, tmp_path, "MODEL.CLASSES", others))
+    classes = dataset_categories("shapes_train")
+    assert setup(run_config(shapes, tmp_path, "MODEL.CLASSES", classes)).MODEL.CLASSES == classes
+    assert "MODEL.CLASSES" not in str(warnings)
+    model = run_model()
+    model.MODEL.CLASSES = others
+    data = "('custom_train',)"
+    args = parse(write_config(tmp_path, model), "DATASETS.TRAIN", data, "DATASETS.TEST", data)
+    assert setup(args).MODEL.CLASSES == classes
+    assert "MODEL.CLASSES has other classes" in str(warnings)
 
 
 def test_evaluating_a_random_model_is_warned_of(caplog):

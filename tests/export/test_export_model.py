@@ -218,6 +218,7 @@ def test_arguments_that_do_not_fit(export_tool, args):
     "args",
     [
         [],
+        ["--onnx", "model_final.pth"],
         ["--onnx", "m.onnx", "--config-file", "c"],
         ["--onnx", "m.onnx", "--weights", "w"],
         ["--onnx", "m.onnx", "--panoptic", "folder"],
