@@ -121,7 +121,8 @@ def test_masks_in_small_chunks_change_nothing(monkeypatch):
     image_sizes = sizes("", "image_size")
     whole = decoder.decode(outputs, image_sizes, image_sizes)
     monkeypatch.setattr("solo_d2.inference.MASK_CHUNK_ELEMENTS", 3 * 32 * 40)
-    monkeypatch.setattr("solo_d2.ops.paste_masks.BLOCK", 7)
+    monkeypatch.setattr("solo_d2.ops.paste_masks.ROWS", 7)
+    monkeypatch.setattr("solo_d2.ops.paste_masks.COLUMNS", 5)
     parts = decoder.decode(outputs, image_sizes, image_sizes)
     for a, b in zip(whole, parts, strict=True):
         torch.testing.assert_close(a.scores, b.scores)

@@ -78,9 +78,10 @@ def test_any_sizes(size, stride, cut, output_size, thresh, seed):
     check(blobs(4, *size, seed), stride, image_size, output_size, thresh)
 
 
-@pytest.mark.parametrize("block", [1, 5, 1000])
-def test_blocks_change_nothing(monkeypatch, block):
-    monkeypatch.setattr("solo_d2.ops.paste_masks.BLOCK", block)
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (5, 7), (9, 4), (1000, 1000)])
+def test_blocks_change_nothing(monkeypatch, rows, columns):
+    monkeypatch.setattr("solo_d2.ops.paste_masks.ROWS", rows)
+    monkeypatch.setattr("solo_d2.ops.paste_masks.COLUMNS", columns)
     check(blobs(5, 12, 16), 4, (47, 60), (33, 44))
 
 
