@@ -9,6 +9,7 @@ import argparse
 import sys
 from typing import Any
 
+from solo_d2.utils.allocator import keep_freed_memory
 from solo_d2.utils.commands import run_command, share_cores
 
 if __name__ == "__main__":
@@ -33,4 +34,6 @@ def main(args: argparse.Namespace) -> Any:
 
 if __name__ == "__main__":
     args = argument_parser().parse_args()
+    if args.eval_only:
+        keep_freed_memory()
     sys.exit(run_command("", lambda: launch(main, args), errors=(JobError,), failed=1))

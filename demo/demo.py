@@ -18,9 +18,11 @@ from pathlib import Path
 
 if __name__ == "__main__":  # find the checkout first: in this folder `demo` would be this file
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from solo_d2.utils.allocator import keep_freed_memory
     from solo_d2.utils.commands import share_cores
 
     share_cores()  # before torch is imported
+    keep_freed_memory()  # before there are threads
 
 # Set before OpenCV is imported: the demo reports broken videos and missing codecs itself, and does
 # not use the fonts that Qt misses.

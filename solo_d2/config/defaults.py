@@ -349,9 +349,6 @@ def _add_speed_keys(test: CfgNode) -> None:
     # Whether 3x3 convolutions on a CPU use Winograd's algorithm: True, False, or None or "auto" (in
     # float32 on an x86 CPU, without COMPILE). Keeps transformed weights: 0.5 GiB for R50.
     test.SPEED.WINOGRAD = None
-    # Whether the process keeps freed memory for the next tensors, with glibc: True, False, or None
-    # or "auto" (on a CPU).
-    test.SPEED.KEEP_MEMORY = None
     # Precision of backbone and head (autocast): "float32", "bfloat16" or "float16". Scores, areas
     # and NMS stay in float32.
     test.SPEED.DTYPE = "float32"

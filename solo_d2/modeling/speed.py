@@ -25,13 +25,12 @@ from solo_d2.modeling.meta_arch.solo import SOLO
 from solo_d2.ops.recompute import Recomputing
 from solo_d2.ops.winograd import WinogradConvolutions, is_wide
 from solo_d2.structures import NetworkOutputs, map_tensors
-from solo_d2.utils.allocator import keep_freed_memory
 from solo_d2.utils.errors import ConfigError, first_line
 
 logger = logging.getLogger("solo_d2")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# Values of TEST.SPEED.FUSE_BN, CHANNELS_LAST, WINOGRAD and KEEP_MEMORY, and of SOLVER.WINOGRAD.
+# Values of TEST.SPEED.FUSE_BN, CHANNELS_LAST and WINOGRAD, and of SOLVER.WINOGRAD.
 SWITCH = (None, "auto", True, False)
 AUTOMATIC = (None, "auto")
 # Values of TEST.SPEED.COMPILE, with their arguments for torch.compile.
@@ -172,7 +171,6 @@ class SpeedOptions:
     dtype: str = "float32"
     compile: str = ""
     winograd: bool = False
-    keep_memory: bool = False
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "SpeedOptions":
@@ -182,8 +180,7 @@ class SpeedOptions:
             ConfigError: a value is unknown, or WINOGRAD is True with COMPILE.
         """
         speed = cfg.TEST.SPEED
-        names = ("FUSE_BN", "CHANNELS_LAST", "WINOGRAD", "KEEP_MEMORY")
-        switches = dict.fromkeys(names, SWITCH)
+        switches = dict.fromkeys(("FUSE_BN", "CHANNELS_LAST", "WINOGRAD"), SWITCH)
         choices = {**switches, "DTYPE": DTYPES, "COMPILE": COMPILE}
         for key, known in choices.items():
             rule = one_of(known)
@@ -200,12 +197,11 @@ class SpeedOptions:
             dtype=speed.DTYPE,
             compile=speed.COMPILE,
             winograd=winograd,
-            keep_memory=device == "cpu" if speed.KEEP_MEMORY in AUTOMATIC else speed.KEEP_MEMORY,
         )
 
 
 def speed_up(model: SOLO, options: SpeedOptions) -> SOLO:
-    """Speed up inference of a model, in place; `keep_memory` applies to the whole process.
+    """Speed up inference of a model, in place.
 
     Args:
         model: model with its weights. With any option it can only be used for inference afterwards;
@@ -223,17 +219,15 @@ def speed_up(model: SOLO, options: SpeedOptions) -> SOLO:
         return model
     model.eval().requires_grad_(False)
     folded = fuse_batch_norms(model) if options.fuse_bn else 0
-    keeps_memory = options.keep_memory and keep_freed_memory()
     logger.info(
         f"TEST.SPEED: {folded} BatchNorms folded, channels "
         f"{'last' if options.channels_last else 'first'}, {options.dtype}"
         + (", Winograd convolutions" if options.winograd else "")
         + (f", compiled ({options.compile})" if options.compile else "")
-        + (", freed memory is kept" if keeps_memory else "")
     )
     if options.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if replace(options, fuse_bn=False, keep_memory=False) != SpeedOptions():
+    if replace(options, fuse_bn=False) != SpeedOptions():
         model.network = FastNetwork(model, options)  # type: ignore[method-assign]
     if options.compile == "cuda-graphs":
         model.decoder_params = model.decoder_params | {"run_lanes": DecodeGraphs()}

@@ -39,7 +39,7 @@ def paste_masks(
     """Resize soft masks to the output size, threshold them, and compute their boxes.
 
     Args:
-        mask_probs: (M, H, W) float32 over the padded input.
+        mask_probs: (M, H, W) over the padded input; float32, or of half precision under autocast.
         stride: stride of the masks in input pixels.
         image_size: height and width of the image in the padded input.
         thresh: a pixel is set above this probability, which is at least 0.
@@ -156,6 +156,7 @@ def _paste_tiled(
     mask_probs: Tensor, stride: int, image_size: tuple[int, int], thresh: float, out: Tensor
 ) -> Tensor:
     """Compute only what a mask can reach: blocks of rows, each for all its groups of columns."""
+    mask_probs = mask_probs.float()
     rows = resize_axis(mask_probs.shape[1], stride, image_size[0], out.shape[1])
     columns = resize_axis(mask_probs.shape[2], stride, image_size[1], out.shape[2])
     to_rows = rows.weights.to(out.device)

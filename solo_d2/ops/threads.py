@@ -52,6 +52,8 @@ def one_thread() -> Iterator[None]:
 def in_threads(work: Callable[[], None]) -> None:
     """Call a function in as many threads as torch uses, each of its operations in one thread.
 
+    The caller's autocast does not apply to them.
+
     Args:
         work: takes jobs from an iterator shared by all threads; must not need gradients.
     """
@@ -60,7 +62,8 @@ def in_threads(work: Callable[[], None]) -> None:
 
     def call(_thread: int) -> None:
         # Modes and the number of threads are thread-local.
-        with one_thread(), torch.inference_mode(inference_mode), torch.no_grad():
+        no_autocast = torch.autocast("cpu", enabled=False)
+        with one_thread(), torch.inference_mode(inference_mode), torch.no_grad(), no_autocast:
             work()
 
     if num_threads == 1 or not _thread_setters():

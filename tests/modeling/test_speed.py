@@ -218,13 +218,11 @@ def test_cuda_graphs_need_cuda():
 def test_auto_depends_on_the_device(device, dtype, channels_last, automatic, monkeypatch):
     cfg = tiny_config()
     cfg.MODEL.DEVICE, cfg.TEST.SPEED.DTYPE = device, dtype
-    names = ("FUSE_BN", "CHANNELS_LAST", "WINOGRAD", "KEEP_MEMORY")
-    keys = [f"TEST.SPEED.{name}" for name in names]
+    keys = [f"TEST.SPEED.{key}" for key in ("FUSE_BN", "CHANNELS_LAST", "WINOGRAD")]
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     override(cfg, [x for key in keys for x in (key, automatic)])
     check_config(cfg, ["TEST.SPEED"], {})
-    on_cpu = device == "cpu"
-    expected = SpeedOptions(True, channels_last, dtype, winograd=on_cpu, keep_memory=on_cpu)
+    expected = SpeedOptions(True, channels_last, dtype, winograd=device == "cpu")
     assert SpeedOptions.from_config(cfg) == expected
     monkeypatch.setattr(platform, "machine", lambda: "arm64")
     assert not SpeedOptions.from_config(cfg).winograd
@@ -233,8 +231,7 @@ def test_auto_depends_on_the_device(device, dtype, channels_last, automatic, mon
             override(cfg, [key, None])
             override(cfg, [key, str(value)])
         check_config(cfg, ["TEST.SPEED"], {})
-        expected = SpeedOptions(value, value, dtype, winograd=value, keep_memory=value)
-        assert SpeedOptions.from_config(cfg) == expected
+        assert SpeedOptions.from_config(cfg) == SpeedOptions(value, value, dtype, winograd=value)
 
 
 def test_what_was_chosen_is_logged(caplog):
@@ -262,7 +259,7 @@ def test_an_evaluation_alone_uses_them(monkeypatch, tmp_path):
     evaluate(cfg)
     assert isinstance(models[0].network, FastNetwork)
     assert norms_of(models[0]) == []
-    keys = ("FUSE_BN", "CHANNELS_LAST", "WINOGRAD", "KEEP_MEMORY", "DTYPE", "COMPILE")
+    keys = ("FUSE_BN", "CHANNELS_LAST", "WINOGRAD", "DTYPE", "COMPILE")
     assert seen == {f"SPEED.{key}" for key in keys}
     assert "network" not in vars(Trainer.build_model(cfg))
 

@@ -85,6 +85,21 @@ def test_blocks_change_nothing(monkeypatch, rows, columns):
     check(blobs(5, 12, 16), 4, (47, 60), (33, 44))
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_half_precision_under_autocast(threads):
+    masks, before = blobs(5, 12, 16).bfloat16(), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = new_masks(5, (33, 44), torch.device("cpu"))
+            paste_masks(masks, stride=4, image_size=(47, 60), thresh=0.5, out=found)
+    finally:
+        torch.set_num_threads(before)
+    expected = new_masks(5, (33, 44), torch.device("cpu"))
+    paste_masks(masks.float(), stride=4, image_size=(47, 60), thresh=0.5, out=expected)
+    assert torch.equal(found, expected)
+
+
 def test_chunks_of_the_reference_change_nothing(monkeypatch):
     monkeypatch.setattr("solo_d2.ops.paste_masks.CHUNK_ELEMENTS", 1)
     check(blobs(5, 12, 16), 4, (47, 60), (33, 44), backend="torch")

@@ -51,6 +51,15 @@ def test_new_threads_have_the_number_of_the_process_during_and_after():
     assert torch.get_num_threads() == 4
 
 
+@pytest.mark.parametrize("number", [1, 4])
+def test_autocast_does_not_reach_jobs(number):
+    torch.set_num_threads(number)
+    dtypes = []
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        in_threads(lambda: dtypes.append((torch.ones(2, 2) @ torch.ones(2, 2)).dtype))
+    assert dtypes == number * [torch.float32]
+
+
 def test_each_job_runs_in_one_thread_of_all_libraries():
     said = []
     in_threads(lambda: said.append(torch.__config__.parallel_info()))

@@ -5,8 +5,7 @@
 The peer's model is built from its own checkout and config; its compiled operators are not needed.
 Its random weights are loaded into our model, with the class bias shifted so that about --candidates
 cells pass the score threshold. Both then infer and train alternately on the same noise images. "as
-in training" is our model without TEST.SPEED. TEST.SPEED.KEEP_MEMORY is off, because it would apply
-to the peer as well.
+in training" is our model without TEST.SPEED.
 """
 
 import argparse
@@ -16,7 +15,6 @@ import sys
 import tempfile
 import types
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -67,8 +65,7 @@ def run(args: argparse.Namespace) -> None:
               for i in range(args.batch)]  # fmt: skip
     pass_candidates(peer, images[:1], args.candidates)
     ours, cfg = load_ours(args, peer)
-    options = replace(SpeedOptions.from_config(cfg), keep_memory=False)
-    fast = speed_up(copy.deepcopy(ours), options)
+    fast = speed_up(copy.deepcopy(ours), SpeedOptions.from_config(cfg))
     agreement = compare_results(fast, peer, images[:1])
     print(f"\n{agreement['equal']} of {agreement['instances']} instances agree (IoU above 0.99); "
           f"largest difference of scores {agreement['largest_score_difference']:.1e}")  # fmt: skip
