@@ -134,7 +134,7 @@ def _set_classes(cfg: CfgNode, overrides: Sequence[str]) -> None:
         return
     differs = f"MODEL.CLASSES has other classes than the training data set {cfg.DATASETS.TRAIN[0]}"
     if "MODEL.CLASSES" in overrides[::2]:
-        raise ConfigError(f"{differs}: a training takes the data set's, so remove the key")
+        raise ConfigError(f"{differs}, whose classes are used: remove the key")
     logger.warning(f"{differs}: those of the data set are used")
 
 

@@ -120,7 +120,6 @@ def check_model_keys(cfg: CfgNode) -> None:
         "MODEL.SOLO.LOSS.MASK_TYPE": one_of(MASK_LOSSES),
     }
     check_config(cfg, SECTIONS, {**RULES, **registered})
-    _check_freezing(cfg.MODEL)
 
 
 def check_model_config(cfg: CfgNode, backbone: Backbone) -> None:
@@ -172,20 +171,6 @@ def check_panoptic_config(cfg: CfgNode, shapes: Mapping[str, ShapeSpec]) -> None
         f"False with {solo.HEAD.NAME} and MASK_FEATURE.TYPE {solo.MASK_FEATURE.TYPE!r}: "
         "only a unified mask feature can be shared",
     )
-
-
-def _check_freezing(model: CfgNode) -> None:
-    """Raise a ConfigError if FREEZE_AT is above the number of parts of the backbone."""
-    name = model.BACKBONE.NAME
-    if not name.startswith(("build_solo_", "build_resnet_")):
-        return  # a user's own backbone may count differently
-    parts = "the stem and four stages"
-    most = 5
-    if name == "build_solo_vit_backbone":
-        parts, most = f"the embedding and {model.VIT.DEPTH} blocks", 1 + model.VIT.DEPTH
-    allowed = f"from 0 to {most}: {parts}"
-    key = "MODEL.BACKBONE.FREEZE_AT"
-    require(model.BACKBONE.FREEZE_AT <= most, key, model.BACKBONE.FREEZE_AT, allowed)
 
 
 def _check_levels(solo: CfgNode, shapes: Mapping[str, ShapeSpec]) -> None:

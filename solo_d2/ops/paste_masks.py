@@ -22,8 +22,8 @@ from solo_d2.ops.threads import in_threads
 
 # Maximum float32 elements of each of the reference's two steps (64 MiB).
 CHUNK_ELEMENTS = 1 << 24
-# Output rows that are computed at once, and output columns of a group: an output pixel depends on
-# very few mask pixels, so products of narrow groups have fewer factors of 0.
+# Output rows that are computed at once, and output columns of a group. An output pixel depends on
+# few mask pixels, so most weights of a wide group are 0.
 ROWS, COLUMNS = 256, 64
 
 
@@ -45,8 +45,8 @@ def paste_masks(
         thresh: a pixel is set above this probability, which is at least 0.
         out: (M, H', W') bool from `new_masks`, to which the masks are written.
         backend: "torch" resizes whole masks (the reference; 128 MiB, or two whole masks if that is
-            more); "tiled" computes only rows and columns that a mask can reach (a float32 for each
-            of 256 rows, 1.2 MiB at 1216 columns, per thread);
+            more); "tiled" computes only rows and columns that a mask can reach, 256 rows at once
+            (2.4 MiB per thread for 1216 columns);
             "triton" does everything in one pass. "auto" is "tiled" on the CPU and "triton" on a
             GPU, or "torch" if that cannot run. Results differ only by rounding.
 
@@ -177,12 +177,9 @@ def _paste_tiled(
             num, length = weights.shape[:2]
             pixels = mask_probs[mask].index_select(1, from_columns[groups].flatten())
             for y, from_y in rows.blocks(*row_spans[mask]):
-                narrow = to_rows[y, from_y] @ pixels[from_y]
-                block = narrow.new_empty(len(narrow), num, COLUMNS)
-                torch.bmm(
-                    narrow.view(-1, num, length).transpose(0, 1), weights, out=block.transpose(0, 1)
-                )
-                block = block.flatten(1)[:, : x.stop - x.start]
+                resized = (to_rows[y, from_y] @ pixels[from_y]).view(-1, num, length)
+                block = (resized.transpose(0, 1) @ weights).transpose(0, 1).flatten(1)
+                block = block[:, : x.stop - x.start]
                 # Comparing into floats and converting them is faster than into bool.
                 out[mask, y, x].copy_(block.gt_(thresh))
                 has_row[mask, y] += block.amax(dim=1)

@@ -14,16 +14,16 @@ def keep_freed_memory() -> bool:
     """Make glibc keep freed memory, for the whole process until it ends.
 
     By default, glibc returns a freed tensor of 32 MiB or more to the system, which clears new pages
-    for the next one. All threads share one heap then: glibc's heaps of further threads cannot hold
-    such tensors.
+    for the next one. Threads that start later use the main heap, too, because a heap of their own
+    could not hold such tensors.
 
     Returns:
         Whether it could be set. On systems without glibc, or if the user has set an option of its
         allocator (MALLOC_..., GLIBC_TUNABLES), nothing changes.
     """
-    own = any(name.startswith("MALLOC_") for name in os.environ)
-    own = own or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
-    if own or platform.libc_ver()[0] != "glibc":
+    is_set = any(name.startswith("MALLOC_") for name in os.environ)
+    is_set = is_set or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    if is_set or platform.libc_ver()[0] != "glibc":
         return False
     set_option = ctypes.CDLL(None).mallopt
     options = ((_MMAP_THRESHOLD, KEPT), (_TRIM_THRESHOLD, KEPT), (_ARENA_MAX, 1))

@@ -54,7 +54,7 @@ def test_the_training_data_determines_the_classes(shapes, tmp_path, monkeypatch)
     warnings = []
     monkeypatch.setattr(logging.getLogger("solo_d2"), "warning", warnings.append)
     others = make_categories(["disc"], [1])
-    with pytest.raises(ConfigError, match=r"MODEL\.CLASSES has other classes .*remove the key"):
+    with pytest.raises(ConfigError, match=r"MODEL\.CLASSES has other classes .*: remove the key"):
         setup(run_config(shapes, tmp_path, "MODEL.CLASSES", others))
     classes = dataset_categories("shapes_train")
     assert setup(run_config(shapes, tmp_path, "MODEL.CLASSES", classes)).MODEL.CLASSES == classes

@@ -235,6 +235,13 @@ def test_freeze_at(kind, frozen, learning):
     assert trainable(backbone.get_submodule(learning))
 
 
+@pytest.mark.parametrize(("kind", "most"), [("swin", 5), ("vit", 4), ("regnet", 5)])
+def test_no_more_parts_than_there_are_can_be_frozen(kind, most):
+    build(small(kind, **{"MODEL.BACKBONE.FREEZE_AT": most}))
+    with pytest.raises(ConfigError, match=rf"FREEZE_AT is {most + 1}, .* at most {most}"):
+        build(small(kind, **{"MODEL.BACKBONE.FREEZE_AT": most + 1}))
+
+
 @pytest.mark.parametrize(
     ("kind", "prefix", "file"),
     [

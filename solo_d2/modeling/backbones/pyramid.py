@@ -12,6 +12,7 @@ from detectron2.modeling import FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 
 from solo_d2.config.models import is_panoptic, is_solo
+from solo_d2.config.rules import require
 from solo_d2.modeling.heads import SOLO_HEAD_REGISTRY, has_mask_feature
 from solo_d2.utils.errors import ConfigError
 
@@ -49,6 +50,12 @@ def build_fpn(cfg: CfgNode, bottom_up: Backbone) -> FPN:
     )
     freeze_unread(fpn, read_features(cfg, fpn))
     return fpn
+
+
+def require_freezable(cfg: CfgNode, num_parts: int = 5, parts: str = "stem and stages") -> None:
+    """Raise a ConfigError if MODEL.BACKBONE.FREEZE_AT is above the number of parts."""
+    frozen, allowed = cfg.MODEL.BACKBONE.FREEZE_AT, f"at most {num_parts}, the number of {parts}"
+    require(frozen <= num_parts, "MODEL.BACKBONE.FREEZE_AT", frozen, allowed)
 
 
 def require_timm(backbone: str) -> None:

@@ -5,7 +5,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN
 from detectron2.modeling.backbone.regnet import RegNet, ResBottleneckBlock, SimpleStem
 
-from solo_d2.modeling.backbones.pyramid import build_fpn
+from solo_d2.modeling.backbones.pyramid import build_fpn, require_freezable
 from solo_d2.utils.errors import ConfigError, first_line
 
 
@@ -40,6 +40,7 @@ def build_solo_regnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
         raise ConfigError(
             f"MODEL.REGNET and MODEL.FPN.IN_FEATURES describe no RegNet: {first_line(error)}"
         ) from error
+    require_freezable(cfg)
     last = regnet.stages_and_names[-1][1]
     if cfg.MODEL.FPN.IN_FEATURES[-1] != last:
         raise ConfigError(f"MODEL.FPN.IN_FEATURES must end in {last!r}, RegNet's last stage")

@@ -12,7 +12,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, FPN, ResNet, build_resnet_bac
 from torch import nn
 
 from solo_d2.config.rules import require
-from solo_d2.modeling.backbones.pyramid import build_fpn
+from solo_d2.modeling.backbones.pyramid import build_fpn, require_freezable
 from solo_d2.modeling.layers import DeformConv2d
 
 STAGES = ("res2", "res3", "res4", "res5")
@@ -67,6 +67,7 @@ def build_solo_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
         # A ResNet ends with the last stage that is used.
         if deform and hasattr(resnet, name):
             _make_deformable(getattr(resnet, name), resnets.DEFORM_MODULATED)
+    require_freezable(cfg)
     resnet.freeze(cfg.MODEL.BACKBONE.FREEZE_AT)  # the offsets too
     return build_fpn(cfg, cast(ResNet, resnet))
 

@@ -5,7 +5,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, SwinTransformer
 
 from solo_d2.config.rules import require
-from solo_d2.modeling.backbones.pyramid import build_fpn, require_timm
+from solo_d2.modeling.backbones.pyramid import build_fpn, require_freezable, require_timm
 from solo_d2.utils.errors import ConfigError
 
 
@@ -35,6 +35,7 @@ def build_solo_swin_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
                 f"MODEL.SWIN.NUM_HEADS: {heads} heads can't share the {channels} channels of stage "
                 f"p{stage}"
             )
+    require_freezable(cfg, 1 + len(stages))
     known = set(in_features) <= set(stages) and in_features[-1:] == stages[-1:]
     allowed = f"stages of Swin, finest first, up to its last: {stages}"
     require(known, "MODEL.FPN.IN_FEATURES", in_features, allowed)

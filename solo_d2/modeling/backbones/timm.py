@@ -11,7 +11,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from solo_d2.modeling.backbones.pyramid import build_fpn, require_timm
+from solo_d2.modeling.backbones.pyramid import build_fpn, require_freezable, require_timm
 from solo_d2.utils.errors import ConfigError, first_line
 
 BUILDER = "build_solo_timm_fpn_backbone"
@@ -192,6 +192,7 @@ def build_solo_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     features = _create_features(cfg, input_shape.channels)
     strides = features.feature_info.reduction()
     names = [f"res{stride.bit_length() - 1}" for stride in strides]
+    require_freezable(cfg, strides[-1].bit_length() - 1)
     last = cfg.MODEL.FPN.IN_FEATURES[-1:]
     if last and last[0] in names[:-1]:  # skip unused stages
         indices = tuple(range(names.index(last[0]) + 1))

@@ -9,7 +9,12 @@ from detectron2.modeling import BACKBONE_REGISTRY, SimpleFeaturePyramid, ViT
 from torch import nn
 
 from solo_d2.config.rules import require
-from solo_d2.modeling.backbones.pyramid import max_pooled_level, read_features, require_timm
+from solo_d2.modeling.backbones.pyramid import (
+    max_pooled_level,
+    read_features,
+    require_freezable,
+    require_timm,
+)
 from solo_d2.utils.errors import ConfigError
 
 PATCH_SIZE = 16
@@ -49,6 +54,7 @@ def build_solo_vit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ViTPyramid:
         raise ConfigError(
             f"MODEL.VIT.NUM_HEADS: {keys.NUM_HEADS} heads can't share {keys.EMBED_DIM} channels"
         )
+    require_freezable(cfg, 1 + keys.DEPTH, "embedding and blocks")
     known = set(keys.GLOBAL_BLOCKS) <= set(range(keys.DEPTH))
     allowed = f"blocks from 0 to {keys.DEPTH - 1}, as MODEL.VIT.DEPTH is {keys.DEPTH}"
     require(known, "MODEL.VIT.GLOBAL_BLOCKS", keys.GLOBAL_BLOCKS, allowed)
